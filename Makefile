@@ -33,8 +33,14 @@ $(UV):
 	@$(UV) sync --quiet --frozen --compile-bytecode --all-extras --group dev
 	@touch $@
 
+# A test installs the operator's part as a tool of its own, offline: this puts what it needs in uv's cache.
+.build/tool-cached: pyproject.toml uv.lock | $(UV)
+	@UV_TOOL_DIR=.build/tools UV_TOOL_BIN_DIR=.build/tools/bin $(UV) tool install --quiet --force '.[operator]'
+	@rm -rf .build/tools
+	@touch $@
+
 .PHONY: setup
-setup: .build/synced ## Make .venv from uv.lock
+setup: .build/synced .build/tool-cached ## Make .venv from uv.lock
 
 .PHONY: demo
 demo: announce setup ## Kubernetes, helm install, kubectl apply, two answers (CONTEXT=name uses your own cluster)

@@ -225,8 +225,9 @@ def _asked(served: TargetModel, trained: Trained, file: Path, domain: str) -> di
     held = [TokenizedPrompt("held-out", domain, served.encode(prompt)) for prompt in prompts]
     found = {}
     for temperature in sorted({_temperature(domain), TEMPERATURE}):
-        params = _params(served, temperature)
-        told = served.answer(held, params, params)
+        told = served.answer(
+            [replace(one, temperature=temperature) for one in held], _params(served, temperature)
+        )
         found[temperature] = [one for one in map(Completion, held, told) if not is_looping(one.tokens)]
         if len(_unseen(found[temperature], trained)) < ROUNDS:
             sys.exit(f"{file}: of the answers to prompts held out hardly any is new; give more prompts")

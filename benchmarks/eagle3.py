@@ -27,7 +27,7 @@ from transformers import LlamaConfig
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
+from turbo_runtime.distill.eagle3 import STREAMS, Eagle3
 
 BARS = (
     Bar("largest_difference", at_most=1e-3),

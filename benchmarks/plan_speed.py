@@ -37,7 +37,7 @@ from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 from turbo_operator import api, planner, resources
 from turbo_operator.catalog import catalogue, shapes, shipped_objects
-from turbo_operator.render.inspect_job import configmap
+from turbo_operator.render import model_configmap
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 
@@ -91,7 +91,8 @@ def _plans() -> tuple[list[dict[str, Any]], dict[str, float]]:
     for model in MODELS:
         shape = _shape(model)
         for load, spec in _specs(model).items():
-            planned = partial(planner.plan, spec, shape, accelerators, draft=_draft(shape))
+            inputs = planner.PlannerInputs(spec, shape, accelerators, None, None, {}, _draft(shape))
+            planned = partial(planner.plan, inputs, 0.0)
             taken = [_timed(planned) for _ in range(REPEATS)]
             plan = planned()
             times += taken
@@ -269,7 +270,7 @@ def _create(client: httpx.Client, number: int) -> None:
         load = {"inputTokens": {"mean": 200 + index}, "requestsPerSecond": f"{1 + index % 50}"}
         document = _document(f"fleet-{index:04}", FLEET_MODEL, workload=load)
         created = _sent(client.post(resources.TURBODEPLOYMENT.path("default"), json=document))
-        kept = configmap(api.parse(created), facts)
+        kept = model_configmap(api.parse(created), facts)
         place = resources.CHILDREN["ConfigMap"].path("default", kept["metadata"]["name"])
         _sent(
             client.patch(

@@ -1,4 +1,4 @@
-"""Kubernetes, etcd, KWOK and helm, built once from their Go modules into the user's cache.
+"""Kubernetes, etcd, KWOK, helm and a registry, built once from their Go modules into the user's cache.
 
 Every tool has its own folder named by its version, so that a new version never meets an old binary and
 two checkouts share what they have in common.
@@ -23,6 +23,7 @@ KUBERNETES = "1.34.4"
 ETCD = "3.6.4"
 KWOK = "0.8.0"
 HELM = "3.22.0"
+DISTRIBUTION = "3.0.0"
 PAUSE = "1"  # ours; raise it when its source changes
 
 _MODULES = REPOSITORY / "dev" / "cluster"
@@ -50,6 +51,7 @@ CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-sche
 NODE = ("kubelet", "kube-proxy", "pause")
 HELM_CLIENT = ("helm",)
 FAKE_NODES = ("kwok",)
+REGISTRY = ("registry",)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ _TOOLS = {
     "kube-proxy": _kubernetes("kube-proxy", "20 s"),
     "pause": _Tool(f"pause-{PAUSE}", ".", "2 s", module=_MODULES / "pause"),
     "kwok": _Tool(f"kwok-{KWOK}", f"sigs.k8s.io/kwok/cmd/kwok@v{KWOK}", "80 s"),
+    "registry": _Tool(
+        f"distribution-{DISTRIBUTION}",
+        f"github.com/distribution/distribution/v3/cmd/registry@v{DISTRIBUTION}",
+        "90 s",
+    ),
     "helm": _Tool(
         f"helm-{HELM}-for-{KUBERNETES}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s", _HELM_STAMP
     ),
@@ -160,6 +167,7 @@ __all__ = [
     "FAKE_NODES",
     "HELM_CLIENT",
     "NODE",
+    "REGISTRY",
     "CommandError",
     "GoMissingError",
     "ensure",

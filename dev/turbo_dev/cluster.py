@@ -103,9 +103,12 @@ class Cluster:
         """The slot that the running cluster has."""
         return slots.Slot(self._running().slot)
 
+    def enter(self, *namespaces: str) -> list[str]:
+        """The words before a command that shall run in `namespaces` ("net", "mount") of the sandbox."""
+        return ["nsenter", f"--target={self._running().pid}", *(f"--{name}" for name in namespaces)]
+
     def _ctr(self) -> list[str]:
-        enter = ["nsenter", f"--target={self._running().pid}", "--mount", "--net"]
-        return [*enter, "ctr", f"--address={node.SOCKET}", "--namespace=k8s.io"]
+        return [*self.enter("mount", "net"), "ctr", f"--address={node.SOCKET}", "--namespace=k8s.io"]
 
     def _running(self) -> sandbox.Handle:
         handle = sandbox.Handle.load(self._handle_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from itertools import product
@@ -9,8 +10,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from turbo_operator import planner
 from turbo_operator.api import CapacityType, Provisioning, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
+from turbo_operator.plan import Plan, Running
+from turbo_operator.planner import PlannerInputs
+from turbo_operator.planner.performance.step_time import Calibration
 from turbo_operator.snapshot import Accelerator, NodeSupply, Supply
 from turbo_runtime.contract.model import ModelShape
 
@@ -172,6 +177,22 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
             **({"maxReplicas": most} if most else {}),
         },
     )
+
+
+def plan(
+    wanted: TurboDeploymentSpec,
+    model: ModelShape,
+    catalog: Mapping[str, Accelerator],
+    supply: Mapping[str, Supply] | None = None,
+    *,
+    now: float = 0.0,
+    running: Running | None = None,
+    calibrations: Mapping[tuple[str, str], Calibration] | None = None,
+    draft: ModelShape | None = None,
+) -> Plan:
+    """The plan of these inputs, most of which are left out."""
+    inputs = PlannerInputs(wanted, model, catalog, supply, running, calibrations or {}, draft)
+    return planner.plan(inputs, now)
 
 
 def spec(**fields: Any) -> TurboDeploymentSpec:

@@ -15,11 +15,11 @@ from turbo_dev.plan_cases import (
     GIB,
     KINDS,
     NOW,
+    plan,
 )
 from turbo_operator.api import CapacityType, EngineName, Provisioning, TurboDeploymentSpec
 from turbo_operator.plan import Plan
-from turbo_operator.planner import plan
-from turbo_operator.planner.performance import capacity, curves, step_time
+from turbo_operator.planner.performance import capacity, queueing, step_time
 from turbo_operator.planner.performance.step_time import BY_ENGINE
 from turbo_operator.planner.requirements import Demand, demand
 from turbo_operator.snapshot import Accelerator, Supply
@@ -117,7 +117,7 @@ def billed(
     wanted: TurboDeploymentSpec,
     asked: Demand,
     row: Accelerator,
-    engine: curves.Engines | None,
+    engine: queueing.Engines | None,
     kind: CapacityType,
     tokens: int,
     order: tuple[float, ...],
@@ -157,7 +157,7 @@ def billed(
     )
 
 
-def token_at(asked: Demand, engine: curves.Engines, replicas: int) -> float:
+def token_at(asked: Demand, engine: queueing.Engines, replicas: int) -> float:
     """Time per output token of so many replicas, in steps of a hundredth."""
     return step(float(at_share(asked, engine, replicas).time_per_output_token[0]))
 
@@ -192,7 +192,7 @@ def cached(
     return min(left - left % (GIB // 64), 32 * request), size, per_token
 
 
-def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Demand) -> curves.Engines:
+def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Demand) -> queueing.Engines:
     """One candidate's step times, a call of the step-time model for each number of requests."""
     coefficients = BY_ENGINE[EngineName.TURBO].over(row.efficiency)
     rate = row.flops["bf16"] / (16 if size == 4 and row.resource_name != "cpu" else 1)
@@ -201,12 +201,12 @@ def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Dem
     dense = float((model.parameters - model.embedding_parameters) * size)
     per_token = float(2 * model.layers * model.kv_heads * model.head_dim * size)
     work = step_time.build_work(model, dense, 0.0, per_token)
-    states = curves.rows(np.array([float(slots)]))
+    states = queueing.rows(np.array([float(slots)]))
     decode = [
         float(step_time.decode_seconds(machine, work, float(each), 0.0, asked.held)) for each in states[0]
     ]
     read = float(step_time.prefill_seconds(machine, work, asked.prompt.mean))
-    return curves.Engines(
+    return queueing.Engines(
         rows=states,
         decode=np.array([decode]),
         prefill=np.array([read / asked.prompt.mean]),
@@ -215,7 +215,7 @@ def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Dem
     )
 
 
-def able(asked: Demand, engine: curves.Engines) -> tuple[float, float, float]:
+def able(asked: Demand, engine: queueing.Engines) -> tuple[float, float, float]:
     """Requests per second, concurrency and tokens per second of one replica while the targets hold."""
     if asked.concurrency is None:
         rate = float(capacity.capacity(engine, asked)[0])
@@ -236,7 +236,7 @@ def able(asked: Demand, engine: curves.Engines) -> tuple[float, float, float]:
     return 0.0, 0.0, 0.0
 
 
-def needs(wanted: TurboDeploymentSpec, asked: Demand, engine: curves.Engines | None) -> float:
+def needs(wanted: TurboDeploymentSpec, asked: Demand, engine: queueing.Engines | None) -> float:
     """Replicas that the load needs, at least the fewest; inf where no number does."""
     assert engine is not None
     rate, running, tokens = able(asked, engine)
@@ -252,7 +252,7 @@ def needs(wanted: TurboDeploymentSpec, asked: Demand, engine: curves.Engines | N
     return found if rate > 0 or not bounded else math.inf
 
 
-def output(asked: Demand, engine: curves.Engines, replicas: int) -> float:
+def output(asked: Demand, engine: queueing.Engines, replicas: int) -> float:
     """Output tokens per second of all replicas at the planned load."""
     _, _, tokens = able(asked, engine)
     planned = asked.rate
@@ -262,7 +262,7 @@ def output(asked: Demand, engine: curves.Engines, replicas: int) -> float:
     return most if planned is None else min(most, planned * asked.output.mean)
 
 
-def at_share(asked: Demand, engine: curves.Engines, replicas: int) -> capacity.ReplicaPerformance:
+def at_share(asked: Demand, engine: queueing.Engines, replicas: int) -> capacity.ReplicaPerformance:
     """What one replica does at its share of the load."""
     if asked.concurrency is not None:
         return capacity.closed(engine, asked, np.array([max(1.0, asked.concurrency / replicas)]))

@@ -272,7 +272,7 @@ class World:
         asked = self.replicas
         if self.over_limits and step.target is not None:  # more may not serve
             one = footprint(self.qualities[step.target][0])
-            asked = max(step.fitting, self.bounds.without_stock.most(one, asked))
+            asked = max(step.fitting, replace(self.bounds, stock={}, by_type={}).most(one, asked))
         least = asked - self._may_miss()
         _law(stays >= min(answered, least), f"{answered} answered, {stays} stay, and {least} must")
         grows = any(count > (before[name].replicas if name in before else 0) for name, count in after.items())
@@ -301,7 +301,9 @@ class World:
             for name, count in after.items()
             if name != step.target
         )
-        bounds = self.bounds.without_limits if self.over_limits and took_over else self.bounds
+        bounds = self.bounds
+        if self.over_limits and took_over:
+            bounds = replace(bounds, max_total=None, max_per_hour=None)
         for name in {*before, *after}:
             state = before.get(name) or VariantState(name, exists=False)
             grown.append(

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from turbo_operator import planner
 from turbo_operator.api import CapacityType, TrainingStatus, TurboDeployment, parse
 from turbo_operator.catalog import shapes
 from turbo_operator.drafts import training
 from turbo_operator.plan import Plan
-from turbo_operator.planner import inputs as planner_question
 from turbo_operator.snapshot import Accelerator, ChildView, DraftView, NodeSupply, Snapshot, Supply, TrainPod
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.model import ModelInfo
@@ -111,12 +111,12 @@ def look(it: TurboDeployment, observed: Snapshot, now: float = NOW) -> training.
     """As the reconcile does: the planner is asked where a step asks."""
     plan: Plan | None = None
     if observed.model is not None:
-        plan = planner_question.plan_of(it, observed.model.shape, observed, now)
+        plan = planner.plan(planner.build_inputs(it, observed.model.shape, observed), now)
     step = training.decide(it, observed, plan, None, now)
     if step.query is None or observed.model is None:
         return step
     asked = training.question(it, observed, observed.model.shape, step.query)
-    return training.decide(it, observed, plan, planner_question.compute_plan(asked, now), now)
+    return training.decide(it, observed, plan, planner.plan(asked, now), now)
 
 
 def reason(step: training.TrainingDecision) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbo_dev.plan_cases import plan as plan_of
 from turbo_dev.trainings import CORES, FACTS, MODEL, promoted, record
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
@@ -13,7 +14,6 @@ from turbo_operator.drafts import canary
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.plan import Choice, Plan
-from turbo_operator.planner import plan as plan_of
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import ChildView, DraftView, PodView, Snapshot
 

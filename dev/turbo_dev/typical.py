@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_dev.replay import Replica, replay
-from turbo_operator.planner.performance.curves import Engines, rows
+from turbo_operator.planner.performance.queueing import Engines, rows
 from turbo_operator.planner.requirements import Bound, Demand, Lengths
 
 _LENGTHS = Path(__file__).resolve().parents[2] / "benchmarks" / "data" / "azure_lengths.csv"

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from turbo_operator.api import CapacityType, Provisioning, Resources, Template, label_value, quantity
 from turbo_operator.plan import Choice
-from turbo_operator.snapshot import Accelerator, ChildView, Host, NodeSupply, PodView, Supply, TrainPod
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Paid, Supply
 
 DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
 
@@ -125,9 +125,7 @@ def footprint_of(choice: Choice, template: Template | None) -> Footprint:
     )
 
 
-def labeled_footprint(
-    labeled: ChildView | PodView | TrainPod, accelerators: Mapping[str, Accelerator]
-) -> Footprint | None:
+def labeled_footprint(labeled: Paid, accelerators: Mapping[str, Accelerator]) -> Footprint | None:
     """Return the footprint of one pod by the labels of the pod or its template; None if they are unknown."""
     name = labeled.accelerator
     by_label = (row for key, row in accelerators.items() if label_value(key) == name)

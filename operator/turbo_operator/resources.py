@@ -26,13 +26,9 @@ class Resource:
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
         """Return the URL path of one object, of all of a namespace, or of all; a subresource needs a name."""
+        place = ("namespaces", namespace) if self.namespaced and namespace is not None else ()
         root = f"/apis/{self.group}" if self.group else "/api"
-        parts = [root, self.version]
-        if self.namespaced and namespace is not None:
-            parts += ["namespaces", namespace]
-        parts.append(self.plural)
-        parts += [part for part in (name, subresource) if part is not None]
-        return "/".join(parts)
+        return "/".join(filter(None, (root, self.version, *place, self.plural, name, subresource)))
 
 
 def _own(kind: str, *, namespaced: bool = True) -> Resource:

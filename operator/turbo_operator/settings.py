@@ -19,46 +19,33 @@ class BadSettingError(ValueError):
     """A setting that is missing, unknown or wrong."""
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _flag(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError("write true or false")
-    return text == "true"
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 86400:
-        raise ValueError("write seconds above 0 and at most 86400")
-    return value
-
-
-def _whole(noun: str, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if not 1 <= value <= high:
-            raise ValueError(f"write a {noun} between 1 and {high}")
+def _checked(
+    convert: Callable[[str], Any], is_valid: Callable[[Any], bool], wish: str
+) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        value = convert(text)
+        if not is_valid(value):
+            raise ValueError(f"write {wish}")
         return value
 
     return parse
 
 
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"write one of {', '.join(choices)}")
-        return text
-
-    return parse
+def _whole(noun: str, high: int) -> Callable[[str], Any]:
+    return _checked(int, lambda value: 1 <= value <= high, f"a {noun} between 1 and {high}")
 
 
-def _text(text: str) -> str:
-    if not text.strip():
-        raise ValueError("write a value that is not empty")
-    return text.strip()
+def _one_of(*choices: str) -> Callable[[str], Any]:
+    return _checked(str, choices.__contains__, f"one of {', '.join(choices)}")
+
+
+_text = _checked(str.strip, bool, "a value that is not empty")
+_flag = _checked({"true": True, "false": False}.get, lambda value: value is not None, "true or false")
+_seconds = _checked(float, lambda value: 0 < value <= 86400, "seconds above 0 and at most 86400")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _setting(parse: Callable[[str], Any], default: Any = dataclasses.MISSING) -> Any:

@@ -77,8 +77,17 @@ class Supply:
     exhausted_until: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paid:
+    """What a pod is paid for as, by its own or its template's labels; a name is as `label_value` holds it."""
+
+    accelerator: str | None = None
+    accelerators: int = 1
+    capacity_type: str = CapacityType.ON_DEMAND
+
+
 @dataclass(frozen=True, slots=True)
-class PodView:
+class PodView(Paid):
     """A pod of a deployment: enough to say what holds it up and how it does."""
 
     name: str
@@ -93,10 +102,6 @@ class PodView:
     ready_since: float | None = None
     placed_since: float | None = None  # when a node took it
     load: LoadSample | None = None  # the latest that was read
-    # What it is paid for as, from its labels; a name is there as `label_value` holds it.
-    accelerator: str | None = None
-    accelerators: int = 1
-    capacity_type: str = CapacityType.ON_DEMAND
 
     @property
     def is_present(self) -> bool:
@@ -148,7 +153,7 @@ class LoadSample:
 
 
 @dataclass(frozen=True, slots=True)
-class ChildView:
+class ChildView(Paid):
     """A child object of ours as it stands: identity and the hash of what we last applied to it."""
 
     kind: str
@@ -162,10 +167,6 @@ class ChildView:
     generation: int = 0
     pods: int = 0  # Deployments: pods that its controller counts, those that end left out
     unavailable_since: float | None = None  # Deployments: epoch seconds; None while it is available
-    # Deployments and ControllerRevisions: what each pod is paid for as, by the template's labels.
-    accelerator: str | None = None
-    accelerators: int = 1
-    capacity_type: str = CapacityType.ON_DEMAND
     terminating: bool = False
     finalizers: tuple[str, ...] = ()
     data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
@@ -203,8 +204,8 @@ def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainPod:
-    """A pod that trains a draft."""
+class JobPod(Paid):
+    """A pod of a Job that inspects the model, or trains a draft."""
 
     name: str
     job: str
@@ -218,15 +219,18 @@ class TrainPod:
     pending_since: float | None = None  # of a pod that no node has taken yet
     placed_since: float | None = None  # when a node took it
     terminating: bool = False
-    accelerator: str | None = None  # as of a serving pod
-    accelerators: int = 1
-    capacity_type: str = CapacityType.ON_DEMAND
-    progress: TrainingProgress | None = None  # the latest that was read
 
     @property
     def runs(self) -> bool:
         """Whether its container runs."""
         return self.phase == "Running" and self.exit_code is None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPod(JobPod):
+    """A pod that trains a draft."""
+
+    progress: TrainingProgress | None = None  # the latest that was read
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,6 @@ from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.contract.model import StepTime
 
 MASK_64 = (1 << 64) - 1
-
-
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 Drafting = Literal["auto", "off", "suffix", "heads"]
 DEFAULT_DRAFT = "default"  # the name of the deployment's own trained draft
@@ -112,9 +110,7 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class DraftStats:
-    """Counters of a trained draft: drafts for the requests that chose it, by all drafters and by its own
-    layers.
-    """
+    """Counters of a trained draft for the requests that chose it; `own_`: by its own layers alone."""
 
     name: str
     version: str = ""
@@ -147,9 +143,7 @@ class EngineStats:
     begun_prompt_tokens: int = 0  # of prompts whose answers have a token
     prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_cache_hits: int = 0  # of them found
-    verified_draft_length: tuple[
-        int, ...
-    ] = ()  # how often n drafts were verified for an answer in a step, by n
+    verified_draft_length: tuple[int, ...] = ()  # how often n drafts were verified in a step, by n
     speedup: float | None = None  # recent tokens per second over those without drafts
     draft_version: str = ""  # of the deployment's own draft weights
     by_draft: tuple[DraftStats, ...] = (DraftStats(DEFAULT_DRAFT),)  # the default, then those of other names

@@ -52,22 +52,16 @@ def read_prompts(
     files: list[Path] = []
     for path in paths:
         found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not found and captured:
+        if captured and not found:
             raise PromptsError(f"{path} holds no file *.jsonl; name a file of JSON lines")
         files += found
     written = [file for file in files if not is_segment(file)]
     prompts: list[Prompt] = []
     for file in written:
-        rows = _read_file(file, chat, (len(written) == 1 and domain) or file.stem)
-        if not rows:
-            raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
-        prompts += rows
-    if captured:
-        segments = (_read_segment(file, domain or CAPTURED) for file in files if is_segment(file))
-        newest = nlargest(
-            captured, chain.from_iterable(segments), key=lambda prompt: prompt.captured_at or 0.0
-        )
-        prompts += newest[::-1]
+        prompts += _read_file(file, chat, (len(written) == 1 and domain) or file.stem)
+    segments = (_read_segment(file, domain or CAPTURED) for file in files if captured and is_segment(file))
+    newest = nlargest(captured, chain.from_iterable(segments), key=lambda prompt: prompt.captured_at or 0.0)
+    prompts += newest[::-1]
     if not prompts and captured:
         raise PromptsError(f"{', '.join(map(str, paths))}: no prompt was captured yet; wait for traffic")
     return prompts
@@ -91,17 +85,19 @@ def _read_file(file: Path, chat: bool, domain: str) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise PromptsError(f"{file} cannot be read: {reason}; name a file of JSON lines") from error
-    lines = text.split("\n")  # and no other line ends, which JSON allows within a string
     prompts = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # and no other line ends: JSON allows them in a string
         if line.strip():
             where = f"{file}, line {number}"
-            prompt = _read_line(line, where, Prompt(f"{file.stem}-{number}", domain), chat)
+            prompts.append(_read_line(line, where, Prompt(f"{file.stem}-{number}", domain), chat))
             try:
-                prompt.content.encode()
+                prompts[-1].content.encode()
             except UnicodeEncodeError as error:
                 raise PromptsError(f"{where} holds half a character (a lone surrogate); mend it") from error
-            prompts.append(prompt)
+    if not prompts:
+        raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
     return prompts
 
 

@@ -151,12 +151,6 @@ def test_what_is_no_document_is_told_in_a_sentence(text: str) -> None:
             kind.from_json(text)
 
 
-def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_first_draft() -> None:
-    numbers = dict.fromkeys(Load.__dataclass_fields__, 0) | {"guarantee": "distribution", "draining": False}
-    assert Load(**numbers).acceptance_length is None
-    assert Load(**{**numbers, "drafts": 4, "draft_tokens": 16, "accepted_tokens": 6}).acceptance_length == 2.5
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -19,12 +19,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "unknown-accelerator",
         {"accelerators": {"allowed": ["abacus"]}},
-        "NoProfile",
+        "AcceleratorNotFound",
         "no TurboAccelerator abacus",
     ),
     ("too-dear", {"cost": {"maxPerHour": "0.01"}}, "BudgetExceeded", "above spec.cost.maxPerHour of 0.01"),
     ("too-many", {"replicas": 9, "cost": {"maxPerHour": "0.30"}}, "BudgetExceeded", "for 9 replicas"),
-    ("too-small", {"accelerators": {"allowed": ["tiny"]}}, "OutOfMemory", "tiny"),
+    ("too-small", {"accelerators": {"allowed": ["tiny"]}}, "InsufficientMemory", "tiny"),
     (
         "no-price",
         {"accelerators": {"allowed": ["tiny", "unpriced"]}},

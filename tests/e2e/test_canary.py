@@ -202,8 +202,8 @@ def until(access: Access, holds: Callable[[dict[str, Any]], Any], what: str) -> 
 
 def shown_gain(access: Access) -> float | None:
     header, row = access.kubectl("get", "td", NAME, *MINE).splitlines()
-    start = header.index("GAIN")
-    text = row[start : start + 6].split()
+    start = header.index("SPEEDUP")
+    text = row[start : start + 9].split()
     return float(text[0]) if text and text[0] != "<none>" else None
 
 

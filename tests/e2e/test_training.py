@@ -164,5 +164,5 @@ def test_a_draft_whose_pod_was_killed_five_times_is_the_one_that_was_left_in_pea
     assert stormy["version"] == calm["version"]
     assert stormy["evaluation"] == calm["evaluation"]
     for name, spec in ((STORMY, stormy), (CALM, calm)):
-        work = access.get("td", name, *MINE)["status"]["training"]["work"]
+        work = access.get("td", name, *MINE)["status"]["training"]["inputHash"]
         assert spec["location"]["path"] == f"{name}/1-{work}"

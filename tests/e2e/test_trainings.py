@@ -105,7 +105,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
     cluster.create_deployment(namespace, speculation={"training": TRAINING})
     pod = running_pod(cluster, namespace)
     cluster.until(lambda: trained(cluster, namespace) == ("False", "Training"), "the status says so")
-    before, work = jobs(cluster, namespace), state(cluster, namespace)["work"]
+    before, work = jobs(cluster, namespace), state(cluster, namespace)["inputHash"]
     assert list(before) == ["chat-train-1"]
     cluster.until_ready(namespace)  # a pod that trains counts for no replica
 
@@ -128,7 +128,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
                 "domain": "prompts",
                 "acceptanceLength": "2.500",
                 "acceptancePerPosition": ["0.700", "0.500"],
-                "gains": [{"batch": 1, "before": "1.100", "after": "1.800"}],
+                "speedups": [{"batchSize": 1, "suffixOnly": "1.100", "withDraft": "1.800"}],
             }
         ],
     }
@@ -137,7 +137,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
     cluster.until(lambda: not jobs(cluster, namespace), "the Job is gone")
     status = state(cluster, namespace)
     assert (status["number"], status["result"]) == (1, "Trained")
-    accelerator = json.loads(cluster.access.kubectl("get", "ta", status["accelerator"], "-o", "json"))
+    accelerator = json.loads(cluster.access.kubectl("get", "ta", status["acceleratorName"], "-o", "json"))
     assert status["costPerHour"] == accelerator["spec"]["pricing"]["perAcceleratorHour"]["onDemand"]
 
     cluster.access.kubectl("delete", "td", "chat", "-n", namespace, "--timeout=60s")

@@ -34,13 +34,14 @@ def test_what_is_no_quantity_is_refused(text: str) -> None:
 )
 def test_duration_is_the_sum_of_its_parts(hours: int, minutes: int, seconds: int, ms: int) -> None:
     text = f"{hours}h{minutes}m{seconds}s{ms}ms"
-    assert api.seconds(text) == float(Decimal(hours * 3600 + minutes * 60 + seconds) + Decimal(ms) / 1000)
+    whole = Decimal(hours * 3600 + minutes * 60 + seconds)
+    assert api.Duration(text).seconds == float(whole + Decimal(ms) / 1000)
 
 
 @pytest.mark.parametrize("text", ["", "1", "s", "1 s", "-1s", "1d", "1s1", "1.s", "1h 5m"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration: write it like"):
-        api.seconds(text)
+        _ = api.Duration(text).seconds
 
 
 # validation.IsValidLabelValue of k8s.io/apimachinery

@@ -222,14 +222,14 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
     assert trying.condition(ConditionType.DRAFT_PROMOTED).status == "Unknown"
     bad = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.NO_IMPROVEMENT, "It is slower."))
     assert (bad.draft.name, bad.canary) == (OLD.name, None)
-    assert [(each.name, each.reason, each.message) for each in bad.turned_down] == [
+    assert [(each.name, each.reason, each.message) for each in bad.rejected_drafts] == [
         (NEW.name, "NoImprovement", "It is slower.")
     ]
     later = after(td(bad.dump()), None)
     assert later.condition(ConditionType.DRAFT_PROMOTED).reason == "NoImprovement"
-    assert later.turned_down == bad.turned_down
+    assert later.rejected_drafts == bad.rejected_drafts
     good = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.PROMOTED, "It is faster."))
-    assert (good.draft.name, good.canary, good.turned_down) == (NEW.name, None, ())
+    assert (good.draft.name, good.canary, good.rejected_drafts) == (NEW.name, None, ())
     assert good.condition(ConditionType.DRAFT_PROMOTED).status == "True"
 
 
@@ -248,7 +248,7 @@ def test_a_suspended_deployment_trains_nothing() -> None:
 
 
 def test_a_job_of_a_training_before_the_one_in_the_status_says_nothing() -> None:
-    told = {"training": {"number": 2, "work": "w", "specHash": "h"}}
+    told = {"training": {"number": 2, "inputHash": "w", "specHash": "h"}}
     before = ChildView("Job", "chat-train-1", "u", None, failed=True, message="It broke.")
     step = training.decide(td(told), replace(seen(drafts=()), children=(before,)), planned(td()), None, NOW)
     # the planner is asked where the second one runs

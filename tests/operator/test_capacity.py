@@ -17,8 +17,9 @@ from turbo_operator.api import TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.planner.arrays import Numbers
 from turbo_operator.planner.feasibility import Speed, needed_replicas
+from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.capacity import capacity, closed, keeps, saturated, served
-from turbo_operator.planner.performance.curves import Engines
+from turbo_operator.planner.performance.queueing import Engines
 from turbo_operator.planner.requirements import Bound, Demand, Lengths, build_requirements, demand
 
 SEARCHED = 0.005  # of the saturated rate: the steps in which a capacity is sought, and more
@@ -287,5 +288,6 @@ def test_replicas_are_as_many_as_the_load_needs_and_none_where_no_number_serves_
     model = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
     assert model is not None
     speeds = Speed(np.array([0.1, 0.0]), np.full(2, np.nan), np.full(2, np.nan))
-    needed = needed_replicas(build_requirements(spec, model, ("card",)), speeds, np.arange(2))
+    required = build_requirements(PlannerInputs(spec, model, {}, None, None, {}, None), 0.0)
+    needed = needed_replicas(required, speeds, np.arange(2))
     assert needed.tolist() == [expected, math.inf]

@@ -215,6 +215,7 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
         observed_generation=1,
         url="http://shown.crd.svc/v1",
         replicas=3,
+        desired_replicas=3,
         ready_replicas=2,
         selector="a=b",
         model=api.ModelStatus(
@@ -283,14 +284,16 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
         "MODEL",
         "ENGINE",
         "ACCELERATOR",
+        "DESIRED",
         "READY",
-        "STATUS",
-        "SPECULATION",
-        "GAIN",
+        "REASON",
+        "METHOD",
+        "DRAFT",
+        "SPEEDUP",
         "$/1M",
         "AGE",
     ]
-    assert row.split()[1:7] == ["hf://acme/tiny", "Turbo", "h100", "2/3", "ModelLoading", "Suffix:8"]
+    assert row.split()[1:8] == ["hf://acme/tiny", "Turbo", "h100", "3", "2", "ModelLoading", "Suffix"]
     _, wide = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE, "-o", "wide").splitlines()
     assert wide.split()[-4:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1"]
 
@@ -311,9 +314,9 @@ def test_a_row_without_a_plan_says_why(cluster: Access) -> None:
     )
     write_status(cluster, "broken", api.TurboDeploymentStatus(conditions=conditions))
     header, row = cluster.kubectl("get", "td", "broken", "-n", NAMESPACE).splitlines()
-    start = header.index("STATUS")
+    start = header.index("REASON")
     assert row[start:].split()[0] == "InvalidSpec"
-    assert row[:start].split() == ["broken", "hf://acme/tiny"]
+    assert row[:start].split() == ["broken", "hf://acme/tiny", "0"]
 
 
 @pytest.mark.cluster
@@ -377,7 +380,17 @@ def test_accelerators_show_what_nodes_have_and_what_they_cost(cluster: Access) -
     cluster.kubectl("patch", "ta", "crd-shown", "--subresource=status", "--type=merge", f"--patch={patch}")
     assert api.parse_accelerator(cluster.get("ta", "crd-shown")).status == status
     header, row = cluster.kubectl("get", "ta", "crd-shown").splitlines()
-    assert header.split() == ["NAME", "RESOURCE", "MEMORY", "NODES", "FREE", "$/H", "PRICE", "FROM", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "RESOURCE",
+        "MEMORY",
+        "NODES",
+        "AVAILABLE",
+        "$/H",
+        "PRICE",
+        "FROM",
+        "AGE",
+    ]
     assert row.split()[1:-1] == ["nvidia.com/gpu", "80", "2", "3", "6.88", "AWS"]
     cluster.kubectl("delete", "ta", "crd-shown")
 

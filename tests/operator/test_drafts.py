@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from turbo_dev.held import held
+from turbo_dev.plan_cases import plan as plan_of
 from turbo_operator import autoscaler, render, status
 from turbo_operator.api import (
     CapacityType,
@@ -25,7 +26,6 @@ from turbo_operator.catalog import shapes
 from turbo_operator.controller.cache.projection import draft as as_view
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.plan import Plan
-from turbo_operator.planner import plan as plan_of
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, DraftView, LoadSample, PodView, Snapshot

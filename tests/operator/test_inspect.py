@@ -6,9 +6,8 @@ from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
-from turbo_operator.controller.cache.projection import InspectPod
-from turbo_operator.controller.model_inspection import is_stale, read
-from turbo_operator.snapshot import ChildView
+from turbo_operator.controller.snapshot_builder import is_stale_inspection, read_model
+from turbo_operator.snapshot import ChildView, JobPod
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 SHAPE = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
@@ -31,68 +30,69 @@ TD = deployment()
 
 def kept(**data: str) -> ChildView:
     found = render.facts_data(TD, FACTS) | data
-    return ChildView("ConfigMap", render.configmap_name(TD), "c", None, data=found)
+    return ChildView("ConfigMap", render.model_configmap_name(TD), "c", None, data=found)
 
 
-def pod(**fields: Any) -> InspectPod:
+def pod(**fields: Any) -> JobPod:
     view = {
         "name": "p",
         "job": render.job_name(TD),
-        "succeeded": True,
+        "phase": "Succeeded",
+        "exit_code": 0,
         "reason": None,
         "message": FACTS.to_json(),
     }
-    return InspectPod(**(view | fields))
+    return JobPod(**(view | fields))
 
 
 def test_nothing_is_known_and_nothing_is_wrong_before_the_pod_ends() -> None:
-    assert read(TD, [], []) == (None, None)
-    assert read(TD, [], [pod(succeeded=False, message=None)]) == (None, None)
+    assert read_model(TD, [], []) == (None, None)
+    assert read_model(TD, [], [pod(exit_code=None, message=None)]) == (None, None)
 
 
 def test_the_answer_is_read_from_the_pod_and_then_from_the_configmap() -> None:
-    assert read(TD, [], [pod()]) == (FACTS, None)
-    assert read(TD, [kept()], []) == (FACTS, None)
+    assert read_model(TD, [], [pod()]) == (FACTS, None)
+    assert read_model(TD, [kept()], []) == (FACTS, None)
 
 
 def test_an_answer_about_another_source_counts_for_nothing() -> None:
     other = deployment("pvc://models/other.gguf")
-    assert read(other, [kept()], [pod()]) == (None, None)
+    assert read_model(other, [kept()], [pod()]) == (None, None)
 
 
 def test_a_configmap_that_somebody_broke_is_answered_anew() -> None:
-    assert read(TD, [kept(**{render.FACTS_KEY: "{}"})], []) == (None, None)
-    assert read(TD, [kept(**{render.FACTS_KEY: "{}"})], [pod()]) == (FACTS, None)
+    assert read_model(TD, [kept(**{render.FACTS_KEY: "{}"})], []) == (None, None)
+    assert read_model(TD, [kept(**{render.FACTS_KEY: "{}"})], [pod()]) == (FACTS, None)
 
 
 def test_what_holds_the_answer_up_is_said_in_a_sentence() -> None:
-    pulling = pod(succeeded=False, reason="ErrImagePull", message="no such image")
-    assert read(TD, [], [pulling]) == (None, "Pod p: no such image")
-    assert read(TD, [], [pod(succeeded=False, reason="Error", message=None)]) == (None, "Pod p: Error")
-    assert read(TD, [], [pod(message="Segmentation fault")])[1].startswith(
+    pulling = pod(exit_code=1, reason="ErrImagePull", message="no such image")
+    assert read_model(TD, [], [pulling]) == (None, "Pod p: no such image")
+    assert read_model(TD, [], [pod(exit_code=1, reason="Error", message=None)]) == (None, "Pod p: Error")
+    assert read_model(TD, [], [pod(message="Segmentation fault")])[1].startswith(
         "Pod p ended without the model's facts"
     )
     idle = ChildView("Job", render.job_name(TD), "j", None)
-    assert "has made no pod" in read(TD, [idle], [])[1]
-    assert read(TD, [idle], [pod(succeeded=False, message=None)]) == (None, None)
+    assert "has made no pod" in read_model(TD, [idle], [])[1]
+    assert read_model(TD, [idle], [pod(exit_code=None, message=None)]) == (None, None)
     failed = ChildView("Job", render.job_name(TD), "j", None, failed=True, message="it reached its limit")
-    assert read(TD, [failed], []) == (None, f"Job {failed.name} failed: it reached its limit")
+    assert read_model(TD, [failed], []) == (None, f"Job {failed.name} failed: it reached its limit")
 
 
 def test_facts_that_somebody_edited_are_not_believed() -> None:
     grown = FACTS.to_json().replace('"parameters":1000', '"parameters":7000000000')
     assert grown != FACTS.to_json()
-    assert read(TD, [kept(**{render.FACTS_KEY: grown})], []) == (None, None)
+    assert read_model(TD, [kept(**{render.FACTS_KEY: grown})], []) == (None, None)
     wrong = FACTS.to_json().replace('"layers":2', '"layers":"2"')
-    assert read(TD, [kept(**{render.FACTS_KEY: wrong})], []) == (None, None)
+    assert read_model(TD, [kept(**{render.FACTS_KEY: wrong})], []) == (None, None)
 
 
 def test_a_job_of_another_spec_or_whose_answer_is_lost_is_made_anew() -> None:
     job = ChildView("Job", render.job_name(TD), "j", "hash", complete=True)
-    assert not is_stale(job, "hash", [pod()])
-    assert is_stale(job, "another", [pod()])
-    assert is_stale(job, "hash", [])
-    assert is_stale(job, "hash", [pod(job="somebody-elses")])
+    assert not is_stale_inspection(job, "hash", [pod()])
+    assert is_stale_inspection(job, "another", [pod()])
+    assert is_stale_inspection(job, "hash", [])
+    assert is_stale_inspection(job, "hash", [pod(job="somebody-elses")])
     running = ChildView("Job", render.job_name(TD), "j", "hash")
-    assert not is_stale(running, "hash", [])
-    assert read(TD, [job], []) == (None, None)
+    assert not is_stale_inspection(running, "hash", [])
+    assert read_model(TD, [job], []) == (None, None)

@@ -19,7 +19,6 @@ from turbo_operator.controller.kube import (
     RefusedError,
     _why,
     error_of,
-    in_cluster_server,
 )
 from turbo_operator.resources import CHILDREN, TURBOACCELERATOR, TURBODEPLOYMENT
 
@@ -72,26 +71,6 @@ def test_a_shipped_accelerator_is_written_when_missing_or_older_and_never_over_a
     assert not needs_write("2", accelerator("2", "turbo-operator"))
     assert not needs_write("2", accelerator("1", "turbo-operator", "kubectl-edit"))
     assert not needs_write("2", accelerator(None, "kubectl-client-side-apply"))
-
-
-@pytest.mark.parametrize(
-    ("environment", "server"),
-    [
-        (
-            {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"},
-            "https://10.96.0.1:443",
-        ),
-        (
-            {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"},
-            "https://[fd00::1]:6443",
-        ),
-        ({}, None),
-    ],
-)
-def test_a_pod_reaches_the_api_server_by_address_without_dns(
-    environment: dict[str, str], server: str | None
-) -> None:
-    assert in_cluster_server(environment) == server
 
 
 def test_a_certificate_that_does_not_hold_is_told_in_its_own_words() -> None:

@@ -12,16 +12,15 @@ PAST = History(events=(Event(0.0, 1, 8, "Scaling"),), present=8)
 
 def test_the_same_object_has_its_past_and_one_made_again_under_its_name_has_none() -> None:
     memories = Memos()
-    first = memories.get(KEY, "first")
+    first = memories.of(KEY, "first")
     first.history, first.announced = PAST, "plan"
-    assert memories.get(KEY, "first").history == PAST
-    assert memories.get(KEY, "second") == Memo("second")
-    assert memories.get(KEY, "first") == Memo("first")
+    assert memories.of(KEY, "first").history == PAST
+    assert memories.of(KEY, "second") == Memo("second")
+    assert memories.of(KEY, "first") == Memo("first")
 
 
 def test_of_what_is_gone_nothing_is_kept() -> None:
     memories = Memos()
-    memories.get(KEY, "first").announced = "plan"
-    memories.forget(KEY)
-    memories.forget(KEY)
-    assert memories.get(KEY, "first").announced is None
+    memories.of(KEY, "first").announced = "plan"
+    del memories[KEY]
+    assert memories.of(KEY, "first").announced is None

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from turbo_dev.access import Access
+from turbo_dev.plan_cases import plan
 from turbo_operator import planner, render
 from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training.manifests import SCRIPT, training_job
-from turbo_operator.planner.inputs import compute_plan, plan_of
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
@@ -107,7 +107,7 @@ def parsed(name: str) -> TurboDeployment:
 @pytest.mark.parametrize("name", SPECS)
 def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None:
     td = parsed(name)
-    choice = planner.plan(td.spec, FACTS.shape, {**catalogue(), "cpu": CPU}).choice
+    choice = plan(td.spec, FACTS.shape, {**catalogue(), "cpu": CPU}).choice
     assert choice is not None
     variants = [Variant(render.plan_hash(td, choice, FACTS), 1)]
     observed = seen()
@@ -138,12 +138,12 @@ def seen() -> Snapshot:
 
 def begun(td: TurboDeployment, observed: Snapshot) -> training.JobRequest | None:
     """The training that is due; None where none is asked for."""
-    plan = plan_of(td, FACTS.shape, observed, 0.0)
+    plan = planner.plan(planner.build_inputs(td, FACTS.shape, observed), 0.0)
     asks = training.decide(td, observed, plan, None, 0.0).query
     if asks is None:
         return None
     asked = training.question(td, observed, FACTS.shape, asks)
-    begin = training.decide(td, observed, plan, compute_plan(asked, 0.0), 0.0).job_request
+    begin = training.decide(td, observed, plan, planner.plan(asked, 0.0), 0.0).job_request
     assert begin is not None
     return begin
 

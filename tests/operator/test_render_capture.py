@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from turbo_dev.held import held
+from turbo_dev.plan_cases import plan
 from turbo_operator import render
 from turbo_operator.api import CapacityType, InvalidObject, TurboDeployment, parse
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Choice
-from turbo_operator.planner import plan
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, Snapshot

@@ -27,8 +27,8 @@ class FakeKube(Kube):
         self.read_refusal: KubeError | None = None
         self.write_refusal: KubeError | None = None
 
-    async def list_all(self, *_: object) -> tuple[list[dict[str, Any]], str]:
-        return [dict(each) for each in self.accelerators.values()], "1"
+    async def list_all(self, *_: object) -> list[dict[str, Any]]:
+        return [dict(each) for each in self.accelerators.values()]
 
     async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
         assert (resource.kind, namespace, name) == ("ConfigMap", NAMESPACE, MEMORY_NAME)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan as plan_of
 from turbo_operator import autoscaler, status
 from turbo_operator.api import (
     AvailableReason,
@@ -24,7 +25,6 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.catalog import shapes
-from turbo_operator.planner import plan as plan_of
 from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
 from turbo_operator.status import Outcome, Takeover
 from turbo_runtime.contract.model import ModelInfo
@@ -141,7 +141,7 @@ def test_the_first_failing_pod_is_named() -> None:
     ("message", "expected"),
     [
         ('pods "x" is forbidden: exceeded quota: compute', AvailableReason.QUOTA_EXCEEDED),
-        ('pods "x" is forbidden: violates PodSecurity', ReadyReason.APPLY_REJECTED),
+        ('pods "x" is forbidden: violates PodSecurity', AvailableReason.FAILED_CREATE),
     ],
 )
 def test_a_replica_set_that_makes_no_pods_says_why(message: str, expected: str) -> None:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbo_dev.status_coherence import contradictions, impossible_changes
+from turbo_operator import planner
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.autoscaler import History
 from turbo_operator.catalog import shapes
 from turbo_operator.controller.decision import decide
-from turbo_operator.planner.inputs import plan_of
 from turbo_operator.render import plan_hash
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, PodView, Snapshot, Supply
@@ -129,7 +129,7 @@ def test_no_status_contradicts_itself(history: list[tuple[Any, ...]]) -> None:
         it = object_with(spec, status, generation)
         supply = None if free is None else {"cpu": Supply((NodeSupply("n", 4, free),))}
         observed = Snapshot({"cpu": CPU}, supply, model=FACTS if known else None)
-        plan = plan_of(it, FACTS.shape, observed, now) if known else None
+        plan = planner.plan(planner.build_inputs(it, FACTS.shape, observed), now) if known else None
         choice = plan.served if plan is not None else None
         wanted = plan_hash(it, choice, FACTS) if choice is not None else "v1none0000"
         named = [(wanted if mine else OLD, state) for mine, state in seen]

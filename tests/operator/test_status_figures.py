@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan as plan_of
 from turbo_operator import autoscaler, status
 from turbo_operator.api import (
     LABEL_ACCELERATOR,
@@ -24,9 +25,8 @@ from turbo_operator.api import (
 )
 from turbo_operator.controller.cache.projection import serving_pod
 from turbo_operator.plan import Plan, Rejected
-from turbo_operator.planner import plan as plan_of
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot, Supply
-from turbo_operator.status import cost, fields
+from turbo_operator.status import fields
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 
@@ -106,7 +106,7 @@ def test_a_pod_whose_label_says_that_it_holds_nothing_is_paid_for_all_the_same()
         "status": {"phase": "Running"},
     }
     view = replace(serving_pod(body), plan_hash=HASH)
-    assert cost.cost_per_hour(Snapshot({"cpu": whole}, pods=(view,))) == Decimal("0.16")
+    assert fields.cost_per_hour(Snapshot({"cpu": whole}, pods=(view,))) == Decimal("0.16")
 
 
 def test_what_runs_is_told_with_its_cost_at_the_present_load() -> None:

@@ -6,64 +6,26 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, TURBOACCELERATOR, Provisioning
-from turbo_operator.api.deployment import Metadata
 from turbo_operator.api.status import StatusRecord
-from turbo_operator.api.template import NodeSelector, Toleration
+from turbo_operator.api.template import Labels, Toleration
 from turbo_operator.api.validation import (
-    CEL_RULES,
-    Amount,
     LabelValue,
+    MemoryGiB,
+    Metadata,
     Quantity,
     Record,
     Rule,
     Text,
-    quantity,
-    refusal,
+    amount,
 )
 
-_MEMORY_MESSAGE = 'write GiB above 0, whole or as a string, like 80 or "22.5"'
-
-
-def _read_memory(value: object) -> Decimal:
-    if isinstance(value, Decimal):
-        return value
-    if isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            amount_of_memory = quantity(str(value))
-        except ValueError:
-            pass  # refused below, in the words that the API server uses
-        else:
-            if str(value)[-1].isdigit() and amount_of_memory > 0:
-                return amount_of_memory
-    raise refusal(_MEMORY_MESSAGE)
-
-
-MemoryGiB = Annotated[
-    Decimal,
-    BeforeValidator(_read_memory),
-    WithJsonSchema(
-        {
-            "x-kubernetes-int-or-string": True,
-            "maxLength": 16,
-            CEL_RULES: [
-                {
-                    "rule": r"type(self) == int ? self > 0 : (string(self).matches(r'^\d{1,9}(\.\d{1,6})?$')"
-                    " && double(string(self)) > 0.0)",
-                    "message": _MEMORY_MESSAGE,
-                }
-            ],
-        }
-    ),
-]
-
-
 _Price = Annotated[
-    Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
+    Decimal, amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
 ]
-_Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "3350"', positive=True)]
+_Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"')]
 
 
 class PerAcceleratorHour(Record):
@@ -105,10 +67,8 @@ class TeraFlops(Record):
     """4-bit floating point, where there is hardware for it."""
 
 
-_Share = Annotated[
-    Decimal, Amount('write a share of the peak above 0 as a string, like "0.85"', positive=True)
-]
-_Seconds = Annotated[Decimal, Amount('write seconds above 0 as a string, like "0.00007"', positive=True)]
+_Share = Annotated[Decimal, amount('write a share of the peak above 0 as a string, like "0.85"')]
+_Seconds = Annotated[Decimal, amount('write seconds above 0 as a string, like "0.00007"')]
 
 
 class Efficiency(Record):
@@ -168,7 +128,7 @@ class TurboAcceleratorSpec(Record):
     """The resource of nodes that is asked for, like nvidia.com/gpu or cpu."""
     quantity: Quantity = "1"
     """How much of the resource makes one accelerator: of resource cpu, that many cores."""
-    node_selector: NodeSelector | None = None
+    node_selector: Labels | None = None
     """Labels of the nodes that have it."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints of the nodes that have it."""

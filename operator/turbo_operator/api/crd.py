@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from turbo_operator.api import GROUP, PLURALS, VERSION, TurboAccelerator, TurboDeployment, TurboDraft
 from turbo_operator.api.validation import CEL_RULES, Record
@@ -25,7 +28,7 @@ _DEPLOYMENT_COLUMNS = (
     ("Accelerator", ".status.plan.accelerator", 0),
     ("Desired", ".status.desiredReplicas", 0),
     ("Ready", ".status.readyReplicas", 0),
-    ("Status", '.status.conditions[?(@.type=="Ready")].reason', 0),  # all that an object without a plan has
+    ("Reason", '.status.conditions[?(@.type=="Ready")].reason', 0),  # all that an object without a plan has
     ("Method", ".status.plan.method", 0),
     ("Draft", ".status.draft.version", 0),
     ("Speedup", ".status.observed.speedup", 0),
@@ -53,20 +56,27 @@ _DRAFT_COLUMNS = (
     ("Claim", ".spec.location.claimName", 1),
     ("Path", ".spec.location.path", 1),
 )
+_CHART_METADATA = """\
+  labels:
+    {{- include "turbo.labels" . | nindent 4 }}
+  {{- if .Values.crds.keep }}
+  annotations:
+    helm.sh/resource-policy: keep
+  {{- end }}
+"""
+_ATOMIC = {"x-kubernetes-list-type": "atomic"}
 _COLUMN_TYPES = dict.fromkeys(("Desired", "Ready", "Nodes", "Available", "Allocatable"), "integer")
 
 
 def definitions() -> list[dict[str, Any]]:
     """The CustomResourceDefinitions of all kinds, as JSON."""
     deployment = _definition(TurboDeployment, "Namespaced", ["td"], ["all", "turbo"], _DEPLOYMENT_COLUMNS)
-    deployment["spec"]["versions"][0]["subresources"] = {
-        "status": {},
-        "scale": {
-            "specReplicasPath": ".spec.replicas",
-            "statusReplicasPath": ".status.replicas",
-            "labelSelectorPath": ".status.selector",
-        },
+    scale = {
+        "specReplicasPath": ".spec.replicas",
+        "statusReplicasPath": ".status.replicas",
+        "labelSelectorPath": ".status.selector",
     }
+    deployment["spec"]["versions"][0]["subresources"] = {"status": {}, "scale": scale}
     accelerator = _definition(TurboAccelerator, "Cluster", ["ta"], ["turbo"], _ACCELERATOR_COLUMNS)
     accelerator["spec"]["versions"][0]["subresources"] = {"status": {}}
     draft = _definition(TurboDraft, "Namespaced", ["tdr"], ["turbo"], _DRAFT_COLUMNS)
@@ -81,9 +91,9 @@ def _definition(
     columns: Sequence[tuple[str, str, int]],
 ) -> dict[str, Any]:
     kind = record.__name__
-    schema = structural(record)
-    schema["properties"]["apiVersion"] = {"type": "string"}
-    schema["properties"]["kind"] = {"type": "string"}
+    document = record.model_json_schema(mode="serialization", schema_generator=_WithoutNull)
+    schema = _convert(document, document.get("$defs", {}))
+    schema["properties"] |= {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
     schema["properties"]["metadata"] = {"type": "object"}
     schema["required"] = ["spec"]
     version = {
@@ -91,106 +101,69 @@ def _definition(
         "served": True,
         "storage": True,
         "schema": {"openAPIV3Schema": schema},
-        "additionalPrinterColumns": [_column(*column) for column in columns]
+        "additionalPrinterColumns": [
+            {"name": name, "type": _COLUMN_TYPES.get(name, "string"), "jsonPath": path}
+            | ({"priority": priority} if priority else {})
+            for name, path, priority in columns
+        ]
         + [{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}],
+    }
+    names = {
+        "kind": kind,
+        "listKind": f"{kind}List",
+        "plural": PLURALS[kind],
+        "singular": kind.lower(),
+        "shortNames": short_names,
+        "categories": categories,
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": f"{PLURALS[kind]}.{GROUP}"},
-        "spec": {
-            "group": GROUP,
-            "scope": scope,
-            "names": {
-                "kind": kind,
-                "listKind": f"{kind}List",
-                "plural": PLURALS[kind],
-                "singular": kind.lower(),
-                "shortNames": short_names,
-                "categories": categories,
-            },
-            "versions": [version],
-        },
+        "spec": {"group": GROUP, "scope": scope, "names": names, "versions": [version]},
     }
 
 
-def _column(name: str, path: str, priority: int) -> dict[str, Any]:
-    column: dict[str, Any] = {"name": name, "type": _COLUMN_TYPES.get(name, "string"), "jsonPath": path}
-    return {**column, "priority": priority} if priority else column
+class _WithoutNull(GenerateJsonSchema):
+    """Absent is the only nothing."""
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
 
 
-def structural(record: type[Record]) -> dict[str, Any]:
-    """The structural schema of a record: references inlined, `null` gone (absent is the only nothing)."""
-    document = record.model_json_schema(mode="serialization")
-    return _convert(document, document.get("$defs", {}))
-
-
-def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    node = _resolved(node, definitions)
-    out: dict[str, Any] = {}
-    for key in ("type", "description", "default", "format", "enum"):
-        if key in node and not (key == "default" and node[key] is None):
-            out[key] = node[key]
+def _convert(node: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str, Any]:
+    """The structural schema of a node: references inlined, outer keywords before those referred to."""
+    if "$ref" in node:
+        node = {**references[node["$ref"].rpartition("/")[2]], **node}
+    if "anyOf" in node:
+        raise ValueError(f"a CRD has no unions of types: {node['anyOf']}")
+    keywords = ("type", "description", "default", "format", "enum")
+    out = {key: node[key] for key in keywords if node.get(key) is not None}
     if "const" in node:
         out["enum"] = [node["const"]]
-    out.update(
-        {
-            key: value
-            for key, value in node.items()
-            if key.startswith(("min", "max")) or key in ("x-kubernetes-int-or-string", CEL_RULES)
-        }
-    )
-    if out.get("type") == "integer":
+    others = ("min", "max", "x-kubernetes-int-or-string", CEL_RULES)
+    out |= {key: value for key, value in node.items() if key.startswith(others)}
+    if node.get("type") == "integer":
         out.setdefault("format", "int32")
-    if out.get("type") == "array":
+    if node.get("type") == "array":
         keys = node.get("x-kubernetes-list-map-keys")
-        out["x-kubernetes-list-type"] = "map" if keys else "atomic"
-        if keys:
-            out["x-kubernetes-list-map-keys"] = keys
+        out |= {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": keys} if keys else _ATOMIC
         if not out.get("default"):
             out.pop("default", None)  # an absent list is an empty one
-        out["items"] = _convert(node["items"], definitions)
-    if out.get("type") == "object":
-        _convert_object(node, out, definitions)
-    return out
-
-
-def _convert_object(node: Mapping[str, Any], out: dict[str, Any], definitions: Mapping[str, Any]) -> None:
+        out["items"] = _convert(node["items"], references)
     if isinstance(node.get("additionalProperties"), Mapping):
-        out["additionalProperties"] = _convert(node["additionalProperties"], definitions)
-    properties = node.get("properties", {})
-    if not properties:
-        return
-    required = [name for name in node.get("required", []) if not properties[name].get("readOnly")]
-    if required:
-        out["required"] = required
-    out["properties"] = {}
-    for name, member in properties.items():
-        converted = _convert(member, definitions)
-        if "properties" in converted and name not in required and "anyOf" not in member and name != "status":
-            # Its defaults in full, since the API server tries its rules on the default as it stands here.
-            converted["default"] = _defaults(converted)
-        out["properties"][name] = converted
-
-
-def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: member["default"] for name, member in schema["properties"].items() if "default" in member}
-
-
-def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """The node with `$ref` and `anyOf` with null replaced by what they stand for; outer keywords win."""
-    outer = dict(node)
-    inner: Mapping[str, Any] | None = None
-    if "$ref" in outer:
-        inner = definitions[outer.pop("$ref").rpartition("/")[2]]
-    elif "anyOf" in outer:
-        choices = [choice for choice in outer.pop("anyOf") if choice.get("type") != "null"]
-        if len(choices) != 1:
-            raise ValueError(f"a CRD has no unions of types: {choices}")
-        inner = choices[0]
-    if inner is None:
-        return outer
-    return _resolved({**inner, **outer}, definitions)
+        out["additionalProperties"] = _convert(node["additionalProperties"], references)
+    if properties := node.get("properties"):
+        required = node.get("required", [])
+        out |= {"required": required} if required else {}
+        out["properties"] = {}
+        for name, member in properties.items():
+            converted = out["properties"][name] = _convert(member, references)
+            if "properties" in converted and "default" not in member and name not in [*required, "status"]:
+                # Its defaults in full, since the API server tries its rules on the default as it stands here.
+                inner = converted["properties"].items()
+                converted["default"] = {key: value["default"] for key, value in inner if "default" in value}
+    return out
 
 
 def files() -> dict[str, str]:
@@ -209,26 +182,12 @@ def _as_template(definition: Mapping[str, Any]) -> str:
     if "{{" in text:
         raise ValueError("a text of the API contains '{{', which Helm would take for its own")
     name = f"  name: {definition['metadata']['name']}\n"
-    head = (
-        "  labels:\n"
-        '    {{- include "turbo.labels" . | nindent 4 }}\n'
-        "  {{- if .Values.crds.keep }}\n"
-        "  annotations:\n"
-        "    helm.sh/resource-policy: keep\n"
-        "  {{- end }}\n"
-    )
-    return "{{- if .Values.crds.install }}\n" + text.replace(name, name + head, 1) + "{{- end }}\n"
+    return "{{- if .Values.crds.install }}\n" + text.replace(name, name + _CHART_METADATA, 1) + "{{- end }}\n"
 
 
 def _yaml(document: Mapping[str, Any]) -> str:
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Without anchors: two equal texts are two texts."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  the signature is PyYAML's
-        return True
+    copy = json.loads(json.dumps(document))  # in which no two parts are one, so that there are no anchors
+    return yaml.safe_dump(copy, sort_keys=False, width=110, allow_unicode=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -241,21 +200,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, text in files().items():
         path = options.root / name
         present = path.read_text(encoding="utf-8") if path.exists() else ""
-        if present == text:
-            continue
-        if options.check:
+        if present != text and options.check:
             stale = True
-            difference = difflib.unified_diff(
-                present.splitlines(keepends=True), text.splitlines(keepends=True), name, f"{name} (generated)"
-            )
-            sys.stderr.writelines(difference)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {name}")
+            lines, generated = present.splitlines(keepends=True), text.splitlines(keepends=True)
+            sys.stderr.writelines(difflib.unified_diff(lines, generated, name, f"{name} (generated)"))
+        elif present != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote {name}")
     if stale:
         print("generated files are out of date: run `make generate` and commit", file=sys.stderr)
-    return 1 if stale else 0
+    return int(stale)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
-from turbo_operator.api.capture import Capture
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
-from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.requirements import (
     Accelerators,
     Cost,
@@ -20,26 +18,30 @@ from turbo_operator.api.requirements import (
     Targets,
     Workload,
 )
-from turbo_operator.api.rollout import Rollout
-from turbo_operator.api.scaling import Scaling, ScalingMode
-from turbo_operator.api.server import Server
+from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
-from turbo_operator.api.training import PromptsType
-from turbo_operator.api.validation import Duration, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.training import Capture
+from turbo_operator.api.validation import (
+    Duration,
+    Metadata,
+    ModelURI,
+    ObjectName,
+    Record,
+    Rule,
+    Text,
+    UpToAnHour,
+)
 
-
-class Metadata(Record):
-    """The part of an object's metadata that the operator reads."""
-
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
-
-    name: str
-    namespace: str = "default"
-    uid: str = ""
-    generation: int = 0
-    creation_timestamp: str | None = None
+_Revision = Annotated[
+    str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main")
+]
+_SERVED_NAME = "write a name of letters, digits, '-', '_', '.', ':' and '/'"
+_ServedName = Annotated[str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", _SERVED_NAME)]
+_IMAGE = "write an image, like registry.example/turbo-runtime:1.2.3"
+_Image = Annotated[str, Text(512, r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]*", _IMAGE)]
+_SERVICE_NAME = "[a-z]([-a-z0-9]*[a-z0-9])?"
 
 
 class TokenSecretRef(Record):
@@ -49,6 +51,26 @@ class TokenSecretRef(Record):
     """Name of the Secret, in the same namespace."""
     key: Annotated[str, Text(253)] = "token"
     """The key in it."""
+
+
+class ApiKeysSecretRef(Record):
+    """The key of a Secret that holds API keys, one a line, as name:key; the kubelet reads it, never the
+    operator, and brings a change to running pods.
+    """
+
+    name: ObjectName
+    """Name of the Secret, in the same namespace."""
+    key: Annotated[
+        str, Text(253, r"[-._a-zA-Z0-9]+", "write a key of the Secret: letters, digits, '-', '_' and '.'")
+    ] = "keys"
+    """The key in it."""
+
+
+class Server(Record):
+    """The server of the OpenAI API in every pod."""
+
+    api_keys_secret_ref: ApiKeysSecretRef | None = None
+    """API keys that requests must bear. Default: none are asked for."""
 
 
 class DType(StrEnum):
@@ -64,28 +86,13 @@ class Model(Record):
 
     uri: ModelURI
     """hf://ORGANISATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
-    revision: (
-        Annotated[
-            str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main")
-        ]
-        | None
-    ) = None
+    revision: _Revision | None = None
     """Commit, tag or branch of a model of the hub."""
     dtype: DType = DType.AUTO
     """What the model is computed in; Auto takes what the weights are stored in where the hardware can."""
     max_model_len: Annotated[int, Field(strict=True, ge=16, le=16_777_216)] | None = None
     """Longest prompt plus answer in tokens. Default: the model's own."""
-    name: (
-        Annotated[
-            str,
-            Text(
-                128,
-                r"[A-Za-z0-9][-A-Za-z0-9_.:/]*",
-                "write a name of letters, digits, '-', '_', '.', ':' and '/'",
-            ),
-        ]
-        | None
-    ) = None
+    name: _ServedName | None = None
     """Name of the model in the OpenAI API. Default: the name of the TurboDeployment."""
     token_secret_ref: TokenSecretRef | None = None
     """A Hugging Face token, for gated or private models."""
@@ -139,19 +146,9 @@ class Engine(Record):
 
     type: EngineType = EngineType.AUTO
     """Auto leaves it to the planner."""
-    image: (
-        Annotated[
-            str,
-            Text(
-                512,
-                r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]*",
-                "write an image, like registry.example/turbo-runtime:1.2.3",
-            ),
-        ]
-        | None
-    ) = None
+    image: _Image | None = None
     """Image of the engine. Default: the one that the operator was installed with."""
-    step_timeout: Duration | None = None
+    step_timeout: UpToAnHour | None = None
     """Longest time that a step may take before the engine counts as hung and its pod is restarted. Default:
     60s. Raise it if one step of 512 tokens can take that long, as with a large model on few cores.
     """
@@ -160,27 +157,17 @@ class Engine(Record):
         Rule(
             "!has(self.stepTimeout) || duration(self.stepTimeout) >= duration('1s')",
             "write at least 1s for stepTimeout",
-            lambda it: it.step_timeout is None or seconds(it.step_timeout) >= 1,
+            lambda it: it.step_timeout is None or it.step_timeout.seconds >= 1,
             "stepTimeout",
         ),
     )
-
-    @property
-    def step_timeout_seconds(self) -> float | None:
-        """The same in seconds."""
-        return None if self.step_timeout is None else seconds(self.step_timeout)
 
 
 class Drain(Record):
     """How a pod leaves."""
 
-    timeout: Duration = "120s"
+    timeout: UpToAnHour = Duration("120s")
     """Longest wait for running requests before a pod goes, at most 1h."""
-
-    @property
-    def timeout_seconds(self) -> float:
-        """The timeout in seconds."""
-        return seconds(self.timeout)
 
 
 class TurboDeploymentSpec(Record):
@@ -240,9 +227,7 @@ class TurboDeploymentSpec(Record):
             " || has(self.capture)",
             "write spec.capture, which keeps the prompts, or take those of a ConfigMap or a claim",
             lambda it: (
-                it.speculation.training is None
-                or it.speculation.training.prompts.type != PromptsType.CAPTURED
-                or it.capture is not None
+                not (training := it.speculation.training) or training.prompts.type != "Captured" or it.capture
             ),
             "speculation.training.prompts.type",
         ),
@@ -251,10 +236,10 @@ class TurboDeploymentSpec(Record):
             " || has(self.accelerators) && has(self.accelerators.maxTotal)",
             "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",
             lambda it: (
-                it.cost is None
+                not it.cost
                 or it.cost.objective == Objective.COST
                 or it.cost.max_per_hour is not None
-                or (it.accelerators is not None and it.accelerators.max_total is not None)
+                or (it.accelerators and it.accelerators.max_total is not None)
             ),
             "cost.objective",
         ),
@@ -286,10 +271,13 @@ class TurboDeployment(Record):
     rules = (
         Rule(
             f"self.metadata.name.size() <= {MAX_NAME_LENGTH}"
-            " && self.metadata.name.matches(r'^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            f" && self.metadata.name.matches(r'^{_SERVICE_NAME}$')",
             f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then "
             "lower-case letters, digits and '-', since a Service of that name is made",
-            lambda it: is_service_name(it.metadata.name),
+            lambda it: (
+                len(it.metadata.name) <= MAX_NAME_LENGTH
+                and re.fullmatch(_SERVICE_NAME, it.metadata.name) is not None
+            ),
         ),
     )
 
@@ -297,9 +285,3 @@ class TurboDeployment(Record):
     def served_name(self) -> str:
         """Name of the model in the OpenAI API."""
         return self.spec.model.name or self.metadata.name
-
-
-def is_service_name(name: str) -> bool:
-    """Whether a TurboDeployment may have this name."""
-    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    return 0 < len(name) <= MAX_NAME_LENGTH and set(name) <= allowed and name[0].isalpha() and name[-1] != "-"

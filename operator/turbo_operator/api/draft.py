@@ -6,28 +6,16 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
+from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, TURBODRAFT
-from turbo_operator.api.validation import Amount, ObjectName, Record, Text
+from turbo_operator.api.validation import Metadata, ObjectName, Record, Text, amount
 
 _Digest = Annotated[
     str,
     Text(71, r"sha256:[0-9a-f]{64}", "write the digest that `turbo drafts show` tells, like sha256:4f5..."),
 ]
-_Ratio = Annotated[Decimal, Amount('write a number as a string, like "2.35"', positive=False)]
-
-
-class Metadata(Record):
-    """The part of an object's metadata that the operator reads."""
-
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
-
-    name: str
-    namespace: str = "default"
-    uid: str = ""
-    creation_timestamp: str | None = None
+_Ratio = Annotated[Decimal, amount('write a number as a string, like "2.35"', positive=False)]
 
 
 class DraftMethod(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -41,21 +42,6 @@ _REMEDIES = {
 _R = TypeVar("_R", bound=Record)
 
 
-def parse(document: object) -> TurboDeployment:
-    """A TurboDeployment from its JSON form; InvalidObject names each wrong field and what to write."""
-    return _parse(TurboDeployment, document)
-
-
-def parse_accelerator(document: object) -> TurboAccelerator:
-    """A TurboAccelerator from its JSON form; InvalidObject names each wrong field and what to write."""
-    return _parse(TurboAccelerator, document)
-
-
-def parse_draft(document: object) -> TurboDraft:
-    """A TurboDraft from its JSON form; InvalidObject names each wrong field and what to write."""
-    return _parse(TurboDraft, document)
-
-
 def _parse(kind: type[_R], document: object) -> _R:
     if not isinstance(document, Mapping):
         raise InvalidObject([f"expected an object of kind {kind.__name__}, got {type(document).__name__}"])
@@ -73,3 +59,9 @@ def _sentence(problem: ErrorDetails) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
     message = _REMEDIES[problem["type"]].format_map(about) if problem["type"] in _REMEDIES else problem["msg"]
     return f"{path}: {message}" if path else message
+
+
+# A record of the kind from its JSON form; InvalidObject names each wrong field and what to write.
+parse = functools.partial(_parse, TurboDeployment)
+parse_accelerator = functools.partial(_parse, TurboAccelerator)
+parse_draft = functools.partial(_parse, TurboDraft)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from turbo_operator.api.constants import CapacityType
-from turbo_operator.api.validation import Amount, Duration, ObjectName, Record, Rule, seconds
+from turbo_operator.api.validation import Duration, ObjectName, Record, Rule, UpToAnHour, amount
 
 # Of a workload that does not say: shown as assumed.
 DEFAULT_INPUT_TOKENS = 512
@@ -17,7 +17,10 @@ DEFAULT_OUTPUT_TOKENS = 256
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
 Degree = Annotated[int, Field(strict=True, ge=1, le=64)]
-Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "4" or "0.25"', positive=True)]
+Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "4" or "0.25"')]
+_HOURLY = 'write US dollars per hour above 0 as a string, like "24.00"'
+_Hourly = Annotated[Decimal, amount(_HOURLY)]
+_Dollars = Annotated[Decimal, amount('write US dollars above 0 as a string, like "0.60"')]
 
 
 class Lengths(Record):
@@ -64,7 +67,7 @@ class Workload(Record):
 class Latency(Record):
     """A bound on a time, and of how many requests it holds."""
 
-    max: Duration
+    max: UpToAnHour
     """The longest time, like 25ms."""
     percentile: Literal[50, 90, 95, 99] = 95
     """Share of requests in per cent that keep it: 50, 90, 95 or 99."""
@@ -73,15 +76,10 @@ class Latency(Record):
         Rule(
             "duration(self.max) > duration('0s')",
             "write a time above 0, like 25ms",
-            lambda it: seconds(it.max) > 0,
+            lambda it: it.max.seconds > 0,
             "max",
         ),
     )
-
-    @property
-    def max_seconds(self) -> float:
-        """The bound in seconds."""
-        return seconds(self.max)
 
 
 class Targets(Record):
@@ -107,19 +105,14 @@ class Accelerators(Record):
     """Accelerators of one replica at most."""
     max_total: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
     """Accelerators of all replicas together at most."""
-    pending_timeout: Duration = "10m"
+    pending_timeout: UpToAnHour = Duration("10m")
     """How long a pod may wait for an accelerator before the next best class is planned."""
-
-    @property
-    def pending_timeout_seconds(self) -> float:
-        """The timeout in seconds."""
-        return seconds(self.pending_timeout)
 
     rules = (
         Rule(
             "duration(self.pendingTimeout) >= duration('1s')",
             "write at least 1s",
-            lambda it: it.pending_timeout_seconds >= 1,
+            lambda it: it.pending_timeout.seconds >= 1,
             "pendingTimeout",
         ),
         Rule(
@@ -169,16 +162,9 @@ class Objective(StrEnum):
 class Cost(Record):
     """What it may cost."""
 
-    max_per_hour: (
-        Annotated[
-            Decimal, Amount('write US dollars per hour above 0 as a string, like "24.00"', positive=True)
-        ]
-        | None
-    ) = None
+    max_per_hour: _Hourly | None = None
     """Hard ceiling of all replicas together, in US dollars per hour: a plan above it is not run."""
-    max_per_million_tokens: (
-        Annotated[Decimal, Amount('write US dollars above 0 as a string, like "0.60"', positive=True)] | None
-    ) = None
+    max_per_million_tokens: _Dollars | None = None
     """Hard ceiling of a million output tokens at the planned load, in US dollars."""
     currency: Literal["USD"] = "USD"
     """US dollars."""
@@ -190,7 +176,7 @@ class PlanPolicy(Record):
     """When a plan that runs gives way to another."""
 
     min_saving_fraction: Annotated[
-        Decimal, Amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
+        Decimal, amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
     ] = Decimal("0.10")
     """The running plan stays while it is feasible and the best one saves less than this share of its cost."""
 

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.training import Training
-from turbo_operator.api.validation import ObjectName, Record, Rule, Text
+from turbo_operator.api.validation import KEYED_BY_NAME, ModelURI, ObjectName, Record, Rule, Text
 
 
 class Mode(StrEnum):
@@ -91,13 +90,9 @@ class Speculation(Record):
     """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
     training: Training | None = None
     """Drafts that the operator has trained. Default: none are."""
-    named_drafts: (
-        Annotated[
-            tuple[NamedDraft, ...],
-            Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
-        ]
-        | None
-    ) = None
+    named_drafts: Annotated[
+        tuple[NamedDraft, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)
+    ] = None
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
     """The small model of method DraftModel."""
@@ -117,10 +112,7 @@ class Speculation(Record):
         Rule(
             "self.mode != 'Disabled' || !has(self.draftRef) && !has(self.draftModel) && !has(self.training)",
             "leave draftRef, draftModel and training out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: (
-                it.mode != Mode.DISABLED
-                or (it.draft_ref is None and it.draft_model is None and it.training is None)
-            ),
+            lambda it: it.mode != Mode.DISABLED or not (it.draft_ref or it.draft_model or it.training),
             "mode",
         ),
         Rule(
@@ -140,8 +132,7 @@ class Speculation(Record):
             "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
             "other method",
             lambda it: (
-                it.draft_ref is None
-                or (it.draft_model is None and it.method in (Method.AUTO, Method.TURBO_HEADS, Method.EAGLE3))
+                not it.draft_ref or (not it.draft_model and it.method in ("Auto", "TurboHeads", "EAGLE3"))
             ),
             "draftRef",
         ),
@@ -151,12 +142,8 @@ class Speculation(Record):
             "leave training out, or write method: Auto without draftRef and draftModel: what is trained are "
             "TurboHeads, taken into use by the operator",
             lambda it: (
-                it.training is None
-                or (
-                    it.draft_ref is None
-                    and it.draft_model is None
-                    and it.method in (Method.AUTO, Method.TURBO_HEADS)
-                )
+                not it.training
+                or (not (it.draft_ref or it.draft_model) and it.method in ("Auto", "TurboHeads"))
             ),
             "training",
         ),
@@ -176,10 +163,7 @@ class Speculation(Record):
         Rule(
             "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
             "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
-            lambda it: (
-                it.placement not in (DraftPlacement.SEPARATE, DraftPlacement.CPU)
-                or it.draft_model is not None
-            ),
+            lambda it: it.placement not in ("Separate", "CPU") or it.draft_model is not None,
             "placement",
         ),
     )

@@ -13,6 +13,7 @@ _Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE = 2048
 MAX_TURNED_DOWN = 5
 _Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
+_Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 _Count = Annotated[int, Field(ge=0)]
 _Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 
@@ -34,7 +35,7 @@ class Condition(StatusRecord):
     """Why, in one word."""
     message: Annotated[str, Field(max_length=32768)]
     """Why, in a sentence."""
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    last_transition_time: _Time
     """When status last changed (RFC 3339, UTC)."""
     observed_generation: _Count = 0
     """The generation of the spec that this speaks of."""
@@ -173,7 +174,7 @@ class RolloutStatus(StatusRecord):
     again without a gap, the rollout may go above it on the way. Absent where it was not."""
     available_replicas: _Count = 0
     """The most of its replicas that were available at once."""
-    last_progress_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    last_progress_time: _Time | None = None
     """When one more became available, or a node took its first pod (RFC 3339, UTC); absent until then."""
     reason: _Name | None = None
     """RolledBack once it made no progress for spec.rollout.progressDeadline; where no plan served before it
@@ -198,7 +199,7 @@ class Calibrated(StatusRecord):
     """Of reading a prompt, from what pods measured at their start."""
     online: _Factor
     """On both, from how long requests took under load."""
-    until: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    until: _Time | None = None
     """When online is 1 again unless it is heard once more (RFC 3339, UTC); absent while it is 1."""
 
 
@@ -218,7 +219,7 @@ class ObservedMetrics(StatusRecord):
 class ScaleEvent(StatusRecord):
     """One change of the number of replicas."""
 
-    time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    time: _Time
     """When it was seen (RFC 3339, UTC)."""
     before: Annotated[int, Field(ge=0, alias="from")]
     """Replicas before it."""
@@ -233,7 +234,7 @@ class UnavailableAccelerator(StatusRecord):
 
     accelerator: _Name
     """Its name."""
-    expiration_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    expiration_time: _Time
     """Until then nothing is planned on it but what its nodes have free (RFC 3339, UTC)."""
 
 
@@ -269,25 +270,25 @@ class TrainingStatus(StatusRecord):
     """The TurboAccelerator it runs on."""
     excluded_accelerators: Annotated[tuple[_Name, ...], Field(max_length=32)] = ()
     """TurboAccelerators that its pod has waited for in vain, until one has run."""
-    start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    start_time: _Time | None = None
     """When its first pod began to run (RFC 3339, UTC); absent until then."""
     cost_per_hour: _Name | None = None
     """Of that, in US dollars; absent where the price is not known."""
     cost: _Name | None = None
     """US dollars of the time that its pods ran; counted now and then."""
-    last_cost_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    last_cost_time: _Time | None = None
     """Since when the pod that runs is not counted in spent yet (RFC 3339, UTC)."""
     progress: _Name | None = None
     """The stage and how much of it is done, in steps of a tenth, like answers 40 %."""
     estimated_remaining: _Name | None = None
     """About how long the stage will take yet, like 5m."""
-    below_threshold_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    below_threshold_time: _Time | None = None
     """Since when the measured gain is below trigger.speedupBelow (RFC 3339, UTC)."""
     result: _Name | None = None
     """How it ended: Trained, BudgetExceeded or TrainingFailed; absent until then."""
     message: _Sentence | None = None
     """Why it ended badly."""
-    completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    completion_time: _Time | None = None
     """When it ended (RFC 3339, UTC)."""
 
 
@@ -298,7 +299,7 @@ class RejectedDraft(DraftStatus):
     """Why, in one word."""
     message: _Sentence
     """Why, in a sentence."""
-    time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    time: _Time
     """When (RFC 3339, UTC)."""
 
 

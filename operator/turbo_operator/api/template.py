@@ -3,63 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field
 
-from turbo_operator.api.validation import (
-    CEL_RULES,
-    LabelValue,
-    ObjectName,
-    Quantity,
-    Record,
-    Rule,
-    Text,
-    refusal,
-)
+from turbo_operator.api.validation import KEYED_BY_NAME, LabelValue, ObjectName, Quantity, Record, Rule, Text
 
-OWN_PREFIXES = ("serving.turbo.dev/", "app.kubernetes.io/")
-
-NodeSelector = Annotated[Mapping[str, LabelValue], Field(max_length=32)]
-"""Labels that a node must have."""
+Labels = Annotated[Mapping[str, LabelValue], Field(max_length=32)]
 
 
-@dataclass(frozen=True)
-class OwnKeys:
-    """Annotation of a map of labels or annotations that leaves the operator's own prefixes alone."""
+def _foreign(what: str, *prefixes: str) -> Rule:
+    """A rule on labels or annotations: the operator's own prefixes are left alone."""
+    free = " && ".join(f"!key.startsWith('{prefix}')" for prefix in prefixes)
+    return Rule(
+        f"self.all(key, {free})",
+        f"choose {what} without the prefix {' or '.join(prefixes)}: it is the operator's",
+        lambda entries: not any(key.startswith(prefixes) for key in entries),
+    )
 
-    what: str
-    own_prefixes: tuple[str, ...]
-    max_length: int  # of a value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(entries: Mapping[str, str]) -> Mapping[str, str]:
-            if any(key.startswith(self.own_prefixes) for key in entries):
-                raise refusal(self._message)
-            return entries
-
-        value = core_schema.str_schema(strict=True, max_length=self.max_length)
-        entries = core_schema.dict_schema(core_schema.str_schema(strict=True), value, max_length=32)
-        return core_schema.no_info_after_validator_function(check, entries)
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        free = " && ".join(f"!key.startsWith('{prefix}')" for prefix in self.own_prefixes)
-        return {
-            "type": "object",
-            "maxProperties": 32,
-            "additionalProperties": {"type": "string", "maxLength": self.max_length},
-            CEL_RULES: [{"rule": f"self.all(key, {free})", "message": self._message}],
-        }
-
-    @property
-    def _message(self) -> str:
-        return f"choose {self.what} without the prefix {' or '.join(self.own_prefixes)}: it is the operator's"
+_Labels = Annotated[Labels, _foreign("labels", "serving.turbo.dev/", "app.kubernetes.io/")]
+_Annotations = Annotated[
+    Mapping[str, Annotated[str, Field(strict=True, max_length=4096)]],
+    Field(max_length=32),
+    _foreign("annotations", "serving.turbo.dev/"),
+]
 
 
 class TolerationOperator(StrEnum):
@@ -148,30 +117,15 @@ class EnvVar(Record):
     )
 
 
-def _only_plain_resources(amounts: Mapping[str, str]) -> Mapping[str, str]:
-    if not amounts.keys() <= {"cpu", "memory", "ephemeral-storage"}:
-        raise refusal(_RESOURCES_MESSAGE)
-    return amounts
-
-
-_RESOURCES_MESSAGE = (
-    "write only cpu, memory and ephemeral-storage: accelerators come from the plan, "
-    "choose them with spec.accelerators.allowed"
-)
 Amounts = Annotated[
     Mapping[str, Quantity],
-    Field(
-        max_length=8,
-        json_schema_extra={
-            CEL_RULES: [
-                {
-                    "rule": "self.all(key, key in ['cpu', 'memory', 'ephemeral-storage'])",
-                    "message": _RESOURCES_MESSAGE,
-                }
-            ]
-        },
+    Field(max_length=8),
+    Rule(
+        "self.all(key, key in ['cpu', 'memory', 'ephemeral-storage'])",
+        "write only cpu, memory and ephemeral-storage: accelerators come from the plan, "
+        "choose them with spec.accelerators.allowed",
+        lambda amounts: amounts.keys() <= {"cpu", "memory", "ephemeral-storage"},
     ),
-    AfterValidator(_only_plain_resources),
 ]
 
 
@@ -194,33 +148,23 @@ class LocalRef(Record):
 class Template(Record):
     """A small overlay on the serving pods; what is left out, the plan decides."""
 
-    labels: Annotated[Mapping[str, str], OwnKeys("labels", OWN_PREFIXES, 63)] | None = None
+    labels: _Labels | None = None
     """Further labels of the pods, for cost accounting."""
-    annotations: Annotated[Mapping[str, str], OwnKeys("annotations", OWN_PREFIXES[:1], 4096)] | None = None
+    annotations: _Annotations | None = None
     """Further annotations of the pods."""
-    node_selector: NodeSelector | None = None
+    node_selector: Labels | None = None
     """Labels that nodes must have, besides those of the accelerator."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints tolerated, besides those of the accelerator."""
     resources: Resources | None = None
     """CPU, memory and scratch space of the engine's container."""
-    env: (
-        Annotated[
-            tuple[EnvVar, ...],
-            Field(max_length=32, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
-        ]
-        | None
-    ) = None
+    env: Annotated[tuple[EnvVar, ...] | None, Field(max_length=32, json_schema_extra=KEYED_BY_NAME)] = None
     """Environment variables of the engine's container."""
     service_account_name: ObjectName | None = None
     """Service account of the pods; its token is not mounted."""
-    image_pull_secrets: (
-        Annotated[
-            tuple[LocalRef, ...],
-            Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
-        ]
-        | None
-    ) = None
+    image_pull_secrets: Annotated[
+        tuple[LocalRef, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)
+    ] = None
     """Secrets that hold registry credentials."""
     priority_class_name: ObjectName | None = None
     """Priority class of the pods."""

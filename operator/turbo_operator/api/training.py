@@ -1,21 +1,78 @@
-"""Training of drafts: the part of a TurboDeployment about drafts that the operator has made."""
+"""Keeping prompts, and training drafts on them: what a TurboDeployment says of drafts of its own."""
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from turbo_operator.api.validation import Amount, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.validation import Duration, ObjectName, Quantity, Record, Rule, Text, amount, refusal
 
 _PATH = Text(
     512,
     r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
     "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'",
 )
-_HOURS = 8760
+
+
+def _is_pattern(text: str) -> str:
+    """What the API server cannot try, the operator does before a pod would."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise refusal(f"write a regular expression: {error}") from error
+    return text
+
+
+class CaptureClaim(Record):
+    """A PersistentVolumeClaim that pods may write to."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace; with several replicas one that several nodes may mount."""
+
+
+class Capture(Record):
+    """Prompts of this deployment's own traffic, kept for drafts to learn from. A request refuses by the
+    header X-Turbo-Capture: off.
+    """
+
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True keeps no further prompt, and leaves what is kept."""
+    persistent_volume_claim: CaptureClaim
+    """Where prompts are kept, in a folder of the deployment's name."""
+    sample_fraction: Annotated[
+        Decimal, amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
+    ] = Decimal(1)
+    """Share of the requests that is kept."""
+    max_size: Quantity = "1Gi"
+    """Of the folder; the oldest prompts go first."""
+    max_age: Annotated[
+        Duration,
+        Text(16, r"\d{1,4}h", "write hours, like 720h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
+            " && duration(self) > duration('0s')",
+            "write hours, like 720h, at least 1h and at most 8760h",
+            lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
+        ),
+    ] = Duration("720h")
+    """Of a prompt."""
+    redact: Annotated[
+        list[Annotated[str, Text(512), AfterValidator(_is_pattern)]] | None, Field(max_length=32)
+    ] = None
+    """Regular expressions; what they match is taken out of prompts before they are written."""
+
+    rules = (
+        Rule(
+            "double(self.sampleFraction) <= 1.0",
+            'write a fraction from "0" to "1" as a string, like "0.10"',
+            lambda it: it.sample_fraction <= 1,
+            "sampleFraction",
+        ),
+    )
 
 
 class DraftsClaim(Record):
@@ -67,15 +124,13 @@ class Prompts(Record):
         Rule(
             "has(self.configMap) == (self.type == 'ConfigMap')",
             "write configMap with the type ConfigMap, and with no other",
-            lambda it: (it.config_map is not None) == (it.type == PromptsType.CONFIG_MAP),
+            lambda it: bool(it.config_map) == (it.type == PromptsType.CONFIG_MAP),
             "configMap",
         ),
         Rule(
             "has(self.persistentVolumeClaim) == (self.type == 'PersistentVolumeClaim')",
             "write persistentVolumeClaim with the type PersistentVolumeClaim, and with no other",
-            lambda it: (
-                (it.persistent_volume_claim is not None) == (it.type == PromptsType.PERSISTENT_VOLUME_CLAIM)
-            ),
+            lambda it: bool(it.persistent_volume_claim) == (it.type == PromptsType.PERSISTENT_VOLUME_CLAIM),
             "persistentVolumeClaim",
         ),
     )
@@ -84,36 +139,23 @@ class Prompts(Record):
 class Trigger(Record):
     """When a draft is trained again."""
 
-    speedup_below: (
-        Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
-    ) = None
+    speedup_below: Annotated[Decimal, amount('write a number above 0 as a string, like "1.30"')] | None = None
     """Train again once the measured gain of what serves has stayed below this for the window; not while a
     draft is yet to be tried. Default: a draft is trained once for each model."""
     window: Annotated[
-        str,
-        Text(
-            16,
-            r"\d{1,6}(s|m|h)",
-            "write seconds, minutes or hours, like 24h, at most 8760h",
-            (
-                Rule(
-                    r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
-                    " && duration(self) >= duration('1s')",
-                    "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
-                    lambda value: 1 <= seconds(value) <= _HOURS * 3600,
-                ),
-            ),
+        Duration,
+        Text(16, r"\d{1,6}(s|m|h)", "write seconds, minutes or hours, like 24h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
+            " && duration(self) >= duration('1s')",
+            "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
+            lambda duration: 1 <= duration.seconds <= 8760 * 3600,
         ),
-    ] = "24h"
+    ] = Duration("24h")
     """How long the gain must stay below; also how long after a failed training on captured prompts the next
     one waits."""
     min_prompts: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
     """Of captured prompts: how many pods must have kept before the first training."""
-
-    @property
-    def window_seconds(self) -> float:
-        """The window in seconds."""
-        return seconds(self.window)
 
 
 class Training(Record):
@@ -130,17 +172,10 @@ class Training(Record):
     """When a draft is trained again."""
     accelerator_name: ObjectName | None = None
     """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
-    max_cost: (
-        Annotated[Decimal, Amount('write US dollars as a string, like "5.00"', positive=True)] | None
-    ) = None
+    max_cost: Annotated[Decimal, amount('write US dollars as a string, like "5.00"')] | None = None
     """US dollars of one training at most, also of one that runs. Default: no bound."""
     domain: Annotated[str, Text(253)] | None = None
     """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,
     that name none. Default: the deployment's name."""
     max_output_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
     """Tokens of an answer at most."""
-
-    @property
-    def claim_name(self) -> str:
-        """Name of the claim that drafts are kept on."""
-        return self.persistent_volume_claim.claim_name

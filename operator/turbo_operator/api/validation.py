@@ -10,29 +10,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
-    WithJsonSchema,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 CEL_RULES = "x-kubernetes-validations"
 
+_T = TypeVar("_T")
+
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
 _AMOUNT = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([numkMGTPE]|[KMGTPE]i)?", re.ASCII)
+_QUANTITY = re.compile(r"\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?", re.ASCII)
 _UNITS: dict[str | None, Decimal] = {
     None: Decimal(1),
     "n": Decimal("1e-9"),
@@ -44,42 +44,73 @@ _UNITS: dict[str | None, Decimal] = {
 }
 
 
-def seconds(duration: str) -> float:
-    """A duration such as `90s` or `1m30s` in seconds; ValueError when it is none."""
-    parts = _DURATION_PART.findall(duration)
-    if not parts or "".join(number + unit for number, unit in parts) != duration:
-        raise ValueError(f"{duration!r} is no duration: write it like 90s, 1m30s or 250ms")
-    return float(sum(Decimal(number) * _SECONDS[unit] for number, unit in parts))
-
-
 def quantity(text: str) -> Decimal:
     """A Kubernetes quantity (`4`, `400m`, `1.5Gi`) as a number; ValueError when it is none."""
     found = _QUANTITY.fullmatch(text)
     if found is None:
         raise ValueError(f"{text!r} is no quantity: write it like 4, 400m or 1.5Gi")
-    return Decimal(found[1]) * _UNITS[found[2]]
+    return Decimal(text.removesuffix(found[2] or "")) * _UNITS[found[2]]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """A condition on an object or a value: `cel` and `holds` say the same; `field` is where it goes wrong."""
+class Duration(str):
+    """A duration as it was written, like `1m30s`."""
 
-    cel: str
-    message: str
-    holds: Callable[[Any], bool]
-    field: str | None = None  # camelCase name below the object
+    __slots__ = ()
 
-    def as_schema(self) -> dict[str, str]:
-        """The entry of `x-kubernetes-validations`."""
-        entry = {"rule": self.cel, "message": self.message}
-        if self.field:
-            entry["fieldPath"] = f".{self.field}"
-        return entry
+    @property
+    def seconds(self) -> float:
+        """The same in seconds; ValueError when it is none."""
+        parts = _DURATION_PART.findall(self)
+        if not parts or "".join(number + unit for number, unit in parts) != self:
+            raise ValueError(f"{str(self)!r} is no duration: write it like 90s, 1m30s or 250ms")
+        return float(sum(Decimal(number) * _SECONDS[unit] for number, unit in parts))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
+def rfc3339(epoch: float) -> str:
+    """Seconds since the epoch as Kubernetes writes them, like 2026-01-19T08:30:00Z; fractions are dropped."""
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def epoch(stamp: str) -> float:
+    """Such a text, or one with a fraction, in seconds since the epoch; ValueError when it is none."""
+    return datetime.fromisoformat(stamp).timestamp()
 
 
 def refusal(message: str, field: str | None = None) -> PydanticCustomError:
     """The error of a broken rule while an object is parsed; `field` lies below the place it is raised at."""
     return PydanticCustomError("rule", "{message}", {"message": message, "field": field})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on an object, or as an annotation on a value: `cel` and `holds` say the same."""
+
+    cel: str
+    message: str
+    holds: Callable[[Any], bool]
+    field: str | None = None  # camelCase name below the object, where it goes wrong
+
+    def check(self, value: _T) -> _T:
+        """Return what keeps the rule, and refuse what breaks it."""
+        if not self.holds(value):
+            raise refusal(self.message, self.field)
+        return value
+
+    def as_schema(self) -> dict[str, str]:
+        """The entry of `x-kubernetes-validations`."""
+        entry = {"rule": self.cel, "message": self.message}
+        return entry | ({"fieldPath": f".{self.field}"} if self.field else {})
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        json_schema = handler(core)
+        return {**json_schema, CEL_RULES: [*json_schema.get(CEL_RULES, ()), self.as_schema()]}
 
 
 class Record(BaseModel):
@@ -97,14 +128,13 @@ class Record(BaseModel):
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         for rule in self.rules:
-            if not rule.holds(self):
-                raise refusal(rule.message, rule.field)
+            rule.check(self)
         return self
 
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
-    ) -> JsonSchemaValue:
+    ) -> dict[str, Any]:
         reference = handler(core_schema)
         if cls.rules:
             handler.resolve_ref_schema(reference)[CEL_RULES] = [rule.as_schema() for rule in cls.rules]
@@ -115,9 +145,21 @@ class Record(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+class Metadata(Record):
+    """The part of an object's metadata that the operator reads."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    creation_timestamp: str | None = None
+
+
 @dataclass(frozen=True)
 class Text:
-    """Annotation of a string of 1 to `max_length` characters that matches `pattern` and keeps further rules.
+    """Annotation of a string of 1 to `max_length` characters that matches `pattern`.
 
     The pattern goes into CEL and not into the schema's `pattern`, whose refusals quote a regular expression
     and nothing else.
@@ -126,111 +168,100 @@ class Text:
     max_length: int
     pattern: str | None = None
     message: str = ""
-    further: tuple[Rule, ...] = ()
 
-    @property
-    def _rules(self) -> tuple[Rule, ...]:
+    def __get_pydantic_core_schema__(self, source: type[str], handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
         if self.pattern is None:
-            return self.further
+            return text
         whole = re.compile(self.pattern, re.ASCII)  # as RE2 reads \d and \s
-        matches = Rule(
-            f"self.matches(r'^(?:{self.pattern})$')", self.message, lambda value: bool(whole.fullmatch(value))
-        )
-        return (matches, *self.further)
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        rules = self._rules
-
-        def check(value: str) -> str:
-            for rule in rules:
-                if not rule.holds(value):
-                    raise refusal(rule.message)
+        def only_text(value: object) -> object:
+            """What the pattern's message says is of more help than that a number is no string."""
+            if not isinstance(value, str):
+                raise refusal(self.message)
             return value
 
-        string = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
-        checked = core_schema.no_info_after_validator_function(check, string)
-        return core_schema.no_info_before_validator_function(self._only_text, checked)
+        def read(value: str) -> str:
+            if whole.fullmatch(value) is None:
+                raise refusal(self.message)
+            return source(value)
 
-    def _only_text(self, value: object) -> object:
-        """What the pattern's message says is of more help than that a number is no string."""
-        if self.message and not isinstance(value, str):
-            raise refusal(self.message)
-        return value
+        matching = core_schema.no_info_after_validator_function(read, text)
+        return core_schema.no_info_before_validator_function(only_text, matching)
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        json_schema: JsonSchemaValue = {"type": "string", "minLength": 1, "maxLength": self.max_length}
-        if self._rules:
-            json_schema[CEL_RULES] = [rule.as_schema() for rule in self._rules]
-        return json_schema
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        json_schema: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": self.max_length}
+        rule = {"rule": f"self.matches(r'^(?:{self.pattern})$')", "message": self.message}
+        return json_schema | ({CEL_RULES: [rule]} if self.pattern is not None else {})
 
 
-@dataclass(frozen=True)
-class Amount:
-    """Annotation of a `Decimal` written as a string such as "24.00": YAML's floats would lose cents."""
+@dataclass(frozen=True, eq=False)
+class Number:
+    """Annotation of a number that is read from text: YAML's floats would lose cents."""
 
-    message: str
-    positive: bool
+    read: Callable[[object], object]
+    schema: dict[str, Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def read(value: object) -> Decimal:
-            if isinstance(value, Decimal):
-                return value
-            if (
-                not isinstance(value, str)
-                or _AMOUNT.fullmatch(value) is None
-                or (self.positive and not Decimal(value))
-            ):
-                raise refusal(self.message)
-            return Decimal(value)
+        text = core_schema.to_string_ser_schema(when_used="json")
+        return core_schema.no_info_plain_validator_function(self.read, serialization=text)
 
-        return core_schema.no_info_plain_validator_function(
-            read, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        cel = f"self.matches(r'^{_AMOUNT.pattern}$')" + (" && double(self) > 0.0" if self.positive else "")
-        return {"type": "string", "maxLength": 16, CEL_RULES: [{"rule": cel, "message": self.message}]}
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return dict(self.schema)
 
 
-def _read_quantity(value: object) -> str:
-    written = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    try:
-        if isinstance(written, str) and quantity(written) > 0:
-            return written
-    except ValueError:
-        pass  # refused below, in the words that the API server uses
-    raise refusal(QUANTITY_MESSAGE)
+def amount(
+    message: str,
+    *,
+    positive: bool = True,
+    whole: bool = False,
+    pattern: re.Pattern[str] = _AMOUNT,
+    above_zero: str = "double({}) > 0.0",
+    max_length: int = 16,
+    keep: Callable[[str], object] = Decimal,
+) -> Number:
+    """A number written as a string such as "24.00", or if `whole` as an integer, kept as `keep` makes it."""
+
+    def read(value: object) -> object:
+        if isinstance(value, Decimal):
+            return value
+        if isinstance(value, str):
+            fits = pattern.fullmatch(value) is not None and (quantity(value) > 0 or not positive)
+        else:
+            fits = whole and isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not fits:
+            raise refusal(message)
+        return keep(str(value))
+
+    text = "string(self)" if whole else "self"
+    cel = f"{text}.matches(r'^{pattern.pattern}$')" + (f" && {above_zero.format(text)}" if positive else "")
+    rule = {"rule": f"type(self) == int ? self > 0 : ({cel})" if whole else cel, "message": message}
+    kind: dict[str, Any] = {"x-kubernetes-int-or-string": True} if whole else {"type": "string"}
+    return Number(read, {**kind, "maxLength": max_length, CEL_RULES: [rule]})
 
 
-QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
-_QUANTITY_SCHEMA = {
-    "x-kubernetes-int-or-string": True,
-    "maxLength": 32,
-    CEL_RULES: [
-        {
-            "rule": r"type(self) == int ? self > 0 :"
-            r" (string(self).matches(r'^\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?$')"
-            " && quantity(string(self)).isGreaterThan(quantity('0')))",
-            "message": QUANTITY_MESSAGE,
-        }
-    ],
-}
-Quantity = Annotated[str, BeforeValidator(_read_quantity), WithJsonSchema(_QUANTITY_SCHEMA)]
+_ABOVE_ZERO = "quantity({}).isGreaterThan(quantity('0'))"
+_QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
+Quantity = Annotated[
+    str,
+    amount(_QUANTITY_MESSAGE, whole=True, pattern=_QUANTITY, above_zero=_ABOVE_ZERO, max_length=32, keep=str),
+]
 """A Kubernetes quantity above 0 as it was written; `quantity` gives its value."""
+MemoryGiB = Annotated[
+    Decimal, amount('write GiB above 0, whole or as a string, like 80 or "22.5"', whole=True)
+]
 
 _DURATION = r"(\d{1,6}(\.\d{1,3})?(ms|s|m|h))+"
-_AN_HOUR = Rule(
-    # The API server evaluates every rule, so this one must not trip over what the pattern refuses.
-    f"!self.matches(r'^{_DURATION}$') || duration(self) <= duration('1h')",
-    "write at most 1h",
-    lambda value: seconds(value) <= 3600,
-)
-Duration = Annotated[str, Text(32, _DURATION, "write a duration like 120s, 2m or 25ms", (_AN_HOUR,))]
-"""A duration of at most an hour as it was written; `seconds` gives its value."""
+UpToAnHour = Annotated[
+    Duration,
+    Text(32, _DURATION, "write a duration like 120s, 2m or 25ms"),
+    Rule(
+        # The API server evaluates every rule, so this one must not trip over what the pattern refuses.
+        f"!self.matches(r'^{_DURATION}$') || duration(self) <= duration('1h')",
+        "write at most 1h",
+        lambda duration: duration.seconds <= 3600,
+    ),
+]
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 ObjectName = Annotated[
@@ -242,5 +273,25 @@ ObjectName = Annotated[
     ),
 ]
 """The name of another object."""
+KEYED_BY_NAME = {"x-kubernetes-list-map-keys": ["name"]}
+"""Of a list whose items are told apart by their names."""
 LabelValue = Annotated[str, StringConstraints(strict=True, max_length=63)]
 """The value of a label or node selector; may be empty."""
+
+_HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]{0,95}/[A-Za-z0-9][-A-Za-z0-9_.]{0,95}"
+_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[^/\s]+)*/?"
+ModelURI = Annotated[
+    str,
+    Text(
+        1024,
+        f"{_HUB}|{_CLAIM}",
+        "write hf://ORGANISATION/NAME for a model of the Hugging Face hub (its commit in revision), or "
+        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim",
+    ),
+    Rule(
+        "!self.split('/').exists(part, part == '..')",
+        "write the path below the claim without '..'",
+        lambda uri: ".." not in uri.split("/"),
+    ),
+]
+"""Where a model lies."""

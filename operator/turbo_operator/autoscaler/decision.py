@@ -19,8 +19,7 @@ MIN_EVENTS_KEPT = 5  # for the status, however old
 class Recommendation:
     """Equal results in a row: at least `low` replicas are needed, at most `high` are of use."""
 
-    since: float  # epoch seconds of the first of them
-    until: float  # and of the last
+    until: float  # epoch seconds of the last of them
     low: int
     high: int
 
@@ -65,7 +64,7 @@ class History:
             high = max(high, present)
         elif (known[-1].low, known[-1].high) == (low, high):
             return replace(self, recommendations=(*known[:-1], replace(known[-1], until=now)))
-        return replace(self, recommendations=(*known, Recommendation(now, now, low, high)))
+        return replace(self, recommendations=(*known, Recommendation(now, low, high)))
 
     def within(self, window: float, now: float) -> tuple[Recommendation, ...]:
         """Return the recommendations of the last `window` seconds, the latest one always."""
@@ -84,8 +83,3 @@ class ScalingDecision:
     reason: ScalingReason
     detail: str
     history: History
-
-
-def count_replicas(replicas: int) -> str:
-    """Format a number of replicas."""
-    return "1 replica" if replicas == 1 else f"{replicas} replicas"

@@ -7,15 +7,10 @@ from decimal import Decimal
 from importlib import resources
 from typing import Any
 
-from turbo_operator.api import (
-    API_VERSION,
-    TURBOACCELERATOR,
-    CapacityType,
-    Efficiency,
-    TurboAccelerator,
-    parse_accelerator,
-    quantity,
-)
+from pydantic import BaseModel
+
+from turbo_operator import api
+from turbo_operator.api import CapacityType, parse_accelerator
 from turbo_operator.snapshot import Accelerator
 
 GIB = 1 << 30
@@ -24,10 +19,9 @@ GIB = 1 << 30
 def shipped_objects() -> tuple[dict[str, Any], ...]:
     """Return the shipped TurboAccelerators as the operator applies them, by name; all valid."""
     text = resources.files(__package__).joinpath("accelerators.toml").read_text(encoding="utf-8")
-    objects = tuple(
-        {"apiVersion": API_VERSION, "kind": TURBOACCELERATOR, "metadata": {"name": name}, "spec": spec}
-        for name, spec in sorted(tomllib.loads(text).items())
-    )
+    kind = {"apiVersion": api.API_VERSION, "kind": api.TURBOACCELERATOR}
+    rows = sorted(tomllib.loads(text).items())
+    objects = tuple({**kind, "metadata": {"name": name}, "spec": spec} for name, spec in rows)
     for shipped in objects:
         parse_accelerator(shipped)
     return objects
@@ -38,21 +32,17 @@ def catalogue() -> dict[str, Accelerator]:
     return {row.metadata.name: as_row(row) for row in map(parse_accelerator, shipped_objects())}
 
 
-def as_row(accelerator: TurboAccelerator) -> Accelerator:
+def as_row(accelerator: api.TurboAccelerator) -> Accelerator:
     """Convert one TurboAccelerator to the planner's row."""
     spec, pricing = accelerator.spec, accelerator.spec.pricing
     selectors = _by_type(spec.capacity_types)
     return Accelerator(
         name=accelerator.metadata.name,
         resource_name=spec.resource_name,
-        quantity=quantity(spec.quantity),
+        quantity=api.quantity(spec.quantity),
         memory_bytes=int(spec.memory_gib * GIB),
         memory_bandwidth=_giga(spec.memory_bandwidth_gbps),
-        flops={
-            name: float(rate) * 1e12
-            for name in ("bf16", "fp8", "int8", "fp4")
-            if spec.tflops is not None and (rate := getattr(spec.tflops, name)) is not None
-        },
+        flops={name: rate * 1e12 for name, rate in _floats(spec.tflops).items()},
         link_bandwidth=_giga(spec.interconnect_gbps),
         network_bandwidth=_giga(spec.network_gbps),
         per_node=spec.per_node,
@@ -61,14 +51,16 @@ def as_row(accelerator: TurboAccelerator) -> Accelerator:
         price_source=pricing.source if pricing else None,
         provisioning=spec.provisioning,
         most=spec.max,
-        efficiency={
-            name: float(value)
-            for name, value in (spec.efficiency or Efficiency()).model_dump(exclude_none=True).items()
-        },
+        efficiency=_floats(spec.efficiency),
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(toleration.dump() for toleration in spec.tolerations or ()),
         capacity_selectors={kind: dict(nodes.node_selector) for kind, nodes in selectors.items()},
     )
+
+
+def _floats(amounts: BaseModel | None) -> dict[str, float]:
+    """The amounts that a part of a spec states."""
+    return {name: float(value) for name, value in amounts or () if value is not None}
 
 
 def _giga(rate: Decimal | None) -> float | None:
@@ -77,10 +69,5 @@ def _giga(rate: Decimal | None) -> float | None:
 
 def _by_type(stated: object) -> dict[CapacityType, Any]:
     """What an object of the API states for each capacity type."""
-    fields = {
-        CapacityType.ON_DEMAND: "on_demand",
-        CapacityType.SPOT: "spot",
-        CapacityType.RESERVED: "reserved",
-    }
-    values = {kind: getattr(stated, field, None) for kind, field in fields.items()}
+    values = {kind: getattr(stated, kind.name.lower(), None) for kind in CapacityType}
     return {kind: value for kind, value in values.items() if value is not None}

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 from turbo_operator import api, resources
 from turbo_operator.catalog import as_row
-from turbo_operator.cli.errors import BadInputError
+from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.controller import kube
 from turbo_operator.controller.cache.projection import draft
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.kube import Kube
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, Snapshot
@@ -41,10 +40,7 @@ class Cluster:
 
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
-    """List everything that plans in these namespaces depend on, None being the context's own.
-
-    Raises BadInputError with the API server's own message, or what else stands in the way.
-    """
+    """List what plans in these namespaces depend on (None: the context's own). Raises BadInputError."""
     try:
         return asyncio.run(_read_cluster(context, frozenset(namespaces)))
     except kube.KubeError as error:
@@ -53,6 +49,12 @@ def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Clust
 
 async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) -> Cluster:
     async with kube.connect(context) as server:
+
+        async def bodies(
+            resource: resources.Resource, namespace: str | None = None, label: str | None = None
+        ) -> list[dict[str, Any]]:
+            return await server.list_all(resource, namespace, [("labelSelector", label)] if label else ())
+
         for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT):
             if not await server.serves(resource):
                 raise BadInputError(
@@ -61,38 +63,26 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
         cache = Cache()
         cluster = Cluster(cache, InventoryStore(cache.pods.owner_of), server.namespace)
         for namespace in {name or server.namespace for name in namespaces}:
-            await _read_namespace(server, cluster, namespace)
-        for body in await _list(server, resources.TURBOACCELERATOR, None):
+            for body in await bodies(resources.TURBODEPLOYMENT, namespace):
+                cache.put_deployment(body)
+            for body in await bodies(resources.TURBODRAFT, namespace):
+                cache.drafts.put(body, _parse(lambda body: draft(api.parse_draft(body)), body))
+            for body in await bodies(resources.QUOTA, namespace):
+                cluster.ledger.put(resources.QUOTA.kind, body)
+            for resource in resources.CHILDREN.values():
+                for body in await bodies(resource, namespace):
+                    cache.put_child(body)
+            for body in await bodies(resources.REPLICASET, namespace, api.LABEL_DEPLOYMENT):
+                cache.pods.put_replica_set(body)
+        for body in await bodies(resources.TURBOACCELERATOR):
             cluster.accelerators[body["metadata"]["name"]] = body
             cache.accelerators.put(body, _parse(lambda body: as_row(api.parse_accelerator(body)), body))
         for resource in (resources.NODE, resources.POD):
-            for body in await _list(server, resource, None):
+            for body in await bodies(resource):
                 cluster.ledger.put(resource.kind, body)
                 if resource is resources.POD:
                     cache.pods.put(body)
         return cluster
-
-
-async def _read_namespace(server: Kube, cluster: Cluster, namespace: str) -> None:
-    cache = cluster.cache
-    for body in await _list(server, resources.TURBODEPLOYMENT, namespace):
-        cache.put_deployment(body)
-    for body in await _list(server, resources.TURBODRAFT, namespace):
-        cache.drafts.put(body, _parse(lambda body: draft(api.parse_draft(body)), body))
-    for body in await _list(server, resources.QUOTA, namespace):
-        cluster.ledger.put(resources.QUOTA.kind, body)
-    for resource in resources.CHILDREN.values():
-        for body in await _list(server, resource, namespace):
-            cache.put_child(body)
-    for body in await _list(server, resources.REPLICASET, namespace, api.LABEL_DEPLOYMENT):
-        cache.pods.put_replica_set(body)
-
-
-async def _list(
-    server: Kube, resource: resources.Resource, namespace: str | None, label: str | None = None
-) -> list[dict[str, Any]]:
-    items, _ = await server.list_all(resource, namespace, label)
-    return items
 
 
 def _parse(parser: Callable[[dict[str, Any]], Parsed], body: dict[str, Any]) -> Parsed | None:

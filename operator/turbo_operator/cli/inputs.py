@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.catalog import catalogue, shipped_objects
+from turbo_operator.catalog import UnknownShapeError, catalogue, shapes, shipped_objects
 from turbo_operator.cli import manifests
-from turbo_operator.cli.errors import BadInputError
-from turbo_operator.cli.manifests import Found
-from turbo_operator.cli.model import given_shape, shape_of
+from turbo_operator.cli.manifests import BadInputError, Found
 from turbo_operator.cli.plan_query import Question, unread_replicas
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import Owner, supply_of
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The contents of files: TurboDeployments, and TurboAccelerators over or in addition to others."""
-
-    deployments: tuple[Found, ...]
-    overlay: tuple[Found, ...]
-    model: str | None  # where their shape is read from
-    shape: ModelShape | None  # which it has
-    notes: tuple[str, ...] = ()  # on what is in the files and is not read
+_CONFIG = "config.json"
 
 
 @dataclass(slots=True)
 class PlanQueries:
-    """What can be planned, and what is wrong with the other TurboDeployments of a file."""
+    """What can be planned, from which files, and what is wrong with other TurboDeployments of a file."""
 
+    deployments: tuple[Found, ...] = ()
+    overlay: tuple[Found, ...] = ()  # TurboAccelerators over or in addition to others
+    model: str | None = None  # where the shape of the deployments is read from
+    shape: ModelShape | None = None  # which it has
+    notes: list[str] = field(default_factory=list)  # on what is in the files and is not read
     questions: list[Question] = field(default_factory=list)
     problems: list[BadInputError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # on what is not read
 
     @contextmanager
     def keeping_problems(self) -> Iterator[None]:
@@ -48,35 +44,50 @@ class PlanQueries:
         except BadInputError as error:
             self.problems.append(error)
 
+    def add(
+        self, item: Found, body: dict[str, Any], td: api.TurboDeployment, snapshot: Snapshot, now: float
+    ) -> None:
+        """Add the question of one object. Raises BadInputError where the shape of its model is unknown."""
+        known = snapshot.model.shape if snapshot.model else None
+        try:
+            shape = self.shape or known or _shipped_shape(td)
+        except BadInputError as error:
+            raise item.error(str(error)) from error
+        self.questions.append(Question(body, td, self.model or td.spec.model.uri, shape, snapshot, now))
+
+
+def read(options: argparse.Namespace) -> PlanQueries:
+    """Read what a command line asks for. Raises BadInputError."""
+    if "name" in options:  # of `turbo explain`
+        return of_object(options.name, options.namespace, options.context)
+    queries = given(options.file, options.catalogue, options.nodes, options.model)
+    if options.context is not None:
+        return against_cluster(queries, options.context)
+    return from_files(queries, options.nodes)
+
 
 def given(
     file: str, catalogue_file: str | None = None, nodes_file: str | None = None, model: str | None = None
-) -> Given:
+) -> PlanQueries:
     """Read the files but for the nodes. Raises BadInputError."""
     if [file, catalogue_file, nodes_file].count("-") > 1:
         raise BadInputError("standard input can be read once: write - for one file, and name the others.")
     objects = manifests.unique(manifests.read_objects(file))
-    deployments = _of_kind(objects, api.TURBODEPLOYMENT)
-    if not deployments:
-        raise BadInputError(
-            f"{manifests.label(file)}: there is no object of kind {api.TURBODEPLOYMENT} in it."
-        )
-    overlay: tuple[Found, ...] = ()
+    deployments = _of_kind(objects, api.TURBODEPLOYMENT, manifests.label(file))
+    overlay = tuple(item for item in objects if item.kind == api.TURBOACCELERATOR)
     if catalogue_file is not None:
         listed = manifests.unique(manifests.read_objects(catalogue_file, "--catalogue"))
-        overlay = _of_kind(listed, api.TURBOACCELERATOR)
-        if not overlay:
-            name = manifests.label(catalogue_file)
-            raise BadInputError(
-                f"--catalogue {name}: there is no object of kind {api.TURBOACCELERATOR} in it."
-            )
-    overlay += _of_kind(objects, api.TURBOACCELERATOR)
-    shape = None if model is None else given_shape(model)
-    return Given(deployments, overlay, model, shape, tuple(_unread(objects, file == nodes_file)))
+        label = f"--catalogue {manifests.label(catalogue_file)}"
+        overlay = (*_of_kind(listed, api.TURBOACCELERATOR, label), *overlay)
+    shape = None if model is None else _given_shape(model)
+    return PlanQueries(deployments, overlay, model, shape, [*_unread(objects, file == nodes_file)])
 
 
-def _of_kind(objects: tuple[Found, ...], kind: str) -> tuple[Found, ...]:
-    return tuple(item for item in objects if item.kind == kind)
+def _of_kind(objects: tuple[Found, ...], kind: str, label: str) -> tuple[Found, ...]:
+    found = tuple(item for item in objects if item.kind == kind)
+    if not found:
+        raise BadInputError(f"{label}: there is no object of kind {kind} in it.")
+    return found
 
 
 def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
@@ -90,13 +101,12 @@ def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
         yield f"{place}: {hint}"
 
 
-def from_files(given: Given, nodes_file: str | None) -> PlanQueries:
+def from_files(queries: PlanQueries, nodes_file: str | None) -> PlanQueries:
     """Plan over the shipped catalog, and on the nodes of a file where one is given."""
     shipped = {body["metadata"]["name"]: body for body in shipped_objects()}
-    accelerators = catalogue() | manifests.overlay_accelerators(shipped, given.overlay)
+    accelerators = catalogue() | manifests.overlay_accelerators(shipped, queries.overlay)
     inventory = None if nodes_file is None else manifests.read_inventory(nodes_file, accelerators)
-    queries = PlanQueries(notes=[*given.notes])
-    for item in given.deployments:
+    for item in queries.deployments:
         with queries.keeping_problems():
             td = _deployment(item, queries)
             owner = Owner(td.metadata.namespace, td.metadata.name)
@@ -105,22 +115,22 @@ def from_files(given: Given, nodes_file: str | None) -> PlanQueries:
                 for user in (owner, owner.trainer)
             )
             snapshot = Snapshot(accelerators, supply, free=free)
-            queries.questions.append(_question(given, item, item.body, td, snapshot, time.time()))
+            queries.add(item, item.body, td, snapshot, time.time())
     return queries
 
 
-def against_cluster(given: Given, context: str) -> PlanQueries:
+def against_cluster(queries: PlanQueries, context: str) -> PlanQueries:
     """Plan as the operator of the context's cluster would, were they applied now."""
     from turbo_operator.cli import cluster_reader
 
-    queries, written = PlanQueries(notes=[*given.notes]), []
-    for item in given.deployments:
+    written = []
+    for item in queries.deployments:
         with queries.keeping_problems():
             written.append((item, _deployment(item, queries)))
     if not written:
         return queries
     cluster = cluster_reader.read_cluster(context, [item.namespace for item, _ in written])
-    overlay = manifests.overlay_accelerators(cluster.accelerators, given.overlay)
+    overlay = manifests.overlay_accelerators(cluster.accelerators, queries.overlay)
     now = time.time()
     for item, td in written:
         key = Key(item.namespace or cluster.namespace, td.metadata.name)
@@ -129,7 +139,7 @@ def against_cluster(given: Given, context: str) -> PlanQueries:
         td = api.parse(body)
         with queries.keeping_problems():
             snapshot = cluster.snapshot(key, td, now, overlay)
-            queries.questions.append(_question(given, item, body, td, snapshot, now))
+            queries.add(item, body, td, snapshot, now)
     return queries
 
 
@@ -140,17 +150,6 @@ def _deployment(item: Found, queries: PlanQueries) -> api.TurboDeployment:
     if not external and td.spec.replicas != api.TurboDeploymentSpec.model_fields["replicas"].default:
         queries.notes.append(f"{item.place}: {unread_replicas(td)}")
     return td
-
-
-def _question(
-    given: Given, item: Found, body: dict[str, Any], td: api.TurboDeployment, snapshot: Snapshot, now: float
-) -> Question:
-    known = snapshot.model.shape if snapshot.model else None
-    try:
-        shape = given.shape or known or shape_of(td)
-    except BadInputError as error:
-        raise BadInputError(f"{item.place} ({api.TURBODEPLOYMENT}): {error}") from error
-    return Question(body, td, given.model or td.spec.model.uri, shape, snapshot, now)
 
 
 def of_object(name: str, namespace: str | None, context: str | None) -> PlanQueries:
@@ -171,4 +170,53 @@ def of_object(name: str, namespace: str | None, context: str | None) -> PlanQuer
     if snapshot.model is None:
         why = snapshot.model_error or "Its inspect Job is not done."
         raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
-    return PlanQueries([Question(body, td, td.spec.model.uri, snapshot.model.shape, snapshot, now)])
+    question = Question(body, td, td.spec.model.uri, snapshot.model.shape, snapshot, now)
+    return PlanQueries(questions=[question])
+
+
+def _shipped_shape(td: api.TurboDeployment) -> ModelShape:
+    """Return the shipped shape of the URI. Raises BadInputError."""
+    model, hint = td.spec.model, ""
+    if model.on_hub:
+        if shape := shapes.shipped(model.hub_id):
+            return shape
+        hint = _nearest(model.hub_id)
+    raise BadInputError(
+        f"spec.model.uri: the shape of {model.uri} is not known without a cluster: give --model with its "
+        f"config.json or with what `turbo inspect MODEL` prints.{hint}"
+    )
+
+
+def _nearest(hub_id: str) -> str:
+    """Suggest the shipped shape that may be meant, or nothing."""
+    near = difflib.get_close_matches(hub_id.lower(), shapes.names(), n=1, cutoff=0.8)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _given_shape(model: str) -> ModelShape:
+    """Read the shape of `--model`. Raises BadInputError."""
+    if not model:
+        raise BadInputError("--model: write a folder, a config.json or a hub id.")
+    path = Path(model)
+    if path.is_dir():
+        path /= _CONFIG
+        if not path.exists():
+            raise BadInputError(
+                f"--model {model}: there is no {_CONFIG} in this folder; what `turbo inspect {model}` prints "
+                "says the shape of weights."
+            )
+    if not path.exists():
+        if shape := shapes.shipped(model):
+            return shape
+        problem = f"there is no such file, and no shipped shape of that name.{_nearest(model)}"
+        raise BadInputError(f"--model {model}: {problem}")
+    try:
+        return shapes.from_document(path.read_text(encoding="utf-8"), str(path))
+    except UnknownShapeError as error:
+        raise BadInputError(f"--model {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"--model {path} is no text; what `turbo inspect {path}` prints says the shape of weights."
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"--model {path}: {error.strerror}.") from error

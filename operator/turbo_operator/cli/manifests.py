@@ -1,6 +1,4 @@
-"""Kubernetes objects from YAML files, each with its place for errors; TurboAccelerators laid over those that
-exist, and nodes read into an inventory.
-"""
+"""Kubernetes objects from YAML files, each with its place for errors, and an inventory of nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +11,6 @@ import yaml
 
 from turbo_operator import api
 from turbo_operator.catalog import as_row
-from turbo_operator.cli.errors import BadInputError
 from turbo_operator.inventory import usage
 from turbo_operator.inventory.supply import ClusterInventory, take_stock
 from turbo_operator.snapshot import Accelerator
@@ -30,6 +27,10 @@ NODE_KINDS = frozenset(_NODE_READERS)
 _REMEDY = ": write it as kubectl get -o yaml does."
 
 
+class BadInputError(Exception):
+    """Input that cannot be planned; the message is a sentence that names the file and the field."""
+
+
 class Found(NamedTuple):
     """An object of a file."""
 
@@ -44,8 +45,7 @@ class Found(NamedTuple):
     @property
     def name(self) -> str | None:
         """The name, where it has one."""
-        metadata = self.body.get("metadata")
-        name = metadata.get("name") if isinstance(metadata, dict) else None
+        name = (self.body.get("metadata") or {}).get("name")
         return name if isinstance(name, str) and name else None
 
     @property
@@ -54,17 +54,21 @@ class Found(NamedTuple):
         namespace: str | None = self.body["metadata"].get("namespace")
         return namespace
 
+    def error(self, problem: str) -> BadInputError:
+        """Build the error that names the object."""
+        return BadInputError(f"{self.place} ({self.kind}): {problem}")
+
 
 def read_objects(source: str, flag: str = "") -> Iterator[Found]:
-    """Read the objects of a YAML file (- is standard input), those of a List one by one.
-
-    Raises BadInputError, with `flag` before the name of the file.
-    """
+    """Read the objects of a YAML file (- is standard input), those of a List too. Raises BadInputError."""
     if not source:
         raise BadInputError(f"{flag or '-f'}: write the name of a file, or - for standard input.")
     name = f"{flag} {label(source)}".strip()
     try:
-        parsed = documents(_read_bytes(source).decode("utf-8"))
+        if source == "-" and sys.stdin is None:
+            raise BadInputError("standard input is closed: name a file.")
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        parsed = documents(content.decode("utf-8"))
     except OSError as error:
         raise BadInputError(f"{name}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -87,21 +91,12 @@ def read_objects(source: str, flag: str = "") -> Iterator[Found]:
             yield Found(place, {"kind": kind, **_check_object(place, item)})
 
 
-def _read_bytes(source: str) -> bytes:
-    if source != "-":
-        return Path(source).read_bytes()
-    if sys.stdin is None:
-        raise BadInputError("standard input is closed: name a file.")
-    return sys.stdin.buffer.read()
-
-
 def _check_object(place: str, document: object) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadInputError(f"{place}: this is no object: write its fields, kind and metadata among them.")
-    kind, metadata = document.get("kind"), document.get("metadata")
-    if kind is not None and not isinstance(kind, str):
+    if not isinstance(document.get("kind"), str | None):
         raise BadInputError(f"{place}: kind: write a name, like TurboDeployment.")
-    if metadata is not None and not isinstance(metadata, dict):
+    if not isinstance(document.get("metadata"), dict | None):
         raise BadInputError(f"{place}: metadata: write its fields, like name: chat.")
     return document
 
@@ -121,28 +116,26 @@ def unique(objects: Iterable[Found]) -> tuple[Found, ...]:
         name = require_name(item)
         before = first.setdefault((item.kind, item.namespace, name), item)
         if before is not item:
-            raise BadInputError(
-                f"{item.place} ({item.kind}): there is a {item.kind} {name} in {before.place} already: "
-                "rename one, or leave it out."
-            )
+            place = f"{before.place} already: rename one, or leave it out."
+            raise item.error(f"there is a {item.kind} {name} in {place}")
     return objects
 
 
 def require_name(item: Found) -> str:
     """Return the object's name. Raises BadInputError where it has none."""
     if item.name is None:
-        raise BadInputError(f"{item.place} ({item.kind}): metadata.name: is required.")
+        raise item.error("metadata.name: is required.")
     return item.name
 
 
 def parse(item: Found, parser: Callable[[Mapping[str, Any]], Parsed]) -> Parsed:
     """Parse an object without its status. Raises BadInputError with the field's path."""
     if "apiVersion" not in item.body:
-        raise BadInputError(f"{item.place} ({item.kind}): apiVersion: write {api.API_VERSION}.")
+        raise item.error(f"apiVersion: write {api.API_VERSION}.")
     try:
         return parser({key: value for key, value in item.body.items() if key != "status"})
     except api.InvalidObject as error:
-        raise BadInputError(f"{item.place} ({item.kind}): {error}.") from error
+        raise item.error(f"{error}.") from error
 
 
 def overlay_accelerators(
@@ -177,8 +170,7 @@ def merge_patch(existing: Any, written: Any) -> Any:
 def read_inventory(source: str, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
     """Read what the nodes of a file have of each accelerator, less what its pods hold, within its quotas.
 
-    Other kinds are skipped. Raises BadInputError where there is no node, or one is not as the API server
-    writes it.
+    Raises BadInputError where there is no node, or one is not as the API server writes it.
     """
     values: dict[str, list[Any]] = {kind: [] for kind in _NODE_READERS}
     for item in read_objects(source, "--nodes"):
@@ -187,13 +179,11 @@ def read_inventory(source: str, accelerators: Mapping[str, Accelerator]) -> Clus
         try:
             value = _NODE_READERS[item.kind](item.body)
         except KeyError as error:
-            raise BadInputError(
-                f"{item.place} ({item.kind}): there is no {error.args[0]}{_REMEDY}"
-            ) from error
+            raise item.error(f"there is no {error.args[0]}{_REMEDY}") from error
         except (TypeError, AttributeError) as error:
-            raise BadInputError(f"{item.place} ({item.kind}): a field is of another kind{_REMEDY}") from error
+            raise item.error(f"a field is of another kind{_REMEDY}") from error
         except ValueError as error:
-            raise BadInputError(f"{item.place} ({item.kind}): {error}.") from error
+            raise item.error(f"{error}.") from error
         if value is not None:  # a pod that has ended, a quota that no serving pod falls under
             values[item.kind].append(value)
     if not values["Node"]:

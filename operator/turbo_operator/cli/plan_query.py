@@ -1,20 +1,18 @@
-"""A question to the planner and its answer: one path, wherever the object comes from."""
+"""A question to the planner, its answer, and `--what-if KEY=VALUE`: the same with one thing changed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator import api
-from turbo_operator.cli import whatif
-from turbo_operator.cli.errors import BadInputError
-from turbo_operator.cli.formatting import trained_on
+from turbo_operator import api, planner
+from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.drafts import training
-from turbo_operator.plan import Choice, EvaluatedCandidate, Plan
-from turbo_operator.planner.inputs import compute_plan, frontier_of, plan_of
+from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
@@ -32,29 +30,11 @@ class Question:
 
     def plan(self) -> Plan:
         """Plan it."""
-        return plan_of(self.td, self.shape, self.observed, self.now)
+        return planner.plan(planner.build_inputs(self.td, self.shape, self.observed), self.now)
 
     def candidates(self) -> tuple[EvaluatedCandidate, ...]:
         """Return every candidate that could be predicted, for the plot."""
-        return frontier_of(self.td, self.shape, self.observed, self.now)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The plan, what a training of its draft would run on, and the plans under single changes."""
-
-    question: Question
-    plan: Plan
-    training: TrainedOn | None = None  # where one may begin
-    changes: tuple[Change, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedOn:
-    """What a training of the draft would run on."""
-
-    choice: Choice | None
-    detail: str  # a sentence
+        return planner.frontier(planner.build_inputs(self.td, self.shape, self.observed), self.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +47,37 @@ class Change:
     notes: tuple[str, ...]  # sentences on what of it has no effect
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The plan, that of a training of its draft where one may begin, and the plans under single changes."""
+
+    question: Question
+    plan: Plan
+    trainer: Plan | None = None
+    changes: tuple[Change, ...] = ()
+
+
 def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
     """Plan, and plan under each change. Raises BadInputError for a change that is none or breaks a rule."""
     plan = question.plan()
     changes = tuple(_change(question, plan, change) for change in what_if)
-    return Answer(question, plan, _training(question, plan), changes)
+    return Answer(question, plan, _trainer(question, plan), changes)
 
 
-def _training(question: Question, plan: Plan) -> TrainedOn | None:
+def _trainer(question: Question, plan: Plan) -> Plan | None:
     """Choose as the operator does once a training is due; None where none will begin."""
     td, observed, serving = question.td, question.observed, plan.choice
     spec = td.spec.speculation.training
-    if spec is None or spec.suspend or td.spec.suspend:
-        return None
-    if serving is None or serving.method == api.OFF:
+    if spec is None or spec.suspend or td.spec.suspend or serving is None or serving.method == api.OFF:
         return None
     if spec.trigger.speedup_below is None and training.fitting(observed):
         return None
     query = training.AcceleratorQuery(spec.accelerator_name or "", training.dtype(serving))
-    trainer = compute_plan(training.question(td, observed, question.shape, query), question.now)
-    return TrainedOn(trainer.choice, trained_on(spec, trainer))
+    return planner.plan(training.question(td, observed, question.shape, query), question.now)
 
 
 def _change(question: Question, base: Plan, change: str) -> Change:
-    document = whatif.changed(question.document, change)
+    document = changed(question.document, change)
     try:
         td = api.parse(document)
     except api.InvalidObject as error:
@@ -101,20 +88,111 @@ def _change(question: Question, base: Plan, change: str) -> Change:
     allowed = (td.spec.accelerators.allowed or ()) if td.spec.accelerators else ()
     unknown = [name for name in allowed if name not in question.observed.accelerators]
     notes = [f"there is no TurboAccelerator {name}." for name in unknown if name not in plan.detail]
-    return Change(change, plan, difference, (*notes, *_unread(change, td)))
-
-
-def _unread(change: str, td: api.TurboDeployment) -> list[str]:
-    """Note a change of a number of replicas that the policy does not read."""
-    key = change.partition("=")[0]
-    external = td.spec.scaling_mode == api.ScalingMode.EXTERNAL
+    key, external = change.partition("=")[0], td.spec.scaling_mode == api.ScalingMode.EXTERNAL
     if key == "replicas" and not external:
-        return [unread_replicas(td)]
+        notes.append(unread_replicas(td))
     if key in ("minReplicas", "maxReplicas") and external:
-        return [f"spec.scaling.{key} is read under scaling.mode Planned or Metrics, and this is External."]
-    return []
+        notes.append(
+            f"spec.scaling.{key} is read under scaling.mode Planned or Metrics, and this is External."
+        )
+    return Change(change, plan, difference, tuple(notes))
 
 
 def unread_replicas(td: api.TurboDeployment) -> str:
     """Say that spec.replicas has no effect."""
     return f"spec.replicas is read under scaling.mode External alone, and this is {td.spec.scaling_mode}."
+
+
+def _whole(value: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ValueError("write a whole number") from error
+
+
+def _mean(value: str) -> dict[str, int]:
+    return {"mean": _whole(value)}
+
+
+def _names(value: str) -> list[str]:
+    return [name.strip() for name in value.split(",")]
+
+
+def _speculation(value: str) -> dict[str, str]:
+    """Off, auto, required, or the name of a method that is then required."""
+    words = {
+        "off": {"mode": str(api.Mode.DISABLED)},
+        "auto": {"mode": str(api.Mode.AUTO)},
+        "required": {"mode": str(api.Mode.REQUIRED)},
+    } | {
+        method.lower(): {"mode": str(api.Mode.REQUIRED), "method": str(method)}
+        for method in api.Method
+        if method != api.Method.AUTO
+    }
+    if value.lower() not in words:
+        raise ValueError(f"write one of {', '.join(words)}")
+    return words[value.lower()]
+
+
+# The field of each key below spec, and its reader; an empty value leaves the field out.
+KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "accelerators": ("accelerators.allowed", _names),
+    "capacityTypes": ("accelerators.capacityTypes", _names),
+    "maxPerReplica": ("accelerators.maxPerReplica", _whole),
+    "maxTotal": ("accelerators.maxTotal", _whole),
+    "tensor": ("parallelism.tensor", _whole),
+    "pipeline": ("parallelism.pipeline", _whole),
+    "engine": ("engine.type", str),
+    "speculation": ("speculation", _speculation),
+    "maxDraftTokens": ("speculation.maxDraftTokens", _whole),
+    "dtype": ("model.dtype", str),
+    "maxModelLen": ("model.maxModelLen", _whole),
+    "requestsPerSecond": ("workload.requestsPerSecond", str),
+    "concurrency": ("workload.concurrency", _whole),
+    "inputTokens": ("workload.inputTokens", _mean),
+    "outputTokens": ("workload.outputTokens", _mean),
+    "timeToFirstToken": ("targets.timeToFirstToken", str),
+    "timePerOutputToken": ("targets.timePerOutputToken", str),
+    "tokensPerSecond": ("targets.tokensPerSecond", str),
+    "maxPerHour": ("cost.maxPerHour", str),
+    "maxPerMillionTokens": ("cost.maxPerMillionTokens", str),
+    "objective": ("cost.objective", str),
+    "replicas": ("replicas", _whole),
+    "minReplicas": ("scaling.minReplicas", _whole),
+    "maxReplicas": ("scaling.maxReplicas", _whole),
+}
+_MAXIMA = {"timeToFirstToken", "timePerOutputToken"}  # a value sets `max` of the field, and keeps the rest
+_REPLACED = {"requestsPerSecond": "workload.concurrency", "concurrency": "workload.requestsPerSecond"}
+
+
+def changed(document: Mapping[str, Any], asked: str) -> dict[str, Any]:
+    """Return the object under KEY=VALUE, of which an empty VALUE removes the field. Raises BadInputError."""
+    key, equals, text = asked.partition("=")
+    if not equals:
+        raise BadInputError(f"--what-if {asked}: write KEY=VALUE, like speculation=off.")
+    if key not in KNOBS:
+        near = difflib.get_close_matches(key, KNOBS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KNOBS)}."
+        raise BadInputError(f"--what-if {asked}: there is no key {key!r}; {hint}")
+    path, read = KNOBS[key]
+    try:
+        value = read(text) if text else None
+    except ValueError as error:
+        raise BadInputError(f"--what-if {asked}: {error}.") from error
+    if value is not None and key in _REPLACED:
+        document = _with_value(document, f"spec.{_REPLACED[key]}", None)
+    if value is not None and key in _MAXIMA:
+        path += ".max"
+    return _with_value(document, f"spec.{path}", value)
+
+
+def _with_value(existing: object, path: str, value: Any) -> dict[str, Any]:
+    """Return the fields with another value at a path; None leaves out what is there."""
+    fields = dict(existing) if isinstance(existing, Mapping) else {}
+    name, _, rest = path.partition(".")
+    if value is None and (not rest or not isinstance(fields.get(name), Mapping)):
+        if not rest:
+            fields.pop(name, None)
+        return fields
+    fields[name] = _with_value(fields.get(name), rest, value) if rest else value
+    return fields

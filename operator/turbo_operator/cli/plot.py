@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
-from turbo_operator.cli.errors import BadInputError
-from turbo_operator.cli.formatting import candidate, duration
+from turbo_operator.cli.manifests import BadInputError
+from turbo_operator.cli.output import candidate, duration
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.plan import EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import money
@@ -58,10 +58,9 @@ def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Fi
             about = _panel(axes, answer, points)
         else:
             about = "no candidate has both a price and a speed, so there is nothing to draw"
+            text = fill(answer.plan.detail, 100)
             axes.set_axis_off()
-            axes.text(
-                0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10
-            )
+            axes.text(0.0, 0.95, text, transform=axes.transAxes, va="top", fontsize=10)
         name = f"{answer.question.td.metadata.name}: {answer.question.model}"
         axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
     return drawn
@@ -77,12 +76,12 @@ def frontier(points: Points) -> Points:
 
 
 def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
-    points = []
-    for evaluated in candidates:
-        seconds, cost = evaluated.predicted.time_per_output_token, evaluated.predicted.cost_per_hour
-        if seconds is not None and cost:  # the axes are logarithmic: what costs nothing has no place on them
-            points.append((evaluated, (seconds, float(cost))))
-    return points
+    placed = (
+        (evaluated, evaluated.predicted.time_per_output_token, evaluated.predicted.cost_per_hour)
+        for evaluated in candidates
+    )
+    # the axes are logarithmic: what costs nothing has no place on them
+    return [(each, (seconds, float(cost))) for each, seconds, cost in placed if seconds is not None and cost]
 
 
 def _panel(axes: Axes, answer: Answer, points: Points) -> str:
@@ -115,21 +114,23 @@ def _apart(corners: Points) -> Points:
 def _scatter(axes: Axes, points: Points) -> list[Line2D]:
     """Draw the candidates filled, hollow or small by whether they may be chosen; return the legend."""
     names = sorted({evaluated.accelerator for evaluated, _ in points})
+    dark: dict[str, Any] = {"linestyle": "", "marker": "o", "color": DARK}
     legend = [
-        Line2D([], [], linestyle="", marker="o", color=DARK, label="feasible"),
-        Line2D([], [], linestyle="", marker="o", color=DARK, fillstyle="none", label="misses what is asked"),
-        Line2D([], [], linestyle="", marker="o", color=DARK, markersize=3, label="not supported yet"),
+        Line2D([], [], label="feasible", **dark),
+        Line2D([], [], label="misses what is asked", fillstyle="none", **dark),
+        Line2D([], [], label="not supported yet", markersize=3, **dark),
     ]
     for number, name in enumerate(names):
         color, shape = COLORS[number % len(COLORS)], SHAPES[number % len(SHAPES)]
         legend.append(Line2D([], [], linestyle="", marker=shape, color=color, label=name))
         own = [(evaluated.reason, place) for evaluated, place in points if evaluated.accelerator == name]
-        for places, face, size in (
-            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], color, 12),
-            ([place for reason, place in own if reason not in _SOLID], "none", 30),
-            ([place for reason, place in own if reason == PlanReason.FEASIBLE], color, 46),
+        hollow = {reason for reason, _ in own} - _SOLID
+        for reasons, face, size in (
+            ({PlanReason.NOT_YET_SUPPORTED}, color, 12),
+            (hollow, "none", 30),
+            ({PlanReason.FEASIBLE}, color, 46),
         ):
-            if places:
+            if places := [place for reason, place in own if reason in reasons]:
                 style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "zorder": 3}
                 seconds, costs = zip(*places, strict=True)
                 axes.scatter(seconds, costs, marker=shape, s=size, **style)
@@ -139,31 +140,20 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
 def _draw_limits(axes: Axes, spec: TurboDeploymentSpec) -> None:
     """Draw the target and the budget as lines: what is left of the one and below the other fits."""
     target = spec.targets.time_per_output_token if spec.targets else None
+    budget = spec.cost.max_per_hour if spec.cost else None
     style: dict[str, Any] = {"color": CHOSEN, "linestyle": "--", "linewidth": 1.0}
     words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
     if target is not None:
-        axes.axvline(target.max_seconds, **style)
-        axes.annotate(
-            f"target {target.max}",
-            (target.max_seconds, 0.99),
-            xycoords=axes.get_xaxis_transform(),
-            xytext=(3, 0),
-            textcoords="offset points",
-            rotation=90,  # or it would run out of the panel where the target is at its edge
-            va="top",
-            **words,
-        )
-    budget = spec.cost.max_per_hour if spec.cost else None
+        axes.axvline(target.max.seconds, **style)
+        # upright, or it would run out of the panel where the target is at its edge
+        beside: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "rotation": 90}
+        place, across = (target.max.seconds, 0.99), axes.get_xaxis_transform()
+        axes.annotate(f"target {target.max}", place, xycoords=across, va="top", **beside, **words)
     if budget is not None:
         axes.axhline(float(budget), **style)
-        axes.text(  # on the left, where what is fast and cheap would be
-            0.01,
-            float(budget),
-            f"budget {money(budget)} $/h",
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            **words,
-        )
+        text, across = f"budget {money(budget)} $/h", axes.get_yaxis_transform()
+        # on the left, where what is fast and cheap would be
+        axes.text(0.01, float(budget), text, transform=across, va="bottom", **words)
 
 
 def _choice(axes: Axes, plan: Plan) -> str:
@@ -184,8 +174,7 @@ def _ring(axes: Axes, predicted: Predicted) -> bool:
     seconds, cost = predicted.time_per_output_token, predicted.cost_per_hour
     if seconds is None or not cost:
         return False
-    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": CHOSEN, "linewidths": 2}
-    axes.scatter([seconds], [float(cost)], marker="o", s=220, **ring)
+    axes.scatter([seconds], [float(cost)], 220, facecolors="none", edgecolors=CHOSEN, linewidths=2)
     return True
 
 

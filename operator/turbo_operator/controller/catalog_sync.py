@@ -33,8 +33,7 @@ async def apply(api: Kube, namespace: str) -> None:
 
     `namespace` is the operator's own. Where the memory cannot be read, what was deleted comes back.
     """
-    items, _ = await api.list_all(TURBOACCELERATOR, None)
-    existing = {item["metadata"]["name"]: item for item in items}
+    existing = {item["metadata"]["name"]: item for item in await api.list_all(TURBOACCELERATOR, None)}
     where = {"object": f"{namespace}/{MEMORY_NAME}"}
     shipped: dict[str, str] | None = None  # what was ever shipped, each with its last version
     try:

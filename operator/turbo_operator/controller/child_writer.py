@@ -1,32 +1,33 @@
 """All writes to children: applied, adopted, restored and pruned, and so are the Job and draft of a training.
 
 A variant is a Deployment and the ControllerRevision of its template: where one of the two is not seen, the
-other one must not be lost. What lost its label or its owner reference is found by its name.
+other one must not be lost. What lost its label is found by its name; what lost its owner gets it back.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
+    LABEL_DEPLOYMENT,
+    LABEL_OWNER_UID,
     TURBODEPLOYMENT,
     TurboDeployment,
 )
-from turbo_operator.controller import model_inspection
-from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest
-from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
+from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
 from turbo_operator.controller.kube import ConflictError, Kube, RefusedError, StrangerError
-from turbo_operator.drafts.training import FinishedDraft
-from turbo_operator.drafts.training.manifests import turbo_draft
+from turbo_operator.controller.snapshot_builder import is_stale_inspection
+from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, TURBODRAFT
+from turbo_operator.resources import TURBODEPLOYMENT as OWNER
 from turbo_operator.snapshot import ChildView
 
 DEPLOYMENT, REVISION, JOB = "Deployment", "ControllerRevision", "Job"
@@ -36,20 +37,18 @@ IMMUTABLE = frozenset({REVISION, JOB})
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class ChildWriter:
     """Brings the children of one TurboDeployment to what was decided. Raises KubeError.
 
     `noop_applies` remembers between two looks which writes change nothing.
     """
 
-    def __init__(
-        self, cache: Cache, api: Kube, td: TurboDeployment, noop_applies: set[tuple[str, str]]
-    ) -> None:
-        self._cache = cache
-        self._api = api
-        self._td = td
-        self._key = Key(td.metadata.namespace, td.metadata.name)
-        self._noop_applies = noop_applies
+    key: Key
+    td: TurboDeployment
+    cache: Cache
+    api: Kube
+    noop_applies: set[tuple[str, str]]
 
     async def restore_variants(self) -> RefusedError | None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
@@ -64,13 +63,17 @@ class ChildWriter:
             plan_hash = child.view.plan_hash
             if plan_hash is None or child.view.terminating:
                 continue
+            missing = REVISION if kind == DEPLOYMENT else DEPLOYMENT
+            if (missing, name) in cached:
+                continue
             try:
-                if kind == REVISION and (DEPLOYMENT, name) not in cached:
-                    deployment = await self._find(DEPLOYMENT, name)
-                    if deployment is not None and is_controlled_by(deployment, self._td.metadata.uid):
-                        self._cache.put_child(deployment)
-                if kind == DEPLOYMENT and (REVISION, name) not in cached:
-                    await self._restore_revision(plan_hash)
+                body = await self._find_or_adopt(missing, name)
+                if body is None and missing == REVISION:
+                    body = await self._make_revision(name, plan_hash)
+                if body is not None and is_controlled_by(body, self.td.metadata.uid):
+                    self.cache.put_child(body)
+                elif body is not None and missing == REVISION:
+                    raise StrangerError(REVISION, name)
             except RefusedError as error:
                 refusal = error
         return refusal
@@ -101,13 +104,13 @@ class ChildWriter:
         try:
             await self.write_children(decision.canary_children)
         except RefusedError as error:
-            log.warning("refused: %s", error.message, extra={"object": str(self._key)})
+            self._log_refusal(error)
             return replace(decision, trial=None, verdict=verdict.refused(error.sentence))
         return decision
 
     async def write_training(self, decision: Decision) -> Decision:
         """Write the Job that trains, or a finished TurboDraft; the decision returned tells of a refusal."""
-        job, finished = decision.training_job, decision.step.finished
+        job, draft = decision.training_job, decision.turbo_draft
         child = self._children().get(_place(job)) if job is not None else None
         try:
             if job is not None and child is None:
@@ -115,10 +118,10 @@ class ChildWriter:
                 await self._apply(job, None)
             elif job is not None and child is not None and child.view.applied_hash != _hash(job):
                 await self._remove(child.view)  # none of its pods has run: the next look makes it anew
-            if finished is not None:
-                await self._publish(finished)
+            if draft is not None:
+                await self._publish(draft)
         except RefusedError as error:
-            log.warning("refused: %s", error.message, extra={"object": str(self._key)})
+            self._log_refusal(error)
             return replace(decision, step=decision.step.refused(error.sentence))
         return decision
 
@@ -128,7 +131,8 @@ class ChildWriter:
         What has one of `kept_names` stays: variants whose template is not at hand, and a Job.
         """
         cached = self._children()
-        places = {_place(manifest) for manifest in manifests} - self._stale_jobs(manifests, cached)
+        wanted = {_place(manifest): manifest for manifest in manifests}
+        places = {place for place, it in wanted.items() if not self._is_stale(it, cached.get(place))}
         places |= {(kind, name) for kind in (DEPLOYMENT, REVISION, JOB) for name in kept_names}
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
@@ -136,66 +140,63 @@ class ChildWriter:
                 await self._remove(child.view)
 
     def _children(self) -> dict[Place, CachedChild]:
-        return self._cache.children(self._key, self._td.metadata.uid)
+        return self.cache.children(self.key, self.td.metadata.uid)
 
-    async def _find(self, kind: str, name: str) -> Mapping[str, Any] | None:
+    async def _find(self, kind: str, name: str) -> dict[str, Any] | None:
+        return await self.api.find(CHILDREN[kind], self.key.namespace, name)
+
+    async def _find_or_adopt(self, kind: str, name: str) -> dict[str, Any] | None:
         """Find an object by name; an orphan of ours gets its owner back."""
-        body = await self._api.find(CHILDREN[kind], self._key.namespace, name)
-        if body is not None and is_orphan(body, self._td):
-            return await adopt(self._api, self._key, self._td, body)
+        body = await self._find(kind, name)
+        if body is not None and is_orphan(body, self.td):
+            return await adopt(self.api, self.td, body)
         return body
 
-    async def _restore_revision(self, plan_hash: str) -> None:
-        name = render.variant_name(self._td, plan_hash)
-        revision = await self._find(REVISION, name)
-        if revision is not None and not is_controlled_by(revision, self._td.metadata.uid):
-            raise StrangerError(REVISION, name)
-        if revision is None:
-            deployment = await self._api.find(CHILDREN[DEPLOYMENT], self._key.namespace, name)
-            if deployment is None:  # gone meanwhile: its event is on its way
-                return
-            manifest = render.revision(self._td, plan_hash, deployment["spec"]["template"])
-            revision = await self._api.apply(CHILDREN[REVISION], manifest)
-            self._log("created", REVISION, name)
-        self._cache.put_child(revision)
+    async def _make_revision(self, name: str, plan_hash: str) -> dict[str, Any] | None:
+        """Make the ControllerRevision of a Deployment that runs; None where it is gone."""
+        deployment = await self._find(DEPLOYMENT, name)
+        if deployment is None:  # meanwhile: its event is on its way
+            return None
+        manifest = render.revision(self.td, plan_hash, deployment["spec"]["template"])
+        revision = await self.api.apply(CHILDREN[REVISION], manifest)
+        self._log("created", REVISION, name)
+        return revision
 
     async def _check_names(self, missing: Iterable[Manifest]) -> None:
         """Before anything is created: an object of that name that is not ours is never taken over."""
         for kind, name in map(_place, missing):
-            body = await self._api.find(CHILDREN[kind], self._key.namespace, name)
+            body = await self._find(kind, name)
             if body is None:
                 continue
-            if is_orphan(body, self._td):
-                self._cache.put_child(await adopt(self._api, self._key, self._td, body))
+            if is_orphan(body, self.td):
+                self.cache.put_child(await adopt(self.api, self.td, body))
                 # The decision was made without it.
                 raise ConflictError(409, "Adopted", f"{kind} {name} had lost its owner, and has it again")
-            if not is_controlled_by(body, self._td.metadata.uid):
+            if not is_controlled_by(body, self.td.metadata.uid):
                 owner = controller(body) or {}
-                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self._key.name):
+                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name):
                     message = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
                     raise ConflictError(409, "Leftover", message)
                 raise StrangerError(kind, name)
-            self._cache.put_child(body)
+            self.cache.put_child(body)
 
     def _needs_write(self, manifest: Manifest, child: CachedChild | None) -> bool:
         if child is None:
             return True
         if child.view.applied_hash != _hash(manifest):
             return manifest["kind"] not in IMMUTABLE
-        return (
-            not owns(child.fields, manifest) and (child.view.uid, _hash(manifest)) not in self._noop_applies
-        )
+        return not owns(child.fields, manifest) and (child.view.uid, _hash(manifest)) not in self.noop_applies
 
     async def _apply(self, manifest: Manifest, child: CachedChild | None) -> None:
         kind, name = _place(manifest)
-        body = await self._api.apply(CHILDREN[kind], manifest)
-        self._cache.put_child(body)
+        body = await self.api.apply(CHILDREN[kind], manifest)
+        self.cache.put_child(body)
         if child is None:
             self._log("created", kind, name)
             return
         if body["metadata"]["resourceVersion"] == child.resource_version:
             # The API server keeps some field under no name: applying again would change nothing again.
-            self._noop_applies.add((child.view.uid, _hash(manifest)))
+            self.noop_applies.add((child.view.uid, _hash(manifest)))
         self._log("updated" if child.view.applied_hash != _hash(manifest) else "restored", kind, name)
 
     async def _remove_additions(self, manifest: Manifest) -> bool:
@@ -208,59 +209,103 @@ class ChildWriter:
         if child is None or not child.added:
             return False
         uid, fields = child.view.uid, " ".join(child.added)
-        if (uid, fields) in self._noop_applies:
+        if (uid, fields) in self.noop_applies:
             return False
-        body = await self._api.find(CHILDREN[kind], self._key.namespace, name)
+        body = await self._find(kind, name)
         if body is None or body["metadata"]["uid"] != uid:
             return False  # gone meanwhile: its event is on its way
-        body = await self._api.replace(CHILDREN[kind], build_replacement(body, manifest))
-        self._cache.put_child(body)
+        body = await self.api.replace(CHILDREN[kind], build_replacement(body, manifest))
+        self.cache.put_child(body)
         if remaining := added_fields(kind, body["metadata"].get("managedFields") or ()):
-            self._noop_applies.add((uid, " ".join(remaining)))
+            self.noop_applies.add((uid, " ".join(remaining)))
         self._log("taken out", kind, name, fields=fields)
         return True
 
     async def _remove(self, child: ChildView) -> None:
         if child.terminating:  # it was deleted already, and a finalizer of somebody's keeps it
             return
-        body = await self._api.delete(CHILDREN[child.kind], self._key.namespace, child.name, child.uid)
+        body = await self.api.delete(CHILDREN[child.kind], self.key.namespace, child.name, child.uid)
         if body is None:
-            self._cache.mark_deleted(self._key, child)
+            self.cache.mark_deleted(self.key, child)
         else:
-            self._cache.put_child(body)
+            self.cache.put_child(body)
         self._log("removed" if body is None else "removal requested", child.kind, child.name)
 
-    def _stale_jobs(self, manifests: Iterable[Manifest], cached: Mapping[Place, CachedChild]) -> set[Place]:
-        """Return the inspect Jobs to remove although they are wanted: the next look makes them anew."""
-        pods = self._cache.pods.inspecting(self._key)
-        return {
-            _place(manifest)
-            for manifest in manifests
-            if _place(manifest) == (JOB, render.job_name(self._td))
-            and (child := cached.get(_place(manifest))) is not None
-            and model_inspection.is_stale(child.view, _hash(manifest), pods)
-        }
+    def _is_stale(self, manifest: Manifest, child: CachedChild | None) -> bool:
+        """Whether it is the inspect Job, to be removed although it is wanted: the next look makes it anew."""
+        if child is None or _place(manifest) != (JOB, render.job_name(self.td)):
+            return False
+        pods = self.cache.pods.inspecting(self.key)
+        return is_stale_inspection(child.view, _hash(manifest), pods)
 
-    async def _publish(self, finished: FinishedDraft) -> None:
+    async def _publish(self, manifest: Manifest) -> None:
         """Apply a TurboDraft; RefusedError where the API server refuses it, or a stranger's has its name."""
-        training = self._td.spec.speculation.training
-        if training is None:
-            return
-        manifest = turbo_draft(self._td, training, finished)
         name = manifest["metadata"]["name"]
-        body = await self._api.find(TURBODRAFT, self._key.namespace, name)
-        if body is not None and body["spec"].get("deployment") != self._key.name:
+        body = await self.api.find(TURBODRAFT, self.key.namespace, name)
+        if body is not None and body["spec"].get("deploymentName") != self.key.name:
             raise RefusedError(
                 409,
                 "AlreadyExists",
                 f"{TURBODRAFT.kind} {name} is there already and is no candidate of this TurboDeployment: "
-                f"delete it, or write spec.deployment: {self._key.name} in it.",
+                f"delete it, or write spec.deploymentName: {self.key.name} in it.",
             )
-        await self._api.apply(TURBODRAFT, manifest)
-        log.info("trained", extra={"object": str(self._key), "draft": name})
+        await self.api.apply(TURBODRAFT, manifest)
+        log.info("trained", extra={"object": str(self.key), "draft": name})
+
+    def _log_refusal(self, error: RefusedError) -> None:
+        log.warning("refused: %s", error.message, extra={"object": str(self.key)})
 
     def _log(self, event: str, kind: str, name: str, **details: str) -> None:
-        log.info(event, extra={"object": str(self._key), "kind": kind, "child": name, **details})
+        log.info(event, extra={"object": str(self.key), "kind": kind, "child": name, **details})
+
+
+def is_orphan(body: Mapping[str, Any], td: TurboDeployment) -> bool:
+    """Whether an object that the operator applied for `td` has lost its owner, and nobody else took it.
+
+    What an earlier TurboDeployment of the name left on purpose (`kubectl delete --cascade=orphan`) is not an
+    orphan of this one: it is older, and its pods have the uid of the earlier one.
+    """
+    meta = body["metadata"]
+    is_ours = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT) == td.metadata.name
+    created = td.metadata.creation_timestamp
+    return (
+        is_ours
+        and controller(body) is None
+        and bool(owned_fields(meta.get("managedFields") or ()))
+        and created is not None
+        and meta["creationTimestamp"] >= created  # RFC 3339 in UTC, both in seconds
+        and _owner_uid(body) in (None, td.metadata.uid)
+    )
+
+
+async def adopt(api: Kube, td: TurboDeployment, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an orphan its owner back, as the controllers of Kubernetes adopt pods.
+
+    Raises ConflictError while the TurboDeployment is being removed: the garbage collector has let the orphan
+    go, and would remove it next.
+    """
+    key, kind, name = Key(td.metadata.namespace, td.metadata.name), body["kind"], body["metadata"]["name"]
+    owner = await api.find(OWNER, key.namespace, key.name)
+    meta = owner["metadata"] if owner is not None else {}
+    if meta.get("uid") != td.metadata.uid or "deletionTimestamp" in meta:
+        raise ConflictError(409, "Leaving", f"{TURBODEPLOYMENT} {key.name} is being removed")
+    others = body["metadata"].get("ownerReferences") or ()
+    owners = [*(other for other in others if other["uid"] != td.metadata.uid), owner_reference(td)]
+    patch = {"resourceVersion": body["metadata"]["resourceVersion"], "ownerReferences": owners}
+    adopted = await api.merge(CHILDREN[kind], key.namespace, name, {"metadata": patch})
+    log.info("adopted", extra={"object": str(key), "kind": kind, "child": name})
+    return adopted
+
+
+def _owner_uid(body: Mapping[str, Any]) -> str | None:
+    """Return the owner's uid that the pods have which the object makes or selects; None where it has none."""
+    spec = body.get("spec") or {}
+    template = (body.get("data") if body["kind"] == "ControllerRevision" else spec.get("template")) or {}
+    selector = spec.get("selector") or {}
+    for labels in ((template.get("metadata") or {}).get("labels"), selector.get("matchLabels"), selector):
+        if labels and LABEL_OWNER_UID in labels:
+            return str(labels[LABEL_OWNER_UID])
+    return None
 
 
 def _place(manifest: Manifest) -> Place:

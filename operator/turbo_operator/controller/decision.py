@@ -8,22 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import autoscaler, render, rollout, status
-from turbo_operator.api import (
-    RolloutReason,
-    RolloutStatus,
-    ScaleEvent,
-    TurboDeployment,
-    epoch,
-)
+from turbo_operator.api import RolloutReason, RolloutStatus, ScaleEvent, TurboDeployment, epoch
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts import canary, training
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
-from turbo_operator.drafts.training.manifests import training_job
-from turbo_operator.plan import Choice, Plan
-from turbo_operator.planner.performance import calibration_history
-from turbo_operator.planner.performance.calibration import Online
+from turbo_operator.drafts.training.manifests import training_job, turbo_draft
+from turbo_operator.plan import Plan
+from turbo_operator.planner.performance.calibration import Online, update_calibrations
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
@@ -43,6 +36,7 @@ class Decision(Outcome):
     canary_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
     training_job: Manifest | None  # that begins
+    turbo_draft: Manifest | None  # that a training has made
 
 
 def decide(
@@ -77,17 +71,37 @@ def decide(
     )
     scale = status.in_force(td, scale, plan_hash)
     makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
-    takeover, variants = _roll(
-        td, observed, choice, plan_hash, states, scale.replicas, canary_hash, makes_room, now
+    footprint = footprint_of(choice, td.spec.template) if choice is not None else None
+    bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
+    recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
+    serving = rollout.serving_variant(
+        [state for state in states if state.plan_hash != canary_hash], plan_hash, recorded
     )
-    calibrations, online = calibration_history.update_calibrations(td, observed, online, now)
-    is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in variants)
+    is_over_limits = bounds.is_overspent((state.footprint, state.replicas) for state in states)
+    progress = _follow(td, observed, plan_hash, states, scale.replicas, serving, is_over_limits, now)
+    wanted = rollout.Wanted(
+        plan_hash,
+        scale.replicas,
+        serving,
+        progress is not None and progress.reason == RolloutReason.ROLLED_BACK,
+        canary_hash,
+        makes_room,
+        bool(progress is not None and progress.over_limits),
+    )
+    move = rollout.next_step(states, wanted, footprint, bounds, now)
+    if move.target == plan_hash and move.is_over:
+        serving, progress = plan_hash, None
+    takeover = Takeover(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
+    calibrations, online = update_calibrations(td, observed, online, now)
+    is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
     draft = verdict.draft if verdict is not None and is_tried else None
-    children = render.children(td, observed, choice, variants, settings, draft)
+    children = render.children(td, observed, choice, move.variants, settings, draft)
     own = render.names_of_trial(td, canary_hash) if canary_hash is not None else frozenset()
-    job = None
+    job, draft_object = None, None
     if step.job_request is not None and observed.model is not None:
         job = training_job(td, step.job_request, observed.model, settings)
+    if step.finished is not None and td.spec.speculation.training is not None:
+        draft_object = turbo_draft(td, td.spec.speculation.training, step.finished)
     return Decision(
         scale,
         plan,
@@ -100,45 +114,10 @@ def decide(
         trial=trial,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
         canary_children=tuple(child for child in children if child["metadata"]["name"] in own),
-        kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in variants),
+        kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in move.variants),
         training_job=job,
+        turbo_draft=draft_object,
     )
-
-
-def _roll(
-    td: TurboDeployment,
-    observed: Snapshot,
-    choice: Choice | None,
-    plan_hash: str | None,
-    states: Sequence[VariantState],
-    replicas: int,
-    canary_hash: str | None,
-    makes_room: bool,
-    now: float,
-) -> tuple[Takeover, tuple[rollout.Variant, ...]]:
-    """Take the next step between two plans; what the status keeps of it, and the variants that shall be."""
-    footprint = footprint_of(choice, td.spec.template) if choice is not None else None
-    bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
-    recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
-    serving = rollout.serving_variant(
-        [state for state in states if state.plan_hash != canary_hash], plan_hash, recorded
-    )
-    is_over_limits = bounds.is_overspent((state.footprint, state.replicas) for state in states)
-    progress = _follow(td, observed, plan_hash, states, replicas, serving, is_over_limits, now)
-    wanted = rollout.Wanted(
-        plan_hash,
-        replicas,
-        serving,
-        progress is not None and progress.reason == RolloutReason.ROLLED_BACK,
-        canary_hash,
-        makes_room,
-        bool(progress is not None and progress.over_limits),
-    )
-    step = rollout.next_step(states, wanted, footprint, bounds, now)
-    if step.target == plan_hash and step.is_over:
-        serving, progress = plan_hash, None
-    takeover = Takeover(plan_hash, step.target, serving, progress, step.waits, step.waits_for_spec)
-    return takeover, step.variants
 
 
 def _follow(
@@ -175,7 +154,7 @@ def _follow(
         failure=status.failure(observed, plan_hash),
         over_limits=is_over_limits,
     )
-    return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline_seconds)
+    return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline.seconds)
 
 
 def restore_history(events: Sequence[ScaleEvent]) -> History:

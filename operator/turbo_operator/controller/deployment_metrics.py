@@ -5,70 +5,70 @@ A figure that is not known is absent, never zero; those of a TurboDeployment go 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from turbo_operator.api import CapacityType, Provenance, TrainingReason, TrainingStatus
+from turbo_operator.api import CapacityType, Provenance, TrainingStatus
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import CPU, ClusterInventory
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.snapshot import Snapshot, TrainPod
-from turbo_operator.status import cost
+from turbo_operator.status import fields
 
-_OBJECT = ["namespace", "name"]
-PLANNED, PRESENT = "planned", "present"
 UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
 
-COST_PER_HOUR = Gauge(
+
+_gauges: list[Gauge] = []  # of one TurboDeployment
+
+
+def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
+    _gauges.append(Gauge(name, documentation, ["namespace", "name", *labels]))
+    return _gauges[-1]
+
+
+COST_PER_HOUR = _gauge(
     "turbo_deployment_cost_per_hour",
     "US dollars per hour of a TurboDeployment, by load: planned, or present for the pods that run.",
-    [*_OBJECT, "load"],
+    "load",
 )
-COST_PER_MILLION_TOKENS = Gauge(
+COST_PER_MILLION_TOKENS = _gauge(
     "turbo_deployment_cost_per_million_tokens",
     "US dollars of a million output tokens of a TurboDeployment, by load: planned or present.",
-    [*_OBJECT, "load"],
+    "load",
 )
-TOKENS_PER_SECOND = Gauge(
+TOKENS_PER_SECOND = _gauge(
     "turbo_deployment_tokens_per_second",
     "Output tokens per second of a TurboDeployment, by load: planned or present.",
-    [*_OBJECT, "load"],
+    "load",
 )
-GAIN = Gauge(
+GAIN = _gauge(
     "turbo_deployment_speedup",
     "Speed of answers over that without drafts, of all pods in the last ten minutes.",
-    _OBJECT,
 )
-DESIRED_REPLICAS = Gauge("turbo_deployment_desired_replicas", "Replicas that are wanted now.", _OBJECT)
-TIME_TO_FIRST_TOKEN = Gauge(
+DESIRED_REPLICAS = _gauge("turbo_deployment_desired_replicas", "Replicas that are wanted now.")
+TIME_TO_FIRST_TOKEN = _gauge(
     "turbo_deployment_predicted_time_to_first_token_seconds",
     "Time to first token that the plan expects, at the target's percentile.",
-    _OBJECT,
 )
-TIME_PER_OUTPUT_TOKEN = Gauge(
+TIME_PER_OUTPUT_TOKEN = _gauge(
     "turbo_deployment_predicted_time_per_output_token_seconds",
     "Time per output token that the plan expects, at the target's percentile.",
-    _OBJECT,
 )
-TRAINING_PROGRESS = Gauge(
-    "turbo_training_progress",
-    "Share of the stage, by name, that the training of a draft is at.",
-    [*_OBJECT, "stage"],
+TRAINING_PROGRESS = _gauge(
+    "turbo_training_progress", "Share of the stage, by name, that the training of a draft is at.", "stage"
 )
-TRAINING_SPENT = Gauge(
+TRAINING_SPENT = _gauge(
     "turbo_training_spent_dollars",
     "US dollars that the training that runs, or the last one, has cost, counted now and then.",
-    _OBJECT,
 )
 TRAININGS = Counter(
     "turbo_trainings",
     "Trainings that ended, by result: Trained, BudgetExceeded, TrainingFailed.",
-    [*_OBJECT, "result"],
+    ["namespace", "name", "result"],
 )
 NODE_GPU_HOURLY_COST = Gauge(
     "node_gpu_hourly_cost",
@@ -76,61 +76,52 @@ NODE_GPU_HOURLY_COST = Gauge(
     ["node", "accelerator"],
 )
 
-_BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
-_BY_OBJECT = (GAIN, DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
-ENDS = (TrainingReason.TRAINED, TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED)
-_stages: dict[Key, set[str]] = {}  # that a gauge is set for
-
 
 def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision, now: float) -> None:
     """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
-    paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
-    labels = (key.namespace, key.name)
-    planned = (expected.cost_per_hour, expected.cost_per_million_tokens, expected.tokens_per_second)
-    present = (paid, cost.cost_per_million_tokens(paid, rate), rate)
-    for load, figures in ((PLANNED, planned), (PRESENT, present)):
-        for gauge, value in zip(_BY_LOAD, figures, strict=True):
-            _set(gauge, (*labels, load), value)
-    _set(GAIN, labels, observed.gain)
-    _set(DESIRED_REPLICAS, labels, float(scale.replicas))
-    _set(TIME_TO_FIRST_TOKEN, labels, expected.time_to_first_token)
-    _set(TIME_PER_OUTPUT_TOKEN, labels, expected.time_per_output_token)
+    paid, rate = fields.cost_per_hour(observed), fields.tokens_per_second(observed, now)
+    for gauge, planned, present in (
+        (COST_PER_HOUR, expected.cost_per_hour, paid),
+        (
+            COST_PER_MILLION_TOKENS,
+            expected.cost_per_million_tokens,
+            fields.cost_per_million_tokens(paid, rate),
+        ),
+        (TOKENS_PER_SECOND, expected.tokens_per_second, rate),
+    ):
+        _set(gauge, planned, **_labels(key), load="planned")
+        _set(gauge, present, **_labels(key), load="present")
+    for gauge, value in (
+        (GAIN, observed.gain),
+        (DESIRED_REPLICAS, scale.replicas),
+        (TIME_TO_FIRST_TOKEN, expected.time_to_first_token),
+        (TIME_PER_OUTPUT_TOKEN, expected.time_per_output_token),
+    ):
+        _set(gauge, value, **_labels(key))
 
 
 def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:
     """Set how far a training is and what it has cost."""
-    labels = (key.namespace, key.name)
     progress = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
-    stage = "" if progress is None else progress.stage[:40]
-    for before in _stages.pop(key, set()) - {stage}:
-        _remove(TRAINING_PROGRESS, (*labels, before))
+    TRAINING_PROGRESS.remove_by_labels(_labels(key))
     if progress is not None:
-        _stages[key] = {stage}
         share = progress.done / progress.total if progress.total > 0 else 0.0
-        _set(TRAINING_PROGRESS, (*labels, stage), share)
-    _set(TRAINING_SPENT, labels, float(new.cost) if new is not None and new.cost else None)
+        _set(TRAINING_PROGRESS, share, **_labels(key), stage=progress.stage[:40])
+    _set(TRAINING_SPENT, float(new.cost) if new is not None and new.cost else None, **_labels(key))
 
 
 def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
     """Count one that has ended since `old`, which the status held before `new` was written there."""
     last = None if old is None else (old.get("number"), old.get("result"))
     if new is not None and new.input_hash and new.result and last != (new.number, new.result):
-        TRAININGS.labels(key.namespace, key.name, new.result).inc()
+        TRAININGS.labels(**_labels(key), result=new.result).inc()
 
 
 def forget(key: Key) -> None:
     """Remove all of a TurboDeployment that is gone, or cannot be read."""
-    labels = (key.namespace, key.name)
-    for stage in _stages.pop(key, set()):
-        _remove(TRAINING_PROGRESS, (*labels, stage))
-    for gauge in _BY_LOAD:
-        for load in (PLANNED, PRESENT):
-            _remove(gauge, (*labels, load))
-    for gauge in _BY_OBJECT:
-        _remove(gauge, labels)
-    for result in ENDS:
-        _remove(TRAININGS, (*labels, result))
+    for metric in (*_gauges, TRAININGS):
+        metric.remove_by_labels(_labels(key))
 
 
 def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
@@ -139,9 +130,8 @@ def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
     Only what differs is touched: Prometheus may ask at any moment, from another thread.
     """
     old, new = _prices(before), _prices(after)
-    for labels in old.keys() | new.keys():
-        if old.get(labels) != new.get(labels):
-            _set(NODE_GPU_HOURLY_COST, labels, new.get(labels))
+    for node, name in {place for place, _ in old.items() ^ new.items()}:
+        _set(NODE_GPU_HOURLY_COST, new.get((node, name)), node=node, accelerator=name)
 
 
 def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
@@ -154,13 +144,12 @@ def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
     }
 
 
-def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:
+def _labels(key: Key) -> dict[str, str]:
+    return {"namespace": key.namespace, "name": key.name}
+
+
+def _set(gauge: Gauge, value: Decimal | float | None, **labels: str) -> None:
     if value is not None:
-        gauge.labels(*labels).set(float(value))
+        gauge.labels(**labels).set(float(value))
     else:
-        _remove(gauge, labels)
-
-
-def _remove(metric: Gauge | Counter, labels: tuple[str, ...]) -> None:
-    with contextlib.suppress(KeyError):  # was not there
-        metric.remove(*labels)
+        gauge.remove_by_labels(labels)

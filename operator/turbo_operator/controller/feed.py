@@ -1,12 +1,19 @@
-"""Feeds what watches and lists show to the cache and the inventory, and wakes the keys that it concerns."""
+"""Feeds what watches and lists show to the cache and the inventory, and wakes the keys that it concerns.
+
+Most kinds are listed and watched here and not by the framework, since that takes a list in one piece, and
+every pod of a cluster in one piece is more than the operator's memory.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from turbo_operator.api import (
+    LABEL_DEPLOYMENT,
     TURBOACCELERATOR,
     TURBODEPLOYMENT,
     TURBODRAFT,
@@ -15,14 +22,24 @@ from turbo_operator.api import (
     parse_draft,
 )
 from turbo_operator.catalog import as_row
-from turbo_operator.controller.cache.object_versions import key_of
-from turbo_operator.controller.cache.projection import draft as as_view
+from turbo_operator.controller.cache.object_versions import ObjectStore, key_of
+from turbo_operator.controller.cache.projection import deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import KINDS, InventoryStore
+from turbo_operator.resources import CHILDREN, LABELED, POD, REPLICASET, Resource
+
+RETRY_SECONDS = 5.0
+PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
+GONE = 410  # the version to go on from is older than what the API server remembers
 
 Body = Mapping[str, Any]
-_View = TypeVar("_View")
+_READERS: Mapping[str, Callable[[Body], Any]] = {
+    TURBODEPLOYMENT: deployment,
+    TURBOACCELERATOR: lambda body: as_row(parse_accelerator(body)),
+    TURBODRAFT: lambda body: draft(parse_draft(body)),
+}
 
 log = logging.getLogger(__name__)
 
@@ -37,84 +54,132 @@ class Feed:
         self._inventory = inventory
         self._queue = queue
         self._show = show
+        self._stores: dict[str, ObjectStore[Any]] = {
+            TURBODEPLOYMENT: cache.deployments,
+            TURBOACCELERATOR: cache.accelerators,
+            TURBODRAFT: cache.drafts,
+        }
+        self._put = dict.fromkeys(CHILDREN, cache.put_child)
+        self._put |= {POD.kind: cache.pods.put, REPLICASET.kind: cache.pods.put_replica_set}
+        self._drop = dict.fromkeys(CHILDREN, cache.drop_child)
+        self._drop |= {POD.kind: cache.pods.drop, REPLICASET.kind: cache.pods.drop_replica_set}
 
     def put(self, kind: str, body: Body, /) -> None:
         """Store an object as it is now."""
         if kind in KINDS:
             self._inventory.put(kind, body)
-        if kind == TURBODEPLOYMENT:
-            if self._cache.put_deployment(body):
-                self._queue.add(key_of(body))
-        elif kind == TURBOACCELERATOR:
+        if kind == TURBOACCELERATOR:
             self._show(body)
-            if self._cache.accelerators.put(body, _read(kind, body, lambda: as_row(parse_accelerator(body)))):
-                self._wake_all()
-        elif kind == TURBODRAFT:
-            if self._cache.drafts.put(body, _read(kind, body, lambda: as_view(parse_draft(body)))):
-                self._wake_all(body["metadata"]["namespace"])
-        elif kind == "Pod":
-            self._wake(self._cache.pods.put(body))
-        elif kind == "ReplicaSet":
-            self._wake(self._cache.pods.put_replica_set(body))
-        elif kind not in KINDS:
-            self._wake(self._cache.put_child(body))
+        if kind in self._put:
+            self._wake(self._put[kind](body))
+        elif kind in self._stores and self._stores[kind].put(body, _read(kind, body)):
+            self._wake_by(kind, key_of(body))
 
     def drop(self, kind: str, body: Body, /) -> None:
         """Remove an object that is gone."""
         if kind in KINDS:
             self._inventory.drop(kind, body)
-        if kind == TURBODEPLOYMENT:
-            key = key_of(body)
-            self._cache.deployments.drop(body)
-            if key not in self._cache.deployments:  # else another one bears its name
-                self._queue.forget(key)
-                self._queue.add(key)  # so that nothing is kept of it; its children follow by themselves
-        elif kind == TURBOACCELERATOR:
-            if self._cache.accelerators.drop(body):
-                self._wake_all()
-        elif kind == TURBODRAFT:
-            if self._cache.drafts.drop(body):
-                self._wake_all(body["metadata"]["namespace"])
-        elif kind == "Pod":
-            self._wake(self._cache.pods.drop(body))
-        elif kind == "ReplicaSet":
-            self._wake(self._cache.pods.drop_replica_set(body))
-        elif kind not in KINDS:
-            self._wake(self._cache.drop_child(body))
+        if kind in self._drop:
+            self._wake(self._drop[kind](body))
+        elif kind in self._stores and self._stores[kind].drop(body):
+            self._wake_by(kind, key_of(body))
 
     def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
         """Drop what a full list of one namespace, or with None of all, does not show."""
         if kind in KINDS:
             self._inventory.keep_only(kind, uids, version, namespace)
-        if kind == TURBODEPLOYMENT:
-            for key in self._cache.deployments.keep_only(uids, version, namespace):
-                self._queue.add(key)
-        elif kind == TURBOACCELERATOR:
-            if self._cache.accelerators.keep_only(uids, version):
-                self._wake_all()
-        elif kind == TURBODRAFT:
-            for place in {key.namespace for key in self._cache.drafts.keep_only(uids, version, namespace)}:
-                self._wake_all(place)
-        elif kind in ("Pod", "ReplicaSet"):
-            self._wake(self._cache.pods.keep_only(kind, uids, namespace))
-        elif kind not in KINDS:
+        if kind in CHILDREN:
             self._wake(self._cache.keep_children(kind, uids, version, namespace))
+        elif kind in self._put:
+            self._wake(self._cache.pods.keep_only(kind, uids, namespace))
+        elif kind in self._stores:
+            for key in self._stores[kind].keep_only(uids, version, namespace):
+                self._wake_by(kind, key)
 
     def _wake(self, keys: Iterable[Key]) -> None:
         for key in keys:
             self._inventory.moved = True  # whose a pod is may have come to light
             self._queue.add(key)
 
-    def _wake_all(self, namespace: str | None = None) -> None:
-        for key in sorted(self._cache.deployments):
-            if namespace in (None, key.namespace):
-                self._queue.add(key)
+    def _wake_by(self, kind: str, key: Key) -> None:
+        """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
+        if kind == TURBODEPLOYMENT:
+            self._queue.add(key)  # also of what is gone, so that nothing is kept of it
+            return
+        for each in sorted(self._cache.deployments):
+            if key.namespace in ("", each.namespace):
+                self._queue.add(each)
 
 
-def _read(kind: str, body: Body, read: Callable[[], _View]) -> _View | None:
+def _read(kind: str, body: Body) -> Any:
     """Read an object; None, and a line in the log, where it was stored before a rule of the API was."""
     try:
-        return read()
+        return _READERS[kind](body)
     except InvalidObject as error:
         log.warning("%s is left out: %s", kind, error, extra={"object": body["metadata"]["name"]})
         return None
+
+
+@dataclass(eq=False)
+class Follower:
+    """Keeps what `feed` holds of a kind like the cluster, in one namespace or with None in all."""
+
+    api: Kube
+    feed: Feed
+    resource: Resource
+    namespace: str | None
+
+    def __post_init__(self) -> None:
+        # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
+        is_labeled = self.resource in (*LABELED, REPLICASET)
+        self._selectors = (("labelSelector", LABEL_DEPLOYMENT),) if is_labeled else ()
+        self.listed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow until cancelled: a new list after what cannot be gone on from."""
+        version: str | None = None
+        while True:
+            try:
+                if version is None:
+                    version = await self.list()
+                    self.listed.set()
+                version = await self._watch(version)
+            except KubeError as error:
+                if error.status == GONE:
+                    version = None
+                else:
+                    log.warning("%s cannot be watched: %s", self.resource.plural, error.message)
+                    await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def relist(self, seconds: float) -> None:
+        """List now and then what else watches: a watch that was cut off for long has missed deletions."""
+        while True:
+            try:
+                await self.list()
+                self.listed.set()
+            except KubeError as error:
+                log.warning("could not list: %s", error.message)
+            await asyncio.sleep(seconds if self.listed.is_set() else RETRY_SECONDS)
+
+    async def list(self) -> str:
+        """List once; the resource version to watch from."""
+        kind, version = self.resource.kind, ""
+        uids: set[str] = set()
+        async for page, version in self.api.pages(self.resource, self.namespace, self._selectors):  # noqa: B007
+            for body in page:
+                self.feed.put(kind, body)
+                uids.add(body["metadata"]["uid"])
+        self.feed.keep_only(kind, uids, version, self.namespace)
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """Watch from a version until the API server ends the watch; the version to go on from."""
+        events = self.api.watch(self.resource, self.namespace, version, self._selectors)
+        async for change, body in events:
+            version = body["metadata"]["resourceVersion"]
+            if change == "DELETED":
+                self.feed.drop(self.resource.kind, body)
+            elif change != "BOOKMARK":
+                self.feed.put(self.resource.kind, body)
+        return version

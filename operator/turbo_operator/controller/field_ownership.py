@@ -79,16 +79,10 @@ def _counts(kind: str, path: str) -> bool:
 
 def owns(fields: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """Whether `fields` (FieldsV1) covers every field of a manifest."""
-    for name, value in manifest.items():
-        if name in _IDENTITY:
-            continue
-        if name == "metadata":
-            value = {key: part for key, part in value.items() if key not in _META_IDENTITY}
-            if value and not _covers(fields.get("f:metadata"), value):
-                return False
-        elif not _covers(fields.get(f"f:{name}"), value):
-            return False
-    return True
+    meta = {name: part for name, part in manifest.get("metadata", {}).items() if name not in _META_IDENTITY}
+    wanted = {name: part for name, part in manifest.items() if name not in _IDENTITY}
+    wanted["metadata"] = meta or None
+    return all(_covers(fields.get(f"f:{name}"), part) for name, part in wanted.items())
 
 
 def _covers(fields: Mapping[str, Any] | None, value: Any) -> bool:

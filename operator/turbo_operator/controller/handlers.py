@@ -9,21 +9,20 @@ thousand objects.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import kopf
 import prometheus_client
 
 from turbo_operator import logs, metrics, resources
+from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
-from turbo_operator.controller.cache.reflector import RETRY_SECONDS, Follower
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.feed import Feed
+from turbo_operator.controller.feed import Feed, Follower
 from turbo_operator.controller.inventory_sync import InventorySync
-from turbo_operator.controller.kopf_config import framework_settings, login
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
@@ -39,6 +38,28 @@ WATCHED = (*OWN, *LABELED)  # by kopf
 FOLLOWED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
 log = logging.getLogger(__name__)
+
+
+class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
+    """A storage in no place, for which nothing is copied: the copies are a third of an event's work."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return nothing to compare."""
+        return kopf.BodyEssence()
+
+
+def framework_settings() -> kopf.OperatorSettings:
+    """Configure kopf to post no events, scan for no later kinds, and store no progress."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = NoDiffs([])
+    settings.persistence.progress_storage = kopf.MultiProgressStorage([])
+    settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
+    for resource in LABELED:
+        place = (resource.group, resource.version, resource.plural)
+        settings.watching.label_selectors[place] = LABEL_DEPLOYMENT
+    return settings
 
 
 class Operator:
@@ -72,7 +93,8 @@ class Operator:
             scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
             follow = [follower.run() for follower in self._followers]
             follow += [self._follow_pods(follower) for follower in self._pods]
-            work = (self._work(), self._resync(), scraper.run(), *follow)
+            follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
+            work = (self._work(), scraper.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
             await kopf.operator(
                 registry=self.registry(),
@@ -85,14 +107,12 @@ class Operator:
             await self._cleanup()
 
     def _replan(self, key: Key) -> None:
-        self._reconciler.plans.outdate(key)
+        self._reconciler.outdate(key)
         self.queue.add(key)
 
     async def _work(self) -> None:
         # Every kind, before anything is done: a child that is missing until then may only be unseen.
-        while not await self._list_all():  # noqa: ASYNC110  it lists again
-            await asyncio.sleep(RETRY_SECONDS)
-        for follower in (*self._followers, *self._pods):
+        for follower in (*self._relisted, *self._followers, *self._pods):
             await follower.listed.wait()
         self._inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.deployments)})
@@ -106,42 +126,22 @@ class Operator:
             await follower.listed.wait()
         await pods.run()
 
-    async def _resync(self) -> None:
-        """List everything now and then: a watch that was cut off for too long has missed deletions."""
-        while True:
-            await asyncio.sleep(self.settings.resync_seconds)
-            await self._list_all()
-
-    async def _list_all(self) -> bool:
-        """List every kind; whether that could be done."""
-        try:
-            for lister in self._relisted:
-                await lister.list()
-        except KubeError as error:
-            log.warning("could not list: %s", error.message)
-            return False
-        return True
-
     # kopf
 
     def registry(self) -> kopf.OperatorRegistry:
         """Register every handler that kopf calls; async ones, since others would run in threads."""
         registry = kopf.OperatorRegistry()
-        kopf.on.login(registry=registry)(login)
+        kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.probe(id="waiting", registry=registry)(self._probe)
         kopf.on.cleanup(registry=registry)(self._cleanup)
         for resource in WATCHED:
             place = (resource.group, resource.version, resource.plural)
-            kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(
-                self._handler(resource.kind)
-            )
+            event = functools.partial(self._event, resource.kind)
+            kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(event)
         return registry
 
-    def _handler(self, kind: str) -> Callable[..., Any]:
-        async def event(type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002  kopf's name
-            (self.feed.drop if type == "DELETED" else self.feed.put)(kind, dict(body))
-
-        return event
+    async def _event(self, kind: str, /, type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002
+        (self.feed.drop if type == "DELETED" else self.feed.put)(kind, dict(body))
 
     async def _cleanup(self, **_: object) -> None:
         """Stop working; kopf waits for every task that it finds running."""

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from turbo_operator.controller import deployment_metrics
@@ -28,44 +29,39 @@ STATUS_SECONDS = 10.0  # between two rounds of writing TurboAccelerators' status
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class InventorySync:
     """Keeps `inventory.stock` fresh. `plans_of` gives the last plans of a key, `wake` has a key looked at."""
 
-    def __init__(
-        self,
-        inventory: InventoryStore,
-        cache: Cache,
-        api: Kube,
-        plans_of: Callable[[Key], Sequence[Plan]],
-        wake: Callable[[Key], None],
-    ) -> None:
-        self._inventory = inventory
-        self._cache = cache
-        self._api = api
-        self._plans_of = plans_of
-        self._wake = wake
-        self._shown: dict[str, Mapping[str, Any]] = {}  # statuses as the API server holds them
+    inventory: InventoryStore
+    cache: Cache
+    api: Kube
+    plans_of: Callable[[Key], Sequence[Plan]]
+    wake: Callable[[Key], None]
+    _shown: dict[str, Mapping[str, Any]] = field(
+        default_factory=dict
+    )  # statuses as the API server holds them
 
     def show(self, body: Mapping[str, Any]) -> None:
         """Remember the status of a TurboAccelerator as a watch or a list shows it."""
         self._shown[body["metadata"]["name"]] = body.get("status") or {}
-        self._inventory.moved = True
+        self.inventory.moved = True
 
     def count(self) -> None:
         """Count now, and wake whom the difference concerns."""
-        before = self._inventory.take_stock(self._cache.accelerators_by_name())
-        after = self._inventory.stock
+        before = self.inventory.take_stock(self.cache.accelerators_by_name())
+        after = self.inventory.stock
         deployment_metrics.show_prices(before, after)
         change = compare(before, after)
-        for key in sorted(self._cache.deployments) if change else ():
-            if any(concerns(plan, key.owner, change, after) for plan in self._plans_of(key)):
-                self._wake(key)
+        for key in sorted(self.cache.deployments) if change else ():
+            if any(concerns(plan, key.owner, change, after) for plan in self.plans_of(key)):
+                self.wake(key)
 
     async def run(self) -> None:
         """Count until cancelled."""
         write_time = -STATUS_SECONDS
         while True:
-            if self._inventory.moved:
+            if self.inventory.moved:
                 self.count()
             if time.monotonic() - write_time >= STATUS_SECONDS:
                 write_time = time.monotonic()
@@ -74,7 +70,7 @@ class InventorySync:
 
     async def _write_counts(self) -> None:
         """Write the counts that are not shown yet; what the API server does not take is tried again."""
-        for name, nodes in self._inventory.stock.supply.items():
+        for name, nodes in self.inventory.stock.supply.items():
             status = {
                 "nodes": len(nodes),
                 "allocatable": sum(node.allocatable for node in nodes),
@@ -83,7 +79,7 @@ class InventorySync:
             if self._shown.get(name) == status:
                 continue
             try:
-                await self._api.apply_status(TURBOACCELERATOR, {"metadata": {"name": name}, "status": status})
+                await self.api.apply_status(TURBOACCELERATOR, {"metadata": {"name": name}, "status": status})
             except GoneError:  # deleted meanwhile: its event is on its way
                 continue
             except RefusedError as error:  # a matter of this one

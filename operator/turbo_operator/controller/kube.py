@@ -12,7 +12,7 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from turbo_operator.yaml_text import described
 REQUEST_SECONDS = 30.0
 WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goes on from there
 LIST_CHUNK = 500
+
+Query = Sequence[tuple[str, str]]
 
 _MANAGER = ("fieldManager", FIELD_MANAGER)
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
@@ -112,26 +114,21 @@ class Kube:
         Unlike an apply this removes what others have added. ConflictError where it has changed since.
         """
         path = resource.path(body["metadata"]["namespace"], body["metadata"]["name"])
-        return await self._request("PUT", resource, path, query=[_MANAGER], body=body)
+        return await self._request("PUT", resource, path, [_MANAGER], body=body)
 
     async def merge(
         self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Apply a JSON merge patch; ConflictError where the object has changed since the version in it."""
         path = resource.path(namespace, name)
-        return await self._request("PATCH", resource, path, query=[_MANAGER], body=patch, content=_MERGE)
+        return await self._request("PATCH", resource, path, [_MANAGER], body=patch, content=_MERGE)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
         """Delete this very object, its dependants in the background; one that is gone already is no error.
 
         The object as it stands then where a finalizer of somebody's holds it; None where it is gone.
         """
-        options = {
-            "apiVersion": "v1",
-            "kind": "DeleteOptions",
-            "propagationPolicy": "Background",
-            "preconditions": {"uid": uid},
-        }
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
             there = await self._request("DELETE", resource, resource.path(namespace, name), body=options)
         except (GoneError, ConflictError):  # gone, or another object of the same name: not the one to delete
@@ -140,27 +137,17 @@ class Kube:
 
     async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
         """Find an object by name. A list of one: that needs no right beyond those of a watch."""
-        items, _ = await self.list_all(resource, namespace, field_selector=f"metadata.name={name}")
+        items = await self.list_all(resource, namespace, [("fieldSelector", f"metadata.name={name}")])
         return items[0] if items else None
 
     async def list_all(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        label_selector: str | None = None,
-        field_selector: str | None = None,
-    ) -> tuple[list[dict[str, Any]], str]:
-        """List a kind in one namespace or in all; the objects, and the resource version that they show."""
-        selectors = (("labelSelector", label_selector), ("fieldSelector", field_selector))
-        given = [(name, value) for name, value in selectors if value]
-        items: list[dict[str, Any]] = []
-        version = ""
-        async for page, version in self.pages(resource, namespace, given):  # noqa: B007  the last one's
-            items += page
-        return items, version
+        self, resource: Resource, namespace: str | None, selectors: Query = ()
+    ) -> list[dict[str, Any]]:
+        """List a kind in one namespace or in all."""
+        return [item async for page, _ in self.pages(resource, namespace, selectors) for item in page]
 
     async def pages(
-        self, resource: Resource, namespace: str | None, selectors: Sequence[tuple[str, str]] = ()
+        self, resource: Resource, namespace: str | None, selectors: Query = ()
     ) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
         """List a few hundred at a time, each page with the resource version that the whole list shows."""
         query = [("limit", str(LIST_CHUNK)), *selectors]
@@ -168,7 +155,7 @@ class Kube:
         # Items of a list come without the two fields that name their kind.
         kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
-            answer = await self._request("GET", resource, resource.path(namespace), query=query + page)
+            answer = await self._request("GET", resource, resource.path(namespace), [*query, *page])
             yield [{**kind, **item} for item in answer["items"]], answer["metadata"]["resourceVersion"]
             token = answer["metadata"].get("continue")
             if not token:
@@ -176,11 +163,7 @@ class Kube:
             page = [("continue", token)]
 
     async def watch(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        version: str,
-        selectors: Sequence[tuple[str, str]] = (),
+        self, resource: Resource, namespace: str | None, version: str, selectors: Query = ()
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield changes after `version`: ADDED, MODIFIED, DELETED or BOOKMARK, and the object.
 
@@ -194,14 +177,8 @@ class Kube:
             *selectors,
         ]
         with _broken("the watch was cut off"):
-            request = await self._client.param_serialize(
-                "GET",
-                resource.path(namespace),
-                query_params=query,
-                header_params={"Accept": "application/json"},
-                auth_settings=["BearerToken"],
-            )
-            answer = await self._client.call_api(*request, _request_timeout=WATCH_SECONDS + REQUEST_SECONDS)
+            path, seconds = resource.path(namespace), WATCH_SECONDS + REQUEST_SECONDS
+            answer = await self._send("GET", path, query, seconds=seconds)
             async with answer.response as response:
                 if response.status >= 400:
                     raise error_of(response.status, await response.read())
@@ -210,13 +187,12 @@ class Kube:
 
     async def check_list(self, resource: Resource, namespace: str | None) -> None:
         """Raise RefusedError, in the API server's words, where we may not list."""
-        await self._request("GET", resource, resource.path(namespace), query=[("limit", "1")])
+        await self._request("GET", resource, resource.path(namespace), [("limit", "1")])
 
     async def serves(self, resource: Resource) -> bool:
         """Whether the API server knows the kind (a CRD may be missing)."""
-        root = f"/apis/{resource.api_version}" if resource.group else f"/api/{resource.version}"
         try:
-            answer = await self._request("GET", resource, root)
+            answer = await self._request("GET", resource, f"/apis/{resource.api_version}")
         except GoneError:
             return False
         return any(entry["name"] == resource.plural for entry in answer["resources"])
@@ -227,31 +203,15 @@ class Kube:
         path = resource.path(wanted["metadata"].get("namespace"), wanted["metadata"]["name"], subresource)
         query = [_MANAGER, ("force", "true" if force else "false")]
         body = {"apiVersion": resource.api_version, "kind": resource.kind, **wanted}
-        return await self._request("PATCH", resource, path, query=query, body=body, content=_APPLY)
+        return await self._request("PATCH", resource, path, query, body=body, content=_APPLY)
 
     async def _request(
-        self,
-        method: str,
-        resource: Resource,
-        path: str,
-        *,
-        query: list[tuple[str, str]] | None = None,
-        body: Mapping[str, Any] | None = None,
-        content: str = "application/json",
+        self, method: str, resource: Resource, path: str, query: Query = (), **rest: Any
     ) -> dict[str, Any]:
-        headers = {"Accept": "application/json", "Content-Type": content}
         code = "none"
         try:
             with _broken("the API server did not answer"):
-                request = await self._client.param_serialize(
-                    method,
-                    path,
-                    query_params=query,
-                    header_params=headers,
-                    body=None if body is None else dict(body),
-                    auth_settings=["BearerToken"],
-                )
-                response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+                response = await self._send(method, path, query, **rest)
                 text = await response.read()
                 code = str(response.status)
         finally:
@@ -260,6 +220,26 @@ class Kube:
             raise error_of(response.status, text)
         with _broken("what answered is no API server"):
             return _object(json.loads(text))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Query,
+        *,
+        body: Mapping[str, Any] | None = None,
+        content: str = "application/json",
+        seconds: float = REQUEST_SECONDS,
+    ) -> Any:
+        request = await self._client.param_serialize(
+            method,
+            path,
+            query_params=list(query),
+            header_params={"Accept": "application/json", "Content-Type": content},
+            body=None if body is None else dict(body),
+            auth_settings=["BearerToken"],
+        )
+        return await self._client.call_api(*request, _request_timeout=seconds)
 
 
 @contextmanager
@@ -314,9 +294,13 @@ async def connect(context: str | None = None) -> AsyncIterator[Kube]:
     """Connect by a context of the kubeconfig (KUBECONFIG, ~/.kube/config). Without one by the pod's service
     account, and outside of a cluster by the kubeconfig's current context. NoWayInError where there is none.
     """
-    configuration = Configuration()
-    namespace = "default"
-    if context is not None or not _load_service_account(configuration):
+    configuration, namespace = Configuration(), "default"
+    is_pod = False
+    if context is None:
+        with suppress(kube_config.ConfigException):
+            kube_config.load_incluster_config(client_configuration=configuration)
+            is_pod = True
+    if not is_pod:
         loader = await _load_kubeconfig(context, configuration)
         namespace = loader.current_context["context"].get("namespace") or namespace
     try:
@@ -351,23 +335,6 @@ def _kubeconfig() -> str:
     if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path):
         raise NoWayInError(f"there is no kubeconfig at {paths}: name one in KUBECONFIG")
     return paths
-
-
-def _load_service_account(configuration: Configuration) -> bool:
-    """Log in by the pod's service account; whether this is a pod."""
-    try:
-        kube_config.load_incluster_config(client_configuration=configuration)
-    except kube_config.ConfigException:
-        return False
-    return True
-
-
-def in_cluster_server(environ: Mapping[str, str]) -> str | None:
-    """Return the API server's URL as the kubelet gives it to every pod; None outside of a pod."""
-    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
-    if not host or not port:
-        return None
-    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def error_of(status: int, text: bytes) -> KubeError:

@@ -1,13 +1,32 @@
-"""What one reconcile of a TurboDeployment leaves for the next; lost with the process, which is safe."""
+"""What one reconcile of a TurboDeployment leaves for the next; lost with the process, which is safe.
+
+Plans are part of it: the same question is answered once. The counts of accelerators in a question move all
+the time: whom they concern is told by `Memo.edition`, and what that misses waits for the resync.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.drafts.speedup import SpeedupTracker
+from turbo_operator.plan import Plan
+from turbo_operator.planner import PlannerInputs
+from turbo_operator.planner import plan as compute_plan
 from turbo_operator.planner.performance.calibration import Online
+
+
+@dataclass(frozen=True, slots=True)
+class CachedPlan:
+    """A plan and the question that it answers."""
+
+    inputs: PlannerInputs
+    plan: Plan
+    edition: int
+    time: float  # seconds since the epoch
 
 
 @dataclass(slots=True)
@@ -21,21 +40,43 @@ class Memo:
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)
+    plan: CachedPlan | None = None
+    training_plan: CachedPlan | None = None  # of a training that waits
+    # How often another count may have given it another plan: read before what the next question is made of.
+    edition: int = 0
 
 
-class Memos:
-    """Memories by key, of the object that has it now: one that is created again under a name has no past."""
+class Memos(dict[Key, Memo]):
+    """Memories by key."""
 
-    def __init__(self) -> None:
-        self._memos: dict[Key, Memo] = {}
+    def of(self, key: Key, uid: str) -> Memo:
+        """Return the memory of this very object: one that is created again under a name has no past."""
+        if key not in self or self[key].uid != uid:
+            self[key] = Memo(uid)
+        return self[key]
 
-    def get(self, key: Key, uid: str) -> Memo:
-        """Return the memory of this very object, to be written to."""
-        memo = self._memos.get(key)
-        if memo is None or memo.uid != uid:
-            memo = self._memos[key] = Memo(uid)
-        return memo
 
-    def forget(self, key: Key) -> None:
-        """Forget an object that is gone."""
-        self._memos.pop(key, None)
+class Planner:
+    """Runs the planner in a thread of its own, anew for the same question after `resync_seconds`.
+
+    A plan is arithmetic of up to a tenth of a second, which would keep a thousand objects' watches and the
+    liveness probe waiting; what goes in and comes out is frozen.
+    """
+
+    def __init__(self, resync_seconds: float) -> None:
+        self._resync_seconds = resync_seconds
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+
+    async def plan(
+        self, last: CachedPlan | None, inputs: PlannerInputs, edition: int, now: float
+    ) -> CachedPlan:
+        """Return the plan for inputs that were put together in this edition: the last one while it holds."""
+        if (
+            last is not None
+            and last.edition == edition
+            and now - last.time < self._resync_seconds
+            and last.inputs.equals_but_for_counts(inputs)
+        ):
+            return last
+        plan = await asyncio.get_running_loop().run_in_executor(self._thread, compute_plan, inputs, now)
+        return CachedPlan(inputs, plan, edition, now)

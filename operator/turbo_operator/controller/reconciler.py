@@ -1,8 +1,7 @@
-"""Order only: observe, plan, canary, training, scale, rollout, render, apply, status.
+"""Order only: one read phase, one decision, one write phase.
 
-One read phase, one decision, one write phase. Level-triggered: nothing is remembered between two looks that
-the cluster does not hold, so a process that dies anywhere is continued by the next one. Deletion is the
-garbage collector's work, by owner references.
+Level-triggered: nothing is remembered between two looks that the cluster does not hold, so a process that
+dies anywhere is continued by the next one. Deletion is the garbage collector's work, by owner references.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import metrics, status
@@ -27,13 +26,13 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.decision import Decision, decide, restore_history
 from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError, StrangerError
-from turbo_operator.controller.memo import Memo, Memos
-from turbo_operator.controller.plan_cache import PlanCache
+from turbo_operator.controller.memo import Memo, Memos, Planner
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Plan
+from turbo_operator.planner import build_inputs
 from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
@@ -56,46 +55,51 @@ class _Look:
     key: Key
     body: Mapping[str, Any]
     td: TurboDeployment
+    memo: Memo
+    edition: int  # of the memo, before the rest was read
     observed: Snapshot
     now: float  # seconds since the epoch
 
+    def status(self, decision: Decision, refusal: RefusedError | None) -> TurboDeploymentStatus:
+        """Compute the status that tells of a decision, and of what the API server has refused."""
+        why = refusal.sentence if refusal else None
+        return status.compute(self.td, self.observed, decision, self.now, why)
 
+
+@dataclass(eq=False)
 class Reconciler:
     """Brings one TurboDeployment at a time to what its spec says. `clock` gives seconds since the epoch."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        inventory: InventoryStore,
-        api: Kube,
-        settings: Settings,
-        clock: Callable[[], float],
-    ) -> None:
-        self._cache = cache
-        self._inventory = inventory
-        self._api = api
-        self._settings = settings
-        self._clock = clock
-        self.plans = PlanCache(settings.resync_seconds)
-        self._training_plans = PlanCache(settings.resync_seconds)
-        self._memos = Memos()
+    cache: Cache
+    inventory: InventoryStore
+    api: Kube
+    settings: Settings
+    clock: Callable[[], float]
+    _memos: Memos = field(default_factory=Memos)
+
+    def __post_init__(self) -> None:
+        self._planner = Planner(self.settings.resync_seconds)
 
     def plans_of(self, key: Key) -> list[Plan]:
         """Return what another count of the cluster may outdate: the plan, and that of a waiting training."""
-        caches = (self.plans, self._training_plans)
-        return [plan for cache in caches if (plan := cache.last(key)) is not None]
+        memo = self._memos.get(key)
+        return [cached.plan for cached in (memo.plan, memo.training_plan) if cached] if memo else []
+
+    def outdate(self, key: Key) -> None:
+        """Record that the cluster has another count of accelerators, which may give this one another plan."""
+        if key in self._memos:
+            self._memos[key].edition += 1
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile once; the seconds until the next look. Raises KubeError for what only time can mend."""
-        body = self._cache.deployments.get(key)
+        body = self.cache.deployments.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            for memory in (self.plans, self._training_plans, self._memos):
-                memory.forget(key)
+            self._memos.pop(key, None)
             deployment_metrics.forget(key)
             return None
         start, result = time.monotonic(), "failed"
         try:
-            seconds = await self._look(key, body)
+            seconds = await self._reconcile(key, body)
             result = "done"
         except _DeletedError:  # meanwhile: its event is on its way
             seconds, result = None, "done"
@@ -103,53 +107,61 @@ class Reconciler:
             metrics.RECONCILE_SECONDS.labels(result).observe(time.monotonic() - start)
         return seconds
 
-    async def _look(self, key: Key, body: Mapping[str, Any]) -> float:
-        resync = self._settings.resync_seconds
+    async def _reconcile(self, key: Key, body: Mapping[str, Any]) -> float:
+        resync = self.settings.resync_seconds
         try:
             td = parse(body)
         except InvalidObject as error:
             deployment_metrics.forget(key)  # nothing is looked at that they could follow
-            await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
+            await self._write_status(key, body, status.invalid(body, str(error), self.clock()))
             return resync
-        memo = self._memos.get(key, td.metadata.uid)
-        writer = ChildWriter(self._cache, self._api, td, memo.noop_applies)
+        # Read
+        memo = self._memos.of(key, td.metadata.uid)
+        writer = ChildWriter(key, td, self.cache, self.api, memo.noop_applies)
         refusal = await writer.restore_variants()
-        now = self._clock()
-        edition = self.plans.edition(key)
-        observed = build_snapshot(self._cache, self._inventory, key, td, now)
-        plan = await self.plans.ask(key, td, observed, edition, now)
+        now, edition = self.clock(), memo.edition
+        observed = build_snapshot(self.cache, self.inventory, key, td, now)
+        look = _Look(key, body, td, memo, edition, observed, now)
+        # Decide
+        plan = await self._plan(look)
         choice = plan.served if plan is not None else None
         speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
         observed = canary.add_verdict(observed, speedups, verdict)
-        look = _Look(key, body, td, observed, now)
-        step = await self._decide_training(look, plan, edition)
+        look = replace(look, observed=observed)
+        step = await self._decide_training(look, plan)
         history = memo.history or restore_history(td.status.scale_history)
-        run, settings = speedups.trial, self._settings
+        run, settings = speedups.trial, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
         memo.history, memo.online = decision.scale.history, decision.online
-        # A run that is over is forgotten once the status tells of it.
-        if verdict is None or not verdict.is_over:
+        # Write
+        if verdict is None or not verdict.is_over:  # else it is forgotten once the status tells of it
             memo.speedups = speedups
-        if await self._write_status_first(look, decision, memo, refusal):
+        if await self._write_status_first(look, decision, refusal):
             memo.speedups = speedups
             return 0.0
         return min(resync, await self._write(look, decision, writer, refusal))
 
-    async def _decide_training(
-        self, look: _Look, plan: Plan | None, edition: int
-    ) -> training.TrainingDecision:
+    async def _plan(self, look: _Look) -> Plan | None:
+        """Plan for what was observed; None while the model is unknown."""
+        if look.observed.model is None:
+            return None
+        inputs = build_inputs(look.td, look.observed.model.shape, look.observed)
+        look.memo.plan = await self._planner.plan(look.memo.plan, inputs, look.edition, look.now)
+        return look.memo.plan.plan
+
+    async def _decide_training(self, look: _Look, plan: Plan | None) -> training.TrainingDecision:
         """Decide on the training of a draft; only one that is due asks the planner."""
-        td, observed, now = look.td, look.observed, look.now
+        td, observed, now, memo = look.td, look.observed, look.now, look.memo
         step = training.decide(td, observed, plan, None, now)
         if step.query is None or observed.model is None:
-            self._training_plans.forget(look.key)
+            memo.training_plan = None
             return step
-        question = training.question(td, observed, observed.model.shape, step.query)
-        answer = await self._training_plans.answered(look.key, question, edition, now)
-        return training.decide(td, observed, plan, answer, now)
+        inputs = training.question(td, observed, observed.model.shape, step.query)
+        memo.training_plan = await self._planner.plan(memo.training_plan, inputs, look.edition, now)
+        return training.decide(td, observed, plan, memo.training_plan.plan, now)
 
     async def _write_status_first(
-        self, look: _Look, decision: Decision, memo: Memo, refusal: RefusedError | None
+        self, look: _Look, decision: Decision, refusal: RefusedError | None
     ) -> bool:
         """Write the status where it has to be there before children change; whether it was written.
 
@@ -166,15 +178,13 @@ class Reconciler:
             or (decision.takeover.rolled_back and decision.takeover.rollout != last.rollout)
             or (decision.training_job is not None and decision.step.state != last.training)
         )
-        is_new = decision.plan_hash not in (None, last.plan.hash if last.plan else None, memo.announced)
+        is_new = decision.plan_hash not in (None, last.plan.hash if last.plan else None, look.memo.announced)
         if not is_required and not is_new:
             return False
         if is_new:
-            memo.announced = decision.plan_hash
-        why = refusal.sentence if refusal else None
-        new = status.compute(look.td, look.observed, decision, look.now, why)
+            look.memo.announced = decision.plan_hash
         try:
-            await self._write_status(look.key, look.body, new)
+            await self._write_status(look.key, look.body, look.status(decision, refusal))
         except KubeError as error:
             if is_required:
                 raise
@@ -202,8 +212,7 @@ class Reconciler:
             failure = error
         if refusal is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
-        why = refusal.sentence if refusal else None
-        new = status.compute(look.td, look.observed, decision, look.now, why)
+        new = look.status(decision, refusal)
         deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
         deployment_metrics.show_training(look.key, new.training, look.observed.trainings)
         await self._write_status(look.key, look.body, new)
@@ -220,13 +229,13 @@ class Reconciler:
         if observed.model is None:
             return INSPECTING_SECONDS
         rollout, seconds = decision.takeover.rollout, [LIVE_SECONDS]
-        deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline_seconds)
+        deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline.seconds)
         seconds += [due for due in (next_look(td, observed.pods, now), deadline) if due is not None]
         if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
         if td.spec.scaling_mode == ScalingMode.METRICS or decision.trial is not None:
-            seconds.append(self._settings.scrape_seconds)
+            seconds.append(self.settings.scrape_seconds)
         return min(seconds)
 
     async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
@@ -236,7 +245,7 @@ class Reconciler:
         identity = {"name": key.name, "namespace": key.namespace, "uid": body["metadata"]["uid"]}
         wanted = {"metadata": identity, "status": document}
         try:
-            self._cache.put_deployment(await self._api.apply_status(TURBODEPLOYMENT, wanted))
+            self.cache.put_deployment(await self.api.apply_status(TURBODEPLOYMENT, wanted))
         except GoneError as error:
             raise _DeletedError(key) from error
         deployment_metrics.count_training(key, (body.get("status") or {}).get("training"), new.training)

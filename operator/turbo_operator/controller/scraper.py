@@ -11,8 +11,8 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TypeVar
 
 import aiohttp
 
@@ -24,14 +24,13 @@ from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
-_Document = TypeVar("_Document")
-
 NUM_CONNECTIONS = 64  # pods asked at the same time
 MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Scraper:
     """Keeps the loads in `cache` fresh: every `period` seconds, `timeout` seconds for one pod's answer.
 
@@ -39,68 +38,49 @@ class Scraper:
     since the epoch.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        period: float,
-        timeout: float,
-        wake: Callable[[Key], None],
-        clock: Callable[[], float],
-    ) -> None:
-        self._cache = cache
-        self._period = period
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._wake = wake
-        self._clock = clock
-        self._reported: set[Key] = set()
-        # Before a request's time begins to count: of connections that are waited for, those of pods that do
-        # not answer would use up the time of all others.
-        self._turns = asyncio.Semaphore(NUM_CONNECTIONS)
+    cache: Cache
+    period: float
+    timeout: float
+    wake: Callable[[Key], None]
+    clock: Callable[[], float]
+    _reported: set[Key] = field(default_factory=set)
+    # Before a request's time begins to count: of connections that are waited for, those of pods that do not
+    # answer would use up the time of all others.
+    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(NUM_CONNECTIONS))
 
     async def run(self) -> None:
         """Scrape until cancelled."""
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session:
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=self.timeout)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             while True:
                 await self.scrape(session)
-                await asyncio.sleep(self._period)
+                await asyncio.sleep(self.period)
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
         """Read every pod once."""
-        serving, training = self._cache.pods.serving(), self._cache.pods.training()
-        loads, progress = await asyncio.gather(
-            asyncio.gather(*(self._read(session, pod, LOAD_PATH, Load.from_json) for _, pod in serving)),
-            asyncio.gather(
-                *(self._read(session, pod, PROGRESS_PATH, TrainingProgress.from_json) for _, pod in training)
-            ),
-        )
-        for (key, trainer), report in zip(training, progress, strict=True):
-            if report is not None and self._cache.pods.put_progress(key, trainer.name, report[1]):
-                self._wake(key)
+        pods = self.cache.pods.reporting()
+        answers = await asyncio.gather(*(self._read(session, pod) for _, pod in pods))
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         news: set[Key] = set()
-        for (key, pod), sample in zip(serving, loads, strict=True):
-            if sample is not None:
-                by_deployment[key].append(sample[1])
-                if self._cache.pods.put_load(key, pod.name, *sample):
-                    news.add(key)
+        for (key, pod), answer in zip(pods, answers, strict=True):
+            if answer is not None and isinstance(answer[1], Load):
+                by_deployment[key].append(answer[1])
+            if answer is not None and self.cache.pods.put_report(key, pod.name, *answer):
+                news.add(key)
         self._report(by_deployment)
-        for key in by_deployment:
-            if key in news or self._follows_load(key):
-                self._wake(key)
+        for key in sorted(news | {key for key in by_deployment if self._follows_load(key)}):
+            self.wake(key)
 
     def _follows_load(self, key: Key) -> bool:
-        scaling = (self._cache.deployments.get(key) or {}).get("spec", {}).get("scaling", {})
+        scaling = (self.cache.deployments.get(key) or {}).get("spec", {}).get("scaling", {})
         return bool(scaling.get("mode") == ScalingMode.METRICS)
 
     async def _read(
-        self,
-        session: aiohttp.ClientSession,
-        pod: PodView | TrainPod,
-        path: str,
-        parse: Callable[[str], _Document],
-    ) -> tuple[float, _Document] | None:
-        """Read a document of a pod; when it answered (epoch seconds), and what."""
+        self, session: aiohttp.ClientSession, pod: PodView | TrainPod
+    ) -> tuple[float, Load | TrainingProgress] | None:
+        """Read a pod's report; when it answered (epoch seconds), and what."""
+        path = LOAD_PATH if isinstance(pod, PodView) else PROGRESS_PATH
+        parse = Load.from_json if isinstance(pod, PodView) else TrainingProgress.from_json
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         try:
             # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
@@ -108,19 +88,18 @@ class Scraper:
             async with self._turns, session.get(url, allow_redirects=False) as answer:
                 if answer.status != HTTPStatus.OK:
                     raise ValueError(f"its status is {answer.status}")
-                document = parse(await _text(answer))
+                report = parse(await _text(answer))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()
             log.debug("%s of pod %s is unknown: %r", path, pod.name, error)
             return None
         metrics.SCRAPES.labels("ok").inc()
-        return self._clock(), document
+        return self.clock(), report
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
         """Set the sums per TurboDeployment as gauges; one that nobody answers for has none."""
         for key in self._reported - loads.keys():
-            for state in ("running", "waiting"):
-                metrics.DEPLOYMENT_REQUESTS.remove(key.namespace, key.name, state)
+            metrics.DEPLOYMENT_REQUESTS.remove_by_labels({"namespace": key.namespace, "name": key.name})
         for key, known in loads.items():
             labels = metrics.DEPLOYMENT_REQUESTS.labels
             labels(key.namespace, key.name, "running").set(sum(load.running_requests for load in known))

@@ -9,43 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
-FIRST_BACKOFF_SECONDS = 0.5
-MAX_BACKOFF_SECONDS = 120.0
-
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class WorkQueue(Generic[Key]):
     """Keys waiting for `work(key)`, which answers with the seconds until the next look (None: when added).
 
     Errors of the `expected` kinds are reported in one line, all others with their traceback.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Key], Awaitable[float | None]],
-        *,
-        num_workers: int = 1,
-        expected: tuple[type[Exception], ...] = (),
-        first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
-        max_backoff_seconds: float = MAX_BACKOFF_SECONDS,
-    ) -> None:
-        self._work = work
-        self._num_workers = num_workers
-        self._expected = expected
-        self._first_backoff = first_backoff_seconds
-        self._max_backoff = max_backoff_seconds
+    work: Callable[[Key], Awaitable[float | None]]
+    num_workers: int = 1
+    expected: tuple[type[Exception], ...] = ()
+    first_backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in _ready
         self._running: set[Key] = set()
         self._again: set[Key] = set()  # added while running
         self._timers: dict[Key, asyncio.TimerHandle] = {}
-        self._failures: dict[Key, int] = {}
+        self._failures: Counter[Key] = Counter()
 
     def add(self, key: Key) -> None:
         """Look at `key` as soon as a worker is free; this look replaces the later one, if one was due."""
@@ -67,12 +60,6 @@ class WorkQueue(Generic[Key]):
         self._cancel_timer(key)
         self._timers[key] = asyncio.get_running_loop().call_at(due, self._due, key)
 
-    def forget(self, key: Key) -> None:
-        """Drop the later look and the failures of an object that is gone; a look under way ends by itself."""
-        self._cancel_timer(key)
-        self._failures.pop(key, None)
-        self._again.discard(key)
-
     @property
     def num_waiting(self) -> int:
         """Keys that wait for a free worker."""
@@ -81,7 +68,7 @@ class WorkQueue(Generic[Key]):
     async def run(self) -> None:
         """Work until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for _ in range(self._num_workers):
+            for _ in range(self.num_workers):
                 group.create_task(self._worker())
 
     async def _worker(self) -> None:
@@ -91,11 +78,16 @@ class WorkQueue(Generic[Key]):
             self._running.add(key)
             next_look: float | None = None
             try:
-                next_look = await self._work(key)
+                next_look = await self.work(key)
                 self._failures.pop(key, None)
             except Exception as error:
-                next_look = self._backoff(key)
-                self._report(key, error, next_look)
+                # The exponent is bounded before the power is taken: a key may fail for weeks.
+                backoff = self.first_backoff_seconds * 2.0 ** min(self._failures[key], 30)
+                next_look = min(self.max_backoff_seconds, backoff)
+                self._failures[key] += 1
+                trace = None if isinstance(error, self.expected) else error
+                message, extra = "will be tried again in %.1f s: %s", {"object": str(key)}
+                log.warning(message, next_look, error, exc_info=trace, extra=extra)
             finally:
                 self._running.discard(key)
             if key in self._again:
@@ -103,16 +95,6 @@ class WorkQueue(Generic[Key]):
                 self.add(key)
             elif next_look is not None:
                 self.add_after(key, next_look)
-
-    def _report(self, key: Key, error: Exception, seconds: float) -> None:
-        trace = None if isinstance(error, self._expected) else error
-        message = "will be tried again in %.1f s: %s"
-        log.warning(message, seconds, error, exc_info=trace, extra={"object": str(key)})
-
-    def _backoff(self, key: Key) -> float:
-        failures = self._failures[key] = self._failures.get(key, 0) + 1
-        # The exponent is bounded before the power is taken: a key may fail for weeks.
-        return min(self._max_backoff, self._first_backoff * 2.0 ** min(failures - 1, 30))
 
     def _due(self, key: Key) -> None:
         del self._timers[key]

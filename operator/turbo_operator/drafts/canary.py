@@ -7,25 +7,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from turbo_operator import render
-from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingMode, TurboDeployment
+from turbo_operator import api, render
+from turbo_operator.api import OFF, CanaryReason, ScalingMode, TurboDeployment
 from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.autoscaler import limits
 from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
+from turbo_operator.drafts.training import fitting
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
 # What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
-_UNDER_WAY = frozenset(
-    {
-        CanaryReason.STARTING,
-        CanaryReason.EVALUATING,
-        CanaryReason.WAITING_FOR_BUDGET,
-        CanaryReason.APPLY_REJECTED,
-    }
-)
+_WAITS = (CanaryReason.STARTING, CanaryReason.WAITING_FOR_BUDGET, CanaryReason.APPLY_REJECTED)
+_UNDER_WAY = frozenset({CanaryReason.EVALUATING, *_WAITS})
 GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a trial without a verdict is over
 # Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
 LAW_SHARE = 0.02
@@ -51,25 +46,19 @@ class CanaryVerdict:
 
 
 def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
-    """Return the draft to try: the newest of the deployment's that fits, is not in use nor older than what
-    is, and was not turned down.
+    """Return the newest draft that fits, is neither used nor older than what is, and was not turned down.
 
     None where a draft is named by hand: that one is taken by all pods at once.
     """
     if td.spec.speculation.draft_ref is not None or observed.model is None:
         return None
-    digest = observed.model.digest
-    fitting = [
-        draft
-        for draft in observed.drafts
-        if draft.method == DraftMethod.TURBO_HEADS and draft.target_digest == digest
-    ]
+    drafts = fitting(observed)
     used = td.status.draft
     known = {identity(draft) for draft in (*td.status.rejected_drafts, used) if draft is not None}
-    names = [draft.name for draft in fitting]
+    names = [draft.name for draft in drafts]
     first = names.index(used.name) if used is not None and used.name in names else 0
     # more of them than are remembered would be tried in turn, again and again
-    latest = fitting[first:][-MAX_TURNED_DOWN:]
+    latest = drafts[first:][-MAX_TURNED_DOWN:]
     return next((draft for draft in reversed(latest) if identity(draft) not in known), None)
 
 
@@ -80,7 +69,12 @@ def update_canary(
 
     The tracker holds a run for as long as its variant shall exist.
     """
-    settings, run, verdict, draft = td.spec.rollout.canary, None, None, None
+    warm_seconds, run, verdict, draft = (
+        td.spec.rollout.canary.min_generation_duration.seconds,
+        None,
+        None,
+        None,
+    )
     is_scaled_to_zero = td.spec.scaling_mode == ScalingMode.EXTERNAL and td.spec.replicas == 0
     if choice is not None and choice.method != OFF and not td.spec.suspend and not is_scaled_to_zero:
         draft = candidate(td, observed)
@@ -91,15 +85,11 @@ def update_canary(
             run = speedups.trial
             if run is None or run.variant != variant:
                 run = CanaryRun(variant, now)
-    speedups = replace(speedups, trial=run).update(observed.pods, now, settings.min_generation_seconds)
+    speedups = replace(speedups, trial=run).update(observed.pods, now, warm_seconds)
     if draft is None or speedups.trial is None:
         return speedups, verdict
-    pods = _pods(observed, speedups.trial.variant)
-    run = _timed(speedups.trial, draft, pods, now)
-    deployment = deployment_of(observed, run.variant)
-    others = [pod for pod in observed.pods if pod.plan_hash != run.variant]
-    failure = deployment.message if deployment is not None else None
-    verdict = evaluate_canary(settings, draft, run, pods, now, others, failure)
+    run = _timed(speedups.trial, draft, _pods(observed, speedups.trial.variant), now)
+    verdict = CanaryVerdict(draft, run.variant, *_evaluate(td, observed, draft, run, now))
     return replace(speedups, trial=None if verdict.is_over else run), verdict
 
 
@@ -150,9 +140,7 @@ def _unaffordable(
 
 
 def _timed(run: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float) -> CanaryRun:
-    """Begin the day when a node has the run's pod: what waits for room costs nobody anything. The window
-    begins when a pod first uses the draft.
-    """
+    """Begin the day when a node has the run's pod, and the window when a pod first uses the draft."""
     if run.began is not None:
         return run
     is_placed = any(pod.pending_since is None and pod.phase not in ENDED_PHASES for pod in pods)
@@ -170,45 +158,35 @@ def add_verdict(observed: Snapshot, speedups: SpeedupTracker, verdict: CanaryVer
     return replace(observed, draft=draft, gain=speedups.overall)
 
 
-def evaluate_canary(
-    settings: Canary,
-    draft: DraftView,
-    run: CanaryRun,
-    pods: Sequence[PodView],
-    now: float,
-    others: Sequence[PodView],
-    failure: str | None,
-) -> CanaryVerdict:
-    """Decide what becomes of a draft, from its run, the pods that try it and the `others`; `failure` says why
-    there is none that tries, `now` is in epoch seconds.
-    """
-
-    def verdict(reason: CanaryReason, detail: str) -> CanaryVerdict:
-        return CanaryVerdict(draft, run.variant, reason, detail)
-
-    version = draft.version
+def _evaluate(
+    td: TurboDeployment, observed: Snapshot, draft: DraftView, run: CanaryRun, now: float
+) -> tuple[CanaryReason, str]:
+    """Decide what becomes of a draft, from its run, the pods that try it and the others."""
+    version, pods = draft.version, _pods(observed, run.variant)
     for pod in pods:
         if pod.reason in _FAILING and pod.phase not in ENDED_PHASES:
-            return verdict(CanaryReason.POD_FAILED, f"Pod {pod.name} with {version}: {pod.reason}.")
+            return CanaryReason.POD_FAILED, f"Pod {pod.name} with {version}: {pod.reason}."
         problem = pod.load.load.draft_error if pod.load else None
         ready = now - pod.ready_since if pod.ready_since is not None else 0.0
         if problem and not _is_used(draft, [pod]) and ready >= _REFUSING_SECONDS:
-            return verdict(CanaryReason.LOAD_FAILED, f"Pod {pod.name}: {problem.rstrip('.')}.")
+            return CanaryReason.LOAD_FAILED, f"Pod {pod.name}: {problem.rstrip('.')}."
     total = run.warmup + run.canary
+    others = [pod for pod in observed.pods if pod.plan_hash != run.variant]
     if total.mismatches and not _is_by_rounding(total, pods, others):
         message = f"{total.mismatches} of {total.audits} answers with {version} differ without drafts."
-        return verdict(CanaryReason.AUDIT_MISMATCH, message)
+        return CanaryReason.AUDIT_MISMATCH, message
     if _is_used(draft, pods):
-        reason, message = _compare(settings, version, run, now)
+        reason, message = _compare(td.spec.rollout.canary, version, run, now)
     else:
         reason, message = CanaryReason.STARTING, f"A pod with {version} starts beside the others."
-        if failure and not pods:
-            message += f" No pod can be made: {failure}"
+        deployment = deployment_of(observed, run.variant)
+        if deployment is not None and deployment.message and not pods:
+            message += f" No pod can be made: {deployment.message}"
         elif waiting := next((pod for pod in pods if pod.reason), None):
             message += f" {waiting.reason}: {waiting.message or ''}".rstrip()
     if reason in _UNDER_WAY and now - run.since >= GIVE_UP_SECONDS:
-        return verdict(CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {message}")
-    return verdict(reason, message)
+        return CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {message}"
+    return reason, message
 
 
 def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
@@ -221,28 +199,26 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
     return stats.mismatches < 2 or stats.mismatches <= share * stats.audits
 
 
-def _compare(settings: Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
-    needed, total = settings.min_generation_seconds, run.warmup + run.canary
+def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
+    needed, total = settings.min_generation_duration.seconds, run.warmup + run.canary
     new, old = run.canary.gain, run.baseline.gain
     seconds = min(run.canary.seconds, run.baseline.seconds)
     if seconds < needed or new is None or old is None:
         if run.warmup.seconds < needed:
             return CanaryReason.EVALUATING, f"The pod that tries {version} warms up on live traffic."
         done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
-        return CanaryReason.EVALUATING, (
+        message = (
             f"{version} is compared with what the other pods use: {done} % of the answers needed are there."
         )
-    if run.began is None or now - run.began < settings.min_seconds:
+        return CanaryReason.EVALUATING, message
+    if run.began is None or now - run.began < settings.min_duration.seconds:
         return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
     if not total.audits:
-        return CanaryReason.EVALUATING, (
-            f"None of the answers with {version} was audited yet: pods do that while they are idle."
-        )
+        message = f"None of the answers with {version} was audited yet: pods do that while they are idle."
+        return CanaryReason.EVALUATING, message
     measured = f"{version} makes answers {new:.2f} times as fast as no drafts, and what was there {old:.2f}"
     if new >= old * float(settings.min_speedup_ratio):
         differ = f"{total.mismatches} of them differ" if total.mismatches else "none differs"
         return CanaryReason.PROMOTED, f"{measured}; {total.audits} answers audited, {differ}."
-    return (
-        CanaryReason.NO_IMPROVEMENT,
-        f"{measured}: it has to be at least {settings.min_speedup_ratio} of that.",
-    )
+    needs = f"it has to be at least {settings.min_speedup_ratio} of that"
+    return CanaryReason.NO_IMPROVEMENT, f"{measured}: {needs}."

@@ -1,21 +1,12 @@
-"""What a status says of drafts: whether pods use the one that they should, what has become of a new one, and
-whether drafts make answers faster at all. Pure.
-"""
+"""Conditions on drafts: whether pods use theirs, what became of a new one, and whether they pay. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal
 
-from turbo_operator.api import (
-    OFF,
-    CanaryReason,
-    ConditionType,
-    DraftMethod,
-    DraftReason,
-    EffectReason,
-    TurboDeployment,
-)
+from turbo_operator import api
+from turbo_operator.api import ConditionType, DraftReason, TurboDeployment
 from turbo_operator.api.conditions import ConditionState, sentence
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan
@@ -48,7 +39,7 @@ def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionSt
     if verdict is not None:
         status: Literal["True", "False", "Unknown"] = "Unknown"
         if verdict.is_over:
-            status = "True" if verdict.reason == CanaryReason.PROMOTED else "False"
+            status = "True" if verdict.reason == api.CanaryReason.PROMOTED else "False"
         return ConditionState(status, verdict.reason, sentence(verdict.detail))
     last = td.status.condition(ConditionType.DRAFT_PROMOTED)
     if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
@@ -57,13 +48,13 @@ def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionSt
 
 
 def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
-    if plan is not None and plan.choice is not None and plan.choice.method == OFF:
-        return ConditionState("False", EffectReason.DISABLED, "The plan is one without speculation.")
+    if plan is not None and plan.choice is not None and plan.choice.method == api.OFF:
+        return ConditionState("False", api.EffectReason.DISABLED, "The plan is one without speculation.")
     if gain is None:
         message = "Too little was answered in the last ten minutes to tell what drafts gain."
-        return ConditionState("Unknown", EffectReason.INSUFFICIENT_SAMPLES, message)
+        return ConditionState("Unknown", api.EffectReason.INSUFFICIENT_SAMPLES, message)
     message = f"Pods answer {gain} times as fast as they would without drafts."
-    return ConditionState("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, message)
+    return ConditionState("True" if float(gain) >= 1 else "False", api.EffectReason.MEASURED, message)
 
 
 def _ready(
@@ -79,7 +70,7 @@ def _ready(
         if draft is not None:
             message += f" Meanwhile pods draft on with {draft.version}."
         return ConditionState("False", DraftReason.NOT_FOUND, message)
-    if draft.method != DraftMethod.TURBO_HEADS:
+    if draft.method != api.DraftMethod.TURBO_HEADS:
         message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
         return ConditionState("False", DraftReason.NOT_YET_SUPPORTED, message)
     if model is not None and draft.target_digest != model.digest:
@@ -88,7 +79,7 @@ def _ready(
             "one that was trained for it."
         )
         return ConditionState("False", DraftReason.TARGET_MODEL_MISMATCH, message)
-    if plan is not None and plan.choice is not None and plan.choice.method == OFF:
+    if plan is not None and plan.choice is not None and plan.choice.method == api.OFF:
         message = f"{named} is not used: the plan is one without speculation."
         return ConditionState("False", DraftReason.SPECULATION_DISABLED, message)
     if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):

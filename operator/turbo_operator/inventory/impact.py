@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from turbo_operator.api import PlanReason, label_value
-from turbo_operator.inventory.supply import ClusterInventory, Owner, Quota, room
+from turbo_operator.inventory.supply import ClusterInventory, Owner, Quota
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import NodeSupply
 
@@ -31,25 +31,19 @@ class Change:
 
 def compare(before: ClusterInventory, after: ClusterInventory) -> Change:
     """Compare two inventories."""
-    names = before.supply.keys() | after.supply.keys()
     old_quotas, new_quotas = _by_namespace(before.quotas), _by_namespace(after.quotas)
+    namespaces = old_quotas.keys() | new_quotas.keys()
 
-    def has_grown(name: str, first: ClusterInventory, second: ClusterInventory, count: _Count) -> bool:
-        """Whether some place has more in the second one; none is as good as nothing."""
-        return not count(second.supply.get(name, ())) <= count(first.supply.get(name, ()))
+    def find_grown(first: ClusterInventory, second: ClusterInventory, count: _Count) -> frozenset[str]:
+        """Find what some place has more of in the second one; none is as good as nothing."""
+        names = first.supply.keys() | second.supply.keys()
+        old, new = ({name: count(row.supply.get(name, ())) for name in names} for row in (first, second))
+        return frozenset(name for name in names if not new[name] <= old[name])
 
     return Change(
-        grown=frozenset(
-            name
-            for name in names
-            if has_grown(name, before, after, _free) or has_grown(name, before, after, _hosted)
-        ),
-        shrunk=frozenset(name for name in names if has_grown(name, after, before, _free)),
-        quotas=frozenset(
-            namespace
-            for namespace in old_quotas.keys() | new_quotas.keys()
-            if old_quotas.get(namespace) != new_quotas.get(namespace)
-        ),
+        grown=find_grown(before, after, _free) | find_grown(before, after, _hosted),
+        shrunk=find_grown(after, before, _free),
+        quotas=frozenset(name for name in namespaces if old_quotas.get(name) != new_quotas.get(name)),
     )
 
 
@@ -73,7 +67,8 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) 
     placed = [usage for usage in stock.own.get(owner, ()) if usage.node is not None]
     missing = plan.replicas - sum(usage.accelerator == made_for for usage in placed)
     nodes = stock.supply.get(choice.accelerator.name, ())
-    return missing > 0 and room(nodes, choice.accelerators_per_replica, choice.capacity_type) < missing
+    free = (node.free for node in nodes if choice.capacity_type in node.capacity_types)
+    return missing > 0 and sum(number // choice.accelerators_per_replica for number in free) < missing
 
 
 def _free(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
@@ -83,16 +78,13 @@ def _free(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
 
 def _hosted(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
     """Count cores and memory beside free accelerators: where none is free, more of them makes no room."""
-    hosts: Counter[tuple[str, str]] = Counter()
-    for node in nodes:
-        if node.free and node.host:
-            hosts[node.name, "cpu"] = node.host.millicores
-            hosts[node.name, "memory"] = node.host.memory_bytes
-    return hosts
+    hosts = [(node.name, node.host) for node in nodes if node.free and node.host]
+    cores = {(name, "cpu"): host.millicores for name, host in hosts}
+    return Counter(cores | {(name, "memory"): host.memory_bytes for name, host in hosts})
 
 
-def _by_namespace(quotas: Iterable[Quota]) -> Mapping[str, list[Quota]]:
-    by_namespace: defaultdict[str, list[Quota]] = defaultdict(list)
+def _by_namespace(quotas: Iterable[Quota]) -> Mapping[str, tuple[Quota, ...]]:
+    by_namespace: defaultdict[str, tuple[Quota, ...]] = defaultdict(tuple)
     for quota in quotas:
-        by_namespace[quota.namespace].append(quota)
+        by_namespace[quota.namespace] += (quota,)
     return by_namespace

@@ -9,9 +9,10 @@ they are leaving. Amounts of resources are whole thousandths, so that they add u
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, NamedTuple
 
 from turbo_operator.api import CapacityType, Template, label_value
@@ -94,27 +95,24 @@ def take_stock(
     by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
     pods = tuple(holdings)
     held = _by_node(pods)
-    own: defaultdict[Owner, list[PodUsage]] = defaultdict(list)
+    own: defaultdict[Owner, tuple[PodUsage, ...]] = defaultdict(tuple)
     for pod in pods:
         if pod.owner is not None:
-            own[pod.owner].append(pod)
+            own[pod.owner] += (pod,)
     supply: dict[str, tuple[NodeSupply, ...]] = {}
     tainted: dict[str, tuple[Node, ...]] = {}
     for name, accelerator in accelerators.items():
-        classifier = NodeClassifier(accelerator)
-        rows: list[NodeSupply] = []
-        closed: list[Node] = []
-        for node in by_name.values():
-            if not node.takes_pods or not _matches(node, accelerator.node_selector):
-                continue
-            types = _open_to(node, accelerator.node_selector, accelerator.tolerations, classifier)
-            if types:
-                rows.append(_on_node(accelerator, node, held.get(node.name, {}), {}, types))
-            if types != classifier.classify(node.labels):
-                closed.append(node)
-        supply[name], tainted[name] = tuple(rows), tuple(closed)
-    own_pods = {owner: tuple(pods) for owner, pods in own.items()}
-    return ClusterInventory(dict(accelerators), by_name, held, own_pods, tuple(quotas), supply, tainted)
+        classifier, selector = NodeClassifier(accelerator), accelerator.node_selector
+        opened = [
+            (node, _open_to(node, selector, accelerator.tolerations, classifier))
+            for node in by_name.values()
+            if node.takes_pods and _matches(node, selector)
+        ]
+        supply[name] = tuple(
+            _on_node(accelerator, node, held.get(node.name, {}), {}, types) for node, types in opened if types
+        )
+        tainted[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
+    return ClusterInventory(dict(accelerators), by_name, held, own, tuple(quotas), supply, tainted)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
@@ -126,13 +124,6 @@ def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = 
         name: Supply(_nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, quotas, mine))
         for name, accelerator in stock.accelerators.items()
     }
-
-
-def room(nodes: Iterable[NodeSupply], accelerators_per_replica: int, capacity_type: CapacityType) -> int:
-    """Count the replicas of a capacity type that have room in what is free, each on one node."""
-    return sum(
-        node.free // accelerators_per_replica for node in nodes if capacity_type in node.capacity_types
-    )
 
 
 def unit(accelerator: Accelerator) -> Amounts:
@@ -222,11 +213,7 @@ def _open_to(
 
 
 def _on_node(
-    accelerator: Accelerator,
-    node: Node,
-    held: Amounts,
-    own: Amounts,
-    capacity_types: frozenset[CapacityType],
+    accelerator: Accelerator, node: Node, held: Amounts, own: Amounts, capacity_types: frozenset[CapacityType]
 ) -> NodeSupply:
     free = {
         name: node.allocatable[name] - held.get(name, 0) + own.get(name, 0)
@@ -248,15 +235,11 @@ def _units(accelerator: Accelerator, amounts: Amounts) -> int:
 def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[PodUsage]) -> int | None:
     """Count what the tightest quota leaves, what is held already included; None without one."""
     counts: list[int] = []
-    for quota in quotas:
-        for name, size in unit(accelerator).items():
-            for prefix in _QUOTA_PREFIXES:
-                key = prefix + name
-                if key in quota.hard:
-                    held = sum(
-                        (pod.limits if prefix == "limits." else pod.requests).get(name, 0) for pod in mine
-                    )
-                    counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + held) // size)
+    for quota, prefix, (name, size) in product(quotas, _QUOTA_PREFIXES, unit(accelerator).items()):
+        key = prefix + name
+        if key in quota.hard:
+            held = sum((pod.limits if prefix == "limits." else pod.requests).get(name, 0) for pod in mine)
+            counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + held) // size)
     return min(counts, default=None)
 
 
@@ -273,11 +256,10 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
     return toleration.get("key") is not None and (toleration.get("value") or "") == taint.get("value", "")
 
 
-def _by_node(holdings: Iterable[PodUsage]) -> dict[str, dict[str, int]]:
-    totals: dict[str, dict[str, int]] = {}
+def _by_node(holdings: Iterable[PodUsage]) -> dict[str, Amounts]:
+    """Add up what pods request of each node."""
+    totals: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for pod in holdings:
         if pod.node is not None:
-            total = totals.setdefault(pod.node, {})
-            for name, amount in pod.requests.items():
-                total[name] = total.get(name, 0) + amount
-    return totals
+            totals[pod.node].update(pod.requests)
+    return dict(totals)

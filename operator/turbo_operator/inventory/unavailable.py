@@ -21,7 +21,7 @@ def unavailable_until(td: TurboDeployment, pods: Iterable[PodView], now: float) 
     backoff = BACKOFF_TIMEOUTS * _timeout(td)
     times = {
         # No wait gives more than a backoff from now: whatever is later comes of a clock or a hand that erred.
-        entry.accelerator: min(_instant(entry.expiration_time), now + backoff)
+        entry.accelerator: min(_read_time(entry.expiration_time), now + backoff)
         for entry in td.status.unavailable_accelerators
     }
     plan = td.status.plan
@@ -40,7 +40,7 @@ def next_look(td: TurboDeployment, pods: Iterable[PodView], now: float) -> float
     return min((at - now for at in times if at > now), default=None)
 
 
-def _instant(stamp: str) -> float:
+def _read_time(stamp: str) -> float:
     """Read seconds since the epoch; of a text that is no time, or one out of range, a time long past."""
     try:
         return epoch(stamp)
@@ -50,12 +50,9 @@ def _instant(stamp: str) -> float:
 
 def _waiting(plan_hash: str | None, pods: Iterable[PodView]) -> list[float]:
     """Return since when each pod of the plan has waited for a node."""
-    return [
-        pod.pending_since
-        for pod in pods
-        if pod.pending_since is not None and not pod.terminating and pod.plan_hash == plan_hash
-    ]
+    times = [pod.pending_since for pod in pods if not pod.terminating and pod.plan_hash == plan_hash]
+    return [since for since in times if since is not None]
 
 
 def _timeout(td: TurboDeployment) -> float:
-    return (td.spec.accelerators or Accelerators()).pending_timeout_seconds
+    return (td.spec.accelerators or Accelerators()).pending_timeout.seconds

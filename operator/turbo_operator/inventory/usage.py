@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
-from turbo_operator.api import (
-    LABEL_ACCELERATOR,
-    LABEL_CAPACITY_TYPE,
-    LABEL_DEPLOYMENT,
-    LABEL_ROLE,
-    ROLE_TRAIN,
-    CapacityType,
-)
+from turbo_operator import api
 from turbo_operator.inventory.supply import Amounts, Node, Owner, PodUsage, Quota
 
 # Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
@@ -35,10 +29,7 @@ _OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
 def node(body: Mapping[str, Any]) -> Node:
     """Read a node."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    ready = any(
-        condition["type"] == "Ready" and condition["status"] == "True"
-        for condition in status.get("conditions") or ()
-    )
+    conditions = {(row["type"], row["status"]) for row in status.get("conditions") or ()}
     return Node(
         name=meta["name"],
         labels=dict(meta.get("labels") or {}),
@@ -47,7 +38,7 @@ def node(body: Mapping[str, Any]) -> Node:
             for taint in spec.get("taints") or ()
             if taint["effect"] in _BINDING_TAINTS
         ),
-        takes_pods=ready and not spec.get("unschedulable"),
+        takes_pods=("Ready", "True") in conditions and not spec.get("unschedulable"),
         allocatable=amounts(status.get("allocatable"), "status.allocatable"),
     )
 
@@ -58,16 +49,16 @@ def holding(body: Mapping[str, Any]) -> PodUsage | None:
     if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return None
     labels = meta.get("labels") or {}
-    deployment = labels.get(LABEL_DEPLOYMENT)
+    deployment = labels.get(api.LABEL_DEPLOYMENT)
     owner = Owner(meta["namespace"], deployment) if deployment else None
     return PodUsage(
-        owner=owner.trainer if owner and labels.get(LABEL_ROLE) == ROLE_TRAIN else owner,
+        owner=owner.trainer if owner and labels.get(api.LABEL_ROLE) == api.ROLE_TRAIN else owner,
         node=spec.get("nodeName") or None,
         requests=_effective(spec, "requests"),
         limits=_effective(spec, "limits"),
         leaving="deletionTimestamp" in meta,
-        accelerator=labels.get(LABEL_ACCELERATOR),
-        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+        accelerator=labels.get(api.LABEL_ACCELERATOR),
+        capacity_type=labels.get(api.LABEL_CAPACITY_TYPE, api.CapacityType.ON_DEMAND),
     )
 
 
@@ -92,18 +83,12 @@ def _thousandths(text: str, path: str) -> int:
     parts = _QUANTITY.fullmatch(text)
     if parts is None:
         raise ValueError(f"{path}: {text!r} is no quantity: write it like 4, 400m or 1.5Gi")
-    number, exponent, binary = parts["number"], parts["exponent"], parts["binary"]
-    if exponent is None:
-        exponent = _DECIMAL_EXPONENTS[parts["decimal"] or ""]
+    exponent = parts["exponent"] or _DECIMAL_EXPONENTS[parts["decimal"] or ""]
     # Bounded before any arithmetic: an exponent of nine digits is soon written and never computed.
-    value = _bounded(Decimal(f"{number}e{exponent}"))
-    if binary is not None:
-        value = _bounded(value * _BINARY_UNITS[binary])
+    value = max(-_LARGEST, min(Decimal(f"{parts['number']}e{exponent}"), _LARGEST))
+    if parts["binary"]:
+        value = max(-_LARGEST, min(value * _BINARY_UNITS[parts["binary"]], _LARGEST))
     return int(value.quantize(_THOUSANDTH, ROUND_UP) * 1000)
-
-
-def _bounded(value: Decimal) -> Decimal:
-    return max(-_LARGEST, min(value, _LARGEST))
 
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
@@ -129,8 +114,7 @@ def _part(holder: Mapping[str, Any], part: str, path: str) -> dict[str, int]:
 
 
 def _sum(parts: Iterable[Amounts]) -> dict[str, int]:
-    total: dict[str, int] = {}
+    total: Counter[str] = Counter()
     for part in parts:
-        for name, amount in part.items():
-            total[name] = total.get(name, 0) + amount
-    return total
+        total.update(part)
+    return dict(total)

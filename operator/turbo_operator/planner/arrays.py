@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
-Selector = NDArray[np.integer[Any]] | slice
+Selector = NDArray[np.integer[Any]] | slice | tuple[Any, ...]
 Record = TypeVar("Record", bound="DataclassInstance")
 
 

@@ -5,21 +5,20 @@ How an accelerator is paid for changes no speed and no memory: capacity types co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.api import EngineName, EngineType, Method, Placement, TurboDeploymentSpec
+from turbo_operator.api import EngineName, EngineType, Method, Placement
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.capabilities import ENGINES, Engine
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.speculation import SpeculationOption
 from turbo_operator.planner.requirements import Requirements
-from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_operator.snapshot import Accelerator
 
 STAGES = (2, 3, 4, 6, 8)  # nodes of one replica that are tried where one does not hold the model
 
@@ -58,62 +57,37 @@ class Candidates:
         return np.array([value(draft) for draft in self.drafts], dtype)[self.draft]
 
 
-def enumerate_candidates(
-    spec: TurboDeploymentSpec,
-    requirements: Requirements,
-    accelerators: Sequence[Accelerator],
-    supply: Mapping[str, Supply] | None,
-    draft: ModelShape | None,
-) -> Candidates:
+def enumerate_candidates(requirements: Requirements) -> Candidates:
     """List all that the spec leaves open, whether or not it fits."""
-    drafts: list[SpeculationOption] = []
-    rows: list[tuple[int, int, int, int, int]] = []
-    layouts = [_layouts(requirements, row, (supply or {}).get(row.name)) for row in accelerators]
-    for number, engine in enumerate(ENGINES):
-        if spec.engine.type not in (EngineType.AUTO, engine.name):
-            continue
-        options = speculation.list_options(spec.speculation, engine, requirements.shape, draft)
-        rows += [
-            (number, place, tensor, nodes, len(drafts) + option)
-            for place, layout in enumerate(layouts)
-            for tensor, nodes in layout
-            if nodes == 1 or requirements.pipeline or engine.name == EngineName.VLLM
-            for option in range(len(options))
-        ]
-        drafts += options
-    engine_of, accelerator_of, tensor_of, nodes_of, draft_of = np.array(rows, np.int64).reshape(-1, 5).T
-    candidates = Candidates(
-        tuple(accelerators),
-        tuple(drafts),
-        engine_of,
-        accelerator_of,
-        tensor_of.astype(float),
-        nodes_of.astype(float),
-        draft_of,
-    )
-    if requirements.max_per_replica is None:
-        return candidates
-    return take(candidates, np.flatnonzero(candidates.per_replica <= requirements.max_per_replica))
+    spec, draft = requirements.inputs.spec, requirements.inputs.draft
+    options = [
+        (number, option)
+        for number, engine in enumerate(ENGINES)
+        if spec.engine.type in (EngineType.AUTO, engine.name)
+        for option in speculation.list_options(spec.speculation, engine, requirements.shape, draft)
+    ]
+    layouts = [_layouts(requirements, row) for row in requirements.rows]
+    rows = [
+        (number, place, tensor, nodes, way)
+        for way, (number, _) in enumerate(options)
+        for place, layout in enumerate(layouts)
+        for tensor, nodes in layout
+        if nodes == 1 or requirements.parallelism.pipeline or ENGINES[number].name == EngineName.VLLM
+    ]
+    engine_of, accelerator_of, tensors, stages, draft_of = np.array(rows, np.int64).reshape(-1, 5).T
+    degrees, drafts = (tensors.astype(float), stages.astype(float)), tuple(option for _, option in options)
+    candidates = Candidates(requirements.rows, drafts, engine_of, accelerator_of, *degrees, draft_of)
+    limit = requirements.accelerators.max_per_replica
+    return candidates if limit is None else take(candidates, np.flatnonzero(candidates.per_replica <= limit))
 
 
-def accelerators_per_node(accelerator: Accelerator, supply: Supply | None) -> int:
-    """Return the accelerators of one node, as stated or as the largest node has; 1 without any node.
-
-    So what the cluster cannot have now is evaluated and reported.
-    """
-    if accelerator.per_node is not None:
-        return accelerator.per_node
-    return max((1, *(node.allocatable for node in supply.nodes))) if supply else 1
-
-
-def _layouts(
-    requirements: Requirements, accelerator: Accelerator, supply: Supply | None
-) -> list[tuple[int, int]]:
+def _layouts(requirements: Requirements, accelerator: Accelerator) -> list[tuple[int, int]]:
     """Pairs of tensor degree and nodes that could be; a pinned degree is the only one."""
-    tensor, pipeline, heads = requirements.tensor, requirements.pipeline, requirements.shape.heads
+    pinned, heads = requirements.parallelism, requirements.shape.heads
+    tensor, pipeline = pinned.tensor, pinned.pipeline
     if memory.on_cpu(accelerator):
         return [(1, 1)] if tensor in (None, 1) and pipeline in (None, 1) else []
-    per_node = accelerators_per_node(accelerator, supply)
+    per_node = requirements.accelerators_per_node(accelerator)
     degrees = [
         degree
         for degree in ((1, 2, 4, 8, 16, 32, 64) if tensor is None else (tensor,))
@@ -129,21 +103,16 @@ def _layouts(
 
 def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: int) -> int:
     """Find the smallest number of nodes that holds the weights and one request; 0 if none does."""
-    shape, length = requirements.shape, requirements.max_model_len
+    shape, length, nodes = requirements.shape, requirements.max_model_len, np.array((1, *STAGES))
     element = requirements.element_bytes(accelerator)
     engine = next(engine for engine in ENGINES if engine.name == EngineName.VLLM)
-    weights = memory.weights(shape, element)
+    held = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
     cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     activations = memory.activation_bytes(
         shape, element, tensor, engine.max_num_seqs, engine.max_num_batched_tokens, 0.0
     )
-    for nodes in (1, *STAGES):
-        held = memory.stage_bytes(shape, weights, element, nodes) / tensor
-        if held + cache * memory.largest_stage(shape.layers, nodes) + activations <= memory.usable(
-            accelerator
-        ):
-            return nodes
-    return 0
+    need = held + cache * memory.largest_stage(shape.layers, nodes) + activations
+    return next(iter(nodes[need <= memory.usable(accelerator)].tolist()), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +125,6 @@ class MemoryUse:
     drafting: Numbers  # weights of the draft that are held in addition to the model's
     kv_request: Numbers  # one request of the maximum length, in whole grains
     kv_longest: Numbers  # one token in the mean over a request of the maximum length
-    kv_token: Numbers  # one token in the mean over a request of the planned lengths
     activations: Numbers  # of the largest pass
     loading: Numbers  # the peak before any KV is used
     slots: Numbers  # requests of the planned lengths that are held together
@@ -180,9 +148,7 @@ class MemoryUse:
         return np.asarray(np.maximum(serving, self.loading))
 
 
-def estimate_memory(
-    candidates: Candidates, requirements: Requirements, draft: ModelShape | None
-) -> MemoryUse:
+def estimate_memory(candidates: Candidates, requirements: Requirements) -> MemoryUse:
     """Estimate the memory of every candidate."""
     shape, length = requirements.shape, requirements.max_model_len
     tensor, nodes = candidates.tensor, candidates.nodes
@@ -195,53 +161,39 @@ def estimate_memory(
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     tokens = candidates.by_draft(lambda option: option.max_draft_tokens)
 
-    stored, converted = (
-        memory.stage_bytes(shape, memory.weights(shape, element, as_stored), element, nodes)
-        for as_stored in (True, False)
-    )
-    total = np.where(quantized, stored, converted)
+    total = memory.stage_bytes(shape, memory.weights(shape, element, quantized), element, nodes)
     # On cores a head that shares the embedding's weights is laid out twice, as its products need it.
     second_head = np.where(cpu, shape.vocab_size * shape.hidden_size * element, 0.0)
     weights = np.ceil((total + second_head) / tensor)
 
     def cached(mean_over: float) -> Numbers:
-        with_window = memory.kv_bytes(shape, element, tensor, mean_over, slides=True)
-        whole = memory.kv_bytes(shape, element, tensor, mean_over, slides=False)
-        return np.asarray(np.where(forgets, with_window, whole) * memory.largest_stage(shape.layers, nodes))
+        token = memory.kv_bytes(shape, element, tensor, mean_over, forgets)
+        return np.asarray(token * memory.largest_stage(shape.layers, nodes))
 
-    drafting, draft_cache = _draft_memory(candidates, requirements, element, draft)
+    drafting, draft_cache = _draft_memory(candidates, requirements, element)
     planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
-    kv_request = memory.whole_grains(kv_longest * memory.request_tokens(length, tokens))
+    kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens)))
     kv_token = cached(planned) + draft_cache
-    activations = memory.activation_bytes(shape, element, tensor, running, step_tokens, tokens)
+    activations = np.asarray(memory.activation_bytes(shape, element, tensor, running, step_tokens, tokens))
     remaining = usable - weights - drafting - activations
     pool = np.minimum(np.floor(remaining / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
     slots = np.clip(np.floor(pool / (kv_token * memory.request_tokens(0, tokens + planned))), 1.0, running)
     converts = cpu & (shape.dtype not in memory.ELEMENT_BYTES)
+    loading = np.where(converts, 2.0 * weights, weights)
     return MemoryUse(
-        usable=usable,
-        element=element,
-        weights=weights,
-        drafting=drafting,
-        kv_request=np.asarray(kv_request),
-        kv_longest=kv_longest,
-        kv_token=kv_token,
-        activations=np.asarray(activations),
-        loading=np.where(converts, 2.0 * weights, weights),
-        slots=slots,
-        pool=pool,
+        usable, element, weights, drafting, kv_request, kv_longest, activations, loading, slots, pool
     )
 
 
 def _draft_memory(
-    candidates: Candidates, requirements: Requirements, element: Numbers, draft: ModelShape | None
+    candidates: Candidates, requirements: Requirements, element: Numbers
 ) -> tuple[Numbers, Numbers]:
     """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators.
 
     One on an accelerator of its own must fit there; then it takes nothing here, else all there is.
     """
-    shape, length = requirements.shape, requirements.max_model_len
+    shape, draft, length = requirements.shape, requirements.inputs.draft, requirements.max_model_len
     weights, cache = np.zeros(len(candidates)), np.zeros(len(candidates))
     for number, option in enumerate(candidates.drafts):
         mine = candidates.draft == number
@@ -251,7 +203,7 @@ def _draft_memory(
         if option.method != Method.DRAFT_MODEL:
             extra = speculation.head_parameters(option.method, shape, option.max_draft_tokens)
             weights[mine] = np.ceil(extra * own / tensor)
-            layers = {Method.EAGLE3: 1, Method.MTP: shape.mtp_layers}.get(Method(option.method), 0)
+            layers = {str(Method.EAGLE3): 1, str(Method.MTP): shape.mtp_layers}.get(option.method, 0)
             cache[mine] = memory.cached_elements(shape, tensor) * own * layers
             continue
         assert draft is not None  # no such option without one

@@ -10,50 +10,46 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cached_property
 
 import numpy as np
 
-from turbo_operator.api import CapacityType, EngineName, Objective, PlanReason, TurboDeploymentSpec
+from turbo_operator.api import CapacityType, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.budget import Footprint
 from turbo_operator.plan import Predicted, Rejected, Running
-from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
-from turbo_operator.planner.capabilities import ENGINES, NOW, Engine
-from turbo_operator.planner.conflicts import find_resource_conflict
+from turbo_operator.planner.capabilities import ENGINES, METHODS, Engine, describe_lack, describe_model_lack
 from turbo_operator.planner.explanation import messages
-from turbo_operator.planner.feasibility import Availability, Feasibility, Speed, compute_availability
+from turbo_operator.planner.feasibility import (
+    CODES,
+    MICRO,
+    Availability,
+    Feasibility,
+    Speed,
+    bucket,
+    compute_availability,
+    compute_speed,
+    needed_replicas,
+)
 from turbo_operator.planner.performance import candidate_curves, capacity
-from turbo_operator.planner.performance.candidate_curves import Calibrations, Rates
-from turbo_operator.planner.performance.curves import Engines
-from turbo_operator.planner.performance.speculation import SpeculationOption
+from turbo_operator.planner.performance.queueing import Engines
+from turbo_operator.planner.performance.speculation import ORDER, SpeculationOption
+from turbo_operator.planner.performance.step_time import Machine
 from turbo_operator.planner.requirements import Requirements
-from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelShape
+
+ENDLESS = 1e4  # seconds: a queue that never ends has no percentile
+UNPRICED = 1_000_000 * MICRO  # above the price of any accelerator
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """What candidates are made and evaluated from, in addition to the requirements."""
-
-    supply: Mapping[str, Supply] | None
-    now: float  # seconds since the epoch
-    draft: ModelShape | None
-    calibrations: Calibrations
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """One candidate with one capacity type, in plain values."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(Footprint):
+    """One candidate with one capacity type, in plain values: what one replica holds, its host apart."""
 
     place: int  # of the candidate
     engine: Engine
-    accelerator: Accelerator
     draft: SpeculationOption
-    capacity_type: CapacityType
     tensor: int
-    nodes: int
-    per_replica: int
 
     @property
     def hardware(self) -> str:
@@ -61,107 +57,128 @@ class Pair:
         return messages.hardware(self.accelerator.name, self.tensor, self.nodes)
 
     @property
-    def footprint(self) -> Footprint:
-        """What one replica holds, its host apart."""
-        return Footprint(self.accelerator, self.capacity_type, self.per_replica, self.nodes)
-
-    def cost_per_hour(self, replicas: int) -> Decimal | None:
-        """Return dollars per hour of so many replicas."""
-        return self.footprint.cost_per_hour(replicas)
-
-    def is_running(self, running: Running) -> bool:
-        """Whether this is what runs now."""
-        return running == Running(
-            self.engine.name,
-            self.accelerator.name,
-            self.capacity_type,
-            self.tensor,
-            self.nodes,
-            self.draft.method,
-            self.draft.placement,
-        )
+    def identity(self) -> Running:
+        """What tells it from any other in the status."""
+        draft, capacity_type = self.draft, self.capacity_type
+        name, engine = self.accelerator.name, self.engine.name
+        return Running(engine, name, capacity_type, self.tensor, self.nodes, draft.method, draft.placement)
 
     def reject(self, reason: PlanReason, detail: str, replicas: int, predicted: Predicted | None) -> Rejected:
         """Return this as a rejected candidate; `predicted` is what its replicas do."""
-        return Rejected(
-            accelerator=self.accelerator.name,
-            tensor=self.tensor,
-            method=self.draft.method,
-            reason=reason,
-            detail=detail,
-            engine=self.engine.name,
-            capacity_type=self.capacity_type,
-            nodes=self.nodes,
-            replicas=replicas,
-            predicted=predicted,
-        )
+        name, method = self.accelerator.name, self.draft.method
+        row = Rejected(name, self.tensor, method, reason, detail, self.engine.name, self.capacity_type)
+        return replace(row, nodes=self.nodes, replicas=replicas, predicted=predicted)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlanEvaluation:
     """Everything known of all candidates."""
 
     requirements: Requirements
-    case: Case
     candidates: Candidates
     memory_use: MemoryUse
-    rates: Rates
-    profiled: Mask
-    lacking: Mask  # what cannot be rendered or run yet
+    rates: Machine
     conflicts: Mapping[str, str]  # by accelerator: what of a template contradicts the plan
-    speeds: Speed
     availability: Availability
-    verdict: Feasibility
-    leading: Numbers  # of pairs: what the objective makes small, money apart
-    order: Indices  # of pairs, the best first
+    speeds: Speed
 
-    def pair(self, index: int) -> Pair:
-        """Return one pair in plain values."""
-        candidates, place = self.candidates, int(self.availability.candidate[index])
-        return Pair(
-            place,
-            ENGINES[candidates.engine[place]],
-            candidates.accelerators[candidates.accelerator[place]],
-            candidates.drafts[candidates.draft[place]],
-            self.requirements.capacity_types[self.availability.capacity_type[index]],
-            int(candidates.tensor[place]),
-            int(candidates.nodes[place]),
-            int(candidates.per_replica[place]),
+    @cached_property
+    def profiled(self) -> Mask:
+        """[c] what the speed of is stated."""
+        return candidate_curves.has_known_speed(self.candidates, self.rates)
+
+    @cached_property
+    def lacking(self) -> Mask:
+        """[c] what cannot be rendered or run yet, by the capabilities."""
+        candidates, lacks_model = self.candidates, describe_model_lack(self.requirements.shape) is not None
+        return np.asarray(
+            candidates.by_engine(lambda engine: engine.name != EngineName.TURBO or lacks_model, bool)
+            | candidates.by_draft(
+                lambda draft: draft.method not in METHODS or draft.placement is not None, bool
+            )
+            | candidates.by_accelerator(lambda row: row.name in self.conflicts, bool)
+            | (candidates.per_replica > 1)
+            | (candidates.nodes > 1)
         )
 
-    def engines(self, places: Indices) -> Engines:
-        """Build the curves of some candidates."""
-        engines, _ = candidate_curves.build_engines(
-            take(self.candidates, places),
-            take(self.memory_use, places),
-            self.rates,
-            self.requirements,
-            self.case.draft,
-            self.case.calibrations,
-        )
-        return engines
+    @cached_property
+    def verdict(self) -> Feasibility:
+        """The verdict on every pair."""
+        requirements, availability = self.requirements, self.availability
+        candidate = availability.candidate
+        fewest, limit = float(requirements.min_replicas), float(requirements.max_replicas)
+        need = np.full(len(candidate), fewest)
+        if requirements.needs_speed:
+            need = needed_replicas(requirements, self.speeds, candidate)
+        wanted = np.where(np.isinf(need), fewest, need)
+        # Too few by somebody else's decision is no reason to serve with none: only what no number mends is.
+        short = np.isinf(need) if requirements.external else need > limit
+        stated = np.full(len(candidate), float(requirements.inputs.spec.replicas))
+        replicas = stated if requirements.external else wanted
+        bound = np.minimum(availability.room, availability.within_total)
+        if requirements.expands:
+            replicas = np.maximum(replicas, np.minimum(np.minimum(bound, availability.affordable), limit))
+        cost = availability.cost(replicas)
+        over, excess = replicas > availability.affordable, np.ones(len(cost))
+        if requirements.cost.max_per_hour is not None:
+            excess = cost / float(requirements.cost.max_per_hour * MICRO)
+        if requirements.cost.max_per_million_tokens is not None:
+            max_per_million = float(requirements.cost.max_per_million_tokens * MICRO)
+            ratio = self.per_million_tokens(replicas) / max_per_million
+            over |= ratio > 1.0 + 1e-12
+            excess = np.maximum(excess, np.nan_to_num(ratio, nan=0.0))
+        # Where cost can change neither the choice nor its feasibility, no price is needed.
+        types = requirements.accelerators.capacity_types
+        on_demand = np.array([kind == CapacityType.ON_DEMAND for kind in types])
+        needs_price = ~(on_demand[availability.capacity_type] & requirements.only_one)
+        code = np.zeros(len(candidate), np.int64)
+        for reason, mask in (
+            (PlanReason.NOT_YET_SUPPORTED, self.lacking[candidate]),
+            (PlanReason.BUDGET_EXCEEDED, over),
+            (PlanReason.PRICE_UNKNOWN, np.isnan(availability.price) & needs_price),
+            (PlanReason.INSUFFICIENT_CAPACITY, replicas > bound),
+            (PlanReason.TARGET_UNREACHABLE, short),
+            (PlanReason.PERFORMANCE_UNKNOWN, ~self.profiled[candidate] & requirements.needs_speed),
+            (PlanReason.INSUFFICIENT_MEMORY, ~self.memory_use.fits[candidate]),
+        ):
+            code[mask] = CODES.index(reason)
+        misses = (PlanReason.BUDGET_EXCEEDED, PlanReason.INSUFFICIENT_CAPACITY, PlanReason.TARGET_UNREACHABLE)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = [excess, replicas / np.maximum(bound, 0.5), need / limit]
+            miss = np.select([code == CODES.index(reason) for reason in misses], ratios, 1.0)
+        # Without a load nothing is known to be needed but the replicas of the spec.
+        is_by_load = requirements.external and requirements.demand.has_load
+        return Feasibility(replicas, wanted if is_by_load else np.maximum(replicas, 1.0), code, miss, cost)
 
-    def performance(self, places: Indices, replicas: Numbers) -> capacity.ReplicaPerformance:
-        """Compute what one of so many replicas of some candidates does at its share of the planned load.
+    @cached_property
+    def leading(self) -> Numbers:
+        """[p] what the objective makes small, money apart."""
+        candidate, tokens = self.availability.candidate, self.speeds.tokens_per_second
+        if self.requirements.cost.objective == Objective.THROUGHPUT:
+            count = 1.0 if self.requirements.external else self.verdict.replicas
+            return -bucket(count * tokens[candidate])
+        if self.requirements.cost.objective == Objective.COST:
+            return np.zeros(len(candidate))
+        token = np.full(len(candidate), np.inf)
+        able = np.flatnonzero((tokens > 0.0)[candidate])
+        if len(able):
+            performance = self.performance(candidate[able], self.verdict.compared[able])
+            token[able] = performance.time_per_output_token
+        return bucket(token)
 
-        Without a load: what it yields at its capacity, and how long a request alone takes.
-        """
-        engines, demand = self.engines(places), self.requirements.demand
-        speeds = take(self.speeds, places)
-        if np.isnan(speeds.tokens_per_second).any():
-            speeds = feasibility.compute_speed(engines, self.requirements)
-        share = feasibility.load_per_replica(self.requirements, speeds, replicas)
-        if demand.concurrency is not None:
-            return capacity.closed(engines, demand, np.maximum(share, 1.0))
-        loaded = capacity.served(engines, demand, share)
-        if not self.requirements.unloaded:
-            return loaded
-        alone = capacity.closed(engines, demand, np.ones(len(places)))
-        return replace(
-            loaded,
-            time_to_first_token=alone.time_to_first_token,
-            time_per_output_token=alone.time_per_output_token,
-        )
+    @cached_property
+    def order(self) -> Indices:
+        """The pairs by `leading`, the smallest first, and of equals the cheapest first."""
+        candidates, availability = self.candidates, self.availability
+        # What has no price comes after all that has one, and there the number of accelerators decides.
+        price = np.nan_to_num(availability.price, nan=float(UNPRICED))
+        money = availability.paid(self.verdict.compared) * price
+        places = {name: place for place, name in enumerate(self.requirements.names)}
+        named = candidates.by_accelerator(lambda row: places[row.name])
+        method = candidates.by_draft(lambda draft: ORDER.index(draft.method))
+        keys = (candidates.nodes, candidates.tensor, candidates.engine, method, named)
+        ties = tuple(key[availability.candidate] for key in keys)
+        return np.asarray(np.lexsort((*ties, availability.capacity_type, money, self.leading)))
 
     @property
     def compared_cost(self) -> Numbers:
@@ -174,147 +191,174 @@ class PlanEvaluation:
         feasible = np.flatnonzero(self.verdict.has_reason(PlanReason.FEASIBLE)[self.order])
         return int(self.order[feasible[0]]) if len(feasible) else None
 
+    def per_million_tokens(self, replicas: Numbers) -> Numbers:
+        """[p] micro-dollars of a million output tokens at the planned load; inf where there are none."""
+        cost, requirements = self.availability.cost(replicas), self.requirements
+        tokens = self.speeds.tokens_per_second[self.availability.candidate]
+        per_second = np.maximum(replicas, 1.0) * tokens
+        if requirements.rate is not None:
+            per_second = np.minimum(per_second, requirements.rate * requirements.demand.output.mean)
+        per_hour = per_second * 3600.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            free = np.where(cost > 0.0, np.inf, 0.0)
+            return np.asarray(np.where(per_hour > 0.0, cost / per_hour * 1e6, free))
+
+    def pair(self, index: int) -> Pair:
+        """Return one pair in plain values."""
+        candidates, place = self.candidates, int(self.availability.candidate[index])
+        types = self.requirements.accelerators.capacity_types
+        return Pair(
+            candidates.accelerators[candidates.accelerator[place]],
+            types[self.availability.capacity_type[index]],
+            int(candidates.per_replica[place]),
+            int(candidates.nodes[place]),
+            place=place,
+            engine=ENGINES[candidates.engine[place]],
+            draft=candidates.drafts[candidates.draft[place]],
+            tensor=int(candidates.tensor[place]),
+        )
+
     def lack(self, pair: Pair) -> str | None:
         """Describe what a pair needs and the operator lacks, as the end of a sentence."""
-        if pair.engine.name == EngineName.TURBO and (model := NOW.lack_of_model(self.requirements.shape)):
+        if pair.engine.name == EngineName.TURBO and (model := describe_model_lack(self.requirements.shape)):
             return model
         draft = pair.draft
-        return NOW.lack(pair.engine.name, draft.method, draft.placement, pair.per_replica, pair.nodes)
+        return describe_lack(pair.engine.name, draft.method, draft.placement, pair.per_replica, pair.nodes)
 
+    def engines(self, places: Indices) -> Engines:
+        """Build the curves of some candidates."""
+        candidates, use = take(self.candidates, places), take(self.memory_use, places)
+        return candidate_curves.build_engines(candidates, use, self.rates, self.requirements)[0]
 
-def evaluate(
-    spec: TurboDeploymentSpec,
-    requirements: Requirements,
-    accelerators: tuple[Accelerator, ...],
-    case: Case,
-    every: bool = False,
-) -> PlanEvaluation:
-    """Evaluate all candidates; with `every` the speed of each, however little it matters."""
-    candidates = enumerate_candidates(spec, requirements, accelerators, case.supply, case.draft)
-    memory_use = estimate_memory(candidates, requirements, case.draft)
-    rates = candidate_curves.build_rates(accelerators, requirements)
-    conflicts = {
-        row.name: message for row in accelerators if (message := find_resource_conflict(requirements, row))
-    }
-    profiled = candidate_curves.has_known_speed(candidates, rates)
-    lacking = _lacking(candidates, requirements.shape, conflicts)
-    speeds = Speed.unknown(len(candidates))
-    available = compute_availability(candidates, requirements, case.supply, case.now)
-    evaluation = PlanEvaluation(
-        requirements=requirements,
-        case=case,
-        candidates=candidates,
-        memory_use=memory_use,
-        rates=rates,
-        profiled=profiled,
-        lacking=lacking,
-        conflicts=conflicts,
-        speeds=speeds,
-        availability=available,
-        verdict=feasibility.check_feasibility(
-            requirements, memory_use.fits, profiled, lacking, speeds, available
-        ),
-        leading=np.zeros(0),
-        order=np.arange(0),
-    )
-    if requirements.needs_speed or every:
-        able = memory_use.fits & profiled
-        first = able if every or requirements.objective != Objective.COST else able & ~lacking
-        evaluation = _with_speed(evaluation, np.flatnonzero(first))
-        evaluation = _with_speed(evaluation, np.flatnonzero(able & ~first & _matters(evaluation)))
-    return _sorted(evaluation)
+    def performance(self, places: Indices, replicas: Numbers) -> capacity.ReplicaPerformance:
+        """Compute what one of so many replicas of some candidates does at its share of the planned load.
 
+        Without a load: what it yields at its capacity, and how long a request alone takes.
+        """
+        engines, demand, rate = self.engines(places), self.requirements.demand, self.requirements.rate
+        count = np.maximum(replicas, 1.0)
+        if demand.concurrency is not None:
+            return capacity.closed(engines, demand, np.maximum(demand.concurrency / count, 1.0))
+        # An unknown load is taken to be all that the replica can do.
+        most = self.speeds.requests_per_second[places]
+        if rate is None and np.isnan(self.speeds.tokens_per_second[places]).any():
+            most = compute_speed(engines, self.requirements).requests_per_second
+        loaded = capacity.served(engines, demand, most + 0.0 * count if rate is None else rate / count)
+        if not self.requirements.unloaded:
+            return loaded
+        alone = capacity.closed(engines, demand, np.ones(len(places)))
+        return replace(
+            loaded,
+            time_to_first_token=alone.time_to_first_token,
+            time_per_output_token=alone.time_per_output_token,
+        )
 
-def reevaluate(evaluation: PlanEvaluation, requirements: Requirements, places: Indices) -> PlanEvaluation:
-    """Evaluate some of the candidates, all of which fit, for other requirements."""
-    candidates, case = take(evaluation.candidates, places), evaluation.case
-    selected = replace(
-        evaluation,
-        requirements=requirements,
-        candidates=candidates,
-        memory_use=take(evaluation.memory_use, places),
-        profiled=evaluation.profiled[places],
-        lacking=evaluation.lacking[places],
-        speeds=Speed.unknown(len(candidates)),
-        availability=compute_availability(candidates, requirements, case.supply, case.now),
-    )
-    return _sorted(_with_speed(selected, np.flatnonzero(selected.profiled)))
+    def predict(self, indices: Indices, replicas: Numbers) -> list[Predicted | None]:
+        """Predict each pair with so many replicas at the planned load; None where its speed is unknown.
 
+        Of no replicas: what one would do and cost, but they yield no tokens.
+        """
+        places = self.availability.candidate[indices]
+        able = self.memory_use.fits[places] & self.profiled[places]
+        predictions: list[Predicted | None] = [None] * len(indices)
+        if not able.any():
+            return predictions
+        count = np.maximum(replicas, 1.0)
+        performance = self.performance(places[able], count[able])
+        needed = needed_replicas(self.requirements, self.speeds, places)
+        for number, at in enumerate(np.flatnonzero(able)):
+            pair, one = self.pair(indices[at]), float(self.speeds.tokens_per_second[places[at]])
+            cost = pair.cost_per_hour(int(count[at]))
+            tokens = float(performance.tokens_per_second[number]) * float(replicas[at])
+            most = tokens if np.isnan(one) else one * float(replicas[at])
+            if np.isinf(needed[at]):
+                tokens = min(tokens, most)  # what misses the targets at any load promises no throughput
+            per_million = None
+            if cost is not None and tokens > 0.0:
+                per_million = (cost / Decimal(tokens * 3600.0) * 1_000_000).quantize(Decimal("0.000001"))
+            measured = (str(pair.engine.name), pair.accelerator.name) in self.requirements.inputs.calibrations
+            provenance = Provenance.CALIBRATED if measured else Provenance.ROOFLINE
+            is_assumed = self.requirements.demand.assumed or pair.draft.gains
+            predictions[at] = Predicted(
+                time_to_first_token=_finite(performance.time_to_first_token[number]),
+                time_per_output_token=_finite(performance.time_per_output_token[number]),
+                tokens_per_second=tokens or None,
+                capacity_tokens_per_second=most,
+                cost_per_hour=cost,
+                cost_per_million_tokens=per_million,
+                provenance=Provenance.ASSUMED if is_assumed else provenance,
+            )
+        return predictions
 
-def _with_speed(evaluation: PlanEvaluation, places: Indices) -> PlanEvaluation:
-    """Add the speed of those candidates, and check the feasibility of all again."""
-    speeds, requirements = evaluation.speeds, evaluation.requirements
-    if len(places):
-        computed = feasibility.compute_speed(evaluation.engines(places), requirements)
-        speeds = copy.deepcopy(speeds)
+    def with_speed(self, places: Indices) -> PlanEvaluation:
+        """Add the speed of those candidates."""
+        if not len(places):
+            return self
+        speeds, computed = copy.deepcopy(self.speeds), compute_speed(self.engines(places), self.requirements)
         for name in Speed.__slots__:
             getattr(speeds, name)[places] = getattr(computed, name)
-    verdict = feasibility.check_feasibility(
-        requirements,
-        evaluation.memory_use.fits,
-        evaluation.profiled,
-        evaluation.lacking,
-        speeds,
-        evaluation.availability,
+        return replace(self, speeds=speeds)
+
+    def reevaluate(self, requirements: Requirements, places: Indices) -> PlanEvaluation:
+        """Evaluate some of the candidates, all of which fit, for other requirements."""
+        candidates = take(self.candidates, places)
+        selected = replace(
+            self,
+            requirements=requirements,
+            candidates=candidates,
+            memory_use=take(self.memory_use, places),
+            availability=compute_availability(candidates, requirements),
+            speeds=_unknown(len(places)),
+        )
+        return selected.with_speed(np.flatnonzero(selected.profiled))
+
+    def could_cost_less(self, cost: float) -> Mask:
+        """[c] candidates whose minimum of replicas costs less than this in some capacity type."""
+        availability = self.availability
+        fewest = np.full(len(availability.candidate), float(self.requirements.min_replicas))
+        cheaper = np.zeros(len(self.candidates), bool)
+        cheaper[availability.candidate[availability.cost(fewest) < cost]] = True
+        return cheaper
+
+
+def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
+    """Evaluate all candidates; with `every` the speed of each, however little it matters."""
+    candidates = enumerate_candidates(requirements)
+    conflicts = {row.name: requirements.find_resource_conflict(row) for row in requirements.rows}
+    evaluation = PlanEvaluation(
+        requirements=requirements,
+        candidates=candidates,
+        memory_use=estimate_memory(candidates, requirements),
+        rates=candidate_curves.build_rates(requirements),
+        conflicts={name: message for name, message in conflicts.items() if message is not None},
+        availability=compute_availability(candidates, requirements),
+        speeds=_unknown(len(candidates)),
     )
-    return replace(evaluation, speeds=speeds, verdict=verdict)
+    if not (requirements.needs_speed or every):
+        return evaluation
+    able = evaluation.memory_use.fits & evaluation.profiled
+    first = able if every or requirements.cost.objective != Objective.COST else able & ~evaluation.lacking
+    evaluation = evaluation.with_speed(np.flatnonzero(first))
+    return evaluation.with_speed(np.flatnonzero(able & ~first & _matters(evaluation)))
+
+
+def _unknown(count: int) -> Speed:
+    return Speed(*np.full((3, count), np.nan))
 
 
 def _matters(evaluation: PlanEvaluation) -> Mask:
     """[c] candidates that might cost less than the best that may be chosen, or be the only ones to do."""
-    candidate = evaluation.availability.candidate
-    feasible = evaluation.verdict.has_reason(PlanReason.FEASIBLE) & ~evaluation.lacking[candidate]
+    candidates, lacking = evaluation.candidates, evaluation.lacking
+    feasible = evaluation.verdict.has_reason(PlanReason.FEASIBLE)
+    feasible &= ~lacking[evaluation.availability.candidate]
     if not feasible.any():
-        return np.ones(len(evaluation.candidates), bool)
+        return np.ones(len(candidates), bool)
     compared = np.nan_to_num(evaluation.compared_cost, nan=np.inf)
-    able = evaluation.candidates.accelerator[evaluation.memory_use.fits & ~evaluation.lacking]
-    alone = np.bincount(able, minlength=len(evaluation.candidates.accelerators)) == 0
-    is_cheaper = could_cost_less(evaluation, compared[feasible].min())
-    return np.asarray(is_cheaper | alone[evaluation.candidates.accelerator])
+    able = candidates.accelerator[evaluation.memory_use.fits & ~lacking]
+    alone = np.bincount(able, minlength=len(candidates.accelerators)) == 0
+    is_cheaper = evaluation.could_cost_less(compared[feasible].min())
+    return np.asarray(is_cheaper | alone[candidates.accelerator])
 
 
-def could_cost_less(evaluation: PlanEvaluation, cost: float) -> Mask:
-    """[c] candidates whose minimum of replicas costs less than this in some capacity type."""
-    availability = evaluation.availability
-    fewest = np.full(len(availability.candidate), float(evaluation.requirements.min_replicas))
-    cheaper = np.zeros(len(evaluation.candidates), bool)
-    cheaper[availability.candidate[availability.cost(fewest) < cost]] = True
-    return cheaper
-
-
-def _sorted(evaluation: PlanEvaluation) -> PlanEvaluation:
-    """Add the order of the pairs."""
-    requirements, verdict, speeds = evaluation.requirements, evaluation.verdict, evaluation.speeds
-    candidate = evaluation.availability.candidate
-    leading = np.zeros(len(candidate))
-    if requirements.objective == Objective.THROUGHPUT:
-        count = 1.0 if requirements.external else verdict.replicas
-        leading = -feasibility.bucket(count * speeds.tokens_per_second[candidate])
-    elif requirements.objective == Objective.LATENCY:
-        token = np.full(len(candidate), np.inf)
-        able = np.flatnonzero((speeds.tokens_per_second > 0.0)[candidate])
-        if len(able):
-            performance = evaluation.performance(candidate[able], verdict.compared[able])
-            token[able] = performance.time_per_output_token
-        leading = feasibility.bucket(token)
-    order = feasibility.sort_pairs(
-        evaluation.candidates, requirements, evaluation.availability, verdict, leading
-    )
-    return replace(evaluation, leading=leading, order=order)
-
-
-def _lacking(candidates: Candidates, shape: ModelShape, conflicts: Mapping[str, str]) -> Mask:
-    """[c] what cannot be rendered or run yet, by the capabilities."""
-    lacks_model = NOW.lack_of_model(shape) is not None
-
-    def lacks_draft(draft: SpeculationOption) -> bool:
-        placement = draft.placement
-        return draft.method not in NOW.methods or (placement is not None and placement not in NOW.placements)
-
-    return np.asarray(
-        candidates.by_engine(lambda engine: engine.name not in NOW.engines or lacks_model, bool)
-        | candidates.by_draft(lacks_draft, bool)
-        | candidates.by_accelerator(lambda row: row.name in conflicts, bool)
-        | (candidates.per_replica > NOW.accelerators_per_replica)
-        | (candidates.nodes > NOW.nodes_per_replica)
-    )
+def _finite(seconds: float) -> float | None:
+    return float(seconds) if seconds < ENDLESS else None

@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from decimal import Decimal
 from functools import lru_cache
 
-from turbo_operator.api import (
-    Accelerators,
-    CapacityType,
-    Cost,
-    DType,
-    Objective,
-    Parallelism,
-    Resources,
-    Scaling,
-    ScalingMode,
-    Targets,
-    Template,
-    TurboDeploymentSpec,
-    Workload,
-)
+from turbo_operator import api
+from turbo_operator.api import CapacityType, DType, Objective, ScalingMode, TurboDeploymentSpec, quantity
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
 from turbo_operator.budget import beside
-from turbo_operator.planner.capabilities import NOW
+from turbo_operator.planner.capabilities import max_length
+from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
-from turbo_operator.snapshot import Accelerator, Host
+from turbo_operator.snapshot import Accelerator, Host, Supply
 from turbo_runtime.contract.model import ModelShape
 
 P95_OF_MEAN = 3.0
@@ -46,9 +33,8 @@ class Lengths:
 
     A Weibull distribution that begins at a few tokens and ends in a wall at the percentile:
     length = shortest + (p95 - shortest) min(1, E / DEPTH)^power, E exponential. The prompts of published
-    traces end so, at their context window: in Azure's of 2023 the 99th percentile is 1 to 2 % above the 95th,
-    and of its conversations one prompt in ten is as long. A lognormal through the same two numbers has up to
-    four times their variance.
+    traces end so, at their context window (in Azure's of 2023 the 99th percentile is 1 to 2 % above the
+    95th). A lognormal through the same two numbers has up to four times their variance.
     """
 
     mean: float
@@ -136,18 +122,28 @@ class Demand:
         return self.time_to_first_token is not None or self.time_per_output_token is not None
 
 
-def demand(spec: TurboDeploymentSpec, max_length: float = math.inf) -> Demand:
-    """Derive the load and the bounds; prompt and output of a request have at most `max_length` tokens.
+def demand(spec: TurboDeploymentSpec, max_tokens: float = math.inf) -> Demand:
+    """Derive the load and the bounds; prompt and output of a request have at most `max_tokens` tokens.
 
     Keeps a mean of the spec however little fits in addition to it: see `describe_overlong`.
     """
-    workload, targets = spec.workload or Workload(), spec.targets or Targets()
+    workload, targets = spec.workload or api.Workload(), spec.targets or api.Targets()
     prompt, output = workload.input_tokens, workload.output_tokens
     rate, tokens = workload.requests_per_second, targets.tokens_per_second
-    prompt_mean, output_mean = _means(prompt, output, max_length)
+
+    def mean(own: SpecLengths | None, default: int, other: SpecLengths | None) -> float:
+        """A default gives way to the other's mean, and two of them shrink alike."""
+        if own is not None:
+            return own.mean
+        if other is not None:
+            return max(1.0, min(default, max_tokens - other.mean))
+        return default * min(1.0, max_tokens / (DEFAULT_INPUT_TOKENS + DEFAULT_OUTPUT_TOKENS))
+
+    prompt_mean = mean(prompt, DEFAULT_INPUT_TOKENS, output)
+    output_mean = mean(output, DEFAULT_OUTPUT_TOKENS, prompt)
     return Demand(
-        prompt=_lengths(prompt_mean, prompt, max_length - output_mean),
-        output=_lengths(output_mean, output, max_length - prompt_mean),
+        prompt=_lengths(prompt_mean, prompt, max_tokens - output_mean),
+        output=_lengths(output_mean, output, max_tokens - prompt_mean),
         assumed=prompt is None or output is None,
         rate=None if rate is None else float(rate),
         concurrency=workload.concurrency,
@@ -157,27 +153,14 @@ def demand(spec: TurboDeploymentSpec, max_length: float = math.inf) -> Demand:
     )
 
 
-def describe_overlong(spec: TurboDeploymentSpec, max_length: int) -> str | None:
-    """Name the means of the spec that no request of `max_length` tokens holds; None if they fit."""
-    required, workload = demand(spec, max_length), spec.workload or Workload()
-    if required.prompt.mean + required.output.mean <= max_length:
+def describe_overlong(spec: TurboDeploymentSpec, max_tokens: int) -> str | None:
+    """Name the means of the spec that no request of `max_tokens` tokens holds; None if they fit."""
+    required, workload = demand(spec, max_tokens), spec.workload or api.Workload()
+    if required.prompt.mean + required.output.mean <= max_tokens:
         return None
     lengths = (("inputTokens", workload.input_tokens), ("outputTokens", workload.output_tokens))
     means = [f"{name}.mean is {length.mean}" for name, length in lengths if length is not None]
     return f"spec.workload.{' and '.join(means)}" if means else None
-
-
-def _means(prompt: SpecLengths | None, output: SpecLengths | None, max_length: float) -> tuple[float, float]:
-    """Means of prompt and output; a default gives way to the spec, and two of them shrink alike."""
-    if prompt is None and output is None:
-        share = min(1.0, max_length / (DEFAULT_INPUT_TOKENS + DEFAULT_OUTPUT_TOKENS))
-        return DEFAULT_INPUT_TOKENS * share, DEFAULT_OUTPUT_TOKENS * share
-    if prompt is None:
-        assert output is not None
-        return max(1.0, min(DEFAULT_INPUT_TOKENS, max_length - output.mean)), output.mean
-    if output is None:
-        return prompt.mean, max(1.0, min(DEFAULT_OUTPUT_TOKENS, max_length - prompt.mean))
-    return prompt.mean, output.mean
 
 
 def _lengths(mean: float, written: SpecLengths | None, max_tokens: float) -> Lengths:
@@ -187,55 +170,49 @@ def _lengths(mean: float, written: SpecLengths | None, max_tokens: float) -> Len
 
 
 def _bound(latency: Latency | None) -> Bound | None:
-    return None if latency is None else Bound(latency.max_seconds, latency.percentile / 100)
+    return None if latency is None else Bound(latency.max.seconds, latency.percentile / 100)
 
 
 @dataclass(frozen=True, slots=True)
 class Requirements:
     """A spec in numbers, which every candidate is compared with."""
 
+    inputs: PlannerInputs
+    now: float  # seconds since the epoch
     shape: ModelShape
-    dtype: DType
     max_model_len: int
     demand: Demand
-    overlong: str | None  # the lengths that max_model_len does not hold, as the start of a sentence
-    policy: ScalingMode
-    fixed: int  # replicas while the policy is External
     min_replicas: int
     max_replicas: int
-    objective: Objective
-    max_per_hour: Decimal | None
-    max_per_million: Decimal | None
-    max_per_replica: int | None
-    max_total: int | None
-    tensor: int | None
-    pipeline: int | None
-    names: tuple[str, ...]  # of accelerators, the preferred one first
-    only_one: bool  # cost can change neither the choice nor its feasibility
-    capacity_types: tuple[CapacityType, ...]
-    resources: Resources | None  # the template's, over those of the plan
+    cost: api.Cost
+    accelerators: api.Accelerators
+    parallelism: api.Parallelism
+    resources: api.Resources | None  # the template's, over those of the plan
+    names: tuple[str, ...]  # of accelerators that are allowed, the preferred one first
+    rows: tuple[Accelerator, ...]  # those of them that there are
 
     @property
     def external(self) -> bool:
         """Whether somebody else decides on the replicas."""
-        return self.policy == ScalingMode.EXTERNAL
+        return self.inputs.spec.scaling_mode == ScalingMode.EXTERNAL
 
     @property
     def expands(self) -> bool:
         """Whether the objective asks for more replicas than the load needs."""
-        return self.objective != Objective.COST and self.policy == ScalingMode.PLANNED
+        return self.cost.objective != Objective.COST and self.inputs.spec.scaling_mode == ScalingMode.PLANNED
 
     @property
-    def best(self) -> str:
-        """The objective as a superlative."""
-        words = {Objective.COST: "least", Objective.LATENCY: "fastest", Objective.THROUGHPUT: "most"}
-        return words[self.objective]
+    def only_one(self) -> bool:
+        """Whether cost can change neither the choice nor its feasibility."""
+        is_unbounded = self.cost.max_per_hour is None and self.cost.max_per_million_tokens is None
+        is_on_demand = self.accelerators.capacity_types == (CapacityType.ON_DEMAND,)
+        return len(self.accelerators.allowed or ()) == 1 and is_on_demand and is_unbounded
 
     @property
     def needs_speed(self) -> bool:
         """Whether an accelerator of unknown speed cannot be evaluated."""
-        is_bounded = self.demand.has_load or self.demand.has_latency or self.max_per_million is not None
-        return is_bounded or self.objective != Objective.COST
+        is_priced = self.cost.objective != Objective.COST or self.cost.max_per_million_tokens is not None
+        return is_priced or not self.unloaded
 
     @property
     def unloaded(self) -> bool:
@@ -255,8 +232,9 @@ class Requirements:
         On cores Auto is float32 whatever their flags: replicas on unlike nodes must give the same bytes, and
         bfloat16 is emulated on many. On a device it is bfloat16, unless the weights are stored in float32.
         """
-        if self.dtype != DType.AUTO:
-            return self.dtype.lower()
+        dtype = self.inputs.spec.model.dtype
+        if dtype != DType.AUTO:
+            return dtype.lower()
         return "float32" if memory.on_cpu(accelerator) or self.shape.dtype == "float32" else "bfloat16"
 
     def element_bytes(self, accelerator: Accelerator) -> int:
@@ -274,35 +252,99 @@ class Requirements:
         """Return what one pod takes in addition to the accelerator."""
         return beside(accelerator, self.host_memory_bytes(accelerator), self.resources)
 
+    def accelerators_per_node(self, accelerator: Accelerator) -> int:
+        """Return the accelerators of one node, as stated or as the largest node has; 1 without any node.
 
-def build_requirements(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]) -> Requirements:
-    """Convert a spec into numbers; `names` are the accelerators of the catalog, in order."""
-    accelerators, cost = spec.accelerators or Accelerators(), spec.cost or Cost()
-    parallelism, template = spec.parallelism or Parallelism(), spec.template or Template()
+        So what the cluster cannot have now is evaluated and reported.
+        """
+        supply = (self.inputs.supply or {}).get(accelerator.name, Supply())
+        return accelerator.per_node or max((1, *(node.allocatable for node in supply.nodes)))
+
+    def find_parallelism_conflict(self) -> str | None:
+        """Describe the pinned degrees that no accelerator allows; None if one may."""
+        tensor, pipeline, shape = self.parallelism.tensor or 1, self.parallelism.pipeline or 1, self.shape
+        if shape.heads % tensor:
+            divisors = [str(degree) for degree in range(1, 65) if shape.heads % degree == 0]
+            return (
+                f"spec.parallelism.tensor is {tensor} and does not divide the model's {shape.heads} heads: "
+                f"write one of {', '.join(divisors)}, or leave it out."
+            )
+        if pipeline > shape.layers:
+            return (
+                f"spec.parallelism.pipeline is {pipeline}, and the model has {shape.layers} layers: write "
+                "at most that, or leave it out."
+            )
+        limit = self.accelerators.max_per_replica
+        if limit is not None and tensor * pipeline > limit:
+            return (
+                f"spec.parallelism asks for {tensor * pipeline} accelerators per replica, and "
+                f"spec.accelerators.maxPerReplica is {limit}: raise it, or leave parallelism out."
+            )
+        return None
+
+    def find_accelerator_conflict(self, accelerator: Accelerator) -> str | None:
+        """Describe the pinned degrees that this accelerator does not allow; None if it does."""
+        tensor = self.parallelism.tensor
+        if memory.on_cpu(accelerator):
+            if tensor in (None, 1) and self.parallelism.pipeline in (None, 1):
+                return None
+            return (
+                f"A replica on {accelerator.name} is one pod's cores: leave spec.parallelism out, or give "
+                "the TurboAccelerator a larger quantity."
+            )
+        per_node = self.accelerators_per_node(accelerator)
+        if tensor is None or tensor <= per_node:
+            return None
+        return (
+            f"spec.parallelism.tensor is {tensor}, and a node of {accelerator.name} has {per_node}: "
+            "write at most that, or set spec.perNode on the TurboAccelerator."
+        )
+
+    def find_resource_conflict(self, accelerator: Accelerator) -> str | None:
+        """Describe the template's amounts that contradict the plan; None if they agree.
+
+        Cores and their memory are the accelerator itself, with its price and its share of KV cache. On a
+        device the container needs the memory that loads the model.
+        """
+        resources, host_memory = self.resources, self.host_memory_bytes(accelerator)
+        if resources is None:
+            return None
+        for part, amounts in (("requests", resources.requests or {}), ("limits", resources.limits or {})):
+            for name, amount in amounts.items():
+                path = f"spec.template.resources.{part}.{name}"
+                if memory.on_cpu(accelerator) and name in ("cpu", "memory"):
+                    return (
+                        f"{path} would change what {accelerator.name} is counted and priced as: leave it "
+                        "out, and choose another TurboAccelerator or change the quantity and memoryGiB of "
+                        "this one."
+                    )
+                if name == "memory" and quantity(amount) < host_memory:
+                    return (
+                        f"{path} is {amount}, and loading the model beside {accelerator.name} takes "
+                        f"{memory.gib(host_memory)}: write at least that, or leave it out."
+                    )
+        return None
+
+
+def build_requirements(inputs: PlannerInputs, now: float) -> Requirements:
+    """Convert a spec into numbers."""
+    spec, max_model_len = inputs.spec, inputs.spec.model.max_model_len or max_length(inputs.shape)
+    accelerators = spec.accelerators or api.Accelerators()
+    names = accelerators.allowed or tuple(sorted(inputs.catalog))
     # Not read while the policy is External.
-    scaling = Scaling() if spec.scaling_mode == ScalingMode.EXTERNAL else spec.scaling
-    max_model_len = spec.model.max_model_len or NOW.max_length(shape)
-    is_unbounded = cost.max_per_hour is None and cost.max_per_million_tokens is None
-    is_on_demand = accelerators.capacity_types == (CapacityType.ON_DEMAND,)
+    scaling = api.Scaling() if spec.scaling_mode == ScalingMode.EXTERNAL else spec.scaling
     return Requirements(
-        shape=shape,
-        dtype=spec.model.dtype,
+        inputs=inputs,
+        now=now,
+        shape=inputs.shape,
         max_model_len=max_model_len,
         demand=demand(spec, max_model_len),
-        overlong=describe_overlong(spec, max_model_len),
-        policy=spec.scaling_mode,
-        fixed=spec.replicas,
         min_replicas=scaling.min_replicas or 1,
         max_replicas=scaling.max_replicas or MAX_REPLICAS,
-        objective=cost.objective,
-        max_per_hour=cost.max_per_hour,
-        max_per_million=cost.max_per_million_tokens,
-        max_per_replica=accelerators.max_per_replica,
-        max_total=accelerators.max_total,
-        tensor=parallelism.tensor,
-        pipeline=parallelism.pipeline,
-        names=accelerators.allowed or names,
-        only_one=len(accelerators.allowed or ()) == 1 and is_on_demand and is_unbounded,
-        capacity_types=accelerators.capacity_types,
-        resources=template.resources,
+        cost=spec.cost or api.Cost(),
+        accelerators=accelerators,
+        parallelism=spec.parallelism or api.Parallelism(),
+        resources=(spec.template or api.Template()).resources,
+        names=names,
+        rows=tuple(inputs.catalog[name] for name in names if name in inputs.catalog),
     )

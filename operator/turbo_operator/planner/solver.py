@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from turbo_operator.api import OFF, PlanReason, TurboDeploymentSpec
-from turbo_operator.plan import EvaluatedCandidate, Plan, Rejected, Running
-from turbo_operator.planner import feasibility
-from turbo_operator.planner.capabilities import NOW
-from turbo_operator.planner.conflicts import find_accelerator_conflict, find_parallelism_conflict
-from turbo_operator.planner.evaluation import Case, PlanEvaluation, evaluate
+from turbo_operator.api import OFF, Objective, PlanReason, Provenance
+from turbo_operator.plan import Capacity, Choice, EvaluatedCandidate, Plan, Predicted, Rejected
+from turbo_operator.planner.arrays import take
+from turbo_operator.planner.capabilities import max_length
+from turbo_operator.planner.evaluation import PlanEvaluation, evaluate
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.mixture import suggest_mixture
 from turbo_operator.planner.explanation.rejections import find_near_miss, find_smallest_miss, list_rejected
-from turbo_operator.planner.performance.candidate_curves import Calibrations
-from turbo_operator.planner.performance.prediction import predict
-from turbo_operator.planner.requirements import Requirements, build_requirements
-from turbo_operator.planner.selection import build_choice, count_replicas, select_best, select_partial
-from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_operator.planner.feasibility import CODES, MICRO, bucket, compute_speed, needed_replicas
+from turbo_operator.planner.inputs import PlannerInputs
+from turbo_operator.planner.performance import capacity, memory
+from turbo_operator.planner.requirements import Requirements, build_requirements, describe_overlong
 
 NOTHING_LEFT = (
     "No candidate is left: spec.engine, spec.speculation, spec.parallelism and "
@@ -33,48 +29,36 @@ UNREAD = (
 )
 
 
-def plan(
-    spec: TurboDeploymentSpec,
-    shape: ModelShape,
-    catalog: Mapping[str, Accelerator],
-    supply: Mapping[str, Supply] | None = None,
-    *,
-    now: float = 0.0,
-    calibrations: Calibrations | None = None,
-    running: Running | None = None,
-    draft: ModelShape | None = None,
-) -> Plan:
+def plan(inputs: PlannerInputs, now: float) -> Plan:
     """Find the best feasible plan, or none with the reason of the nearest.
 
-    `supply` is what the cluster has by accelerator; None bounds nothing. `now` is in seconds since the epoch.
-    `calibrations` are the ratios of measured step times to the model's. `running` stays unless another saves
-    `planPolicy.minSavingFraction`. `draft` is the shape of `speculation.draftModel`.
+    `now` is in seconds since the epoch. What runs stays unless another saves `planPolicy.minSavingFraction`.
     """
-    requirements = build_requirements(spec, shape, tuple(sorted(catalog)))
-    fixed = requirements.fixed if requirements.external else requirements.min_replicas
-    problem = _find_problem(requirements, draft)
+    requirements, catalog = build_requirements(inputs, now), inputs.catalog
+    fixed = inputs.spec.replicas if requirements.external else requirements.min_replicas
+    problem = _find_problem(requirements)
     if problem is not None:
         return Plan(None, fixed, *problem)
-    accelerators = tuple(catalog[name] for name in requirements.names if name in catalog)
     missing = "There is no TurboAccelerator {}: create it, or correct spec.accelerators.allowed."
     absent = tuple(
         Rejected(name, 1, OFF, PlanReason.ACCELERATOR_NOT_FOUND, missing.format(name))
         for name in requirements.names
         if name not in catalog
     )
+    tensor = requirements.parallelism.tensor or 1
     invalid = tuple(
-        Rejected(row.name, requirements.tensor or 1, OFF, PlanReason.INVALID_PARALLELISM, detail)
-        for row in accelerators
-        if (detail := find_accelerator_conflict(requirements, row, (supply or {}).get(row.name))) is not None
+        Rejected(row.name, tensor, OFF, PlanReason.INVALID_PARALLELISM, detail)
+        for row in requirements.rows
+        if (detail := requirements.find_accelerator_conflict(row)) is not None
     )
-    evaluation = evaluate(spec, requirements, accelerators, Case(supply, now, draft, calibrations or {}))
-    best = select_best(evaluation, spec.plan_policy.min_saving_fraction, running)
+    evaluation = evaluate(requirements)
+    best = _select_best(evaluation)
     near_miss = find_near_miss(evaluation, best)
-    count = fixed if best is None else count_replicas(evaluation, best)
+    count = fixed if best is None else _count_replicas(evaluation, best)
     evaluated, predicted = list_rejected(evaluation, best, count)
     rejected = (*evaluated, *invalid, *absent)
     if best is None and not rejected:
-        is_unread = spec.speculation.draft_model is not None and draft is None
+        is_unread = inputs.spec.speculation.draft_model is not None and inputs.draft is None
         return Plan(None, fixed, PlanReason.NOT_YET_SUPPORTED, UNREAD if is_unread else NOTHING_LEFT)
     if best is None:
         if near_miss is None and rejected[0].reason == PlanReason.TARGET_UNREACHABLE:
@@ -83,11 +67,10 @@ def plan(
         detail = f"No plan is feasible. Nearest: {nearest.detail}"
         if nearest.accelerator not in catalog:
             detail = f"{nearest.detail} There are: {', '.join(sorted(catalog)) or 'none'}."
-        plan = Plan(None, fixed, nearest.reason, detail, rejected, nearest)
-        return _add_partial(evaluation, running, plan)
+        return _add_partial(evaluation, Plan(None, fixed, nearest.reason, detail, rejected, nearest))
     mixture = suggest_mixture(evaluation, best)
     rejected = rejected if mixture is None else (*rejected, mixture)
-    choice = build_choice(evaluation, best, count, predicted)
+    choice = _build_choice(evaluation, best, count, predicted)
     is_alone = not any(
         row.accelerator != choice.accelerator.name
         and row.reason in (PlanReason.HIGHER_COST, PlanReason.NOT_PREFERRED)
@@ -98,59 +81,38 @@ def plan(
     return Plan(choice, count, PlanReason.FEASIBLE, detail, rejected, near_miss)
 
 
-def frontier(
-    spec: TurboDeploymentSpec,
-    shape: ModelShape,
-    catalog: Mapping[str, Accelerator],
-    supply: Mapping[str, Supply] | None = None,
-    *,
-    now: float = 0.0,
-    calibrations: Calibrations | None = None,
-    draft: ModelShape | None = None,
-) -> tuple[EvaluatedCandidate, ...]:
-    """Evaluate every candidate of known speed, the best one first; the arguments are those of `plan`."""
-    requirements = build_requirements(spec, shape, tuple(sorted(catalog)))
-    if _find_problem(requirements, draft) is not None:
+def frontier(inputs: PlannerInputs, now: float) -> tuple[EvaluatedCandidate, ...]:
+    """Evaluate every candidate of known speed, the best one first."""
+    requirements = build_requirements(inputs, now)
+    if _find_problem(requirements) is not None:
         return ()
-    accelerators = tuple(catalog[name] for name in requirements.names if name in catalog)
-    case = Case(supply, now, draft, calibrations or {})
-    evaluation = evaluate(spec, requirements, accelerators, case, every=True)
+    evaluation = evaluate(requirements, every=True)
     replicas = np.maximum(evaluation.verdict.replicas, 1.0)
-    predictions = predict(evaluation, evaluation.order, replicas[evaluation.order])
+    predictions = evaluation.predict(evaluation.order, replicas[evaluation.order])
     candidates = []
     for index, predicted in zip(evaluation.order.tolist(), predictions, strict=True):
         if predicted is None:
             continue
-        pair = evaluation.pair(index)
-        candidates.append(
-            EvaluatedCandidate(
-                engine=pair.engine.name,
-                accelerator=pair.accelerator.name,
-                capacity_type=pair.capacity_type,
-                tensor=pair.tensor,
-                nodes=pair.nodes,
-                method=pair.draft.method,
-                replicas=int(replicas[index]),
-                predicted=predicted,
-                reason=feasibility.CODES[evaluation.verdict.code[index]],
-            )
-        )
+        row, reason = evaluation.pair(index).identity, CODES[evaluation.verdict.code[index]]
+        how = (row.engine, row.accelerator, row.capacity_type, row.tensor, row.nodes, row.method)
+        candidates.append(EvaluatedCandidate(*how, int(replicas[index]), predicted, reason))
     return tuple(candidates)
 
 
-def _find_problem(requirements: Requirements, draft: ModelShape | None) -> tuple[PlanReason, str] | None:
+def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
     """Find what no candidate can solve."""
-    shape, length = requirements.shape, requirements.max_model_len
-    limit = NOW.max_length(shape)
+    inputs, length = requirements.inputs, requirements.max_model_len
+    shape, draft = inputs.shape, inputs.draft
+    limit = max_length(shape)
     if length > limit:
         return PlanReason.NOT_YET_SUPPORTED, (
             f"spec.model.maxModelLen is {length}, but the model is served for positions up to "
             f"{limit}: write at most that, or leave it out."
         )
-    if requirements.overlong is not None:
+    if (overlong := describe_overlong(inputs.spec, length)) is not None:
         raised = "" if length >= limit else f", or raise maxModelLen (up to {limit})"
         return PlanReason.NOT_YET_SUPPORTED, (
-            f"{requirements.overlong}, but requests end at spec.model.maxModelLen of {length} tokens, "
+            f"{overlong}, but requests end at spec.model.maxModelLen of {length} tokens, "
             f"prompt and answer together: write means that fit{raised}."
         )
     if draft is not None and draft.vocab_size != shape.vocab_size:
@@ -160,19 +122,128 @@ def _find_problem(requirements: Requirements, draft: ModelShape | None) -> tuple
         )
     if not requirements.names:
         return PlanReason.ACCELERATOR_NOT_FOUND, "There is no TurboAccelerator: create one to choose from."
-    conflict = find_parallelism_conflict(requirements)
+    conflict = requirements.find_parallelism_conflict()
     return None if conflict is None else (PlanReason.INVALID_PARALLELISM, conflict)
 
 
-def _add_partial(evaluation: PlanEvaluation, running: Running | None, plan: Plan) -> Plan:
+def _add_partial(evaluation: PlanEvaluation, plan: Plan) -> Plan:
     """Add what runs of an infeasible plan all the same, where it lacks nothing but capacity."""
-    partial = select_partial(evaluation, running)
+    partial = _select_partial(evaluation)
     if partial is None:
         return plan
     index, fitting = partial
     wanted = int(evaluation.verdict.replicas[index])
-    (predicted,) = predict(evaluation, np.array([index]), np.array([float(max(fitting, 1))]))
+    (predicted,) = evaluation.predict(np.array([index]), np.array([float(max(fitting, 1))]))
     name = evaluation.pair(index).accelerator.name
     detail = f"{plan.detail} {fitting} of {messages.count(wanted, 'replica')} on {name} can run until then."
-    choice = build_choice(evaluation, index, fitting, predicted)
+    choice = _build_choice(evaluation, index, fitting, predicted)
     return replace(plan, replicas=wanted, detail=detail, partial=choice)
+
+
+def _select_best(evaluation: PlanEvaluation) -> int | None:
+    """Select the pair to run: the first feasible one, unless what runs is nearly as good."""
+    best, current = evaluation.first_feasible, _find_running(evaluation)
+    if best is None or current is None or not evaluation.verdict.has_reason(PlanReason.FEASIBLE)[current]:
+        return best
+    share = 1.0 - float(evaluation.requirements.inputs.spec.plan_policy.min_saving_fraction)
+    before, after = _measure(evaluation, current), _measure(evaluation, best)
+    return current if after > before * share or after == before else best
+
+
+def _select_partial(evaluation: PlanEvaluation) -> tuple[int, int] | None:
+    """Select the pair that lacks nothing but capacity, and how many of its replicas fit.
+
+    What runs stays, even where no replica fits any more; where nothing runs it is the one that comes closest.
+    """
+    requirements, availability = evaluation.requirements, evaluation.availability
+    replicas = np.maximum(evaluation.verdict.replicas, 1.0)
+    fitting = np.minimum(np.minimum(availability.room, availability.within_total), availability.affordable)
+    short = evaluation.verdict.has_reason(PlanReason.INSUFFICIENT_CAPACITY)
+    short &= ~evaluation.lacking[availability.candidate]
+    short &= ~np.isnan(availability.price) | requirements.only_one
+    if requirements.cost.max_per_million_tokens is not None:
+        limit = float(requirements.cost.max_per_million_tokens * MICRO)
+        short &= evaluation.per_million_tokens(replicas) <= limit
+    current = _find_running(evaluation)
+    if current is not None:
+        return (current, int(fitting[current])) if short[current] else None
+    share = np.where(short & (fitting >= 1.0), fitting / replicas, 0.0)[evaluation.order]
+    if evaluation.requirements.inputs.running is not None or not share.any():
+        return None
+    index = int(evaluation.order[int(np.argmax(share))])
+    return index, int(fitting[index])
+
+
+def _find_running(evaluation: PlanEvaluation) -> int | None:
+    running = evaluation.requirements.inputs.running
+    if running is None:
+        return None
+    order = evaluation.order.tolist()
+    return next((index for index in order if evaluation.pair(index).identity == running), None)
+
+
+def _measure(evaluation: PlanEvaluation, index: int) -> float:
+    """Return what the objective makes small."""
+    requirements, availability = evaluation.requirements, evaluation.availability
+    replicas, place = evaluation.verdict.compared, availability.candidate[index]
+    if requirements.cost.objective == Objective.THROUGHPUT:
+        count = 1.0 if requirements.external else float(replicas[index])
+        return 1.0 / max(1e-12, count * float(evaluation.speeds.tokens_per_second[place]))
+    if requirements.cost.objective == Objective.LATENCY:
+        performance = evaluation.performance(np.array([place]), replicas[[index]])
+        return float(performance.time_per_output_token[0])
+    cost = float(availability.cost(replicas)[index])
+    return float(availability.paid(replicas)[index]) if np.isnan(cost) else cost
+
+
+def _count_replicas(evaluation: PlanEvaluation, index: int) -> int:
+    """Count the replicas of the pair; for the fastest tokens no more than make them faster."""
+    requirements, limit = evaluation.requirements, int(evaluation.verdict.replicas[index])
+    if not requirements.expands or requirements.cost.objective != Objective.LATENCY:
+        return limit
+    place = evaluation.availability.candidate[[index]]
+    needed = int(needed_replicas(requirements, evaluation.speeds, place)[0])
+    counts = np.arange(needed, limit + 1, dtype=float)
+    token = bucket(evaluation.performance(np.repeat(place, len(counts)), counts).time_per_output_token)
+    return int(counts[np.flatnonzero(token <= token.min())[0]])
+
+
+def _build_choice(
+    evaluation: PlanEvaluation, index: int, replicas: int, predicted: Predicted | None
+) -> Choice:
+    """Build a plan's choice of so many replicas; `predicted` is what they do, where it is known."""
+    requirements, use, pair = evaluation.requirements, evaluation.memory_use, evaluation.pair(index)
+    unknown = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
+    return Choice(
+        engine=pair.engine.name,
+        accelerator=pair.accelerator,
+        capacity_type=pair.capacity_type,
+        tensor=pair.tensor,
+        nodes=pair.nodes,
+        accelerators_per_replica=pair.per_replica,
+        method=pair.draft.method,
+        placement=pair.draft.placement,
+        max_draft_tokens=pair.draft.max_draft_tokens,
+        dtype=requirements.dtype_on(pair.accelerator),
+        memory_bytes=int(use.held[pair.place]) + memory.reserve(pair.accelerator),
+        max_model_len=requirements.max_model_len,
+        kv_cache_bytes=int(use.pool[pair.place]),
+        host_memory_bytes=requirements.host_memory_bytes(pair.accelerator),
+        capacity=_capacity(evaluation, pair.place),
+        predicted=replace(predicted or unknown, cost_per_hour=pair.cost_per_hour(replicas)),
+    )
+
+
+def _capacity(evaluation: PlanEvaluation, place: int) -> Capacity | None:
+    """What one replica does while the targets hold; None without a profile."""
+    if not evaluation.profiled[place]:
+        return None
+    demand, places = evaluation.requirements.demand, np.array([place])
+    engines, speed = evaluation.engines(places), take(evaluation.speeds, places)
+    if np.isnan(speed.tokens_per_second[0]):
+        speed = compute_speed(engines, evaluation.requirements)
+    requests, together = speed.requests_per_second, speed.concurrency
+    if demand.concurrency is None:
+        together = capacity.concurrency(engines, demand, requests)
+    running, tokens = max(1, round(float(together[0]))), float(speed.tokens_per_second[0])
+    return Capacity(float(requests[0]), running, round(running * demand.held), tokens)

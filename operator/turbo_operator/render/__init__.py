@@ -9,43 +9,42 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turbo_operator.api import TurboDeployment
+from turbo_operator import api
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume, metadata, server_volumes
-from turbo_operator.render.inspect_job import (
-    FACTS_KEY,
-    SOURCE_KEY,
+from turbo_operator.render import draft_volume
+from turbo_operator.render import template as pod_templates
+from turbo_operator.render.metadata import (
+    build_child,
     configmap,
-    configmap_name,
-    facts_data,
-    inspect_job,
-    job_name,
+    digest,
+    labels,
+    serving_selector,
+    traffic_selector,
 )
-from turbo_operator.render.source import source_hash
-from turbo_operator.render.template import plan_hash, pod_template
-from turbo_operator.render.workload import deployment, pdb, revision, service, url, variant_name
+from turbo_operator.render.pod import build_container, failing_at_once, model_argument, pod_metadata, pod_spec
+from turbo_operator.render.pod import source_hash as source_hash
+from turbo_operator.render.template import plan_hash as plan_hash
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, Snapshot
+from turbo_runtime.contract.endpoints import PORT_NAME
+from turbo_runtime.contract.model import ModelInfo
 
-__all__ = [
-    "FACTS_KEY",
-    "SOURCE_KEY",
-    "children",
-    "configmap_name",
-    "facts_data",
-    "job_name",
-    "names_of_trial",
-    "plan_hash",
-    "revision",
-    "source_hash",
-    "url",
-    "variant_name",
-]
+SERVICE_PORT = 80
+PROGRESS_SECONDS = 3600  # as long as a start may take
+KEPT_REPLICA_SETS = 0  # a variant's template never changes, so there is nothing to go back to
+
+INSPECT_CONTAINER = "inspect"
+FACTS_KEY = "facts.json"  # ModelInfo as JSON
+SOURCE_KEY = "source"  # the source hash that they are good for
+SEAL_KEY = "seal"  # hash of both: what somebody edited is no answer of the Job's
+
+TERMINATION_LOG = "/dev/termination-log"  # where the kubelet reads it
+RETRIES = 6  # pauses of 10 s, doubled each time: about ten minutes for a claim or a hub to come back
 
 
 def children(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     observed: Snapshot,
     choice: Choice | None,
     variants: Sequence[Variant],
@@ -60,14 +59,14 @@ def children(
     draft that a variant of its own is for.
     """
     model = observed.model
-    selector = metadata.traffic_selector(td, observed.children)
+    drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
+    selector = traffic_selector(td, observed.children)
     wanted = [service(td, selector), pdb(td, selector)]
-    wanted.append(inspect_job(td, settings) if model is None else configmap(td, model))
-    wanted += server_volumes.capture_configmaps(td)
+    wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
+    wanted += pod_templates.capture_configmaps(td)
     if model is not None:
-        wanted += draft_volume.configmaps(td, observed.draft, observed.named, model.digest)
-        if trying is not None:
-            wanted += draft_volume.configmaps(td, trying, observed.named, model.digest, trial=True)
+        for draft, trial in drafts:
+            wanted += draft_volume.configmaps(td, observed, draft, trial)
     # Pod templates by plan hash, as they were rendered when their variants were made.
     frozen = {
         child.plan_hash: child.data
@@ -78,15 +77,20 @@ def children(
     wanted += _mounted_configmaps(td, observed, wanted, templates)
     for variant in variants:
         template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
-        if template is None and choice is not None:
-            template = _fresh_template(td, choice, observed, variant.plan_hash, settings, trying)
+        if template is None and choice is not None and model is not None:
+            for draft, trial in drafts:  # the plan that `choice` leads to, or the one of the trial
+                if variant.plan_hash == plan_hash(td, choice, model, draft, trial=trial):
+                    template = pod_templates.pod_template(
+                        td, choice, model, variant.plan_hash, settings, draft, trial=trial
+                    )
+                    break
         if template is not None:  # an old variant whose revision somebody deleted cannot be kept
             wanted += [revision(td, variant.plan_hash, template), deployment(td, variant, template)]
     return tuple(wanted)
 
 
 def _mounted_configmaps(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     observed: Snapshot,
     wanted: Sequence[Mapping[str, Any]],
     templates: Sequence[Mapping[str, Any]],
@@ -98,37 +102,105 @@ def _mounted_configmaps(
         for volume in template["spec"].get("volumes", ())
         if "configMap" in volume
     } - {manifest["metadata"]["name"] for manifest in wanted if manifest["kind"] == "ConfigMap"}
-    digest = observed.model.digest if observed.model is not None else ""
     configmaps = []
     for child in observed.children:
         if child.kind == "ConfigMap" and child.name in names:
             data = child.data or {}
-            if child.name == server_volumes.capture_configmap_name(td):
-                data = server_volumes.stopped_capture(data)
+            if child.name == pod_templates.capture_configmap_name(td):
+                data = pod_templates.stopped_capture(data)
             elif child.name == draft_volume.configmap_name(td, trial=True):
-                data = draft_volume.after_trial(td, templates, observed.draft, observed.named, digest)
-            configmaps.append(metadata.configmap(td, child.name, data))
+                data = draft_volume.after_trial(td, observed, templates)
+            configmaps.append(configmap(td, child.name, data))
     return configmaps
 
 
-def names_of_trial(td: TurboDeployment, variant: str) -> frozenset[str]:
+def names_of_trial(td: api.TurboDeployment, variant: str) -> frozenset[str]:
     """Return the names of the children that exist only for the variant that a draft is tried on."""
     return frozenset({variant_name(td, variant), draft_volume.configmap_name(td, trial=True)})
 
 
-def _fresh_template(
-    td: TurboDeployment,
-    choice: Choice,
-    observed: Snapshot,
-    variant: str,
-    settings: Settings,
-    trying: DraftView | None,
-) -> dict[str, Any] | None:
-    """Build the template of `variant` if it is the one that `choice` leads to, or the one of the trial."""
-    facts = observed.model
-    if facts is None:
-        return None
-    for draft, trial in ((observed.draft, False), *([(trying, True)] if trying is not None else [])):
-        if variant == plan_hash(td, choice, facts, draft, trial=trial):
-            return pod_template(td, choice, facts, variant, settings, draft, trial=trial)
-    return None
+def service(td: api.TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:
+    """Build `NAME`: port 80 of it is the OpenAI API."""
+    port = {"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
+    spec = {"selector": dict(selector), "ports": [port]}
+    return build_child(td, "Service", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
+
+
+def url(td: api.TurboDeployment) -> str:
+    """Return the base URL of the OpenAI API, as pods of the cluster reach it; 80 is the port of http."""
+    return f"http://{td.metadata.name}.{td.metadata.namespace}.svc/v1"
+
+
+def pdb(td: api.TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:
+    """Build `NAME`: one pod at a time leaves for a node's sake; one that does not serve holds up no drain."""
+    spec = {
+        "maxUnavailable": 1,
+        "selector": {"matchLabels": dict(selector)},
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+    }
+    return build_child(td, "PodDisruptionBudget", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
+
+
+def deployment(td: api.TurboDeployment, variant: Variant, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Build `NAME-HASH`: the pods of one plan."""
+    own = {api.LABEL_PLAN_HASH: variant.plan_hash}
+    spec = {
+        "replicas": variant.replicas,
+        "selector": {"matchLabels": {**serving_selector(td), **own}},
+        "template": template,
+        "minReadySeconds": td.spec.rollout.min_ready_seconds,
+        "progressDeadlineSeconds": PROGRESS_SECONDS + td.spec.rollout.min_ready_seconds,
+        "revisionHistoryLimit": KEPT_REPLICA_SETS,
+    }
+    name = variant_name(td, variant.plan_hash)
+    return build_child(td, "Deployment", name, api.ROLE_SERVING, {"spec": spec}, own)
+
+
+def revision(td: api.TurboDeployment, plan_hash: str, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Build `NAME-HASH`: the variant's pod template, as it was rendered when the variant was made."""
+    body, own = {"revision": 1, "data": template}, {api.LABEL_PLAN_HASH: plan_hash}
+    return build_child(td, "ControllerRevision", variant_name(td, plan_hash), api.ROLE_SERVING, body, own)
+
+
+def variant_name(td: api.TurboDeployment, plan_hash: str) -> str:
+    """Return the name of a variant's Deployment and ControllerRevision."""
+    return f"{td.metadata.name}-{plan_hash}"
+
+
+def job_name(td: api.TurboDeployment) -> str:
+    """`NAME-inspect-HASH`, by the model's source: another source is another Job."""
+    return f"{td.metadata.name}-inspect-{source_hash(td)}"
+
+
+def model_configmap_name(td: api.TurboDeployment) -> str:
+    """`NAME-model`."""
+    return f"{td.metadata.name}-model"
+
+
+def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
+    """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
+    revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
+    arguments = [model_argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
+    # Configuration and headers only are read; what weighs is the interpreter.
+    resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
+    container = build_container(td, settings, INSPECT_CONTAINER, ["turbo", "inspect"], arguments, resources)
+    spec = {
+        "backoffLimit": RETRIES,
+        "podFailurePolicy": {"rules": [failing_at_once(INSPECT_CONTAINER)]},
+        "template": {
+            "metadata": pod_metadata(td, labels(td, api.ROLE_INSPECT)),
+            "spec": {**pod_spec(td, container), "restartPolicy": "Never"},
+        },
+    }
+    return build_child(td, "Job", job_name(td), api.ROLE_INSPECT, {"spec": spec})
+
+
+def facts_data(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, str]:
+    """Return what the ConfigMap holds."""
+    data = {FACTS_KEY: facts.to_json(), SOURCE_KEY: source_hash(td)}
+    return {**data, SEAL_KEY: digest(data)[:16]}
+
+
+def model_configmap(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, Any]:
+    """Build `NAME-model`: what the inspect Job found, so that its answer outlives its pod."""
+    return configmap(td, model_configmap_name(td), facts_data(td, facts), api.ROLE_INSPECT)

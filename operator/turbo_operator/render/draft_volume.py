@@ -13,44 +13,29 @@ from turbo_operator.api import DraftMethod, TurboDeployment
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.metadata import configmap
-from turbo_operator.render.source import MountedVolume, mounted_volume
-from turbo_operator.snapshot import DraftView
+from turbo_operator.render.pod import MountedVolume, mounted_volume
+from turbo_operator.snapshot import DraftView, Snapshot
 
 FOLDER, FILE = "/etc/turbo-drafts", "drafts.json"
 CLAIM_PATH = "/drafts"
 _VOLUME = "drafts"  # of the claim
-
-NamedDrafts = Sequence[tuple[str, DraftView | None]]
-
-
-def usable(draft: DraftView | None, choice: Choice) -> DraftView | None:
-    """Return the draft, where the plan is one that drafts and the engine can draft by its method."""
-    if choice.method == OFF or draft is None or draft.method != DraftMethod.TURBO_HEADS:
-        return None
-    return draft
 
 
 def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str | None:
     """Return the claim that pods mount: the draft's, or before the first one that on which drafts are
     trained, so that the first one needs no rollout either.
     """
-    if mounted := usable(draft, choice):
-        return mounted.claim_name
-    return _awaited(td) if draft is None and choice.method != OFF else None
+    return None if choice.method == OFF else _claim(td, draft)
 
 
-def _awaited(td: TurboDeployment) -> str | None:
-    """On which drafts are trained, or further ones lie, while there is none of its own."""
+def _claim(td: TurboDeployment, draft: DraftView | None) -> str | None:
+    """That of a draft which the engine can use; without one, that on which drafts are to come."""
+    if draft is not None:
+        return draft.claim_name if draft.method == DraftMethod.TURBO_HEADS else None
     speculation = td.spec.speculation
     training = speculation.training
-    if training is None or (training.suspend and not speculation.named_drafts):
-        return None
-    return training.claim_name
-
-
-def argument(claim: str | None) -> str | None:
-    """Return what the runtime gets as --drafts."""
-    return f"{FOLDER}/{FILE}" if claim else None
+    awaited = training is not None and (not training.suspend or speculation.named_drafts)
+    return training.persistent_volume_claim.claim_name if training and awaited else None
 
 
 def configmap_name(td: TurboDeployment, trial: bool = False) -> str:
@@ -59,25 +44,15 @@ def configmap_name(td: TurboDeployment, trial: bool = False) -> str:
 
 
 def configmaps(
-    td: TurboDeployment,
-    draft: DraftView | None,
-    named: NamedDrafts,
-    target_digest: str,
-    trial: bool = False,
+    td: TurboDeployment, observed: Snapshot, draft: DraftView | None, trial: bool = False
 ) -> list[dict[str, Any]]:
     """Build the file of pods that are to use the draft; none where pods mount no claim."""
-    claim = draft.claim_name if draft is not None else _awaited(td)
-    if claim is None or (draft is not None and draft.method != DraftMethod.TURBO_HEADS):
-        return []
-    return [configmap(td, configmap_name(td, trial), _file(draft, named, target_digest, claim))]
+    claim = _claim(td, draft)
+    return [] if claim is None else [configmap(td, configmap_name(td, trial), _file(observed, draft, claim))]
 
 
 def after_trial(
-    td: TurboDeployment,
-    templates: Sequence[Mapping[str, Any]],
-    draft: DraftView | None,
-    named: NamedDrafts,
-    target_digest: str,
+    td: TurboDeployment, observed: Snapshot, templates: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     """Return the file of pods that another draft was tried on, for as long as they are there: it names what
     all use, or none where that is not on the claim that these mount.
@@ -90,20 +65,21 @@ def after_trial(
         for volume in volumes
         if volume["name"] == _VOLUME
     }
-    return _file(draft, named, target_digest, mounted.pop() if len(mounted) == 1 else "")
+    return _file(observed, observed.draft, mounted.pop() if len(mounted) == 1 else "")
 
 
-def _file(draft: DraftView | None, named: NamedDrafts, target_digest: str, claim: str) -> dict[str, str]:
+def _file(observed: Snapshot, draft: DraftView | None, claim: str) -> dict[str, str]:
     """Name the draft and further ones, of those that pods which mount the claim can use."""
+    digest = observed.model.digest if observed.model is not None else ""
+
+    def folder(view: DraftView | None) -> str | None:
+        usable = view is not None and unusable(view, digest, claim) is None
+        return f"{claim_path(claim)}/{view.path}" if view is not None and usable else None
+
     selection: dict[str, Any] = {}
-    if draft is not None and unusable(draft, target_digest, claim) is None:
-        selection |= {"heads": _folder(draft), "version": draft.version}
-    further = {
-        name: _folder(view)
-        for name, view in named
-        if view is not None and unusable(view, target_digest, claim) is None
-    }
-    if further:
+    if draft is not None and (heads := folder(draft)):
+        selection |= {"heads": heads, "version": draft.version}
+    if further := {name: path for name, view in observed.named if (path := folder(view))}:
         selection["named"] = further
     return {FILE: json.dumps(selection) + "\n"}
 
@@ -115,10 +91,6 @@ def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
     if draft.target_digest != target_digest:
         return f"was trained for the model {draft.target_digest}"
     return None if draft.claim_name == claim else f"lies on the claim {draft.claim_name}, not on {claim}"
-
-
-def _folder(draft: DraftView) -> str:
-    return f"{claim_path(draft.claim_name)}/{draft.path}"
 
 
 def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list[MountedVolume]:

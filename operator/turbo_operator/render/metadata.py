@@ -8,21 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from turbo_operator.api import (
-    ANNOTATION_APPLIED_HASH,
-    API_VERSION,
-    FIELD_MANAGER,
-    LABEL_COMPONENT,
-    LABEL_DEPLOYMENT,
-    LABEL_INSTANCE,
-    LABEL_MANAGED_BY,
-    LABEL_NAME,
-    LABEL_OWNER_UID,
-    LABEL_ROLE,
-    ROLE_SERVING,
-    TURBODEPLOYMENT,
-    TurboDeployment,
-)
+from turbo_operator import api
 from turbo_operator.resources import CHILDREN
 from turbo_operator.snapshot import ChildView
 
@@ -40,37 +26,37 @@ def short(value: object) -> str:
     return base64.b32encode(bytes.fromhex(digest(value))).decode().lower()[:4]
 
 
-def labels(td: TurboDeployment, role: str) -> dict[str, str]:
+def labels(td: api.TurboDeployment, role: str) -> dict[str, str]:
     """Return the labels of a child; `role` is also its component."""
     return {
-        LABEL_NAME: APP_NAME,
-        LABEL_INSTANCE: td.metadata.name,
-        LABEL_MANAGED_BY: FIELD_MANAGER,
-        LABEL_COMPONENT: role,
-        LABEL_DEPLOYMENT: td.metadata.name,
-        LABEL_ROLE: role,
+        api.LABEL_NAME: APP_NAME,
+        api.LABEL_INSTANCE: td.metadata.name,
+        api.LABEL_MANAGED_BY: api.FIELD_MANAGER,
+        api.LABEL_COMPONENT: role,
+        api.LABEL_DEPLOYMENT: td.metadata.name,
+        api.LABEL_ROLE: role,
     }
 
 
-def serving_selector(td: TurboDeployment) -> dict[str, str]:
+def serving_selector(td: api.TurboDeployment) -> dict[str, str]:
     """Return labels that the serving pods of all variants have; inspecting pods have another role."""
-    return {LABEL_DEPLOYMENT: td.metadata.name, LABEL_ROLE: ROLE_SERVING}
+    return {api.LABEL_DEPLOYMENT: td.metadata.name, api.LABEL_ROLE: api.ROLE_SERVING}
 
 
-def traffic_selector(td: TurboDeployment, children: Iterable[ChildView]) -> dict[str, str]:
+def traffic_selector(td: api.TurboDeployment, children: Iterable[ChildView]) -> dict[str, str]:
     """Return labels by which the serving pods of all variants are found, and hardly a stranger's.
 
     The owner's uid is among them as soon as no variant is left whose pods were made without it.
     """
     frozen = [child.data or {} for child in children if child.kind == "ControllerRevision"]
-    uids = {template.get("metadata", {}).get("labels", {}).get(LABEL_OWNER_UID) for template in frozen}
+    uids = {template.get("metadata", {}).get("labels", {}).get(api.LABEL_OWNER_UID) for template in frozen}
     if uids <= {td.metadata.uid}:
-        return {**serving_selector(td), LABEL_OWNER_UID: td.metadata.uid}
+        return {**serving_selector(td), api.LABEL_OWNER_UID: td.metadata.uid}
     return serving_selector(td)
 
 
 def build_child(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     kind: str,
     name: str,
     role: str,
@@ -91,18 +77,18 @@ def build_child(
         },
         **body,
     }
-    annotations = {ANNOTATION_APPLIED_HASH: digest(manifest)[:16]}
+    annotations = {api.ANNOTATION_APPLIED_HASH: digest(manifest)[:16]}
     return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
-def owner_reference(td: TurboDeployment) -> dict[str, Any]:
+def owner_reference(td: api.TurboDeployment) -> dict[str, Any]:
     """Return the TurboDeployment as the controller of a child.
 
     blockOwnerDeletion is false: the deletion of the user's object never waits for ours.
     """
     return {
-        "apiVersion": API_VERSION,
-        "kind": TURBODEPLOYMENT,
+        "apiVersion": api.API_VERSION,
+        "kind": api.TURBODEPLOYMENT,
         "name": td.metadata.name,
         "uid": td.metadata.uid,
         "controller": True,
@@ -111,7 +97,7 @@ def owner_reference(td: TurboDeployment) -> dict[str, Any]:
 
 
 def configmap(
-    td: TurboDeployment, name: str, data: Mapping[str, str], role: str = ROLE_SERVING
+    td: api.TurboDeployment, name: str, data: Mapping[str, str], role: str = api.ROLE_SERVING
 ) -> dict[str, Any]:
     """Build a ConfigMap, by default of files that serving pods mount."""
     return build_child(td, "ConfigMap", name, role, {"data": dict(data)})

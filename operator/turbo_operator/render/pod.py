@@ -1,25 +1,23 @@
-"""What serving, inspecting and training pods share: the same locks, the same overlay. Pure."""
+"""What serving, inspecting and training pods share: model, locks and overlay. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turbo_operator.api import (
-    LABEL_ACCELERATOR,
-    LABEL_ACCELERATOR_COUNT,
-    LABEL_CAPACITY_TYPE,
-    Template,
-    TurboDeployment,
-    label_value,
-)
+from turbo_operator import api
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
-from turbo_operator.render import source
-from turbo_operator.render.source import MountedVolume
+from turbo_operator.render.metadata import short
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 
+MODELS_PATH = "/models"  # where a claim is mounted
+CACHE_PATH = "/cache"  # where a hub's files are kept for the life of a pod
+TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
+TMP_LIMIT = "1Gi"
+
+MountedVolume = tuple[dict[str, Any], dict[str, Any]]  # a volume of a pod, and its mount
 USER_ID = 65532  # of the runtime image; any other would do as well
 # A claim belongs to root where its driver is not told otherwise.
 OWN_GROUP = {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
@@ -31,8 +29,55 @@ CONTAINER_SECURITY = {
 }
 
 
+def source_hash(td: api.TurboDeployment) -> str:
+    """Hash what decides which model it is: the inspect Job's answer is good for one such hash."""
+    model = td.spec.model
+    token = model.token_secret_ref.dump() if model.token_secret_ref else None
+    return short({"uri": model.uri, "revision": model.revision, "token": token})
+
+
+def model_argument(td: api.TurboDeployment) -> str:
+    """Return what the runtime gets as MODEL: a hub id, or a path below the mounted claim."""
+    model = td.spec.model
+    if model.on_hub:
+        return model.hub_id
+    return f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
+
+
+def mounted_volume(
+    name: str, volume: Mapping[str, Any], path: str, *, read_only: bool = False
+) -> MountedVolume:
+    """Build a volume, and the mount by which a container has it at `path`."""
+    mount: dict[str, Any] = {"name": name, "mountPath": path}
+    return {"name": name, **volume}, mount | ({"readOnly": True} if read_only else {})
+
+
+def _model_volumes(td: api.TurboDeployment) -> list[MountedVolume]:
+    """Build the volumes of a pod that reads the model."""
+    model = td.spec.model
+    temporary = mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)
+    if model.on_hub:
+        return [temporary, mounted_volume("cache", {"emptyDir": {}}, CACHE_PATH)]
+    claim = {"persistentVolumeClaim": {"claimName": model.claim, "readOnly": True}}
+    return [temporary, mounted_volume("model", claim, MODELS_PATH, read_only=True)]
+
+
+def _environment(td: api.TurboDeployment) -> list[dict[str, Any]]:
+    """Build its environment. The root is read-only, so homes and caches lie on the emptyDirs."""
+    model = td.spec.model
+    variables: list[dict[str, Any]] = [{"name": "HOME", "value": TMP_PATH}]
+    if not model.on_hub:
+        # A model on a claim is complete there: nothing of it may be fetched from elsewhere.
+        return [*variables, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+    variables.append({"name": "HF_HOME", "value": CACHE_PATH})
+    if model.token_secret_ref:
+        key = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
+        variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    return variables
+
+
 def build_container(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     settings: Settings,
     name: str,
     command: Sequence[str],
@@ -40,7 +85,7 @@ def build_container(
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build a container of the runtime's image."""
-    overlay = td.spec.template or Template()
+    overlay = td.spec.template or api.Template()
     # As the API server keeps them: an empty value is no value there.
     variables = [
         {key: value for key, value in variable.dump().items() if value != ""}
@@ -52,14 +97,14 @@ def build_container(
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(command),
         "args": list(arguments),
-        "env": [*source.environment(td), *variables],
+        "env": [*_environment(td), *variables],
         "resources": resources,
     }
 
 
-def pod_metadata(td: TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
+def pod_metadata(td: api.TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
     """Build the metadata of a pod template: the overlay's, under our own labels."""
-    overlay = td.spec.template or Template()
+    overlay = td.spec.template or api.Template()
     metadata: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
     if overlay.annotations:
         metadata["annotations"] = dict(overlay.annotations)
@@ -69,39 +114,35 @@ def pod_metadata(td: TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
 def placement_labels(choice: Choice) -> dict[str, str]:
     """Return the labels by which, and the catalog's prices, anybody can tell what a pod costs."""
     return {
-        LABEL_ACCELERATOR: label_value(choice.accelerator.name),
-        LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
-        LABEL_CAPACITY_TYPE: choice.capacity_type,
+        api.LABEL_ACCELERATOR: api.label_value(choice.accelerator.name),
+        api.LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
+        api.LABEL_CAPACITY_TYPE: choice.capacity_type,
     }
 
 
-def placed_pod_spec(
-    td: TurboDeployment, container: dict[str, Any], choice: Choice, volumes: Sequence[MountedVolume]
-) -> dict[str, Any]:
-    """Build a pod that goes only where the accelerator and the capacity type of the choice are."""
-    accelerator = choice.accelerator
-    constraint = build_constraint(accelerator, choice.capacity_type)
-    tolerations = [dict(toleration) for toleration in (*accelerator.tolerations, *constraint.tolerations)]
-    spec = pod_spec(td, container, tolerations, accelerator.node_selector, volumes)
-    spec["affinity"] = constraint.affinity
-    if td.spec.template and td.spec.template.runtime_class_name:
-        spec["runtimeClassName"] = td.spec.template.runtime_class_name
-    return spec
-
-
 def pod_spec(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     container: dict[str, Any],
-    tolerations: Sequence[dict[str, Any]] = (),
-    selector: Mapping[str, str] = {},
+    choice: Choice | None = None,
     volumes: Sequence[MountedVolume] = (),
 ) -> dict[str, Any]:
-    """Build a pod around one container that reads the model; the overlay adds to what is given.
+    """Build a pod around one container that reads the model; with a choice, it goes only where the
+    accelerator and the capacity type of that are. The overlay adds to it.
 
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
-    overlay = td.spec.template or Template()
-    volumes = [*source.volumes(td), *volumes]
+    overlay = td.spec.template or api.Template()
+    volumes = [*_model_volumes(td), *volumes]
+    placed: dict[str, Any] = {}
+    selector: Mapping[str, str] = {}
+    tolerations: list[Mapping[str, Any]] = []
+    if choice is not None:
+        constraint = build_constraint(choice.accelerator, choice.capacity_type)
+        placed["affinity"] = constraint.affinity
+        if overlay.runtime_class_name:
+            placed["runtimeClassName"] = overlay.runtime_class_name
+        selector = choice.accelerator.node_selector
+        tolerations = [*choice.accelerator.tolerations, *constraint.tolerations]
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -123,12 +164,13 @@ def pod_spec(
     }
     optional = {
         "nodeSelector": {**selector, **(overlay.node_selector or {})},
-        "tolerations": [*tolerations, *(toleration.dump() for toleration in overlay.tolerations or ())],
+        "tolerations": [dict(each) for each in tolerations]
+        + [toleration.dump() for toleration in overlay.tolerations or ()],
         "serviceAccountName": overlay.service_account_name,
         "imagePullSecrets": [{"name": secret.name} for secret in overlay.image_pull_secrets or ()],
         "priorityClassName": overlay.priority_class_name,
     }
-    return spec | {name: value for name, value in optional.items() if value}
+    return spec | placed | {name: value for name, value in optional.items() if value}
 
 
 def failing_at_once(container: str) -> dict[str, Any]:

@@ -9,33 +9,28 @@ by `spec.engine.image`, or with the next change of the plan.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import (
-    LABEL_DRAFT_VERSION,
-    LABEL_OWNER_UID,
-    LABEL_PLAN_HASH,
-    ROLE_SERVING,
-    CapacityType,
-    Template,
-    TurboDeployment,
-    label_value,
-    quantity,
-)
+from turbo_operator import api
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import draft_volume, server_volumes, source
-from turbo_operator.render.metadata import digest, labels
+from turbo_operator.render import draft_volume
+from turbo_operator.render.metadata import configmap, digest, labels
 from turbo_operator.render.pod import (
     OWN_GROUP,
+    MountedVolume,
     build_container,
-    placed_pod_spec,
+    model_argument,
+    mounted_volume,
     placement_labels,
     pod_metadata,
+    pod_spec,
 )
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
@@ -48,6 +43,10 @@ from turbo_runtime.contract.model import ModelInfo
 HASH_VERSION = "v2"
 HASH_DIGITS = 8
 
+KEYS_FOLDER = "/etc/turbo"
+KEYS_FILE = "api-keys"  # whatever the Secret calls it: a path of one's own needs no care about names
+CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
+CAPTURE_CLAIM_PATH = "/capture"
 CPU = "cpu"
 GIB = 1 << 30
 MIB = 1 << 20
@@ -59,7 +58,7 @@ HUNG_GRACE_SECONDS = 10
 
 
 def plan_hash(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     choice: Choice,
     facts: ModelInfo,
     draft: DraftView | None = None,
@@ -84,17 +83,17 @@ def plan_hash(
             [dict(toleration) for toleration in accelerator.tolerations],
         ],
         "memory": choice.host_memory_bytes,
-        "overlay": (td.spec.template or Template()).dump(),
+        "overlay": (td.spec.template or api.Template()).dump(),
     }
     # What is not asked for is left out, so that what runs keeps its name.
-    if choice.capacity_type != CapacityType.ON_DEMAND:
+    if choice.capacity_type != api.CapacityType.ON_DEMAND:
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
         material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
-    if keys := server_volumes.api_keys(td):
+    if keys := api_keys(td):
         material["apiKeys"] = keys.dump()
-    if capture := server_volumes.capture(td):
-        material["capture"] = capture.persistent_volume_claim.dump()  # the rest reaches pods as they run
+    if kept := capture(td):
+        material["capture"] = kept.persistent_volume_claim.dump()  # the rest reaches pods as they run
     if claim:
         material["drafts"] = claim
     if trial and draft:
@@ -103,13 +102,13 @@ def plan_hash(
 
 
 def runtime_config(
-    td: TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
+    td: api.TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
 ) -> RuntimeConfig:
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
-    timeout = td.spec.engine.step_timeout_seconds
+    timeout = td.spec.engine.step_timeout
     config = RuntimeConfig(
-        model=source.argument(td),
+        model=model_argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
@@ -118,17 +117,17 @@ def runtime_config(
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
-        draft_config=draft_volume.argument(claim),
+        draft_config=f"{draft_volume.FOLDER}/{draft_volume.FILE}" if claim else None,
         max_draft_tokens=choice.max_draft_tokens,
-        drain_timeout_seconds=td.spec.drain.timeout_seconds,
-        api_key_file=server_volumes.api_keys_argument(td),
-        capture_config=server_volumes.capture_argument(td),
+        drain_timeout_seconds=td.spec.drain.timeout.seconds,
+        api_key_file=f"{KEYS_FOLDER}/{KEYS_FILE}" if api_keys(td) else None,
+        capture_config=f"{CAPTURE_FOLDER}/{CAPTURE_FILE}" if capture(td) else None,
     )
-    return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout)
+    return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout.seconds)
 
 
 def pod_template(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     choice: Choice,
     facts: ModelInfo,
     variant: str,
@@ -153,24 +152,24 @@ def pod_template(
         # A process that hangs does not end by itself: there is nothing to drain.
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
-    volumes = [*server_volumes.server_volumes(td), *draft_volume.volumes(td, claim, trial)]
-    spec = placed_pod_spec(td, container, choice, volumes)
-    if server_volumes.capture(td):
+    volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, trial)]
+    spec = pod_spec(td, container, choice, volumes)
+    if capture(td):
         spec["securityContext"] |= OWN_GROUP
     grace = config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     own = {
-        **labels(td, ROLE_SERVING),
-        LABEL_PLAN_HASH: variant,
-        LABEL_OWNER_UID: td.metadata.uid,
+        **labels(td, api.ROLE_SERVING),
+        api.LABEL_PLAN_HASH: variant,
+        api.LABEL_OWNER_UID: td.metadata.uid,
         **placement_labels(choice),
     }
     if trial and draft:
-        own[LABEL_DRAFT_VERSION] = label_value(draft.version)
+        own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
     return {"metadata": pod_metadata(td, own), "spec": spec}
 
 
-def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
+def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
     """Return the container's requests and limits: the accelerator's, the overlay's amounts over them."""
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
@@ -188,9 +187,9 @@ def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
     return {"requests": requests, "limits": limits}
 
 
-def _cores(td: TurboDeployment, choice: Choice) -> Decimal:
+def _cores(td: api.TurboDeployment, choice: Choice) -> Decimal:
     """Return the cores that the container may use, since a process cannot see its quota."""
-    return quantity(resources(td, choice)["limits"][CPU])
+    return api.quantity(resources(td, choice)["limits"][CPU])
 
 
 def _number(amount: Decimal) -> str:
@@ -205,3 +204,60 @@ def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
+
+
+def api_keys(td: api.TurboDeployment) -> api.ApiKeysSecretRef | None:
+    """Return where the API keys are; None where none are required."""
+    return td.spec.server.api_keys_secret_ref if td.spec.server else None
+
+
+def capture(td: api.TurboDeployment) -> api.Capture | None:
+    """Return how prompts are kept; None where they are not."""
+    return td.spec.capture if td.spec.capture and not td.spec.capture.suspend else None
+
+
+def capture_configmap_name(td: api.TurboDeployment) -> str:
+    """`NAME-capture`."""
+    return f"{td.metadata.name}-capture"
+
+
+def capture_configmaps(td: api.TurboDeployment) -> list[dict[str, Any]]:
+    """Build the settings of the capture; none where nothing is to be kept."""
+    kept = capture(td)
+    if kept is None:
+        return []
+    settings = {
+        "folder": f"{CAPTURE_CLAIM_PATH}/{td.metadata.name}",
+        "sampleFraction": float(kept.sample_fraction),
+        "maxMib": max(1, int(api.quantity(kept.max_size) // MIB)),
+        "maxAgeHours": kept.max_age.seconds / 3600,
+        "redact": list(kept.redact or ()),
+    }
+    return [configmap(td, capture_configmap_name(td), _capture_file(settings))]
+
+
+def stopped_capture(data: Mapping[str, str]) -> dict[str, str]:
+    """Return the same settings, by which nothing more is kept: of pods that go, while they are there."""
+    try:
+        settings = json.loads(data.get(CAPTURE_FILE, "{}"))
+    except ValueError:  # edited by hand: the runtime holds to what it read before
+        return dict(data)
+    return _capture_file({**settings, "sampleFraction": 0.0})
+
+
+def _capture_file(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {CAPTURE_FILE: json.dumps(settings, indent=2, sort_keys=True) + "\n"}
+
+
+def _server_volumes(td: api.TurboDeployment) -> list[MountedVolume]:
+    """Build the volumes of a serving pod."""
+    volumes = []
+    if keys := api_keys(td):
+        secret = {"secretName": keys.name, "items": [{"key": keys.key, "path": KEYS_FILE}]}
+        volumes.append(mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
+    if kept := capture(td):
+        settings = {"configMap": {"name": capture_configmap_name(td)}}
+        claim = {"persistentVolumeClaim": {"claimName": kept.persistent_volume_claim.claim_name}}
+        volumes.append(mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
+        volumes.append(mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
+    return volumes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -34,13 +34,12 @@ class Bounds:
         A holding of an unknown accelerator counts for nothing, since its cost is unknown too.
         """
         held = [(footprint, number) for footprint, number in holdings if footprint is not None and number > 0]
-        reserved = [(footprint, number) for footprint, number in self.reserved if footprint is not None]
         if broken := self._spent(held):
             return f"spec.{broken}"
-        if broken := self._spent([*held, *reserved]):
+        if broken := self._spent([*held, *self.reserved]):
             return f"with the training that runs, {broken} of the spec"
-        by_name: defaultdict[str, int] = defaultdict(int)
-        by_type: defaultdict[tuple[str, CapacityType], int] = defaultdict(int)
+        by_name: Counter[str] = Counter()
+        by_type: Counter[tuple[str, CapacityType]] = Counter()
         for footprint, number in held:  # trainings are no longer in stock
             name, count = footprint.accelerator.name, footprint.accelerators(number)
             by_name[name] += count
@@ -54,27 +53,17 @@ class Bounds:
                 return f"the cluster and its quotas hold {self.by_type[name, kind]} of {name}{paid}"
         return None
 
-    @property
-    def without_limits(self) -> Bounds:
-        """The bounds of the cluster alone."""
-        return replace(self, max_total=None, max_per_hour=None)
-
-    @property
-    def without_stock(self) -> Bounds:
-        """The user's own limits alone."""
-        return replace(self, stock={}, by_type={})
-
     def is_overspent(self, holdings: Iterable[Holding]) -> bool:
         """Whether these alone break one of the user's own limits."""
-        known = [(footprint, number) for footprint, number in holdings if footprint is not None]
-        return self._spent(known) is not None
+        return self._spent(holdings) is not None
 
-    def _spent(self, holdings: Iterable[tuple[Footprint, int]]) -> str | None:
+    def _spent(self, holdings: Iterable[Holding]) -> str | None:
         """Describe which of the user's own limits these break."""
         total, cost = 0, Decimal(0)
         for footprint, number in holdings:
-            total += footprint.accelerators(number)
-            cost += footprint.cost_per_hour(number) or Decimal(0)
+            if footprint is not None:
+                total += footprint.accelerators(number)
+                cost += footprint.cost_per_hour(number) or Decimal(0)
         if self.max_total is not None and total > self.max_total:
             return f"accelerators.maxTotal is {self.max_total}"
         if self.max_per_hour is not None and cost > self.max_per_hour:
@@ -92,8 +81,7 @@ def bounds_of(
 ) -> Bounds:
     """Build the limits of the spec and the cluster; `footprints` are those of all variants.
 
-    Labels do not hold the cores and memory that a pod requests: those of another footprint of the same
-    accelerator count. `now` is in epoch seconds.
+    Labels do not hold the cores and memory that a pod requests: another footprint's stand for them.
     """
     known = [footprint for footprint in footprints if footprint is not None]
     hosts = {footprint.accelerator.name: footprint.host for footprint in known if footprint.host is not None}
@@ -101,12 +89,11 @@ def bounds_of(
     by_type: dict[tuple[str, CapacityType], int] = {}
     for footprint in known:
         name = footprint.accelerator.name
-        supply = (observed.supply or {}).get(name)
-        if supply is None:
+        if (supply := (observed.supply or {}).get(name)) is None:
             continue
-        room = replace(footprint, host=footprint.host or hosts.get(name)).room(supply, now)
         if supply.quota is not None:
             stock[name] = supply.quota
+        room = replace(footprint, host=footprint.host or hosts.get(name)).room(supply, now)
         if room is not None:
             place = name, footprint.capacity_type
             by_type[place] = max(by_type.get(place, 0), footprint.accelerators(room))

@@ -30,10 +30,7 @@ class Progress:
     def of_pods(
         cls, plan_hash: str, spec_hash: str, replicas: int, available: int, pods: Iterable[PodView]
     ) -> Progress:
-        """Build it from the pods of the variant.
-
-        A failed pod counts: the next one may wait for a moment only, and fail in the same way.
-        """
+        """Build it from the variant's pods; a failed one counts, since the next may only wait to fail too."""
         unready = [pod for pod in pods if not (pod.ready or pod.terminating)]
         return cls(
             plan_hash,

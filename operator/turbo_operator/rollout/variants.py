@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.snapshot import Accelerator, ChildView, PodView
@@ -68,37 +68,30 @@ def variant_states(
     for plan_hash in sorted({*deployments, *revisions, *present}):
         deployment, own = deployments.get(plan_hash), present.get(plan_hash, [])
         footprint = labeled_footprint(deployment or revisions.get(plan_hash) or own[0], accelerators)
-        states.append(_state(plan_hash, deployment, footprint, own))
+        ending = sum(pod.terminating for pod in own)
+        state = VariantState(plan_hash, ending=ending, exists=False, footprint=footprint, pods=len(own))
+        states.append(state if deployment is None else _deployed(state, deployment, own))
     return tuple(states)
+
+
+def _deployed(state: VariantState, deployment: ChildView, pods: Sequence[PodView]) -> VariantState:
+    replicas = deployment.replicas or 0
+    was_seen = deployment.observed_generation >= deployment.generation
+    alive = [pod for pod in pods if not pod.terminating]
+    return replace(
+        state,
+        replicas=replicas,
+        available=min(deployment.available_replicas, replicas) if was_seen else 0,  # as it is, not as it was
+        exists=True,
+        silent_since=deployment.unavailable_since,
+        unschedulable=any(pod.pending_since is not None and pod.reason == "Unschedulable" for pod in alive),
+        pods=max(len(pods), deployment.pods + state.ending),
+        seen=was_seen,
+        ready=sum(pod.ready for pod in alive),
+    )
 
 
 def asked_replicas(states: Iterable[VariantState]) -> int | None:
     """Sum the replicas of all Deployments; None where there is none."""
     existing = [state.replicas for state in states if state.exists]
     return sum(existing) if existing else None
-
-
-def _state(
-    plan_hash: str, deployment: ChildView | None, footprint: Footprint | None, pods: Sequence[PodView]
-) -> VariantState:
-    ending = sum(pod.terminating for pod in pods)
-    if deployment is None:
-        return VariantState(plan_hash, ending=ending, exists=False, footprint=footprint, pods=len(pods))
-    replicas = deployment.replicas or 0
-    was_seen = deployment.observed_generation >= deployment.generation
-    return VariantState(
-        plan_hash,
-        replicas,
-        # Counts of an older generation prove nothing.
-        min(deployment.available_replicas, replicas) if was_seen else 0,
-        ending,
-        footprint=footprint,
-        silent_since=deployment.unavailable_since,
-        unschedulable=any(
-            pod.pending_since is not None and not pod.terminating and pod.reason == "Unschedulable"
-            for pod in pods
-        ),
-        pods=max(len(pods), deployment.pods + ending),
-        seen=was_seen,
-        ready=sum(pod.ready and not pod.terminating for pod in pods),
-    )

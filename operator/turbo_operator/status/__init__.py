@@ -13,30 +13,21 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from turbo_operator.api import (
-    Condition,
-    ConditionType,
-    ReadyReason,
-    StalledReason,
-    TurboDeployment,
-    TurboDeploymentStatus,
-    rfc3339,
-)
+from turbo_operator import api
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts import conditions as draft_conditions
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
-from turbo_operator.status import conditions, fields, kstatus
-from turbo_operator.status.conditions import failure, in_force
-from turbo_operator.status.outcome import Outcome, Takeover
+from turbo_operator.status import fields
+from turbo_operator.status.conditions import Conditions, Outcome, Takeover, failure, in_force
 
 __all__ = ["Outcome", "Takeover", "compute", "failure", "in_force", "invalid"]
 
 
 def compute(
-    td: TurboDeployment, observed: Snapshot, outcome: Outcome, now: float, refused: str | None = None
-) -> TurboDeploymentStatus:
+    td: api.TurboDeployment, observed: Snapshot, outcome: Outcome, now: float, refused: str | None = None
+) -> api.TurboDeploymentStatus:
     """Compute the whole status; `now` is in seconds since the epoch.
 
     `refused` says in a sentence why a child of ours was not taken.
@@ -44,8 +35,7 @@ def compute(
     plan_hash, verdict, takeover = outcome.plan_hash, outcome.verdict, outcome.takeover
     scale = in_force(td, outcome.scale, plan_hash)
     outcome = dataclasses.replace(outcome, scale=scale)
-    states = conditions.verdicts(td, observed, outcome, refused)
-    states |= kstatus.verdicts(td, observed, outcome, states, refused)
+    states = Conditions(td, observed, outcome, refused).states()
     gain = fields.shown_gain(td.status.observed, observed)
     states |= draft_conditions.verdicts(
         td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, gain
@@ -53,7 +43,7 @@ def compute(
     serving = [pod for pod in observed.pods if pod.is_serving]
     plan = fields.plan(td.status.plan, outcome.plan, plan_hash)
     selector = traffic_selector(td, observed.children)
-    return TurboDeploymentStatus(
+    return api.TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
         url=url(td),
         replicas=len(serving),
@@ -76,22 +66,24 @@ def compute(
     )
 
 
-def invalid(document: Mapping[str, Any], problem: str, now: float) -> TurboDeploymentStatus:
+def invalid(document: Mapping[str, Any], problem: str, now: float) -> api.TurboDeploymentStatus:
     """Return the status of an object that breaks a rule of the API, stored before it was: what runs keeps
     running.
 
     `document` is the object as the API server holds it, `problem` a sentence that names the wrong field.
     """
     try:
-        old = TurboDeploymentStatus.model_validate(document.get("status") or {})
+        old = api.TurboDeploymentStatus.model_validate(document.get("status") or {})
     except ValidationError:  # unreadable like the rest of the object: then it is written anew
-        old = TurboDeploymentStatus()
+        old = api.TurboDeploymentStatus()
     generation = document["metadata"].get("generation", 0)
     message = f"The spec cannot be read: {problem}."
     states = {
-        ConditionType.READY: ConditionState("False", ReadyReason.INVALID_SPEC, message),
-        ConditionType.RECONCILING: ConditionState("False", StalledReason.USER_ACTION_REQUIRED, message),
-        ConditionType.STALLED: ConditionState("True", StalledReason.USER_ACTION_REQUIRED, message),
+        api.ConditionType.READY: ConditionState("False", api.ReadyReason.INVALID_SPEC, message),
+        api.ConditionType.RECONCILING: ConditionState(
+            "False", api.StalledReason.USER_ACTION_REQUIRED, message
+        ),
+        api.ConditionType.STALLED: ConditionState("True", api.StalledReason.USER_ACTION_REQUIRED, message),
     }
     new = _conditions(states, old.conditions, generation, now)
     others = (condition for condition in old.conditions if condition.type not in states)
@@ -99,16 +91,17 @@ def invalid(document: Mapping[str, Any], problem: str, now: float) -> TurboDeplo
 
 
 def _conditions(
-    states: Mapping[ConditionType, ConditionState], old: Sequence[Condition], generation: int, now: float
-) -> tuple[Condition, ...]:
+    states: Mapping[api.ConditionType, ConditionState],
+    old: Sequence[api.Condition],
+    generation: int,
+    now: float,
+) -> tuple[api.Condition, ...]:
     last_times = {(condition.type, condition.status): condition.last_transition_time for condition in old}
     return tuple(
-        Condition(
+        api.Condition(
             type=kind,
-            status=state.status,
-            reason=state.reason,
-            message=state.message,
-            last_transition_time=last_times.get((kind, state.status), rfc3339(now)),
+            **dataclasses.asdict(state),
+            last_transition_time=last_times.get((kind, state.status), api.rfc3339(now)),
             observed_generation=generation,
         )
         for kind, state in states.items()

@@ -1,72 +1,47 @@
-"""The conditions of a status: what holds, and where it does not, whose words say why. Pure."""
+"""What was decided, and the conditions: what holds, and where it does not, whose words say why. Pure.
+
+Reconciling and Stalled are those of kstatus:
+https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property, partial
 
-from turbo_operator.api import (
-    AvailableReason,
-    BudgetReason,
-    ConditionType,
-    ModelInspectedReason,
-    PlanReason,
-    ReadyReason,
-    ScalingMode,
-    ScalingReason,
-    TurboDeployment,
-)
+from turbo_operator import api
 from turbo_operator.api.conditions import ConditionState, sentence
 from turbo_operator.autoscaler import ScalingDecision
-from turbo_operator.drafts.training import is_training_job
+from turbo_operator.drafts.canary import CanaryVerdict
+from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision, is_training_job
 from turbo_operator.plan import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import url
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
-from turbo_operator.status.cost import cost_per_hour
-from turbo_operator.status.outcome import Outcome
+from turbo_operator.status.fields import cost_per_hour
 
+_true = partial(ConditionState, "True")
+_false = partial(ConditionState, "False")
+_unknown = partial(ConditionState, "Unknown")
+_FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}
 # What Kubernetes says of a pod, and what it means for the user.
-POD_REASONS: Mapping[str, AvailableReason] = {
+POD_REASONS: Mapping[str, api.AvailableReason] = {
     reason: meaning
     for meaning, reasons in {
-        AvailableReason.WAITING_FOR_ACCELERATOR: "Unschedulable SchedulingGated",
-        AvailableReason.IMAGE_PULL_BACK_OFF: "ErrImagePull ImagePullBackOff ImageInspectError "
+        api.AvailableReason.WAITING_FOR_ACCELERATOR: "Unschedulable SchedulingGated",
+        api.AvailableReason.IMAGE_PULL_BACK_OFF: "ErrImagePull ImagePullBackOff ImageInspectError "
         "InvalidImageName ErrImageNeverPull RegistryUnavailable",
-        AvailableReason.OOM_KILLED: "OOMKilled",
-        AvailableReason.CRASH_LOOP_BACK_OFF: "CrashLoopBackOff CreateContainerConfigError "
+        api.AvailableReason.OOM_KILLED: "OOMKilled",
+        api.AvailableReason.CRASH_LOOP_BACK_OFF: "CrashLoopBackOff CreateContainerConfigError "
         "CreateContainerError RunContainerError StartError ContainerCannotRun Error Evicted",
     }.items()
     for reason in reasons.split()
 }
 
 
-def verdicts(
-    td: TurboDeployment, observed: Snapshot, outcome: Outcome, refused: str | None
-) -> dict[ConditionType, ConditionState]:
-    """Return each condition but Reconciling and Stalled; the outcome's scale is the one in force."""
-    serving = [pod for pod in observed.pods if pod.is_serving]
-    canary_hash = outcome.verdict.variant if outcome.verdict is not None else None
-    plan_hash = outcome.plan_hash or outcome.takeover.target
-    current = [pod for pod in serving if plan_hash is None or pod.plan_hash in (plan_hash, canary_hash)]
-    inspected = _inspected(td, observed)
-    feasible = _feasible(outcome.plan, inspected)
-    available = _available(outcome, observed, serving, current, feasible)
-    return {
-        ConditionType.READY: _ready(td, outcome, current, inspected, feasible, available, observed, refused),
-        ConditionType.PLAN_FEASIBLE: feasible,
-        ConditionType.MODEL_INSPECTED: inspected,
-        ConditionType.AVAILABLE: available,
-        ConditionType.WITHIN_BUDGET: _within_budget(
-            observed, td.spec.cost.max_per_hour if td.spec.cost else None
-        ),
-        ConditionType.SCALING_ACTIVE: _scaling(td, outcome.scale),
-    }
-
-
-def in_force(td: TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
+def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
     """Return what pods are measured against: the spec, or while it has no plan the last feasible one.
 
     A suspension is no such plan.
@@ -76,95 +51,6 @@ def in_force(td: TurboDeployment, scale: ScalingDecision, plan_hash: str | None)
         wanted = td.status.desired_replicas or last.replicas
         return dataclasses.replace(scale, replicas=min(scale.replicas, wanted))
     return scale
-
-
-def _inspected(td: TurboDeployment, observed: Snapshot) -> ConditionState:
-    facts = observed.model
-    if facts is not None:
-        shape = facts.shape
-        message = f"{shape.architecture} of {shape.parameters / 1e6:.1f} million parameters, {facts.digest}."
-        return ConditionState("True", ModelInspectedReason.INSPECTED, message)
-    jobs = [child for child in observed.children if child.kind == "Job"]
-    job = next((child for child in jobs if not is_training_job(td, child.name)), None)
-    error = sentence(observed.model_error or (job.message if job else None))
-    if job is not None and (job.failed or (job.complete and error)):
-        message = f"The model could not be read. {error or 'The Job left no message.'}"
-        remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
-        return ConditionState("False", ModelInspectedReason.INSPECT_FAILED, message + remedy)
-    message = "The inspect Job reads the model's shape."
-    if error:
-        message = f"{message} Its last attempt said: {error}"
-    return ConditionState("Unknown", ModelInspectedReason.INSPECTING, message)
-
-
-def _feasible(plan: Plan | None, inspected: ConditionState) -> ConditionState:
-    if plan is None:
-        return ConditionState(
-            "Unknown", PlanReason.MODEL_UNKNOWN, f"There is nothing to plan yet. {inspected.message}"
-        )
-    return ConditionState("False" if plan.choice is None else "True", plan.reason, plan.detail)
-
-
-def _available(
-    outcome: Outcome,
-    observed: Snapshot,
-    serving: Sequence[PodView],
-    current: Sequence[PodView],
-    feasible: ConditionState,
-) -> ConditionState:
-    """Whether enough pods answer, of whichever variant: all but the one that a node's drain may take."""
-    scale, plan_hash, takeover = outcome.scale, outcome.plan_hash, outcome.takeover
-    if scale.reason == ScalingReason.SUSPENDED:
-        message, present = scale.detail, sum(pod.is_present for pod in observed.pods)
-        if present:
-            message += f" {'1 pod has' if present == 1 else f'{present} pods have'} yet to end."
-        return ConditionState("False", AvailableReason.SUSPENDED, message)
-    ready = min(sum(pod.ready for pod in serving), scale.replicas)
-    answering = f"{ready} of {scale.replicas} replicas answer."
-    if ready >= _minimum(scale.replicas):
-        message = answering + _missing(outcome, ready, current)
-        return ConditionState("True", AvailableReason.MINIMUM_REPLICAS_AVAILABLE, message)
-    if plan_hash is None and not serving:
-        message = f"0 of {scale.replicas} replicas answer. {feasible.message}"
-        return ConditionState("False", AvailableReason.NO_PLAN, message)
-    cause = _held_up(scale, observed, current or serving, plan_hash or takeover.target, ready)
-    if takeover.waits and cause.reason == AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
-        message = f"{answering} {takeover.waits}"
-        return ConditionState("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
-    return cause
-
-
-def _missing(outcome: Outcome, ready: int, pods: Sequence[PodView]) -> str:
-    """Say what holds up those that do not answer yet, after how many do; nothing where all do."""
-    if ready >= outcome.scale.replicas:
-        return ""
-    failing = _first_failing(pods)
-    why = failing.message if failing else outcome.takeover.waits
-    return f" {why}" if why else ""
-
-
-def _minimum(replicas: int) -> int:
-    return replicas if replicas <= 1 else replicas - 1
-
-
-def _held_up(
-    scale: ScalingDecision, observed: Snapshot, pods: Sequence[PodView], plan_hash: str | None, ready: int
-) -> ConditionState:
-    """Say what the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
-
-    A pod that has ended is quoted only where there is no other.
-    """
-    if failing := _first_failing(pods):
-        return failing
-    for child in observed.children:
-        if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
-            why = AvailableReason.QUOTA_EXCEEDED if child.is_over_quota else ReadyReason.APPLY_REJECTED
-            return ConditionState("False", why, f"No pod can be made: {sentence(child.message)}")
-    ended = [pod for pod in observed.pods if pod.phase in ENDED_PHASES and plan_hash in (None, pod.plan_hash)]
-    if not pods and (failed := _first_failing(ended)):
-        return failed
-    message = f"{ready} of {scale.replicas} replicas answer; others start or load."
-    return ConditionState("False", AvailableReason.MODEL_LOADING, message)
 
 
 def failure(observed: Snapshot, plan_hash: str) -> str:
@@ -184,80 +70,285 @@ def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
     if not failing:
         return None
     pod = failing[0]
-    reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
+    reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
-    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {message}")
+    return _false(reason, f"Pod {pod.name}: {pod.reason}: {message}")
 
 
-def _ready(
-    td: TurboDeployment,
-    outcome: Outcome,
-    current: Sequence[PodView],
-    inspected: ConditionState,
-    feasible: ConditionState,
-    available: ConditionState,
-    observed: Snapshot,
-    refused: str | None,
-) -> ConditionState:
-    """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
-    replicas, plan_hash, takeover = outcome.scale.replicas, outcome.plan_hash, outcome.takeover
-    if refused:
-        return ConditionState("False", ReadyReason.APPLY_REJECTED, sentence(refused))
-    if outcome.scale.reason == ScalingReason.SUSPENDED:
-        return ConditionState("False", ReadyReason.SUSPENDED, available.message)
-    if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
-        return ConditionState("False", inspected.reason, inspected.message)
-    if takeover.rolled_back:
-        return ConditionState("False", ReadyReason.ROLLED_BACK, takeover.describe_failure(td))
-    ready = min(sum(pod.ready for pod in current), replicas)
-    if replicas == 0 and plan_hash is not None:
-        message = f"Nothing answers at {url(td)}: 0 replicas are asked for, and the plan is feasible."
-        return ConditionState("True", ReadyReason.SCALED_TO_ZERO, message)
-    if ready >= _minimum(replicas) and (plan_hash is not None or ready):
-        message = f"{ready} of {replicas} replicas serve {td.served_name} at {url(td)}."
-        message += _missing(outcome, ready, current)
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """How far the plan of the spec is in taking over from the one that serves."""
+
+    wanted: str | None = None  # hash of the plan of the spec; None while it has none
+    target: str | None = None  # plan hash of the variant that all replicas shall be of
+    serving: str | None = None  # and of the last one that had all of them available
+    rollout: api.RolloutStatus | None = None  # None where both are the same
+    waits: str | None = None  # what holds it up that is not a pod, as a sentence
+    waits_for_spec: bool = False  # whether nothing but a change of the spec helps
+
+    def is_over(self, reason: api.RolloutReason) -> bool:
+        """Whether the takeover of the plan of the spec has ended so."""
+        rollout = self.rollout
+        return rollout is not None and (rollout.plan_hash, rollout.reason) == (self.wanted, reason)
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the plan of the spec was given up, and what served before it serves on."""
+        return self.is_over(api.RolloutReason.ROLLED_BACK)
+
+    def describe_failure(self, td: api.TurboDeployment) -> str:
+        """Say in sentences why a plan was given up."""
+        rollout = self.rollout
+        if rollout is None:
+            return ""
+        deadline = td.spec.rollout.progress_deadline
+        why = rollout.message or "Its pods start and do not become ready."
+        message = f"Plan {rollout.plan_hash} made no progress for {deadline}: {why}"
+        if self.rolled_back:
+            return f"{message} Plan {self.serving} serves again: change the spec to try another one."
+        return f"{message} No plan served before it, so it is tried on."
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything that was decided, apart from the children."""
+
+    scale: ScalingDecision
+    plan: Plan | None = None  # None until the model is known
+    plan_hash: str | None = None  # None while no plan is feasible
+    takeover: Takeover = Takeover()  # how far the plan is in taking over from the one before
+    calibrations: tuple[api.Calibrated, ...] = ()  # what pods have reported of their speed
+    verdict: CanaryVerdict | None = None  # on the draft that is tried
+    step: TrainingDecision = NO_TRAINING  # on the training of a draft
+
+
+class Conditions:
+    """Each condition that a deployment's facts come to; the outcome's scale is the one in force."""
+
+    def __init__(
+        self, td: api.TurboDeployment, observed: Snapshot, outcome: Outcome, refused: str | None
+    ) -> None:
+        self._td, self._observed, self._outcome, self._refused = td, observed, outcome, refused
+        self._scale, self._plan_hash, self._takeover = outcome.scale, outcome.plan_hash, outcome.takeover
+        self._target = outcome.plan_hash or outcome.takeover.target
+        canary = outcome.verdict.variant if outcome.verdict is not None else None
+        self._serving = [pod for pod in observed.pods if pod.is_serving]
+        self._current = [
+            pod for pod in self._serving if self._target is None or pod.plan_hash in (self._target, canary)
+        ]
+
+    def states(self) -> dict[api.ConditionType, ConditionState]:
+        """Return all of them by type."""
+        return {
+            api.ConditionType.READY: self._ready,
+            api.ConditionType.PLAN_FEASIBLE: self._feasible,
+            api.ConditionType.MODEL_INSPECTED: self._inspected,
+            api.ConditionType.AVAILABLE: self._available,
+            api.ConditionType.WITHIN_BUDGET: self._within_budget(),
+            api.ConditionType.SCALING_ACTIVE: self._scaling(),
+            api.ConditionType.RECONCILING: self._reconciling(),
+            api.ConditionType.STALLED: self._stalled,
+        }
+
+    @cached_property
+    def _inspected(self) -> ConditionState:
+        facts = self._observed.model
+        if facts is not None:
+            shape, parameters = facts.shape, facts.shape.parameters / 1e6
+            message = f"{shape.architecture} of {parameters:.1f} million parameters, {facts.digest}."
+            return _true(api.ModelInspectedReason.INSPECTED, message)
+        jobs = [child for child in self._observed.children if child.kind == "Job"]
+        job = next((child for child in jobs if not is_training_job(self._td, child.name)), None)
+        error = sentence(self._observed.model_error or (job.message if job else None))
+        if job is not None and (job.failed or (job.complete and error)):
+            message = f"The model could not be read. {error or 'The Job left no message.'}"
+            remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
+            return _false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
+        message = "The inspect Job reads the model's shape."
+        if error:
+            message = f"{message} Its last attempt said: {error}"
+        return _unknown(api.ModelInspectedReason.INSPECTING, message)
+
+    @cached_property
+    def _feasible(self) -> ConditionState:
+        plan = self._outcome.plan
+        if plan is None:
+            message = f"There is nothing to plan yet. {self._inspected.message}"
+            return _unknown(api.PlanReason.MODEL_UNKNOWN, message)
+        return ConditionState("False" if plan.choice is None else "True", plan.reason, plan.detail)
+
+    @cached_property
+    def _available(self) -> ConditionState:
+        """Whether enough pods answer, of whichever variant: all but the one that a node's drain may take."""
+        scale, current = self._scale, self._current
+        if scale.reason == api.ScalingReason.SUSPENDED:
+            message, present = scale.detail, sum(pod.is_present for pod in self._observed.pods)
+            if present:
+                message += f" {'1 pod has' if present == 1 else f'{present} pods have'} yet to end."
+            return _false(api.AvailableReason.SUSPENDED, message)
+        ready = min(sum(pod.ready for pod in self._serving), scale.replicas)
+        answering = f"{ready} of {scale.replicas} replicas answer."
+        if ready >= self._minimum:
+            message = answering + self._missing(ready)
+            return _true(api.AvailableReason.MINIMUM_REPLICAS_AVAILABLE, message)
+        if self._plan_hash is None and not self._serving:
+            message = f"0 of {scale.replicas} replicas answer. {self._feasible.message}"
+            return _false(api.AvailableReason.NO_PLAN, message)
+        cause = self._held_up(current or self._serving, self._target, ready)
+        waits = self._takeover.waits
+        if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
+            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
+        return cause
+
+    @property
+    def _minimum(self) -> int:
+        replicas = self._scale.replicas
+        return replicas if replicas <= 1 else replicas - 1
+
+    def _missing(self, ready: int) -> str:
+        """Say what holds up those that do not answer yet, after how many do; nothing where all do."""
+        if ready >= self._scale.replicas:
+            return ""
+        failing = _first_failing(self._current)
+        why = failing.message if failing else self._takeover.waits
+        return f" {why}" if why else ""
+
+    def _held_up(self, pods: Sequence[PodView], plan_hash: str | None, ready: int) -> ConditionState:
+        """Say what the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
+
+        A pod that has ended is quoted only where there is no other.
+        """
+        if failing := _first_failing(pods):
+            return failing
+        for child in self._observed.children:
+            if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
+                why = (
+                    api.AvailableReason.QUOTA_EXCEEDED
+                    if child.is_over_quota
+                    else api.AvailableReason.FAILED_CREATE
+                )
+                return _false(why, f"No pod can be made: {sentence(child.message)}")
+        ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
+        if not pods and (failed := _first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
+            return failed
+        message = f"{ready} of {self._scale.replicas} replicas answer; others start or load."
+        return _false(api.AvailableReason.MODEL_LOADING, message)
+
+    @cached_property
+    def _ready(self) -> ConditionState:
+        """Whether what runs serves the spec, or its last feasible plan; else what holds it up first."""
+        replicas, plan_hash, takeover = self._scale.replicas, self._plan_hash, self._takeover
+        if self._refused:
+            return _false(api.ReadyReason.APPLY_REJECTED, sentence(self._refused))
+        if self._scale.reason == api.ScalingReason.SUSPENDED:
+            return _false(api.ReadyReason.SUSPENDED, self._available.message)
+        if self._inspected.status == "Unknown":  # whether the new spec can be served is not known yet
+            return _false(self._inspected.reason, self._inspected.message)
+        if takeover.rolled_back:
+            return _false(api.ReadyReason.ROLLED_BACK, takeover.describe_failure(self._td))
+        ready, address = min(sum(pod.ready for pod in self._current), replicas), url(self._td)
+        if replicas == 0 and plan_hash is not None:
+            message = f"Nothing answers at {address}: 0 replicas are asked for, and the plan is feasible."
+            return _true(api.ReadyReason.SCALED_TO_ZERO, message)
+        if ready >= self._minimum and (plan_hash is not None or ready):
+            message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
+            message += self._missing(ready)
+            if plan_hash is None:
+                message += f" It is the last feasible plan that serves. {self._feasible.message}"
+            return _true(api.ReadyReason.SERVING, message)
         if plan_hash is None:
-            message += f" It is the last feasible plan that serves. {feasible.message}"
-        return ConditionState("True", ReadyReason.SERVING, message)
-    if plan_hash is None:
-        cause = inspected if inspected.status != "True" else feasible
-        return ConditionState("False", cause.reason, cause.message)
-    if available.status == "True":  # the old variant answers while the new one comes up
+            cause = self._inspected if self._inspected.status != "True" else self._feasible
+            return _false(cause.reason, cause.message)
+        if self._available.status != "True":
+            return _false(self._available.reason, self._available.message)
+        # the old variant answers while the new one comes up
         if takeover.waits:
             message = f"The plan before it serves on. {takeover.waits}"
             by_spec = takeover.waits_for_spec
-            why = ReadyReason.USER_ACTION_REQUIRED if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
-            return ConditionState("False", why, message)
-        cause = _held_up(outcome.scale, observed, current, plan_hash, ready)
+            why = (
+                api.ReadyReason.USER_ACTION_REQUIRED
+                if by_spec
+                else api.AvailableReason.WAITING_FOR_ACCELERATOR
+            )
+            return _false(why, message)
+        cause = self._held_up(self._current, plan_hash, ready)
         message = f"The plan before it serves on. Of the new plan: {cause.message}"
-        return ConditionState("False", cause.reason, message)
-    return ConditionState("False", available.reason, available.message)
+        return _false(cause.reason, message)
 
+    def _scaling(self) -> ConditionState:
+        spec, message = self._td.spec, self._scale.detail
+        # as a HorizontalPodAutoscaler says it
+        idle = self._scale.reason in (api.ScalingReason.SUSPENDED, api.ScalingReason.METRICS_UNAVAILABLE)
+        if spec.scaling_mode != api.ScalingMode.EXTERNAL and spec.replicas != 1 and not spec.suspend:
+            message += (
+                f" spec.replicas of {spec.replicas} is not followed: kubectl scale and other autoscalers "
+                "decide under spec.scaling.mode External alone."
+            )
+        return ConditionState("False" if idle else "True", self._scale.reason, message)
 
-def _scaling(td: TurboDeployment, scale: ScalingDecision) -> ConditionState:
-    idle = (
-        ScalingReason.SUSPENDED,
-        ScalingReason.METRICS_UNAVAILABLE,
-    )  # as a HorizontalPodAutoscaler says it
-    active: Literal["True", "False"] = "False" if scale.reason in idle else "True"
-    message = scale.detail
-    if td.spec.scaling_mode != ScalingMode.EXTERNAL and td.spec.replicas != 1 and not td.spec.suspend:
-        message += (
-            f" spec.replicas of {td.spec.replicas} is not followed: kubectl scale and other autoscalers "
-            "decide under spec.scaling.mode External alone."
-        )
-    return ConditionState(active, scale.reason, message)
+    def _within_budget(self) -> ConditionState:
+        """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
+        ceiling = self._td.spec.cost.max_per_hour if self._td.spec.cost else None
+        if ceiling is None:
+            return _true(api.BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
+        cost = cost_per_hour(self._observed)
+        if cost is None:
+            message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
+            return _unknown(api.BudgetReason.PRICE_UNKNOWN, message)
+        message = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
+        if cost <= ceiling:
+            return _true(api.BudgetReason.WITHIN_BUDGET, message)
+        return _false(api.BudgetReason.BUDGET_EXCEEDED, message)
 
+    @cached_property
+    def _stalled(self) -> ConditionState:
+        """Whether nothing will get better unless somebody changes something."""
+        takeover = self._takeover
+        if self._refused:
+            return _true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
+        for reason in api.RolloutReason:
+            if takeover.is_over(reason):
+                return _true(api.StalledReason(reason), takeover.describe_failure(self._td))
+        for cause in (self._inspected, self._feasible):
+            # but for capacity: nodes come, and pods go
+            if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:
+                return _true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
+        if self._scale.replicas and takeover.waits and takeover.waits_for_spec:
+            return _true(api.StalledReason.USER_ACTION_REQUIRED, takeover.waits)
+        return _false(api.StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
 
-def _within_budget(observed: Snapshot, ceiling: Decimal | None) -> ConditionState:
-    """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
-    if ceiling is None:
-        return ConditionState("True", BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
-    cost = cost_per_hour(observed)
-    if cost is None:
-        message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
-        return ConditionState("Unknown", BudgetReason.PRICE_UNKNOWN, message)
-    message = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
-    if cost <= ceiling:
-        return ConditionState("True", BudgetReason.WITHIN_BUDGET, message)
-    return ConditionState("False", BudgetReason.BUDGET_EXCEEDED, message)
+    def _reconciling(self) -> ConditionState:
+        """Whether the spec is not in force yet, though it may come to that by itself.
+
+        Ready does not say it: it is True also of the last feasible plan, and while the last replica starts.
+        """
+        if self._stalled.status == "True":
+            return _false(self._stalled.reason, self._stalled.message)
+        for cause in (self._ready, self._feasible):
+            if cause.status != "True":
+                present = any(pod.is_present for pod in self._observed.pods)
+                rests = cause.reason == api.ReadyReason.SUSPENDED and not present
+                return ConditionState("False" if rests else "True", cause.reason, cause.message)
+        if sum(pod.ready for pod in self._serving) < self._scale.replicas:
+            return _true(api.ReconcilingReason.PROGRESSING, self._available.message)
+        if remaining := self._remaining():
+            return _true(api.ReconcilingReason.PROGRESSING, remaining)
+        return _false(api.ReconcilingReason.UP_TO_DATE, "What runs is what the spec asks for.")
+
+    def _remaining(self) -> str | None:
+        """Say in a sentence what there is beyond the wanted replicas, or has yet to end."""
+        for child in self._observed.children:
+            foreign = [name for name in child.finalizers if name not in _FINALIZERS_OF_KUBERNETES]
+            if child.terminating and foreign:
+                remedy = f"and finalizer {foreign[0]} keeps it: remove that."
+                return f"{child.kind} {child.name} was deleted, {remedy}"
+        target, replicas = self._takeover.target, self._scale.replicas
+        present = [pod for pod in self._observed.pods if pod.is_present]
+        others = [pod for pod in present if target is not None and pod.plan_hash != target]
+        if surplus := others or (present if len(present) > replicas else []):
+            number = len(others) or len(present) - replicas
+            pods = "1 pod has" if number == 1 else f"{number} pods have"
+            return f"{pods} yet to end, or to take the place of another: {surplus[0].name}."
+        if (rollout := self._takeover.rollout) is not None:
+            return f"The replicas of plan {rollout.plan_hash} have yet to prove themselves available."
+        return None

@@ -6,130 +6,101 @@ A live figure that moves by less than a tenth stays as it was, so that a status 
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Callable
 from decimal import Decimal
+from typing import Any, TypeVar
 
-from turbo_operator.api import (
-    CanaryReason,
-    DraftMethod,
-    DraftStatus,
-    ModelStatus,
-    ObservedMetrics,
-    PlanStatus,
-    Predicted,
-    RejectedDraft,
-    RejectedPlan,
-    ScaleEvent,
-    ShapeStatus,
-    TurboDeploymentStatus,
-    UnavailableAccelerator,
-    rfc3339,
-)
+from turbo_operator import api
 from turbo_operator.api.status import MAX_SENTENCE, MAX_TURNED_DOWN
 from turbo_operator.autoscaler import ScalingDecision
+from turbo_operator.budget import labeled_footprint
 from turbo_operator.drafts.canary import CanaryVerdict
-from turbo_operator.plan import Plan
-from turbo_operator.plan import Predicted as Prediction
+from turbo_operator.plan import Plan, Predicted
 from turbo_operator.planner import money
-from turbo_operator.snapshot import DraftView, Snapshot
-from turbo_operator.status.cost import cost_per_hour, cost_per_million_tokens, tokens_per_second
+from turbo_operator.snapshot import DraftView, PodView, Snapshot, TrainPod
 
+_T = TypeVar("_T")
+FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 MAX_REJECTED = 5
 MAX_EVENTS = 5
+_OF_CHOICE = "engine capacity_type tensor accelerators_per_replica nodes method placement max_draft_tokens"
 STEP = 0.10  # of the figure that stands in the status
 
 
-def model(observed: Snapshot) -> ModelStatus | None:
+def model(observed: Snapshot) -> api.ModelStatus | None:
     """Return the model as it was inspected; None until then."""
     facts = observed.model
     if facts is None:
         return None
-    shape = ShapeStatus(**dataclasses.asdict(facts.shape))
-    return ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
+    shape = api.ShapeStatus(**dataclasses.asdict(facts.shape))
+    return api.ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
 
 
-def draft(observed: Snapshot) -> DraftStatus | None:
+def draft(observed: Snapshot) -> api.DraftStatus | None:
     """Return the trained draft that pods use wherever they draft; None where there is none that fits."""
-    view = observed.draft
-    if view is None or view.method != DraftMethod.TURBO_HEADS:
+    view, model = observed.draft, observed.model
+    if view is None or view.method != api.DraftMethod.TURBO_HEADS:
         return None
-    if observed.model is not None and view.target_digest != observed.model.digest:
-        return None
-    return _draft(view)
+    return _draft(view) if model is None or view.target_digest == model.digest else None
 
 
-def canary(verdict: CanaryVerdict | None) -> DraftStatus | None:
+def canary(verdict: CanaryVerdict | None) -> api.DraftStatus | None:
     """Return the draft that is tried now, or waits to be."""
     return _draft(verdict.draft) if verdict is not None and not verdict.is_over else None
 
 
 def turned_down(
-    old: TurboDeploymentStatus, verdict: CanaryVerdict | None, now: float
-) -> tuple[RejectedDraft, ...]:
+    old: api.TurboDeploymentStatus, verdict: CanaryVerdict | None, now: float
+) -> tuple[api.RejectedDraft, ...]:
     """Return the last drafts that were rejected."""
-    if verdict is None or not verdict.is_over or verdict.reason == CanaryReason.PROMOTED:
+    if verdict is None or not verdict.is_over or verdict.reason == api.CanaryReason.PROMOTED:
         return old.rejected_drafts
-    new = RejectedDraft(
+    new = api.RejectedDraft(
         **dict(_draft(verdict.draft)),
         reason=verdict.reason,
         message=_bounded(verdict.detail),
-        time=rfc3339(now),
+        time=api.rfc3339(now),
     )
     return (*old.rejected_drafts, new)[-MAX_TURNED_DOWN:]
 
 
-def _draft(view: DraftView) -> DraftStatus:
-    return DraftStatus(**{name: getattr(view, name) for name in DraftStatus.model_fields})
+def _draft(view: DraftView) -> api.DraftStatus:
+    return api.DraftStatus(**{name: getattr(view, name) for name in api.DraftStatus.model_fields})
 
 
-def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> PlanStatus | None:
+def plan(old: api.PlanStatus | None, new: Plan | None, plan_hash: str | None) -> api.PlanStatus | None:
     """Return the plan in force; while a new one is infeasible, the old one with the reason why it stays."""
     if new is None:
         return old
+    words = api.RejectedPlan.model_fields.keys() - {"message"}
     rejected = tuple(
-        RejectedPlan(
-            accelerator=row.accelerator,
-            engine=row.engine,
-            capacity_type=row.capacity_type,
-            tensor=row.tensor,
-            nodes=row.nodes,
-            method=row.method,
-            reason=row.reason,
-            message=_bounded(row.detail),
-        )
+        api.RejectedPlan(**{name: getattr(row, name) for name in words}, message=_bounded(row.detail))
         for row in new.rejected[:MAX_REJECTED]
     )
+    why: dict[str, Any] = {"reason": new.reason, "message": _bounded(new.detail), "rejected": rejected}
     choice = new.served
     if choice is None:
-        update = {"reason": new.reason, "message": _bounded(new.detail), "rejected": rejected}
-        return (old or PlanStatus()).model_copy(update=update)
-    return PlanStatus(
+        return (old or api.PlanStatus()).model_copy(update=why)
+    return api.PlanStatus(
         hash=plan_hash,
-        engine=choice.engine,
         accelerator=choice.accelerator.name,
-        capacity_type=choice.capacity_type,
-        tensor=choice.tensor,
-        accelerators_per_replica=choice.accelerators_per_replica,
-        nodes=choice.nodes,
-        method=choice.method,
-        placement=choice.placement,
-        max_draft_tokens=choice.max_draft_tokens,
         replicas=new.replicas,
         predicted=_predicted(choice.predicted),
-        reason=new.reason,
-        message=_bounded(new.detail),
-        rejected=rejected,
+        **{name: getattr(choice, name) for name in _OF_CHOICE.split()},
+        **why,
     )
 
 
 def serving_plan(
-    old: TurboDeploymentStatus, latest: PlanStatus | None, serving: str | None
-) -> PlanStatus | None:
+    old: api.TurboDeploymentStatus, latest: api.PlanStatus | None, serving: str | None
+) -> api.PlanStatus | None:
     """Return the plan of the pods that serve, without its rejects; None where none has served."""
     if serving is None:
         return None
     known = (latest, old.serving_plan, old.plan)
     last = next((plan for plan in known if plan is not None and plan.hash == serving), None)
-    return (last or PlanStatus(hash=serving)).model_copy(update={"rejected": ()})
+    return (last or api.PlanStatus(hash=serving)).model_copy(update={"rejected": ()})
 
 
 def _bounded(sentence: str) -> str:
@@ -137,40 +108,42 @@ def _bounded(sentence: str) -> str:
     return sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[: MAX_SENTENCE - 3]}..."
 
 
-def _predicted(prediction: Prediction) -> Predicted:
-    return Predicted(
-        time_to_first_token=_duration(prediction.time_to_first_token),
-        time_per_output_token=_duration(prediction.time_per_output_token),
-        tokens_per_second=_rate(prediction.tokens_per_second),
-        cost_per_hour=_money(prediction.cost_per_hour),
-        cost_per_million_tokens=_money(prediction.cost_per_million_tokens),
+def _predicted(prediction: Predicted) -> api.Predicted:
+    return api.Predicted(
+        time_to_first_token=_shown(prediction.time_to_first_token, _duration),
+        time_per_output_token=_shown(prediction.time_per_output_token, _duration),
+        tokens_per_second=_shown(prediction.tokens_per_second, _rate),
+        cost_per_hour=_shown(prediction.cost_per_hour, money),
+        cost_per_million_tokens=_shown(prediction.cost_per_million_tokens, money),
         provenance=prediction.provenance,
     )
 
 
-def live(old: ObservedMetrics | None, observed: Snapshot, now: float) -> ObservedMetrics | None:
+def live(old: api.ObservedMetrics | None, observed: Snapshot, now: float) -> api.ObservedMetrics | None:
     """Return what is measured and paid now; None where neither is known."""
-    old = old or ObservedMetrics()
+    old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
-    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now))
+    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), _rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     gain = shown_gain(old, observed)
     if cost is None and rate is None and gain is None:
         return None
-    return ObservedMetrics(
+    return api.ObservedMetrics(
         tokens_per_second=rate,
         speedup=gain,
-        cost_per_hour=_money(cost),
-        cost_per_million_tokens=_money(per_million),
+        cost_per_hour=_shown(cost, money),
+        cost_per_million_tokens=_shown(per_million, money),
     )
 
 
-def shown_gain(old: ObservedMetrics | None, observed: Snapshot) -> str | None:
+def shown_gain(old: api.ObservedMetrics | None, observed: Snapshot) -> str | None:
     """Return the speedup of all pods, as it stands in the status."""
-    return _stepped(old.speedup if old is not None else None, observed.gain, "{:.2f}")
+    return _stepped(old.speedup if old is not None else None, observed.gain, "{:.2f}".format)
 
 
-def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float) -> tuple[ScaleEvent, ...]:
+def scale_history(
+    old: api.TurboDeploymentStatus, scale: ScalingDecision, now: float
+) -> tuple[api.ScaleEvent, ...]:
     """Return the last changes of the desired replicas, the earliest first.
 
     Derived from the old status alone, so that a restarted operator adds nothing twice.
@@ -178,42 +151,75 @@ def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float
     before = old.desired_replicas
     if before is None or before == scale.replicas:
         return old.scale_history
-    event = ScaleEvent(time=rfc3339(now), before=before, after=scale.replicas, reason=scale.reason)
+    event = api.ScaleEvent(time=api.rfc3339(now), before=before, after=scale.replicas, reason=scale.reason)
     return (*old.scale_history, event)[-MAX_EVENTS:]
 
 
-def exhausted(observed: Snapshot) -> tuple[UnavailableAccelerator, ...]:
+def exhausted(observed: Snapshot) -> tuple[api.UnavailableAccelerator, ...]:
     """Return the accelerators that no pod could get, and until when they are passed over."""
     return tuple(
-        UnavailableAccelerator(accelerator=name, expiration_time=rfc3339(supply.exhausted_until))
+        api.UnavailableAccelerator(accelerator=name, expiration_time=api.rfc3339(supply.exhausted_until))
         for name, supply in sorted((observed.supply or {}).items())
         if supply.exhausted_until is not None
     )
 
 
-def _stepped(old: str | None, new: float | None, form: str | None = None) -> str | None:
+def _stepped(old: str | None, new: float | None, form: Callable[[float], str]) -> str | None:
     """Return the old figure while the new one is within a tenth of it."""
     if new is None:
         return None
     if old is not None and abs(new - float(old)) <= STEP * float(old):
         return old
-    return _rate(new) if form is None else form.format(new)
+    return form(new)
 
 
-def _money(amount: Decimal | None) -> str | None:
-    return None if amount is None else money(amount)
+def _shown(value: _T | None, form: Callable[[_T], str]) -> str | None:
+    return None if value is None else form(value)
 
 
-def _rate(value: float | None) -> str | None:
+def _rate(value: float) -> str:
     """Format a rate per second, with three significant digits."""
-    if value is None:
-        return None
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _duration(seconds: float | None) -> str | None:
+def _duration(seconds: float) -> str:
     """Format a duration in milliseconds, like 123ms or 12.3ms."""
-    if seconds is None:
-        return None
     milliseconds = seconds * 1000
     return f"{milliseconds:.0f}ms" if milliseconds >= 100 else f"{milliseconds:.1f}ms"
+
+
+def cost_per_hour(observed: Snapshot) -> Decimal | None:
+    """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
+    groups: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
+    for pod in observed.pods:
+        if pod.is_present and pod.pending_since is None:
+            groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
+    for trainer in observed.trainings:
+        if trainer.runs:
+            groups[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
+    total = Decimal(0)
+    for pods in groups.values():  # together, since whole nodes may be bought
+        footprint = labeled_footprint(pods[0], observed.accelerators)
+        cost = footprint.cost_per_hour(len(pods)) if footprint is not None else None
+        if cost is None:
+            return None
+        total += cost
+    return total
+
+
+def cost_per_million_tokens(cost: Decimal | None, tokens_per_second: float | None) -> Decimal | None:
+    """Return US dollars of a million output tokens at that rate; None where nothing is put out."""
+    if cost is None or not tokens_per_second:
+        return None
+    return cost / Decimal(tokens_per_second) / 3600 * 1_000_000
+
+
+def tokens_per_second(observed: Snapshot, now: float) -> float | None:
+    """Return output tokens per second of all pods that answer; None where one has not reported lately."""
+    rates = [
+        pod.load.tokens_per_second if pod.load is not None and now - pod.load.at <= FRESH_SECONDS else None
+        for pod in observed.pods
+        if pod.is_present and pod.ready
+    ]
+    known = [rate for rate in rates if rate is not None]
+    return sum(known) if known and len(known) == len(rates) else None

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -42,8 +42,7 @@ class Capture:
 
     def __init__(self, path: Path) -> None:
         """`path`: of the settings. Raises CaptureError where they cannot be used."""
-        self._path = path
-        self._stamp = file_stamp(path)
+        self._path, self._stamp = path, file_stamp(path)
         self._settings = read_settings(path)
         self._lots = random.SystemRandom()
         self._queue: queue.Queue[CapturedPrompt | None] = queue.Queue(WAITING)
@@ -52,7 +51,6 @@ class Capture:
         self._problems: dict[str, str] = {}  # by what went wrong
         self._lock = threading.Lock()
         self._file: TextIO | None = None
-        self._closing = ExitStack()
         self._opened = 0.0
         self._swept: tuple[Path, dict[str, float]] | None = None  # the deletions done in which folder
         self._look_at = 0.0
@@ -101,11 +99,9 @@ class Capture:
 
     def _keep(self, prompt: CapturedPrompt) -> str:
         try:
-            text = prompt.text()
-            if text is None:
+            if (text := prompt.text()) is None:
                 return "ambiguous"
-            text = redact(text, self._settings.redact)
-            if text is None:
+            if (text := redact(text, self._settings.redact)) is None:
                 return "unredacted"
             if self._swept and prompt.at <= self._swept[1].get(prompt.tenant, 0.0):
                 return "deleted"
@@ -129,14 +125,14 @@ class Capture:
             if full or old or path.parent != folder or not path.exists():
                 self._close_segment()
         if self._file is None:
-            self._file = self._closing.enter_context(opened(folder, host_name(), now))
-            self._opened = now
+            self._file, self._opened = opened(folder, host_name(), now), now
         return self._file
 
     def _close_segment(self) -> None:
-        self._file = None
+        file, self._file = self._file, None
         with suppress(OSError):  # what could not be written is lost, and was logged
-            self._closing.close()
+            if file is not None:
+                file.close()
 
     def _look(self, now: float) -> None:
         """Check the settings, the deletions, and the limits of age and size."""
@@ -144,7 +140,7 @@ class Capture:
             return
         self._look_at = now + LOOK_SECONDS
         try:
-            self._read_settings()
+            self._follow_settings()
             folder = Path(self._settings.folder)
             gone = deletions(folder)
             if (folder, gone) != self._swept:
@@ -157,17 +153,14 @@ class Capture:
         else:
             self._problems.pop("folder", None)
 
-    def _read_settings(self) -> None:
-        stamp = file_stamp(self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._settings = read_settings(self._path)
-        except CaptureError as error:
-            self._report("settings", f"capture goes on as it was: {error}")
-        else:
-            self._problems.pop("settings", None)
+    def _follow_settings(self) -> None:
+        before, self._stamp = self._stamp, file_stamp(self._path)
+        if self._stamp != before:
+            try:
+                self._settings = read_settings(self._path)
+                self._problems.pop("settings", None)
+            except CaptureError as error:
+                self._report("settings", f"capture goes on as it was: {error}")
 
     def _report(self, what: str, problem: str) -> None:
         if problem != self._problems.get(what):

@@ -12,10 +12,10 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from turbo_runtime.atomic_write import write_whole
 
@@ -24,12 +24,11 @@ _SCRATCH_SECONDS = 600.0  # after which nobody writes a segment anew any more
 _NAME = re.compile(r".+-\d{13}\.jsonl")  # milliseconds have 13 digits until 2286
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A file of the folder."""
 
-    path: Path
     began: float  # seconds since the epoch, as its name says
+    path: Path
     size: int
 
 
@@ -45,8 +44,8 @@ def segments(folder: Path) -> list[Segment]:
         if is_segment(path):
             with suppress(FileNotFoundError):  # another server was faster
                 began = int(path.stem.rpartition("-")[2]) / 1000
-                result.append(Segment(path, began, path.stat().st_size))
-    return sorted(result, key=lambda segment: (segment.began, segment.path.name))
+                result.append(Segment(began, path, path.stat().st_size))
+    return sorted(result)
 
 
 def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> int:
@@ -65,25 +64,21 @@ def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> 
     return total
 
 
-@contextmanager
-def opened(folder: Path, host: str, now: float) -> Iterator[TextIO]:
-    """Open a new segment to append to, locked meanwhile; only user and group may read it."""
+def opened(folder: Path, host: str, now: float) -> TextIO:
+    """Open a new segment to append to, locked until it is closed; only user and group may read it."""
     folder.mkdir(mode=0o770, parents=True, exist_ok=True)
-    milliseconds = int(now * 1000)
-    while True:
+    for milliseconds in count(int(now * 1000)):
         path = folder / f"{host}-{milliseconds}{SUFFIX}"
-        try:
+        with suppress(FileExistsError):
             file = open(path, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o660))  # noqa: SIM115
             break
-        except FileExistsError:
-            milliseconds += 1
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            path.unlink()
-            raise
-        yield file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        path.unlink()
+        file.close()
+        raise
+    return file
 
 
 def deletions(folder: Path) -> dict[str, float]:
@@ -104,49 +99,42 @@ def is_capture(folder: Path) -> bool:
 
 
 def delete_tenant(folder: Path, tenant: str, now: float) -> tuple[int, int]:
-    """Request a tenant's deletion of every server that writes here, and delete in all other segments. Return
-    the number of deleted lines, and of those that the servers are yet to delete.
+    """Request it of every server that writes here, and delete in all other segments. Return the number of
+    deleted lines, and of those that the servers are yet to delete.
     """
     with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         gone = {**deletions(folder), tenant: now}
         write_whole(folder / DELETED, json.dumps(gone, indent=2) + "\n")
-    count, remaining = sweep(folder, gone), 0
+    num_deleted, num_left = sweep(folder, gone), 0
     for segment in segments(folder):
         with suppress(FileNotFoundError):
-            remaining += sum(_is_gone(row, {tenant: now}) for row in read(segment.path))
-    return count, remaining
+            num_left += sum(_is_gone(row, {tenant: now}) for row in read(segment.path))
+    return num_deleted, num_left
 
 
 def sweep(folder: Path, gone: Mapping[str, float]) -> int:
     """Delete from all unlocked segments what precedes its tenant's deletion; return the number of lines."""
-    count = 0
+    num_deleted = 0
     for segment in segments(folder):
         with suppress(FileNotFoundError), segment.path.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # its writer will, once it has closed it
-            count += _rewrite(segment.path, gone)
-    return count
-
-
-def _rewrite(path: Path, gone: Mapping[str, float]) -> int:
-    rows = list(read(path))
-    kept = [row for row in rows if not _is_gone(row, gone)]
-    if len(kept) < len(rows):
-        if kept:
-            write_whole(path, "".join(line(row) for row in kept))
-        else:
-            path.unlink()
-    return len(rows) - len(kept)
+            rows = list(read(segment.path))
+            kept = [line(row) for row in rows if not _is_gone(row, gone)]
+            if not kept and rows:
+                segment.path.unlink()
+            elif len(kept) < len(rows):
+                write_whole(segment.path, "".join(kept))
+            num_deleted += len(rows) - len(kept)
+    return num_deleted
 
 
 def _is_gone(row: Mapping[str, Any], gone: Mapping[str, float]) -> bool:
-    at = row.get("at")
-    return str(row.get("tenant")) in gone and not (
-        isinstance(at, (int, float)) and at > gone[str(row.get("tenant"))]
-    )
+    at, until = row.get("at"), gone.get(str(row.get("tenant")))
+    return until is not None and not (isinstance(at, (int, float)) and at > until)
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -54,14 +54,9 @@ def read_settings(path: Path) -> CaptureSettings:
     if not isinstance(document.get("folder"), str) or not document["folder"]:
         raise CaptureError(f"{path}: folder must name a folder, not {document.get('folder')!r}")
     values = {names[name]: value for name, value in document.items()}
-    for name, low, high in (
-        ("sample_fraction", 0, 1),
-        ("max_mib", 1, 1 << 30),
-        ("max_age_hours", 0.01, 1e6),
-    ):
+    for name, low, high in (("sample_fraction", 0, 1), ("max_mib", 1, 1 << 30), ("max_age_hours", 0.01, 1e6)):
         value = values.get(name, low)
-        kinds = int if name == "max_mib" else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if isinstance(value, bool) or not isinstance(value, int if name == "max_mib" else (int, float)):
             raise CaptureError(f"{path}: {_camel(name)} must be a number, not {value!r}")
         if not low <= value <= high:
             raise CaptureError(f"{path}: {_camel(name)} must lie between {low:g} and {high:g}, not {value}")
@@ -89,4 +84,4 @@ def redact(text: str, patterns: Sequence[str]) -> str | None:
 
 def _camel(name: str) -> str:
     first, *rest = name.split("_")
-    return first + "".join(part.capitalize() for part in rest)
+    return first + "".join(map(str.capitalize, rest))

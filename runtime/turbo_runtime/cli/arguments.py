@@ -1,9 +1,11 @@
-"""Types of command-line arguments."""
+"""Arguments that several commands take, and types of theirs."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+
+from turbo_runtime.client.client import KEY_VARIABLE
 
 UNBOUNDED = 1 << 40
 
@@ -31,3 +33,12 @@ def bounded_int(minimum: int, maximum: int = UNBOUNDED) -> Callable[[str], int]:
         return value
 
     return count
+
+
+def client_parser(command: str, description: str, note: str = "") -> argparse.ArgumentParser:
+    """Create the parser of a command that talks to a server, with the address and the model."""
+    epilog = f"An API key is read from the variable {KEY_VARIABLE}.{note}"
+    parser = argparse.ArgumentParser(prog=command, description=description, epilog=epilog)
+    parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
+    parser.add_argument("--model", help="(default: the first that the server lists)")
+    return parser

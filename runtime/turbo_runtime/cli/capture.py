@@ -11,12 +11,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from turbo_runtime.capture.segment_store import delete_tenant, is_capture, read, segments
-from turbo_runtime.client.terminal import printable
+from turbo_runtime.client.client import printable
 
 
 def capture(argv: list[str]) -> int:
     """Exit status: 0, or 1 where the folder cannot be read or written."""
-    options = _build_parser().parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="turbo capture", description="Prompts that `turbo serve --capture` has kept."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="show | delete")
+    show = verbs.add_parser("show", help="how many, of whom, from when to when")
+    delete = verbs.add_parser("delete", help="all that one tenant has asked so far")
+    for verb in (show, delete):
+        verb.add_argument("folder", type=Path, metavar="DIR")
+    delete.add_argument("--tenant", required=True, help="name of its API key; '' where there are no keys")
+    options = parser.parse_args(argv)
     try:
         if not options.folder.is_dir():
             raise NotADirectoryError(f"{options.folder} is no folder; name the one that prompts are kept in")
@@ -63,16 +72,3 @@ def _show(folder: Path) -> None:
 
 def _format_time(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
-
-
-def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="turbo capture", description="Prompts that `turbo serve --capture` has kept."
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="show | delete")
-    show = verbs.add_parser("show", help="how many, of whom, from when to when")
-    delete = verbs.add_parser("delete", help="all that one tenant has asked so far")
-    for verb in (show, delete):
-        verb.add_argument("folder", type=Path, metavar="DIR")
-    delete.add_argument("--tenant", required=True, help="name of its API key; '' where there are no keys")
-    return parser

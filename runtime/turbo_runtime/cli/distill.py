@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -11,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.client.address import ServerError
+from turbo_runtime.cli.arguments import bounded_float, bounded_int
+from turbo_runtime.client.client import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
 from turbo_runtime.distill.data.prompt_set import deal, render_turns
@@ -49,7 +49,9 @@ def distill(argv: list[str]) -> int:
     # a container's first process has no default handler and would run until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        recipe = _recipe(options, drawn_by(options.answers))
+        values = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
+        typed = {name: value for name, value in values.items() if value is not None}
+        recipe = Recipe(**{**OTHERWISE[options.method], **drawn_by(options.answers), **typed})
         prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:
             raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
@@ -149,7 +151,7 @@ def _run(
         answers_from="kept" if kept.said else "endpoint" if options.endpoint else "engine",
         captured=bool(captured or kept.captures),
     )
-    work = Workspace(options.out, request)
+    work = Workspace(options.out, request, progress)
     if work.is_done:
         work.tidy()
         if options.keep_answers and not (options.out / ANSWERS_FILE).is_file():
@@ -180,19 +182,12 @@ def _run(
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
         active = model.shape.active_parameters
-        record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
+        record = Distillation(served, options.model, active, parts, kept, work, how).run()
     for line in record.summary():
         progress.say(line)
     progress.say(
         f"{options.out}: {record.method}, evaluation and report.html in {spell(sum(record.seconds.values()))}"
     )
-
-
-def _recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
-    """Merge the flags over what kept responses were drawn with, over the defaults of the method."""
-    flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
-    typed = {name: value for name, value in flags.items() if value is not None}
-    return Recipe(**{**OTHERWISE[options.method], **drawn, **typed})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -206,118 +201,74 @@ def parser() -> argparse.ArgumentParser:
     help_of = {name: spec.metadata["help"] for name, spec in RuntimeConfig.__dataclass_fields__.items()}
     parser.add_argument("model", metavar="MODEL", help=help_of["model"])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--prompts",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help='JSON lines with "prompt" or "messages", and "domain" if there are several; or folders of them',
-    )
-    source.add_argument(
-        "--answers",
-        type=Path,
-        nargs="+",
-        default=(),
-        metavar="DIR",
-        help="learn from the --keep-answers of earlier drafts of MODEL, instead of asking",
-    )
-    parser.add_argument(
-        "--max-captured",
-        type=_count(1),
-        help=f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})",
-    )
+    text = 'JSON lines with "prompt" or "messages", and "domain" if there are several; or folders of them'
+    source.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help=text)
+    text = "learn from the --keep-answers of earlier drafts of MODEL, instead of asking"
+    source.add_argument("--answers", type=Path, nargs="+", default=(), metavar="DIR", help=text)
+    text = f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})"
+    parser.add_argument("--max-captured", type=bounded_int(1), help=text)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
-    parser.add_argument(
-        "--domain",
-        help="what the draft is for, in a word, and the domain of captured prompts and of those of a single "
-        f"file that name none themselves (default: {_DOMAIN}, and the file's name)",
+    text = (
+        "what the draft is for, in a word, and the domain of captured prompts and of those of a single "
+        f"file that name none themselves (default: {_DOMAIN}, and the file's name)"
     )
-    parser.add_argument(
-        "--completions",
-        action="store_true",
-        default=None,
-        help="take prompts as they are, without the chat template",
-    )
-    parser.add_argument(
-        "--no-gain",
-        action="store_true",
-        help="measure no speeds: for a machine that will not serve the draft",
-    )
-    parser.add_argument(
-        "--keep-answers",
-        action="store_true",
-        help="leave the answers in DIR/answers.jsonl: they tell prompts",
-    )
+    parser.add_argument("--domain", help=text)
+    text = "take prompts as they are, without the chat template"
+    parser.add_argument("--completions", action="store_true", default=None, help=text)
+    text = "measure no speeds: for a machine that will not serve the draft"
+    parser.add_argument("--no-gain", action="store_true", help=text)
+    text = "leave the answers in DIR/answers.jsonl: they tell prompts"
+    parser.add_argument("--keep-answers", action="store_true", help=text)
     answers = parser.add_argument_group("answers")
-    answers.add_argument(
-        "--from",
-        dest="endpoint",
-        default="",
-        metavar="URL",
-        help="ask a server of the OpenAI API that serves MODEL (vLLM, Turbo; its key in OPENAI_API_KEY) "
-        "instead of the model in this process",
+    text = (
+        "ask a server of the OpenAI API that serves MODEL (vLLM, Turbo; its key in OPENAI_API_KEY) "
+        "instead of the model in this process"
     )
-    _add(answers, "temperature", _within(0, 2), "of the answers, 0 for greedy ones")
-    _add(answers, "top_p", _within(0.01, 1), "of the answers")
-    _add(answers, "top_k", _count(0), "of the answers; 0 keeps all")
-    _add(answers, "max_tokens", _count(2), "of an answer, at most")
-    _add(
-        answers,
-        "variants",
-        _count(0, 64),
-        "further answers, drawn at random, to each prompt that is trained on",
-    )
-    _add(answers, "variant_temperature", _within(0, 2), "of those, where --temperature is lower")
-    _add(answers, "held_out", _within(0.01, 0.5), "share of the prompts that heads are evaluated on")
-    _add(answers, "judges", _within(0.01, 0.4), "share of the prompts that confidences are learnt from")
+    answers.add_argument("--from", dest="endpoint", default="", metavar="URL", help=text)
+    _add(answers, "temperature", bounded_float(0, 2), "of the answers, 0 for greedy ones")
+    _add(answers, "top_p", bounded_float(0.01, 1), "of the answers")
+    _add(answers, "top_k", bounded_int(0), "of the answers; 0 keeps all")
+    _add(answers, "max_tokens", bounded_int(2), "of an answer, at most")
+    text = "further answers, drawn at random, to each prompt that is trained on"
+    _add(answers, "variants", bounded_int(0, 64), text)
+    _add(answers, "variant_temperature", bounded_float(0, 2), "of those, where --temperature is lower")
+    _add(answers, "held_out", bounded_float(0.01, 0.5), "share of the prompts that heads are evaluated on")
+    _add(answers, "judges", bounded_float(0.01, 0.4), "share of the prompts that confidences are learnt from")
     draft = parser.add_argument_group("draft")
-    draft.add_argument(
-        "--method",
-        default=HEADS,
-        choices=METHODS,
-        help="heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on"
-        " some of the answers says to pay more (default: heads)",
+    text = (
+        "heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on "
+        "some of the answers says to pay more (default: heads)"
     )
+    draft.add_argument("--method", default=HEADS, choices=METHODS, help=text)
     max_depth: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
-    _add(draft, "depth", _count(1, max_depth), "tokens that are drafted at once")
-    _add(draft, "markov_rank", _count(0, 4096), "of the term by which heads follow the token before")
-    _add(draft, "vocabulary", _count(2), "tokens that can be drafted, at most")
+    _add(draft, "depth", bounded_int(1, max_depth), "tokens that are drafted at once")
+    _add(draft, "markov_rank", bounded_int(0, 4096), "of the term by which heads follow the token before")
+    _add(draft, "vocabulary", bounded_int(2), "tokens that can be drafted, at most")
     training = parser.add_argument_group("training")
-    _add(training, "epochs", _count(1), "times that everything is learnt from")
-    _add(training, "rows", _count(1), "places of one step")
-    _add(training, "rate", _within(1e-8, 1), "of learning, at its highest")
-    _add(training, "weight_decay", _within(0, 1), "of AdamW")
-    _add(training, "warm_up", _within(0, 0.9), "share of the steps over which the rate rises")
-    _add(training, "head_decay", _within(0, 1), "how much less each further head counts")
-    _add(training, "words", _within(0, 100), "weight of the cross-entropy with what was said")
-    _add(training, "law", _within(0, 100), "weight of the cross-entropy with the model's own probabilities")
-    _add(training, "variation", _within(0, 100), "weight of the total variation from them")
-    _add(training, "seed", _count(0), "of everything that is drawn")
+    _add(training, "epochs", bounded_int(1), "times that everything is learnt from")
+    _add(training, "rows", bounded_int(1), "places of one step")
+    _add(training, "rate", bounded_float(1e-8, 1), "of learning, at its highest")
+    _add(training, "weight_decay", bounded_float(0, 1), "of AdamW")
+    _add(training, "warm_up", bounded_float(0, 0.9), "share of the steps over which the rate rises")
+    _add(training, "head_decay", bounded_float(0, 1), "how much less each further head counts")
+    _add(training, "words", bounded_float(0, 100), "weight of the cross-entropy with what was said")
+    text = "weight of the cross-entropy with the model's own probabilities"
+    _add(training, "law", bounded_float(0, 100), text)
+    _add(training, "variation", bounded_float(0, 100), "weight of the total variation from them")
+    _add(training, "seed", bounded_int(0), "of everything that is drawn")
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--progress-port",
-        type=_count(0, 65535),
-        help="tell on this port over HTTP how far it is; 0 takes a free one",
-    )
-    machine.add_argument(
-        "--termination-message",
-        type=Path,
-        metavar="FILE",
-        help="write to FILE what was made, as JSON, or the error",
-    )
+    text = "tell on this port over HTTP how far it is; 0 takes a free one"
+    machine.add_argument("--progress-port", type=bounded_int(0, 65535), help=text)
+    text = "write to FILE what was made, as JSON, or the error"
+    machine.add_argument("--termination-message", type=Path, metavar="FILE", help=text)
     machine.add_argument("--revision", help=help_of["revision"])
     machine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=help_of["device"])
-    machine.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the model"
-    )
-    machine.add_argument("--threads", type=_count(1), help="CPU threads (default: allowed cores)")
-    machine.add_argument("--max-model-len", type=_count(2), help=help_of["max_model_len"])
-    machine.add_argument(
-        "--memory-gib",
-        type=_within(0.01, 4096),
-        default=MEMORY_GIB,
-        help=f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})",
-    )
+    dtypes = ("auto", "float32", "bfloat16")
+    machine.add_argument("--dtype", default="auto", choices=dtypes, help="of the model")
+    machine.add_argument("--threads", type=bounded_int(1), help="CPU threads (default: allowed cores)")
+    machine.add_argument("--max-model-len", type=bounded_int(2), help=help_of["max_model_len"])
+    text = f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})"
+    machine.add_argument("--memory-gib", type=bounded_float(0.01, 4096), default=MEMORY_GIB, help=text)
     return parser
 
 
@@ -326,24 +277,3 @@ def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None
     for method, other in OTHERWISE.items():
         default += f"; {method}: {other[name]:g}" if other.get(name) else ""
     group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {default})")
-
-
-def _within(low: float, high: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must lie between {low:g} and {high:g}, not {text}")
-        return value
-
-    return number
-
-
-def _count(low: int, high: int = 1 << 40) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            bound = f"at least {low}" if high == 1 << 40 else f"between {low} and {high}"
-            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
-        return value
-
-    return count

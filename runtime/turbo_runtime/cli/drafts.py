@@ -1,4 +1,4 @@
-"""`turbo drafts`: drafts in some folders, and what they are worth."""
+"""`turbo drafts`: drafts in some folders, done or not, and what they are worth."""
 
 from __future__ import annotations
 
@@ -6,23 +6,82 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.checkpoint_digest import artefact_digest
-from turbo_runtime.cli.draft_folders import Draft, DraftsError, describe_unfinished, find_drafts, read_draft
-from turbo_runtime.client.terminal import printable
+from turbo_runtime.client.client import printable
+from turbo_runtime.contract.training import DomainEvaluation, MeasuredGain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
+from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 
 _DEFAULT_WIDTH = 1000  # columns where no terminal says how many
+_KIND = "turbo-heads"
+_WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 _LEGEND = "at a time: speed over no drafts, from memory alone > with the draft"
 _ANSWER_SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "dtype", "answers_from")
 _EAGLE3_NOTE = "holds an EAGLE-3 layer, which vLLM and SGLang load; the engine Turbo cannot draft with it yet"
+
+
+class DraftsError(ValueError):
+    """Problem in one sentence for whoever typed the command."""
+
+
+class NoDraftError(DraftsError):
+    """Folder that `turbo distill` did not write."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured on one domain's answers that the draft was not trained on."""
+
+    worth: DomainEvaluation
+    num_answers: int | None = None
+    answers: object = None  # the digest of them
+
+    @classmethod
+    def parse(cls, domain: str, row: Mapping[str, Any]) -> Measurement:
+        """Read it as `turbo distill` writes it."""
+        unseen = row.get("unseen", {})
+        length, count = (_number(unseen.get(name)) for name in ("acceptance_length", "answers"))
+        positions = tuple(map(float, unseen.get("acceptance_per_position", ())))
+        gains = tuple(
+            MeasuredGain(int(gain["batch"]), float(gain["before"]), float(gain["after"]))
+            for gain in row.get("gains", ())
+        )
+        worth = DomainEvaluation(domain, length, positions, gains)
+        return cls(worth, None if count is None else int(count), row.get("measured_on"))
+
+    @property
+    def speedups(self) -> dict[int, tuple[float, float]]:
+        """From memory alone and with the draft, by batch size."""
+        return {gain.batch: (gain.before, gain.after) for gain in self.worth.gains}
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A draft's own documents, read without its tensors."""
+
+    folder: Path
+    method: str
+    config: Mapping[str, Any]
+    evaluation: Mapping[str, Any]  # empty where it has none
+    domains: Mapping[str, Measurement]
+
+    def measured(self, domain: str) -> Measurement:
+        """Return what was measured on a domain, of which there may be nothing."""
+        return self.domains.get(domain, Measurement(DomainEvaluation(domain)))
 
 
 def drafts(argv: list[str]) -> int:
@@ -32,44 +91,127 @@ def drafts(argv: list[str]) -> int:
     console = Console(highlight=False, markup=False, width=width)
     try:
         if options.verb == "list":
-            found, unfinished = find_drafts(options.folders)
+            found, unfinished = _find_drafts(options.folders)
             if found:
                 _print_overview(console, found)
             for folder in unfinished:
-                console.print(printable(describe_unfinished(folder)))
+                console.print(printable(_describe_unfinished(folder)))
         elif options.verb == "show":
-            _show(console, read_draft(options.folder))
+            _show(console, _read_draft(options.folder))
         elif options.verb == "manifest":
-            draft = read_draft(options.folder)
+            draft = _read_draft(options.folder)
             print(json.dumps(_build_manifest(draft, options), indent=2))
             if draft.method == EAGLE3:
                 print(f"turbo drafts: {draft.folder} {_EAGLE3_NOTE}", file=sys.stderr)
         else:
-            _compare(console, read_draft(options.first), read_draft(options.second))
+            _compare(console, _read_draft(options.first), _read_draft(options.second))
     except DraftsError as error:
         print(f"turbo drafts: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _find_drafts(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
+    """Return the drafts in or right below folders, and the folders of unfinished ones. Raises DraftsError."""
+    drafts: list[Draft] = []
+    unfinished: list[Path] = []
+    for folder in folders:
+        if _is_file(folder / CONFIG_FILE):
+            drafts.append(_read_draft(folder))
+            continue
+        candidates = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
+        before = len(drafts) + len(unfinished)
+        unfinished += filter(_is_unfinished, candidates)
+        for candidate in candidates:
+            try:
+                if _is_file(candidate / CONFIG_FILE):
+                    drafts.append(_read_draft(candidate))
+            except NoDraftError:  # a model, say
+                pass
+            except DraftsError as error:
+                print(f"turbo drafts: {error}", file=sys.stderr)
+        if len(drafts) + len(unfinished) == before:
+            raise DraftsError(_describe_missing(folder))
+    return drafts, unfinished
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return _is_file(folder / WORK / REQUEST_FILE) and not _is_file(folder / CONFIG_FILE)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except PermissionError:  # in somebody else's folder
+        return False
+
+
+def _describe_unfinished(folder: Path) -> str:
+    return f"{folder} is not done: where nothing is at work on it, the same `turbo distill` goes on with it"
+
+
+def _describe_missing(folder: Path) -> str:
+    if _is_unfinished(folder):
+        return _describe_unfinished(folder)
+    return f"{folder} holds no draft; `turbo distill` makes one"
+
+
+def _read_draft(folder: Path) -> Draft:
+    """Read a draft. Raises DraftsError where there is none, or it is damaged."""
+    if not _is_file(folder / CONFIG_FILE):
+        raise DraftsError(_describe_missing(folder))
+    method, config = _read_config(folder / CONFIG_FILE)
+    weights = folder / _WEIGHTS[method]
+    try:  # without reading them all: the file exists and is as long as its header says
+        with safe_open(weights, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DraftsError(f"{weights} holds no weights: {error}; copy the draft anew, or train it") from error
+    path = folder / EVALUATION_FILE
+    evaluation = _read_json(path) if path.is_file() else {}
+    try:
+        domains = {name: Measurement.parse(name, row) for name, row in evaluation.get("domains", {}).items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
+    return Draft(folder, method, config, evaluation, domains)
+
+
+def _read_config(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """Return the method and the draft's fields, which the format of `speculators` has apart."""
+    config = _read_json(path)
+    if config.get("kind") == _KIND:
+        return HEADS, config
+    fields = config.get("turbo")
+    if config.get("speculators_model_type") == EAGLE3 and isinstance(fields, dict):
+        return EAGLE3, {**fields, "vocabulary_size": config.get("draft_vocab_size", "")}
+    raise NoDraftError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DraftsError(f"{path} cannot be read: {error}; name a folder of a draft") from error
+    if not isinstance(document, dict):
+        raise DraftsError(f"{path} holds no object; name a folder of a draft")
+    return document
+
+
 def _print_overview(console: Console, found: Sequence[Draft]) -> None:
     headings = ("draft", "method", "version", "model", "domain", "held out", "per draft")
     table = _build_table(*headings, "1 at a time", "8", "32")
     for draft in found:
-        for domain in draft.domains or [draft.config.get("domain", "")]:
-            speedups = draft.speedups(domain)
+        for measured in map(draft.measured, draft.domains or [draft.config.get("domain", "")]):
+            speedups = [measured.speedups.get(size) for size in (1, 8, 32)]
             cells = (
                 draft.folder.resolve().name,
                 draft.method,
                 str(draft.config.get("version", "")),
                 str(draft.config.get("target_digest", "")).removeprefix("sha256:")[:8],
-                domain,
-                str(draft.num_test_answers(domain) or "-"),
-                _format_number(draft.acceptance_length(domain)),
-                *(
-                    " > ".join(map(_format_number, speedups[size])) if size in speedups else "-"
-                    for size in (1, 8, 32)
-                ),
+                measured.worth.domain,
+                str(measured.num_answers or "-"),
+                _format_number(measured.worth.acceptance_length),
+                *(" > ".join(map(_format_number, pair)) if pair else "-" for pair in speedups),
             )
             table.add_row(*map(printable, cells))
     console.print(table)
@@ -98,14 +240,9 @@ def _show(console: Console, draft: Draft) -> None:
         table.add_row(f"seconds, {stage}", f"{seconds:.0f}")
     console.print(table)
     _print_overview(console, [draft])
-    for domain in draft.domains:
-        fractions = ", ".join(f"{fraction:.2f}" for fraction in _acceptance_per_position(draft, domain))
+    for domain, measured in draft.domains.items():
+        fractions = ", ".join(map(_format_number, measured.worth.acceptance_per_position))
         console.print(f"{printable(domain)}: accepted by position, all before being so: {fractions}")
-
-
-def _acceptance_per_position(draft: Draft, domain: str) -> Sequence[float]:
-    fractions: Sequence[float] = draft.domains[domain].get("unseen", {}).get("acceptance_per_position", ())
-    return fractions
 
 
 def _build_manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]:
@@ -113,22 +250,6 @@ def _build_manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]
     path = options.path or draft.folder.resolve().name
     version = str(draft.config.get("version", ""))
     name = options.name or re.sub(r"[^a-z0-9]+", "-", version.lower()).strip("-")
-    evaluation = []
-    for domain in draft.domains:
-        length = draft.acceptance_length(domain)
-        evaluation.append(
-            {
-                "domain": domain,
-                **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
-                "acceptancePerPosition": [
-                    f"{fraction:.3f}" for fraction in _acceptance_per_position(draft, domain)
-                ],
-                "gains": [
-                    {"batch": size, "before": f"{before:.3f}", "after": f"{after:.3f}"}
-                    for size, (before, after) in draft.speedups(domain).items()
-                ],
-            }
-        )
     spec: dict[str, Any] = {
         "method": "TurboHeads" if draft.method == HEADS else "EAGLE3",
         "location": {"claimName": options.claim, "path": path.strip("/")},
@@ -136,16 +257,11 @@ def _build_manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]
         "digest": artefact_digest(draft.folder),
         "targetDigest": str(draft.config.get("target_digest", "")),
         "domain": str(draft.config.get("domain", "")) or "draft",
-        "evaluation": evaluation,
+        "evaluation": [measured.worth.to_api() for measured in draft.domains.values()],
+        **({"deploymentName": options.deployment} if options.deployment else {}),
     }
-    if options.deployment:
-        spec["deployment"] = options.deployment
-    return {
-        "apiVersion": "serving.turbo.dev/v1alpha1",
-        "kind": "TurboDraft",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
+    head = {"apiVersion": "serving.turbo.dev/v1alpha1", "kind": "TurboDraft", "metadata": {"name": name}}
+    return {**head, "spec": spec}
 
 
 def _compare(console: Console, first: Draft, second: Draft) -> None:
@@ -153,27 +269,25 @@ def _compare(console: Console, first: Draft, second: Draft) -> None:
         raise DraftsError(
             f"{first.folder} and {second.folder} are for different models; compare drafts of one model"
         )
-    if not {*first.domains} & {*second.domains}:
+    shared = [domain for domain in first.domains if domain in second.domains]
+    if not shared:
         domains = " and ".join(", ".join(draft.domains) or "nothing" for draft in (first, second))
         raise DraftsError(f"they were measured on {domains}: compare drafts of one kind of prompts")
     table = _build_table("domain", "what", str(first.folder), str(second.folder), "second over first")
     for domain in {**first.domains, **second.domains}:
-        rows: dict[str, tuple[float | None, ...]] = {
-            "tokens per draft": (first.acceptance_length(domain), second.acceptance_length(domain))
-        }
-        both = first.speedups(domain), second.speedups(domain)
-        for size in sorted({*both[0], *both[1]}):
+        both = [draft.measured(domain) for draft in (first, second)]
+        rows = {"tokens per draft": [measured.worth.acceptance_length for measured in both]}
+        for size in sorted({*both[0].speedups, *both[1].speedups}):
             for index, source in enumerate(("memory alone", "the draft")):
-                rows[f"speed by {source}, {size} at a time"] = tuple(
-                    speedups[size][index] if size in speedups else None for speedups in both
-                )
+                rows[f"speed by {source}, {size} at a time"] = [
+                    measured.speedups[size][index] if size in measured.speedups else None for measured in both
+                ]
         for label, (before, after) in rows.items():
             ratio = after / before if before and after else None
             table.add_row(printable(domain), label, *map(_format_number, (before, after, ratio)))
     console.print(table)
-    shared = [domain for domain in first.domains if domain in second.domains]
-    different = [domain for domain in shared if not first.has_same_test_answers(second, domain)]
-    if different:
+    pairs = [(domain, first.domains[domain].answers, second.domains[domain].answers) for domain in shared]
+    if different := [domain for domain, ours, theirs in pairs if ours is None or ours != theirs]:
         console.print(
             f"Of {printable(', '.join(different))} they were measured on unlike answers: what is the draft's "
             "and what the answers' is open."

@@ -4,75 +4,79 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import ssl
 import threading
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from turbo_runtime.client.address import KEY_VARIABLE, Address, ServerError, read_api_key
-from turbo_runtime.client.terminal import printable
 from turbo_runtime.contract.endpoints import VERSION_PATH
 
+KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 300.0  # between two reads of an answer; a long prompt on a CPU takes a while
 
+# Control characters but line feed and tab could move the cursor, set the title or fill the clipboard; halves
+# of a pair of UTF-16 cannot be printed at all.
+_UNPRINTABLE: dict[int, str | None] = {
+    **{code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}"),
+}
+
 Json = dict[str, Any]
+Item = TypeVar("Item")
 
 
-class ConnectionGroup:
-    """Connections that another thread can close: a thread in a read notices only a shut socket."""
+class ServerError(Exception):
+    """Problem of the server or the way to it, in one sentence; `status` if the server sent one."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sockets: set[socket.socket] = set()
-        self.is_closed = False
-
-    @contextmanager
-    def track(self, connection: socket.socket) -> Iterator[None]:
-        """Track a connection while it is used; a closed group closes it at once."""
-        with self._lock:
-            self._sockets.add(connection)
-            if self.is_closed:
-                _shut_down(connection)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._sockets.discard(connection)
-
-    def close(self) -> None:
-        """End all reads and writes of these connections, now and from now on."""
-        with self._lock:
-            self.is_closed = True
-            for connection in self._sockets:
-                _shut_down(connection)
-
-
-def _shut_down(connection: socket.socket) -> None:
-    with suppress(OSError):  # the other end was faster
-        # Not the method of a TLS socket, which would also forget the state that its reader is about to use.
-        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
     """A server of the OpenAI API. Every method that sends a request raises ServerError."""
 
-    address: Address
+    host: str
+    port: int
+    secure: bool
+    prefix: str  # of the paths, without /v1
     key: str = field(default="", repr=False)  # of its API; empty: none
 
     @classmethod
     def at(cls, url: str) -> Server:
-        """Return the server, with the key from the environment. Raises ServerError."""
-        return cls(Address.parse(url), read_api_key())
+        """Parse a URL as people write it, and read the key from the environment. Raises ServerError."""
+        error = ServerError(f"{url!r} is no address of a server; write one such as http://127.0.0.1:8000.")
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")  # rejects an empty label and one that is too long
+        except ValueError:
+            raise error from None
+        is_plain = parts.path.isascii() and (host + parts.path).isprintable() and " " not in host + parts.path
+        if parts.scheme not in ("http", "https") or not host or not is_plain:
+            raise error
+        key = os.environ.get(KEY_VARIABLE, "").strip()
+        if not (key.isascii() and key.isprintable()) or " " in key:  # no header can carry it
+            raise ServerError(
+                f"The API key in {KEY_VARIABLE} has white space or letters in it that no key has: copy it "
+                "again."
+            )
+        secure, prefix = parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1")
+        return cls(host, port or (443 if secure else 80), secure, prefix, key)
 
     @property
     def url(self) -> str:
         """Address for messages."""
-        return str(self.address)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' * self.secure}://{host}:{self.port}{self.prefix}"
 
     def model(self) -> str:
         """Return the first model that the server lists."""
@@ -100,49 +104,52 @@ class Server:
         return document if status == 200 and isinstance(document, dict) and "guarantee" in document else None
 
     def stream(
-        self,
-        body: Mapping[str, Any],
-        connections: ConnectionGroup | None = None,
-        path: str = "/v1/chat/completions",
+        self, body: Mapping[str, Any], path: str = "/v1/chat/completions"
     ) -> Generator[Json, None, None]:
-        """Yield the events of a streamed answer; closing the generator or the connections ends the answer."""
-        connection = self._connect()
-        try:
-            with (connections or ConnectionGroup()).track(connection.sock):
-                response = self._request(connection, "POST", path, {**body, "stream": True})
-                if response.status != 200:
-                    text = response.read().decode(errors="replace")
-                    raise ServerError(self._describe_error(response.status, text), response.status)
-                for line in response:
-                    data = line.decode(errors="replace").strip().removeprefix("data:").strip()
-                    if not data or data.startswith(":"):
-                        continue
-                    if data == "[DONE]":
-                        return
-                    event = _parse_json(data)
-                    if not isinstance(event, dict):
-                        raise ServerError(f"{self.url} sent an event that is no JSON object.")
-                    if "error" in event:
-                        raise ServerError(self._describe_error(200, data))
-                    yield event
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"The answer of {self.url} broke off: {_reason(error)}.") from error
-        finally:
-            connection.close()
+        """Yield the events of a streamed answer; closing the generator ends the answer."""
+        failure = f"The answer of {self.url} broke off"
+        with self._open("POST", path, failure, {**body, "stream": True}) as response:
+            if response.status != 200:
+                text = response.read().decode(errors="replace")
+                raise ServerError(self._describe_error(response.status, text), response.status)
+            for line in response:
+                data = line.decode(errors="replace").strip().removeprefix("data:").strip()
+                if not data or data.startswith(":"):
+                    continue
+                if data == "[DONE]":
+                    return
+                event = _parse_json(data)
+                if not isinstance(event, dict):
+                    raise ServerError(f"{self.url} sent an event that is no JSON object.")
+                if "error" in event:
+                    raise ServerError(self._describe_error(200, data))
+                yield event
+
+    def stream_chat(
+        self, body: Mapping[str, Any], progress: Progress
+    ) -> Generator[tuple[str, str], None, None]:
+        """Yield parts of (reasoning, text), and update `progress`; closing the generator ends the answer."""
+        start_time = time.monotonic()
+        with closing(self.stream(body)) as events:
+            for event in events:
+                deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
+                parts = [
+                    (delta.get("reasoning_content") or "", delta.get("content") or "") for delta in deltas
+                ]
+                parts = [part for part in parts if any(part)]
+                progress.update(event, time.monotonic() - start_time, bool(parts))
+                yield from parts
 
     def _get(self, path: str) -> tuple[int, str]:
-        connection = self._connect()
-        try:
-            response = self._request(connection, "GET", path)
+        with self._open("GET", path, f"{self.url} does not answer") as response:
             return response.status, response.read().decode(errors="replace")
-        except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{self.url} does not answer: {_reason(error)}.") from error
-        finally:
-            connection.close()
 
-    def _connect(self) -> http.client.HTTPConnection:
-        kind = http.client.HTTPSConnection if self.address.secure else http.client.HTTPConnection
-        connection = kind(self.address.host, self.address.port, timeout=CONNECT_SECONDS)
+    @contextmanager
+    def _open(
+        self, method: str, path: str, failure: str, body: Mapping[str, Any] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
         try:
             connection.connect()
         except ssl.SSLError as error:
@@ -152,26 +159,97 @@ class Server:
                 f"There is no server at {self.url}: {_reason(error)}; `turbo serve MODEL` starts one."
             ) from error
         connection.sock.settimeout(SILENCE_SECONDS)
-        return connection
-
-    def _request(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-    ) -> http.client.HTTPResponse:
         headers = {"Content-Type": "application/json"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        content = None if body is None else json.dumps(body).encode()
-        connection.request(method, self.address.prefix + path, content, headers)
-        return connection.getresponse()
+        try:
+            content = None if body is None else json.dumps(body).encode()
+            connection.request(method, self.prefix + path, content, headers)
+            yield connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"{failure}: {_reason(error)}.") from error
+        finally:
+            connection.close()
 
     def _describe_error(self, status: int, text: str) -> str:
         return _error_message(text) or printable(
             f"{self.url} answers {status}: {' '.join(text.split())[:200]}"
         )
+
+
+@dataclass(slots=True)
+class Progress:
+    """Figures of an answer so far; `tokens` is the server's count if it sends one, else the events'."""
+
+    tokens: int = 0
+    events: int = 0
+    first_tokens: int = 0  # that the first event brought: speculation may bring several
+    first_token_seconds: float | None = None
+    seconds: float = 0.0
+    acceptance_length: float | None = None
+    speedup: float | None = None  # of the answer, over speculation off
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Rate of the tokens after the first ones; None before there are more."""
+        if self.first_token_seconds is None or self.tokens <= self.first_tokens:
+            return None
+        seconds = self.seconds - self.first_token_seconds
+        return (self.tokens - self.first_tokens) / seconds if seconds > 0 else None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Time per output token (TPOT)."""
+        rate = self.tokens_per_second
+        return None if rate is None else 1 / rate
+
+    def update(self, event: Mapping[str, Any], seconds: float, has_text: bool) -> None:
+        """Update the figures with an event that came after `seconds`."""
+        self.seconds = seconds
+        self.events += has_text
+        usage, turbo = event.get("usage"), event.get("turbo")
+        self.tokens = usage["completion_tokens"] if usage else max(self.tokens, self.events)
+        if turbo:
+            self.acceptance_length = turbo.get("acceptance_length")
+            self.speedup = turbo.get("speedup")
+        if has_text and self.first_token_seconds is None:
+            self.first_token_seconds, self.first_tokens = seconds, self.tokens
+
+
+def work_off(items: Iterable[Item], work: Callable[[Item], None], num_threads: int) -> None:
+    """Do the work on each item, so many at a time. Raises the first error of the work.
+
+    After an interrupt nothing more begins, and what runs is not waited for: a thread of an executor would
+    keep the program from ending.
+    """
+    pending = list(items)
+    remaining, errors = iter(pending), list[BaseException]()
+
+    def work_remaining() -> None:
+        try:
+            for item in remaining:  # a list's iterator gives each item to one thread
+                if errors:
+                    return
+                work(item)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work_remaining, daemon=True) for _ in pending[:num_threads]]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        errors.append(error)
+        raise
+    if errors:
+        raise errors[0]
+
+
+def printable(text: str) -> str:
+    """Return the text without what a terminal would obey."""
+    return text.translate(_UNPRINTABLE)
 
 
 def _parse_json(text: str) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from dataclasses import dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 _hints = functools.cache(get_type_hints)  # most of what reading a document would take
@@ -31,7 +31,7 @@ class JsonDocument:
         except (
             ValueError,
             RecursionError,
-        ) as error:  # too many brackets or digits are no JSON of ours either
+        ) as error:  # of too many brackets or digits
             raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
         record: Self = _from_document(cls, document)
         return record
@@ -39,26 +39,23 @@ class JsonDocument:
 
 def _read(value: object, hint: Any, low: int) -> Any:
     """Read a JSON value as a field of type `hint`, a number not below `low`. Raises ValueError."""
-    if get_origin(hint) is Literal:
-        fits = value in get_args(hint)
-    elif get_origin(hint) is UnionType:
-        options = get_args(hint)
-        if value is None and type(None) in options:
+    options = get_args(hint)
+    if get_origin(hint) is UnionType:
+        if value is None and NoneType in options:
             return None
-        return _read(value, next(option for option in options if option is not type(None)), low)
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list) and len(value) <= _MOST_ITEMS:
-            return tuple(_read(item, get_args(hint)[0], low) for item in value)
-        fits = False
-    elif dataclasses.is_dataclass(hint):
+        return _read(value, next(option for option in options if option is not NoneType), low)
+    if dataclasses.is_dataclass(hint):
         return _from_document(hint, value)
+    if get_origin(hint) is tuple:
+        if isinstance(value, list) and len(value) <= _MOST_ITEMS:
+            return tuple(_read(item, options[0], low) for item in value)
+        fits = False
+    elif get_origin(hint) is Literal:
+        fits = value in options
     elif hint in (int, float):
         # Of a float an integer will do; a boolean is neither, and no comparison holds of NaN.
-        fits = (
-            isinstance(value, int if hint is int else (int, float))
-            and not isinstance(value, bool)
-            and low <= value <= LARGEST
-        )
+        kinds = int if hint is int else (int, float)
+        fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= LARGEST
     else:
         fits = isinstance(value, hint)
     if not fits:

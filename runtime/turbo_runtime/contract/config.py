@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from turbo_runtime.contract.endpoints import PORT
 
@@ -16,8 +16,25 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
-def _flag(default: object, help_text: str, **extra: object) -> Any:
-    return field(default=default, metadata={"help": help_text, **extra})
+# What holds of a value that is given, and what to say of one that it does not hold of.
+_Check = tuple[Callable[[Any], bool], str]
+_COUNT: _Check = (lambda value: value >= 1, "must be at least 1, not {}")
+_POSITIVE: _Check = (lambda value: 0 < value < math.inf, "must be a number above 0, not {}")
+_POSITIVE_OR_DEFAULT: _Check = (_POSITIVE[0], f"{_POSITIVE[1]}; leave it out for the default")
+_NOT_NEGATIVE: _Check = (lambda value: 0 <= value < math.inf, "must be 0 or more, not {}")
+_AT_LEAST_1: _Check = (lambda value: 1 <= value < math.inf, "must be 1 or more, not {}")
+
+
+def _up_to(most: int) -> _Check:
+    return lambda value: 0 <= value <= most, f"must lie between 0 and {most}, not {{}}"
+
+
+def _text(problem: str) -> _Check:
+    return lambda value: value != "", problem
+
+
+def _flag(default: object, help_text: str, check: _Check | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "check": check})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,70 +42,75 @@ class RuntimeConfig:
     """Everything `turbo serve` can be told; defaults live here and nowhere else."""
 
     model: str = field(metadata={"help": "a folder of safetensors, a .gguf file, or a Hugging Face hub id"})
-    revision: str | None = _flag(None, "commit, tag or branch of a hub id", type=str)
+    revision: str | None = _flag(None, "commit, tag or branch of a hub id")
     served_model_name: str | None = _flag(
-        None, "name in the OpenAI API (default: the last part of MODEL)", type=str
+        None,
+        "name in the OpenAI API (default: the last part of MODEL)",
+        _text("must not be empty; leave it out for the last part of MODEL"),
     )
     host: str = _flag("0.0.0.0", "address to listen on")  # noqa: S104  a pod is reached by its own address
-    port: int = _flag(PORT, "port to listen on; 0 takes a free one and prints it")
-    device: Device = _flag("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))  # noqa: RUF009
-    dtype: DType = _flag(  # noqa: RUF009
-        "auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16")
-    )
+    port: int = _flag(PORT, "port to listen on; 0 takes a free one and prints it", _up_to(65535))
+    device: Device = _flag("auto", "auto, cpu or cuda")  # noqa: RUF009
+    dtype: DType = _flag("auto", "auto, float32 or bfloat16")  # noqa: RUF009
     threads: int | None = _flag(
         None,
         "CPU threads of the engine; fixed for the life of the process (default: allowed cores)",
-        type=int,
+        _POSITIVE_OR_DEFAULT,
     )
     max_model_len: int | None = _flag(
-        None, "longest prompt plus answer, in tokens (default: the model's own)", type=int
+        None, "longest prompt plus answer, in tokens (default: the model's own)", _POSITIVE_OR_DEFAULT
     )
-    max_num_seqs: int = _flag(32, "requests decoded together")
-    max_queued_requests: int = _flag(256, "requests queued before 429")
-    max_queued_prompt_tokens: int = _flag(1 << 20, "tokens of their prompts queued before 429")
-    max_num_batched_tokens: int = _flag(512, "tokens of one forward pass, prefill and verification together")
+    max_num_seqs: int = _flag(32, "requests decoded together", _COUNT)
+    max_queued_requests: int = _flag(256, "requests queued before 429", _COUNT)
+    max_queued_prompt_tokens: int = _flag(1 << 20, "tokens of their prompts queued before 429", _COUNT)
+    max_num_batched_tokens: int = _flag(
+        512, "tokens of one forward pass, prefill and verification together", _COUNT
+    )
     kv_cache_gib: float | None = _flag(
-        None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float
+        None, "memory of the KV cache in GiB (default: what fits, at most 4)", _POSITIVE_OR_DEFAULT
     )
     speculation: Speculation = _flag(  # noqa: RUF009
-        "auto",
-        "what drafts: suffix, heads, auto for the surer of both, or off",
-        choices=("auto", "suffix", "heads", "off"),
+        "auto", "what drafts: suffix, heads, auto for the surer of both, or off"
     )
     draft_config: str | None = _flag(
         None,
         "a JSON file that names the drafts in use, followed while serving; it stands above --speculation. "
         "Of several, a request chooses with the header X-Turbo-Draft",
-        type=str,
     )
-    max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")
+    max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step", _up_to(64))
     audit_fraction: float = _flag(
         0.01,
         "share of finished answers, 0 to 1, computed again without speculation while idle and compared; a "
         "hundredth costs little power, and finds what spoils one answer in ten within about a thousand",
+        _up_to(1),
     )
     api_key_file: str | None = _flag(
-        None, "a file of API keys, one a line, as name:key; read again when it changes", type=str
+        None,
+        "a file of API keys, one a line, as name:key; read again when it changes",
+        _text("must name a file; leave it out to ask for no keys"),
     )
     capture_config: str | None = _flag(
         None,
         "a JSON file that says which prompts are kept for drafts to learn from, and where; read again when "
         "it changes",
-        type=str,
+        _text("must name a file; leave it out to keep no prompts"),
     )
     request_timeout_seconds: float = _flag(
-        600.0, "longest time for the answers to one request, queueing included"
+        600.0, "longest time for the answers to one request, queueing included", _POSITIVE
     )
-    step_timeout_seconds: float = _flag(
+    step_timeout_seconds: float = _flag(  # an idle engine is heard of every half second
         60.0,
         "an engine that finishes no step for so long, once it is ready, is ended, and the server with it",
+        _AT_LEAST_1,
     )
     connection_seconds: float = _flag(
-        300.0, "after about so long a connection is closed, so that clients spread; 0 keeps it"
+        300.0, "after about so long a connection is closed, so that clients spread; 0 keeps it", _NOT_NEGATIVE
     )
-    drain_timeout_seconds: float = _flag(110.0, "after SIGTERM: longest wait for running requests")
+    drain_timeout_seconds: float = _flag(
+        110.0, "after SIGTERM: longest wait for running requests", _NOT_NEGATIVE
+    )
     shutdown_delay_seconds: float = _flag(
-        5.0, "after SIGTERM: serve on while load balancers take the pod out"
+        5.0, "after SIGTERM: serve on while load balancers take the pod out", _NOT_NEGATIVE
     )
 
     def to_argv(self) -> list[str]:
@@ -110,18 +132,19 @@ class RuntimeConfig:
             description="Serve a model with lossless speculative decoding.",
             allow_abbrev=False,  # a prefix that is unique today may not be tomorrow
         )
-        for spec in dataclasses.fields(cls):
-            meta = spec.metadata
-            if spec.name == "model":
-                parser.add_argument("model", metavar="MODEL", help=meta["help"])
-                continue
+        model, *flags = dataclasses.fields(cls)
+        parser.add_argument("model", metavar="MODEL", help=model.metadata["help"])
+        hints = get_type_hints(cls)
+        for spec in flags:
+            kind, *_ = get_args(hints[spec.name]) or [hints[spec.name]]
+            choices = get_args(hints[spec.name]) if get_origin(hints[spec.name]) is Literal else None
             parser.add_argument(
                 f"--{spec.name.replace('_', '-')}",
                 default=spec.default,
-                type=meta.get("type", type(spec.default)),
-                choices=meta.get("choices"),
-                metavar=None if "choices" in meta else spec.name.rsplit("_", 1)[-1].upper(),
-                help=f"{meta['help']}" + ("" if spec.default is None else f" (default: {spec.default})"),
+                type=str if choices else kind,
+                choices=choices,
+                metavar=None if choices else spec.name.rsplit("_", 1)[-1].upper(),
+                help=spec.metadata["help"] + ("" if spec.default is None else f" (default: {spec.default})"),
             )
         return parser
 
@@ -139,38 +162,10 @@ class RuntimeConfig:
         """What is wrong with the values, in one sentence that names the flag and the remedy, or None."""
         if not self.model or self.model.startswith("-"):
             return f"MODEL must be a path or a hub id, not {self.model!r}"
-        if self.served_model_name == "":
-            return "--served-model-name must not be empty; leave it out for the last part of MODEL"
-        if self.api_key_file == "":
-            return "--api-key-file must name a file; leave it out to ask for no keys"
-        if self.capture_config == "":
-            return "--capture must name a file; leave it out to keep no prompts"
-        if not 0 <= self.port <= 65535:
-            return f"--port must lie between 0 and 65535, not {self.port}"
-        for name in (
-            "max_num_seqs",
-            "max_queued_requests",
-            "max_queued_prompt_tokens",
-            "max_num_batched_tokens",
-        ):
-            if getattr(self, name) < 1:
-                return f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
-        for name in ("threads", "max_model_len", "kv_cache_gib"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                flag = f"--{name.replace('_', '-')}"
-                return f"{flag} must be a number above 0, not {value}; leave it out for the default"
+        for spec in dataclasses.fields(self)[1:]:
+            value, check = getattr(self, spec.name), spec.metadata["check"]
+            if value is not None and check is not None and not check[0](value):
+                return f"--{spec.name.replace('_', '-')} {check[1].format(value)}"
         if self.speculation == "heads" and self.draft_config is None:
-            return "--speculation=heads needs --drafts FILE, which names the folder of the heads"
-        if not 0 <= self.max_draft_tokens <= 64:
-            return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
-        if not 0 <= self.audit_fraction <= 1:
-            return f"--audit-fraction must lie between 0 and 1, not {self.audit_fraction}"
-        if not 0 < self.request_timeout_seconds < math.inf:
-            return f"--request-timeout-seconds must be a number above 0, not {self.request_timeout_seconds}"
-        if not 1 <= self.step_timeout_seconds < math.inf:  # an idle engine is heard of every half second
-            return f"--step-timeout-seconds must be 1 or more, not {self.step_timeout_seconds}"
-        for name in ("connection_seconds", "drain_timeout_seconds", "shutdown_delay_seconds"):
-            if not 0 <= getattr(self, name) < math.inf:
-                return f"--{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}"
+            return "--speculation=heads needs --draft-config FILE, which names the folder of the heads"
         return None

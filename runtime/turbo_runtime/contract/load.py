@@ -40,8 +40,3 @@ class Load(JsonDocument):
     draft_version: str | None = None  # of the draft weights in use; empty: none
     draft_error: str | None = None  # why drafts are not those asked for; empty: they are
     captured: int | None = None  # prompts kept to learn from, since start
-
-    @property
-    def acceptance_length(self) -> float | None:
-        """Tokens committed per verified draft, the bonus token included; None before the first draft."""
-        return 1 + self.accepted_tokens / self.drafts if self.drafts else None

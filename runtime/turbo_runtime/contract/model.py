@@ -39,11 +39,8 @@ class ModelShape:
     @property
     def active_parameters(self) -> int:
         """Weights that a token passes: of experts only its own."""
-        if not self.experts:
-            return self.parameters
-        return (
-            self.parameters - self.expert_parameters * (self.experts - self.experts_per_token) // self.experts
-        )
+        idle = self.experts - self.experts_per_token
+        return self.parameters - (self.expert_parameters * idle // self.experts if self.experts else 0)
 
     @property
     def max_served(self) -> int:

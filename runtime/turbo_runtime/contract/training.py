@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from turbo_runtime.contract.codec import JsonDocument
 
@@ -27,6 +28,23 @@ class DomainEvaluation:
     acceptance_length: float | None = None  # None: no answer was left to measure it on
     acceptance_per_position: tuple[float, ...] = ()
     gains: tuple[MeasuredGain, ...] = ()
+
+    def to_api(self) -> dict[str, Any]:
+        """Return it as `spec.evaluation` of a TurboDraft has it."""
+        length = self.acceptance_length
+        return {
+            "domain": self.domain,
+            **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
+            "acceptancePerPosition": [f"{share:.3f}" for share in self.acceptance_per_position],
+            "speedups": [
+                {
+                    "batchSize": gain.batch,
+                    "suffixOnly": f"{gain.before:.3f}",
+                    "withDraft": f"{gain.after:.3f}",
+                }
+                for gain in self.gains
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from threading import Lock
 from typing import Any
 
-from turbo_runtime.client.address import ServerError
-from turbo_runtime.client.client import Server
-from turbo_runtime.client.thread_pool import work_off
+from turbo_runtime.client.client import Server, ServerError, work_off
 from turbo_runtime.distill.data.responses import TokenizedPrompt
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.messages import SamplingParams
@@ -37,18 +34,14 @@ class Endpoint:
         self,
         prompts: Sequence[TokenizedPrompt],
         params: SamplingParams,
-        again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
         """As `TargetModel.answer`. Raises DistillError."""
         responses: list[tuple[int, ...]] = [()] * len(prompts)
-        lock = Lock()
 
         def work(number: int) -> None:
-            prompt = prompts[number]
-            responses[number] = self._try(prompt, again if prompt.choice else params)
-            with lock:
-                answered()
+            responses[number] = self._try(prompts[number], params)
+            answered()
 
         try:
             work_off(range(len(prompts)), work, MAX_REQUESTS)
@@ -58,33 +51,30 @@ class Endpoint:
         return responses
 
     def _try(self, prompt: TokenizedPrompt, params: SamplingParams) -> tuple[int, ...]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "prompt": list(prompt.prompt),
+            "max_tokens": params.max_tokens,
+            "temperature": prompt.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "seed": params.seed + prompt.choice,
+            **_NEUTRAL,
+        }
         pauses = list(_PAUSES)
         while True:
-            returns_tokens = self._returns_tokens
+            extra = {_TOKENS: True} if self._returns_tokens else {}
             try:
-                return self._complete(prompt, params, returns_tokens)
+                return self._complete({**body, **extra})
             except ServerError as error:
-                if returns_tokens and error.status == 400 and _TOKENS in str(error):
+                if extra and error.status == 400 and _TOKENS in str(error):
                     self._returns_tokens = False
                 elif pauses and error.status in _BUSY:
                     time.sleep(pauses.pop(0))
                 else:
                     raise
 
-    def _complete(
-        self, prompt: TokenizedPrompt, params: SamplingParams, returns_tokens: bool
-    ) -> tuple[int, ...]:
-        body: dict[str, Any] = {
-            "model": self._model,
-            "prompt": list(prompt.prompt),
-            "max_tokens": params.max_tokens,
-            "temperature": params.temperature,
-            "top_p": params.top_p,
-            "top_k": params.top_k,
-            "seed": (params.seed or 0) + prompt.choice,
-            **_NEUTRAL,
-            **({_TOKENS: True} if returns_tokens else {}),
-        }
+    def _complete(self, body: dict[str, Any]) -> tuple[int, ...]:
         text, reason, tokens = "", None, list[int]()
         for event in self._server.stream(body, path=_PATH):
             for choice in event.get("choices") or ():

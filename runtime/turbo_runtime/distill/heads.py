@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.evaluation.acceptance import count_accepted
-from turbo_runtime.distill.loss import Words, chance_of_acceptance
+from turbo_runtime.distill.loss import chance_of_acceptance, positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
-from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads, tensors_digest
+from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import answer_key
 
+_BATCH = 256  # positions drafted for together
 _REVIEW_ROWS = 256  # that are read together where nothing is learnt from them
 _CONFIDENCE_STEPS, _CONFIDENCE_RATE = 300, 0.01
 
@@ -29,12 +32,11 @@ class HeadsStudent:
     """Heads in float32, whatever the target's dtype."""
 
     def __init__(self, heads: Heads, recipe: Recipe) -> None:
-        self.heads = heads
-        self.module: nn.Module = heads
-        self.depth, self.vocabulary = heads.heads, heads.vocabulary
+        self.module, self.depth, self.vocabulary = heads, heads.heads, heads.vocabulary
         self.guessers = [heads.block, heads.block_bias, heads.markov_in, heads.markov_out]
+        self.passes = 1  # over all weights, for all tokens of a draft
+        self.words = positions_in(heads.vocabulary, len(heads.embedding))
         self._recipe = recipe
-        self._words = Words(heads.vocabulary, len(heads.embedding))
 
     def steps(self, completions: Sequence[Completion]) -> int:
         """Count steps of the recipe's rows."""
@@ -54,14 +56,14 @@ class HeadsStudent:
 
     def guess(self, lesson: TrainingBatch) -> tuple[Tensor, TrainingBatch]:
         """Return the logits of all heads."""
-        logits, _, _ = self.heads(lesson.hidden.float(), lesson.before)
+        logits, _, _ = self.module(lesson.hidden.float(), lesson.before)
         return logits, lesson
 
     def settle(self, judges: TrainingExamples) -> None:
         """Train the confidences on responses that nothing else was learnt from: heads are far surer of what
         they have seen than of anything else. A head's is needed only where all before it were right.
         """
-        heads, recipe = self.heads, self._recipe
+        heads, recipe = self.module, self._recipe
         clues, taken, known = self._clues(judges)
         weight = known * torch.cat([torch.ones_like(taken[:, :1]), taken[:, :-1].cumprod(1)], 1)
         parameters = [heads.confidence, heads.confidence_bias]
@@ -85,10 +87,10 @@ class HeadsStudent:
         """
         clues, taken, known = [], [], []
         for lesson in self.review(judges):
-            logits, states, m = self.heads(lesson.hidden.float(), lesson.before)
-            inputs = [self.heads.clues(states[j], m[:, j], logits[:, j]) for j in range(self.depth)]
+            logits, states, m = self.module(lesson.hidden.float(), lesson.before)
+            inputs = [self.module.clues(states[j], m[:, j], logits[:, j]) for j in range(self.depth)]
             clues.append(torch.stack(inputs, 1))
-            taken.append(chance_of_acceptance(logits, lesson, self._words, self._recipe.temperature))
+            taken.append(chance_of_acceptance(logits, lesson, self.words, self._recipe.temperature))
             known.append(lesson.wanted != UNKNOWN)
         return torch.cat(clues), torch.cat(taken), torch.cat(known)
 
@@ -96,11 +98,13 @@ class HeadsStudent:
 class HeadsMethod:
     """Heads for one target."""
 
+    student: HeadsStudent
+
     def __init__(self, served: TargetModel, recipe: Recipe, params: SamplingParams) -> None:
         """`params`: of the distribution that is learnt in addition to the tokens."""
-        self.name = "heads"
         self._served, self._recipe, self._params = served, recipe, params
         embedding = served.target.embedding
+        self.target_vocabulary = len(embedding)
         self.row_bytes = embedding.shape[1] * embedding.itemsize + LIKELIEST * 8 + 16
 
     def rows(self, completion: Completion) -> int:
@@ -115,18 +119,16 @@ class HeadsMethod:
         """Return the material: heads learn from nothing else."""
         return material
 
-    def student(self, vocabulary: Tensor) -> HeadsStudent:
+    def begin(self, vocabulary: Tensor) -> None:
         """Create heads that repeat the LM head."""
         torch.manual_seed(self._recipe.seed)
         target = self._served.target
         output = target.output_rows(vocabulary.to(target.embedding.device)).float()
-        return HeadsStudent(self._create(output, vocabulary), self._recipe)
+        self.student = HeadsStudent(self._create(output, vocabulary), self._recipe)
 
-    def taken(
-        self, student: HeadsStudent, completions: Sequence[Completion]
-    ) -> Iterator[tuple[Completion, list[int]]]:
+    def taken(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
         """Draft with the drafter that serves."""
-        drafter = HeadsDrafter(self.heads(student), self._served.noise)
+        drafter = HeadsDrafter(self.heads(), self._served.noise)
         remaining = list(completions)
         for examples in self._served.examples(completions, self._params):
             at = 0
@@ -136,25 +138,16 @@ class HeadsMethod:
                 yield completion, count_accepted(completion, states, drafter)
                 at += len(completion.tokens)
 
-    def heads(self, student: HeadsStudent) -> Heads:
+    def heads(self) -> Heads:
         """Copy them into the target's dtype."""
-        copy = self._create(self._served.target.output_rows(student.vocabulary), student.vocabulary)
-        copy.load_state_dict(student.heads.state_dict())
-        return copy.to(self._served.target.embedding.dtype).eval().requires_grad_(False)
+        target, vocabulary = self._served.target, self.student.vocabulary
+        copy = self._create(target.output_rows(vocabulary), vocabulary)
+        copy.load_state_dict(self.student.module.state_dict())
+        return copy.to(target.embedding.dtype).eval().requires_grad_(False)
 
-    def draft_weights(self, student: HeadsStudent) -> int:
-        """Count all heads in one pass, and the rows of the LM head once."""
-        return sum(map(Tensor.numel, student.guessers)) + student.heads.output.numel()
-
-    def digest(self, student: HeadsStudent) -> str:
-        """Digest tensors and vocabulary."""
-        return tensors_digest(student.heads, student.vocabulary)
-
-    def save(
-        self, folder: Path, student: HeadsStudent, version: str, domain: str, training: Mapping[str, Any]
-    ) -> None:
+    def save(self, folder: Path, version: str, domain: str, training: dict[str, Any]) -> None:
         """Write what `load_heads` reads."""
-        target, heads = self._served.target, student.heads
+        target, heads = self._served.target, self.student.module
         config = HeadsConfig(
             version=version,
             heads=heads.heads,
@@ -164,10 +157,43 @@ class HeadsMethod:
             target_vocabulary_size=len(target.embedding),
             target_digest=target.digest,
             domain=domain,
-            training=dict(training),
+            training=training,
         )
         save_heads(folder, config, heads)
 
     def _create(self, output: Tensor, vocabulary: Tensor) -> Heads:
         embedding, recipe = self._served.target.embedding, self._recipe
         return Heads(embedding, output, vocabulary, heads=recipe.depth, markov_rank=recipe.markov_rank)
+
+
+def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter) -> list[int]:
+    """Count the right tokens of a draft behind each token of the response but the last, made with the noise
+    and the `states` (tokens, width) that the response was drawn with.
+    """
+    asked, length = completion.asked, len(completion.asked.prompt)
+    coupling = Coupling(answer_key(asked.seed, asked.prompt, asked.choice), asked.temperature)
+    text = (*asked.prompt, *completion.tokens)
+    requests = (
+        DraftRequest("", text[: length + at + 1], length, len(text), "", coupling, states[at])
+        for at in range(len(completion.tokens) - 1)
+    )
+    counts: list[int] = []
+    while batch := list(islice(requests, _BATCH)):
+        counts += _draft_along(drafter, batch, text)
+    return counts
+
+
+def _draft_along(drafter: HeadsDrafter, requests: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
+    """Count how far each draft goes as the text does, whose last token is left out."""
+    drafter.begin(requests)
+    lengths, live = [0] * len(requests), [True] * len(requests)
+    while any(live):
+        right: list[int | None] = []
+        offers = drafter.next_candidates([0.0] * len(requests))
+        for index, (request, offer) in enumerate(zip(requests, offers, strict=True)):
+            at = len(request.tokens) + lengths[index]
+            live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
+            lengths[index] += live[index]
+            right.append(offer.token if offer is not None and live[index] else None)
+        drafter.advance(right)
+    return lengths

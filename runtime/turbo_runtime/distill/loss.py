@@ -9,30 +9,24 @@ from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch
 from turbo_runtime.distill.recipe import Recipe
 
 
-class Words:
-    """Positions of the target's ids in a draft's vocabulary."""
-
-    def __init__(self, vocabulary: Tensor, target_vocabulary: int) -> None:
-        """`vocabulary` (V,): ids, ascending."""
-        positions = torch.full((target_vocabulary + 1,), UNKNOWN, device=vocabulary.device)
-        positions[vocabulary] = torch.arange(len(vocabulary), device=vocabulary.device)
-        self._positions = positions  # the last is that of an id that is UNKNOWN itself
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        """Map ids, or UNKNOWN, to positions, or UNKNOWN."""
-        return self._positions[ids.long()]
+def positions_in(vocabulary: Tensor, target_vocabulary: int) -> Tensor:
+    """Return by id of the target its position in a draft's vocabulary (V,), ascending ids, or UNKNOWN."""
+    # the last is that of an id that is UNKNOWN itself
+    positions = torch.full((target_vocabulary + 1,), UNKNOWN, device=vocabulary.device)
+    positions[vocabulary] = torch.arange(len(vocabulary), device=vocabulary.device)
+    return positions
 
 
-def guessing(logits: Tensor, batch: TrainingBatch, words: Words, recipe: Recipe) -> Tensor:
-    """Return the loss of the guesses: logits (rows, heads, V) -> a scalar.
+def guessing(logits: Tensor, batch: TrainingBatch, words: Tensor, recipe: Recipe) -> Tensor:
+    """Return the loss of the guesses: logits (rows, heads, V) -> a scalar. `words`: of `positions_in`.
 
     Cross-entropy with the tokens, cross-entropy with the target's distribution (its probabilities outside the
     vocabulary left out), and total variation, which is 1 - acceptance of drafts that are drawn from the
     maximal coupling (Leviathan, Kalman, Matias, arXiv 2211.17192), a little more than shared noise gives.
     """
     log_q = (logits.float() / recipe.taught_temperature).log_softmax(-1)  # as drafts are drawn
-    wanted = words(batch.wanted)
-    likely = words(batch.likely)
+    wanted = words[batch.wanted.long()]
+    likely = words[batch.likely.long()]
     chances = torch.where(likely == UNKNOWN, 0.0, batch.chances)
     log_likely = log_q.gather(-1, likely.clamp(min=0))
     total = logits.new_zeros(logits.shape[:2], dtype=torch.float32)
@@ -49,7 +43,7 @@ def guessing(logits: Tensor, batch: TrainingBatch, words: Words, recipe: Recipe)
     return (total * weight).sum() / weight.sum().clamp(min=1)
 
 
-def chance_of_acceptance(logits: Tensor, batch: TrainingBatch, words: Words, temperature: float) -> Tensor:
+def chance_of_acceptance(logits: Tensor, batch: TrainingBatch, words: Tensor, temperature: float) -> Tensor:
     """Return the chance (rows, heads) that each head's token is accepted, all before it being right: where
     the target is greedy whether it is the response's token, else that of two draws sharing Gumbel noise,
 
@@ -58,8 +52,8 @@ def chance_of_acceptance(logits: Tensor, batch: TrainingBatch, words: Words, tem
     summed over the ids that are kept of the target's distribution; all others count as one.
     """
     if not temperature:
-        return (logits.argmax(-1) == words(batch.wanted)).float()
-    likely = words(batch.likely)
+        return (logits.argmax(-1) == words[batch.wanted.long()]).float()
+    likely = words[batch.likely.long()]
     p = batch.chances
     q = (logits.float() / temperature).softmax(-1).gather(-1, likely.clamp(min=0))
     q = torch.where((likely == UNKNOWN) | (p == 0), 0.0, q)

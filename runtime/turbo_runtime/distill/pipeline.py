@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from torch import Tensor
+
 from turbo_runtime.atomic_write import write_whole_by
 from turbo_runtime.client.client import Server
-from turbo_runtime.distill.data.examples import choose_vocabulary
 from turbo_runtime.distill.data.prompt_set import tokenize
 from turbo_runtime.distill.data.responses import (
     Completion,
@@ -28,12 +29,10 @@ from turbo_runtime.distill.data.responses import (
     write_asked,
     write_kept,
 )
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
-from turbo_runtime.distill.eagle3.method import Eagle3Method
+from turbo_runtime.distill.eagle3 import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
-from turbo_runtime.distill.evaluation.acceptance import evaluate
-from turbo_runtime.distill.evaluation.record import DomainRecord, Record
+from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
 from turbo_runtime.distill.evaluation.report import write_report
 from turbo_runtime.distill.evaluation.speedup_benchmark import (
     BATCHES,
@@ -45,13 +44,24 @@ from turbo_runtime.distill.evaluation.speedup_benchmark import (
     ways,
 )
 from turbo_runtime.distill.heads import HeadsMethod
-from turbo_runtime.distill.method import Method, Student
-from turbo_runtime.distill.pilot import Pilot, choose_method, run_pilot, settings
-from turbo_runtime.distill.progress import Progress
-from turbo_runtime.distill.recipe import AUTO, HEADS, HELD_OUT, JUDGES, TRAINED, TRAINING, Recipe
+from turbo_runtime.distill.recipe import (
+    AUTO,
+    HEADS,
+    HELD_OUT,
+    JUDGES,
+    PARTS,
+    PILOT_ANSWERS,
+    PILOT_EPOCHS,
+    TRAINED,
+    TRAINING,
+    Pilot,
+    Recipe,
+    choose_method,
+)
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.distill.trainer import Training, read_state
-from turbo_runtime.distill.workspace import Workspace
+from turbo_runtime.distill.trainer import Course, Method, Shards, prepare_training, read_state
+from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
+from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
@@ -84,33 +94,26 @@ class Distillation:
         active_parameters: int,
         prompts: Mapping[str, Sequence[Prompt]],
         kept: Kept,
-        recipe: Recipe,
         work: Workspace,
         options: Options,
-        progress: Progress,
     ) -> None:
         """`model`: its name for people; `active_parameters`: those that a token passes; `prompts` by part;
-        `kept`: responses to learn from where there are no prompts. Raises DistillError for some that the
-        model cannot read.
+        `kept`: responses to learn from instead. Raises DistillError for some that the model cannot read.
         """
-        self._served, self._model, self._recipe = served, model, recipe
-        self._work, self._options, self._progress = work, options, progress
-        self._prompts, self._kept = prompts, kept
-        self._vocabulary_size = len(served.target.embedding)
-        kept.check(self._vocabulary_size, served.ready.max_model_len)
-        self._active = active_parameters
+        self._served, self._model, self._active = served, model, active_parameters
+        self._prompts, self._kept, self._options = prompts, kept, options
+        self._work, self._progress, self._recipe = work, work.progress, work.request.recipe
+        kept.check(len(served.target.embedding), served.ready.max_model_len)
         self._pilots: dict[str, Any] = {}
-        if recipe.method != AUTO:
-            self._method = self._create_method(recipe)
+        if self._recipe.method != AUTO:
+            self._method = self._create_method(self._recipe)
 
     def run(self) -> Record:
-        """Do all that remains. Raises PromptsError for prompts that cannot be asked, before anything is
-        written; DistillError.
-        """
+        """Do all that remains. Raises DistillError, and PromptsError before anything is written."""
         # as they were asked first: a chat template may write the date
         existing = read_asked(self._work.folder / ASKED)
         asked = self._tokenize() if existing is None else existing
-        self._work.begin()
+        self._work.write(REQUEST_FILE, self._work.request.document())
         self._check_machine()
         if existing is None:
             shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
@@ -119,13 +122,12 @@ class Distillation:
         if self._recipe.method == AUTO:
             self._recipe = self._compare_methods(parts)
             self._method = self._create_method(self._recipe)
-        training = self._train(parts)
-        student, course = training.student, training.course
+        course = self._train(parts)
         learnt = {completion.tokens for name in (TRAINING, JUDGES) for completion in parts[name]}
-        domains = self._evaluate(student, parts[HELD_OUT], learnt)
-        heads = self._method.heads(student)
-        if self._options.gain and heads:
-            self._measure_speedups(heads, parts, domains, learnt)
+        domains = self._evaluate(parts[HELD_OUT], learnt)
+        if self._options.gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
+            unseen = [completion for completion in parts[HELD_OUT] if completion.tokens not in learnt]
+            self._measure_speedups(self._method.heads(), {**parts, HELD_OUT: unseen}, domains)
         record = Record(
             self._recipe.method,
             domains,
@@ -140,7 +142,7 @@ class Distillation:
         write_report(self._work.out, record, self._model)
         if self._options.keep_answers:
             write_kept(self._work.out, [completion for part in parts.values() for completion in part])
-        self._save(student, parts[TRAINING], record)
+        self._save(parts[TRAINING], record)
         self._work.remove()
         return record
 
@@ -152,40 +154,43 @@ class Distillation:
             return HeadsMethod(self._served, recipe, params)
         return Eagle3Method(self._served, self._model, recipe, params)
 
-    def _max_rows(self, method: Method) -> int:
-        """Rows of material that the memory holds."""
+    def _deal(self, method: Method, completions: Sequence[Completion]) -> Shards:
+        """Deal them into parts that the memory holds."""
         memory = int(self._work.request.memory_gib * 2**30)
-        return max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
+        max_rows = max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
+        return Shards(completions, method.rows, max_rows, self._recipe.seed, method.read)
 
     def _compare_methods(self, parts: Parts) -> Recipe:
         """Return the recipe of the method that pays most in a pilot; an earlier run's pilot counts."""
         pilots = self._work.read(PILOT)
         if pilots is None:
             pilots = {}
-            with self._work.stage(self._progress, "pilot", len(TRAINED), "methods") as advance:
+            with self._work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
-                    recipe = settings(self._recipe, name)
+                    recipe = self._recipe.of_method(name)
                     try:
                         method = self._create_method(recipe)
                     except DistillError:  # the model has too few layers for it
-                        advance()
-                        continue
-                    pilot = run_pilot(
-                        method,
-                        parts[TRAINING],
-                        parts[JUDGES],
-                        recipe,
-                        self._max_rows(method),
-                        self._vocabulary_size,
-                        self._active,
-                    )
-                    pilots[name] = dataclasses.asdict(pilot)
+                        pass
+                    else:
+                        pilots[name] = dataclasses.asdict(self._run_pilot(method, recipe, parts))
                     advance()
             self._work.write(PILOT, pilots)
         self._pilots = pilots
         chosen = choose_method({name: Pilot(**fields) for name, fields in pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
-        return settings(self._recipe, chosen)
+        return self._recipe.of_method(chosen)
+
+    def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
+        few = list(parts[TRAINING])
+        random.Random(recipe.seed).shuffle(few)  # noqa: S311  a shuffle, no secret
+        del few[PILOT_ANSWERS:]
+        short = dataclasses.replace(recipe, epochs=PILOT_EPOCHS)
+        training = prepare_training(method, short, self._deal(method, few), 0, parts[JUDGES], {})
+        training.run(lambda _: None)
+        weights = sum(map(Tensor.numel, method.student.guessers)) + method.student.module.output.numel()
+        cost = method.student.passes * weights / self._active
+        return Pilot(recipe.method, max(training.course.judged), cost)
 
     def _tokenize(self) -> list[TokenizedPrompt]:
         max_tokens = self._served.ready.max_model_len - self._recipe.max_tokens
@@ -221,40 +226,35 @@ class Distillation:
         )
 
     def _respond(self, prompts: Sequence[TokenizedPrompt]) -> list[Completion]:
-        params, again = (self._params(self._recipe.drawn_at(choice)) for choice in (0, 1))
+        params = self._params(self._recipe.temperature)
         target: TargetModel | Endpoint = self._served
         if self._options.endpoint:
             server = Server.at(self._options.endpoint)
             target = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
-        with self._work.stage(self._progress, "answers", len(prompts), "prompts") as advance:
+        with self._work.stage("answers", len(prompts), "prompts") as advance:
             return answer_all(
                 prompts,
                 self._work.folder / ANSWERS,
-                lambda group, answered: target.answer(group, params, again, answered),
+                lambda group, answered: target.answer(group, params, answered),
                 lambda count, known: advance(count, known=known),
             )
 
     def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
         """Return by part those that can be learnt from, and how many cannot."""
-        parts: dict[str, list[Completion]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
-        left_out = 0
-        for completion in completions:
-            if len(completion.tokens) < 2 or is_looping(completion.tokens):
-                left_out += 1
-            else:
-                parts[completion.asked.part].append(completion)
-        for name, part in parts.items():
-            if not part:
-                raise DistillError(
-                    f"no answer is left for the part '{name}' of the prompts: {left_out} of "
-                    f"{len(completions)} say one thing over and over or end at once; give more prompts, or a "
-                    "higher --temperature"
-                )
+        usable = [c for c in completions if len(c.tokens) >= 2 and not is_looping(c.tokens)]
+        left_out = len(completions) - len(usable)
+        parts = {name: [c for c in usable if c.asked.part == name] for name in PARTS}
+        if empty := [name for name, part in parts.items() if not part]:
+            raise DistillError(
+                f"no answer is left for the part '{empty[0]}' of the prompts: {left_out} of "
+                f"{len(completions)} say one thing over and over or end at once; give more prompts, or a "
+                "higher --temperature"
+            )
         return parts, left_out
 
-    def _train(self, parts: Parts) -> Training:
-        recipe, method, max_rows = self._recipe, self._method, self._max_rows(self._method)
-        shards = Shards(parts[TRAINING], method.rows, max_rows, recipe.seed, method.read)
+    def _train(self, parts: Parts) -> Course:
+        recipe, method = self._recipe, self._method
+        shards = self._deal(method, parts[TRAINING])
         checkpoint = self._work.folder / CHECKPOINT
         state: dict[str, Any] = {}
         if checkpoint.is_file():
@@ -262,31 +262,16 @@ class Distillation:
                 state = read_state(checkpoint)
             except DamagedError as error:
                 self._progress.say(f"{checkpoint} cannot be read ({error}): training begins anew")
-        if state:
-            vocabulary = state["vocabulary"]
-        else:
-            first = shards.order(0, recipe.seed)[0]
-            with self._work.stage(self._progress, "states", 1, "part") as advance:
+        first = shards.order(0, recipe.seed)[0]
+        if not state:
+            with self._work.stage("states", 1, "part") as advance:
                 shards.material(first)
                 advance()
-            answers = [completion.tokens for completion in parts[TRAINING]]
-            examples = method.examples(shards.material(first))
-            vocabulary = choose_vocabulary(answers, examples, self._vocabulary_size, recipe.vocabulary)
-            del examples  # else it would stay in memory beside the part in training
         judges = list(parts[JUDGES])
         random.Random(recipe.seed).shuffle(judges)  # noqa: S311  a shuffle, no secret
-        judging = fitting(judges, method.rows, max_rows // JUDGES_SHARE)
-        training = Training(
-            method.student(vocabulary),
-            self._vocabulary_size,
-            shards,
-            lambda: method.read(judging),
-            recipe,
-        )
-        if state:
-            training.load(state)
+        training = prepare_training(method, recipe, shards, first, judges, state)
         done_before = training.course.step
-        with self._work.stage(self._progress, "training", training.steps, "steps", done_before) as advance:
+        with self._work.stage("training", training.steps, "steps", done_before) as advance:
             due = time.monotonic() + MIN_SAVE_SECONDS
 
             def done(_: int) -> None:
@@ -300,49 +285,40 @@ class Distillation:
 
             training.run(done)
             write_whole_by(checkpoint, training.save)
-        training.student.module.eval().requires_grad_(False)
-        return training
+        method.student.module.eval().requires_grad_(False)
+        return training.course
 
     def _evaluate(
-        self, student: Student, held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
+        self, held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
     ) -> dict[str, DomainRecord]:
         by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
-        with self._work.stage(self._progress, "evaluation", len(held_out), "answers") as advance:
-            for completion, counts in self._method.taken(student, held_out):
+        with self._work.stage("evaluation", len(held_out), "answers") as advance:
+            for completion, counts in self._method.taken(held_out):
                 by_domain.setdefault(completion.asked.domain, []).append((completion, counts))
                 advance()
         records = {}
         for domain, pairs in by_domain.items():
             unseen = [pair for pair in pairs if pair[0].tokens not in learnt]
-            records[domain] = DomainRecord(
-                evaluate(unseen, self._recipe.depth),
-                evaluate(pairs, self._recipe.depth),
-                _digest([completion for completion, _ in unseen]),
-            )
+            depth, measured_on = self._recipe.depth, _digest(completion for completion, _ in unseen)
+            records[domain] = DomainRecord(evaluate(unseen, depth), evaluate(pairs, depth), measured_on)
         return records
 
-    def _measure_speedups(
-        self,
-        heads: Heads,
-        parts: Parts,
-        records: dict[str, DomainRecord],
-        learnt: Collection[tuple[int, ...]],
-    ) -> None:
-        """Add to each record the speedups of the responses of its domain that nothing was learnt from."""
-        compared, measurements = ways(heads), []
+    def _measure_speedups(self, heads: Heads, parts: Parts, records: dict[str, DomainRecord]) -> None:
+        """Add to each record the speedups of the held-out responses of its domain."""
+        measurements = []
         for domain in records:
             held_out, judges, training = (
                 sorted((c for c in parts[part] if c.asked.domain == domain), key=lambda c: c.shuffle_key)
                 for part in (HELD_OUT, JUDGES, TRAINING)
             )
-            asked = [completion for completion in held_out if completion.tokens not in learnt][:MAX_MEASURED]
             known = [completion for completion in training if not completion.asked.choice]  # as in service
-            warm_up = judges[:WARM_UP]
+            asked, warm_up = held_out[:MAX_MEASURED], judges[:WARM_UP]
             measurements += [
                 (domain, batch, asked, known, warm_up) for batch in BATCHES if len(asked) >= batch
             ]
+        compared = ways(heads)
         num_runs = ROUNDS * len(compared)  # of one measurement
-        with self._work.stage(self._progress, "gain", len(measurements) * num_runs, "runs") as advance:
+        with self._work.stage("gain", len(measurements) * num_runs, "runs") as advance:
             for number, (domain, batch, asked, known, warm_up) in enumerate(measurements):
                 name = f"gain/{number:03}.json"
                 if (existing := self._work.read(name)) is not None:
@@ -360,7 +336,7 @@ class Distillation:
                 record = records[domain]
                 records[domain] = dataclasses.replace(record, gains=(*record.gains, gain))
 
-    def _save(self, student: Student, learnt: Sequence[Completion], record: Record) -> None:
+    def _save(self, learnt: Sequence[Completion], record: Record) -> None:
         """Write the configuration last: without it the folder is no checkpoint yet."""
         request = self._work.request
         training: dict[str, Any] = {
@@ -371,14 +347,10 @@ class Distillation:
         }
         if self._pilots:
             training["pilot"] = self._pilots
-        prompts = [prompt for part in self._prompts.values() for prompt in part]
-        times = sorted(prompt.captured_at for prompt in prompts if prompt.captured_at is not None)
+        times = [p.captured_at for part in self._prompts.values() for p in part if p.captured_at is not None]
         captures = [*self._kept.captures]
         if times:
-            first, last = (
-                datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for at in (times[0], times[-1])
-            )
-            captures.append({"prompts": len(times), "from": first, "until": last})
+            captures.append({"prompts": len(times), "from": _iso(min(times)), "until": _iso(max(times))})
         if captures:
             training["capture"] = {
                 "prompts": sum(capture["prompts"] for capture in captures),
@@ -386,8 +358,13 @@ class Distillation:
                 "until": max(capture["until"] for capture in captures),
             }
         name = _NO_NAME.sub("-", request.domain).strip("-._") or "draft"
-        version = f"{name}-{self._method.digest(student)[:8]}"
-        self._method.save(self._work.out, student, version, request.domain, training)
+        student = self._method.student
+        version = f"{name}-{tensors_digest(student.module, student.vocabulary)[:8]}"
+        self._method.save(self._work.out, version, request.domain, training)
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _digest(completions: Iterable[Completion]) -> str:

@@ -18,93 +18,81 @@ LIVE_SECONDS, LOG_SECONDS = 0.2, 15.0
 _UNIT_SECONDS = 3.0  # from which on a stage without an end in sight shows the time that it has taken
 
 
-class Stage:
-    """One stage; calling it reports that more units are done."""
-
-    def __init__(self, progress: Progress, name: str, total: int, unit: str) -> None:
-        self._progress, self._name, self._total, self._unit = progress, name, total, unit
-        self._start_time = self._shown_time = time.monotonic()
-        self._done = self._fresh = 0
-        self._lock = threading.Lock()
-
-    def __call__(self, count: int = 1, *, known: bool = False) -> None:
-        """Add units; those that were `known` took no time."""
-        self.add(count, known=known)
-        self.refresh()
-
-    def add(self, count: int, *, known: bool) -> None:
-        """Add units and show nothing."""
-        self._done += count
-        self._fresh += 0 if known else count
-
-    def refresh(self) -> None:
-        """Show the stage where the last line is old enough."""
-        with self._lock:
-            now = time.monotonic()
-            if now - self._shown_time >= self._progress.interval:
-                self._shown_time = now
-                self._progress.show(self.line(now))
-
-    def line(self, now: float, *, over: bool = False) -> str:
-        """Describe it; `over`: for the last time."""
-        head = f"{self._name:<12}{self._done:>7,}/{self._total:,} {self._unit}"
-        remaining, passed = self.document(now).left_seconds, now - self._start_time
-        if over:
-            return f"{head}  in {spell(passed)}"
-        if remaining is not None:
-            return f"{head}  {spell(remaining)} left"
-        return f"{head}  for {spell(passed)}" if passed >= _UNIT_SECONDS else head
-
-    def document(self, now: float) -> TrainingProgress:
-        """Describe it for a program."""
-        passed = now - self._start_time
-        remaining = passed * (self._total - self._done) / self._fresh if self._fresh else None
-        return TrainingProgress(self._name, self._done, self._total, self._unit, remaining)
-
-
 class Progress:
-    """Reports how far the work is."""
+    """Reports how far the stage in progress is, or was."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
-        self.interval = LIVE_SECONDS if self._live else LOG_SECONDS
-        self._stage: Stage | None = None
+        self._interval = LIVE_SECONDS if self._live else LOG_SECONDS
+        self._lock = threading.RLock()
+        self._begin("start", 1, "stages", 0)
+
+    def _begin(self, name: str, total: int, unit: str, done: int) -> None:
+        with self._lock:
+            self._name, self._total, self._unit = name, total, unit
+            self._done, self._fresh = done, 0
+            self._start_time = self._shown_time = time.monotonic()
 
     @property
     def now(self) -> TrainingProgress:
-        """Describe the stage in progress, or the last one."""
-        if self._stage is None:
-            return TrainingProgress("start", 0, 1, "stages")
-        return self._stage.document(time.monotonic())
+        """Describe the stage for a program."""
+        with self._lock:
+            passed = time.monotonic() - self._start_time
+            remaining = passed * (self._total - self._done) / self._fresh if self._fresh else None
+            return TrainingProgress(self._name, self._done, self._total, self._unit, remaining)
+
+    def line(self, *, over: bool = False) -> str:
+        """Describe the stage for people; `over`: for the last time."""
+        now, passed = self.now, time.monotonic() - self._start_time
+        head = f"{now.stage:<12}{now.done:>7,}/{now.total:,} {now.unit}"
+        if over:
+            return f"{head}  in {spell(passed)}"
+        if now.left_seconds is not None:
+            return f"{head}  {spell(now.left_seconds)} left"
+        return f"{head}  for {spell(passed)}" if passed >= _UNIT_SECONDS else head
 
     def say(self, text: str) -> None:
         """Print a line."""
         print(text, file=self._stream, flush=True)
 
-    def show(self, text: str, *, last: bool = False) -> None:
-        """Print a line that the next one replaces on a terminal."""
+    def _show(self, *, over: bool = False) -> None:
+        """Print the line of the stage, which the next one replaces on a terminal until it is over."""
+        line = self.line(over=over)
         if self._live:
-            print(f"\r\x1b[2K{text}", end="\n" if last else "", file=self._stream, flush=True)
+            print(f"\r\x1b[2K{line}", end="\n" if over else "", file=self._stream, flush=True)
         else:
-            self.say(text)
+            self.say(line)
+
+    def _refresh(self) -> None:
+        """Show the stage where the last line is old enough."""
+        with self._lock:
+            if time.monotonic() - self._shown_time >= self._interval:
+                self._shown_time = time.monotonic()
+                self._show()
+
+    def _advance(self, count: int = 1, *, known: bool = False) -> None:
+        """Add units; those that were `known` took no time."""
+        with self._lock:  # many threads may report
+            self._done += count
+            self._fresh += 0 if known else count
+            self._refresh()
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
-        """Run a stage of `total` units, of which some may be done already."""
-        stage = self._stage = Stage(self, name, total, unit)
-        stage.add(done, known=True)
-        self.show(stage.line(time.monotonic()))
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
+        """Run a stage of `total` units, of which some may be done already; yield what adds more."""
+        self._begin(name, total, unit, done)
+        self._show()
         over = threading.Event()
 
         def keep_fresh() -> None:
-            while not over.wait(self.interval):
-                stage.refresh()
+            while not over.wait(self._interval):
+                self._refresh()
 
         thread = threading.Thread(target=keep_fresh, name="progress", daemon=True)
         thread.start()
         try:
-            yield stage
+            yield self._advance
         except BaseException:
             if self._live:
                 self.say("")
@@ -112,15 +100,12 @@ class Progress:
         finally:
             over.set()
             thread.join()
-        self.show(stage.line(time.monotonic(), over=True), last=True)
+        self._show(over=True)
 
 
 @contextmanager
 def serve_progress(port: int | None, now: Callable[[], TrainingProgress]) -> Iterator[int | None]:
-    """Serve `PROGRESS_PATH` meanwhile, on the port that is yielded; 0 takes a free one, None serves nothing.
-
-    Raises OSError where the port is taken.
-    """
+    """Serve `PROGRESS_PATH` on the port that is yielded: of 0 a free one, of None none. Raises OSError."""
     if port is None:
         yield None
         return

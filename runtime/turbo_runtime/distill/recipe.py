@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from turbo_runtime.distill.errors import DistillError
 
 HEADS, EAGLE3 = TRAINED = ("heads", "eagle3")
 AUTO = "auto"  # whichever of them pays most in a pilot
@@ -16,7 +18,9 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     AUTO: {"epochs": 0, "rate": 0.0},
 }
 DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
-TRAINING, JUDGES, HELD_OUT = "training", "judges", "held-out"  # the parts of the prompts
+PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
+MIN_SPEEDUP = 1.05  # expected, below which no draft pays
+PARTS = HELD_OUT, JUDGES, TRAINING = "held-out", "judges", "training"  # of the prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,48 @@ class Recipe:
         """Return the temperature of a prompt's response; the first is number 0."""
         return max(self.temperature, self.variant_temperature) if choice else self.temperature
 
+    def of_method(self, method: str) -> Recipe:
+        """Return the recipe for a method: its own defaults where this one has none."""
+        default = Recipe(method=method, **OTHERWISE[method])
+        own = {name: getattr(default, name) for name in OTHERWISE[AUTO] if not getattr(self, name)}
+        return replace(self, method=method, **own)
+
     @property
     def shares(self) -> dict[str, float]:
         """Of the parts; the last gets the rest."""
         return {HELD_OUT: self.held_out, JUDGES: self.judges, TRAINING: 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Pilot:
+    """The result of a small training of one method, which shows whether it pays.
+
+    A draft of acceptance length t whose making reads a share c of the weights that a step of the target reads
+    brings about t / (1 + c) tokens in the time of one, where both are bound by memory and a few rows more are
+    verified for nothing (Leviathan, Kalman, Matias, arXiv 2211.17192, section 3). Only counts decide, so that
+    every machine chooses the same.
+    """
+
+    method: str
+    acceptance_length: float
+    cost: float  # weights that a draft reads, over those of a step
+
+    @property
+    def expected(self) -> float:
+        """Expected tokens in the time of a step without drafts."""
+        return self.acceptance_length / (1 + self.cost)
+
+
+def choose_method(pilots: Mapping[str, Pilot]) -> str:
+    """Choose the method that pays most. Raises DistillError where none pays."""
+    best = max(pilots.values(), key=lambda pilot: pilot.expected)
+    if best.expected < MIN_SPEEDUP:
+        results = ", ".join(
+            f"{name} {pilot.acceptance_length:.2f} tokens a draft at {pilot.cost:.0%} of a step's cost"
+            for name, pilot in pilots.items()
+        )
+        raise DistillError(
+            f"a pilot says that no draft pays here ({results}); give more prompts of one kind, or name a "
+            "--method"
+        )
+    return best.method

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,29 +56,26 @@ class TargetModel:
         return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
 
     def engines(self, drafts: Sequence[ActiveDrafts]) -> list[Engine]:
-        """Create an engine for each, with its own part of the KV cache: their steps may be taken in turn.
-        Only the newest engines may be used.
-        """
-        blocks = self._blocks // len(drafts)
-        return [self._create(active, BlockPool(blocks, blocks * part)) for part, active in enumerate(drafts)]
+        """Create an engine for each, with its own part of the KV cache; older ones may not be used again."""
+        first, blocks = self._engine.scheduler, self._blocks // len(drafts)
+        engines = []
+        for part, active in enumerate(drafts):
+            scheduler = Scheduler(
+                BlockPool(blocks, blocks * part),
+                max_num_seqs=first.max_num_seqs,
+                max_num_batched_tokens=first.max_num_batched_tokens,
+                max_draft_tokens=first.max_draft_tokens,
+                max_length=min(first.max_length, blocks * BLOCK_SIZE),
+                shared_tile=first.shared_tile,
+            )
+            controller = GoodputController(None, padded_rows)
+            controller.cost = self._engine.speculation.control.cost
+            engines.append(Engine(self.model, scheduler, Proposer(active), None, controller))
+        return engines
 
     def can_hold(self, engines: int, requests: int, tokens: int) -> bool:
         """Whether the KV cache fits so many requests of so many tokens in each of so many engines."""
         return self._blocks // engines >= requests * blocks_for(tokens)
-
-    def _create(self, active: ActiveDrafts, pool: BlockPool) -> Engine:
-        first = self._engine.scheduler
-        scheduler = Scheduler(
-            pool,
-            max_num_seqs=first.max_num_seqs,
-            max_num_batched_tokens=first.max_num_batched_tokens,
-            max_draft_tokens=first.max_draft_tokens,
-            max_length=min(first.max_length, pool.num_blocks * BLOCK_SIZE),
-            shared_tile=first.shared_tile,
-        )
-        controller = GoodputController(None, padded_rows)
-        controller.cost = self._engine.speculation.control.cost
-        return Engine(self.model, scheduler, Proposer(active), None, controller)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Tokenize the prompt as the server does. Raises PromptsError."""
@@ -85,12 +83,12 @@ class TargetModel:
             return self.tokenizer.encode_written(prompt.written)
         if not prompt.messages:
             return self.tokenizer.encode(prompt.text)
-        if self.tokenizer.template is None:
+        if (template := self.tokenizer.template) is None:
             raise PromptsError(
                 "the model has no chat template; add --completions to take prompts as they are"
             )
         try:
-            return self.tokenizer.encode_written(self.tokenizer.template.render(render_turns(prompt)))
+            return self.tokenizer.encode_written(template.render(render_turns(prompt)))
         except TemplateRefusalError as error:
             raise PromptsError(
                 f"prompt {prompt.name}: the model's chat template refuses it: {error}"
@@ -100,16 +98,13 @@ class TargetModel:
         self,
         prompts: Sequence[TokenizedPrompt],
         params: SamplingParams,
-        again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
-        """Respond to all together without drafts, calling `answered` after each; further responses to a
-        prompt are drawn with `again`.
-        """
+        """Respond to all together without drafts, each at its temperature; call `answered` after each."""
         (engine,) = self.engines([ActiveDrafts("off")])
         for number, prompt in enumerate(prompts):
-            chosen = again if prompt.choice else params
-            engine.accept(GenerationRequest(str(number), prompt.prompt, chosen, choice=prompt.choice))
+            own = replace(params, temperature=prompt.temperature)
+            engine.accept(GenerationRequest(str(number), prompt.prompt, own, choice=prompt.choice))
         responses: list[list[int]] = [[] for _ in prompts]
         while not engine.idle:
             for event in engine.step().events:
@@ -123,11 +118,8 @@ class TargetModel:
     def examples(
         self, completions: Sequence[Completion], params: SamplingParams
     ) -> Iterator[TrainingExamples]:
-        """Read the responses again, some at a time, and yield every token with the state it was drawn from
-        and the distribution there under temperature, top-k and top-p of `params`.
-        """
-        for batch in self._batches(completions):
-            yield self._read(batch, params)[0]
+        """Read the responses again, some at a time; the distributions are those under `params`."""
+        return (self._read(batch, params)[0] for batch in self._batches(completions))
 
     def texts(
         self, completions: Sequence[Completion], params: SamplingParams, layers: Sequence[int]
@@ -160,19 +152,17 @@ class TargetModel:
         self, completions: Sequence[Completion], params: SamplingParams, layers: Sequence[int] = ()
     ) -> tuple[TrainingExamples, Tensor]:
         """Return the examples, and the streams (tokens read, layers x width) of prompts and responses."""
-        states, streams, likely, chances = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        rows, streams = list[tuple[Tensor, Tensor, Tensor]](), list[Tensor]()
         for chunks in self._passes(completions):
             forward = self.model.forward(chunks, layers)
             if forward.broken:
                 raise DistillError("the model's hidden states are no numbers: it cannot be learnt from")
-            ids, probabilities = _likeliest(forward.logits, params)
-            states.append(forward.hidden.clone())
+            rows.append((forward.hidden.clone(), *_likeliest(forward.logits, params)))
             if forward.streams is not None:
                 streams.append(forward.streams)
-            likely.append(ids)
-            chances.append(probabilities)
+        states, likely, chances = (torch.cat(column) for column in zip(*rows, strict=True))
         responses = [completion.tokens for completion in completions]
-        examples = TrainingExamples.of(torch.cat(states), responses, torch.cat(likely), torch.cat(chances))
+        examples = TrainingExamples.of(states, responses, likely, chances)
         return examples, torch.cat(streams) if streams else torch.empty(0)
 
     def _passes(self, completions: Sequence[Completion]) -> Iterator[list[Chunk]]:
@@ -200,9 +190,7 @@ def _read_tokens(completion: Completion) -> tuple[int, ...]:
 
 
 def _likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return ids (rows, LIKELIEST) int32 and probabilities after temperature, top-k and top-p, 0 for ids that
-    these leave out.
-    """
+    """Return ids (rows, LIKELIEST) int32 and probabilities, 0 for ids that top-k and top-p leave out."""
     logits = logits if params.temperature == 1 else logits / params.temperature
     top = logits.topk(min(LIKELIEST, logits.shape[1]))
     chances = (top.values - logits.logsumexp(-1, keepdim=True)).exp()

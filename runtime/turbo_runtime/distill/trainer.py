@@ -1,4 +1,4 @@
-"""Training: steps of AdamW over shuffled rows, the same however often it is interrupted."""
+"""Training: steps of AdamW over shuffled rows in bounded memory, the same however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,59 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.shards import Shards
+from turbo_runtime.distill.data.examples import choose_vocabulary
+from turbo_runtime.distill.data.responses import Completion
+from turbo_runtime.distill.eagle3 import Eagle3Method, Eagle3Student
 from turbo_runtime.distill.errors import DamagedError, DistillError
-from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
-from turbo_runtime.distill.method import Student
+from turbo_runtime.distill.heads import HeadsMethod, HeadsStudent
+from turbo_runtime.distill.loss import chance_of_acceptance, guessing
 from turbo_runtime.distill.recipe import Recipe
 
+Method = HeadsMethod | Eagle3Method
+Student = HeadsStudent | Eagle3Student
 _CLIP = 1.0  # of the gradient's norm
+_JUDGES_SHARE = 16  # of the rows that fit the memory one such part is the judges'
+
+
+class Shards:
+    """Responses dealt once into parts; memory holds the material of the part that was read last."""
+
+    def __init__(
+        self,
+        completions: Sequence[Completion],
+        rows: Callable[[Completion], int],
+        max_rows: int,
+        seed: int,
+        read: Callable[[Sequence[Completion]], Any],
+    ) -> None:
+        """Deal into parts of at most `max_rows`, but for a response that has more by itself."""
+        mixed = list(completions)
+        random.Random(seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
+        self.parts: list[list[Completion]] = []
+        num_free = 0
+        for completion in mixed:
+            if not self.parts or rows(completion) > num_free:
+                self.parts.append([])
+                num_free = max_rows
+            self.parts[-1].append(completion)
+            num_free -= rows(completion)
+        self.max_rows, self._read = max_rows, read
+        self._number: int | None = None
+        self._material: Any = None
+
+    def order(self, epoch: int, seed: int) -> list[int]:
+        """Number the parts in the order of an epoch."""
+        numbers = list(range(len(self.parts)))
+        random.Random(f"{seed} {epoch}").shuffle(numbers)  # noqa: S311
+        return numbers
+
+    def material(self, number: int) -> Any:
+        """Return the material of a part."""
+        if self._number != number:
+            self._number, self._material = None, None  # first: there is memory for one
+            self._material = self._read(self.parts[number])
+            self._number = number
+        return self._material
 
 
 @dataclass
@@ -39,18 +85,10 @@ class Course:
 class Training:
     """A training that `save` and `load` carry over a kill."""
 
-    def __init__(
-        self,
-        student: Student,
-        target_vocabulary: int,
-        shards: Shards,
-        judges: Callable[[], Any],
-        recipe: Recipe,
-    ) -> None:
+    def __init__(self, student: Student, shards: Shards, judges: Callable[[], Any], recipe: Recipe) -> None:
         """`judges` is called once, if at all."""
         self.student, self.recipe, self.course = student, recipe, Course()
         self._shards, self._read_judges = shards, judges
-        self._words = Words(student.vocabulary, target_vocabulary)
         self._optimizer = torch.optim.AdamW(
             student.guessers, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
         )
@@ -113,7 +151,7 @@ class Training:
         total = 0.0
         for lesson in lessons:
             logits, batch = self.student.guess(lesson)
-            loss = guessing(logits, batch, self._words, self.recipe) / len(lessons)
+            loss = guessing(logits, batch, self.student.words, self.recipe) / len(lessons)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
@@ -137,12 +175,40 @@ class Training:
     def _acceptance_length(self, judges: Any) -> float:
         """Return the mean tokens of a verification of whole drafts over all positions of the judges."""
         accepted, rows = 0.0, 0
-        for lesson in self.student.review(judges):
+        lessons: Iterator[Any] = self.student.review(judges)
+        for lesson in lessons:
             logits, batch = self.student.guess(lesson)
-            taken = chance_of_acceptance(logits, batch, self._words, self.recipe.temperature)
+            taken = chance_of_acceptance(logits, batch, self.student.words, self.recipe.temperature)
             accepted += float(taken.cumprod(1).sum())
             rows += len(taken)
         return 1 + accepted / rows
+
+
+def prepare_training(
+    method: Method,
+    recipe: Recipe,
+    shards: Shards,
+    first: int,
+    judges: Sequence[Completion],
+    state: dict[str, Any],
+) -> Training:
+    """Create a training that goes on with `state`, or begins, with the part `first`."""
+    if state:
+        method.begin(state["vocabulary"])
+    else:
+        answers = [completion.tokens for part in shards.parts for completion in part]
+        examples = method.examples(shards.material(first))
+        method.begin(choose_vocabulary(answers, examples, method.target_vocabulary, recipe.vocabulary))
+    num_free, judging = shards.max_rows // _JUDGES_SHARE, list[Completion]()
+    for completion in judges:  # as many of the first ones as fit, and at least one
+        num_free -= method.rows(completion)
+        if judging and num_free < 0:
+            break
+        judging.append(completion)
+    training = Training(method.student, shards, lambda: method.read(judging), recipe)
+    if state:
+        training.load(state)
+    return training
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError, MayPassError
-from turbo_runtime.distill.progress import Progress, Stage
+from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import DRAWN, Recipe
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
@@ -67,8 +67,8 @@ def digest_texts(texts: Iterable[str]) -> str:
 class Workspace:
     """The folder of one run."""
 
-    def __init__(self, out: Path, request: RunSpec) -> None:
-        self.out, self.request = out, request
+    def __init__(self, out: Path, request: RunSpec, progress: Progress) -> None:
+        self.out, self.request, self.progress = out, request, progress
         self.folder = out / WORK
 
     @property
@@ -78,24 +78,24 @@ class Workspace:
         if config is not None:
             training = _training_of(config)
             other = training and training["request"]
-            if other != self.request.document():
-                differences = f": {self.request.differences(other)}" if other else ""
-                raise DistillError(
-                    f"{self.out} holds a draft that was made otherwise{differences}; name another folder "
-                    "with --out"
-                )
-            return True
+            if other == self.request.document():
+                return True
+            differences = f": {self.request.differences(other)}" if other else ""
+            raise DistillError(
+                f"{self.out} holds a draft that was made otherwise{differences}; name another folder "
+                "with --out"
+            )
         if self.out.exists() and not self.out.is_dir():
             raise DistillError(f"{self.out} is a file; name a folder with --out")
         existing = _document(self.folder / REQUEST_FILE)
-        if existing is not None and existing != self.request.document():
-            raise DistillError(
-                f"{self.out} holds a distillation that was begun otherwise: "
-                f"{self.request.differences(existing)}; ask for that again to go on with it, name another "
-                f"folder with --out, or remove {self.folder}"
-            )
         if existing is None and self.out.is_dir() and any(path != self.folder for path in self.out.iterdir()):
             raise DistillError(f"{self.out} is not empty; name a new folder with --out")
+        if existing not in (None, self.request.document()):
+            raise DistillError(
+                f"{self.out} holds a distillation that was begun otherwise: "
+                f"{self.request.differences(existing or {})}; ask for that again to go on with it, name "
+                f"another folder with --out, or remove {self.folder}"
+            )
         return False
 
     @contextmanager
@@ -114,10 +114,6 @@ class Workspace:
                 raise MayPassError(f"another process works in {self.out}; wait for it, or end it")
             yield
 
-    def begin(self) -> None:
-        """Write the specification."""
-        self.write(REQUEST_FILE, self.request.document())
-
     def read(self, name: str) -> Any:
         """Read what an earlier run wrote under that name; None where nothing readable is there."""
         return _read(self.folder / name)
@@ -132,14 +128,13 @@ class Workspace:
         self.write(_CAPTURED, {"folders": _named(folders), "prompts": rows})
 
     @contextmanager
-    def stage(self, progress: Progress, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
         """Run a stage and keep its time, which a kill within it loses. `done`: units of an earlier run."""
         start_time = time.monotonic()
-        with progress.stage(name, total, unit, done) as advance:
+        with self.progress.stage(name, total, unit, done) as advance:
             yield advance
-        seconds = self.seconds
-        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start_time
-        write_whole(self.folder / _SECONDS, json.dumps(seconds))
+        seconds = self.seconds.get(name, 0.0) + time.monotonic() - start_time
+        self.write(_SECONDS, {**self.seconds, name: seconds})
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -158,11 +153,8 @@ class Workspace:
 
 
 def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
-    """Return the prompts that a run into `out` found captured in `folders` when it began; None where none
-    began with any. Raises DistillError where it began with those of other folders.
-    """
-    existing = _read(out / WORK / _CAPTURED)
-    if existing is None:
+    """Return what `keep_captured` kept, None where nothing. Raises DistillError for that of other folders."""
+    if (existing := _read(out / WORK / _CAPTURED)) is None:
         return None
     if existing["folders"] != _named(folders):
         raise DistillError(
@@ -170,8 +162,7 @@ def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
             f"with --prompts to go on with it, name another folder with --out, or remove {out / WORK}"
         )
     return [
-        Prompt(name, domain, written=written, captured_at=at)
-        for name, domain, written, at in existing["prompts"]
+        Prompt(name, domain, written=text, captured_at=at) for name, domain, text, at in existing["prompts"]
     ]
 
 
@@ -190,19 +181,14 @@ def _document(path: Path) -> dict[str, Any] | None:
     """None where there is no file. Raises DistillError where it holds anything but an object."""
     if not path.is_file():
         return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        document = None
+    document = _read(path)
     if not isinstance(document, dict):
         raise DistillError(f"{path} holds no JSON object; name another folder with --out")
     return document
 
 
 def read_training(out: Path) -> dict[str, Any] | None:
-    """Return how the checkpoint in a folder was trained, with its `request`; None where there is none. Raises
-    DistillError for a file of that name that holds no JSON object.
-    """
+    """Return how a folder's checkpoint was trained, None where there is none. Raises DistillError."""
     config = _document(out / CONFIG_FILE)
     return None if config is None else _training_of(config)
 

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.model_files.hub import hub_errors
-from turbo_runtime.model_files.source import ModelError, find
-from turbo_runtime.shapes import UnknownShapeError, describe
-from turbo_runtime.shapes.tensor_counts import count_tensors
+from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.model_files.source import ModelError, find, hub_errors
+from turbo_runtime.shapes import Described, UnknownShapeError, describe
+from turbo_runtime.shapes.quantization import BITS
 
+_GGUF_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
+_PACKED = {"I32": 32, "U8": 8, "I8": 8}  # bits of one stored element that holds one or more weights
+_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight")
+# What quantization adds to its weights. Only of quantized models, since others may learn a scale.
+_ADDED = re.compile(r"scale|zero|g_idx|weight_shape|absmax|quant_map|quant_state|SCB")
+_LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +68,11 @@ def _hub_files(repository: str, revision: str | None) -> Files:
 
 
 def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
-    """Inspect MODEL as `turbo serve` takes it. Raises ValueError (a ModelError where it can say more) or
-    OSError, with a sentence. HubUnreachableError is the ModelError that may pass.
-    """
+    """Inspect MODEL as `turbo serve` takes it. Raises ModelError, another ValueError or OSError."""
     source = find(model, revision)
     if source.gguf_file:
-        from turbo_runtime.model_files.gguf import inspect_gguf
-
-        return inspect_gguf(Path(source.name) / source.gguf_file)
-    local = Path(source.name)
-    if local.is_dir():
+        return _inspect_gguf(Path(source.name) / source.gguf_file)
+    if (local := Path(source.name)).is_dir():
         return _inspect(_local_files(local))
     with hub_errors():
         return _inspect(_hub_files(source.name, revision))
@@ -84,27 +94,17 @@ def _inspect(files: Files) -> ModelInfo:
     except UnknownShapeError as error:
         raise ModelError(f"{error} It must be that of a decoder-only language model.") from error
     digest = hashlib.sha256(raw)
-    tensors: list[tuple[str, str, int]] = []
+    heads: list[bytes] = []
     for name in weights:
-        head = _safetensors_head(files, name)
-        digest.update(f"\0{name}\0{sizes[name]}\0".encode() + head)
-        tensors += (
-            (tensor, entry["dtype"], prod(entry["shape"]))
-            for tensor, entry in json.loads(head).items()
-            if tensor != "__metadata__"
-        )
-    return ModelInfo(
-        count_tensors(tensors, described),
-        f"sha256:{digest.hexdigest()}",
-        files.revision,
-        sum(sizes[name] for name in weights),
-    )
+        heads.append(_safetensors_head(files, name))
+        digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
+    shape = _count_weights(heads, described)
+    size = sum(sizes[name] for name in weights)
+    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size)
 
 
 def _weight_files(files: Files) -> list[str]:
-    """List the files that transformers loads: those of the index, else the one whole file, else all. A folder
-    may hold the weights a second time, as `consolidated.safetensors`.
-    """
+    """List what transformers loads: a folder may hold the weights again as `consolidated.safetensors`."""
     sizes = files.sizes
     if _INDEX in sizes:
         index = json.loads(files.read(_INDEX, 0, sizes[_INDEX]))
@@ -120,3 +120,109 @@ def _safetensors_head(files: Files, name: str) -> bytes:
     if length is None or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
     return files.read(name, 8, length)
+
+
+def _count_weights(heads: list[bytes], described: Described) -> ModelShape:
+    """Count the elements of all stored weights as before several were packed into one."""
+    less, shape = described.quantization, described.shape
+    kept: Counter[str] = Counter()
+    quantized = routed = embedding = head = 0
+    for name, dtype, elements in _tensors(heads):
+        if _is_mtp(name, shape.layers) or (less and _ADDED.search(name.rpartition(".weight")[2])):
+            continue
+        if less and dtype in _PACKED:
+            elements *= _PACKED[dtype] // BITS[less.dtype]
+            quantized += elements
+        elif dtype in _FLOAT8:
+            quantized += elements
+        else:
+            kept[_DTYPES.get(dtype, dtype)] += elements
+        routed += elements if ".experts." in name else 0
+        embedding += elements if name.endswith(_EMBEDDINGS) else 0
+        head += elements if name.endswith(_HEADS) else 0
+    tied = described.tied if described.tied is not None else not head
+    return replace(
+        shape,
+        parameters=kept.total() + quantized - (head if tied else 0),
+        dtype=kept.most_common(1)[0][0] if kept else "float32",
+        quantization=(less.dtype if less else "fp8") if quantized else None,
+        quantized_parameters=quantized,
+        embedding_parameters=0 if tied else embedding,
+        expert_parameters=routed,
+    )
+
+
+def _tensors(heads: list[bytes]) -> Iterator[tuple[str, str, int]]:
+    """Yield name, type and elements of each tensor."""
+    for head in heads:
+        for name, entry in json.loads(head).items():
+            if name != "__metadata__":
+                yield name, entry["dtype"], prod(entry["shape"])
+
+
+def _is_mtp(name: str, layers: int) -> bool:
+    """Whether a tensor belongs to a layer that predicts the tokens after the next."""
+    layer = _LAYER.match(name)
+    return name.startswith("mtp.") or ".mtp." in name or (layer is not None and int(layer[1]) >= layers)
+
+
+def _inspect_gguf(path: Path) -> ModelInfo:
+    """Inspect the key-value head and tensor table of a GGUF file. Raises ModelError."""
+    import gguf  # here, since only this format needs it
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"{path.name} is not a GGUF file: {error}") from error
+
+    def value(key: str, default: Any = None) -> Any:
+        field = reader.get_field(key)
+        if field is not None:
+            return field.contents()
+        if default is None:
+            raise ModelError(f"{path.name} names no {key}: not a decoder-only language model")
+        return default
+
+    family = value("general.architecture")
+    heads = int(value(f"{family}.attention.head_count"))
+    hidden = int(value(f"{family}.embedding_length"))
+    elements: Counter[str] = Counter()
+    routed, looked_up, tied = 0, 0, True
+    for tensor in reader.tensors:
+        count = int(tensor.n_elements)
+        elements[tensor.tensor_type.name] += count
+        routed += count if "_exps." in tensor.name else 0
+        looked_up += count if tensor.name == "token_embd.weight" else 0
+        tied = tied and tensor.name != "output.weight"
+    if not elements:
+        raise ModelError(f"{path.name} holds no tensors")
+    vocabulary = reader.get_field("tokenizer.ggml.tokens")
+    length = int(value(f"{family}.context_length"))
+    layers = int(value(f"{family}.block_count"))
+    window = int(value(f"{family}.attention.sliding_window", length)) or length
+    slides = window < length
+    widths = value(f"{family}.feed_forward_length", 0)  # of all layers, or of each
+    shape = ModelShape(
+        architecture=_GGUF_ARCHITECTURES.get(family, family),
+        parameters=sum(elements.values()),
+        layers=layers,
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=int(value(f"{family}.attention.head_count_kv", heads)),
+        head_dim=int(value(f"{family}.attention.key_length", hidden // heads)),
+        vocab_size=int(value(f"{family}.vocab_size", len(vocabulary.data) if vocabulary else None)),
+        max_position=length,
+        dtype=elements.most_common(1)[0][0],  # of the file's blocks, which the engine expands as it loads
+        embedding_parameters=0 if tied else looked_up,
+        experts=int(value(f"{family}.expert_count", 0)),
+        experts_per_token=int(value(f"{family}.expert_used_count", 0)),
+        expert_parameters=routed,
+        sliding_window=window if slides else 0,
+        sliding_layers=layers if slides else 0,
+        mlp_width=0 if routed else max(map(int, widths if isinstance(widths, list) else [widths]), default=0),
+    )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(reader.data_offset)
+    digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + head)
+    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", None, size)

@@ -1,11 +1,11 @@
-"""What the user wrote after `turbo serve` or `turbo inspect`, told apart: a .gguf file, a folder of
-safetensors or a hub id.
-
-Free of torch and transformers, so that `turbo inspect` starts at once.
+"""What the user wrote after `turbo serve` or `turbo inspect`: a .gguf file, a folder of safetensors or a hub
+id; and the errors of the hub. Free of torch and transformers, so that `turbo inspect` starts at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
+_PASSING = (408, 429)  # besides all of 5xx: statuses that the same request may not meet again
 
 
 class ModelError(ValueError):
@@ -63,3 +64,24 @@ def find(model: str, revision: str | None) -> Source:
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelError(f"there is no folder {model}")
     return Source(model, revision=revision)
+
+
+@contextmanager
+def hub_errors() -> Iterator[None]:
+    """Raise HubUnreachableError where another try may help, and ModelError for what the hub refuses."""
+    # here, since a local model needs no hub; HTTPError is its HTTP client's, whichever that is
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status >= 500 or status in _PASSING:
+            raise HubUnreachableError(f"the hub answered with status {status}") from error
+        raise ModelError(f"the hub refused it: {_first_line(error)}") from error
+    except (HTTPError, ConnectionError) as error:
+        raise HubUnreachableError(f"the hub cannot be reached: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from turbo_runtime.model_files.hub import hub_errors
-from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find
+from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find, hub_errors
 from turbo_runtime.models.attention import IMPLEMENTATION, register
 
 # These rescale by the longest position of the batch, so that one request's text would depend on the others'.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from turbo_runtime.parsers.base import ParsedDelta, Parser, PlainTextParser, ToolCall
+from turbo_runtime.parsers.base import ParsedDelta, Parser, StopScanner
 from turbo_runtime.parsers.reasoning import CLOSE, ReasoningParser
-from turbo_runtime.parsers.tool_calls import ToolParser, find_tool_parser
+from turbo_runtime.parsers.tool_calls import TOOL_PARSERS, ToolParser
 
-__all__ = ["OutputFormat", "OutputParser", "ParsedDelta", "ToolCall"]
+__all__ = ["OutputFormat", "OutputParser", "ParsedDelta", "StopScanner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,9 @@ class OutputFormat:
     @classmethod
     def from_template(cls, template: str) -> OutputFormat:
         """Find the marks of known formats in the template: no file of a model names its format."""
-        return cls(CLOSE in template, find_tool_parser(template))
+        return cls(
+            CLOSE in template, next((parser for mark, parser in TOOL_PARSERS if mark in template), None)
+        )
 
 
 class OutputParser:
@@ -30,16 +32,15 @@ class OutputParser:
     def __init__(
         self, tool_parser: Parser | None, prompt_end: str | None, *, single_call: bool = False
     ) -> None:
-        content = tool_parser or PlainTextParser()
-        self._reasoning = None if prompt_end is None else ReasoningParser(prompt_end, content)
-        self._parser: Parser = self._reasoning or content
+        content = tool_parser or Parser()
+        self._parser = content if prompt_end is None else ReasoningParser(prompt_end, content)
         self._single_call = single_call
         self.has_called = False
 
     @property
     def is_reasoning(self) -> bool:
         """Whether the answer is inside its reasoning."""
-        return self._reasoning is not None and self._reasoning.is_reasoning
+        return self._parser.is_reasoning
 
     @property
     def is_complete(self) -> bool:
@@ -58,6 +59,4 @@ class OutputParser:
         if self.is_complete:
             return ParsedDelta()
         self.has_called = self.has_called or bool(parsed.calls)
-        if not self._single_call:
-            return parsed
-        return ParsedDelta(parsed.content, parsed.reasoning, parsed.calls[:1])
+        return replace(parsed, calls=parsed.calls[:1]) if self._single_call else parsed

@@ -1,10 +1,10 @@
-"""Parts of an answer, and what its parsers share."""
+"""Parts of an answer, and what its parsers share: each is pushed text as it comes, however it is cut."""
 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,25 +33,17 @@ class ParsedDelta:
         return bool(self.content or self.reasoning or self.calls)
 
 
-class Parser(Protocol):
-    """Incremental parser; how the text is cut into pushes changes nothing."""
+class Parser:
+    """Incremental parser; for this one everything is content."""
+
+    is_reasoning = False  # whether the answer is inside its reasoning
 
     def push(self, text: str) -> ParsedDelta:
         """Return what more text settles."""
-
-    def flush(self) -> ParsedDelta:
-        """Return what was held back, once no text follows."""
-
-
-class PlainTextParser:
-    """Parser for which everything is content."""
-
-    def push(self, text: str) -> ParsedDelta:
-        """See `Parser`."""
         return ParsedDelta(text)
 
     def flush(self) -> ParsedDelta:
-        """See `Parser`."""
+        """Return what was held back, once no text follows."""
         return ParsedDelta()
 
 
@@ -76,3 +68,39 @@ class TrailingSpace:
         """Return the white space, where it does belong to the text."""
         pending, self._pending = self._pending, ""
         return pending
+
+
+class StopScanner:
+    """Filter that passes text until a stop string, or a tag, appears, and holds back what may begin one.
+
+    `match` is the one that appeared, and `rest` the text behind it in the same push.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._pending = ""
+        self.match: str | None = None
+        self.rest = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Return the text that certainly precedes any stop string, and whether one appeared."""
+        text = self._pending + text
+        starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if starts:
+            start, self.match = min(starts)
+            self._pending, self.rest = "", text[start + len(self.match) :]
+            return text[:start], True
+        end = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[end:]
+        return text[:end], False
+
+    def flush(self) -> str:
+        """Return the text that was held back, once no text follows."""
+        pending, self._pending = self._pending, ""
+        return pending
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop` without completing it."""
+    longest = min(len(text), len(stop) - 1)
+    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)

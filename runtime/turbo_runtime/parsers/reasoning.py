@@ -6,14 +6,13 @@ import json
 import re
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers.base import ParsedDelta, Parser, TrailingSpace
-from turbo_runtime.parsers.stop_strings import StopScanner
+from turbo_runtime.parsers.base import ParsedDelta, Parser, StopScanner, TrailingSpace
 
 OPEN, CLOSE = "<think>", "</think>"
 _ESCAPE_OR_SLASH = re.compile(r"\\.|/", re.DOTALL)
 
 
-class ReasoningParser:
+class ReasoningParser(Parser):
     """Parser that separates the reasoning and hands the rest to `content`.
 
     Some templates open the reasoning themselves, or close it when it is switched off.
@@ -22,34 +21,31 @@ class ReasoningParser:
     def __init__(self, prompt_end: str, content: Parser) -> None:
         self._content = content
         end = prompt_end.rstrip()
-        self._state = "inside" if end.endswith(OPEN) else "after" if end.endswith(CLOSE) else "before"
+        self.is_reasoning = end.endswith(OPEN)
+        self._may_reason = not end.endswith((OPEN, CLOSE))  # the answer has not begun
         self._start = ""  # white space, and what may be the start of a tag
         self._close = StopScanner([CLOSE])
         self._thoughts = TrailingSpace(strip_start=True)
         self._strip_lead = True  # the white space between reasoning and answer belongs to neither
 
-    @property
-    def is_reasoning(self) -> bool:
-        """Whether the answer is inside its reasoning."""
-        return self._state == "inside"
-
     def push(self, text: str) -> ParsedDelta:
         """See `Parser`."""
-        if self._state == "before":
+        if self._may_reason:
             self._start += text
             start = self._start.lstrip()
-            if not start.startswith(OPEN):
-                if OPEN.startswith(start):
-                    return ParsedDelta()
-                self._state, self._strip_lead = "after", False
+            if OPEN.startswith(start) and start != OPEN:
+                return ParsedDelta()
+            self._may_reason, self.is_reasoning = False, start.startswith(OPEN)
+            if not self.is_reasoning:
+                self._strip_lead = False
                 return self._content.push(self._start)
-            self._state, text = "inside", start.removeprefix(OPEN)
-        if self._state == "inside":
+            text = start.removeprefix(OPEN)
+        if self.is_reasoning:
             thoughts, is_closed = self._close.push(text)
             parsed = ParsedDelta(reasoning=self._thoughts.push(thoughts))
             if not is_closed:
                 return parsed
-            self._state = "after"
+            self.is_reasoning = False
             return parsed + self.push(self._close.rest)
         if self._strip_lead:
             text = text.lstrip()
@@ -58,7 +54,7 @@ class ReasoningParser:
 
     def flush(self) -> ParsedDelta:
         """See `Parser`."""
-        if self._state == "before":
+        if self._may_reason:
             return self._content.push(self._start) + self._content.flush()
         return ParsedDelta(reasoning=self._thoughts.push(self._close.flush())) + self._content.flush()
 

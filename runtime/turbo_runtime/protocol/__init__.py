@@ -39,7 +39,7 @@ def _to_api_error(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     """Report the first problem as one sentence: a client can fix one at a time."""
     problem = error.errors(include_url=False)[0]
     kind = problem["type"]
-    param = _format_path(_trim_location(problem["loc"], body, is_missing=kind == "missing"))
+    param = _format_path(problem["loc"], body, is_missing=kind == "missing")
     if kind == "missing":
         return invalid(param, f"'{param}' is missing.", "missing_required_parameter")
     if kind == "extra_forbidden":
@@ -50,20 +50,13 @@ def _to_api_error(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
     return invalid(param, f"Invalid '{param}': {reason[0].lower()}{reason[1:]}.", code)
 
 
-def _trim_location(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> list[int | str]:
-    """Drop what the client did not send: pydantic also names which type of a union it tried."""
-    path: list[int | str] = []
+def _format_path(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> str:
+    """Leave out what the client did not send: pydantic also names which type of a union it tried."""
+    path = ""
     for step in location:
         if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
             body = body[step]
         elif not (is_missing and step == location[-1]):
             continue
-        path.append(step)
-    return path
-
-
-def _format_path(steps: list[int | str]) -> str:
-    path = ""
-    for step in steps:
-        path += f"[{step}]" if isinstance(step, int) else f".{cut(step)}" if path else cut(step)
-    return path
+        path += f"[{step}]" if isinstance(step, int) else f".{cut(step)}"
+    return path.removeprefix(".")

@@ -7,6 +7,15 @@ from typing import Any
 
 MAX_NAME_LENGTH = 100  # characters of a name that a client sent
 
+# Type and code of most errors with a status
+_KINDS = {
+    401: ("invalid_request_error", "invalid_api_key"),
+    408: ("timeout_error", "request_timeout"),
+    429: ("rate_limit_error", "queue_full"),
+    500: ("server_error", "engine_error"),
+    503: ("service_unavailable", "unavailable"),
+}
+
 
 def cut(name: str) -> str:
     """Shorten a name that a client sent, for an error message."""
@@ -21,18 +30,22 @@ class ApiError(Exception):
         status: int,
         message: str,
         *,
-        code: str,
+        code: str | None = None,
         param: str | None = None,
-        kind: str = "invalid_request_error",
+        kind: str | None = None,
         headers: Mapping[str, str] | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
+        default_kind, default_code = _KINDS.get(status, ("invalid_request_error", None))
         self.status = status
         self.message = message
-        self.code = code
+        self.code = code or default_code
         self.param = param
-        self.kind = kind
+        self.kind = kind or default_kind
         self.headers = dict(headers or {})
+        if retry_after is not None:
+            self.headers["Retry-After"] = str(retry_after)
 
     def body(self) -> dict[str, Any]:
         """Return what the client reads, also as the last event of a stream that fails midway."""
@@ -47,38 +60,4 @@ def invalid(param: str | None, message: str, code: str = "invalid_value") -> Api
 
 def unavailable(message: str, retry_after: int = 1) -> ApiError:
     """Return a 503: the server is loading, draining or lost its engine."""
-    headers = {"Retry-After": str(retry_after)}
-    return ApiError(503, message, code="unavailable", kind="service_unavailable", headers=headers)
-
-
-def still_loading(model: str) -> ApiError:
-    """Return a 503 before the engine is ready."""
-    return unavailable(f"The model '{model}' is still loading.", retry_after=5)
-
-
-def overloaded(message: str, retry_after: int = 1) -> ApiError:
-    """Return a 429: the queue is full. OpenAI's clients retry after `Retry-After` seconds."""
-    headers = {"Retry-After": str(retry_after)}
-    return ApiError(429, message, code="queue_full", kind="rate_limit_error", headers=headers)
-
-
-def unauthorized(message: str) -> ApiError:
-    """Return a 401: no key, or none that this server knows."""
-    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-
-
-def timed_out(seconds: float) -> ApiError:
-    """Return a 408: the answers took too long. The header keeps OpenAI's clients from retrying."""
-    return ApiError(
-        408,
-        f"The answer was not complete after {seconds:g} s, the most that this server gives a request: "
-        "ask for fewer tokens.",
-        code="request_timeout",
-        kind="timeout_error",
-        headers={"x-should-retry": "false"},
-    )
-
-
-def failed(message: str) -> ApiError:
-    """Return a 500: the engine could not compute the answer."""
-    return ApiError(500, message, code="engine_error", kind="server_error")
+    return ApiError(503, message, retry_after=retry_after)

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, field_validator, model_validator
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.protocol.base import Strict
 from turbo_runtime.protocol.errors import cut
+from turbo_runtime.protocol.sampling import Strict
 
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -85,21 +85,15 @@ class ToolCallSent(Strict):
 
 def required_call_grammar(tools: Sequence[Tool]) -> Grammar:
     """Return the grammar of one call as a JSON object, in an order that lets the name be read first."""
-    calls = [_call_schema(tool.function, number) for number, tool in enumerate(tools)]
+    closed = {"type": "object", "additionalProperties": False}
+    calls = []
+    for number, tool in enumerate(tools):
+        parameters = _embed(
+            tool.function.parameters or {**closed, "properties": {}}, f"turbo://tools/{number}/"
+        )
+        properties = {"name": {"const": tool.function.name}, "arguments": parameters}
+        calls.append({**closed, "properties": properties, "required": ["name", "arguments"]})
     return Grammar("json_schema", json.dumps({"anyOf": calls}))
-
-
-def _call_schema(function: Function, number: int) -> dict[str, Any]:
-    arguments = function.parameters or {"type": "object", "properties": {}, "additionalProperties": False}
-    return {
-        "type": "object",
-        "properties": {
-            "name": {"const": function.name},
-            "arguments": _embed(arguments, f"turbo://tools/{number}/"),
-        },
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
 
 
 def _embed(schema: dict[str, Any], address: str) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import FailFast, Field, PlainValidator, WithJsonSchema, model_validator
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.protocol.base import at_most
 from turbo_runtime.protocol.errors import invalid
 from turbo_runtime.protocol.messages import Message, NamedTool, Tool, required_call_grammar
-from turbo_runtime.protocol.sampling import MAX_LOGPROBS, Count, Sampling
+from turbo_runtime.protocol.sampling import MAX_LOGPROBS, Count, Sampling, at_most
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -55,17 +54,8 @@ class ChatRequest(Sampling):
             raise invalid("tool_choice", f"'tool_choice' names '{name}', which is none of the 'tools'.")
         if self.tool_choice == "required" and not self.tools:
             raise invalid("tool_choice", "'tool_choice': 'required' needs 'tools'; send some.")
+        self.max_tokens = self.max_completion_tokens or self.max_tokens
         return self
-
-    @property
-    def limit(self) -> int | None:
-        """Maximum tokens of one answer; None for as many as the context holds."""
-        return self.max_completion_tokens or self.max_tokens
-
-    @property
-    def limit_field(self) -> str:
-        """Field that the limit was sent in."""
-        return "max_completion_tokens" if self.max_completion_tokens else "max_tokens"
 
     @property
     def num_logprobs(self) -> int | None:
@@ -140,15 +130,10 @@ class CompletionRequest(Sampling):
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     echo: bool = False
 
-    @property
-    def limit(self) -> int:
-        """Maximum tokens of one answer."""
-        return self.max_tokens or COMPLETION_MAX_TOKENS
-
-    @property
-    def limit_field(self) -> str:
-        """Field that the limit was sent in."""
-        return "max_tokens"
+    @model_validator(mode="after")
+    def _set_max_tokens(self) -> CompletionRequest:
+        self.max_tokens = self.max_tokens or COMPLETION_MAX_TOKENS
+        return self
 
     @property
     def num_logprobs(self) -> int | None:

@@ -5,14 +5,61 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
 from turbo_runtime.messages import Drafting, Grammar
-from turbo_runtime.protocol.base import StreamOptions, Strict, at_most
 from turbo_runtime.protocol.errors import invalid
 
 # With a backslash before them they stand for themselves in every dialect of regular expressions.
 _ESCAPES = str.maketrans({letter: f"\\{letter}" for letter in "\\.^$|?*+()[]{}"})
+
+
+class Strict(BaseModel):
+    """Model without unknown fields or numbers in strings; null means absent, as clients send it.
+
+    Validation stops at the first problem, the only one reported: a body of 4 MiB can hold millions.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        sent = {name: item for name, item in value.items() if item is not None}
+        unknown = next((name for name in sent if name not in known), None)  # the first one is rejected
+        return {name: item for name, item in sent.items() if name in known or name == unknown}
+
+
+def at_most(count: int) -> BeforeValidator:
+    """Limit a field's number of entries, before any of them is validated."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, (list, dict)) and len(value) > count:
+            raise ValueError(f"expected at most {count} entries, got {len(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class StreamOptions(Strict):
+    """Options of a stream: `include_usage` asks for one more event, with the usage of the whole request;
+    vLLM's `continuous_usage_stats` for the usage so far in every event.
+
+    OpenAI's `include_obfuscation` is no field: false asks for nothing, and true is rejected as unknown.
+    """
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_obfuscation(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("include_obfuscation") is not False:
+            return value
+        return {name: item for name, item in value.items() if name != "include_obfuscation"}
 
 
 class NamedSchema(Strict):
@@ -86,27 +133,18 @@ Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARACTERS)]
 
-
-def _list_stops(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-def _name_drafting(value: Any) -> Any:
-    return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
-
-
 _WORD = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
 Stops = Annotated[
     list[Word],
     FailFast(),
     Field(max_length=MAX_STOPS),
     at_most(MAX_STOPS),
-    BeforeValidator(_list_stops),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": MAX_STOPS}]}),
 ]
 Speculation = Annotated[
     Drafting,
-    BeforeValidator(_name_drafting),
+    BeforeValidator(lambda value: ("auto" if value else "off") if isinstance(value, bool) else value),
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": list(get_args(Drafting))}]}),
 ]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_runtime.protocol.errors import ApiError, cut, invalid
+from turbo_runtime.protocol.errors import cut, invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,13 +16,6 @@ class Unsupported:
 
     remedy: str
     harmless: tuple[Any, ...] = ()
-
-    def accepts(self, value: Any) -> bool:
-        """Return whether the value asks for nothing that the server lacks."""
-        # `True == 1` in Python, but logprobs=true and logprobs=1 are not the same request
-        return any(
-            value == known and isinstance(value, bool) == isinstance(known, bool) for known in self.harmless
-        )
 
 
 _LEAVE_OUT = "leave it out"
@@ -72,29 +65,21 @@ COMPLETION: Mapping[str, Unsupported] = {
 def drop_harmless(
     body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Collection[str]
 ) -> dict[str, Any]:
-    """Return the `known` fields without null ones. Raises ApiError (400) for an unsupported field."""
-    fields: dict[str, Any] = {}
+    """Return the `known` fields. Raises ApiError (400) for an unsupported one that asks for something."""
     for name, value in body.items():
-        if name in known:
-            if value is not None:
-                fields[name] = value
-        elif name not in unsupported:
-            raise _unknown_error(name, known)
-        elif value is not None and not unsupported[name].accepts(value):
-            raise _unsupported_error(name, unsupported[name])
-    return fields
-
-
-def _unsupported_error(name: str, parameter: Unsupported) -> ApiError:
-    accepted = " or ".join(repr(value) for value in parameter.harmless)
-    only = f" (only {accepted} is accepted, which changes nothing)" if accepted else ""
-    return invalid(
-        name, f"'{name}' is not supported by this server{only}: {parameter.remedy}.", "unsupported_parameter"
-    )
-
-
-def _unknown_error(name: str, known: Collection[str]) -> ApiError:
-    name = cut(name)
-    matches = difflib.get_close_matches(name, sorted(known), n=1)
-    hint = f"did you mean '{matches[0]}'?" if matches else "leave it out."
-    return invalid(name, f"There is no parameter '{name}'; {hint}", "unknown_parameter")
+        if name in known or (name in unsupported and value is None):
+            continue
+        if name not in unsupported:
+            short = cut(name)
+            matches = difflib.get_close_matches(short, sorted(known), n=1)
+            hint = f"did you mean '{matches[0]}'?" if matches else "leave it out."
+            raise invalid(short, f"There is no parameter '{short}'; {hint}", "unknown_parameter")
+        parameter = unsupported[name]
+        # `True == 1` in Python, but logprobs=true and logprobs=1 are not the same request
+        if (type(value) is bool, value) in [(type(item) is bool, item) for item in parameter.harmless]:
+            continue
+        accepted = " or ".join(map(repr, parameter.harmless))
+        only = f" (only {accepted} is accepted, which changes nothing)" if accepted else ""
+        message = f"'{name}' is not supported by this server{only}: {parameter.remedy}."
+        raise invalid(name, message, "unsupported_parameter")
+    return {name: value for name, value in body.items() if name in known}

@@ -26,12 +26,10 @@ class ApiKeys:
         self._reload_time = time.monotonic() + RELOAD_SECONDS
 
     def find_tenant(self, authorization: str | None) -> str | None:
-        """Return the name of the key in an `Authorization` header; None if it is unknown.
-
-        All keys are compared in full, however early one differs, so that the time reveals nothing.
-        """
+        """Return the name of the key in an `Authorization` header; None if it is unknown."""
         self._reload()
         scheme, _, key = (authorization or "").partition(" ")
+        # all keys are compared in full, so that the time reveals nothing
         digest = _digest(key.strip() if scheme.lower() == "bearer" else "")
         matches = [tenant for known, tenant in self._tenants if hmac.compare_digest(known, digest)]
         return matches[0] if matches else None

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from turbo_runtime.contract import endpoints
-from turbo_runtime.protocol.errors import ApiError, still_loading
-from turbo_runtime.server.api import build_api_router
+from turbo_runtime.protocol import parse_chat, parse_completion
+from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.server.generation import generate
 from turbo_runtime.server.openapi import OPENAPI_PATH, build_openapi_document
-from turbo_runtime.server.service import Service
+from turbo_runtime.server.preprocessing import prepare_chat, prepare_completion
+from turbo_runtime.server.reply import ChatReply, CompletionReply
+from turbo_runtime.server.service import Phase, Service
 from turbo_runtime.version import turbo_version
 
 logger = logging.getLogger(__name__)
@@ -30,77 +34,94 @@ def build_app(service: Service) -> FastAPI:
     async def openapi() -> JSONResponse:
         return JSONResponse(document)
 
-    routers = (build_api_router(service), build_probe_router(service))
-    for router in routers:
-        app.include_router(router)
-    routes = (route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
-    paths = sorted({OPENAPI_PATH, *(path.replace(":path", "").rstrip("/") for path in routes)})
+    _add_api(app, service)
+    _add_probes(app, service)
+    routes = (route.path for route in app.routes if isinstance(route, APIRoute))
+    paths = ", ".join(sorted({path.replace(":path", "").rstrip("/") for path in routes}))
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:  # noqa: ARG001
-        return _error_response(error)
+        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
     @app.exception_handler(HTTPException)
     async def routing_error(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}."
         if error.status_code == 404:
-            message += f" This server has {', '.join(paths)}."
+            message += f" This server has {paths}."
         code = "method_not_allowed" if error.status_code == 405 else "not_found"
-        return _error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+        return await api_error(
+            request, ApiError(error.status_code, message, code=code, headers=error.headers)
+        )
 
     @app.exception_handler(Exception)
     async def internal_error(request: Request, error: Exception) -> JSONResponse:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         message = "The server failed on this request; its log says why."
-        return _error_response(ApiError(500, message, code="internal_error", kind="server_error"))
+        return await api_error(request, ApiError(500, message, code="internal_error"))
 
     return app
 
 
-def _error_response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+def _add_api(app: FastAPI, service: Service) -> None:
+    card = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "turbo"}
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await generate(service, request, parse_chat, prepare_chat, ChatReply)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await generate(service, request, parse_completion, prepare_completion, CompletionReply)
+
+    @app.get("/v1/models/")  # a client's base URL may end in a slash too many
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        service.authenticate(request.headers.get("authorization"))
+        return JSONResponse({"object": "list", "data": [card]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        service.authenticate(request.headers.get("authorization"))
+        service.check_model(name)
+        return JSONResponse(card)
 
 
-def build_probe_router(service: Service) -> APIRouter:
-    """Return `/health`, `/ready`, `/load`, `/metrics` and `/version`."""
-    router = APIRouter()
+def _add_probes(app: FastAPI, service: Service) -> None:
     engine = service.engine
 
-    @router.get(endpoints.HEALTH_PATH)
+    @app.get(endpoints.HEALTH_PATH)
     async def health() -> Response:
         if engine.is_alive:
             return JSONResponse({"status": "alive"})
         return JSONResponse({"status": engine.ended.result()}, status_code=503)
 
-    @router.get(endpoints.READY_PATH)
+    @app.get(endpoints.READY_PATH)
     async def ready() -> Response:
-        status = service.phase.value
+        """Whether a load balancer should send requests here."""
+        status, is_ready = service.phase.value, False
         if not engine.is_alive:
             status = engine.ended.result()
         elif engine.watchdog.is_late:
             status = f"the engine has not finished a step for {engine.watchdog.silent_seconds:.0f} s"
-        return JSONResponse({"status": status}, status_code=200 if service.is_ready else 503)
+        else:
+            is_ready = service.phase is Phase.SERVING
+        return JSONResponse({"status": status}, status_code=200 if is_ready else 503)
 
-    @router.get(endpoints.LOAD_PATH)
+    @app.get(endpoints.LOAD_PATH)
     async def load() -> Response:
-        current = service.build_load()
-        if current is None:
-            raise still_loading(service.name)
-        return Response(current.to_json(), media_type="application/json")
+        return Response(service.build_load().to_json(), media_type="application/json")
 
-    @router.get(endpoints.METRICS_PATH)
+    @app.get(endpoints.METRICS_PATH)
     async def metrics() -> Response:
-        if (load := service.build_load()) is not None:
-            service.metrics.set_load(load, engine.watchdog.silent_seconds)
+        if service.model is not None:
+            service.metrics.set_load(service.build_load(), engine.watchdog.silent_seconds)
         if (capture := service.capture) is not None:
-            service.metrics.update_capture(capture.outcomes, capture.size, capture.problem)
+            service.metrics.set_capture(capture.outcomes, capture.size, capture.problem)
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get(endpoints.VERSION_PATH)
+    @app.get(endpoints.VERSION_PATH)
     async def version() -> Response:
-        model = service.model
-        if model is None:
-            raise still_loading(service.name)
+        model = service.require_loaded()
         info, stats = model.info, engine.stats
         return JSONResponse(
             {
@@ -118,5 +139,3 @@ def build_probe_router(service: Service) -> APIRouter:
                 "max_model_len": model.context,
             }
         )
-
-    return router

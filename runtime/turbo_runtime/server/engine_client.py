@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.queues import Queue
-from typing import Any, NamedTuple
+from typing import Any
 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import (
@@ -66,10 +66,8 @@ def _die_with_server() -> None:
 
 MAX_PERIOD_SECONDS = 1.0  # between two checks
 
-# Fraction of the limit after which no new requests should come. Not much sooner: a chunk of a long prompt is
-# one step, and 512 tokens of SmolLM2-135M after 4,000 others took 6 s of a core: 15 s of a pod that may use
-# 400m of one, and 30 s where others wanted the core too. A pod that left its Service for each such step
-# would only send the next long prompt to another.
+# Fraction of the limit after which no new requests should come. Not much sooner: a step of a long prompt may
+# take 30 s on a busy core, and a pod that left its Service for it would send the next such prompt to another.
 LATE_FRACTION = 0.5
 
 
@@ -110,36 +108,9 @@ class Watchdog:
 LAST_MESSAGES_SECONDS = 2.0  # how long to wait for messages of a dead engine
 ABANDONED = "abandoned"  # a finish reason in addition to the engine's: it sends no more of this answer
 STOP_SECONDS = 5.0  # how long an engine may take to end by itself
-MAX_EVENTS = 64  # taken at once: a few milliseconds of work
 
-
-class TimedEvent(NamedTuple):
-    """An event and its time of arrival, which does not depend on how fast the client reads."""
-
-    event: TokenEvent
-    time: float
-
-
-class EventBuffer:
-    """Events of one request, until the request's coroutine takes them; used on the event loop only."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[TimedEvent] = asyncio.Queue()
-
-    def put(self, event: TokenEvent, time: float) -> None:
-        """Add an event."""
-        self._queue.put_nowait(TimedEvent(event, time))
-
-    async def take(self) -> list[TimedEvent]:
-        """Wait for an event, and return what has arrived in order, `MAX_EVENTS` at most.
-
-        Always lets others run: a queue that never empties would hand the loop to one client.
-        """
-        await asyncio.sleep(0)
-        events = [await self._queue.get()]
-        while len(events) < MAX_EVENTS and not self._queue.empty():
-            events.append(self._queue.get_nowait())
-        return events
+TimedEvent = tuple[TokenEvent, float]  # and its time of arrival, however slowly the client reads
+EventQueue = asyncio.Queue[TimedEvent]  # of one request, until its coroutine takes them
 
 
 class _EngineExited:
@@ -164,14 +135,14 @@ class EngineClient:
             name="turbo engine",
         )
         self._loop = asyncio.get_running_loop()
-        self._buffers: dict[str, EventBuffer] = {}  # of unfinished answers, by id
+        self.unfinished: dict[str, EventQueue] = {}  # answers submitted and not finished, by id
         self._stopping = False
         self._hang_message = ""  # set when the watchdog ends the engine
         self.watchdog = Watchdog(config.step_timeout_seconds)
         self.stats = EngineStats()
         self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.on_step: Callable[[EngineStats], None] | None = None
+        self.on_step: Callable[[EngineStats], object] = lambda _: None
 
     def start(self) -> None:
         """Start the process; `ready` or `ended` follows."""
@@ -184,22 +155,16 @@ class EngineClient:
         """Whether the engine can still answer; also true while it loads."""
         return not self.ended.done()
 
-    @property
-    def num_unfinished(self) -> int:
-        """Number of answers submitted and not finished, running or waiting."""
-        return len(self._buffers)
-
-    def submit(self, requests: Sequence[GenerationRequest]) -> EventBuffer:
+    def submit(self, requests: Sequence[GenerationRequest]) -> EventQueue:
         """Hand requests to the engine and return where all their events arrive, also when the engine dies.
 
         Raises ValueError for an id that is in use, and hands nothing over.
         """
-        duplicate = next((new.request_id for new in requests if new.request_id in self._buffers), None)
-        if duplicate is not None:
-            raise ValueError(f"request {duplicate} is running or waiting already")
-        events = EventBuffer()
+        if duplicates := [new.request_id for new in requests if new.request_id in self.unfinished]:
+            raise ValueError(f"request {duplicates[0]} is running or waiting already")
+        events = EventQueue()
         for request in requests:
-            self._buffers[request.request_id] = events
+            self.unfinished[request.request_id] = events
             self._inbox.put(request)
         if self.ended.done():  # it died after the caller checked
             self.fail_all(self.ended.result())
@@ -208,15 +173,15 @@ class EngineClient:
     def cancel(self, request_ids: Iterable[str]) -> None:
         """Drop answers that nobody waits for any more; finished ones are ignored."""
         for request_id in request_ids:
-            if self._buffers.pop(request_id, None) is not None and self.is_alive:
+            if self.unfinished.pop(request_id, None) is not None and self.is_alive:
                 self._inbox.put(Abort(request_id))
 
     def fail_all(self, message: str) -> None:
         """End every unfinished answer with an error."""
-        unfinished, now = dict(self._buffers), time.monotonic()
+        unfinished, now = dict(self.unfinished), time.monotonic()
         self.cancel(unfinished)
         for request_id, events in unfinished.items():
-            events.put(TokenEvent(request_id, finish_reason=ABANDONED, error=message), now)
+            events.put_nowait((TokenEvent(request_id, finish_reason=ABANDONED, error=message), now))
 
     async def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """End the process after its current step, by force if that takes longer than `timeout_seconds`."""
@@ -244,32 +209,24 @@ class EngineClient:
 
     def _handle_message(self, message: Any, arrival_time: float) -> None:
         if isinstance(message, StepOutput):
-            self._update_stats(message.stats)
+            self.stats = message.stats
+            self.on_step(message.stats)
             for event in message.events:
-                self._dispatch(event, arrival_time)
+                events = self.unfinished.get(event.request_id)
+                if events is None:
+                    continue  # cancelled while the event was on its way
+                if event.finish_reason is not None:
+                    del self.unfinished[event.request_id]
+                events.put_nowait((event, arrival_time))
         elif isinstance(message, EngineReady):
-            self._update_stats(message.stats)
+            self.stats = message.stats
+            self.on_step(message.stats)
             self.ready.set_result(message)
             self._check_heartbeat()
         elif isinstance(message, EngineFailed):
             self._end(message.error)
-        elif isinstance(message, _EngineExited):
-            self._end(self._explain_exit())
         else:
-            raise TypeError(f"the engine sent {type(message).__name__}, which is no message of its")
-
-    def _update_stats(self, stats: EngineStats) -> None:
-        self.stats = stats
-        if self.on_step is not None:
-            self.on_step(stats)
-
-    def _dispatch(self, event: TokenEvent, arrival_time: float) -> None:
-        events = self._buffers.get(event.request_id)
-        if events is None:
-            return  # cancelled while the event was on its way
-        if event.finish_reason is not None:
-            del self._buffers[event.request_id]
-        events.put(event, arrival_time)
+            self._end(self._explain_exit())
 
     def _handle_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
@@ -278,7 +235,7 @@ class EngineClient:
         # Its last messages, an EngineFailed perhaps, may still be on the way: the mark queues up behind them.
         self._outbox.put(_EngineExited())
         # An engine killed while it wrote leaves the outbox locked, and the mark then never arrives.
-        self._loop.call_later(LAST_MESSAGES_SECONDS, lambda: self._end(self._explain_exit()))
+        self._loop.call_later(LAST_MESSAGES_SECONDS, self._handle_message, _EngineExited(), 0.0)
 
     def _check_heartbeat(self) -> None:
         """Check now and from now on. Starts with EngineReady, since loading has no time limit."""

@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from turbo_runtime.capture.settings import CaptureError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.connections import IDLE_SECONDS, ConnectionCloser, build_protocol
+from turbo_runtime.server.connections import IDLE_SECONDS, build_protocol, close_connections
 from turbo_runtime.server.engine_client import STOP_SECONDS, EngineClient, EngineMain
 from turbo_runtime.server.service import Phase, Service
 from turbo_runtime.server.thread_offload import has_running_threads
@@ -69,14 +68,6 @@ def _fail(message: str) -> int:
     return 1
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers: the server drains by itself."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve(
     config: RuntimeConfig,
     engine_main: EngineMain | None,
@@ -90,9 +81,9 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     engine = EngineClient(config, engine_main, str(tokenizer_dir))
     service = Service(config, engine, keys, capture)
-    http = _Uvicorn(
+    http = uvicorn.Server(
         uvicorn.Config(
-            ConnectionCloser(build_app(service), lambda: service.is_draining),
+            close_connections(build_app(service), lambda: service.is_draining),
             http=build_protocol(config.connection_seconds),
             log_level="warning",
             access_log=False,
@@ -101,7 +92,10 @@ async def _serve(
             timeout_keep_alive=IDLE_SECONDS,
         )
     )
-    url = _format_url(listener)
+    # the server drains by itself
+    http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     _log(f"turbo {turbo_version()}: loading {config.model}; listening on {url}, ready when the model is.")
     engine.start()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
@@ -209,8 +203,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _format_url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

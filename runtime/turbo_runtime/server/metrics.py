@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import zip_longest
 from typing import Any
 
 from prometheus_client import (
@@ -16,7 +15,7 @@ from prometheus_client import (
 )
 
 from turbo_runtime.contract import load, metrics
-from turbo_runtime.messages import DraftStats, EngineStats
+from turbo_runtime.messages import EngineStats
 
 COMPLETE = ("stop", "length")  # reasons for which a whole answer ends
 
@@ -52,6 +51,9 @@ _DRAFT_COUNTERS = {
 }
 
 
+_KINDS: dict[str, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+
+
 class Metrics:
     """One registry for one served model, whose name is the label that vLLM's dashboards select on."""
 
@@ -60,11 +62,13 @@ class Metrics:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._model = model_name
-        self._stats = EngineStats()  # that the counters have counted
-        self._capture_outcomes: Mapping[str, int] = {}
+        self._stats: EngineStats | None = None
         self._collectors: dict[metrics.Metric, Any] = {}
         for metric in metrics.METRICS:
-            collector = _build_collector(metric, self._registry)
+            options = {"buckets": metric.buckets} if metric.buckets else {}
+            collector = _KINDS[metric.kind](
+                metric.name, metric.help, metric.labels, registry=self._registry, **options
+            )
             alone = metric.initialized and metric.labels == (metrics.MODEL_LABEL,)
             self._collectors[metric] = collector.labels(model_name) if alone else collector
 
@@ -72,44 +76,35 @@ class Metrics:
         return self._collectors[metric].labels(self._model, *labels)
 
     def update(self, stats: EngineStats) -> None:
-        """Raise the engine's counters by what happened after the last call."""
-        counted, self._stats = self._stats, stats
-        for metric, name in _COUNTERS.items():
-            self._collectors[metric].inc(getattr(stats, name) - getattr(counted, name))
-        for metric, name in _INDEXED_COUNTERS.items():
-            counts = zip_longest(getattr(stats, name), getattr(counted, name), fillvalue=0)
-            for index, (now, before) in enumerate(counts):
-                self._series(metric, str(index)).inc(now - before)
+        """Note the state after a step."""
+        counted, self._stats = self._stats or EngineStats(), stats
         tokens = stats.generated_tokens - counted.generated_tokens
         tokens += stats.begun_prompt_tokens - counted.begun_prompt_tokens
         if tokens:  # else nothing was computed, or a part of a prompt
-            self._collectors[metrics.ITERATION_TOKENS].observe(tokens)
-        if stats.by_draft != counted.by_draft:
-            self._update_drafts(stats, counted)
+            self.observe(metrics.ITERATION_TOKENS, tokens)
+
+    def _export_stats(self, stats: EngineStats) -> None:
+        """A draft that is no longer in use leaves no series."""
+        for metric, name in _COUNTERS.items():
+            _set_counter(self._collectors[metric], getattr(stats, name))
+        for metric, name in _INDEXED_COUNTERS.items():
+            for index, count in enumerate(getattr(stats, name)):
+                _set_counter(self._series(metric, str(index)), count)
+        for metric in (metrics.DRAFT_INFO, *_DRAFT_COUNTERS):
+            self._collectors[metric].clear()
+        for draft in stats.by_draft if stats.by_draft != EngineStats().by_draft else ():
+            for metric, name in _DRAFT_COUNTERS.items():
+                _set_counter(self._series(metric, draft.name), getattr(draft, name))
+            if draft.version:
+                self._series(metrics.DRAFT_INFO, draft.name, draft.version).set(1)
         self._series(metrics.DRAFT_ERROR).set(1 if stats.draft_error else 0)
         if stats.speedup is not None:
             self._series(metrics.SPEEDUP).set(stats.speedup)
 
-    def _update_drafts(self, stats: EngineStats, counted: EngineStats) -> None:
-        """A draft that is no longer in use leaves no series; if its name comes back, new ones begin."""
-        before = {draft.name: draft for draft in counted.by_draft}
-        self._collectors[metrics.DRAFT_INFO].clear()
-        for draft in stats.by_draft:
-            last = before.pop(draft.name, DraftStats(draft.name))
-            for metric, name in _DRAFT_COUNTERS.items():
-                self._series(metric, draft.name).inc(getattr(draft, name) - getattr(last, name))
-            if draft.version:
-                self._series(metrics.DRAFT_INFO, draft.name, draft.version).set(1)
-        for name in before:
-            for metric in _DRAFT_COUNTERS:
-                self._collectors[metric].remove(self._model, name)
-
-    def update_capture(self, outcomes: Mapping[str, int], size: int, problem: str) -> None:
-        """Update the metrics of captured prompts; never called without a capture."""
+    def set_capture(self, outcomes: Mapping[str, int], size: int, problem: str) -> None:
+        """Set the metrics of captured prompts; never called without a capture."""
         for outcome, count in outcomes.items():
-            counted = self._capture_outcomes.get(outcome, 0)
-            self._series(metrics.CAPTURE_PROMPTS, outcome).inc(count - counted)
-        self._capture_outcomes = dict(outcomes)
+            _set_counter(self._series(metrics.CAPTURE_PROMPTS, outcome), count)
         self._series(metrics.CAPTURE_BYTES).set(size)
         self._series(metrics.CAPTURE_ERROR).set(1 if problem else 0)
 
@@ -119,20 +114,11 @@ class Metrics:
         self._collectors[metrics.NUM_REQUESTS_WAITING].set(load.waiting_requests)
         self._collectors[metrics.KV_CACHE_USAGE].set(load.kv_cache_usage)
         self._series(metrics.HEARTBEAT_AGE).set(silent_seconds)
+        self._collectors[metrics.GUARANTEE_INFO].labels(load.guarantee).set(1)
 
-    def set_guarantee(self, guarantee: load.Guarantee) -> None:
-        """Export which guarantee holds on this machine."""
-        self._collectors[metrics.GUARANTEE_INFO].labels(guarantee).set(1)
-
-    def observe_queue_time(self, seconds: float) -> None:
-        """Observe that the engine took a request in after so long."""
-        self._collectors[metrics.REQUEST_QUEUE_TIME].observe(seconds)
-
-    def observe_tokens(self, seconds: float, *, first: bool) -> None:
-        """Observe a step's tokens, `seconds` after the request (`first`) or after the step before."""
-        self._collectors[metrics.TIME_TO_FIRST_TOKEN if first else metrics.INTER_TOKEN_LATENCY].observe(
-            seconds
-        )
+    def observe(self, histogram: metrics.Metric, value: float) -> None:
+        """Observe one value."""
+        self._collectors[histogram].observe(value)
 
     def observe_finish(
         self,
@@ -146,20 +132,21 @@ class Metrics:
         self._series(metrics.REQUEST_SUCCESS, reason).inc()
         if reason not in COMPLETE:  # what was cut measures neither the engine nor the demand
             return
-        self._collectors[metrics.REQUEST_PROMPT_TOKENS].observe(num_prompt_tokens)
-        self._collectors[metrics.REQUEST_GENERATION_TOKENS].observe(num_tokens)
-        self._collectors[metrics.E2E_REQUEST_LATENCY].observe(total_seconds)
+        self.observe(metrics.REQUEST_PROMPT_TOKENS, num_prompt_tokens)
+        self.observe(metrics.REQUEST_GENERATION_TOKENS, num_tokens)
+        self.observe(metrics.E2E_REQUEST_LATENCY, total_seconds)
         if first_token_seconds is not None and num_tokens > 1:
             seconds = (total_seconds - first_token_seconds) / (num_tokens - 1)
-            self._collectors[metrics.REQUEST_TIME_PER_OUTPUT_TOKEN].observe(seconds)
+            self.observe(metrics.REQUEST_TIME_PER_OUTPUT_TOKEN, seconds)
 
     def render(self) -> bytes:
         """Return the text of `/metrics`."""
+        if self._stats is not None:
+            self._export_stats(self._stats)
         return generate_latest(self._registry)
 
 
-def _build_collector(metric: metrics.Metric, registry: CollectorRegistry) -> Any:
-    if metric.kind == "histogram":
-        return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
-    collector_class = Counter if metric.kind == "counter" else Gauge
-    return collector_class(metric.name, metric.help, metric.labels, registry=registry)
+def _set_counter(series: Counter, count: float) -> None:
+    """The engine counts by itself."""
+    series.reset()
+    series.inc(count)

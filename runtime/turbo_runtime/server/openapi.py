@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from turbo_runtime.contract import endpoints
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.unsupported import CHAT, COMPLETION, Unsupported
+from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
 from turbo_runtime.version import turbo_version
 
 OPENAPI_PATH = "/openapi.json"
@@ -48,10 +47,15 @@ def build_openapi_document() -> Json:
     for model, unsupported in ((ChatRequest, CHAT), (CompletionRequest, COMPLETION)):
         schema = model.model_json_schema(ref_template=_REFERENCE + "{model}")
         schemas |= schema.pop("$defs", {})
-        properties = schema["properties"] | _describe_unsupported(unsupported)
-        schemas[model.__name__] = schema | {"properties": properties}
-    for schema in schemas.values():
-        _allow_null(schema)
+        rejected = {  # but for the values that change nothing
+            name: {"enum": [*parameter.harmless, None], "description": f"Not supported: {parameter.remedy}."}
+            for name, parameter in unsupported.items()
+        }
+        schemas[model.__name__] = schema | {"properties": schema["properties"] | rejected}
+    for schema in schemas.values():  # null means absent
+        properties = schema.get("properties", {})
+        for name in properties.keys() - schema.get("required", []):
+            properties[name] = {"anyOf": [properties[name], {"type": "null"}]}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Turbo", "version": turbo_version()},
@@ -85,19 +89,3 @@ def _get(summary: str) -> Json:
     descriptions = {"200": summary, "401": _ERRORS["401"], "503": _ERRORS["503"]}
     responses = {code: {"description": text} for code, text in descriptions.items()}
     return {"summary": summary, "responses": responses}
-
-
-def _describe_unsupported(parameters: Mapping[str, Unsupported]) -> Json:
-    """Only the values that change nothing are accepted."""
-    return {
-        name: {"enum": [*parameter.harmless, None], "description": f"Not supported: {parameter.remedy}."}
-        for name, parameter in parameters.items()
-    }
-
-
-def _allow_null(schema: Json) -> None:
-    """Null means absent."""
-    required = schema.get("required", [])
-    for name, field in schema.get("properties", {}).items():
-        if name not in required:
-            schema["properties"][name] = {"anyOf": [field, {"type": "null"}]}

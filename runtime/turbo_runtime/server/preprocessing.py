@@ -7,17 +7,45 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, Grammar, SamplingParams
+from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
 from turbo_runtime.parsers import OutputParser
 from turbo_runtime.parsers.reasoning import CLOSE, OPEN, add_reasoning
 from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.errors import ApiError, cut, invalid, unavailable
-from turbo_runtime.server.served_model import ServedModel
+from turbo_runtime.protocol.errors import cut, invalid, unavailable
 from turbo_runtime.server.thread_offload import IsWanted
 from turbo_runtime.tokenization.chat_template import ChatTemplate, TemplateRefusalError
+from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
+MAX_TOTAL_LOGPROBS = 1 << 20  # of several answers together: some 100 MB of JSON
+# Fields that a request and its SamplingParams have in common
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+_SAME_FIELDS = ("temperature", "top_p", "min_p", *_PENALTIES, "min_tokens", "max_draft_tokens")
 _RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The model once the engine is ready: its name in the API, what the engine reported, its tokenizer."""
+
+    name: str
+    info: EngineReady
+    tokenizer: ServedTokenizer
+
+    @property
+    def context(self) -> int:
+        """Maximum tokens of prompt and answer together: the model's limit or the KV cache's."""
+        return min(self.info.max_model_len, self.kv_tokens)
+
+    @property
+    def kv_tokens(self) -> int:
+        """Capacity of the KV cache in tokens."""
+        return self.info.kv_blocks * self.info.block_size
+
+    @property
+    def stop_token_ids(self) -> frozenset[int]:
+        """Tokens that end an answer, by the model's generation config and by its tokenizer."""
+        return self.tokenizer.eos_token_ids | frozenset(self.info.eos_token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,58 +75,6 @@ class PreparedRequest:
         return sum(map(len, self.prompts))
 
 
-def prepare_chat(
-    request: ChatRequest,
-    model: ServedModel,
-    is_wanted: IsWanted,  # noqa: ARG001
-) -> PreparedRequest:
-    """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
-    template = model.tokenizer.template
-    if template is None:
-        raise invalid(
-            "messages",
-            f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
-            "unsupported_model",
-        )
-    output_format = model.tokenizer.output_format
-    if request.offered_tools and "tools" not in template.names:
-        raise invalid(
-            "tools",
-            f"The chat template of '{model.name}' takes no tools: describe them in a message.",
-            "unsupported_model",
-        )
-    if request.offered_tools and output_format.tool_parser is None and not request.required_tools:
-        raise invalid(
-            "tools",
-            f"How '{model.name}' writes tool calls is not known to this server: "
-            "send 'tool_choice': 'required', which prescribes it.",
-            "unsupported_model",
-        )
-    prompt = _render(request, template)
-    tool_parser = output_format.tool_parser if request.offered_tools else None
-    if request.required_tools:
-        tool_parser = JsonToolCallParser
-    names = {tool.function.name for tool in request.required_tools or request.offered_tools}
-    single_call = bool(request.required_tools) or not request.parallel_tool_calls
-    prompt_end = prompt[-64:] if output_format.reasons else None
-
-    def build_parser() -> OutputParser:
-        return OutputParser(tool_parser(names) if tool_parser else None, prompt_end, single_call=single_call)
-
-    grammar = request.grammar
-    if grammar is not None and prompt_end is not None and prompt_end.rstrip().endswith(OPEN):
-        grammar = add_reasoning(grammar)
-        if grammar is None:
-            raise invalid(
-                "structured_outputs",
-                "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
-                "or let the grammar itself begin with the thoughts.",
-            )
-    check_text_length(prompt, "messages", model)
-    ids = model.tokenizer.encode_written(prompt)
-    return _prepare(request, (ids,), "messages", build_parser, grammar, model)
-
-
 def min_prompt_tokens(request: ChatRequest | CompletionRequest, model: ServedModel) -> int:
     """Return a lower bound of the prompts' tokens, counted for each answer, without tokenization."""
     if isinstance(request, ChatRequest):
@@ -110,6 +86,57 @@ def min_prompt_tokens(request: ChatRequest | CompletionRequest, model: ServedMod
     return sum(lengths) * request.n
 
 
+def prepare_chat(
+    request: ChatRequest,
+    model: ServedModel,
+    is_wanted: IsWanted,  # noqa: ARG001
+) -> PreparedRequest:
+    """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
+    template, output_format = model.tokenizer.template, model.tokenizer.output_format
+    offered, required = request.offered_tools, request.required_tools
+    tool_parser = JsonToolCallParser if required else output_format.tool_parser
+    if template is None:
+        raise invalid(
+            "messages",
+            f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
+            "unsupported_model",
+        )
+    if offered and "tools" not in template.names:
+        raise invalid(
+            "tools",
+            f"The chat template of '{model.name}' takes no tools: describe them in a message.",
+            "unsupported_model",
+        )
+    if offered and tool_parser is None:
+        raise invalid(
+            "tools",
+            f"How '{model.name}' writes tool calls is not known to this server: "
+            "send 'tool_choice': 'required', which prescribes it.",
+            "unsupported_model",
+        )
+    prompt = _render(request, template)
+    names = {tool.function.name for tool in required or offered}
+    single_call = bool(required) or not request.parallel_tool_calls
+    prompt_end = prompt[-64:] if output_format.reasons else None
+
+    def build_parser() -> OutputParser:
+        parser = tool_parser(names) if tool_parser and offered else None
+        return OutputParser(parser, prompt_end, single_call=single_call)
+
+    grammar = request.grammar
+    if grammar is not None and prompt_end is not None and prompt_end.rstrip().endswith(OPEN):
+        grammar = add_reasoning(grammar)
+        if grammar is None:
+            raise invalid(
+                "structured_outputs",
+                "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
+                "or let the grammar itself begin with the thoughts.",
+            )
+    _check_length(model.tokenizer.min_tokens(prompt), "messages", model, bound="at least ")
+    ids = model.tokenizer.encode_written(prompt)
+    return _prepare(request, (ids,), "messages", build_parser, grammar, model)
+
+
 def prepare_completion(
     request: CompletionRequest, model: ServedModel, is_wanted: IsWanted
 ) -> PreparedRequest:
@@ -117,7 +144,7 @@ def prepare_completion(
     tokenizer = model.tokenizer
     for prompt in request.prompt:
         if isinstance(prompt, str):
-            check_text_length(prompt, "prompt", model)
+            _check_length(tokenizer.min_tokens(prompt), "prompt", model, bound="at least ")
     prompts = []
     for prompt in request.prompt:
         if not is_wanted():
@@ -132,48 +159,23 @@ def prepare_completion(
     return replace(prepared, echoes=tuple(echoes))
 
 
-def _prepare(
-    request: ChatRequest | CompletionRequest,
-    prompts: tuple[tuple[int, ...], ...],
-    field: str,
-    build_parser: Callable[[], OutputParser],
-    grammar: Grammar | None,
-    model: ServedModel,
-) -> PreparedRequest:
-    # a drawn seed has 53 bits, which every client reads back unchanged, JavaScript's too
-    seed = secrets.randbits(53) if request.seed is None else request.seed
-    return PreparedRequest(
-        prompts,
-        build_sampling_params(request, seed, grammar, prompts, field, model),
-        seed,
-        request.n,
-        tuple(request.stop),
-        build_parser,
-        wants_prompt_logprobs=request.prompt_logprobs is not None,
-    )
-
-
 def _render(request: ChatRequest, template: ChatTemplate) -> str:
     """Render the prompt. Raises ApiError (400) for what the template rejects or does not read."""
     extra: dict[str, Any] = dict(request.chat_template_kwargs)
     for name in extra:
         if name in _RESERVED_VARIABLES or name not in template.names:
             short = cut(name)
-            raise invalid(
-                f"chat_template_kwargs.{short}",
-                f"The model's chat template takes no '{short}': leave it out.",
-            )
-    if request.reasoning_effort is not None:
+            message = f"The model's chat template takes no '{short}': leave it out."
+            raise invalid(f"chat_template_kwargs.{short}", message)
+    effort = request.reasoning_effort
+    if effort is not None:
         if "reasoning_effort" in template.names:
-            extra["reasoning_effort"] = request.reasoning_effort
-        elif request.reasoning_effort == "none" and "enable_thinking" in template.names:
+            extra["reasoning_effort"] = effort
+        elif effort == "none" and "enable_thinking" in template.names:
             extra["enable_thinking"] = False
-        elif request.reasoning_effort != "none" or CLOSE in template.source:
-            raise invalid(
-                "reasoning_effort",
-                "The model's chat template takes no 'reasoning_effort': leave it out.",
-                "unsupported_parameter",
-            )
+        elif effort != "none" or CLOSE in template.source:
+            message = "The model's chat template takes no 'reasoning_effort': leave it out."
+            raise invalid("reasoning_effort", message, "unsupported_parameter")
     messages = [message.for_template() for message in request.messages]
     tools = [tool.for_template() for tool in request.offered_tools]
     try:
@@ -182,65 +184,77 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
         raise invalid("messages", f"The model's chat template refuses these messages: {error}.") from error
 
 
-MAX_TOTAL_LOGPROBS = 1 << 20  # of several answers together: some 100 MB of JSON
-
-
-def build_sampling_params(
+def _prepare(
     request: ChatRequest | CompletionRequest,
-    seed: int,
-    grammar: Grammar | None,
-    prompts: Sequence[Sequence[int]],
+    prompts: tuple[tuple[int, ...], ...],
     field: str,
+    build_parser: Callable[[], OutputParser],
+    grammar: Grammar | None,
     model: ServedModel,
-) -> tuple[SamplingParams, ...]:
-    """Return the parameters for each prompt, which came in `field`: `max_tokens` depends on its length."""
+) -> PreparedRequest:
+    """Add the parameters for the prompts, which came in `field`: `max_tokens` depends on their lengths."""
     for prompt in prompts:
         _check_ids(prompt, field, model)
     stops = frozenset(request.stop_token_ids)
     _check_ids(stops, "stop_token_ids", model)
     bias = tuple(sorted((int(token), value) for token, value in request.logit_bias.items()))
     _check_ids((token for token, _ in bias), "logit_bias", model)
+    # each word as it is written at the start of a text and inside one, behind a space
+    words = (
+        model.tokenizer.encode_written(text) for word in request.bad_words for text in (word, f" {word}")
+    )
+    # a drawn seed has 53 bits, which every client reads back unchanged, JavaScript's too
+    seed = secrets.randbits(53) if request.seed is None else request.seed
     num_echoed = request.num_logprobs if isinstance(request, CompletionRequest) and request.echo else None
+    prompt_logprobs = [count for count in (request.prompt_logprobs, num_echoed) if count is not None]
     shared = SamplingParams(
-        temperature=request.temperature,
-        top_p=request.top_p,
+        **{name: getattr(request, name) for name in _SAME_FIELDS},
         top_k=min(max(request.top_k, 0), model.info.vocab_size),
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
         logit_bias=bias,
-        min_tokens=request.min_tokens,
-        bad_words=_tokenize_bad_words(request.bad_words, model),
+        bad_words=tuple(dict.fromkeys(filter(None, words))),
         grammar=grammar,
         seed=seed & MASK_64,
         stop_token_ids=stops if request.ignore_eos else stops | model.stop_token_ids,
         logprobs=request.num_logprobs,
-        prompt_logprobs=max(
-            (count for count in (request.prompt_logprobs, num_echoed) if count is not None), default=None
-        ),
+        prompt_logprobs=max(prompt_logprobs, default=None),
         drafting=request.speculation,
-        max_draft_tokens=request.max_draft_tokens,
     )
     params = tuple(
         replace(shared, max_tokens=_max_tokens(len(prompt), request, field, model)) for prompt in prompts
     )
     _check_total_logprobs(params, prompts, request.n)
-    return params
+    wants_prompt_logprobs = request.prompt_logprobs is not None
+    return PreparedRequest(
+        prompts,
+        params,
+        seed,
+        request.n,
+        tuple(request.stop),
+        build_parser,
+        wants_prompt_logprobs=wants_prompt_logprobs,
+    )
 
 
-def check_text_length(text: str, field: str, model: ServedModel) -> None:
-    """Reject a text that no context holds, before tokenization, which takes seconds per MiB."""
-    min_tokens = model.tokenizer.min_tokens(text)
-    if min_tokens >= model.context:
-        raise _prompt_too_long(field, f"at least {min_tokens}", model)
+def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:
+    """Reject a prompt that no context holds; by a lower bound before tokenization (seconds per MiB)."""
+    if num_tokens >= model.context:
+        raise invalid(
+            field,
+            f"The prompt has {bound}{num_tokens} tokens and the context of this server {model.context}, "
+            "of which the answer needs at least one: shorten the prompt.",
+            "context_length_exceeded",
+        )
 
 
 def _check_total_logprobs(params: Sequence[SamplingParams], prompts: Sequence[Sequence[int]], n: int) -> None:
     """Reject several answers that could have more logprobs together than memory should hold."""
+
+    def num_entries(logprobs: int | None) -> int:  # at one position
+        return 0 if logprobs is None else logprobs + 1
+
     total = n * sum(
-        prompt_params.max_tokens * _num_entries(prompt_params.logprobs)
-        + len(prompt) * _num_entries(prompt_params.prompt_logprobs)
+        prompt_params.max_tokens * num_entries(prompt_params.logprobs)
+        + len(prompt) * num_entries(prompt_params.prompt_logprobs)
         for prompt_params, prompt in zip(params, prompts, strict=True)
     )
     if total > MAX_TOTAL_LOGPROBS and n * len(prompts) > 1:
@@ -249,17 +263,6 @@ def _check_total_logprobs(params: Sequence[SamplingParams], prompts: Sequence[Se
             f"The answers could tell {total} logprobs together, and at most {MAX_TOTAL_LOGPROBS} are told "
             "at once: ask for fewer answers, fewer likely tokens or a smaller 'max_tokens'.",
         )
-
-
-def _num_entries(logprobs: int | None) -> int:
-    """Return the number of logprobs at one position."""
-    return 0 if logprobs is None else logprobs + 1
-
-
-def _tokenize_bad_words(words: list[str], model: ServedModel) -> tuple[tuple[int, ...], ...]:
-    """Tokenize each word as it is written inside a text (behind a space) and at its start."""
-    texts = (text for word in words for text in (word, f" {word}"))
-    return tuple(dict.fromkeys(ids for text in texts if (ids := model.tokenizer.encode_written(text))))
 
 
 def _check_ids(ids: Iterable[int], field: str, model: ServedModel) -> None:
@@ -273,34 +276,22 @@ def _check_ids(ids: Iterable[int], field: str, model: ServedModel) -> None:
 def _max_tokens(
     num_prompt_tokens: int, request: ChatRequest | CompletionRequest, field: str, model: ServedModel
 ) -> int:
-    context, limit = model.context, request.limit
     if num_prompt_tokens == 0:
         raise invalid(field, f"Invalid '{field}': it has no tokens; send at least one.")
-    if num_prompt_tokens >= context:
-        raise _prompt_too_long(field, str(num_prompt_tokens), model)
-    max_tokens = context - num_prompt_tokens
-    if limit is not None and limit > max_tokens:
-        raise _too_long(
-            request.limit_field,
+    _check_length(num_prompt_tokens, field, model)
+    room = model.context - num_prompt_tokens
+    limit = room if request.max_tokens is None else request.max_tokens
+    if limit > room:
+        is_newer = isinstance(request, ChatRequest) and request.max_completion_tokens
+        raise invalid(
+            "max_completion_tokens" if is_newer else "max_tokens",
             f"The prompt has {num_prompt_tokens} tokens and the answer may have {limit}, together more than "
-            f"the context of {context}: shorten the prompt, or ask for at most {max_tokens} tokens.",
+            f"the context of {model.context}: shorten the prompt, or ask for at most {room} tokens.",
+            "context_length_exceeded",
         )
-    max_tokens = max_tokens if limit is None else limit
-    if request.min_tokens > max_tokens:
+    if request.min_tokens > limit:
         raise invalid(
             "min_tokens",
-            f"'min_tokens' is {request.min_tokens} and the answer may have {max_tokens}: ask for fewer.",
+            f"'min_tokens' is {request.min_tokens} and the answer may have {limit}: ask for fewer.",
         )
-    return max_tokens
-
-
-def _prompt_too_long(field: str, num_tokens: str, model: ServedModel) -> ApiError:
-    return _too_long(
-        field,
-        f"The prompt has {num_tokens} tokens and the context of this server {model.context}, "
-        "of which the answer needs at least one: shorten the prompt.",
-    )
-
-
-def _too_long(field: str, message: str) -> ApiError:
-    return invalid(field, message, "context_length_exceeded")
+    return limit

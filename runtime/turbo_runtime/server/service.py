@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import fields
 from enum import Enum
-from functools import partial
 from pathlib import Path
 
 from turbo_runtime.capture.recorder import Capture
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.load import Load
-from turbo_runtime.protocol.errors import still_loading, unauthorized, unavailable
-from turbo_runtime.server.admission import AdmissionSlot, AdmissionSlots, Limits
+from turbo_runtime.messages import EngineStats
+from turbo_runtime.protocol.errors import ApiError, cut, unavailable
+from turbo_runtime.server.admission import AdmissionSlots, Amount
 from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.engine_client import EngineClient
 from turbo_runtime.server.metrics import Metrics
-from turbo_runtime.server.preprocessing import PreparedRequest
-from turbo_runtime.server.responses.request_output import RequestOutput
-from turbo_runtime.server.served_model import ServedModel, served_name
+from turbo_runtime.server.preprocessing import ServedModel
 from turbo_runtime.server.thread_offload import ThreadOffload
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
+
+# Counters that `/load` passes on
+_STATS = {field.name for field in fields(Load)} & {field.name for field in fields(EngineStats)}
+
+
+def served_name(model: str, given: str | None) -> str:
+    """Return the name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
+    return given or model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 class Phase(Enum):
@@ -62,21 +69,14 @@ class Service:
         tokenizer = await self.preprocessing.run(lambda _: ServedTokenizer(tokenizer_dir))
         self.model = ServedModel(self.name, info, tokenizer)
         self.slots = self._build_slots(self.model.kv_tokens)  # nobody has a slot of the old ones
-        self.metrics.set_guarantee(info.guarantee)
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
         return self.model
 
     def _build_slots(self, kv_tokens: int) -> AdmissionSlots:
-        """Running requests have slots and tokens in addition to those that may wait. So the limit of tokens
-        is above the longest prompt, and rejects none for good.
-        """
-        config = self.config
-        return AdmissionSlots(
-            Limits(
-                config.max_num_seqs + config.max_queued_requests, kv_tokens + config.max_queued_prompt_tokens
-            )
-        )
+        """Those that run count, too: so the limit of tokens is above the longest prompt that fits."""
+        answers = self.config.max_num_seqs + self.config.max_queued_requests
+        return AdmissionSlots(Amount(answers, kv_tokens + self.config.max_queued_prompt_tokens))
 
     def cut_short(self, message: str) -> None:
         """End everything admitted with an error, whether it is prepared, waiting or running."""
@@ -85,44 +85,35 @@ class Service:
         self.engine.fail_all(message)
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a load balancer should send requests here."""
-        return self.phase is Phase.SERVING and self.engine.is_alive and not self.engine.watchdog.is_late
-
-    @property
     def is_draining(self) -> bool:
         """Whether the server is on its way out."""
         return self.phase in (Phase.LEAVING, Phase.CLOSED)
 
     def require_model(self) -> ServedModel:
         """Return the model for a new request. Raises ApiError (503) where none is served."""
-        self._require_engine()
+        self.require_engine()
         if self.phase is Phase.CLOSED:
             raise unavailable(
                 "This server is shutting down and takes no new requests; send it again to reach another."
             )
-        if self.model is None:
-            raise still_loading(self.name)
-        return self.model
+        return self.require_loaded()
 
-    def _require_engine(self) -> None:
+    def require_engine(self) -> None:
+        """Raise ApiError (503) without an engine."""
         if not self.engine.is_alive:
             raise unavailable(self.engine.ended.result())
 
-    def submit(self, prepared: PreparedRequest, model: ServedModel, slot: AdmissionSlot) -> RequestOutput:
-        """Hand a request to the engine. Raises ApiError: 429 or 400 where it does not fit, 503 without
-        engine.
-        """
-        self._require_engine()  # it may have ended while the prompt was tokenized
-        self.slots.resize(slot, prepared.num_prompt_tokens * prepared.n)
-        return RequestOutput(
-            prepared,
-            model,
-            self.engine,
-            self.metrics,
-            self.config.request_timeout_seconds,
-            partial(self.slots.release, slot, finished=True),
-        )
+    def require_loaded(self) -> ServedModel:
+        """Return the model. Raises ApiError (503) while it loads."""
+        if self.model is None:
+            raise unavailable(f"The model '{self.name}' is still loading.", retry_after=5)
+        return self.model
+
+    def check_model(self, name: str) -> None:
+        """Raise ApiError (404) for the name of another model."""
+        if name != self.name:
+            message = f"The model '{cut(name)}' does not exist; this server has '{self.name}'."
+            raise ApiError(404, message, code="model_not_found", param="model")
 
     def authenticate(self, authorization: str | None) -> str:
         """Return the tenant of an `Authorization` header; empty without keys. Raises ApiError (401)."""
@@ -131,41 +122,28 @@ class Service:
         tenant = self._keys.find_tenant(authorization)
         if tenant is None:
             problem = "The API key is not one of this server's" if authorization else "There is no API key"
-            raise unauthorized(f"{problem}: send one of its keys as 'Authorization: Bearer KEY'.")
+            message = f"{problem}: send one of its keys as 'Authorization: Bearer KEY'."
+            raise ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         return tenant
 
-    def build_load(self) -> Load | None:
-        """Return the body of `/load`; None while the model loads."""
-        model = self.model
-        if model is None:
-            return None
-        stats, unfinished = self.engine.stats, self.engine.num_unfinished
+    def build_load(self) -> Load:
+        """Return the body of `/load`. Raises ApiError (503) while the model loads."""
+        model = self.require_loaded()
+        stats, unfinished = self.engine.stats, len(self.engine.unfinished)
         # An idle engine is silent, and its last message may count requests that were cancelled later; those
         # that it has not seen yet wait.
         running = min(stats.running_requests, unfinished)
-        return Load(
-            running_requests=running,
-            waiting_requests=unfinished - running,
-            running_tokens=stats.running_tokens if running else 0,
-            waiting_tokens=stats.waiting_tokens if unfinished > running else 0,
-            kv_cache_usage=stats.kv_blocks_used / model.info.kv_blocks,
-            kv_cache_tokens=model.kv_tokens,
-            drafts=stats.drafts,
-            draft_tokens=stats.draft_tokens,
-            accepted_tokens=stats.accepted_tokens,
-            generated_tokens=stats.generated_tokens,
-            guarantee=model.info.guarantee,
-            draining=self.is_draining,
-            max_num_seqs=self.config.max_num_seqs,
-            prompts=stats.prompts,
-            prompt_tokens=stats.prompt_tokens,
-            step_times=model.info.step_times,
-            speedup=stats.speedup,
-            generation_seconds=stats.generation_seconds,
-            baseline_generation_seconds=stats.baseline_generation_seconds,
-            audits=stats.audits,
-            audit_mismatches=stats.audit_mismatches,
-            draft_version=stats.draft_version,
-            draft_error=stats.draft_error,
-            captured=self.capture.outcomes["kept"] if self.capture else None,
-        )
+        own = {
+            "running_requests": running,
+            "waiting_requests": unfinished - running,
+            "running_tokens": stats.running_tokens if running else 0,
+            "waiting_tokens": stats.waiting_tokens if unfinished > running else 0,
+            "kv_cache_usage": stats.kv_blocks_used / model.info.kv_blocks,
+            "kv_cache_tokens": model.kv_tokens,
+            "guarantee": model.info.guarantee,
+            "draining": self.is_draining,
+            "max_num_seqs": self.config.max_num_seqs,
+            "step_times": model.info.step_times,
+            "captured": self.capture.outcomes["kept"] if self.capture else None,
+        }
+        return Load(**{name: getattr(stats, name) for name in _STATS} | own)

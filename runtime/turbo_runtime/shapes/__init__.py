@@ -1,22 +1,23 @@
 """A model's shape from its `config.json`, for the operator and for `turbo inspect` alike.
 
 The standard library only, since the operator imports it. Weights are counted from the files where there are
-any (`tensor_counts`), else from the configuration, for the architectures in `families` alone: a wrong count
-is a plan that runs out of memory.
+any (`model_files`), else from the configuration, for the architectures in `families` alone: a wrong count is
+a plan that runs out of memory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turbo_runtime.contract.model import ModelShape
 from turbo_runtime.shapes.config_reader import (
     Config,
     ConfigReader,
-    Dimensions,
     UnknownShapeError,
     decoder,
-    dimensions,
+    mlp_inner,
+    read_experts,
+    read_shape,
 )
 from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
@@ -29,58 +30,19 @@ __all__ = ["Described", "UnknownShapeError", "describe", "from_config"]
 class Described:
     """A configuration without counts."""
 
-    architecture: str
-    size: Dimensions
+    shape: ModelShape
     quantization: Quantization | None
     tied: bool | None  # None: it does not say
-
-    def shape(
-        self,
-        *,
-        parameters: int,
-        quantized: int,
-        routed: int,
-        embedding: int,
-        dtype: str,
-        quantization: str | None,
-    ) -> ModelShape:
-        """Return the shape with these counts of elements, `routed` those of routed experts."""
-        size = self.size
-        return ModelShape(
-            architecture=self.architecture,
-            parameters=parameters,
-            layers=size.layers,
-            hidden_size=size.hidden,
-            heads=size.heads,
-            kv_heads=size.kv_heads,
-            head_dim=size.head_dim,
-            vocab_size=size.vocab,
-            max_position=size.positions,
-            dtype=dtype,
-            quantization=quantization if quantized else None,
-            quantized_parameters=quantized,
-            embedding_parameters=embedding,
-            experts=size.experts.count if size.experts else 0,
-            experts_per_token=size.experts.per_token if size.experts else 0,
-            expert_parameters=routed,
-            kv_latent=size.latent.kv_rank + size.latent.rope if size.latent else 0,
-            sliding_window=size.window,
-            sliding_layers=size.sliding_layers,
-            mtp_layers=size.mtp_layers,
-            mlp_width=size.mlp_width,
-        )
 
 
 def describe(config: Config, name: str) -> Described:
     """Read the configuration of any decoder-only model; `name` is for errors. Raises UnknownShapeError."""
-    architecture = _architecture(config)
-    inner = decoder(config)
+    architecture, inner = _architecture(config), decoder(config)
     reader = ConfigReader(inner, name)
     return Described(
-        architecture=architecture,
-        size=dimensions(reader, FAMILIES.get(architecture, Family())),
-        quantization=quantization(inner, name),
-        tied=None if inner.get("tie_word_embeddings") is None else reader.says("tie_word_embeddings"),
+        read_shape(reader, architecture, FAMILIES.get(architecture, Family())),
+        quantization(inner, name),
+        None if inner.get("tie_word_embeddings") is None else reader.says("tie_word_embeddings"),
     )
 
 
@@ -88,30 +50,30 @@ def from_config(config: Config, name: str) -> ModelShape:
     """Return the shape that a Hugging Face `config.json` describes; `name` is for errors. A tied embedding
     counts once; MTP layers, scales and zero points do not count. Raises UnknownShapeError.
     """
-    architecture = _architecture(config)
-    family = FAMILIES.get(architecture)
+    family = FAMILIES.get(architecture := _architecture(config))
     if family is None:
         raise UnknownShapeError(
             f"{name} describes {architecture}, whose weights are not counted from a configuration; those "
             f"that are: {', '.join(sorted(FAMILIES))}. Give what `turbo inspect MODEL` prints instead."
         )
     described, inner = describe(config, name), decoder(config)
-    reader = ConfigReader(inner, name)
-    size, less = described.size, described.quantization
-    if not (size.experts.inner if len(size.expert_layers) == size.layers and size.experts else size.inner):
+    reader, shape, less = ConfigReader(inner, name), described.shape, described.quantization
+    experts = read_experts(reader, family, shape.layers)
+    if not (experts.inner if experts and len(experts.layers) == shape.layers else mlp_inner(reader)):
         reader.count("intermediate_size")  # raises: only where weights are counted is it needed
     parameters, quantized, routed = 0, 0, 0
-    for module in modules(reader, size, family):
+    for module in modules(reader, shape, family):
         parameters += module.matrix + module.vectors
         routed += module.matrix + module.vectors if module.routed else 0
         quantized += module.matrix if less and module.may_be_quantized and less.covers(module.name) else 0
-    return described.shape(
+    return replace(
+        shape,
         parameters=parameters,
-        quantized=quantized,
-        routed=routed,
-        embedding=0 if tied(reader, family) else size.vocab * size.hidden,
         dtype=str(inner.get("dtype") or inner.get("torch_dtype") or "float32"),
-        quantization=less.dtype if less else None,
+        quantization=less.dtype if less and quantized else None,
+        quantized_parameters=quantized,
+        embedding_parameters=0 if tied(reader, family) else shape.vocab_size * shape.hidden_size,
+        expert_parameters=routed,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from turbo_runtime.contract.codec import LARGEST
+from turbo_runtime.contract.model import ModelShape
 from turbo_runtime.shapes.families import Family
 
 Config = Mapping[str, Any]
@@ -17,8 +17,7 @@ class UnknownShapeError(ValueError):
     """A shape that cannot be read; the message is a sentence with the remedy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Latent:
+class Latent(NamedTuple):
     """Latent attention: what is cached is one vector of `kv_rank + rope` for all heads of a layer."""
 
     kv_rank: int
@@ -28,50 +27,21 @@ class Latent:
     query_rank: int  # 0: queries are made in one step
 
 
-@dataclass(frozen=True, slots=True)
-class Experts:
+class Experts(NamedTuple):
     """The routed experts of a layer and what stands beside them."""
 
-    count: int
+    total: int
     per_token: int
     inner: int  # 0 where unknown
     shared_inner: int  # of the shared experts together; 0: there are none
-
-
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """What the configuration says of the decoder, in elements and layers."""
-
-    layers: int
-    hidden: int
-    inner: int  # of the MLP of a layer without experts; 0 where unknown
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    positions: int
-    window: int  # 0: no layer slides
-    sliding_layers: int
-    mtp_layers: int
-    latent: Latent | None
-    experts: Experts | None
-    expert_layers: frozenset[int]
-
-    @property
-    def mlp_width(self) -> int:
-        """Inner elements of a token in the widest layer, its experts together; 0 where unknown."""
-        dense = self.inner if len(self.expert_layers) < self.layers else 0
-        if not (self.experts and self.expert_layers):
-            return dense
-        return max(dense, self.experts.per_token * self.experts.inner + self.experts.shared_inner)
+    layers: frozenset[int]  # that have them
 
 
 class ConfigReader:
     """Reads a configuration's keys by type. Raises UnknownShapeError for a value of another type."""
 
     def __init__(self, config: Config, name: str) -> None:
-        self._config = config
-        self._name = name  # of the configuration, for errors
+        self._config, self._name = config, name
 
     def __contains__(self, key: str) -> bool:
         return key in self._config
@@ -114,55 +84,68 @@ def decoder(config: Config) -> Config:
     return config
 
 
-def dimensions(config: ConfigReader, family: Family) -> Dimensions:
-    """Read the dimensions of a decoder. Raises UnknownShapeError."""
+def read_shape(config: ConfigReader, architecture: str, family: Family) -> ModelShape:
+    """Read all but the counts of weights. Raises UnknownShapeError."""
     layers = config.count("num_hidden_layers", max_value=MAX_LAYERS)
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     positions = config.count("max_position_embeddings")
-    latent = _latent(config)
-    experts = _experts(config, family)
+    latent, experts = read_latent(config), read_experts(config, family, layers)
     window, sliding = _window(config, family, layers, positions)
-    return Dimensions(
+    width = 0 if experts and len(experts.layers) == layers else mlp_inner(config)
+    if experts and experts.layers:
+        width = max(width, experts.per_token * experts.inner + experts.shared_inner)
+    return ModelShape(
+        architecture=architecture,
+        parameters=0,
         layers=layers,
-        hidden=hidden,
-        inner=config.some("intermediate_size_mlp", "intermediate_size"),
+        hidden_size=hidden,
         heads=heads,
         kv_heads=heads if latent else config.count("num_key_value_heads", heads),
         head_dim=latent.nope + latent.rope if latent else config.count("head_dim", hidden // heads),
-        vocab=config.count("vocab_size"),
-        positions=positions,
-        window=window,
+        vocab_size=config.count("vocab_size"),
+        max_position=positions,
+        dtype="",
+        experts=experts.total if experts else 0,
+        experts_per_token=experts.per_token if experts else 0,
+        kv_latent=latent.kv_rank + latent.rope if latent else 0,
+        sliding_window=window,
         sliding_layers=sliding,
         mtp_layers=config.some("num_nextn_predict_layers", "mtp_num_hidden_layers"),
-        latent=latent,
-        experts=experts,
-        expert_layers=_expert_layers(config, layers) if experts else frozenset(),
+        mlp_width=width,
     )
 
 
-def _latent(config: ConfigReader) -> Latent | None:
+def mlp_inner(config: ConfigReader) -> int:
+    """Return the inner elements of the MLP of a layer without experts; 0 where unknown."""
+    return config.some("intermediate_size_mlp", "intermediate_size")
+
+
+def read_latent(config: ConfigReader) -> Latent | None:
+    """Read the sizes of latent attention; None where a model has none."""
     if not config.some("kv_lora_rank"):
         return None
     return Latent(
-        kv_rank=config.count("kv_lora_rank"),
-        rope=config.count("qk_rope_head_dim"),
-        nope=config.count("qk_nope_head_dim"),
-        value=config.count("v_head_dim"),
-        query_rank=config.some("q_lora_rank"),
+        config.count("kv_lora_rank"),
+        config.count("qk_rope_head_dim"),
+        config.count("qk_nope_head_dim"),
+        config.count("v_head_dim"),
+        config.some("q_lora_rank"),
     )
 
 
-def _experts(config: ConfigReader, family: Family) -> Experts | None:
+def read_experts(config: ConfigReader, family: Family, layers: int) -> Experts | None:
+    """Read the sizes of experts; None where a model has none."""
     total = config.some("n_routed_experts", "num_local_experts", "num_experts")
     if not total:
         return None
     inner = config.some("moe_intermediate_size", "intermediate_size")
     shared = config.some("n_shared_experts", "num_shared_experts") or family.shared_experts
     return Experts(
-        count=total,
-        per_token=config.some("num_experts_per_tok") or config.count("experts_per_token"),
-        inner=inner,
-        shared_inner=config.some("shared_expert_intermediate_size") or shared * inner,
+        total,
+        config.some("num_experts_per_tok") or config.count("experts_per_token"),
+        inner,
+        config.some("shared_expert_intermediate_size") or shared * inner,
+        _expert_layers(config, layers),
     )
 
 

@@ -33,38 +33,32 @@ class Family:
     expert_bias: bool = False
     shared_expert_gate: bool = False  # a row of the hidden size
     shared_experts: int = 0  # where the configuration has no word for them
-    full_every: int = (
-        0  # without layer_types: each n-th layer looks back all the way, others a window; 0: none
-    )
+    full_every: int = 0  # without layer_types: each n-th layer has no window, the others have; 0: all have
     window: int = 0  # where the configuration does not say: tokens that sliding layers look back
-    window_if_asked: bool = (
-        False  # layers slide only where use_sliding_window is true, else unless it is false
-    )
+    window_if_asked: bool = False  # only where use_sliding_window is true, else unless it is false
 
 
-_LLAMA = Family()
+_DEEPSEEK_V3 = Family(mlp_bias=False, router_bias=True)
 _QWEN2 = Family(qkv_bias=True, out_bias=False, window_if_asked=True)
 _QWEN3 = Family(qk_norm="head", window_if_asked=True)
-_GEMMA2 = Family(norms=4, tied=True, full_every=2)
-_GEMMA3 = Family(norms=4, qk_norm="head", tied=True, full_every=6)
-_DEEPSEEK_V3 = Family(mlp_bias=False, router_bias=True)
+_LLAMA4 = Family(shared_experts=1, full_every=4)
 _OLMO2 = Family(qk_norm="all", full_every=4)
 _PHIMOE = Family(head_bias="lm_head_bias", norm_vectors=2)
-_LLAMA4 = Family(shared_experts=1, full_every=4)
+_NO_BIAS = Family(False, False, False)
 
 FAMILIES: dict[str, Family] = {
     "ArceeForCausalLM": Family(gated=False),
     "Cohere2ForCausalLM": Family(norms=1, tied=True, full_every=4),
     "CohereForCausalLM": Family(norms=1, tied=True, qk_norm="all", qk_norm_word="use_qk_norm"),
-    "DeepseekV2ForCausalLM": _LLAMA,
+    "DeepseekV2ForCausalLM": Family(),
     "DeepseekV32ForCausalLM": _DEEPSEEK_V3,
     "DeepseekV3ForCausalLM": _DEEPSEEK_V3,
     "Dots1ForCausalLM": Family(qk_norm="head", router_bias=True),
     "Ernie4_5ForCausalLM": Family("use_bias", "use_bias", "use_bias", tied=True),
     "Exaone4ForCausalLM": Family(False, False, False, qk_norm="head", full_every=4),
     "GPTNeoXForCausalLM": Family(True, True, True, norm_vectors=2, gated=False),
-    "Gemma2ForCausalLM": _GEMMA2,
-    "Gemma3ForCausalLM": _GEMMA3,
+    "Gemma2ForCausalLM": Family(norms=4, tied=True, full_every=2),
+    "Gemma3ForCausalLM": Family(norms=4, qk_norm="head", tied=True, full_every=6),
     "GemmaForCausalLM": Family(tied=True),
     "Glm4ForCausalLM": Family(out_bias=False, mlp_bias=False, norms=4),
     "Glm4MoeForCausalLM": Family(
@@ -74,26 +68,26 @@ FAMILIES: dict[str, Family] = {
     "GlmForCausalLM": Family(out_bias=False, mlp_bias=False),
     "GlmMoeDsaForCausalLM": _DEEPSEEK_V3,
     "GptOssForCausalLM": Family(mlp_bias=False, sinks=True, router_bias=True, expert_bias=True, full_every=2),
-    "GraniteForCausalLM": _LLAMA,
-    "GraniteMoeForCausalLM": _LLAMA,
+    "GraniteForCausalLM": Family(),
+    "GraniteMoeForCausalLM": Family(),
     "HeliumForCausalLM": Family(out_bias=False),
     "HunYuanDenseV1ForCausalLM": Family(mlp_bias=False, qk_norm="head"),
     "KimiK25ForConditionalGeneration": _DEEPSEEK_V3,  # its vision tower is under a thousandth
     "Llama4ForCausalLM": _LLAMA4,
     "Llama4ForConditionalGeneration": _LLAMA4,  # its vision tower is under a hundredth
-    "LlamaForCausalLM": _LLAMA,
+    "LlamaForCausalLM": Family(),
     "MiMoForCausalLM": _QWEN2,
     "MiniMaxM2ForCausalLM": Family(False, False, False, qk_norm="all", router_bias=True),
-    "Ministral3ForCausalLM": Family(False, False, False),
-    "MinistralForCausalLM": Family(False, False, False),
+    "Ministral3ForCausalLM": _NO_BIAS,
+    "MinistralForCausalLM": _NO_BIAS,
     "MistralForCausalLM": Family(False, False, False, window=4096),
-    "MixtralForCausalLM": Family(False, False, False),
+    "MixtralForCausalLM": _NO_BIAS,
     "NemotronForCausalLM": Family(norm_vectors=2, gated=False),
     "Olmo2ForCausalLM": _OLMO2,
     "Olmo3ForCausalLM": _OLMO2,
     "OlmoForCausalLM": Family(norm_vectors=0),
     "OlmoeForCausalLM": Family(qk_norm="all"),
-    "Phi3ForCausalLM": Family(False, False, False),
+    "Phi3ForCausalLM": _NO_BIAS,
     "PhiForCausalLM": Family(True, True, True, True, norms=1, norm_vectors=2, gated=False),
     "PhiMoEForCausalLM": _PHIMOE,
     "PhimoeForCausalLM": _PHIMOE,

@@ -31,25 +31,20 @@ class Quantization:
 
     def covers(self, module: str) -> bool:
         """Whether the matrices of a module like `model.layers.3.mlp.down_proj` are quantized."""
-        if module == "lm_head" and not self.head:
-            return False
-        if self.targets and not any(_matches(item, module) for item in self.targets):
-            return False
-        return not any(_matches(item, module) for item in self.kept)
+        is_target = not self.targets or any(_matches(item, module) for item in self.targets)
+        is_kept = (module == "lm_head" and not self.head) or any(_matches(item, module) for item in self.kept)
+        return is_target and not is_kept
 
 
 def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
-    """Read the quantization of a configuration; None where it has none. Raises UnknownShapeError for one that
-    is not counted.
-    """
+    """Read the quantization, None where there is none. Raises UnknownShapeError for one not counted."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(section, Mapping):
         return None
     method = str(section.get("quant_method") or section.get("quant_algo") or "none").lower()
     kept = tuple(_plain(item) for key in _KEPT for item in _strings(section.get(key)))
     head = bool(section.get("lm_head")) or method in ("compressed-tensors", "modelopt")
-    dtype: str | None = None
-    targets: tuple[str, ...] = ()
+    dtype, targets, groups = None, tuple[str, ...](), section.get("config_groups")
     if method in _BY_NAME:
         dtype = _BY_NAME[method]
     elif method in _BY_BITS:
@@ -58,15 +53,12 @@ def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
         dtype = "int4" if section.get("load_in_4bit") else "int8"
     elif method == "modelopt" and str(section.get("quant_algo")) in _MODELOPT:
         dtype = _MODELOPT[str(section["quant_algo"])]
-    elif isinstance(section.get("config_groups"), Mapping):
-        groups = [
-            item
-            for item in section["config_groups"].values()
-            if isinstance(item, Mapping) and isinstance(item.get("weights"), Mapping)
-        ]
-        types = {_compressed(item["weights"]) for item in groups}
+    elif isinstance(groups, Mapping):
+        items = [item for item in groups.values() if isinstance(item, Mapping)]
+        items = [item for item in items if isinstance(item.get("weights"), Mapping)]
+        types = {_compressed(item["weights"]) for item in items}
         dtype = types.pop() if len(types) == 1 else None
-        named = tuple(_plain(target) for item in groups for target in _strings(item.get("targets")))
+        named = tuple(_plain(target) for item in items for target in _strings(item.get("targets")))
         targets = () if "Linear" in named else named
     if dtype is None:
         raise UnknownShapeError(

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from turbo_runtime.shapes.config_reader import ConfigReader, Dimensions, Experts, Latent
+from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.shapes.config_reader import (
+    ConfigReader,
+    Experts,
+    Latent,
+    mlp_inner,
+    read_experts,
+    read_latent,
+)
 from turbo_runtime.shapes.families import Bias, Family
 
 
@@ -20,21 +28,23 @@ class Module:
     may_be_quantized: bool = True
 
 
-def modules(config: ConfigReader, size: Dimensions, family: Family) -> Iterator[Module]:
+def modules(config: ConfigReader, shape: ModelShape, family: Family) -> Iterator[Module]:
     """Yield every module of the decoder and its head; a tied head has no matrix. MTP layers are left out."""
-    yield Module("model.embed_tokens", size.vocab * size.hidden, may_be_quantized=False)
+    hidden, vocab = shape.hidden_size, shape.vocab_size
+    yield Module("model.embed_tokens", vocab * hidden, may_be_quantized=False)
+    experts, inner = read_experts(config, family, shape.layers), mlp_inner(config)
     mlp_bias = _has_bias(config, family.mlp_bias)
-    for layer in range(size.layers):
+    for layer in range(shape.layers):
         root = f"model.layers.{layer}"
-        yield Module(f"{root}.norms", vectors=family.norms * family.norm_vectors * size.hidden)
-        yield from _attention(f"{root}.self_attn", config, size, family)
-        if size.experts and layer in size.expert_layers:
-            yield from _mixture(f"{root}.mlp", size.experts, size.hidden, family, mlp_bias)
+        yield Module(f"{root}.norms", vectors=family.norms * family.norm_vectors * hidden)
+        yield from _attention(f"{root}.self_attn", config, shape, family)
+        if experts and layer in experts.layers:
+            yield from _mixture(f"{root}.mlp", experts, hidden, family, mlp_bias)
         else:
-            yield from _mlp(f"{root}.mlp", size.hidden, size.inner, family, mlp_bias)
-    yield Module("model.norm", vectors=family.norm_vectors * size.hidden)
-    matrix = 0 if tied(config, family) else size.vocab * size.hidden
-    yield Module("lm_head", matrix, size.vocab if _has_bias(config, family.head_bias) else 0)
+            yield from _mlp(f"{root}.mlp", hidden, inner, family, mlp_bias)
+    yield Module("model.norm", vectors=family.norm_vectors * hidden)
+    matrix = 0 if tied(config, family) else vocab * hidden
+    yield Module("lm_head", matrix, vocab if _has_bias(config, family.head_bias) else 0)
 
 
 def tied(config: ConfigReader, family: Family) -> bool:
@@ -46,47 +56,45 @@ def _has_bias(config: ConfigReader, bias: Bias) -> bool:
     return bias if isinstance(bias, bool) else config.says(bias)
 
 
-def _attention(root: str, config: ConfigReader, size: Dimensions, family: Family) -> Iterator[Module]:
+def _attention(root: str, config: ConfigReader, shape: ModelShape, family: Family) -> Iterator[Module]:
     qkv, out = _has_bias(config, family.qkv_bias), _has_bias(config, family.out_bias)
-    if size.latent:
-        yield from _latent(root, size.latent, size, qkv)
-        yield from _indexer(root, config, size)
-        yield Module(
-            f"{root}.o_proj", size.heads * size.latent.value * size.hidden, size.hidden if out else 0
-        )
-        return
-    queries, keys = size.heads * size.head_dim, size.kv_heads * size.head_dim
-    for name, width in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        yield Module(f"{root}.{name}", size.hidden * width, width if qkv else 0)
-    yield Module(f"{root}.o_proj", queries * size.hidden, size.hidden if out else 0)
-    if family.qk_norm and (family.qk_norm_word is None or config.says(family.qk_norm_word)):
-        yield Module(
-            f"{root}.qk_norm", vectors=2 * size.head_dim if family.qk_norm == "head" else queries + keys
-        )
-    if family.sinks:
-        yield Module(f"{root}.sinks", vectors=size.heads)
+    hidden, out_inner = shape.hidden_size, shape.heads * shape.head_dim
+    if latent := read_latent(config):
+        yield from _latent(root, latent, shape, qkv)
+        yield from _indexer(root, config, hidden, latent.query_rank)
+        out_inner = shape.heads * latent.value
+    else:
+        keys = shape.kv_heads * shape.head_dim
+        for name, width in (("q_proj", out_inner), ("k_proj", keys), ("v_proj", keys)):
+            yield Module(f"{root}.{name}", hidden * width, width if qkv else 0)
+        if family.qk_norm and (family.qk_norm_word is None or config.says(family.qk_norm_word)):
+            norms = 2 * shape.head_dim if family.qk_norm == "head" else out_inner + keys
+            yield Module(f"{root}.qk_norm", vectors=norms)
+        if family.sinks:
+            yield Module(f"{root}.sinks", vectors=shape.heads)
+    yield Module(f"{root}.o_proj", out_inner * hidden, hidden if out else 0)
 
 
-def _latent(root: str, latent: Latent, size: Dimensions, bias: bool) -> Iterator[Module]:
+def _latent(root: str, latent: Latent, shape: ModelShape, bias: bool) -> Iterator[Module]:
     """Yield latent attention up to the output; the up-projection of keys and values is one."""
-    queries, cached = size.heads * (latent.nope + latent.rope), latent.kv_rank + latent.rope
-    if latent.query_rank:
-        rank = latent.query_rank
-        yield Module(f"{root}.q_a_proj", size.hidden * rank, rank + (rank if bias else 0))
+    hidden, rank = shape.hidden_size, latent.query_rank
+    queries, cached = shape.heads * shape.head_dim, shape.kv_latent
+    if rank:
+        yield Module(f"{root}.q_a_proj", hidden * rank, rank + (rank if bias else 0))
         yield Module(f"{root}.q_b_proj", rank * queries)
     else:
-        yield Module(f"{root}.q_proj", size.hidden * queries)
-    yield Module(f"{root}.kv_a_proj_with_mqa", size.hidden * cached, latent.kv_rank + (cached if bias else 0))
-    yield Module(f"{root}.kv_b_proj", latent.kv_rank * size.heads * (latent.nope + latent.value))
+        yield Module(f"{root}.q_proj", hidden * queries)
+    yield Module(f"{root}.kv_a_proj_with_mqa", hidden * cached, latent.kv_rank + (cached if bias else 0))
+    yield Module(f"{root}.kv_b_proj", latent.kv_rank * shape.heads * (latent.nope + latent.value))
 
 
-def _indexer(root: str, config: ConfigReader, size: Dimensions) -> Iterator[Module]:
+def _indexer(root: str, config: ConfigReader, hidden: int, query_rank: int) -> Iterator[Module]:
     """Yield what chooses the tokens of sparse attention."""
     heads, head_dim = config.some("index_n_heads"), config.some("index_head_dim")
-    if heads and head_dim and size.latent:
-        yield Module(f"{root}.indexer.wq_b", size.latent.query_rank * heads * head_dim)
-        yield Module(f"{root}.indexer.wk", size.hidden * head_dim, 2 * head_dim)
-        yield Module(f"{root}.indexer.weights_proj", size.hidden * heads, may_be_quantized=False)
+    if heads and head_dim:
+        yield Module(f"{root}.indexer.wq_b", query_rank * heads * head_dim)
+        yield Module(f"{root}.indexer.wk", hidden * head_dim, 2 * head_dim)
+        yield Module(f"{root}.indexer.weights_proj", hidden * heads, may_be_quantized=False)
 
 
 def _mlp(root: str, hidden: int, inner: int, family: Family, bias: bool) -> Iterator[Module]:
@@ -96,10 +104,10 @@ def _mlp(root: str, hidden: int, inner: int, family: Family, bias: bool) -> Iter
 
 
 def _mixture(root: str, experts: Experts, hidden: int, family: Family, mlp_bias: bool) -> Iterator[Module]:
-    bias = experts.count * (2 * experts.inner + hidden) if family.expert_bias else 0
-    yield Module(f"{root}.experts", experts.count * 3 * hidden * experts.inner, bias, routed=True)
-    router_bias = experts.count if family.router_bias else 0
-    yield Module(f"{root}.gate", hidden * experts.count, router_bias, may_be_quantized=False)
+    bias = experts.total * (2 * experts.inner + hidden) if family.expert_bias else 0
+    yield Module(f"{root}.experts", experts.total * 3 * hidden * experts.inner, bias, routed=True)
+    router_bias = experts.total if family.router_bias else 0
+    yield Module(f"{root}.gate", hidden * experts.total, router_bias, may_be_quantized=False)
     if experts.shared_inner:
         yield from _mlp(f"{root}.shared_experts", hidden, experts.shared_inner, family, mlp_bias)
     if experts.shared_inner and family.shared_expert_gate:

@@ -50,9 +50,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError where the template
-        fails.
-        """
+        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError."""
         variables = {
             **(extra or {}),
             **self._special_tokens,
@@ -67,17 +65,9 @@ class ChatTemplate:
             raise TemplateRefusalError(str(error)) from error
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
     # jinja2's own filter escapes for HTML, which would change the prompt; the arguments are transformers'
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
 def _raise_exception(message: str) -> NoReturn:

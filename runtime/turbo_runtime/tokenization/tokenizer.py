@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ from tokenizers import Tokenizer
 
 from turbo_runtime.parsers import OutputFormat
 from turbo_runtime.tokenization.chat_template import ChatTemplate
-from turbo_runtime.tokenization.token_bytes import build_token_bytes, max_token_bytes
+
+# What a decoder writes for bytes that are no UTF-8, also for the first bytes of a character
+REPLACEMENT = "\ufffd"
+MAX_PENDING = 3  # tokens that begin a character of up to four bytes without ending it
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+# GPT-2's table: printable bytes are their own letter, the others follow from U+0100 on.
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 class ServedTokenizer:
@@ -75,6 +85,59 @@ class ServedTokenizer:
         return frozenset(token for token in (own, *configured) if token is not None)
 
 
+class Detokenizer:
+    """Incremental decoder of one answer: its parts joined equal the decoding of all tokens at once.
+
+    A decoder's text for a token depends on the token before it (a leading space is stripped at the start), so
+    each new part is the difference of two decodings that share a start: the tokens of the last part, without
+    and with the new ones. A part waits while its end may be the start of a character.
+
+    `tokenizers.DecodeStream` neither flushes half a character at the end nor bounds its window.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], is_skipped: Callable[[int], bool] = lambda _: False
+    ) -> None:
+        """Skipped tokens do not exist for the decoder: it drops them before it looks at the others."""
+        self._decode = decode
+        self._is_skipped = is_skipped
+        self._window: list[int] = []  # the tokens of the last part, then those whose text waits
+        self._num_settled = 0  # how many of them are the last part's
+        self._settled_text = ""  # their decoding
+
+    def push(self, token: int) -> str:
+        """Return the text that one more token settles; often empty while a character is incomplete."""
+        if self._is_skipped(token):
+            return ""
+        self._window.append(token)
+        text = self._decode(self._window)
+        if not text.endswith(REPLACEMENT):
+            return self._settle(text, len(self._window))
+        num_certain = len(self._window) - MAX_PENDING
+        if num_certain <= self._num_settled:
+            return ""
+        # No character is so long that later tokens could still complete these; a model that keeps writing
+        # bytes that are no UTF-8 must not make the window ever longer.
+        certain = self._decode(self._window[:num_certain])
+        return self._settle(certain, num_certain) if text.startswith(certain) else ""
+
+    def flush(self) -> str:
+        """Return the text that waits, once no token follows: half a character as the decoder writes it."""
+        if len(self._window) == self._num_settled:
+            return ""
+        return self._settle(self._decode(self._window), len(self._window))
+
+    def _settle(self, text: str, num_tokens: int) -> str:
+        """Return the new text of the window's first tokens, which start the next part."""
+        part = text[len(self._settled_text) :]
+        if not part:  # a token without text of its own is no start to measure from
+            return ""
+        self._window = self._window[self._num_settled :]
+        self._num_settled = num_tokens - self._num_settled
+        self._settled_text = self._decode(self._window[: self._num_settled])
+        return part
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Read an optional file of the folder; empty if it does not exist."""
     if not path.exists():
@@ -100,3 +163,62 @@ def _read_template(config: Mapping[str, Any], directory: Path) -> str | None:
     if isinstance(template, list):  # several templates by name: the plain one is called default
         template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
     return template if isinstance(template, str) else None
+
+
+def build_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
+    """Return a function from a token id to its bytes: half a character has bytes and no text of its own.
+
+    A byte-level vocabulary writes each byte as a letter (GPT-2); others write `▁` for a space and `<0x0A>`
+    for a byte without a letter (SentencePiece). Special tokens stand for their own text.
+    """
+    document = json.loads(tokenizer.to_str())
+    added = {entry["id"]: entry["content"].encode() for entry in document["added_tokens"]}
+    is_byte_level = _is_byte_level(document["decoder"])
+
+    def token_bytes(token: int) -> bytes:
+        if token in added:
+            return bytes(added[token])
+        text = tokenizer.id_to_token(token) or ""  # None for an id that pads the model's vocabulary
+        if is_byte_level:
+            return b"".join(bytes([_BYTES[one]]) if one in _BYTES else one.encode() for one in text)
+        match = _BYTE_TOKEN.fullmatch(text)
+        return bytes.fromhex(match[1]) if match else text.replace("▁", " ").encode()
+
+    return token_bytes
+
+
+def max_token_bytes(tokenizer: Tokenizer) -> int | None:
+    """Return the maximum bytes of text that one token can stand for; None where no bound is known.
+    It is known of BPE over bytes, which makes every byte part of a token, unless something removes bytes.
+    """
+    document = json.loads(tokenizer.to_str())
+    model, splitter = document["model"], json.dumps(document["pre_tokenizer"])
+    if model["type"] != "BPE" or model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        return None
+    by_letter = '"ByteLevel"' in splitter
+    letters = _BYTES if by_letter else [f"<0x{byte:02X}>" for byte in range(256)]
+    is_complete = all(tokenizer.token_to_id(letter) is not None for letter in letters)
+    strips = any(entry["lstrip"] or entry["rstrip"] for entry in document["added_tokens"])
+    factor = _max_shrinkage(document["normalizer"])
+    has_bytes = is_complete and (by_letter or model.get("byte_fallback"))
+    if factor is None or not has_bytes or strips or '"Removed"' in splitter:
+        return None
+    token_bytes = build_token_bytes(tokenizer)
+    return factor * max(len(token_bytes(token)) for token in range(tokenizer.get_vocab_size()))
+
+
+def _max_shrinkage(normalizer: dict[str, Any] | None) -> int | None:
+    """Return how many times shorter a normalizer can make a text; None where that is not known."""
+    if normalizer is None:
+        return 1
+    if normalizer["type"] == "NFC":
+        return 3  # three letters of Hangul, of three bytes each, are one of three
+    if normalizer == {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+        return 3  # a text's own ▁ has three bytes, and its token counts as a space
+    return None
+
+
+def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
+    if decoder is None:
+        return False
+    return decoder["type"] == "ByteLevel" or any(map(_is_byte_level, decoder.get("decoders", ())))

@@ -94,7 +94,7 @@ def test_it_needs_room_on_the_nodes_of_a_file_beside_what_serves_and_says_what_l
 
 def explained(it: api.TurboDeployment, observed: Snapshot) -> bool:
     """Whether a training is told of."""
-    return ask(Question({}, it, "model", FACTS.shape, observed, NOW)).training is not None
+    return ask(Question({}, it, "model", FACTS.shape, observed, NOW)).trainer is not None
 
 
 def test_nothing_is_told_where_none_will_begin() -> None:

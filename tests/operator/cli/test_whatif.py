@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator import api
-from turbo_operator.cli.whatif import KNOBS, changed
+from turbo_operator.cli.plan_query import KNOBS, changed
 
 WRITTEN = {
     "apiVersion": "serving.turbo.dev/v1alpha1",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from turbo_operator.cli.formatting import candidate
+from turbo_operator.cli.output import candidate
 from turbo_operator.plan import Rejected
 
 

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from turbo_operator.api import FIELD_MANAGER, LABEL_DEPLOYMENT, LABEL_OWNER_UID, TurboDeployment, parse
-from turbo_operator.controller.adoption import adopt, is_orphan
-from turbo_operator.controller.cache.store import Key
+from turbo_operator.controller.child_writer import adopt, is_orphan
 from turbo_operator.controller.kube import ConflictError
 
-KEY = Key("team", "chat")
 EARLIER, CREATED, LATER = (f"2026-01-01T00:00:0{second}Z" for second in range(3))
 
 
@@ -89,7 +87,7 @@ async def test_an_orphan_gets_its_owner_back_once_and_only_as_it_was_seen() -> N
     server: Any = Server(uid="mine")
     body = orphan()
     body["metadata"]["ownerReferences"] = [{"uid": "mine", "controller": False}, {"uid": "other"}]
-    await adopt(server, KEY, td(), body)
+    await adopt(server, td(), body)
     (patch,) = server.patches
     assert patch["resourceVersion"] == "7"
     assert [(owner["uid"], owner.get("controller")) for owner in patch["ownerReferences"]] == [
@@ -105,5 +103,5 @@ async def test_nothing_is_adopted_while_the_owner_leaves(owner: dict[str, Any]) 
     """The garbage collector has let the orphan go, and would remove what is given back to the owner."""
     server: Any = Server(**owner)
     with pytest.raises(ConflictError, match="is being removed"):
-        await adopt(server, KEY, td(), orphan())
+        await adopt(server, td(), orphan())
     assert server.patches == []

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, Template
+from turbo_operator.budget import Footprint
 from turbo_operator.inventory import usage
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import (
@@ -20,11 +21,10 @@ from turbo_operator.inventory.supply import (
     PodUsage,
     Quota,
     is_open,
-    room,
     supply_of,
     take_stock,
 )
-from turbo_operator.snapshot import Accelerator, Host
+from turbo_operator.snapshot import Accelerator, Host, Supply
 
 GIB = 1 << 30
 GPU = "nvidia.com/gpu"
@@ -219,7 +219,8 @@ def test_the_tightest_quota_counts_and_limits_count_too() -> None:
 
 def test_replicas_do_not_straddle_nodes() -> None:
     stock = take_stock(CATALOGUE, [node("a", 3), node("b", 5)], [])
-    assert room(stock.supply["h100"], 2, CapacityType.ON_DEMAND) == 3
+    footprint = Footprint(H100, CapacityType.ON_DEMAND, 2)
+    assert footprint.room(Supply(stock.supply["h100"]), 0.0) == 3
 
 
 # Projections

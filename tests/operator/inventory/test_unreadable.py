@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator import resources
-from turbo_operator.controller.cache.reflector import Follower
+from turbo_operator.controller.feed import Follower
 from turbo_operator.controller.kube import Kube
 from turbo_operator.inventory import usage
 from turbo_operator.inventory.store import InventoryStore

@@ -13,8 +13,8 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator import resources
-from turbo_operator.controller.cache import reflector
-from turbo_operator.controller.cache.reflector import Follower
+from turbo_operator.controller import feed
+from turbo_operator.controller.feed import Follower
 from turbo_operator.controller.kube import Kube
 from turbo_operator.inventory.store import InventoryStore
 
@@ -132,7 +132,7 @@ async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_s
 async def test_a_watch_that_breaks_in_whatever_way_is_followed_by_another(
     broken: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reflector, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(feed, "RETRY_SECONDS", 0.0)
     server = Server([[pod("a", 1)]], [broken], [{"type": "ADDED", "object": pod("b", 12, gpus=2)}])
     async with following(server) as ledger:
         await until(lambda: held(ledger) == 3)

@@ -6,9 +6,10 @@ from decimal import Decimal
 
 import pytest
 
+from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import GIB, LOAD, MIDDLE, SHORT, SMALL, fast, named, row_of, spec
 from turbo_operator.api import PlanReason, Provenance
-from turbo_operator.planner import plan
+from turbo_operator.planner.performance.step_time import Calibration
 from turbo_operator.snapshot import Host, NodeSupply, Supply
 
 
@@ -160,7 +161,7 @@ def test_provenance_is_assumed_until_lengths_are_given_and_calibrated_where_meas
         plan(spec(model=SHORT), MIDDLE, catalog),
         plan(spec(model=SHORT, workload=lengths), MIDDLE, catalog),
     )
-    slower = {("Turbo", "a"): Slower()}
+    slower = {("Turbo", "a"): Calibration(2.0, 2.0)}
     measured = plan(spec(model=SHORT, workload=lengths), MIDDLE, catalog, calibrations=slower)
     actual = [item.choice.predicted for item in (bare, given, measured) if item.choice]
     assert [item.provenance for item in actual] == [
@@ -172,13 +173,6 @@ def test_provenance_is_assumed_until_lengths_are_given_and_calibrated_where_meas
     assert before is not None
     assert after is not None
     assert after == pytest.approx(before / 2, rel=1e-3)
-
-
-class Slower:
-    """Everything takes twice as long."""
-
-    decode = 2.0
-    prefill = 2.0
 
 
 def test_bounds_of_replicas_that_external_does_not_read_change_nothing() -> None:

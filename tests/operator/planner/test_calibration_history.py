@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import pytest
 
+from turbo_operator import planner
 from turbo_operator.api import (
     Calibrated,
     CapacityType,
@@ -20,10 +21,13 @@ from turbo_operator.api import (
     parse,
     rfc3339,
 )
-from turbo_operator.plan import Running
-from turbo_operator.planner.inputs import plan_of
-from turbo_operator.planner.performance.calibration import Filter, Online
-from turbo_operator.planner.performance.calibration_history import describe_replica, update_calibrations
+from turbo_operator.plan import Choice, Running
+from turbo_operator.planner.performance.calibration import (
+    Filter,
+    Online,
+    describe_replica,
+    update_calibrations,
+)
 from turbo_operator.planner.performance.step_time import decode_seconds, prefill_seconds
 from turbo_operator.snapshot import Accelerator, ChildView, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.load import Load
@@ -84,6 +88,11 @@ def seen(*measured: tuple[float, float], row: Accelerator = CARD) -> Snapshot:
     return Snapshot({row.name: row}, children=(DEPLOYMENT,), pods=tuple(pods), model=FACTS)
 
 
+def choose(deployment: TurboDeployment, observed: Snapshot) -> Choice | None:
+    """The choice of its plan."""
+    return planner.plan(planner.build_inputs(deployment, SHAPE, observed), NOW).choice
+
+
 def test_the_factors_of_the_running_pods_are_told() -> None:
     told, _ = update_calibrations(td(), seen((1.5, 2.0), (1.5, 2.0)), None, NOW)
     assert told == (
@@ -93,8 +102,8 @@ def test_the_factors_of_the_running_pods_are_told() -> None:
 
 def test_the_plan_rests_on_what_the_status_keeps_even_before_any_pod_has_spoken() -> None:
     told, _ = update_calibrations(td(), seen((1.5, 2.0)), None, NOW)
-    before = plan_of(td(), SHAPE, seen(), NOW).choice
-    after = plan_of(td(*told), SHAPE, seen(), NOW).choice
+    before = choose(td(), seen())
+    after = choose(td(*told), seen())
     assert before is not None
     assert after is not None
     assert before.predicted.provenance != Provenance.CALIBRATED
@@ -124,8 +133,8 @@ def test_what_does_not_run_any_more_is_not_forgotten(elsewhere: PlanStatus) -> N
     told, _ = update_calibrations(td(), seen((1.5, 2.0)), None, NOW)
     assert update_calibrations(td(*told, plan=elsewhere), seen((1.8, 1.8)), None, NOW)[0] == told
     # A token of this model takes 3.3 ms on paper.
-    assert plan_of(td(plan=elsewhere, target="4ms"), SHAPE, seen(), NOW).choice is not None
-    assert plan_of(td(*told, plan=elsewhere, target="4ms"), SHAPE, seen(), NOW).choice is None
+    assert choose(td(plan=elsewhere, target="4ms"), seen()) is not None
+    assert choose(td(*told, plan=elsewhere, target="4ms"), seen()) is None
 
 
 def test_an_accelerator_without_rates_is_not_measured_against() -> None:
@@ -149,7 +158,7 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
             pods = seen((slow[plan.accelerator or ""],) * 2).pods if plan is not None and deployments else ()
             observed = Snapshot(cards, children=deployments, pods=pods, model=FACTS)
             asking = td(*calibrations, plan=plan or PlanStatus(), target="4ms")
-            choice = plan_of(asking, SHAPE, observed, NOW).choice
+            choice = choose(asking, observed)
             assert choice is not None
             calibrations, online = update_calibrations(asking, observed, online, NOW)
             if plan is None or plan.accelerator != choice.accelerator.name:
@@ -226,4 +235,4 @@ def test_a_factor_that_nothing_real_has_is_bounded(factor: float, written: str) 
     told, online = update_calibrations(td(), seen((factor, factor)), None, NOW)
     assert [(item.decode, item.prefill) for item in told] == [(written, written)]
     assert update_calibrations(td(*told), seen((factor, factor)), online, NOW)[0] == told
-    assert plan_of(td(*told), SHAPE, seen(), NOW).choice is not None
+    assert choose(td(*told), seen()) is not None

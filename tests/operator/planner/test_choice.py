@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
+from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import (
     LARGE,
     LOAD,
@@ -20,7 +21,6 @@ from turbo_dev.plan_examples import (
 )
 from turbo_operator.api import CapacityType, PlanReason
 from turbo_operator.catalog import catalogue
-from turbo_operator.planner import plan
 from turbo_operator.snapshot import Supply
 
 
@@ -182,6 +182,6 @@ def test_an_accelerator_without_a_profile_serves_until_speed_is_asked_for() -> N
     assert result.choice.capacity is None
     assert result.choice.predicted.time_per_output_token is None
     asked = plan(spec(workload=LOAD), SMALL, catalog)
-    assert (asked.choice, asked.reason) == (None, PlanReason.ACCELERATOR_NOT_FOUND)
+    assert (asked.choice, asked.reason) == (None, PlanReason.PERFORMANCE_UNKNOWN)
     assert "spec.memoryBandwidthGBps and spec.tflops" in asked.detail
     assert "There are" not in asked.detail  # it is there, and another name would be no remedy

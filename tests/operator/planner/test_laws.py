@@ -29,7 +29,7 @@ from turbo_dev.plan_referee import (
 from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.plan import Choice, Running
-from turbo_operator.planner import frontier
+from turbo_operator.planner import PlannerInputs, frontier
 from turbo_operator.planner.feasibility import CODES
 from turbo_operator.planner.performance import memory
 from turbo_operator.planner.requirements import demand
@@ -249,7 +249,7 @@ def test_the_frontier_holds_the_choice(
     supply: dict[str, Supply] | None,
 ) -> None:
     result = planned(wanted, model, catalog, supply)
-    points = frontier(wanted, model, catalog, supply, now=NOW)
+    points = frontier(PlannerInputs(wanted, model, catalog, supply, None, {}, None), NOW)
     feasible = [item for item in points if item.reason == PlanReason.FEASIBLE]
     if result.choice is None:
         assert not feasible

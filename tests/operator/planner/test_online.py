@@ -16,8 +16,7 @@ from turbo_operator.api import CapacityType, EngineName, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.planner.performance import calibration, step_time
-from turbo_operator.planner.performance.calibration import Calibration, Online
-from turbo_operator.planner.performance.calibration_history import describe_replica
+from turbo_operator.planner.performance.calibration import Calibration, Online, describe_replica
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView
 from turbo_runtime.contract.load import Load
 

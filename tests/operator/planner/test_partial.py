@@ -5,10 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from turbo_dev.plan_cases import plan
 from turbo_operator.api import CapacityType, EngineName, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
-from turbo_operator.planner import plan
 from turbo_operator.snapshot import Accelerator, NodeSupply, Supply
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from turbo_dev.plan_cases import plan
 from turbo_operator.api import CapacityType, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.planner import plan
 from turbo_operator.planner.arrays import Indices
 from turbo_operator.planner.candidates import Candidates, enumerate_candidates, estimate_memory
+from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import candidate_curves, memory, speculation
-from turbo_operator.planner.performance.curves import Engines
+from turbo_operator.planner.performance.queueing import Engines
 from turbo_operator.planner.requirements import Requirements, build_requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
@@ -54,8 +55,9 @@ def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Require
             **fields,
         }
     )
-    what = build_requirements(asked, shape(hub_id), ("card",))
-    return enumerate_candidates(asked, what, (CARD,), None, None), what
+    inputs = PlannerInputs(asked, shape(hub_id), {"card": CARD}, None, None, {}, None)
+    what = build_requirements(inputs, 0.0)
+    return enumerate_candidates(what), what
 
 
 def sent(hub_id: str) -> float:
@@ -65,9 +67,9 @@ def sent(hub_id: str) -> float:
 
 def curves(it: Candidates, what: Requirements) -> tuple[Engines, Indices]:
     # As much memory as it takes: the same states are looked at for any number of stages.
-    held = replace(estimate_memory(it, what, None), slots=np.full(len(it), float(SLOTS)))
-    rates = candidate_curves.build_rates((CARD,), what)
-    return candidate_curves.build_engines(it, held, rates, what, None, {})
+    held = replace(estimate_memory(it, what), slots=np.full(len(it), float(SLOTS)))
+    rates = candidate_curves.build_rates(what)
+    return candidate_curves.build_engines(it, held, rates, what)
 
 
 def curve(it: Candidates, what: Requirements) -> Engines:
@@ -122,7 +124,7 @@ def test_a_step_reads_what_decoding_and_verification_leave_of_it() -> None:
 def test_the_largest_stage_fits(number: int) -> None:
     it, what = stages(ODD, number)
     model = shape(ODD)
-    held = estimate_memory(it, what, None)
+    held = estimate_memory(it, what)
     layers = -(-model.layers // number)
     table = 2 * model.vocab_size * model.hidden_size
     between = memory.weights(model, 2.0).total - 2 * table

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import MIDDLE, SMALL, fast, named, spec
 from turbo_operator.api import Method, Placement, PlanReason, Speculation
 from turbo_operator.catalog import shapes
-from turbo_operator.planner import plan
 from turbo_operator.planner.capabilities import ENGINES, OFF
 from turbo_operator.planner.performance import speculation
 from turbo_operator.planner.performance.speculation import (
@@ -56,7 +56,7 @@ def test_drafting_is_never_slower_than_not(
 ) -> None:
     step = np.array([plain])
     best, number = find_fastest(
-        SpeculationOption(method, None, ceiling, 0),
+        SpeculationOption(method, None, ceiling),
         lambda k: step * (1.0 + verify * k),
         lambda k: step * draft * k,
     )

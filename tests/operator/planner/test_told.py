@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import (
     CARD,
     LARGE,
@@ -26,8 +27,7 @@ from turbo_dev.plan_examples import (
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
 from turbo_operator.catalog import catalogue
 from turbo_operator.plan import Running
-from turbo_operator.planner import plan
-from turbo_operator.planner.capabilities import NOW
+from turbo_operator.planner.capabilities import describe_lack
 from turbo_operator.planner.requirements import demand, describe_overlong
 from turbo_operator.snapshot import NodeSupply, Supply
 
@@ -74,14 +74,14 @@ def test_an_engine_that_cannot_be_driven_yet_is_weighed_and_not_chosen() -> None
 
 
 def test_every_ability_names_what_is_missing() -> None:
-    assert NOW.lack(EngineName.TURBO, "Suffix", None, 1, 1) is None
+    assert describe_lack(EngineName.TURBO, "Suffix", None, 1, 1) is None
     for arguments, word in (
         ((EngineName.VLLM, "Suffix", None, 1, 1), "VLLM"),
         ((EngineName.TURBO, "EAGLE3", None, 1, 1), "EAGLE3"),
         ((EngineName.TURBO, "Suffix", None, 2, 1), "more than one accelerator"),
         ((EngineName.TURBO, "Suffix", None, 16, 2), "node"),
     ):
-        lack = NOW.lack(*arguments)  # type: ignore[arg-type]
+        lack = describe_lack(*arguments)  # type: ignore[arg-type]
         assert lack is not None
         assert word in lack
 

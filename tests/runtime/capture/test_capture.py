@@ -53,6 +53,10 @@ class Full:
     def flush(self) -> None:
         raise OSError(28, "No space left on device")
 
+    def close(self) -> None:
+        self._file.close()
+        self.flush()
+
 
 def test_a_full_disk_costs_prompts_and_nothing_else(
     kept: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -62,11 +66,6 @@ def test_a_full_disk_costs_prompts_and_nothing_else(
     file = kept._file
     assert file is not None
     kept._file = Full(file)  # type: ignore[assignment]
-
-    def broken() -> None:
-        raise OSError(28, "No space left on device")
-
-    kept._closing.callback(broken)
     kept.offer(asked("two"), None)
     until(lambda: kept.outcomes["failed"] == 1)
     assert "No space left on device" in kept.problem

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from turbo_runtime.cli.serve import inspect, serve
-from turbo_runtime.server.served_model import served_name
+from turbo_runtime.server.service import served_name
 
 # No hub is there: the discard port of this machine refuses at once.
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}

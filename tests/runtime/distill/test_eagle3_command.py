@@ -16,7 +16,7 @@ from turbo_runtime.cli import distill
 from turbo_runtime.cli.drafts import drafts
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
-from turbo_runtime.distill import pilot
+from turbo_runtime.distill import recipe
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads.checkpoint import HeadsError, read_config
@@ -113,7 +113,7 @@ def test_auto_trains_nothing_where_its_pilot_says_that_no_draft_pays(
 def test_auto_trains_what_its_pilot_says_to_pay_and_keeps_what_it_found(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pilot, "MIN_SPEEDUP", 0.0)
+    monkeypatch.setattr(recipe, "MIN_SPEEDUP", 0.0)
     flags = ("--method", "auto", "--no-gain")
     assert run(folder, "auto", "model", *flags) == 0
     told = capsys.readouterr().err

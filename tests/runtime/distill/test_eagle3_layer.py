@@ -13,11 +13,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from turbo_runtime.distill.data.examples import Text, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Shards
-from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
-from turbo_runtime.distill.eagle3.method import Eagle3Student
+from turbo_runtime.distill.eagle3 import STREAMS, Eagle3, Eagle3Student
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.trainer import Training, read_state
+from turbo_runtime.distill.trainer import Shards, Training, read_state
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 
 WIDTH, WORDS, DEPTH = 24, 12, 3
@@ -41,7 +39,7 @@ def drafted(seed: int = 0) -> Eagle3:
 
 
 def digest_of(student: Eagle3Student) -> str:
-    return tensors_digest(student.draft, student.vocabulary)
+    return tensors_digest(student.module, student.vocabulary)
 
 
 class Sequential:
@@ -142,13 +140,7 @@ def training(draft: Eagle3) -> Training:
     student = Eagle3Student(draft, RECIPE)
     shards = Shards(answers(72, 0), lambda one: 11, 400, 0, lambda said: read(list(said)))
     assert len(shards.parts) > 1
-    return Training(
-        student,
-        WORDS,
-        shards,
-        lambda: read(answers(24, 72)),
-        RECIPE,
-    )
+    return Training(student, shards, lambda: read(answers(24, 72)), RECIPE)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -178,5 +170,5 @@ def test_broken_off_and_gone_on_with_it_comes_to_the_same_bits(tmp_path: Path) -
         last.run(lambda _: None)
         assert isinstance(last.student, Eagle3Student)
         assert isinstance(whole.student, Eagle3Student)
-        assert digest_of(last.student) == tensors_digest(whole.student.draft, whole.student.vocabulary), at
+        assert digest_of(last.student) == tensors_digest(whole.student.module, whole.student.vocabulary), at
         assert last.course == whole.course

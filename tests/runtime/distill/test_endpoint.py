@@ -17,11 +17,12 @@ from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.messages import SamplingParams
 
-ASKED = [TokenizedPrompt("training", "d", (first, 2, 3), choice) for first in (7, 9) for choice in (0, 1)]
-LAW, AGAIN = (
-    SamplingParams(temperature=0.0, seed=5, max_tokens=8),
-    SamplingParams(seed=5, temperature=0.7, max_tokens=8),
-)
+ASKED = [
+    TokenizedPrompt("training", "d", (first, 2, 3), choice, 0.7 * choice)
+    for first in (7, 9)
+    for choice in (0, 1)
+]
+LAW = SamplingParams(seed=5, max_tokens=8)
 END = {"choices": [{"text": "", "finish_reason": "stop"}]}
 Answer = Callable[[dict[str, Any]], tuple[int, list[dict[str, Any]] | dict[str, Any]]]
 
@@ -71,7 +72,7 @@ def serve() -> Iterator[Callable[[Answer], Scripted]]:
 
 def ask(server: Scripted) -> list[tuple[int, ...]]:
     at = Server.at(f"http://127.0.0.1:{server.server_address[1]}")
-    return Endpoint(at, "m", lambda text: tuple(text.encode())).answer(ASKED, LAW, AGAIN)
+    return Endpoint(at, "m", lambda text: tuple(text.encode())).answer(ASKED, LAW)
 
 
 def test_tokens_that_are_told_are_taken_as_they_are(serve: Callable[[Answer], Scripted]) -> None:

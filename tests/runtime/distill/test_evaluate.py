@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.evaluation.acceptance import evaluate
+from turbo_runtime.distill.evaluation.record import evaluate
 
 HEADS = 3
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch
-from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
+from turbo_runtime.distill.loss import chance_of_acceptance, guessing, positions_in
 from turbo_runtime.distill.recipe import Recipe
 
 VOCABULARY = torch.tensor([2, 3, 5, 7])
 ROWS, HEADS, KEPT, TARGET = 5, 3, 4, 11
-WORDS = Words(VOCABULARY, TARGET)
+WORDS = positions_in(VOCABULARY, TARGET)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_runtime.distill.data.examples import UNKNOWN, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Shards
+from turbo_runtime.distill.trainer import Shards
 
 ANSWERS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=6)
 

@@ -10,7 +10,7 @@ import pytest
 
 from turbo_runtime.contract.training import TrainingProgress
 from turbo_runtime.distill import progress
-from turbo_runtime.distill.progress import Progress, Stage, serve_progress, spell
+from turbo_runtime.distill.progress import Progress, serve_progress, spell
 
 
 class Terminal(io.StringIO):
@@ -29,13 +29,17 @@ def test_durations_are_for_people(seconds: float, told: str) -> None:
 def test_what_an_earlier_run_has_done_does_not_make_the_rest_look_quick(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
-    stage = Stage(Progress(io.StringIO()), "answers", 1000, "prompts")
-    stage.add(900, known=True)
-    assert stage.line(101.0) == "answers         900/1,000 prompts"
-    stage.add(10, known=False)
-    assert stage.line(105.0) == "answers         910/1,000 prompts  45 s left"
-    assert stage.line(150.0, over=True) == "answers         910/1,000 prompts  in 50 s"
+    now, stream = [100.0], io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    shown = Progress(stream)
+    with shown.stage("answers", 1000, "prompts", 900) as advance:
+        now[0] = 101.0
+        assert stream.getvalue() == f"{shown.line()}\n" == "answers         900/1,000 prompts\n"
+        advance(10)
+        now[0] = 105.0
+        assert shown.line() == "answers         910/1,000 prompts  45 s left"
+        now[0] = 150.0
+    assert stream.getvalue().endswith("answers         910/1,000 prompts  in 50 s\n")
 
 
 def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_changes(

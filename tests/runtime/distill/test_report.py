@@ -8,8 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from turbo_runtime.distill.evaluation import report
-from turbo_runtime.distill.evaluation.acceptance import Evaluation
-from turbo_runtime.distill.evaluation.record import DomainRecord, Record
+from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 
 DOMAIN = DomainRecord(

@@ -21,8 +21,9 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation import speedup_benchmark
-from turbo_runtime.distill.evaluation.acceptance import count_accepted, evaluate
+from turbo_runtime.distill.evaluation.record import evaluate
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
+from turbo_runtime.distill.heads import count_accepted
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import proposer
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
@@ -85,7 +86,7 @@ def test_states_that_are_computed_anew_are_those_of_answering(
 ) -> None:
     told = stated(served, temperature)
     said = [Completion(one, tuple(known.tokens)) for one, known in zip(asked(), told, strict=True)]
-    assert [one.tokens for one in said] == served.answer(asked(), params(temperature), params(temperature))
+    assert [one.tokens for one in said] == served.answer(asked(temperature), params(temperature))
     places = TrainingExamples.joined(list(served.examples(said, params(temperature or 1.0))))
     assert len(places) == sum(len(one.tokens) for one in said)
     torch.testing.assert_close(
@@ -109,7 +110,7 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
     served: TargetModel, heads: Heads, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proposer, "MIN_ACCEPTANCE", 0.0)  # else it leaves out what it has no hope for
-    answers = served.answer(asked(), params(temperature), params(temperature))
+    answers = served.answer(asked(temperature), params(temperature))
     said = [Completion(one, tokens) for one, tokens in zip(asked(temperature), answers, strict=True)]
     source = HeadsDrafter(heads, served.noise)
     taken = []
@@ -136,7 +137,7 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
 def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_differ(
     served: TargetModel, heads: Heads
 ) -> None:
-    answers = served.answer(asked(), params(0.0), params(0.0))
+    answers = served.answer(asked(), params(0.0))
     said = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     found = list(runs(served, ways(heads), said, said[:1], said[1:2], params(0.0), 2))
     assert [run.round for run in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
@@ -166,7 +167,7 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
     monkeypatch.setattr(
         speedup_benchmark, "time", SimpleNamespace(perf_counter=lambda: next(ticks))
     )  # a step takes 1 s
-    answers = served.answer(asked(), params(0.0), params(0.0))
+    answers = served.answer(asked(), params(0.0))
     first, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
     def run(company: list[Completion], batch: int) -> Run:
@@ -182,7 +183,7 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
 def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
     served: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = served.answer(asked(), params(0.0), params(0.0))
+    answers = served.answer(asked(), params(0.0))
     first, second, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     did: list[tuple[str, int, list[Completion]]] = []
     counted: list[tuple[int, int]] = []  # of one engine
@@ -221,7 +222,7 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
 def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_holds_all(
     served: TargetModel, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    answers = served.answer(asked(), params(0.0), params(0.0))
+    answers = served.answer(asked(), params(0.0))
     first = Completion(asked()[0], answers[0])
     stepped: list[str] = []
     held: dict[str, range] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from turbo_runtime.distill.evaluation.acceptance import Evaluation
-from turbo_runtime.distill.evaluation.record import DomainRecord, Record
+from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 
 

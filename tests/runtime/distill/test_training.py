@@ -12,10 +12,9 @@ import torch
 
 from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.heads import HeadsStudent
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.trainer import Training, read_state
+from turbo_runtime.distill.trainer import Shards, Training, read_state
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
 
@@ -73,12 +72,12 @@ def training(recipe: Recipe = RECIPE) -> Trained:
         EMBEDDING, EMBEDDING, torch.arange(WORDS), heads=recipe.depth, markov_rank=recipe.markov_rank
     )
     student = HeadsStudent(heads, recipe)
-    return Training(student, WORDS, shards, lambda: read(answers(12, 24)), recipe)
+    return Training(student, shards, lambda: read(answers(12, 24)), recipe)
 
 
 def heads_of(trained: Trained) -> Heads:
     assert isinstance(trained.student, HeadsStudent)
-    return trained.student.heads
+    return trained.student.module
 
 
 def digest_of(trained: Trained) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before
 from turbo_runtime.prompts import Prompt
@@ -28,7 +29,7 @@ def work(tmp_path: Path) -> Workspace:
         answers_from="engine",
         captured=True,
     )
-    return Workspace(tmp_path / "out", request)
+    return Workspace(tmp_path / "out", request, Progress())
 
 
 def test_captured_prompts_are_those_that_were_there_at_first(work: Workspace, tmp_path: Path) -> None:

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.server.admission import Admission, Limits
+from turbo_runtime.server.admission import AdmissionSlots, Amount
 from turbo_runtime.server.engine_client import EngineClient
 
 PLENTY = 1 << 30
 KEYS = "flood:sk-flood-1\ncalm:sk-calm-01\n"
 
 
-def crowd(limit: int, **tenants: int) -> Admission:
+def crowd(limit: int, **tenants: int) -> AdmissionSlots:
     """One full up to its limit with the answers of these tenants, of a token each."""
-    admission = Admission(Limits(limit, PLENTY))
+    admission = AdmissionSlots(Amount(limit, PLENTY))
     for tenant, answers in tenants.items():
         admission.add(tenant, answers, answers)
     return admission
@@ -33,13 +33,13 @@ def crowd(limit: int, **tenants: int) -> Admission:
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.booleans()), max_size=120),
 )
 def test_limits_hold_and_each_tenant_has_its_share(limit: int, asked: list[tuple[int, int, bool]]) -> None:
-    admission = Admission(Limits(limit, PLENTY))
+    admission = AdmissionSlots(Amount(limit, PLENTY))
     own: dict[str, int] = {}
     for number, answers, leaves in asked:
         tenant = f"t{number}"
         here = own.get(tenant, 0)
         if leaves and here:
-            admission.remove(tenant, 1, 1)
+            admission.add(tenant, -1, -1)
             own[tenant] -= 1
             continue
         present = {tenant, *(each for each, count in own.items() if count)}
@@ -51,7 +51,7 @@ def test_limits_hold_and_each_tenant_has_its_share(limit: int, asked: list[tuple
             admission.add(tenant, answers, answers)
             own[tenant] = here + answers
         elif answers <= limit:  # else it could never come in
-            assert rejection.num_answers == total - limit
+            assert rejection[1] == total - limit
         assert admission.answers == sum(own.values()) <= 2 * limit
 
 
@@ -59,7 +59,7 @@ def test_who_comes_new_gets_its_share_of_what_another_filled() -> None:
     admission = crowd(6, a=6)
     rejection = admission.find_rejection("a", 1, 1)
     assert rejection is not None
-    assert rejection.message == "The queue is full: 6 answers of at most 6 are running or waiting."
+    assert rejection[0] == "The queue is full: 6 answers of at most 6 are running or waiting."
     for tenant, share in (("b", 3), ("c", 2)):
         for _ in range(share):
             assert admission.find_rejection(tenant, 1, 1) is None
@@ -68,7 +68,7 @@ def test_who_comes_new_gets_its_share_of_what_another_filled() -> None:
 
 
 def test_shares_of_many_tenants_together_stay_below_twice_the_limit() -> None:
-    admission = Admission(Limits(60, PLENTY))
+    admission = AdmissionSlots(Amount(60, PLENTY))
     let_in = []
     for tenant in "abcde":
         let_in.append(0)
@@ -79,14 +79,14 @@ def test_shares_of_many_tenants_together_stay_below_twice_the_limit() -> None:
 
 
 def test_long_prompts_fill_a_queue_too_and_leave_it_when_they_end() -> None:
-    admission = Admission(Limits(100, 200))
+    admission = AdmissionSlots(Amount(100, 200))
     admission.add("a", 2, 120)
     rejection = admission.find_rejection("a", 1, 200)
     assert rejection is not None
-    assert "120 prompt tokens of at most 200" in rejection.message
-    assert rejection.num_answers == 2  # 120 tokens too many, 60 an answer
+    assert "120 prompt tokens of at most 200" in rejection[0]
+    assert rejection[1] == 2  # 120 tokens too many, 60 an answer
     assert admission.find_rejection("a", 1, 80) is None
-    admission.remove("a", 2, 120)
+    admission.add("a", -2, -120)
     assert admission.find_rejection("a", 1, 200) is None
 
 

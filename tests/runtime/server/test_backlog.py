@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from turbo_runtime.contract import metrics
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
 from turbo_runtime.parsers import OutputParser
 from turbo_runtime.protocol.errors import ApiError
-from turbo_runtime.server.engine_client import MAX_EVENTS, EventBuffer
+from turbo_runtime.server.engine_client import EventQueue
 from turbo_runtime.server.preprocessing import PreparedRequest
-from turbo_runtime.server.responses.output import OutputDelta
-from turbo_runtime.server.responses.request_output import RequestOutput
+from turbo_runtime.server.request_output import MAX_EVENTS, OutputDelta, RequestOutput
 
 MODEL: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(
@@ -30,10 +30,10 @@ class Engine:
     """Hands over what a test puts."""
 
     def __init__(self) -> None:
-        self.arrivals = EventBuffer()
+        self.arrivals = EventQueue()
         self.ids: list[str] = []
 
-    def submit(self, submits: Sequence[GenerationRequest]) -> EventBuffer:
+    def submit(self, submits: Sequence[GenerationRequest]) -> EventQueue:
         self.ids = [submit.request_id for submit in submits]
         return self.arrivals
 
@@ -47,10 +47,8 @@ class Watch:
         self.steps: list[float] = []
         self.ends: list[tuple[str, float]] = []
 
-    def observe_queue_time(self, seconds: float) -> None: ...
-
-    def observe_tokens(self, seconds: float, *, first: bool) -> None:
-        if not first:
+    def observe(self, metric: metrics.Metric, seconds: float) -> None:
+        if metric is metrics.INTER_TOKEN_LATENCY:
             self.steps.append(seconds)
 
     def observe_finish(
@@ -75,23 +73,23 @@ async def test_what_came_meanwhile_is_one_piece_of_each_answer() -> None:
     with asked(engine, watch, n=2) as answers:
         for token in range(10):
             for request_id in engine.ids:
-                engine.arrivals.put(TokenEvent(request_id, (token,)), 0.0)
+                engine.arrivals.put_nowait((TokenEvent(request_id, (token,)), 0.0))
         for request_id in engine.ids:
-            engine.arrivals.put(TokenEvent(request_id, (10,), "length"), 0.0)
+            engine.arrivals.put_nowait((TokenEvent(request_id, (10,), "length"), 0.0))
         pieces = [piece async for piece in answers.deltas()]
     assert [(piece.index, piece.parsed.content, piece.finish_reason) for piece in pieces] == [
         (0, "abcdefghijk", "length"),
         (1, "abcdefghijk", "length"),
     ]
     assert pieces[0].tokens == tuple(range(11))
-    assert answers.tally.completion_tokens == 22
+    assert answers.completion_tokens == 22
 
 
 async def test_what_came_before_an_error_is_told_before_it() -> None:
     engine, heard = Engine(), list[OutputDelta]()
     with asked(engine, Watch()) as answers:
-        engine.arrivals.put(TokenEvent(engine.ids[0], (0, 1)), 0.0)
-        engine.arrivals.put(TokenEvent(engine.ids[0], finish_reason="error", error="It broke."), 0.0)
+        engine.arrivals.put_nowait((TokenEvent(engine.ids[0], (0, 1)), 0.0))
+        engine.arrivals.put_nowait((TokenEvent(engine.ids[0], finish_reason="error", error="It broke."), 0.0))
         with pytest.raises(ApiError, match=r"It broke\."):
             await hear(answers, heard.append)
     assert [piece.parsed.content for piece in heard] == ["ab"]
@@ -103,7 +101,7 @@ async def test_a_backlog_is_worked_off_beside_others() -> None:
     with asked(engine, Watch()) as answers:
         for token in range(rounds * MAX_EVENTS):
             last = token + 1 == rounds * MAX_EVENTS
-            engine.arrivals.put(TokenEvent(engine.ids[0], (token,), "length" if last else None), 0.0)
+            engine.arrivals.put_nowait((TokenEvent(engine.ids[0], (token,), "length" if last else None), 0.0))
         turns, ended = 0, False
 
         async def other() -> None:
@@ -122,8 +120,8 @@ async def test_a_backlog_is_worked_off_beside_others() -> None:
 async def test_a_backlog_does_not_outlive_the_time_of_its_request() -> None:
     engine = Engine()
     with asked(engine, Watch(), seconds=0.05) as answers:
-        engine.arrivals.put(TokenEvent(engine.ids[0], (0,)), 0.0)
-        engine.arrivals.put(TokenEvent(engine.ids[0], (1,)), 0.0)
+        engine.arrivals.put_nowait((TokenEvent(engine.ids[0], (0,)), 0.0))
+        engine.arrivals.put_nowait((TokenEvent(engine.ids[0], (1,)), 0.0))
         await asyncio.sleep(0.1)
         with pytest.raises(ApiError) as caught:
             await hear(answers, lambda _: None)
@@ -136,7 +134,7 @@ async def test_a_slow_reader_does_not_make_the_engine_slow() -> None:
         began = time.monotonic()
         for step in range(4):
             reason = "length" if step == 3 else None
-            engine.arrivals.put(TokenEvent(engine.ids[0], (step,), reason), began + step * 0.01)
+            engine.arrivals.put_nowait((TokenEvent(engine.ids[0], (step,), reason), began + step * 0.01))
         await asyncio.sleep(0.2)  # the client takes nothing
         async for _ in answers.deltas():
             await asyncio.sleep(0.1)

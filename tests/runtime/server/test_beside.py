@@ -20,11 +20,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from turbo_runtime.protocol import parse_completion
 from turbo_runtime.protocol.errors import ApiError
-from turbo_runtime.server.admission import AdmissionSlots, Limits
+from turbo_runtime.server.admission import AdmissionSlots, Amount
 from turbo_runtime.server.connections import run_until_disconnect
 from turbo_runtime.server.preprocessing import prepare_completion
 from turbo_runtime.server.thread_offload import ThreadOffload
-from turbo_runtime.tokenization.token_bytes import max_token_bytes
+from turbo_runtime.tokenization.tokenizer import max_token_bytes
 
 LONG = "zqxj" * 100_000
 
@@ -127,7 +127,7 @@ def test_a_text_that_is_far_too_long_is_refused_as_too_long(server: Any) -> None
 
 
 def test_a_place_that_turns_out_to_need_more_keeps_its_answers() -> None:
-    slots = AdmissionSlots(Limits(answers=2, tokens=100))
+    slots = AdmissionSlots(Amount(answers=2, tokens=100))
     first, second = slots.acquire("a", 1, 1, "prompt"), slots.acquire("b", 1, 1, "prompt")
     slots.resize(first, 40)
     slots.resize(second, 60)

@@ -30,9 +30,8 @@ from openai.types.shared_params import FunctionDefinition
 from openai.types.shared_params.response_format_json_schema import JSONSchema
 
 from turbo_runtime.protocol import ChatRequest
-from turbo_runtime.protocol.base import StreamOptions
 from turbo_runtime.protocol.messages import Function, Message, Tool, ToolCallSent
-from turbo_runtime.protocol.sampling import NamedSchema
+from turbo_runtime.protocol.sampling import NamedSchema, StreamOptions
 
 USER = {"role": "user", "content": "hello"}
 TOOL = {"type": "function", "function": {"name": "f"}}

@@ -22,14 +22,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.cli.bench import bench
-from turbo_runtime.cli.chat import chat
-from turbo_runtime.cli.conversation import Conversation, parse_field
-from turbo_runtime.cli.report import percentile
-from turbo_runtime.cli.workload import generate_prompts, read_prompts
-from turbo_runtime.client.address import Address, ServerError
-from turbo_runtime.client.client import Server
-from turbo_runtime.client.sse import Progress, stream_chat
+from turbo_runtime.cli.bench import bench, generate_prompts, percentile, read_prompts
+from turbo_runtime.cli.chat import Conversation, chat, parse_field
+from turbo_runtime.client.client import Progress, Server, ServerError
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
@@ -145,9 +140,10 @@ def test_what_is_wrong_with_the_address_is_one_sentence_and_status_1(
 
 
 @pytest.mark.parametrize("url", ["a:8000", "http://a:8000", "a:8000/v1", "http://a:8000/v1/", "a:8000/"])
-def test_an_address_is_taken_as_people_write_it(url: str) -> None:
-    assert Address.parse(url) == Address("a", 8000, secure=False, prefix="")
-    assert str(Address.parse("https://[::1]/x/v1")) == "https://[::1]:443/x"
+def test_an_address_is_taken_as_people_write_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert Server.at(url) == Server("a", 8000, secure=False, prefix="")
+    assert Server.at("https://[::1]/x/v1").url == "https://[::1]:443/x"
 
 
 def test_a_server_that_asks_for_a_key_names_the_variable_for_it(
@@ -232,8 +228,7 @@ def test_where_figures_cannot_be_written_nothing_is_measured(
 def test_a_refusal_is_in_the_servers_own_words(server: Any) -> None:
     with pytest.raises(ServerError, match="The model 'x' does not exist"):
         list(
-            stream_chat(
-                Server.at(server.url),
+            Server.at(server.url).stream_chat(
                 {"model": "x", "messages": [{"role": "user", "content": "a"}]},
                 Progress(),
             )

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.tokenization.detokenizer import REPLACEMENT, Detokenizer
-from turbo_runtime.tokenization.tokenizer import ServedTokenizer
+from turbo_runtime.tokenization.tokenizer import REPLACEMENT, Detokenizer, ServedTokenizer
 
 
 @pytest.fixture(scope="session")

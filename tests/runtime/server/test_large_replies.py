@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.parsers import ParsedDelta
-from turbo_runtime.server.json_parts import MAX_ENTRIES, json_parts
-from turbo_runtime.server.responses.output import OutputDelta
-from turbo_runtime.server.responses.streaming import WholeReply, format_sse
+from turbo_runtime.server.reply import MAX_ENTRIES, json_parts
+from turbo_runtime.server.request_output import OutputDelta
+from turbo_runtime.server.streaming import ReplyResponse, format_sse
 from turbo_runtime.server.thread_offload import ThreadOffload
 
 JSON = st.recursive(
@@ -46,7 +46,7 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
     wrote: list[threading.Thread] = []
 
     class Answers:
-        request = SimpleNamespace(num_answers=1)
+        request = SimpleNamespace(num_answers=1, params=())
 
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
@@ -67,7 +67,7 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    await WholeReply(reply, ThreadOffload(1))({"state": {}}, receive, send)
+    await ReplyResponse(reply, ThreadOffload(1))({"state": {}}, receive, send)
     assert b"".join(message.get("body", b"") for message in sent) == b"{}"
     assert dict(sent[0]["headers"])[b"content-type"] == b"application/json"
     assert [thread is threading.main_thread() for thread in wrote] == [not told]

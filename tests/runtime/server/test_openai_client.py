@@ -16,7 +16,7 @@ def test_a_greedy_chat_is_answered_whole(client: openai.OpenAI) -> None:
     assert reply.choices[0].finish_reason == "stop"
     assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
     assert reply.usage.completion_tokens == reply.usage.prompt_tokens + 1  # the echo and the end of sequence
-    assert reply.system_fingerprint.endswith("-bytes")
+    assert reply.system_fingerprint.endswith("-bitwise")
 
 
 def test_a_streamed_chat_joins_to_the_whole_one(client: openai.OpenAI) -> None:

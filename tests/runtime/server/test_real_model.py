@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from turbo_dev import model
 from turbo_runtime.contract import endpoints, metrics
-from turbo_runtime.tokenization.detokenizer import REPLACEMENT, Detokenizer
-from turbo_runtime.tokenization.tokenizer import ServedTokenizer
+from turbo_runtime.tokenization.tokenizer import REPLACEMENT, Detokenizer, ServedTokenizer
 
 pytestmark = pytest.mark.model
 

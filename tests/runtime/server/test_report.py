@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from turbo_runtime.cli.report import ModeResult, render_report
-from turbo_runtime.client.sse import Progress
+from turbo_runtime.cli.bench import ModeResult, render_report
+from turbo_runtime.client.client import Progress
 
 
 @pytest.mark.parametrize("width", [40, 60, 79, 80, 120])

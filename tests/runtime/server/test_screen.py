@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from turbo_runtime.cli.screen import AnswerScreen
-from turbo_runtime.client.sse import Progress
+from turbo_runtime.cli.chat import AnswerScreen
+from turbo_runtime.client.client import Progress
 
 WIDTH, HEIGHT = 40, 12
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")

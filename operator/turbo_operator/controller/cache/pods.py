@@ -9,24 +9,25 @@ any order will do. No method calls the API server.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller.cache.object_versions import Key
-from turbo_operator.controller.cache.projection import InspectPod, controller, pod
+from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
 from turbo_operator.inventory.supply import Owner
-from turbo_operator.snapshot import LoadSample, PodView, TrainPod
+from turbo_operator.snapshot import JobPod, LoadSample, PodView, TrainPod
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.training import TrainingProgress
 
-View = PodView | InspectPod | TrainPod
+View = PodView | JobPod
 
 
 class Root(NamedTuple):
-    """The child of ours that pods come from."""
+    """The child of ours that pods come from: a Deployment or a Job."""
 
     key: Key
     owner_uid: str  # of the TurboDeployment
@@ -35,232 +36,183 @@ class Root(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Controlled:
-    """A ReplicaSet, or what a pod has in common with it."""
+class _Controlled:
+    """A ReplicaSet, or a pod that may be ours."""
 
     namespace: str
     controller: str  # uid
-
-
-@dataclass(frozen=True, slots=True)
-class CachedPod(Controlled):
-    """A pod that may be ours."""
-
-    view: View
-    root: Root | None  # None until what controls it is seen, and for ever of a stranger's
-
-
-_Controlled = TypeVar("_Controlled", bound=Controlled)
-
-
-class ControllerIndex(Generic[_Controlled]):
-    """Objects by uid and by controller."""
-
-    def __init__(self) -> None:
-        self.by_uid: dict[str, _Controlled] = {}
-        self._under: dict[str, set[str]] = {}
-
-    def __len__(self) -> int:
-        return len(self.by_uid) + len(self._under)
-
-    def put(self, uid: str, new: _Controlled) -> None:
-        """Store an object as it is now."""
-        self.drop(uid)
-        self.by_uid[uid] = new
-        self._under.setdefault(new.controller, set()).add(uid)
-
-    def drop(self, uid: str) -> None:
-        """Remove an object."""
-        old = self.by_uid.pop(uid, None)
-        if old is not None:
-            _discard(self._under, old.controller, uid)
-
-    def under(self, controller: str) -> Set[str]:
-        """Return the uids of what a controller controls."""
-        return self._under.get(controller, set())
-
-    def missing(self, uids: Set[str], namespace: str | None) -> list[str]:
-        """Return the uids in one namespace, or with None in all, that are not among these."""
-        return [
-            uid
-            for uid, cached in self.by_uid.items()
-            if uid not in uids and namespace in (None, cached.namespace)
-        ]
+    view: View | None = None  # of a pod
 
 
 class Pods:
     """All pods that the operator knows, and whose they are."""
 
     def __init__(self) -> None:
-        self._pods: ControllerIndex[CachedPod] = ControllerIndex()
-        self._replica_sets: ControllerIndex[Controlled] = ControllerIndex()
-        self._roots: dict[str, Root] = {}  # by uid of the Deployment or Job
-        self._by_key: dict[Key, set[str]] = {}
+        self._roots: dict[str, Root] = {}  # by uid, as all of these
+        self._roots_of: defaultdict[Key, set[str]] = defaultdict(set)
+        self._controlled: dict[str, _Controlled] = {}
+        self._under: defaultdict[str, set[str]] = defaultdict(set)  # what each controls
+        self._gone: set[str] = set()  # Deployments, Jobs and ReplicaSets, each until the last pod follows
 
     def __len__(self) -> int:
-        return len(self._pods) + len(self._replica_sets) + len(self._roots) + len(self._by_key)
+        return len(self._roots) + len(self._roots_of) + len(self._controlled) + len(self._under)
 
     # Where pods come from
 
     def put_root(self, uid: str, root: Root) -> None:
         """Store a Deployment or Job of ours."""
-        if self._roots.get(uid) != root:
-            self._roots[uid] = root
-            self._trace(uid, *self._replica_sets.under(uid))
+        self._gone.discard(uid)
+        self._roots[uid] = root
+        self._roots_of[root.key].add(uid)
 
     def drop_root(self, uid: str, *, disowned: bool = False) -> None:
         """Remove one that is gone, its pods go after it; or one that is no longer ours, nor are they."""
-        if self._roots.pop(uid, None) is not None and disowned:
-            self._trace(uid, *self._replica_sets.under(uid))
+        self._drop(uid, at_once=disowned)
 
     def put_replica_set(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a ReplicaSet as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
         if owner is None:
             return self.drop_replica_set(body, disowned=True)
-        new = Controlled(meta["namespace"], owner["uid"])
-        if self._replica_sets.by_uid.get(meta["uid"]) == new:
-            return set()
-        self._replica_sets.put(meta["uid"], new)
-        return self._trace(meta["uid"])
+        return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"]))
 
     def drop_replica_set(self, body: Mapping[str, Any], *, disowned: bool = False) -> set[Key]:
         """Remove one that is gone, its pods go after it; or one that no Deployment owns, nor its pods."""
         uid = body["metadata"]["uid"]
-        self._replica_sets.drop(uid)
-        return self._trace(uid) if disowned else set()
+        keys = self._keys(uid) if disowned else set()
+        self._drop(uid, at_once=disowned)
+        return keys
 
     def owner_of(self, uid: str) -> Owner | None:
         """Return whose a pod is; None for a stranger's."""
-        cached = self._pods.by_uid.get(uid)
-        if cached is None or cached.root is None:
+        root = self._root(uid)
+        if root is None:
             return None
-        owner = cached.root.key.owner
-        return owner.trainer if cached.root.trains else owner
+        return root.key.owner.trainer if root.trains else root.key.owner
 
     # Pods
 
     def put(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a pod as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
-        uid = meta["uid"]
-        before = self._pods.by_uid.get(uid)
         is_labeled = LABEL_DEPLOYMENT in (meta.get("labels") or {})
         if owner is None or not (is_labeled or owner["uid"] in self._roots):
             return self.drop(body)
-        root = self._root(owner["uid"])
-        if root is None and before is not None and before.controller == owner["uid"]:
-            root = before.root
-        view = _with_root(pod(body), root)
+        view, before = pod(body), self._controlled.get(meta["uid"])
         if before is not None:
             view = _with_reports(view, before.view)
-        new = CachedPod(meta["namespace"], owner["uid"], view, root)
-        return set() if new == before else self._set(uid, new)
+        return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"], view))
 
     def drop(self, body: Mapping[str, Any]) -> set[Key]:
         """Remove a pod; the keys that this is news to."""
-        return self._set(body["metadata"]["uid"], None)
+        uid = body["metadata"]["uid"]
+        keys = self._keys(uid)
+        self._drop(uid, at_once=True)
+        return keys
 
     def keep_only(self, kind: str, uids: Set[str], namespace: str | None) -> set[Key]:
         """Drop the pods or ReplicaSets that a full list does not show; the keys that lost."""
-        if kind == "ReplicaSet":
-            for uid in self._replica_sets.missing(uids, namespace):
-                self._replica_sets.drop(uid)
-            return set()
-        missing = self._pods.missing(uids, namespace)
-        return {key for uid in missing for key in self._set(uid, None)}
+        missing = [
+            uid
+            for uid, cached in self._controlled.items()
+            if (cached.view is not None) == (kind == "Pod")
+            and uid not in uids
+            and namespace in (None, cached.namespace)
+        ]
+        drop = self.drop if kind == "Pod" else self.drop_replica_set
+        return {key for uid in missing for key in drop({"metadata": {"uid": uid}})}
 
-    def put_load(self, key: Key, name: str, at: float, load: Load) -> bool:
-        """Store a report; whether it is the first one of step times, or of another draft."""
-        uid, view = self._find(key, name)
-        if not isinstance(view, PodView):
-            return False
-        before = view.load
-        self._set_view(uid, replace(view, load=LoadSample.after(before, at, load)))
-        is_timed = load.step_times is not None and (before is None or before.load.step_times is None)
-        return is_timed or _draft_state(load) != (_draft_state(before.load) if before else ("", ""))
-
-    def put_progress(self, key: Key, name: str, progress: TrainingProgress) -> bool:
-        """Store how far a pod reports to be; whether that is another stage, or another tenth of it."""
-        uid, view = self._find(key, name)
-        if not isinstance(view, TrainPod):
-            return False
-        before = view.progress
-        self._set_view(uid, replace(view, progress=progress))
-        return before is None or format_progress(before) != format_progress(progress)
+    def put_report(self, key: Key, name: str, at: float, report: Load | TrainingProgress) -> bool:
+        """Store what a pod reports; whether that is the first of step times, another draft, or progress."""
+        for uid, view, _ in self._pods_of(key):
+            before: Load | TrainingProgress | None
+            if isinstance(view, PodView) and view.name == name and isinstance(report, Load):
+                before = view.load.load if view.load else None
+                new: View = replace(view, load=LoadSample.after(view.load, at, report))
+            elif isinstance(view, TrainPod) and view.name == name and isinstance(report, TrainingProgress):
+                before, new = view.progress, replace(view, progress=report)
+            else:
+                continue
+            self._controlled[uid] = replace(self._controlled[uid], view=new)
+            return _gist(before) != _gist(report)
+        return False
 
     # Reading
 
     def of(self, key: Key, owner_uid: str | None = None) -> list[View]:
         """Return a TurboDeployment's pods by name; with a uid the pods of that very one."""
-        pods = [self._pods.by_uid[uid] for uid in self._by_key.get(key, ())]
-        views = [cached.view for cached in pods if cached.root and owner_uid in (None, cached.root.owner_uid)]
+        views = [
+            # A serving pod runs the plan of its Deployment, whatever its labels say.
+            replace(view, plan_hash=root.plan_hash) if isinstance(view, PodView) else view
+            for _, view, root in self._pods_of(key)
+            if owner_uid in (None, root.owner_uid)
+        ]
         return sorted(views, key=lambda view: view.name)
 
-    def inspecting(self, key: Key) -> tuple[InspectPod, ...]:
+    def inspecting(self, key: Key) -> tuple[JobPod, ...]:
         """Return the pods of inspect Jobs, by name."""
-        return tuple(view for view in self.of(key) if isinstance(view, InspectPod))
+        return tuple(pod for pod in self.of(key) if isinstance(pod, JobPod) and not isinstance(pod, TrainPod))
 
-    def serving(self) -> list[tuple[Key, PodView]]:
-        """Return every pod that reports its load, of every TurboDeployment: it is ready, or it drains."""
+    def reporting(self) -> list[tuple[Key, PodView | TrainPod]]:
+        """Return every pod that reports its load, being ready or draining, or how far a training is."""
         return [
             (key, view)
-            for key in sorted(self._by_key)
+            for key in sorted(self._roots_of)
             for view in self.of(key)
-            if isinstance(view, PodView) and view.ip and (view.ready or (view.terminating and view.load))
+            if view.ip
+            and (
+                (isinstance(view, TrainPod) and view.runs)
+                or (isinstance(view, PodView) and (view.ready or (view.terminating and view.load)))
+            )
         ]
 
-    def training(self) -> list[tuple[Key, TrainPod]]:
-        """Return every pod that reports how far a training is."""
-        return [
-            (key, view)
-            for key in sorted(self._by_key)
-            for view in self.of(key)
-            if isinstance(view, TrainPod) and view.ip and view.runs
-        ]
+    def _pods_of(self, key: Key) -> Iterator[tuple[str, View, Root]]:
+        for root_uid in self._roots_of.get(key, ()):
+            for child_uid in self._under.get(root_uid, ()):
+                for uid in (child_uid, *self._under.get(child_uid, ())):
+                    view = self._controlled[uid].view
+                    if view is not None:
+                        yield uid, view, self._roots[root_uid]
 
-    def _root(self, controller_uid: str) -> Root | None:
-        replica_set = self._replica_sets.by_uid.get(controller_uid)
-        return self._roots.get(replica_set.controller if replica_set else controller_uid)
+    def _root(self, uid: str) -> Root | None:
+        """Return what a ReplicaSet or pod comes from."""
+        for _ in range(2):  # not while there is one: somebody may have two ReplicaSets control one another
+            if uid in self._controlled:
+                uid = self._controlled[uid].controller
+        return self._roots.get(uid)
 
-    def _trace(self, *controllers: str) -> set[Key]:
-        """Find out anew where the pods of these come from; the keys that this is news to."""
-        keys: set[Key] = set()
-        for controller_uid in controllers:
-            root = self._root(controller_uid)
-            for uid in tuple(self._pods.under(controller_uid)):
-                cached = self._pods.by_uid[uid]
-                if cached.root != root:
-                    keys |= self._set(uid, replace(cached, view=_with_root(cached.view, root), root=root))
-        return keys
+    def _keys(self, uid: str) -> set[Key]:
+        """Return whom news of a ReplicaSet or pod concerns: nobody while it is a ReplicaSet without pods."""
+        root, cached = self._root(uid), self._controlled.get(uid)
+        has_pods = cached is not None and (cached.view is not None or uid in self._under)
+        return {root.key} if root is not None and has_pods else set()
 
-    def _set(self, uid: str, new: CachedPod | None) -> set[Key]:
-        keys = {pod.root.key for pod in (self._pods.by_uid.get(uid), new) if pod is not None and pod.root}
-        for key in keys:
-            _discard(self._by_key, key, uid)
-        self._pods.drop(uid)
-        if new is not None:
-            self._pods.put(uid, new)
-            if new.root is not None:
-                self._by_key.setdefault(new.root.key, set()).add(uid)
-        return keys
+    def _put(self, uid: str, new: _Controlled) -> set[Key]:
+        before, keys = self._controlled.get(uid), self._keys(uid)
+        self._gone.discard(uid)
+        if new == before:
+            return set()
+        if before is not None and before.controller != new.controller:
+            self._drop(uid, at_once=True)
+        self._controlled[uid] = new
+        self._under[new.controller].add(uid)
+        return keys | self._keys(uid)
 
-    def _find(self, key: Key, name: str) -> tuple[str, View | None]:
-        pods = ((uid, self._pods.by_uid[uid].view) for uid in self._by_key.get(key, ()))
-        return next(((uid, view) for uid, view in pods if view.name == name), ("", None))
-
-    def _set_view(self, uid: str, view: View) -> None:
-        self._pods.by_uid[uid] = replace(self._pods.by_uid[uid], view=view)
-
-
-def _with_root(view: View, root: Root | None) -> View:
-    """Give a serving pod the plan of its Deployment, whatever its labels say."""
-    if isinstance(view, PodView) and root is not None and view.plan_hash != root.plan_hash:
-        return replace(view, plan_hash=root.plan_hash)
-    return view
+    def _drop(self, uid: str, *, at_once: bool) -> None:
+        """Remove what is gone, at once or with its last pod; and what was kept for its sake."""
+        if uid in self._under and not at_once:
+            self._gone.add(uid)
+            return
+        self._gone.discard(uid)
+        if (root := self._roots.pop(uid, None)) is not None:
+            _discard(self._roots_of, root.key, uid)
+        if (cached := self._controlled.pop(uid, None)) is not None:
+            _discard(self._under, cached.controller, uid)
+            if cached.controller in self._gone:
+                self._drop(cached.controller, at_once=False)
 
 
-def _with_reports(view: View, before: View) -> View:
+def _with_reports(view: View, before: View | None) -> View:
     """Keep what a pod reported itself: no watch knows it."""
     if isinstance(view, PodView) and isinstance(before, PodView):
         return replace(view, load=before.load)
@@ -269,9 +221,12 @@ def _with_reports(view: View, before: View) -> View:
     return view
 
 
-def _draft_state(load: Load) -> tuple[str, str]:
-    """Return what a pod drafts with, and what is wrong with it."""
-    return load.draft_version or "", load.draft_error or ""
+def _gist(report: Load | TrainingProgress | None) -> tuple[object, ...]:
+    """Return what of a report decides something: if it has step times, its draft; or its tenth of a stage."""
+    if isinstance(report, TrainingProgress):
+        return (format_progress(report),)
+    draft = (report.draft_version or "", report.draft_error or "") if report else ("", "")
+    return report is not None and report.step_times is not None, *draft
 
 
 _Name = TypeVar("_Name")
@@ -279,7 +234,6 @@ _Name = TypeVar("_Name")
 
 def _discard(sets: dict[_Name, set[str]], name: _Name, uid: str) -> None:
     """Remove one uid, and with the last one the set: nothing is kept of what is gone."""
-    uids = sets.get(name, set())
-    uids.discard(uid)
-    if not uids:
-        sets.pop(name, None)
+    sets[name].discard(uid)
+    if not sets[name]:
+        del sets[name]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator.api import (
@@ -21,21 +20,16 @@ from turbo_operator.api import (
     TurboDraft,
     epoch,
 )
-from turbo_operator.snapshot import ChildView, DraftView, PodView, TrainPod
+from turbo_operator.snapshot import ChildView, DraftView, JobPod, PodView, TrainPod
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
 
 
-@dataclass(frozen=True, slots=True)
-class InspectPod:
-    """A pod of an inspect Job. `message` is what the container left as its termination message."""
-
-    name: str
-    job: str
-    succeeded: bool  # the container ended with exit code 0
-    reason: str | None  # what holds it up or ended it, as Kubernetes says it
-    message: str | None
+def deployment(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a TurboDeployment without its managedFields."""
+    meta = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return {**body, "metadata": meta}
 
 
 def child(body: Mapping[str, Any]) -> ChildView:
@@ -107,12 +101,9 @@ def draft(body: TurboDraft) -> DraftView:
     )
 
 
-def pod(body: Mapping[str, Any]) -> PodView | InspectPod | TrainPod:
+def pod(body: Mapping[str, Any]) -> PodView | JobPod:
     """Project a pod of ours, by what it is there for."""
-    job = _job(body["metadata"])
-    if not job:
-        return serving_pod(body)
-    return train_pod(body) if trains(job) else inspect_pod(body)
+    return job_pod(body) if _job(body["metadata"]) else serving_pod(body)
 
 
 def trains(job: str) -> bool:
@@ -123,63 +114,49 @@ def trains(job: str) -> bool:
 def serving_pod(body: Mapping[str, Any]) -> PodView:
     """Project a serving pod, with what holds it up."""
     meta, status = body["metadata"], body.get("status") or {}
-    labels = meta.get("labels") or {}
     ready = _condition(status, "Ready") is not None
-    reason, message = (None, None) if ready else _trouble(status)
     return PodView(
-        name=meta["name"],
-        plan_hash=labels.get(LABEL_PLAN_HASH, ""),
-        phase=status.get("phase", "Pending"),
+        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH, ""),
         ready=ready,
-        ip=status.get("podIP"),
-        reason=reason,
-        message=message,
-        terminating="deletionTimestamp" in meta,
-        pending_since=_pending_since(body),
         ready_since=_since(status, "Ready"),
-        placed_since=_since(status, "PodScheduled"),
-        **_placement(labels),
+        **_pod(body, (None, None) if ready else _trouble(status)),
     )
 
 
-def inspect_pod(body: Mapping[str, Any]) -> InspectPod:
-    """Project a pod of an inspect Job."""
-    meta, status = body["metadata"], body.get("status") or {}
+def job_pod(body: Mapping[str, Any]) -> JobPod:
+    """Project a pod of a Job; `message` is what its container left as its termination message."""
+    job, status = _job(body["metadata"]), body.get("status") or {}
     states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
     ends = [state["terminated"] for state in states if state.get("terminated")]
-    succeeded = bool(ends) and all(end.get("exitCode") == 0 for end in ends)
-    reason, message = (None, ends[0].get("message")) if succeeded else _trouble(status)
-    return InspectPod(meta["name"], _job(meta), succeeded, reason, message)
-
-
-def train_pod(body: Mapping[str, Any]) -> TrainPod:
-    """Project a pod that trains a draft; it has one container."""
-    meta, status = body["metadata"], body.get("status") or {}
-    containers = status.get("containerStatuses") or ()
-    state = next((container.get("state") or {} for container in containers), {})
-    end, phase = state.get("terminated"), status.get("phase", "Pending")
-    exit_code = end.get("exitCode", 1) if end else 1 if phase == "Failed" else None
-    reason, message = (None, end.get("message")) if end and exit_code == 0 else _trouble(status)
-    start = (end or state.get("running") or {}).get("startedAt")
-    return TrainPod(
-        name=meta["name"],
-        job=_job(meta),
-        phase=phase,
-        ip=status.get("podIP"),
+    end = next((end for end in ends if end.get("exitCode") != 0), ends[0] if ends else None)
+    exit_code = end.get("exitCode", 1) if end else 1 if status.get("phase") == "Failed" else None
+    start = (end or (states[0].get("running") if states else None) or {}).get("startedAt")
+    return (TrainPod if trains(job) else JobPod)(
+        job=job,
         exit_code=exit_code,
-        reason=reason,
-        message=message,
         started=(epoch(start) or None) if start else None,  # 1970 is of a container that never began
         ended=epoch(stamp) if end and (stamp := end.get("finishedAt")) else None,
-        pending_since=_pending_since(body),
-        placed_since=_since(status, "PodScheduled"),
-        terminating="deletionTimestamp" in meta,
-        **_placement(meta.get("labels") or {}),
+        **_pod(body, (None, end.get("message")) if end and exit_code == 0 else _trouble(status)),
     )
+
+
+def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dict[str, Any]:
+    """Project what views of pods share; `trouble` is a reason and a message."""
+    meta, status = body["metadata"], body.get("status") or {}
+    return {
+        "name": meta["name"],
+        "phase": status.get("phase", "Pending"),
+        "ip": status.get("podIP"),
+        "reason": trouble[0],
+        "message": trouble[1],
+        "terminating": "deletionTimestamp" in meta,
+        "pending_since": _pending_since(body),
+        "placed_since": _since(status, "PodScheduled"),
+        **_placement(meta.get("labels") or {}),
+    }
 
 
 def _placement(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Read what a pod runs on, as its labels say."""
     count = labels.get(LABEL_ACCELERATOR_COUNT, "")
     return {
         "accelerator": labels.get(LABEL_ACCELERATOR),

@@ -1,28 +1,23 @@
 """What the watches have shown, projected, our own writes folded in at once; read as one frozen `Snapshot`.
 
 A child is ours by its owner reference, whatever its labels say. Watches lag behind our own writes: whatever a
-write returned is put in here, and an older event does not undo it. A deletion that we requested is remembered
-by uid until its event comes or a list shows it. No method calls the API server.
+write returned is put in here, and an older event does not undo it. No method calls the API server.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from turbo_operator.api import TURBOACCELERATOR, TURBODEPLOYMENT, TURBODRAFT
-from turbo_operator.controller.cache.object_versions import (
-    Key,
-    ObjectStore,
-    Tombstones,
-    is_newer,
-    supersedes,
-)
+from turbo_operator.api import TURBODEPLOYMENT
+from turbo_operator.controller.cache.object_versions import Key, ObjectStore, is_newer, key_of
 from turbo_operator.controller.cache.pods import Pods, Root
-from turbo_operator.controller.cache.projection import child, controller, trains
+from turbo_operator.controller.cache.projection import child, controller, deployment, trains
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
+from turbo_operator.resources import CHILDREN
 from turbo_operator.snapshot import Accelerator, ChildView, DraftView, PodView, Snapshot, TrainPod
 
 __all__ = ["Cache", "CachedChild", "Key"]
@@ -36,37 +31,28 @@ log = logging.getLogger(__name__)
 class CachedChild:
     """A child and what decides whether it is written again."""
 
-    key: Key
+    key: Key  # of the TurboDeployment that controls it
     view: ChildView
-    resource_version: str
-    owner_uid: str  # of the TurboDeployment that controls it
+    resource_version: str = field(compare=False)
+    owner_uid: str  # of the TurboDeployment
     fields: Mapping[str, Any]  # that we own, as FieldsV1
     added: tuple[str, ...]  # fields of somebody else that have no place in it
-
-    @property
-    def place(self) -> Place:
-        """Kind and name."""
-        return self.view.kind, self.view.name
 
 
 class Cache:
     """All TurboDeployments, accelerators, drafts, children and pods that the operator knows."""
 
     def __init__(self) -> None:
-        self._tombstones = Tombstones()
-        self.deployments: ObjectStore[Mapping[str, Any]] = ObjectStore(TURBODEPLOYMENT, self._tombstones)
-        self.accelerators: ObjectStore[Accelerator] = ObjectStore(TURBOACCELERATOR, self._tombstones)
-        self.drafts: ObjectStore[DraftView] = ObjectStore(TURBODRAFT, self._tombstones)
+        self.deployments: ObjectStore[Mapping[str, Any]] = ObjectStore()
+        self.accelerators: ObjectStore[Accelerator] = ObjectStore()
+        self.drafts: ObjectStore[DraftView] = ObjectStore()
         self.pods = Pods()
-        self._children: dict[Key, dict[Place, CachedChild]] = {}
-        self._by_uid: dict[str, CachedChild] = {}  # the same children
-        # By uid the kind and namespace of what we deleted, until its event comes or a list shows it gone.
-        self._deleted: dict[str, tuple[str, str]] = {}
+        self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
+        self._children: defaultdict[Key, dict[Place, CachedChild]] = defaultdict(dict)  # the same by owner
 
     def put_deployment(self, body: Mapping[str, Any]) -> bool:
-        """Store a TurboDeployment, without managedFields, as it was seen or written; whether it is new."""
-        meta = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
-        return self.deployments.put(body, {**body, "metadata": meta})
+        """Store a TurboDeployment as it was seen or written; whether it is new."""
+        return self.deployments.put(body, deployment(body))
 
     def drafts_of(self, key: Key) -> tuple[DraftView, ...]:
         """Return the candidates of one TurboDeployment that can be read, oldest first."""
@@ -85,12 +71,13 @@ class Cache:
 
     def put_child(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a child as a watch or a write shows it; the keys that this is news to. Skip strangers."""
-        meta, owner = body["metadata"], controller(body)
-        before = self._by_uid.get(meta["uid"])
-        if not supersedes(meta, before) or meta["uid"] in self._deleted or self._tombstones.hides(meta):
+        meta, owner, store = body["metadata"], controller(body), self._stores[body["kind"]]
+        before = store.get(key_of(body))
+        if not store.is_news(body):
             return set()
         if owner is None or owner["kind"] != TURBODEPLOYMENT:
-            return self._remove_child(before, disowned=True)
+            is_lost = store.discard(key_of(body), meta["uid"])
+            return self._replace(before, None, disowned=True) if is_lost else set()
         new = CachedChild(
             key=Key(meta["namespace"], owner["name"]),
             view=child(body),
@@ -99,83 +86,64 @@ class Cache:
             fields=owned_fields(meta.get("managedFields") or ()),
             added=added_fields(body["kind"], meta.get("managedFields") or ()),
         )
-        if before is not None and replace(before, resource_version=new.resource_version) == new:
-            self._add_child(new)
-            return set()
-        namesake = self._children.get(new.key, {}).get(new.place)
-        if not supersedes(meta, namesake):
-            return set()
-        if namesake is not None and namesake.view.uid != new.view.uid:
-            self._remove_child(namesake)
-        lost = self._remove_child(before, disowned=True) if before and before.key != new.key else set()
-        self._add_child(new)
-        return {new.key, *lost}
+        is_new = store.put(body, new)
+        moved = before is not None and before.view.uid == new.view.uid and before.key != new.key
+        keys = self._replace(before, new, disowned=moved)
+        return keys if is_new else set()
 
     def drop_child(self, body: Mapping[str, Any]) -> set[Key]:
         """Remove a child that was deleted, or lost the label that its watch goes by; the keys concerned."""
-        meta, owner = body["metadata"], controller(body)
-        self._deleted.pop(meta["uid"], None)
-        cached = self._by_uid.get(meta["uid"])
+        meta, owner, store = body["metadata"], controller(body), self._stores[body["kind"]]
+        cached = store.get(key_of(body), meta["uid"])
         if cached is not None and is_newer(cached.resource_version, meta["resourceVersion"]):
             return set()  # it got the label back since
         if cached is None and (owner is None or owner["kind"] != TURBODEPLOYMENT):
             return set()
-        self._tombstones.add(body["kind"], meta["uid"], meta["resourceVersion"])
+        store.drop(body)
         if cached is None:
             return {Key(meta["namespace"], owner["name"])} if owner is not None else set()
         if cached.view.terminating:
             details = {"object": str(cached.key), "kind": cached.view.kind, "child": cached.view.name}
             log.info("removed", extra=details)
-        return self._remove_child(cached)
+        return self._replace(cached, None)
 
     def mark_deleted(self, key: Key, view: ChildView) -> None:
         """Remove a child that we deleted; events of its last moments change nothing."""
-        self._deleted[view.uid] = view.kind, key.namespace
-        self._remove_child(self._by_uid.get(view.uid))
+        place, store = Key(key.namespace, view.name), self._stores[view.kind]
+        cached = store.get(place, view.uid)
+        if store.mark_deleted(place, view.uid):
+            self._replace(cached, None)
 
     def keep_children(
         self, kind: str, uids: Iterable[str], resource_version: str, namespace: str | None = None
     ) -> set[Key]:
         """Drop older children of a kind that a full list does not show; the keys that lost."""
-        listed = set(uids)
-        self._tombstones.expire(kind, resource_version)
-        for uid, (deleted_kind, where) in list(self._deleted.items()):
-            if deleted_kind == kind and namespace in (None, where) and uid not in listed:
-                del self._deleted[uid]
-                self._tombstones.add(kind, uid, resource_version)
-        missing = [
-            cached
-            for uid, cached in self._by_uid.items()
-            if cached.view.kind == kind
-            and namespace in (None, cached.key.namespace)
-            and uid not in listed
-            and not is_newer(cached.resource_version, resource_version)
-        ]
-        return {key for cached in missing for key in self._remove_child(cached)}
+        missing = self._stores[kind].take_missing(uids, resource_version, namespace)
+        return {key for cached in missing.values() for key in self._replace(cached.value, None)}
 
     def children(self, key: Key, uid: str) -> dict[Place, CachedChild]:
         """Return the children, by kind and name, that the TurboDeployment with this uid controls."""
         children = self._children.get(key, {})
         return {place: cached for place, cached in children.items() if cached.owner_uid == uid}
 
-    def _add_child(self, new: CachedChild) -> None:
-        view = new.view
-        self._by_uid[view.uid] = new
-        self._children.setdefault(new.key, {})[new.place] = new
-        if view.kind in ("Deployment", "Job"):
-            is_training = view.kind == "Job" and trains(view.name)
-            self.pods.put_root(view.uid, Root(new.key, new.owner_uid, view.plan_hash or "", is_training))
-
-    def _remove_child(self, cached: CachedChild | None, *, disowned: bool = False) -> set[Key]:
-        """Remove a child, and with the last one its TurboDeployment's entry; the key that lost."""
-        if cached is None or self._by_uid.pop(cached.view.uid, None) is None:
-            return set()
-        children = self._children[cached.key]
-        del children[cached.place]
-        if not children:
-            del self._children[cached.key]
-        self.pods.drop_root(cached.view.uid, disowned=disowned)
-        return {cached.key}
+    def _replace(
+        self, before: CachedChild | None, after: CachedChild | None, *, disowned: bool = False
+    ) -> set[Key]:
+        """Follow a change of a child: its TurboDeployments, and what their pods come from."""
+        if before is not None:
+            del self._children[before.key][before.view.kind, before.view.name]
+            if not self._children[before.key]:
+                del self._children[before.key]
+            if after is None or after.view.uid != before.view.uid or disowned:
+                self.pods.drop_root(before.view.uid, disowned=disowned)
+        if after is not None:
+            view = after.view
+            self._children[after.key][view.kind, view.name] = after
+            if view.kind in ("Deployment", "Job"):
+                is_training = view.kind == "Job" and trains(view.name)
+                root = Root(after.key, after.owner_uid, view.plan_hash or "", is_training)
+                self.pods.put_root(view.uid, root)
+        return {cached.key for cached in (before, after) if cached is not None}
 
     def observe(self, key: Key, uid: str) -> Snapshot:
         """Return what one reconcile of the TurboDeployment with this uid reads, but for the model's facts."""

@@ -5,16 +5,16 @@ TurboDrafts. What decides is the same after a restart.
 """
 
 from turbo_operator.drafts.training.decision import decide, fitting
-from turbo_operator.drafts.training.job_state import format_progress
-from turbo_operator.drafts.training.names import dtype, is_training_job
-from turbo_operator.drafts.training.next_job import chosen, question
-from turbo_operator.drafts.training.step import (
+from turbo_operator.drafts.training.job_state import (
     NO_TRAINING,
     AcceleratorQuery,
     FinishedDraft,
     JobRequest,
     TrainingDecision,
+    format_progress,
 )
+from turbo_operator.drafts.training.names import dtype, is_training_job
+from turbo_operator.drafts.training.next_job import chosen, question
 
 __all__ = [
     "NO_TRAINING",

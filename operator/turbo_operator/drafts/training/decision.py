@@ -8,15 +8,15 @@ badly waits until the spec changes, so that nothing is paid twice for the same f
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training import job_state, names
-from turbo_operator.drafts.training.job_state import update_state
-from turbo_operator.drafts.training.next_job import Case, TrainingTarget, replan, start_or_resume
-from turbo_operator.drafts.training.step import TrainingDecision, unmet_condition
+from turbo_operator.drafts.training.job_state import TrainingDecision, unmet_condition
+from turbo_operator.drafts.training.next_job import Case, replan, start_or_resume
 from turbo_operator.plan import Plan
 from turbo_operator.planner import OFF
 from turbo_operator.snapshot import DraftView, Snapshot, identity
@@ -26,12 +26,13 @@ def decide(
     td: TurboDeployment, observed: Snapshot, plan: Plan | None, answer: Plan | None, now: float
 ) -> TrainingDecision:
     """Decide once. `answer` is the planner's to what the step before it `query`, None at first."""
-    training, old = td.spec.speculation.training, td.status.training
-    name = names.job_name(td, old.number) if old is not None else ""
+    training, state = td.spec.speculation.training, td.status.training
+    name = names.job_name(td, state.number) if state is not None else ""
     jobs = (child for child in observed.children if (child.kind, child.name) == ("Job", name))
     job = next(jobs, None)
     pods = [pod for pod in observed.trainings if pod.job == name]
-    state = update_state(old, pods, now, job.ended if job is not None else None) if old is not None else None
+    if state is not None:
+        state = job_state.update_state(state, pods, now, job.ended if job is not None else None)
     if training is None or training.suspend or td.spec.suspend:
         if state is not None and state.result is not None:
             state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
@@ -40,23 +41,25 @@ def decide(
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.suspend is true"
         message = f"{off}: nothing is trained, and drafts stay."
         return TrainingDecision(unmet_condition(TrainingReason.SUSPENDED, message), state)
-    choice = plan.served if plan is not None else None
-    target = None
-    if observed.model is not None and choice is not None and choice.method != OFF:
-        target = TrainingTarget(observed.model, choice)
     if state is not None and state.result is None:
         draft_name = names.draft_name(td, state.number)
         if any(draft.name == draft_name for draft in observed.drafts):  # it is published
-            state = state.model_copy(
-                update={"result": TrainingReason.TRAINED, "completion_time": rfc3339(now)}
-            )
-    case = Case(td, training, observed, answer, now, state)
+            update = {"result": TrainingReason.TRAINED, "completion_time": rfc3339(now)}
+            state = state.model_copy(update=update)
+    serving, case = plan.served if plan is not None else None, None
+    if observed.model is not None and serving is not None and serving.method != OFF:
+        case = Case(td, training, observed, observed.model.digest, serving, answer, now, state)
     if job is not None and state is not None and state.result is None:
         if job.complete or job.failed or state.start_time is not None:
             return job_state.read_job_state(training, job, state, pods, now)
         waiting = job_state.wait(job, state, pods, now)
-        return waiting if target is None else replan(case, target, waiting, pods)
-    step = _decide_without_job(case, target)
+        return waiting if case is None else replan(case, waiting, pods)
+    if case is None:
+        message = "A draft is trained once the model is known and a plan that drafts is feasible."
+        condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_PLAN, message)
+        step = TrainingDecision(condition, state)
+    else:
+        step = _decide_without_job(case)
     state = step.state
     if step.job_request is None and state is not None and state.result == TrainingReason.TRAINING_FAILED:
         # with it stays what its pods have said
@@ -74,12 +77,9 @@ def fitting(observed: Snapshot) -> list[DraftView]:
     ]
 
 
-def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDecision:
+def _decide_without_job(case: Case) -> TrainingDecision:
     """Decide where every Job is over: what is waited for, or the next one."""
     observed, state, training = case.observed, case.state, case.training
-    if target is None:
-        message = "A draft is trained once the model is known and a plan that drafts is feasible."
-        return TrainingDecision(ConditionState("Unknown", TrainingReason.WAITING_FOR_PLAN, message), state)
     drafts = fitting(observed)
     since = _below_since(case, drafts)
     if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
@@ -89,10 +89,17 @@ def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDe
     case = replace(case, state=state)
     unfinished = state is not None and state.result is None
     is_measured = observed.gain is not None  # without requests, nothing is paid for
-    again = is_measured and since is not None and case.now - since >= training.trigger.window_seconds
+    again = is_measured and since is not None and case.now - since >= training.trigger.window.seconds
     if drafts and not again and not unfinished:
-        return TrainingDecision(_trained(case, drafts[-1], since), state)
-    if (blocked := _blocked(case, target, drafts)) is not None:
+        message = f"TurboDraft {drafts[-1].name} was trained for the model that is served."
+        if since is not None:
+            message += (
+                f" The measured gain is below {training.trigger.speedup_below} since {rfc3339(since)}: if it "
+                "stays there, another one is trained from "
+                f"{rfc3339(since + training.trigger.window.seconds)} on."
+            )
+        return TrainingDecision(ConditionState("True", TrainingReason.TRAINED, message), state)
+    if (blocked := _blocked(case, drafts)) is not None:
         return TrainingDecision(blocked, state)
     if training.prompts.type == PromptsType.CAPTURED and not drafts and not unfinished:
         captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
@@ -102,7 +109,7 @@ def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDe
                 f"trigger.minPrompts asks for {training.trigger.min_prompts}: wait, or ask for less."
             )
             return TrainingDecision(unmet_condition(TrainingReason.WAITING_FOR_PROMPTS, message), state)
-    return start_or_resume(case, target)
+    return start_or_resume(case)
 
 
 def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
@@ -121,51 +128,37 @@ def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
     return case.now if since is None and gain is not None else since
 
 
-def _trained(case: Case, draft: DraftView, since: float | None) -> ConditionState:
-    message = f"TurboDraft {draft.name} was trained for the model that is served."
-    if since is not None:
-        trigger = case.training.trigger
-        message += (
-            f" The measured gain is below {trigger.speedup_below} since {rfc3339(since)}: if it stays there, "
-            f"another one is trained from {rfc3339(since + trigger.window_seconds)} on."
-        )
-    return ConditionState("True", TrainingReason.TRAINED, message)
-
-
-def _blocked(case: Case, target: TrainingTarget, drafts: list[DraftView]) -> ConditionState | None:
+def _blocked(case: Case, drafts: list[DraftView]) -> ConditionState | None:
     """Say what ended badly and waits for a change of the spec, or for new captured prompts."""
     state, training = case.state, case.training
     if state is None or state.spec_hash != names.spec_hash(training):
         return None
-    if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == target.model.digest:
-        return _useless(case, state, target.model.digest)
+    if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == case.digest:
+        return _useless(case, state)
     if state.result not in (TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED):
         return None
-    is_retried = (
-        state.result == TrainingReason.TRAINING_FAILED and training.prompts.type == PromptsType.CAPTURED
-    )
-    if (
-        is_retried
-        and state.completion_time
-        and case.now - epoch(state.completion_time) >= training.trigger.window_seconds
-    ):
+    is_captured = training.prompts.type == PromptsType.CAPTURED
+    is_retried = is_captured and state.result == TrainingReason.TRAINING_FAILED
+    ended = epoch(state.completion_time) if is_retried and state.completion_time else math.inf
+    if case.now - ended >= training.trigger.window.seconds:
         return None  # traffic has brought others
     return unmet_condition(TrainingReason(state.result), state.message or "It left no message.")
 
 
-def _useless(case: Case, state: TrainingStatus, digest: str) -> ConditionState:
+def _useless(case: Case, state: TrainingStatus) -> ConditionState:
     """Say that a draft was made for this very model, and none fits: the next would fare no better."""
     name, own = names.draft_name(case.td, state.number), case.td.metadata.name
     draft = next((draft for draft in case.observed.drafts if draft.name == name), None)
     if draft is not None:
         message = (
-            f"TurboDraft {name} was trained for the model {draft.target_digest}, and {digest} is served. "
-            f"Where another one lies under its path now, delete ConfigMap {own}-model: it is inspected anew."
+            f"TurboDraft {name} was trained for the model {draft.target_digest}, and {case.digest} is "
+            "served. Where another one lies under its path now, delete ConfigMap "
+            f"{own}-model: it is inspected anew."
         )
     else:
         message = (
             f"TurboDraft {name}, which was trained for the model that is served, is gone, cannot be read, or "
-            f"has lost its spec.deployment: apply it again, with spec.deployment: {own}."
+            f"has lost its spec.deploymentName: apply it again, with spec.deploymentName: {own}."
         )
-    message += " To train another one change spec.speculation.training, or switch enabled off and on."
+    message += " To train another one change spec.speculation.training, or switch suspend on and off."
     return unmet_condition(TrainingReason.TRAINING_FAILED, message)

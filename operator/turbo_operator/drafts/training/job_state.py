@@ -1,14 +1,15 @@
-"""The Job that trains: how far it is, what its pods' time has cost, and how it has ended. Pure."""
+"""One look at a training: how far its Job is, what its pods' time has cost, how it has ended. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision, unmet_condition
+from turbo_operator.api.conditions import ConditionState
+from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.contract.training import DraftManifest, TrainingProgress
@@ -19,6 +20,59 @@ _CENTS = Decimal("0.000001")  # of a dollar: a short training on cores costs les
 MAX_MESSAGE = 1500  # characters of what a pod left
 STARTING_SECONDS = 300.0  # after which a pod that a node has taken may lack what it mounts
 _DEADLINE = "DeadlineExceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorQuery:
+    """A question to the planner for an accelerator."""
+
+    pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
+    dtype: str  # that it computes in
+    passed_over: tuple[str, ...] = ()  # accelerators of which no more is to be had than nodes have free
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A Job that shall be; one of its name that was rendered otherwise, of which no pod ran, makes room."""
+
+    number: int
+    work: str  # hash of what decides the draft, and part of its folder's name
+    choice: Choice  # what it runs on; the memory is that of a training
+    serving: Choice  # what the model is served as
+    deadline_seconds: int | None  # that the money left buys; None: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedDraft:
+    """A TurboDraft that is to be applied."""
+
+    number: int
+    work: str
+    facts: DraftManifest
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDecision:
+    """The condition, what the status keeps, and what is to be done; empty without spec.training."""
+
+    condition: ConditionState | None = None
+    state: TrainingStatus | None = None
+    query: AcceleratorQuery | None = None
+    job_request: JobRequest | None = None
+    kept_job: str | None = None  # the Job that stays; every other one that trains goes
+    finished: FinishedDraft | None = None
+
+    def refused(self, message: str) -> TrainingDecision:
+        """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
+        return replace(self, condition=unmet_condition(TrainingReason.APPLY_REJECTED, message))
+
+
+NO_TRAINING = TrainingDecision()
+
+
+def unmet_condition(reason: TrainingReason, message: str) -> ConditionState:
+    """Say why no draft is trained yet, or any more."""
+    return ConditionState("False", reason, message)
 
 
 def format_progress(progress: TrainingProgress) -> str:
@@ -139,16 +193,49 @@ def read_job_state(
     reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
         f"Training {state.number} failed: {_bounded(reason)} Mend that, then change "
-        "spec.speculation.training, or switch enabled off and on, to train again; until then kubectl logs "
+        "spec.speculation.training, or switch suspend on and off, to train again; until then kubectl logs "
         f"job/{job.name} says more."
     )
     return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
 
 
 def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
-    """Wait for a Job that is neither done nor over: it stays."""
-    reason, message = _describe(state, job, pods, now)
-    condition = unmet_condition(reason, f"Training {state.number}{message}")
+    """Say where a Job is that is neither done nor over: it stays."""
+    present = [pod for pod in pods if pod.exit_code is None]
+    alive = [pod for pod in present if not pod.terminating]
+    placed_since = alive[0].placed_since if alive else None
+    reason = TrainingReason.TRAINING
+    if any(pod.runs for pod in alive):
+        text = f" on {state.accelerator_name}: {state.progress or 'it starts'}"
+        if state.estimated_remaining:
+            text += f", about {state.estimated_remaining} left of this stage"
+        if state.cost and state.progress:
+            text += f"; {Decimal(state.cost):.2f} $ until then"
+        text += "."
+    elif waiting := next((pod for pod in alive if pod.reason), None):
+        if waiting.reason in ("Unschedulable", "SchedulingGated"):
+            reason = TrainingReason.WAITING_FOR_ACCELERATOR
+        text = f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
+    elif placed_since is not None and now - placed_since >= STARTING_SECONDS:
+        # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
+        text = (
+            f": Pod {alive[0].name} has been starting since {rfc3339(placed_since)}: a claim or ConfigMap "
+            f"that it mounts may be missing; kubectl describe pod {alive[0].name} says why. Once the spec is "
+            "right another Job is made."
+        )
+    elif alive:
+        text = f": Pod {alive[0].name} starts."
+    elif present:
+        text = (
+            f": Pod {present[0].name} is being removed, and another one follows once it has ended; on a "
+            "node that is lost, once the Node object is deleted, or the pod by force."
+        )
+    elif words := _last_words(pods):
+        text = f": its pod ended ({_bounded(words)}) and another one follows after a pause."
+    else:
+        reason = TrainingReason.WAITING_FOR_ACCELERATOR
+        text = f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
+    condition = unmet_condition(reason, f"Training {state.number}{text}")
     return TrainingDecision(condition, state, kept_job=job.name)
 
 
@@ -173,48 +260,6 @@ def _complete(
     )
     draft = FinishedDraft(state.number, state.input_hash, facts)
     return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
-
-
-def _describe(
-    state: TrainingStatus, job: ChildView, pods: Sequence[TrainPod], now: float
-) -> tuple[TrainingReason, str]:
-    """Say where the Job is: the reason of the condition, and what follows the training's number."""
-    present = [pod for pod in pods if pod.exit_code is None]
-    alive = [pod for pod in present if not pod.terminating]
-    if any(pod.runs for pod in alive):
-        message = f" on {state.accelerator_name}: {state.progress or 'it starts'}"
-        if state.estimated_remaining:
-            message += f", about {state.estimated_remaining} left of this stage"
-        if state.cost and state.progress:
-            message += f"; {Decimal(state.cost):.2f} $ until then"
-        return TrainingReason.TRAINING, f"{message}."
-    waiting = next((pod for pod in alive if pod.reason), None)
-    if waiting is not None:
-        is_unplaced = waiting.reason in ("Unschedulable", "SchedulingGated")
-        reason = TrainingReason.WAITING_FOR_ACCELERATOR if is_unplaced else TrainingReason.TRAINING
-        return reason, f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
-    if alive:
-        pod = alive[0]
-        if pod.placed_since is None or now - pod.placed_since < STARTING_SECONDS:
-            return TrainingReason.TRAINING, f": Pod {pod.name} starts."
-        # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
-        return TrainingReason.TRAINING, (
-            f": Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap "
-            f"that it mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is "
-            "right another Job is made."
-        )
-    if present:
-        return TrainingReason.TRAINING, (
-            f": Pod {present[0].name} is being removed, and another one follows once it has ended; on a "
-            "node that is lost, once the Node object is deleted, or the pod by force."
-        )
-    if words := _last_words(pods):
-        return TrainingReason.TRAINING, (
-            f": its pod ended ({_bounded(words)}) and another one follows after a pause."
-        )
-    return TrainingReason.WAITING_FOR_ACCELERATOR, (
-        f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
-    )
 
 
 def _last_words(pods: Sequence[TrainPod]) -> str | None:

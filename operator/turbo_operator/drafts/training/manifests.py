@@ -4,38 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbo_operator.api import (
-    API_VERSION,
-    FIELD_MANAGER,
-    LABEL_DEPLOYMENT,
-    LABEL_MANAGED_BY,
-    ROLE_TRAIN,
-    TURBODRAFT,
-    DraftMethod,
-    Training,
-    TurboDeployment,
-)
-from turbo_operator.api.training import PromptsType
+from turbo_operator import api
+from turbo_operator.api import Training, TurboDeployment
+from turbo_operator.drafts.training.job_state import FinishedDraft, JobRequest
 from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
-from turbo_operator.drafts.training.step import FinishedDraft, JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import draft_volume, source
-from turbo_operator.render.inspect_job import TERMINATION_LOG
+from turbo_operator.render import TERMINATION_LOG, draft_volume, pod
 from turbo_operator.render.metadata import build_child, labels
-from turbo_operator.render.pod import (
-    OWN_GROUP,
-    build_container,
-    failing_at_once,
-    placed_pod_spec,
-    placement_labels,
-    pod_metadata,
-)
-from turbo_operator.render.source import MountedVolume, mounted_volume
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
 from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.contract.training import DomainEvaluation
 
 CONTAINER = "train"
 PROMPTS_PATH, PROMPTS_FILE = "/prompts", "prompts.jsonl"
@@ -57,38 +36,43 @@ def training_job(
     if training is None:
         raise ValueError("nothing is to be trained")
     choice = begin.choice
-    command = ["sh", "-c", SCRIPT, _out(td, training, begin)]
-    arguments = _arguments(td, training, begin, facts)
-    container = build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
+    prompts, prompts_path = _prompts(td, training)
+    claim = training.persistent_volume_claim.claim_name
+    out = f"{draft_volume.claim_path(claim)}/{folder(td, begin.number, begin.work)}"
+    command = ["sh", "-c", SCRIPT, out]
+    arguments = _arguments(td, training, begin, facts, prompts_path, out)
+    container = pod.build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    claim = training.claim_name
-    drafts = {"persistentVolumeClaim": {"claimName": claim}}
-    path = draft_volume.claim_path(claim)
-    volumes = [mounted_volume("drafts", drafts, path), _prompts(td, training)]
-    spec = placed_pod_spec(td, container, choice, volumes)
-    spec["securityContext"] |= OWN_GROUP
+    drafts = {"persistentVolumeClaim": {"claimName": training.persistent_volume_claim.claim_name}}
+    volume = pod.mounted_volume(
+        "drafts", drafts, draft_volume.claim_path(training.persistent_volume_claim.claim_name)
+    )
+    spec = pod.pod_spec(td, container, choice, [volume, prompts])
+    spec["securityContext"] |= pod.OWN_GROUP
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
     disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    own = {**labels(td, ROLE_TRAIN), **placement_labels(choice)}
+    own = {**labels(td, api.ROLE_TRAIN), **pod.placement_labels(choice)}
     job: dict[str, Any] = {
         "backoffLimit": RETRIES,
-        "podFailurePolicy": {"rules": [failing_at_once(CONTAINER), disruption]},
-        "template": {"metadata": pod_metadata(td, own), "spec": spec},
+        "podFailurePolicy": {"rules": [pod.failing_at_once(CONTAINER), disruption]},
+        "template": {"metadata": pod.pod_metadata(td, own), "spec": spec},
     }
     if begin.deadline_seconds is not None:
         job["activeDeadlineSeconds"] = begin.deadline_seconds
-    return build_child(td, "Job", job_name(td, begin.number), ROLE_TRAIN, {"spec": job})
+    return build_child(td, "Job", job_name(td, begin.number), api.ROLE_TRAIN, {"spec": job})
 
 
-def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts: ModelInfo) -> list[str]:
+def _arguments(
+    td: TurboDeployment, training: Training, begin: JobRequest, facts: ModelInfo, prompts: str, out: str
+) -> list[str]:
     """Return model, arithmetic and threads as served, so that answers are those that are served."""
     choice, serving = begin.choice, begin.serving
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
     arguments = [
-        source.argument(td),
+        pod.model_argument(td),
         *([f"--revision={revision}"] if revision else []),
-        f"--prompts={_prompts_path(td, training)}",
-        f"--out={_out(td, training, begin)}",
+        f"--prompts={prompts}",
+        f"--out={out}",
         f"--domain={training.domain or td.metadata.name}",
         f"--max-tokens={training.max_output_tokens}",
         f"--device={'cpu' if on_cpu(choice.accelerator) else 'cuda'}",
@@ -102,21 +86,9 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
     return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-gain"]
 
 
-def _out(td: TurboDeployment, training: Training, begin: JobRequest) -> str:
-    """Return the folder of the checkpoint, as its container has it."""
-    return f"{draft_volume.claim_path(training.claim_name)}/{folder(td, begin.number, begin.work)}"
-
-
-def _prompts_path(td: TurboDeployment, training: Training) -> str:
-    prompts = training.prompts
-    if prompts.type == PromptsType.CAPTURED:
-        return f"{PROMPTS_PATH}/{td.metadata.name}"
-    claim = prompts.persistent_volume_claim
-    return f"{PROMPTS_PATH}/{claim.path if claim else PROMPTS_FILE}"
-
-
-def _prompts(td: TurboDeployment, training: Training) -> MountedVolume:
-    prompts = training.prompts
+def _prompts(td: TurboDeployment, training: Training) -> tuple[pod.MountedVolume, str]:
+    """Return the volume of the prompts, and their path in the container."""
+    prompts, file = training.prompts, PROMPTS_FILE
     if (ref := prompts.config_map) is not None:
         items = [{"key": ref.key, "path": PROMPTS_FILE}]
         volume: dict[str, Any] = {"configMap": {"name": ref.name, "items": items}}
@@ -126,44 +98,29 @@ def _prompts(td: TurboDeployment, training: Training) -> MountedVolume:
         assert claim is not None  # captured prompts ask for spec.capture, by a rule of the API's
         # Not read-only as a volume: the claim may be the one that drafts are written to.
         volume = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
-    return mounted_volume("prompts", volume, PROMPTS_PATH, read_only=True)
+        file = prompts.persistent_volume_claim.path if prompts.persistent_volume_claim else td.metadata.name
+    return pod.mounted_volume("prompts", volume, PROMPTS_PATH, read_only=True), f"{PROMPTS_PATH}/{file}"
 
 
 def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft) -> dict[str, Any]:
     """Build `NAME-draft-NUMBER`. Nobody owns it: draft and folder outlive the TurboDeployment."""
-    facts = finished.facts
+    facts, name, path = finished.facts, td.metadata.name, folder(td, finished.number, finished.work)
     return {
-        "apiVersion": API_VERSION,
-        "kind": TURBODRAFT,
+        "apiVersion": api.API_VERSION,
+        "kind": api.TURBODRAFT,
         "metadata": {
             "name": draft_name(td, finished.number),
             "namespace": td.metadata.namespace,
-            "labels": {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_DEPLOYMENT: td.metadata.name},
+            "labels": {api.LABEL_MANAGED_BY: api.FIELD_MANAGER, api.LABEL_DEPLOYMENT: name},
         },
         "spec": {
-            "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
-            "location": {
-                "claimName": training.claim_name,
-                "path": folder(td, finished.number, finished.work),
-            },
+            "method": api.DraftMethod.TURBO_HEADS if facts.method == "heads" else api.DraftMethod.EAGLE3,
+            "location": {"claimName": training.persistent_volume_claim.claim_name, "path": path},
             "version": facts.version,
             "digest": facts.digest,
             "targetDigest": facts.target_digest,
-            "deployment": td.metadata.name,
+            "deploymentName": name,
             "domain": facts.domain,
-            "evaluation": [_evaluated(worth) for worth in facts.worth],
+            "evaluation": [worth.to_api() for worth in facts.worth],
         },
-    }
-
-
-def _evaluated(worth: DomainEvaluation) -> dict[str, Any]:
-    length = worth.acceptance_length
-    return {
-        "domain": worth.domain,
-        **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
-        "acceptancePerPosition": [f"{share:.3f}" for share in worth.acceptance_per_position],
-        "speedups": [
-            {"batchSize": gain.batch, "suffixOnly": f"{gain.before:.3f}", "withDraft": f"{gain.after:.3f}"}
-            for gain in worth.gains
-        ],
     }

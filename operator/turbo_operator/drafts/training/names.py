@@ -1,46 +1,41 @@
-"""What the parts of a training are called, by its number, what decides its draft, and the hashes of that.
-Pure.
-"""
+"""Names of the parts of a training, what decides its draft, and the hashes of that. Pure."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 
 from turbo_operator.api import Training, TurboDeployment, quantity
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.plan import Choice
 from turbo_operator.planner.performance.memory import on_cpu
+from turbo_operator.render.metadata import digest
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.version import turbo_version
 
 
-def job_name(td: TurboDeployment, number: int) -> str:
+def job_name(td: TurboDeployment, number: int | str) -> str:
     """`NAME-train-NUMBER`."""
     return f"{td.metadata.name}-train-{number}"
 
 
-def draft_name(td: TurboDeployment, number: int) -> str:
+def draft_name(td: TurboDeployment, number: int | str) -> str:
     """`NAME-draft-NUMBER`."""
     return f"{td.metadata.name}-draft-{number}"
 
 
 def folder(td: TurboDeployment, number: int, work: str) -> str:
-    """`NAME/NUMBER-WORK`, below the root of the claim of drafts: folders outlive a TurboDeployment, and one
-    that was begun otherwise is of no use.
-    """
+    """`NAME/NUMBER-WORK` below the root of the claim of drafts: what was begun otherwise is of no use."""
     return f"{td.metadata.name}/{number}-{work}"
 
 
 def is_training_job(td: TurboDeployment, name: str) -> bool:
     """Whether a Job of that name trains."""
-    return _number_in(f"{td.metadata.name}-train-", name) is not None
+    return _number_in(job_name(td, ""), name) is not None
 
 
 def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
     """Return the largest number of a TurboDraft among the names; 0 where there is none."""
-    return max((_number_in(f"{td.metadata.name}-draft-", name) or 0 for name in names), default=0)
+    return max((_number_in(draft_name(td, ""), name) or 0 for name in names), default=0)
 
 
 def _number_in(prefix: str, name: str) -> int | None:
@@ -65,7 +60,7 @@ def threads(td: TurboDeployment, accelerator: Accelerator) -> int:
 
 def spec_hash(training: Training) -> str:
     """Hash all of the spec: what ended badly waits for another one."""
-    return _hash(training.dump())
+    return digest(training.dump())[:8]
 
 
 def work_hash(
@@ -77,22 +72,16 @@ def work_hash(
     The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
     prompts say is not known; a TurboDeployment that is made again may well bring others under their name.
     """
-    return _hash(
-        [
-            td.metadata.uid,
-            model_digest,
-            training.prompts.dump(),
-            training.domain or td.metadata.name,
-            training.max_output_tokens,
-            training.persistent_volume_claim.dump(),
-            accelerator.name,
-            threads(td, accelerator),
-            dtype,
-            td.spec.engine.image or turbo_version(),
-        ]
+    work = (
+        td.metadata.uid,
+        model_digest,
+        training.prompts.dump(),
+        training.domain or td.metadata.name,
+        training.max_output_tokens,
+        training.persistent_volume_claim.dump(),
+        accelerator.name,
+        threads(td, accelerator),
+        dtype,
+        td.spec.engine.image or turbo_version(),
     )
-
-
-def _hash(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return digest(work)[:8]

@@ -12,30 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from turbo_operator.api import (
-    Accelerators,
-    DType,
-    EngineType,
-    Mode,
-    PlanReason,
-    Scaling,
-    ScalingMode,
-    Speculation,
-    Training,
-    TrainingReason,
-    TrainingStatus,
-    TurboDeployment,
-    label_value,
-)
+from turbo_operator import api
+from turbo_operator.api import PlanReason, TrainingReason, TrainingStatus
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts.training import names
-from turbo_operator.drafts.training.job_state import MIN_SECONDS, bought_seconds, over_budget
-from turbo_operator.drafts.training.names import dtype
-from turbo_operator.drafts.training.step import (
+from turbo_operator.drafts.training.job_state import (
+    MIN_SECONDS,
     AcceleratorQuery,
     JobRequest,
     TrainingDecision,
+    bought_seconds,
+    over_budget,
     unmet_condition,
 )
 from turbo_operator.plan import Choice, Plan
@@ -43,8 +31,8 @@ from turbo_operator.planner import money
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.rollout import Bounds
-from turbo_operator.snapshot import Snapshot, TrainPod
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_operator.snapshot import Accelerator, Snapshot, TrainPod
+from turbo_runtime.contract.model import ModelShape
 
 MAX_PASSED_OVER = 32  # that a status holds
 # Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,
@@ -57,20 +45,14 @@ HOST_BYTES = 2 * GIB  # beside a device: what is read of prompts, answers and st
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingTarget:
-    """The model and the plan that a draft is trained for."""
-
-    model: ModelInfo
-    choice: Choice
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
-    """One look at a training."""
+    """One look at a training whose model and plan are known."""
 
-    td: TurboDeployment
-    training: Training
+    td: api.TurboDeployment
+    training: api.Training
     observed: Snapshot
+    digest: str  # of the model
+    serving: Choice  # the plan that the draft is for
     answer: Plan | None  # the planner's, to what the step before it `query`; None at first
     now: float
     state: TrainingStatus | None
@@ -81,51 +63,49 @@ class Case:
         state = self.state
         return state if state is not None and state.result in (None, TrainingReason.BUDGET_EXCEEDED) else None
 
+    def work_hash(self, accelerator: Accelerator) -> str:
+        """Hash what decides the draft of a training on an accelerator."""
+        return names.work_hash(self.td, self.training, self.digest, accelerator, names.dtype(self.serving))
 
-def start_or_resume(case: Case, target: TrainingTarget) -> TrainingDecision:
+
+def start_or_resume(case: Case) -> TrainingDecision:
     """Begin the next training, or resume the one that is half done, on what the planner chooses."""
-    old = case.unfinished
-    pinned = case.training.accelerator_name or ""
-    if old is not None and old.start_time is not None and _goes_on(case, target, old):
-        # another machine's threads and arithmetic make another draft
-        pinned = old.accelerator_name or ""
-    query = AcceleratorQuery(
-        pinned, dtype(target.choice), old.excluded_accelerators if old is not None else ()
-    )
+    old, pinned = case.unfinished, case.training.accelerator_name or ""
+    if old is not None and old.start_time is not None:
+        row = case.observed.accelerators.get(old.accelerator_name or "")
+        if row is not None and pinned in ("", row.name) and old.input_hash == case.work_hash(row):
+            pinned = row.name  # another machine's threads and arithmetic make another draft
+    passed_over = old.excluded_accelerators if old is not None else ()
+    query = AcceleratorQuery(pinned, names.dtype(case.serving), passed_over)
     if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
         condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
         return TrainingDecision(condition, case.state, query=query)
-    return _begin(case, target, query, case.answer)
+    return _begin(case, query, case.answer)
 
 
-def replan(
-    case: Case, target: TrainingTarget, waiting: TrainingDecision, pods: Sequence[TrainPod]
-) -> TrainingDecision:
+def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> TrainingDecision:
     """Plan anew for a training whose Job is there and of which no pod has run, which `waiting` tells of."""
     old = case.state
     if old is None:
         return waiting
-    current = old.accelerator_name or ""
-    allowed = case.td.spec.accelerators or Accelerators()
+    current, allowed = old.accelerator_name or "", case.td.spec.accelerators or api.Accelerators()
     is_timed_out = any(
-        case.now - pod.pending_since >= allowed.pending_timeout_seconds
+        case.now - pod.pending_since >= allowed.pending_timeout.seconds
         for pod in pods
-        if pod.pending_since is not None and not pod.terminating and pod.accelerator == label_value(current)
+        if pod.pending_since is not None
+        and not pod.terminating
+        and pod.accelerator == api.label_value(current)
     )
-    stays = (
-        not is_timed_out
-        and current in case.observed.accelerators
-        and current in (allowed.allowed or (current,))
-    )
-    pinned = case.training.accelerator_name or (current if stays else "")
+    is_known = current in case.observed.accelerators and current in (allowed.allowed or (current,))
+    pinned = case.training.accelerator_name or (current if is_known and not is_timed_out else "")
     passed_over = old.excluded_accelerators
     if is_timed_out:
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
-    query = AcceleratorQuery(pinned, dtype(target.choice), passed_over)
+    query = AcceleratorQuery(pinned, names.dtype(case.serving), passed_over)
     if case.answer is None:
         return replace(waiting, query=query)
-    step = _begin(case, target, query, case.answer)
+    step = _begin(case, query, case.answer)
     if step.job_request is not None:
         return replace(step, condition=waiting.condition, kept_job=waiting.kept_job)
     if is_timed_out:  # nothing else is to be had: it waits on, and all are tried again
@@ -133,42 +113,35 @@ def replan(
     return step
 
 
-def _goes_on(case: Case, target: TrainingTarget, old: TrainingStatus) -> bool:
-    """Whether what is half done is what the spec asks for."""
-    row = case.observed.accelerators.get(old.accelerator_name or "")
-    if row is None or case.training.accelerator_name not in (None, row.name):
-        return False
-    digest = target.model.digest
-    return old.input_hash == names.work_hash(case.td, case.training, digest, row, dtype(target.choice))
-
-
-def _begin(case: Case, target: TrainingTarget, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
-    td, training, digest = case.td, case.training, target.model.digest
-    answered = chosen(training, answer)
-    if isinstance(answered, ConditionState):
-        return TrainingDecision(answered, case.state)
-    choice = planned_on(answered, case.observed)
-    if (unaffordable := _unaffordable(case, target.choice, choice)) is not None:
-        return TrainingDecision(unaffordable, case.state)
-    name, price = choice.accelerator.name, choice.predicted.cost_per_hour
-    work = names.work_hash(td, training, digest, choice.accelerator, query.dtype)
-    old = case.unfinished
+def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
+    td, training, state, old = case.td, case.training, case.state, case.unfinished
+    choice = chosen(training, answer)
+    if isinstance(choice, ConditionState):
+        return TrainingDecision(choice, state)
+    # the accelerator as it is, with a training's memory in addition
+    accelerator = case.observed.accelerators[choice.accelerator.name]
+    memory = accelerator.memory_bytes if on_cpu(accelerator) else choice.host_memory_bytes + HOST_BYTES
+    choice = replace(choice, accelerator=accelerator, host_memory_bytes=memory)
+    if (unaffordable := _unaffordable(case, choice)) is not None:
+        return TrainingDecision(unaffordable, state)
+    price = choice.predicted.cost_per_hour
+    work = case.work_hash(accelerator)
     if old is not None and (old.start_time is None or old.input_hash == work):
         new = old.model_copy(update={"result": None, "message": None, "completion_time": None})
     else:
         last = names.last_draft(td, (draft.name for draft in case.observed.drafts))
         new = TrainingStatus(
-            number=1 + max(last, case.state.number if case.state else 0),
+            number=1 + max(last, state.number if state else 0),
             input_hash=work,
             spec_hash="",
-            below_threshold_time=case.state.below_threshold_time if case.state else None,
+            below_threshold_time=state.below_threshold_time if state else None,
         )
     new = new.model_copy(
         update={
             "input_hash": work,
             "spec_hash": names.spec_hash(training),
-            "target_digest": digest,
-            "accelerator_name": name,
+            "target_digest": case.digest,
+            "accelerator_name": accelerator.name,
             "excluded_accelerators": query.passed_over,
             "cost_per_hour": None if price is None else str(price),
             "cost": None if price is None else (new.cost or "0"),
@@ -177,22 +150,20 @@ def _begin(case: Case, target: TrainingTarget, query: AcceleratorQuery, answer: 
     deadline = bought_seconds(training, new, case.now)
     if deadline is not None and deadline < MIN_SECONDS:
         return over_budget(training, new, case.now)
+    cost = "" if price is None else f" for {money(price)} $/h"
     verb = "begins" if new.start_time is None else "goes on"
-    message = f"Training {new.number} {verb} on {name}{'' if price is None else f' for {money(price)} $/h'}."
-    request = JobRequest(new.number, work, choice, target.choice, deadline)
+    message = f"Training {new.number} {verb} on {accelerator.name}{cost}."
+    request = JobRequest(new.number, work, choice, case.serving, deadline)
     return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), new, job_request=request)
 
 
-def _unaffordable(case: Case, serving: Choice, choice: Choice) -> ConditionState | None:
+def _unaffordable(case: Case, choice: Choice) -> ConditionState | None:
     """Say why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
     td, present = case.td, sum(pod.is_present for pod in case.observed.pods)
     replicas = max(td.status.desired_replicas or 1, present)  # a rollout or a canary may have one more
-    cost, accelerators = td.spec.cost, td.spec.accelerators
-    bounds = Bounds(
-        max_total=accelerators.max_total if accelerators else None,
-        max_per_hour=cost.max_per_hour if cost else None,
-    )
-    pods = ((serving, replicas), (choice, 1))
+    cost, accelerators = td.spec.cost or api.Cost(), td.spec.accelerators or api.Accelerators()
+    bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour)
+    pods = ((case.serving, replicas), (choice, 1))
     broken = bounds.exceeded([(footprint_of(each, td.spec.template), count) for each, count in pods])
     if broken is None:
         return None
@@ -204,7 +175,7 @@ def _unaffordable(case: Case, serving: Choice, choice: Choice) -> ConditionState
     return unmet_condition(TrainingReason.WAITING_FOR_BUDGET, message)
 
 
-def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
+def chosen(training: api.Training, answer: Plan) -> Choice | ConditionState:
     """Read from the planner's answer what a training runs on, or why on nothing."""
     choice = answer.choice
     if choice is not None:
@@ -229,51 +200,41 @@ def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
     return unmet_condition(reason, f"No accelerator can be had for a training. {answer.detail}")
 
 
-def training_bytes(shape: ModelShape) -> int:
-    """Return what a training holds in addition to the model that it serves itself."""
-    return _STATES + _LOGITS + _LEARNT_BYTES * _DEPTH * 2 * shape.hidden_size**2
-
-
 def question(
-    td: TurboDeployment, observed: Snapshot, shape: ModelShape, query: AcceleratorQuery
+    td: api.TurboDeployment, observed: Snapshot, shape: ModelShape, query: AcceleratorQuery
 ) -> PlannerInputs:
     """Ask for one replica: the planner knows of no trainings."""
     spec = td.spec
-    allowed = spec.accelerators or Accelerators()
-    names = (query.pinned,) if query.pinned else allowed.allowed
-    dtype = DType.FLOAT32 if query.dtype == "float32" else DType.BFLOAT16
-    wanted = spec.model_copy(
+    allowed = spec.accelerators or api.Accelerators()
+    wanted = allowed.model_copy(
         update={
-            "model": spec.model.model_copy(update={"dtype": dtype}),
-            "engine": spec.engine.model_copy(update={"type": EngineType.TURBO}),
-            "speculation": Speculation(mode=Mode.DISABLED),
-            "accelerators": allowed.model_copy(
-                update={"allowed": names, "max_per_replica": None, "max_total": None}
-            ),
-            "parallelism": None,
-            "workload": None,
-            "targets": None,
-            "cost": None,
-            "replicas": 1,
-            "scaling": Scaling(mode=ScalingMode.EXTERNAL),
+            "allowed": (query.pinned,) if query.pinned else allowed.allowed,
+            "max_per_replica": None,
+            "max_total": None,
         }
     )
-    used = training_bytes(shape)
+    dtype = api.DType.FLOAT32 if query.dtype == "float32" else api.DType.BFLOAT16
+    replica = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"dtype": dtype}),
+            "engine": spec.engine.model_copy(update={"type": api.EngineType.TURBO}),
+            "speculation": api.Speculation(mode=api.Mode.DISABLED),
+            "accelerators": wanted,
+            "replicas": 1,
+            "scaling": api.Scaling(mode=api.ScalingMode.EXTERNAL),
+            **dict.fromkeys(("parallelism", "workload", "targets", "cost")),
+        }
+    )
+    # what a training holds in addition to the model that it serves itself
+    used = _STATES + _LOGITS + _LEARNT_BYTES * _DEPTH * 2 * shape.hidden_size**2
     catalog = {
         name: replace(row, memory_bytes=max(0, row.memory_bytes - used))
         for name, row in observed.accelerators.items()
     }
-    free = observed.free
+    free = None if query.pinned else observed.free
     if free is not None:
         free = {
             name: replace(supply, exhausted_until=math.inf) if name in query.passed_over else supply
             for name, supply in free.items()
         }
-    return PlannerInputs(wanted, shape, catalog, None if query.pinned else free, None, {}, None)
-
-
-def planned_on(choice: Choice, observed: Snapshot) -> Choice:
-    """Return the planner's choice on the accelerator as it is, with a training's memory in addition."""
-    accelerator = observed.accelerators[choice.accelerator.name]
-    memory = accelerator.memory_bytes if on_cpu(accelerator) else choice.host_memory_bytes + HOST_BYTES
-    return replace(choice, accelerator=accelerator, host_memory_bytes=memory)
+    return PlannerInputs(replica, shape, catalog, free, None, {}, None)

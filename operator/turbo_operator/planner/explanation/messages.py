@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
-from turbo_operator.api import CapacityType
-from turbo_operator.api.constants import OFF
+from turbo_operator.api import OFF, CapacityType, Objective
 from turbo_operator.plan import Choice, Predicted
-from turbo_operator.planner.performance.memory import GIB
+from turbo_operator.planner.performance.memory import gib
 from turbo_operator.planner.requirements import Requirements
+
+BEST = {Objective.COST: "least", Objective.LATENCY: "fastest", Objective.THROUGHPUT: "most"}
 
 
 def money(amount: Decimal) -> str:
     """Format dollars with two to four digits after the point, like 0.80 or 0.8048."""
     text = f"{amount.quantize(Decimal('0.0001'), ROUND_HALF_UP):f}"
     return text[:-2] + text[-2:].rstrip("0")
-
-
-def gib(amount: float) -> str:
-    """Format bytes in GiB with one digit after the point; a small amount keeps two."""
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / GIB:.2f} GiB"
 
 
 def time(seconds: float) -> str:
@@ -56,44 +52,38 @@ def join(parts: Sequence[str]) -> str:
 
 def chosen(choice: Choice, replicas: int, alone: bool, requirements: Requirements) -> str:
     """Explain the plan: what it takes, does and costs, and what it was compared with."""
-    pods = count(replicas, "replica")
-    cost, source = choice.predicted.cost_per_hour, choice.accelerator.price_source
+    pods, capacity, predicted = count(replicas, "replica"), choice.capacity, choice.predicted
+    cost, source = predicted.cost_per_hour, choice.accelerator.price_source
     if cost is None:
         paid = "its price is unknown, and no other accelerator is allowed that could cost less"
     else:
-        best = f"the {requirements.best} of what is feasible"
+        best = f"the {BEST[requirements.cost.objective]} of what is feasible"
         paid = f"{money(cost)} $/h for {pods}, {'and no other accelerator is feasible' if alone else best}"
         paid += f" (price: {source})" if source else ""
     drafts = f"with {choice.method} drafts of up to {choice.max_draft_tokens} tokens"
-    return (
+    sentence = (
         f"{hardware(choice.accelerator.name, choice.tensor, choice.nodes)}{paid_as(choice.capacity_type)} "
         f"{'without speculation' if choice.method == OFF else drafts} in {choice.dtype} takes "
         f"{gib(choice.memory_bytes)} of {gib(choice.accelerator.memory_bytes)}: {paid}."
-        f"{_performance(choice, requirements)}"
     )
+    token, first = predicted.time_per_output_token, predicted.time_to_first_token
+    if capacity is None or token is None or first is None:
+        return sentence
+    latency = f"{time(token)} per output token and {time(first)} to the first"
+    if requirements.unloaded:
+        tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"
+        return f"{sentence} A request alone on a replica: {latency}; {tokens}."
+    requests = rate(capacity.requests_per_second)
+    return f"{sentence} One replica takes {requests} requests/s; at the planned load {latency}."
 
 
 def short(wanted: float, requirements: Requirements) -> str:
     """Report that somebody decided on fewer replicas than the load needs."""
-    if not requirements.external or wanted <= requirements.fixed:
+    if not requirements.external or wanted <= requirements.inputs.spec.replicas:
         return ""
     if not requirements.demand.has_load:
         return " spec.replicas is 0, so nothing runs; other candidates are told for one replica."
-    return f" The load needs {wanted:.0f}, spec.replicas is {requirements.fixed}."
-
-
-def _performance(choice: Choice, requirements: Requirements) -> str:
-    """Report what one replica does."""
-    capacity, predicted = choice.capacity, choice.predicted
-    token, first = predicted.time_per_output_token, predicted.time_to_first_token
-    if capacity is None or token is None or first is None:
-        return ""
-    latency = f"{time(token)} per output token and {time(first)} to the first"
-    if requirements.unloaded:
-        tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"
-        return f" A request alone on a replica: {latency}; {tokens}."
-    requests = rate(capacity.requests_per_second)
-    return f" One replica takes {requests} requests/s; at the planned load {latency}."
+    return f" The load needs {wanted:.0f}, spec.replicas is {requirements.inputs.spec.replicas}."
 
 
 def misses(requirements: Requirements, predicted: Predicted) -> list[str]:
@@ -107,8 +97,8 @@ def misses(requirements: Requirements, predicted: Predicted) -> list[str]:
             excess = f"{time(value - bound.seconds)} ({time(value)} of {time(bound.seconds)})"
             parts.append(f"miss spec.targets.{field} by {excess}")
     for field, limit, cost in (
-        ("maxPerHour", requirements.max_per_hour, predicted.cost_per_hour),
-        ("maxPerMillionTokens", requirements.max_per_million, predicted.cost_per_million_tokens),
+        ("maxPerHour", requirements.cost.max_per_hour, predicted.cost_per_hour),
+        ("maxPerMillionTokens", requirements.cost.max_per_million_tokens, predicted.cost_per_million_tokens),
     ):
         if limit is not None and cost is not None and cost > limit:
             excess = f"{money(cost - limit)} $ ({money(cost)} of {money(limit)} $)"

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,7 @@ MAX_BRANCHES = 4000  # the best mixture by then is a mixture all the same
 TOLERANCE = 1e-9  # fraction of the demand that may be missing for the last bits of floats
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
+class Kind(NamedTuple):
     """What one replica of a plan serves and costs."""
 
     name: str
@@ -37,51 +36,44 @@ class Kind:
 
 def find_cheapest(kinds: Sequence[Kind], demand: float, below: float = math.inf) -> tuple[int, ...] | None:
     """Find the replicas of each kind, in the order given; None where no mixture costs less than `below`."""
-    order = sorted(
-        (place for place, kind in enumerate(kinds) if kind.serves > 0 and kind.max_replicas > 0),
-        key=lambda place: (kinds[place].price / kinds[place].serves, place),
-    )
-    search = _Search([kinds[place] for place in order], below)
-    search.branch(0, demand, 0.0, [])
-    if search.best is None:
-        return None
-    best = dict(zip(order, search.best, strict=False))
-    return tuple(best.get(place, 0) for place in range(len(kinds)))
+    useful = [place for place, kind in enumerate(kinds) if kind.serves > 0 and kind.max_replicas > 0]
+    order = sorted(useful, key=lambda place: (kinds[place].price / kinds[place].serves, place))
+    best: tuple[int, ...] | None = None
+    cheapest, branches = below, MAX_BRANCHES
 
+    def bound(depth: int, demand: float) -> float:
+        """Return the minimum that the rest can cost, were replicas divisible."""
+        cost = 0.0
+        for place in order[depth:]:
+            number = min(kinds[place].max_replicas, demand / kinds[place].serves)
+            cost += number * kinds[place].price
+            demand -= number * kinds[place].serves
+            if demand <= TOLERANCE:
+                return cost
+        return math.inf
 
-class _Search:
-    def __init__(self, kinds: Sequence[Kind], below: float) -> None:
-        self.kinds = kinds
-        self.cost = below
-        self.best: list[int] | None = None
-        self.branches = MAX_BRANCHES
-
-    def branch(self, depth: int, demand: float, spent: float, taken: list[int]) -> None:
+    def branch(depth: int, demand: float, spent: float, taken: tuple[int, ...]) -> None:
         """Try every number of the kind at `depth`, the largest first."""
+        nonlocal cheapest, best, branches
         if demand <= TOLERANCE:
-            if spent < self.cost:
-                self.cost, self.best = spent, list(taken)
+            if spent < cheapest:
+                cheapest, best = spent, taken
             return
-        if depth == len(self.kinds) or self.branches <= 0 or spent + self.bound(depth, demand) >= self.cost:
+        if depth == len(order) or branches <= 0 or spent + bound(depth, demand) >= cheapest:
             return
-        self.branches -= 1
-        kind = self.kinds[depth]
+        branches -= 1
+        kind = kinds[order[depth]]
         enough = min(kind.max_replicas, math.ceil(demand / kind.serves * (1.0 - TOLERANCE)))
         for number in range(enough, -1, -1):
             remaining = demand - number * kind.serves
             remaining = 0.0 if remaining <= TOLERANCE * max(1.0, demand) else remaining
-            self.branch(depth + 1, remaining, spent + number * kind.price, [*taken, number])
+            branch(depth + 1, remaining, spent + number * kind.price, (*taken, number))
 
-    def bound(self, depth: int, demand: float) -> float:
-        """Return the minimum that the rest can cost, were replicas divisible."""
-        cost = 0.0
-        for kind in self.kinds[depth:]:
-            number = min(kind.max_replicas, demand / kind.serves)
-            cost += number * kind.price
-            demand -= number * kind.serves
-            if demand <= TOLERANCE:
-                return cost
-        return math.inf
+    branch(0, demand, 0.0, ())
+    if best is None:
+        return None
+    counts = dict(zip(order, best, strict=False))
+    return tuple(counts.get(place, 0) for place in range(len(kinds)))
 
 
 def suggest_mixture(evaluation: PlanEvaluation, best: int) -> Rejected | None:
@@ -90,13 +82,12 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> Rejected | None:
     demand, serves = requirements.demand.rate, evaluation.speeds.requests_per_second
     if requirements.demand.concurrency is not None:
         demand, serves = float(requirements.demand.concurrency), evaluation.speeds.concurrency
-    bounded = requirements.max_total is not None or requirements.demand.tokens_per_second is not None
-    if demand is None or requirements.external or requirements.objective != Objective.COST or bounded:
+    limits = (requirements.accelerators.max_total, requirements.demand.tokens_per_second)
+    is_bounded = requirements.external or any(limit is not None for limit in limits)
+    is_whole = any(row.price_per_node for row in evaluation.candidates.accelerators)
+    if demand is None or is_bounded or is_whole or requirements.cost.objective != Objective.COST:
         return None
-    if any(row.price_per_node for row in evaluation.candidates.accelerators):
-        return None
-    price = availability.cost(np.ones(len(availability.price)))
-    rate = serves[availability.candidate]
+    price, rate = availability.cost(np.ones(len(availability.price))), serves[availability.candidate]
     able = (~evaluation.lacking & evaluation.memory_use.fits & evaluation.profiled)[availability.candidate]
     indices = np.flatnonzero(able & (rate > 0.0) & ~np.isnan(price))
     kinds: dict[str, tuple[Kind, str]] = {}  # with its method
@@ -111,19 +102,11 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> Rejected | None:
     if not requirements.min_replicas <= sum(counts) <= requirements.max_replicas:
         return None
     parts = [(number, *kind) for number, kind in zip(counts, kinds.values(), strict=True) if number]
-    cost = sum(number * kind.price for number, kind, _ in parts) / MICRO
-    mixture = messages.join(
-        [f"{messages.count(number, 'replica')} of {kind.name}" for number, kind, _ in parts]
+    cost = Decimal(str(round(sum(number * kind.price for number, kind, _ in parts) / MICRO, 6)))
+    pods = [f"{messages.count(number, 'replica')} of {kind.name}" for number, kind, _ in parts]
+    detail = (
+        f"Together {messages.join(pods)} would do for {messages.money(cost)} $/h, but "
+        "serving one TurboDeployment on more than one class is not supported yet."
     )
     _, first, method = parts[0]
-    return Rejected(
-        accelerator=first.name,
-        tensor=1,
-        method=method,
-        reason=PlanReason.NOT_YET_SUPPORTED,
-        detail=(
-            f"Together {mixture} would do for {messages.money(Decimal(str(round(cost, 6))))} $/h, but "
-            "serving one TurboDeployment on more than one class is not supported yet."
-        ),
-        replicas=sum(counts),
-    )
+    return Rejected(first.name, 1, method, PlanReason.NOT_YET_SUPPORTED, detail, replicas=sum(counts))

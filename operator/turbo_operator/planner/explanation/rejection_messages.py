@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import CapacityType, Method, Objective, PlanReason, Provenance, Provisioning
-from turbo_operator.api.constants import OFF
+from turbo_operator.api import OFF, CapacityType, Objective, PlanReason, Provenance, Provisioning
 from turbo_operator.plan import Predicted
 from turbo_operator.planner.evaluation import Pair, PlanEvaluation
 from turbo_operator.planner.explanation import messages
-from turbo_operator.planner.feasibility import CODES, MICRO, per_million_tokens
+from turbo_operator.planner.feasibility import CODES, MICRO
 from turbo_operator.planner.performance import memory, speculation
-from turbo_operator.planner.performance.prediction import unloaded_latency
+from turbo_operator.planner.performance.capacity import unloaded_latency
 from turbo_operator.planner.requirements import MAX_REPLICAS
 
-PRICE_FIELDS = {
-    CapacityType.ON_DEMAND: "onDemand",
-    CapacityType.SPOT: "spot",
-    CapacityType.RESERVED: "reserved",
-}
+PRICE_FIELDS = {kind: kind[0].lower() + kind[1:] for kind in CapacityType}
 
 
 def explain(evaluation: PlanEvaluation, index: int, best: int | None) -> tuple[PlanReason, str]:
@@ -41,29 +35,29 @@ def explain(evaluation: PlanEvaluation, index: int, best: int | None) -> tuple[P
 def _loser(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReason, str]:
     pair, winner = evaluation.pair(index), evaluation.pair(best)
     name, winner_name = (one.hardware + messages.paid_as(one.capacity_type) for one in (pair, winner))
-    replicas, objective = evaluation.verdict.compared, evaluation.requirements.objective
+    objective = evaluation.requirements.cost.objective
     extra = (evaluation.compared_cost[index] - evaluation.compared_cost[best]) / MICRO
-    leads = evaluation.leading[index] < evaluation.leading[best]
-    follows = evaluation.leading[index] > evaluation.leading[best]
+    lead, best_lead = evaluation.leading[index], evaluation.leading[best]
     reason = PlanReason.NOT_PREFERRED
-    if leads or (extra < 0 and not follows):
+    if lead < best_lead or (extra < 0 and not lead > best_lead):
         by = f" by {_dollars(-extra)} $/h" if extra < 0 else ""
         detail = f"{name} would be better{by}, but not by spec.planPolicy.minSavingFraction: what runs stays."
-    elif follows:
+    elif lead > best_lead:
         less = f" for {_dollars(-extra)} $/h less" if extra < 0 else ""
-        detail = f"{name} fits{less}, but is not the {evaluation.requirements.best} of what is feasible."
+        detail = f"{name} fits{less}, but is not the {messages.BEST[objective]} of what is feasible."
     elif extra > 0:
-        count, best_count = int(replicas[index]), int(replicas[best])
-        more = f"{_dollars(extra / count if count == best_count else extra)} $/h more"
+        count, best_count = (int(evaluation.verdict.compared[one]) for one in (index, best))
         if count == best_count:
-            detail = f"{name} fits, and costs {more} per replica than {winner_name}"
+            more = f"{_dollars(extra / count)} $/h more per replica"
+            detail = f"{name} fits, and costs {more} than {winner_name}"
         else:
             pods = f"{messages.count(count, 'replica')} of {name}"
-            detail = f"{pods} would do, and cost {more} than {best_count} of {winner_name}"
+            detail = (
+                f"{pods} would do, and cost {_dollars(extra)} $/h more than {best_count} of {winner_name}"
+            )
         if objective == Objective.COST:
-            reason, detail = PlanReason.HIGHER_COST, f"{detail}."
-        else:
-            detail = f"{detail}, and it is no better by spec.cost.objective {objective}."
+            return PlanReason.HIGHER_COST, f"{detail}."
+        detail = f"{detail}, and it is no better by spec.cost.objective {objective}."
     elif (pair.accelerator, pair.capacity_type) == (winner.accelerator, winner.capacity_type):
         method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
@@ -84,7 +78,7 @@ def _out_of_memory(evaluation: PlanEvaluation, _: int, pair: Pair) -> str:
         left = -1.0
     tokens = memory.max_model_len(float(left), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
     tokens = min(tokens, evaluation.requirements.shape.max_position)
-    needed, usable = (messages.gib(float(amount[place])) for amount in (use.need, use.usable))
+    needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
     sentence = f"One replica needs {needed} and {pair.accelerator.name} has {usable} to give"
     if tokens <= 0:
         return f"{sentence}: not even the weights and one short request fit."
@@ -116,7 +110,7 @@ def _unreachable(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
     if has_latency and not rate > 0.0:
         first, token = unloaded_latency(evaluation.engines(np.array([pair.place])), requirements.demand)
         alone = Predicted(float(first[0]), float(token[0]), None, None, None, None, Provenance.ROOFLINE)
-        missed = messages.misses(replace(requirements, max_per_hour=None, max_per_million=None), alone)
+        missed = messages.misses(requirements, alone)
         missed_text = messages.join(missed) if missed else "miss the latency targets under any load"
         return f"{pair.hardware} would {missed_text} even with nothing else to do."
     need = float(evaluation.verdict.miss[index]) * requirements.max_replicas
@@ -139,7 +133,7 @@ def _no_capacity(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
         accelerators = messages.count(replicas * pair.per_replica, "accelerator")
         return (
             f"{needs} {'takes' if replicas == 1 else 'take'} {accelerators}, and spec.accelerators.maxTotal "
-            f"is {evaluation.requirements.max_total}: raise it, or lower what is asked."
+            f"is {evaluation.requirements.accelerators.max_total}: raise it, or lower what is asked."
         )
     available = _available(evaluation, pair, int(evaluation.availability.room[index]))
     return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {available}"
@@ -148,7 +142,7 @@ def _no_capacity(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
 def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
     """What the cluster has of an accelerator, as the end of a sentence, and what to do."""
     accelerator, name = pair.accelerator, pair.accelerator.name
-    supply = (evaluation.case.supply or {}).get(name)
+    supply = (evaluation.requirements.inputs.supply or {}).get(name)
     holds = messages.count(room, "such replica")
     if supply is not None and supply.quota is not None and supply.quota // pair.per_replica <= room:
         return (
@@ -162,11 +156,11 @@ def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
         what = f"{name}{messages.paid_as(pair.capacity_type)}"
         rest = f"{free} {what} free on {on}, enough for {holds}" if free else f"no free {what}"
         # Without cores and memory in the count more replicas would fit.
-        without_host = (pair.footprint.room(supply, evaluation.case.now) or 0) if supply else 0
+        without_host = (pair.room(supply, evaluation.requirements.now) or 0) if supply else 0
         if free and room < without_host:
             host = evaluation.requirements.host(accelerator)
             assert host is not None  # on cores nothing is counted beside
-            pod = f"{host.millicores / 1000:g} cores and {messages.gib(host.memory_bytes)} of memory"
+            pod = f"{host.millicores / 1000:g} cores and {memory.gib(host.memory_bytes)} of memory"
             rest += f", each with {pod} beside"
         if others := {node.name for node in all_nodes} - {node.name for node in nodes}:
             rest += (
@@ -190,19 +184,16 @@ def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
 
 
 def _over_budget(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
-    requirements, verdict = evaluation.requirements, evaluation.verdict
-    replicas = int(verdict.replicas[index])
+    budget, replicas = evaluation.requirements.cost, int(evaluation.verdict.replicas[index])
     cost = pair.cost_per_hour(replicas) or Decimal(0)
-    sentence = f"{pair.hardware} fits and costs {messages.money(cost)} $/h for "
-    sentence += messages.count(replicas, "replica")
-    if requirements.max_per_hour is not None and cost > requirements.max_per_hour:
-        return f"{sentence}, above spec.cost.maxPerHour of {messages.money(requirements.max_per_hour)}."
-    per_million = per_million_tokens(
-        requirements, evaluation.speeds, evaluation.availability.candidate, verdict.replicas, verdict.cost
-    )
-    limit = messages.money(requirements.max_per_million or Decimal(0))
+    pods = messages.count(replicas, "replica")
+    sentence = f"{pair.hardware} fits and costs {messages.money(cost)} $/h for {pods}"
+    if budget.max_per_hour is not None and cost > budget.max_per_hour:
+        return f"{sentence}, above spec.cost.maxPerHour of {messages.money(budget.max_per_hour)}."
+    per_million = evaluation.per_million_tokens(evaluation.verdict.replicas)[index]
+    limit = messages.money(budget.max_per_million_tokens or Decimal(0))
     return (
-        f"{sentence}, {_dollars(float(per_million[index]) / MICRO)} $ per million output tokens, "
+        f"{sentence}, {_dollars(float(per_million) / MICRO)} $ per million output tokens, "
         f"above spec.cost.maxPerMillionTokens of {limit}."
     )
 
@@ -212,40 +203,25 @@ def _not_yet(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
     if lack is None:
         return evaluation.conflicts[pair.accelerator.name]
     if pair.tensor > 1 and pair.nodes == 1 and lack.startswith("a replica on"):
-        one = _one_too_small(evaluation, pair)
-        if one is not None:
+        candidates, place = evaluation.candidates, pair.place
+        # Where one accelerator of the pair's does not hold the model with the same engine and drafts.
+        too_small = ~evaluation.memory_use.fits & (candidates.tensor == 1) & (candidates.nodes == 1)
+        for column in (candidates.engine, candidates.accelerator, candidates.draft):
+            too_small &= column == column[place]
+        indices = np.flatnonzero(too_small[evaluation.availability.candidate])
+        if len(indices):
+            one = _out_of_memory(evaluation, 0, evaluation.pair(indices[0]))
             return f"{one} {pair.tensor} together would, but {lack}."
-    replicas = int(evaluation.verdict.reported[index])
-    cost = pair.cost_per_hour(replicas)
+    replicas, method = int(evaluation.verdict.reported[index]), pair.draft.method
+    cost, assumed = pair.cost_per_hour(replicas), ""
     price = "" if cost is None else f" for {messages.money(cost)} $/h"
-    how = "" if pair.draft.method == OFF else f" with {pair.draft.method} drafts"
+    how = "" if method == OFF else f" with {method} drafts"
     pods = f"{messages.count(replicas, 'replica')} of {pair.engine.name} on {pair.hardware}"
-    return f"{pods}{how} would do{price}{_assumed(pair.draft)}, but {lack}."
-
-
-def _assumed(draft: speculation.SpeculationOption) -> str:
-    if not draft.gains:
-        return ""
-    prior = speculation.PRIORS[Method(draft.method)]
-    return (
-        f" (assumed: {prior.acceptance_length} tokens per step of "
-        f"{messages.count(prior.depth, 'draft')}, the least of {prior.source})"
-    )
-
-
-def _one_too_small(evaluation: PlanEvaluation, pair: Pair) -> str | None:
-    """Why one accelerator of a pair's does not hold the model with the same engine and drafts."""
-    candidates, place = evaluation.candidates, pair.place
-    too_small = (
-        (candidates.engine == candidates.engine[place])
-        & (candidates.accelerator == candidates.accelerator[place])
-        & (candidates.draft == candidates.draft[place])
-        & (candidates.tensor == 1)
-        & (candidates.nodes == 1)
-        & ~evaluation.memory_use.fits
-    )
-    indices = np.flatnonzero(too_small[evaluation.availability.candidate])
-    return _out_of_memory(evaluation, 0, evaluation.pair(indices[0])) if len(indices) else None
+    if pair.draft.gains:
+        prior = speculation.PRIORS[method]
+        tokens = f"{prior.acceptance_length} tokens per step of {messages.count(prior.depth, 'draft')}"
+        assumed = f" (assumed: {tokens}, the least of {prior.source})"
+    return f"{pods}{how} would do{price}{assumed}, but {lack}."
 
 
 _DETAILS = {

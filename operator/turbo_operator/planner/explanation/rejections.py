@@ -13,13 +13,12 @@ import numpy as np
 
 from turbo_operator.api import Objective, PlanReason
 from turbo_operator.plan import Predicted, Rejected
-from turbo_operator.planner.arrays import Indices, Numbers
-from turbo_operator.planner.evaluation import PlanEvaluation, could_cost_less, reevaluate
+from turbo_operator.planner.arrays import Indices, Mask
+from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.rejection_messages import explain
 from turbo_operator.planner.feasibility import CODES, bucket
-from turbo_operator.planner.performance.prediction import predict, unloaded_latency
-from turbo_operator.planner.requirements import Bound, Demand
+from turbo_operator.planner.performance.capacity import unloaded_latency
 
 # Which rejection comes closest to a plan, so that the condition names the one worth acting on.
 NEAREST = (
@@ -35,6 +34,7 @@ NEAREST = (
     PlanReason.PERFORMANCE_UNKNOWN,
 )
 EVERYWHERE = (PlanReason.INSUFFICIENT_MEMORY, PlanReason.PERFORMANCE_UNKNOWN)  # whatever the capacity type
+LITTLE = Decimal("1.25")  # a candidate misses by little where all bounds times this would take it
 
 Key = tuple[int, int, PlanReason]  # accelerator, capacity type, reason
 
@@ -46,108 +46,101 @@ def list_rejected(
 
     Predicts all of them together, since a call has a cost of its own.
     """
-    rank = np.empty(len(evaluation.order))
-    rank[evaluation.order] = np.arange(len(evaluation.order))
+    rank = np.argsort(evaluation.order)
     indices = _worth_reporting(evaluation, best, rank)
     chosen = np.array([] if best is None else [best], np.int64)
     replicas = np.append(evaluation.verdict.reported[indices], np.full(len(chosen), float(count)))
-    predictions = predict(evaluation, np.append(indices, chosen), replicas)
-    rows = [
-        (index, reject(evaluation, index, best, predicted))
-        for index, predicted in zip(indices.tolist(), predictions, strict=False)
-    ]
-    rows.sort(key=lambda row: (_distance(evaluation, row[1], row[0]), rank[row[0]]))
-    return tuple(row for _, row in rows), None if best is None else predictions[-1]
+    predictions = evaluation.predict(np.append(indices, chosen), replicas)
+    lacking, waits = _lacking(evaluation), NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
+
+    def distance(row: tuple[int, Rejected]) -> tuple[int, bool, int]:
+        """What is not supported yet and fails as well is further from a plan than what only waits."""
+        near = NEAREST.index(PlanReason(row[1].reason))
+        fails = bool(lacking[row[0]]) and near != waits
+        return max(near, waits) if fails else near, fails, int(rank[row[0]])
+
+    pairs = zip(indices.tolist(), predictions, strict=False)
+    rows = [(index, _reject(evaluation, index, best, predicted)) for index, predicted in pairs]
+    rejected = tuple(row for _, row in sorted(rows, key=distance))
+    return rejected, None if best is None else predictions[-1]
 
 
-def reject(evaluation: PlanEvaluation, index: int, best: int | None, predicted: Predicted | None) -> Rejected:
-    """Reject one pair with its reason; `predicted` is what its replicas do."""
+def _reject(
+    evaluation: PlanEvaluation, index: int, best: int | None, predicted: Predicted | None
+) -> Rejected:
     replicas = int(evaluation.verdict.reported[index])
     return evaluation.pair(index).reject(*explain(evaluation, index, best), replicas, predicted)
 
 
-def _distance(evaluation: PlanEvaluation, row: Rejected, index: int) -> tuple[int, bool]:
-    """How far from a plan: what is not supported yet and fails as well is further than what only waits."""
-    near, waits = NEAREST.index(PlanReason(row.reason)), NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
-    fails = _is_lacking(evaluation, index) and near != waits
-    return max(near, waits) if fails else near, fails
+def _lacking(evaluation: PlanEvaluation) -> Mask:
+    return evaluation.lacking[evaluation.availability.candidate]
 
 
-def _is_lacking(evaluation: PlanEvaluation, index: int) -> bool:
-    return bool(evaluation.lacking[evaluation.availability.candidate[index]])
-
-
-def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Numbers) -> Indices:
+def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices) -> Indices:
     candidates, availability, verdict = evaluation.candidates, evaluation.availability, evaluation.verdict
+    lacking, accelerators = _lacking(evaluation), candidates.accelerator[availability.candidate]
     # Of those that fail alike reports the one that misses by least: what may be chosen before what may not,
     # and what was computed before what rests on an assumed acceptance.
-    lacking = evaluation.lacking[availability.candidate] & ~verdict.has_reason(PlanReason.NOT_YET_SUPPORTED)
+    waits = lacking & ~verdict.has_reason(PlanReason.NOT_YET_SUPPORTED)
     with np.errstate(invalid="ignore"):
         near = np.floor(np.log(np.maximum(verdict.miss, 1.0)) / 0.05)
     assumed = candidates.by_draft(lambda draft: draft.gains, bool)[availability.candidate]
     first: dict[Key, int] = {}
-    for index in np.lexsort((rank, near, assumed, lacking)).tolist():
-        if index == best:
-            continue
+    for index in np.lexsort((rank, near, assumed, waits)).tolist():
         reason = CODES[verdict.code[index]]
         kind = 0 if reason in EVERYWHERE else int(availability.capacity_type[index])
-        accelerator = int(candidates.accelerator[availability.candidate[index]])
-        first.setdefault((accelerator, kind, reason), index)
-    reported = [
-        index for key, index in first.items() if _is_worth_reporting(evaluation, key, first, best, rank)
-    ]
-    return np.array(reported, np.int64)
+        if index != best:
+            first.setdefault((int(accelerators[index]), kind, reason), index)
 
+    def is_better(index: int, best: int) -> bool:
+        """Whether a pair would be worth more than the chosen one, were it supported."""
+        if evaluation.requirements.cost.objective == Objective.COST:
+            return bool(evaluation.compared_cost[index] < evaluation.compared_cost[best])
+        return bool(rank[index] < rank[best])
 
-def _is_worth_reporting(
-    evaluation: PlanEvaluation, key: Key, first: dict[Key, int], best: int | None, rank: Numbers
-) -> bool:
-    accelerator, kind, reason = key
-    others = [other for other in first if other[0] == accelerator and other != key]
-    chosen = evaluation.availability.candidate[best] if best is not None else None
-    is_chosen = chosen is not None and evaluation.candidates.accelerator[chosen] == accelerator
-    # Of what may be chosen and comes further than memory and profile.
-    supported = [
-        other for other in others if other[2] not in EVERYWHERE and not _is_lacking(evaluation, first[other])
-    ]
-    if reason == PlanReason.NOT_YET_SUPPORTED:
-        return best is None or _is_better(evaluation, first[key], best, rank) or not (is_chosen or supported)
-    if reason in EVERYWHERE:
-        return not (is_chosen or {other[2] for other in others} - {PlanReason.INSUFFICIENT_MEMORY})
-    if _is_lacking(evaluation, first[key]):
-        return not (is_chosen or any(other[1] == kind for other in supported))
-    return True
+    def is_worth_reporting(key: Key) -> bool:
+        accelerator, kind, reason = key
+        others = [other for other in first if other[0] == accelerator and other != key]
+        is_chosen = best is not None and accelerators[best] == accelerator
+        # Of what may be chosen and comes further than memory and profile.
+        supported = [other for other in others if other[2] not in EVERYWHERE and not lacking[first[other]]]
+        if reason == PlanReason.NOT_YET_SUPPORTED:
+            return best is None or is_better(first[key], best) or not (is_chosen or supported)
+        if reason in EVERYWHERE:
+            return not (is_chosen or {other[2] for other in others} - {PlanReason.INSUFFICIENT_MEMORY})
+        is_outdone = is_chosen or any(other[1] == kind for other in supported)
+        return not (lacking[first[key]] and is_outdone)
 
-
-def _is_better(evaluation: PlanEvaluation, index: int, best: int, rank: Numbers) -> bool:
-    """Whether a pair would be worth more than the chosen one, were it supported."""
-    if evaluation.requirements.objective == Objective.COST:
-        return bool(evaluation.compared_cost[index] < evaluation.compared_cost[best])
-    return bool(rank[index] < rank[best])
-
-
-LITTLE = Decimal("1.25")  # a candidate misses by little where all bounds times this would take it
+    return np.array([index for key, index in first.items() if is_worth_reporting(key)], np.int64)
 
 
 def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> Rejected | None:
     """Find the cheapest that misses by little: the best one were every bound a quarter wider."""
     requirements = evaluation.requirements
-    per_hour, per_million = requirements.max_per_hour, requirements.max_per_million
-    if not (requirements.demand.has_latency or per_hour or per_million):
+    demand, cost = requirements.demand, requirements.cost
+    per_hour, per_million = cost.max_per_hour, cost.max_per_million_tokens
+    if not (demand.has_latency or per_hour or per_million):
         return None
     able = ~evaluation.lacking & evaluation.memory_use.fits
     if best is not None:
-        able &= could_cost_less(evaluation, evaluation.compared_cost[best])
+        able &= evaluation.could_cost_less(evaluation.compared_cost[best])
     if not able.any():
         return None
+    budget = {
+        "max_per_hour": per_hour and per_hour * LITTLE,
+        "max_per_million_tokens": per_million and per_million * LITTLE,
+        "objective": Objective.COST,
+    }
+    first, token = (
+        bound and replace(bound, seconds=bound.seconds * float(LITTLE))
+        for bound in (demand.time_to_first_token, demand.time_per_output_token)
+    )
     wider = replace(
         requirements,
-        demand=_relax(requirements.demand),
-        max_per_hour=per_hour and per_hour * LITTLE,
-        max_per_million=per_million and per_million * LITTLE,
-        objective=Objective.COST,
+        demand=replace(demand, time_to_first_token=first, time_per_output_token=token),
+        cost=cost.model_copy(update=budget),
     )
-    relaxed = reevaluate(evaluation, wider, np.flatnonzero(able))
+    relaxed = evaluation.reevaluate(wider, np.flatnonzero(able))
     index = relaxed.first_feasible
     if index is None:
         return None
@@ -155,7 +148,7 @@ def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> Rejected | N
         return None
     # As many as the load needs, whoever decides on them: with fewer it would miss by more than a little.
     replicas = np.maximum(relaxed.verdict.replicas, relaxed.verdict.compared)[[index]]
-    (predicted,) = predict(relaxed, np.array([index]), replicas)
+    (predicted,) = relaxed.predict(np.array([index]), replicas)
     missed = messages.misses(requirements, predicted) if predicted is not None else []
     if predicted is None or not missed:
         return None
@@ -172,29 +165,14 @@ def find_smallest_miss(evaluation: PlanEvaluation) -> Rejected | None:
     demand, candidate = evaluation.requirements.demand, evaluation.availability.candidate
     if not demand.has_latency:
         return None
-    unreached = evaluation.verdict.has_reason(PlanReason.TARGET_UNREACHABLE) & ~evaluation.lacking[candidate]
+    unreached = evaluation.verdict.has_reason(PlanReason.TARGET_UNREACHABLE) & ~_lacking(evaluation)
     pairs = np.flatnonzero(unreached & ~(evaluation.speeds.requests_per_second > 0.0)[candidate])
     if not len(pairs):
         return None
     bounds = (demand.time_to_first_token, demand.time_per_output_token)
-    latencies = unloaded_latency(evaluation.engines(candidate[pairs]), demand)
-    ratios = [
-        value / bound.seconds for bound, value in zip(bounds, latencies, strict=True) if bound is not None
-    ]
+    latencies = zip(bounds, unloaded_latency(evaluation.engines(candidate[pairs]), demand), strict=True)
+    ratios = [value / bound.seconds for bound, value in latencies if bound is not None]
     cost = np.nan_to_num(evaluation.compared_cost[pairs], nan=np.inf)
     index = int(pairs[np.lexsort((cost, bucket(np.max(ratios, axis=0))))[0]])
-    (predicted,) = predict(evaluation, np.array([index]), evaluation.verdict.reported[[index]])
-    return reject(evaluation, index, None, predicted)
-
-
-def _relax(demand: Demand) -> Demand:
-    """Make every latency bound a quarter wider."""
-
-    def relax(bound: Bound | None) -> Bound | None:
-        return bound and replace(bound, seconds=bound.seconds * float(LITTLE))
-
-    return replace(
-        demand,
-        time_to_first_token=relax(demand.time_to_first_token),
-        time_per_output_token=relax(demand.time_per_output_token),
-    )
+    (predicted,) = evaluation.predict(np.array([index]), evaluation.verdict.reported[[index]])
+    return _reject(evaluation, index, None, predicted)

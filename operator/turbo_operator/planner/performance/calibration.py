@@ -6,6 +6,9 @@ decoding and one on reading prompts (software versions, clocks, kernels), and th
 A serving pod does not report how long its steps take, but how many requests run and how many tokens it has
 generated. Over any stretch the requests' time together is the sum over their steps of the step's time
 (Little's law), idle time adding nothing; so measured over predicted request-seconds is the factor.
+
+The status keeps the factors, by engine and accelerator, and the planner reads them there alone: so they are
+known after a restart, before any pod has reported its load, and to whoever computes the same plan.
 """
 
 from __future__ import annotations
@@ -15,27 +18,33 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from turbo_operator.api import Calibrated, TurboDeployment, TurboDeploymentSpec, epoch, rfc3339
+from turbo_operator.plan import Running
+from turbo_operator.planner.arrays import take
+from turbo_operator.planner.candidates import Candidates
+from turbo_operator.planner.capabilities import ENGINES
+from turbo_operator.planner.inputs import PlannerInputs, find_plan_in_place, identify_running
 from turbo_operator.planner.performance import step_time
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
-from turbo_operator.snapshot import LoadSample, PodView
-from turbo_runtime.contract.model import StepTime
+from turbo_operator.planner.performance.candidate_curves import (
+    build_rates,
+    describe_replicas,
+    has_known_speed,
+)
+from turbo_operator.planner.performance.step_time import Calibration, ForwardCost, Machine
+from turbo_operator.planner.requirements import build_requirements
+from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
+from turbo_runtime.contract.model import ModelShape, StepTime
 
 PROMPT_TOKENS = 32  # new tokens of one request from which on a pass reads a prompt rather than decodes
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Factors on the step-time model of one accelerator and engine."""
-
-    decode: float  # of a pass that decodes
-    prefill: float  # of a pass that reads a prompt
 
 
 def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCost) -> Calibration | None:
     """Derive the factors from a replica's measured passes; None where they tell nothing.
 
-    `machine` and `work` of one replica, in plain numbers. Each factor is the geometric mean of measured over
-    predicted; where one kind of pass was not measured, the other's factor is the best guess.
+    Each factor is the geometric mean of measured over predicted; where one kind of pass was not measured, the
+    other's factor is the best guess.
     """
     decode, prefill = [], []
     for point in step_times:
@@ -162,5 +171,98 @@ def predict_request_seconds(
     drafts = (after.load.draft_tokens - before.load.draft_tokens) / steps
     decode = float(step_time.decode_seconds(machine, work, among, drafts, context))
     read = float(step_time.prefill_seconds(machine, work, tokens / prompts)) if prompts > 0 else 0.0
-    scale = start or Calibration(1.0, 1.0)
+    scale = start or NEUTRAL
     return steps * decode * scale.decode + prompts * among * read * scale.prefill
+
+
+MIN_CHANGE = 0.05  # of a factor: a change at a new pod's start that is smaller changes no plan
+MAX_KEPT = 16  # engines and accelerators
+# Of a factor: what lies beyond is a slip in the catalog, or the word of another program.
+MIN_FACTOR, MAX_FACTOR = 0.01, 100.0
+UNCHANGED = "1.000"
+NEUTRAL = Calibration(1.0, 1.0)
+# A plan that has left an accelerator measures it no more. What was measured under load counts until it may
+# have wandered as far as was thought possible before any measurement: for three days.
+BELIEVED_SECONDS = Filter().variance / DRIFT
+
+
+def update_calibrations(
+    td: TurboDeployment, observed: Snapshot, online: Online | None, now: float
+) -> tuple[tuple[Calibrated, ...], Online | None]:
+    """Return the factors now, those of what runs first, and what its loads tell so far.
+
+    `online` is the result before; None after a start, and while no plan runs. `now` is in seconds since the
+    epoch.
+    """
+    kept = tuple(_fade(row, now) for row in td.status.calibrations)
+    plan = find_plan_in_place(td, observed)
+    running = identify_running(plan)
+    accelerator = observed.accelerators.get(running.accelerator) if running is not None else None
+    if plan is None or running is None or accelerator is None or observed.model is None:
+        return kept, None
+    replica = describe_replica(td.spec, observed.model.shape, accelerator, running)
+    if replica is None:
+        return kept, None
+    key = (str(running.engine), running.accelerator)
+    mine = next((row for row in kept if (row.engine, row.accelerator) == key), None)
+    pods = [pod for pod in observed.pods if pod.plan_hash == plan.hash]
+    points = [point for pod in pods if pod.load is not None for point in pod.load.load.step_times or ()]
+    start = _start(mine, calibrate(points, *replica))
+    is_faded = mine is not None and mine not in td.status.calibrations
+    if online is None or online.of != key or is_faded:
+        logarithm = math.log(max(float(mine.online), MIN_FACTOR)) if mine is not None else 0.0
+        online = Online(filter=Filter(logarithm=logarithm), told=logarithm, of=key)
+    online = online.update(pods, *replica, start)
+    if start is None and online.told == 0.0:
+        return kept, online
+    factors = (*(start or NEUTRAL), online.factor)
+    decode, prefill, factor = (f"{min(max(value, MIN_FACTOR), MAX_FACTOR):.3f}" for value in factors)
+    # Writes the end anew once half of the time has passed, so that a status under load is rarely written.
+    until = online.filter.at + BELIEVED_SECONDS
+    written = mine.until if mine is not None else None
+    if written is None or until - epoch(written) > BELIEVED_SECONDS / 2:
+        written = rfc3339(until)
+    calibrated = Calibrated(
+        engine=running.engine,
+        accelerator=running.accelerator,
+        decode=decode,
+        prefill=prefill,
+        online=factor,
+        until=written if online.told else None,
+    )
+    return (calibrated, *(row for row in kept if row is not mine))[:MAX_KEPT], online
+
+
+def describe_replica(
+    spec: TurboDeploymentSpec, shape: ModelShape, accelerator: Accelerator, running: Running
+) -> tuple[Machine, ForwardCost] | None:
+    """Describe one replica in plain numbers; None where the speed of the accelerator is not stated.
+
+    Nor is there one over several nodes: its passes overlap, and no measured step is one of theirs.
+    """
+    alone = {accelerator.name: accelerator}
+    requirements = build_requirements(PlannerInputs(spec, shape, alone, None, None, {}, None), 0.0)
+    rates = build_rates(requirements)
+    engine = next(place for place, engine in enumerate(ENGINES) if engine.name == running.engine)
+    place, tensor, nodes = np.zeros(1, np.int64), np.full(1, float(running.tensor)), np.ones(1)
+    candidates = Candidates((accelerator,), (), place + engine, place, tensor, nodes, place)
+    if running.nodes > 1 or not has_known_speed(candidates, rates)[0]:
+        return None
+    element = np.full(1, float(requirements.element_bytes(accelerator)))
+    machine, work = describe_replicas(candidates, element, rates, shape, requirements.demand.held)
+    return take(machine, (0, 0)), take(work, (0, 0))
+
+
+def _fade(row: Calibrated, now: float) -> Calibrated:
+    """Keep of an old one only what was measured at a start, which is the machine's and not its load's."""
+    is_over = row.online != UNCHANGED and (row.until is None or epoch(row.until) <= now)
+    return row.model_copy(update={"online": UNCHANGED, "until": None}) if is_over else row
+
+
+def _start(row: Calibrated | None, measured: Calibration | None) -> Calibration | None:
+    """Return what the start-up points tell; what is kept where they tell nothing, or hardly anything new."""
+    if row is None:
+        return measured
+    known = Calibration(float(row.decode), float(row.prefill))
+    changes = zip(measured or known, known, strict=True)
+    return known if all(abs(new - old) <= MIN_CHANGE * old for new, old in changes) else measured

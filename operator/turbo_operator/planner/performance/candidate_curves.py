@@ -16,8 +16,8 @@ back with the token. The last stage also makes the drafts, D, of every group in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +25,17 @@ import numpy as np
 from turbo_operator.api import Method, Placement
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse
-from turbo_operator.planner.capabilities import ENGINES
-from turbo_operator.planner.performance import curves, memory, speculation, step_time
-from turbo_operator.planner.performance.calibration import Calibration
-from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients, ForwardCost, Machine
+from turbo_operator.planner.capabilities import ENGINES, Engine
+from turbo_operator.planner.performance import memory, queueing, speculation, step_time
+from turbo_operator.planner.performance.speculation import SpeculationOption
+from turbo_operator.planner.performance.step_time import (
+    BY_ENGINE,
+    NAMES,
+    Calibration,
+    Coefficients,
+    ForwardCost,
+    Machine,
+)
 from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
@@ -42,20 +49,6 @@ HOST_CORES = 8.0  # that a draft on the host's cores may use
 # With RDMA it is a fifth of that.
 HOP_SECONDS = 100e-6
 SENT = 2  # a stage hands on the activations and, not yet added, their residual
-Calibrations = Mapping[tuple[str, str], Calibration]  # by engine and accelerator
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What is known of each accelerator, as arrays over the catalog's rows; NaN is unknown."""
-
-    bandwidth: Numbers
-    flops: Numbers  # [engines, rows] in the type that dense layers are computed in
-    expert_flops: Numbers  # [engines, rows]
-    attention_flops: Numbers  # [rows]
-    link: Numbers
-    network: Numbers
-    coefficients: dict[str, Numbers]  # [engines, rows] by name
 
 
 def compute_types(shape: ModelShape) -> tuple[str, str]:
@@ -65,97 +58,106 @@ def compute_types(shape: ModelShape) -> tuple[str, str]:
     return dense, quantized if shape.quantized_parameters else "bf16"
 
 
-def build_rates(accelerators: tuple[Accelerator, ...], requirements: Requirements) -> Rates:
-    """Collect the catalog's figures for this model."""
-    dense_type, expert_type = compute_types(requirements.shape)
+def build_rates(requirements: Requirements) -> Machine:
+    """Collect the catalog's figures for this model as arrays [engines, accelerators]; NaN is unknown."""
+    accelerators, (dense_type, expert_type) = requirements.rows, compute_types(requirements.shape)
 
-    def flops(compute_type: str, quantized: bool) -> list[float]:
-        rates = []
-        for row in accelerators:
-            rate = row.flops.get("bf16", np.nan)
-            if quantized:
-                rate = row.flops.get(compute_type, rate)
-            slow = requirements.element_bytes(row) == 4 and not memory.on_cpu(row)
-            rates.append(rate * FLOAT32_SHARE if slow else rate)
-        return rates
+    def collect(value: Callable[[Accelerator, Engine], float | None]) -> Numbers:
+        """A figure that is left out is unknown."""
+        return np.array([[value(row, engine) or np.nan for row in accelerators] for engine in ENGINES])
 
-    by_engine = [[BY_ENGINE[engine.name].over(row.efficiency) for row in accelerators] for engine in ENGINES]
-    return Rates(
-        bandwidth=np.array([row.memory_bandwidth or np.nan for row in accelerators]),
-        flops=np.array([flops(dense_type, engine.quantized) for engine in ENGINES]),
-        expert_flops=np.array([flops(expert_type, engine.quantized) for engine in ENGINES]),
-        attention_flops=np.array(flops("bf16", False)),
-        link=np.array([row.link_bandwidth or np.nan for row in accelerators]),
-        network=np.array([row.network_bandwidth or np.nan for row in accelerators]),
-        coefficients={
-            name: np.array([[getattr(own, name) for own in row] for row in by_engine]) for name in NAMES
-        },
+    def flops(row: Accelerator, compute_type: str, quantized: bool) -> float:
+        rate = row.flops.get("bf16", np.nan)
+        if quantized:
+            rate = row.flops.get(compute_type, rate)
+        is_slow = requirements.element_bytes(row) == 4 and not memory.on_cpu(row)
+        return rate * FLOAT32_SHARE if is_slow else rate
+
+    fitted = [[BY_ENGINE[engine.name].over(row.efficiency) for row in accelerators] for engine in ENGINES]
+    columns: dict[str, Any] = {
+        name: np.array([[getattr(one, name) for one in row] for row in fitted]) for name in NAMES
+    }
+    return Machine(
+        bandwidth=collect(lambda row, _: row.memory_bandwidth),
+        flops=collect(lambda row, engine: flops(row, dense_type, engine.quantized)),
+        expert_flops=collect(lambda row, engine: flops(row, expert_type, engine.quantized)),
+        attention_flops=collect(lambda row, _: flops(row, "bf16", False)),
+        link=collect(lambda row, _: row.link_bandwidth),
+        network=collect(lambda row, _: row.network_bandwidth),
+        tensor=1.0,
+        coefficients=Coefficients(**columns),
     )
 
 
-def has_known_speed(candidates: Candidates, rates: Rates) -> Mask:
-    """Whether the rates of each candidate's accelerator are all known."""
-    stated = ~np.isnan(rates.bandwidth + rates.flops[0])[candidates.accelerator]
-    linked = (candidates.tensor == 1) | ~np.isnan(rates.link)[candidates.accelerator]
-    joined = (candidates.nodes == 1) | ~np.isnan(rates.network)[candidates.accelerator]
-    return np.asarray(stated & linked & joined)
+def select_machines(candidates: Candidates, rates: Machine) -> Machine:
+    """Select what each candidate's replica runs on; columns [c, 1] broadcast against rows."""
+    machine = take(rates, (candidates.engine, candidates.accelerator, None))
+    tensor = candidates.tensor[:, None]
+    return replace(machine, tensor=tensor, link=np.where(tensor == 1, np.inf, machine.link))
+
+
+def has_known_speed(candidates: Candidates, rates: Machine) -> Mask:
+    """[c] whether the rates of each candidate's accelerator are all known."""
+    machine = select_machines(candidates, rates)
+    network = np.where(candidates.nodes == 1, np.inf, np.ravel(machine.network))
+    figures = np.ravel(machine.bandwidth + machine.attention_flops + machine.link)
+    return np.asarray(~np.isnan(figures + network))
 
 
 def build_engines(
     candidates: Candidates,
     memory_use: MemoryUse,
-    rates: Rates,
+    rates: Machine,
     requirements: Requirements,
-    draft: ModelShape | None,
-    calibrations: Calibrations,
-) -> tuple[curves.Engines, Indices]:
+) -> tuple[queueing.Engines, Indices]:
     """Build the curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
     shape, nodes = requirements.shape, candidates.nodes
-    rows = curves.rows(memory_use.slots)
-    machine = _machine(candidates, rates)
+    calibrations, draft = requirements.inputs.calibrations, requirements.inputs.draft
+    rows = queueing.rows(memory_use.slots)
     context = requirements.demand.held
-    work = _work(candidates, memory_use, shape, context)
-    decode_factor, prefill_factor = _factors(candidates, calibrations)
+    machine, work = describe_replicas(candidates, memory_use.element, rates, shape, context)
+    keys = [[(str(engine.name), row.name) for row in candidates.accelerators] for engine in ENGINES]
+    factors = np.array([[calibrations.get(key, Calibration(1.0, 1.0)) for key in row] for row in keys])
+    decode_factor, prefill_factor = factors[candidates.engine, candidates.accelerator].T
     groups = np.minimum(rows, nodes[:, None])
     together = rows / groups
     uneven = nodes * memory.largest_stage(shape.layers, nodes)
-    hops = _hops(candidates, rates, shape)
+    hops = _hops(candidates, np.ravel(machine.network), shape)
     step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
 
-    def step(places: Indices) -> Callable[[float], Numbers]:
+    def find_fastest(option: SpeculationOption, places: Indices) -> tuple[Numbers, Indices]:
         own, what = take(machine, places), take(work, places)
-        few, factor = together[places], (decode_factor * uneven)[places][:, None]
-        budget = step_tokens[places][:, None]
-        fixed, per_token = (part[places][:, None] for part in hops)
+        few, turns, factor = together[places], groups[places], (decode_factor * uneven)[places][:, None]
+        budget, fixed, per_token = (part[places][:, None] for part in (step_tokens, *hops))
 
         def seconds(k: float) -> Numbers:
             passed = step_time.decode_seconds(own, what, few, k, context)
             taken = passed * factor + fixed + per_token * few * (k + 1.0)
             return np.where(few * (k + 1.0) <= budget, taken, np.inf)
 
-        return seconds
+        plain, model = seconds(0.0) if option.gains else few, few
+        if option.method == Method.DRAFT_MODEL:
+            assert draft is not None  # no such option without one
+            model = _draft_model_seconds(option, take(candidates, places), rates, few, context, draft)
 
-    decode = np.empty_like(rows)
-    drafts = np.zeros(rows.shape, np.int64)
-    committed = np.ones_like(rows)
+        def drafting(k: int) -> Numbers:
+            """The last stage makes the drafts of all groups in turn."""
+            return turns * speculation.draft_seconds(option.method, k, shape, plain, model)
+
+        return speculation.find_fastest(option, seconds, drafting)
+
+    decode, drafts, committed = np.empty_like(rows), np.zeros(rows.shape, np.int64), np.ones_like(rows)
     for number, option in enumerate(candidates.drafts):
         places = np.flatnonzero(candidates.draft == number)
         if len(places) == 0:
             continue
-        passes = step(places)
-        plain = passes(0.0) if option.gains else together[places]
-        model = together[places]
-        if option.method == Method.DRAFT_MODEL:
-            assert draft is not None  # no such option without one
-            model = _draft_model_seconds(option, take(candidates, places), rates, model, context, draft)
-        drafting = _drafting(option.method, groups[places], shape, plain, model)
-        decode[places], drafts[places] = speculation.find_fastest(option, passes, drafting)
+        decode[places], drafts[places] = find_fastest(option, places)
         tau = np.array([speculation.committed(option.method, k) for k in range(option.max_draft_tokens + 1)])
         committed[places] = tau[drafts[places]]
     prompt = requirements.demand.prompt.mean
     read = np.ravel(step_time.prefill_seconds(machine, work, prompt)) * prefill_factor
     fixed = np.ravel(machine.coefficients.prefill_layer_seconds) * shape.layers
-    engines = curves.Engines(
+    engines = queueing.Engines(
         rows=rows,
         decode=decode,
         prefill=read * uneven / prompt / nodes,
@@ -167,103 +169,51 @@ def build_engines(
     return engines, drafts
 
 
-def _drafting(
-    method: str, groups: Numbers, shape: ModelShape, plain: Numbers, model: Numbers
-) -> Callable[[int], Numbers]:
-    """Seconds to make k drafts of each request; the last stage makes those of all groups in turn."""
-    return lambda k: groups * speculation.draft_seconds(method, k, shape, plain, model)
-
-
-def _machine(candidates: Candidates, rates: Rates) -> Machine:
-    """Columns [c, 1]: they broadcast against rows."""
-    row = candidates.accelerator
-    both = (candidates.engine, row)
-    coefficients: dict[str, Any] = {name: rates.coefficients[name][both][:, None] for name in NAMES}
-    return Machine(
-        bandwidth=rates.bandwidth[row][:, None],
-        flops=rates.flops[both][:, None],
-        expert_flops=rates.expert_flops[both][:, None],
-        attention_flops=rates.attention_flops[row][:, None],
-        link=np.where(candidates.tensor == 1, np.inf, rates.link[row])[:, None],
-        tensor=candidates.tensor[:, None],
-        coefficients=Coefficients(**coefficients),
-    )
-
-
-def _work(candidates: Candidates, memory_use: MemoryUse, shape: ModelShape, context: float) -> ForwardCost:
-    element, tensor = memory_use.element, candidates.tensor
+def describe_replicas(
+    candidates: Candidates, element: Numbers, rates: Machine, shape: ModelShape, context: float
+) -> tuple[Machine, ForwardCost]:
+    """Describe what runs the passes of each candidate, and what they read and compute; columns [c, 1]."""
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
-    stored = memory.weights(shape, element, quantized=True)
-    converted = memory.weights(shape, element, quantized=False)
-    with_window = memory.kv_bytes(shape, element, tensor, context, slides=True)
-    whole = memory.kv_bytes(shape, element, tensor, context, slides=False)
-    return step_time.build_work(
-        shape,
-        np.where(quantized, stored.dense, converted.dense)[:, None],
-        np.where(quantized, stored.expert, converted.expert)[:, None],
-        np.where(forgets, with_window, whole)[:, None],
-    )
+    weights = memory.weights(shape, element, quantized)
+    cache = memory.kv_bytes(shape, element, candidates.tensor, context, forgets)
+    columns = (np.asarray(part)[:, None] for part in (weights.dense, weights.expert, cache))
+    return select_machines(candidates, rates), step_time.build_work(shape, *columns)
 
 
-def _factors(candidates: Candidates, calibrations: Calibrations) -> tuple[Numbers, Numbers]:
-    decode, prefill = np.ones(len(candidates)), np.ones(len(candidates))
-    for (engine, accelerator), factors in calibrations.items():
-        mine = _are(candidates, engine, accelerator)
-        decode[mine], prefill[mine] = factors.decode, factors.prefill
-    return decode, prefill
-
-
-def is_calibrated(candidates: Candidates, calibrations: Calibrations) -> Mask:
-    """Whether a measurement covers each candidate."""
-    covered = np.zeros(len(candidates), bool)
-    for engine, accelerator in calibrations:
-        covered |= _are(candidates, engine, accelerator)
-    return covered
-
-
-def _are(candidates: Candidates, engine_name: str, accelerator_name: str) -> Mask:
-    is_engine = candidates.by_engine(lambda engine: engine.name == engine_name, bool)
-    return np.asarray(is_engine & candidates.by_accelerator(lambda row: row.name == accelerator_name, bool))
-
-
-def _hops(candidates: Candidates, rates: Rates, shape: ModelShape) -> tuple[Numbers, Numbers]:
+def _hops(candidates: Candidates, network: Numbers, shape: ModelShape) -> tuple[Numbers, Numbers]:
     """Seconds in which a token passes between all stages: of each pass, and more for each token in it.
 
     A stage's accelerators send a share each.
     """
     nodes = candidates.nodes
     sent = (nodes - 1.0) * SENT * shape.hidden_size * step_time.ACTIVATION_BYTES / candidates.tensor
-    network = np.where(nodes > 1.0, rates.network[candidates.accelerator], np.inf)
-    return np.where(nodes > 1.0, nodes * HOP_SECONDS, 0.0), sent / network
+    return np.where(nodes > 1.0, nodes * HOP_SECONDS, 0.0), sent / np.where(nodes > 1.0, network, np.inf)
 
 
 def _draft_model_seconds(
-    option: speculation.SpeculationOption,
+    option: SpeculationOption,
     candidates: Candidates,
-    rates: Rates,
+    rates: Machine,
     together: Numbers,
     context: float,
     draft: ModelShape,
 ) -> Numbers:
     """One pass of the draft model: where the model is, on one accelerator more, or on the host's cores."""
     is_colocated = option.placement == Placement.COLOCATED
-    machine = _machine(candidates, rates)
+    machine = select_machines(candidates, rates)
     if not is_colocated:
         machine = replace(machine, tensor=1.0, link=np.inf)
     if option.placement == Placement.CPU:
-        stated = ~np.isnan(rates.bandwidth + rates.flops[0])
-        rows = [row for row, own in enumerate(candidates.accelerators) if memory.on_cpu(own) and stated[row]]
-        if not rows:
+        bandwidths, rate = np.asarray(rates.bandwidth)[0], np.asarray(rates.attention_flops)[0]
+        on_cpu = np.array([memory.on_cpu(row) for row in candidates.accelerators])
+        rows = np.flatnonzero(on_cpu & ~np.isnan(bandwidths + rate))
+        if not len(rows):
             return np.full_like(together, np.inf)
         share = HOST_CORES / float(candidates.accelerators[rows[0]].quantity)
-        flops = rates.flops[0][rows[0]] * share
+        bandwidth, flops = bandwidths[rows[0]] * share, rate[rows[0]] * share
         machine = replace(
-            machine,
-            bandwidth=rates.bandwidth[rows[0]] * share,
-            flops=flops,
-            expert_flops=flops,
-            attention_flops=flops,
+            machine, bandwidth=bandwidth, flops=flops, expert_flops=flops, attention_flops=flops
         )
     element = 2.0
     tensor = candidates.tensor if is_colocated else np.ones(len(candidates))

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from turbo_operator.planner.arrays import Mask, Numbers, Selector, take
-from turbo_operator.planner.performance.curves import TINY, Engines, completions, crowd
-from turbo_operator.planner.performance.queueing import Chain, Queue, late_first, late_tokens
+from turbo_operator.planner.performance.queueing import (
+    TINY,
+    Chain,
+    Engines,
+    Queue,
+    completions,
+    crowd,
+    late_first,
+    late_tokens,
+)
 from turbo_operator.planner.requirements import Bound, Demand
 
 UTILIZATION = 0.9  # of the saturated rate, where no target bounds it: the queue stays short at chance peaks
@@ -21,6 +29,7 @@ BITS = 11  # of the interval in which a capacity is sought; 2048 parts
 TIMES = (1e-5, 1e5)  # seconds between which a percentile lies
 TIME_BITS = 16
 AT_ONCE = 512  # evaluations of the queue in one array
+Late = Callable[[Queue, Demand, Numbers | float], Numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,12 @@ def keeps(engines: Engines, demand: Demand, running: Numbers) -> Mask:
     return _holds(queue, demand)
 
 
+def unloaded_latency(engines: Engines, demand: Demand) -> tuple[Numbers, Numbers]:
+    """[c] seconds to the first token of a long prompt, and per output token, of one request alone."""
+    token = engines.decode[:, 0]
+    return engines.first + token + engines.prefill * demand.prompt.p95, token
+
+
 def _closed(engines: Engines, demand: Demand, running: Numbers) -> tuple[Queue, Numbers]:
     together = np.clip(running, 1.0, engines.slots)
     rate = completions(engines, demand, np.minimum(together, crowd(engines, demand)))
@@ -92,43 +107,32 @@ def _closed(engines: Engines, demand: Demand, running: Numbers) -> tuple[Queue, 
 
 
 def _served(queue: Queue, demand: Demand, rate: Numbers) -> ReplicaPerformance:
-    first = _percentile(
-        lambda place, seconds: late_first(take(queue, place), demand.prompt, seconds),
-        len(rate),
-        demand.time_to_first_token,
-    )
-    token = _percentile(
-        lambda place, seconds: late_tokens(take(queue, place), demand, seconds),
-        len(rate),
-        demand.time_per_output_token,
-    )
-    return ReplicaPerformance(
-        requests_per_second=rate,
-        concurrency=queue.together,
-        time_to_first_token=first,
-        time_per_output_token=token,
-        tokens_per_second=rate * demand.output.mean,
-    )
+    first, token = (_percentile(late, queue, demand, bound) for late, bound in _bounds(demand))
+    return ReplicaPerformance(rate, queue.together, first, token, rate * demand.output.mean)
+
+
+def _bounds(demand: Demand) -> tuple[tuple[Late, Bound | None], ...]:
+    """Share of the requests that are late by each measure, and the bound on it."""
+    return (late_first, demand.time_to_first_token), (late_tokens, demand.time_per_output_token)
 
 
 def _holds(queue: Queue, demand: Demand) -> Mask:
     held = np.ones(len(queue.together), np.bool_)
-    if bound := demand.time_to_first_token:
-        held &= late_first(queue, demand.prompt, bound.seconds) <= 1.0 - bound.share + TINY
-    if bound := demand.time_per_output_token:
-        held &= late_tokens(queue, demand, bound.seconds) <= 1.0 - bound.share + TINY
+    for late, bound in _bounds(demand):
+        if bound is not None:
+            held &= late(queue, demand, bound.seconds) <= 1.0 - bound.share + TINY
     return held
 
 
-def _percentile(late: Callable[[Selector, Numbers], Numbers], count: int, bound: Bound | None) -> Numbers:
+def _percentile(late: Late, queue: Queue, demand: Demand, bound: Bound | None) -> Numbers:
     """[c] the time that all but the allowed share of the requests keep, to 0.04 %."""
     allowed = 1.0 - (0.95 if bound is None else bound.share) + TINY
     shortest, longest = TIMES
 
     def exceeded(place: Selector, part: Numbers) -> Mask:
-        return np.asarray(late(place, shortest * (longest / shortest) ** part) > allowed)
+        return np.asarray(late(take(queue, place), demand, shortest * (longest / shortest) ** part) > allowed)
 
-    part = _highest(exceeded, count, TIME_BITS) + 0.5**TIME_BITS
+    part = _highest(exceeded, len(queue.together), TIME_BITS) + 0.5**TIME_BITS
     return np.asarray(shortest * (longest / shortest) ** part)
 
 

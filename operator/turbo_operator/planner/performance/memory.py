@@ -24,6 +24,7 @@ from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
 Numbers = float | NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 GIB = 1 << 30
 USABLE_FRACTION = 0.95
@@ -39,6 +40,11 @@ ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of one quantized weight, its share of the scales included: one per block of 128 x 128 or per channel of
 # 8-bit types, 20 bits per 128 of int4 (AWQ, GPTQ), 8 bits per 32 of mxfp4 and per 16 of nvfp4.
 QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.52, "mxfp4": 0.53125, "nvfp4": 0.5625}
+
+
+def gib(amount: float) -> str:
+    """Format bytes in GiB with one digit after the point; a small amount keeps two."""
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / GIB:.2f} GiB"
 
 
 def on_cpu(accelerator: Accelerator) -> bool:
@@ -70,21 +76,20 @@ class Weights:
         return self.dense + self.expert + self.embedding
 
 
-def weights(shape: ModelShape, element: Numbers, quantized: bool = True) -> Weights:
+def weights(shape: ModelShape, element: Numbers, quantized: Mask | bool = True) -> Weights:
     """The weights as they are served: `element` bytes for each that is not quantized.
 
-    Quantised ones are routed experts first, as in every published format. With `quantized` False all are
+    Quantized ones are routed experts first, as in every published format. Where `quantized` is False all are
     converted to the element's type.
     """
-    per_quantized = QUANTIZED_BYTES.get(shape.quantization or "") if quantized else None
-    count = shape.quantized_parameters if per_quantized is not None else 0
-    of_experts = min(count, shape.expert_parameters)
+    per_quantized = QUANTIZED_BYTES.get(shape.quantization or "", 0.0)
+    count = np.where(quantized, shape.quantized_parameters if per_quantized else 0, 0)
+    of_experts = np.minimum(count, shape.expert_parameters)
     of_dense = count - of_experts
     dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
-    small = per_quantized or 0.0
     return Weights(
-        dense=(dense - of_dense) * element + of_dense * small,
-        expert=(shape.expert_parameters - of_experts) * element + of_experts * small,
+        dense=(dense - of_dense) * element + of_dense * per_quantized,
+        expert=(shape.expert_parameters - of_experts) * element + of_experts * per_quantized,
         embedding=shape.embedding_parameters * element,
     )
 
@@ -106,30 +111,24 @@ def stage_bytes(shape: ModelShape, held: Weights, element: Numbers, stages: Numb
 def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
     """Elements of one layer's cache for one token on one of `tensor` accelerators.
 
-    KV heads divide over the accelerators as far as they go and are replicated beyond; a latent (MLA) is whole
-    on each.
+    KV heads divide as far as they go and are replicated beyond; a latent (MLA) is whole on each.
     """
     if shape.kv_latent:
         return float(shape.kv_latent) + 0.0 * tensor
     return 2.0 * shape.head_dim * np.ceil(shape.kv_heads / tensor)
 
 
-def cached_layers(shape: ModelShape, tokens: Numbers, slides: bool) -> Numbers:
-    """Layers that hold a token's cache, in the mean over `tokens` tokens of one request.
+def kv_bytes(
+    shape: ModelShape, element: Numbers, tensor: Numbers, tokens: Numbers, slides: Mask | bool = False
+) -> Numbers:
+    """Bytes of one cached token on one accelerator, in the mean over a request of `tokens` tokens.
 
     `slides`: whether the engine forgets what a sliding window has passed.
     """
-    if not (slides and shape.sliding_window):
-        return float(shape.layers) + 0.0 * tokens
-    kept = np.minimum(1.0, shape.sliding_window / np.maximum(tokens, 1.0))
-    return shape.layers - shape.sliding_layers * (1.0 - kept)
-
-
-def kv_bytes(
-    shape: ModelShape, element: Numbers, tensor: Numbers, tokens: Numbers, slides: bool = False
-) -> Numbers:
-    """Bytes of one cached token on one accelerator, in the mean over a request of `tokens` tokens."""
-    return cached_elements(shape, tensor) * cached_layers(shape, tokens, slides) * element
+    window = np.where(slides, shape.sliding_window or np.inf, np.inf)
+    kept = np.minimum(1.0, window / np.maximum(tokens, 1.0))
+    layers = shape.layers - shape.sliding_layers * (1.0 - kept)  # that hold a token's cache, in the mean
+    return cached_elements(shape, tensor) * layers * element
 
 
 def whole_grains(amount: Numbers) -> Numbers:
@@ -162,12 +161,11 @@ def activation_bytes(
     max_num_batched_tokens: Numbers,
     drafts: Numbers,
 ) -> Numbers:
-    """What a pass of the most tokens, with `drafts` drafts of every running request, holds at its peak on one
-    of `tensor` accelerators.
+    """What a pass of the most tokens holds at its peak on one of `tensor` accelerators.
 
     Each has whole what goes from layer to layer, once as it is and once normalized. Beside that there are
     an MLP's two branches and their product, which the accelerators share; or, after the last layer, the
-    logits of the tokens that are verified.
+    logits of the tokens that are verified, with `drafts` drafts of every running request.
     """
     tokens = np.maximum(max_num_batched_tokens, drafts + 1.0)
     between = 2.0 * shape.hidden_size * tokens * element

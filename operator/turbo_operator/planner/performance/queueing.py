@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from turbo_operator.planner.arrays import Numbers
-from turbo_operator.planner.performance.curves import TINY, Engines, crowd, interpolate
 from turbo_operator.planner.requirements import DEPTH, WALL, Demand, Lengths
 
+GRID = 40  # states of the queue that are looked at, whatever the number of slots
+DENSE = 4  # of them the first that are one request apart
+TINY = 1e-12
 NEARLY = 1.0 - 1e-6  # a queue of this load never ends
 NORMAL = ((-math.sqrt(3.0), 1.0 / 6.0), (0.0, 2.0 / 3.0), (math.sqrt(3.0), 1.0 / 6.0))  # nodes and weights
 SHORTEST = 1e-5  # seconds that a step takes at the minimum
@@ -33,6 +35,58 @@ def _rule(count: int, power: float) -> tuple[Numbers, Numbers]:
 
 # Of prompts all count; of outputs the short ones, whose mean time per token varies most.
 PROMPTS, ANSWERS = _rule(10, 1.0), _rule(4, 1.5)
+
+
+def rows(slots: Numbers) -> Numbers:
+    """States [c, GRID] at which `Engines.decode` is wanted: all of few slots, ever fewer of many.
+
+    The last one of each candidate is its `slots`. Distances grow with the root of the state, as the queue's
+    own spread does.
+    """
+    step = np.arange(1.0, GRID + 1.0)
+    bend = (np.maximum(step - DENSE, 0.0) / (GRID - DENSE)) ** 2
+    return np.asarray(np.minimum(step, slots[:, None]) + np.maximum(slots - GRID, 0.0)[:, None] * bend)
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """One replica of each of c candidates, as its queue sees it. Seconds and tokens."""
+
+    rows: Numbers  # [c, GRID] requests decoded together; from `rows`
+    decode: Numbers  # [c, GRID] one step with so many, over the tokens that it commits to each of them (tau)
+    prefill: Numbers  # [c] to read one token of a prompt, the mean prompt's time over its length
+    chunk: Numbers  # [c] tokens of prompts that one step reads at most, over tau
+    first: Numbers  # [c] fixed part of a time to first token, beside queue, prompt and one step
+
+    @property
+    def slots(self) -> Numbers:
+        """[c] requests decoded together at most."""
+        return self.rows[:, -1]
+
+    def decode_at(self, together: Numbers) -> Numbers:
+        """[c] a step with so many; with less than one the share of time that has any."""
+        return interpolate(self.rows, self.decode, together)[0] * np.minimum(together, 1.0)
+
+
+def crowd(engines: Engines, demand: Demand) -> Numbers:
+    """[c] requests that can be decoded together: the slots, or as many as chunks bring before they end."""
+    return np.minimum(engines.slots, np.maximum(engines.chunk * demand.output.mean / demand.prompt.mean, 1.0))
+
+
+def completions(engines: Engines, demand: Demand, together: Numbers) -> Numbers:
+    """[c] requests per second of so many that are replaced as they end: all read, then decode, in turn."""
+    read = demand.prompt.mean * engines.prefill
+    return together / (demand.output.mean * engines.decode_at(together) + together * read)
+
+
+def interpolate(grid: Numbers, values: Numbers, at: Numbers) -> tuple[Numbers, Numbers]:
+    """[c] values [c, n] over ascending grids [c, n] and their slopes: linear between, flat beyond."""
+    upper = np.clip(np.count_nonzero(grid < at[:, None], axis=1), 1, grid.shape[1] - 1)
+    candidate = np.arange(len(grid))
+    left, low = grid[candidate, upper - 1], values[candidate, upper - 1]
+    width = grid[candidate, upper] - left
+    slope = (values[candidate, upper] - low) / np.maximum(width, TINY)
+    return low + slope * np.minimum(np.maximum(at - left, 0.0), width), slope
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +233,9 @@ class Chain:
         )
 
 
-def late_first(queue: Queue, prompt: Lengths, seconds: Numbers | float) -> Numbers:
+def late_first(queue: Queue, demand: Demand, seconds: Numbers | float) -> Numbers:
     """[c] share of requests whose first token comes after `seconds`."""
-    left = seconds - queue.first
+    left, prompt = seconds - queue.first, demand.prompt
     step, prefill = queue.step, queue.prefill
     slowed = prefill + step / queue.chunk
     # A prompt takes one step, or as many as it has chunks, the last of them half full.
@@ -219,7 +273,10 @@ def late_tokens(queue: Queue, demand: Demand, seconds: Numbers | float) -> Numbe
     beside = steps * demand.output.mean / (steps + 2.0 * demand.output.mean)
     square = prompt.second_moment + 2.0 * prompt.mean * beside * (queue.slope / prefill)
     whole = square / prompt.mean
-    spread = queue.slope * np.sqrt(queue.variance * _averaged(steps / queue.pull))
+    span = np.maximum(steps / queue.pull, 1e-3)
+    # Over a span the mean of what is forgotten exponentially varies less than it does at one moment.
+    averaged = 2.0 * (span + np.expm1(-span)) / span**2
+    spread = queue.slope * np.sqrt(queue.variance * averaged)
     # Of those that follow there is one fewer while one waits.
     follow = np.maximum(queue.follow - 1.0 / demand.output.mean, 0.0) / chunk
     late = np.zeros(len(rate))
@@ -249,21 +306,19 @@ def _read_within(queue: Queue, x: Numbers) -> Numbers:
     It waits for a slot and for the prompts before, each nothing or exponential, taken as independent, and for
     the end of the step under way, evenly from nothing to all of it.
     """
-    longest = np.maximum(queue.rest, SHORTEST)
-    return np.asarray((_kept(queue, x) - _kept(queue, np.maximum(x - longest, 0.0))) / longest)
-
-
-def _kept(queue: Queue, x: Numbers) -> Numbers:
-    """Integral [n, c] from 0 to x of the chance that the waits for slot and prompts are shorter."""
     first = 1.0 / np.maximum(queue.waiting, TINY)
     second = np.maximum(queue.ending, TINY)
     second = np.where(np.abs(first - second) < 1e-3 * first, first * 1.001, second)
     busy, full = queue.busy, queue.full
     both = busy * full / (second - first)
-    a, b = -np.expm1(-first * x) / first, -np.expm1(-second * x) / second
-    return np.asarray(
-        x - (busy * (1.0 - full) + second * both) * a - (full * (1.0 - busy) - first * both) * b
-    )
+
+    def kept(x: Numbers) -> Numbers:
+        """Integral from 0 to x of the chance that the waits for slot and prompts are shorter."""
+        a, b = -np.expm1(-first * x) / first, -np.expm1(-second * x) / second
+        return x - (busy * (1.0 - full) + second * both) * a - (full * (1.0 - busy) - first * both) * b
+
+    longest = np.maximum(queue.rest, SHORTEST)
+    return np.asarray((kept(x) - kept(np.maximum(x - longest, 0.0))) / longest)
 
 
 def _exponential(rule: tuple[Numbers, Numbers], end: Numbers) -> tuple[Numbers, Numbers]:
@@ -277,12 +332,6 @@ def _lengths(lengths: Lengths, rule: tuple[Numbers, Numbers]) -> tuple[Numbers, 
     nodes, weight = _exponential(rule, np.ones(1))
     tokens = lengths.shortest + (lengths.p95 - lengths.shortest) * np.append(nodes, 1.0) ** lengths.power
     return tokens, np.append(weight, WALL)
-
-
-def _averaged(span: Numbers) -> Numbers:
-    """Variance of the mean over a span, of what is forgotten exponentially, over that at one moment."""
-    span = np.maximum(span, 1e-3)
-    return np.asarray(2.0 * (span + np.expm1(-span)) / span**2)
 
 
 def _gamma_over(part: Numbers, shape: Numbers) -> Numbers:

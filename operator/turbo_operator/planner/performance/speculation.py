@@ -11,14 +11,14 @@ is stated until it is measured.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from turbo_operator.api import OFF, DraftPlacement, Method, Mode, Placement, Speculation
 from turbo_operator.planner.arrays import Indices, Numbers
-from turbo_operator.planner.capabilities import NOW, Engine
+from turbo_operator.planner.capabilities import TRAINED_METHODS, Engine
 from turbo_runtime.contract.model import ModelShape
 
 DEPTH = 5  # drafts of one step in those rows: EAGLE's tree, Medusa's heads, the assistant's default
@@ -36,7 +36,7 @@ class Prior:
 
 
 SPEC_BENCH = "Spec-Bench leaderboard (Apache-2.0), commit fd2c1cd7, Vicuna 7B to 33B"
-PRIORS = {
+PRIORS: Mapping[str, Prior] = {
     Method.TURBO_HEADS: Prior(2.32, DEPTH, f"{SPEC_BENCH}: Medusa"),
     # EAGLE3's rows there draft trees, which accept more than the one chain that is planned: the first EAGLE's
     # smallest is taken instead.
@@ -62,9 +62,7 @@ ACCEPTANCE = {method: acceptance(prior) for method, prior in PRIORS.items()}
 
 def committed(method: str, drafts: int) -> float:
     """Tokens that a step with so many drafts commits to each request (tau), the bonus token included."""
-    chance = ACCEPTANCE.get(Method(method)) if method != OFF else None
-    if chance is None:
-        return 1.0
+    chance = ACCEPTANCE.get(method, 0.0)
     return float(sum(chance**position for position in range(drafts + 1)))
 
 
@@ -75,12 +73,11 @@ class SpeculationOption:
     method: str
     placement: Placement | None  # None where nothing of it takes memory
     max_draft_tokens: int
-    order: int  # of preference at equal cost: a method before none, the cheaper one first
 
     @property
     def gains(self) -> bool:
         """Whether anything is assumed of its acceptance."""
-        return self.method != OFF and Method(self.method) in PRIORS
+        return self.method in PRIORS
 
     def drafts(self) -> tuple[int, ...]:
         """Numbers of drafts to try in addition to none; empty where none is assumed to be accepted."""
@@ -88,12 +85,10 @@ class SpeculationOption:
 
 
 # At equal cost a method that is there for nothing comes first, the larger draft later, none last.
-ORDER = {
-    str(method): place
-    for place, method in enumerate(
-        (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)
-    )
-} | {OFF: 5}
+ORDER = (
+    *map(str, (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)),
+    OFF,
+)
 
 
 def list_options(
@@ -101,31 +96,26 @@ def list_options(
 ) -> tuple[SpeculationOption, ...]:
     """List the ways that the spec leaves open with this engine, the preferred one first."""
     limit = speculation.max_draft_tokens
-    none = SpeculationOption(OFF, None, 0, ORDER[OFF])
+    none = SpeculationOption(OFF, None, 0)
     if speculation.mode == Mode.DISABLED or limit == 0:
         return (none,)
     # A trained draft drafts together with the suffix drafter, and its speedup is measured where it runs:
     # until then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
     wanted = speculation.method
-    if speculation.draft_ref or (wanted in NOW.trained and wanted in engine.methods):
+    if speculation.draft_ref or (wanted in TRAINED_METHODS and wanted in engine.methods):
         wanted = Method.SUFFIX
-    options: list[SpeculationOption] = []
-    for method in sorted(engine.methods, key=ORDER.__getitem__):
-        if method == OFF or wanted not in (Method.AUTO, method):
-            continue
-        placements: list[Placement | None] = [Placement.COLOCATED]
-        if method == Method.SUFFIX:
-            placements = [None]
-        elif method == Method.DRAFT_MODEL:
-            placements = [
-                placement
-                for placement in Placement
-                if draft is not None and speculation.placement in (DraftPlacement.AUTO, placement)
-            ]
-        elif method == Method.MTP and not shape.mtp_layers:
-            placements = []
-        tokens = min(limit, shape.mtp_layers) if method == Method.MTP else limit
-        options += [SpeculationOption(method, placement, tokens, ORDER[method]) for placement in placements]
+    named = [place for place in Placement if speculation.placement in (DraftPlacement.AUTO, place)]
+    placements: dict[str, list[Placement | None]] = {
+        Method.SUFFIX: [None],
+        Method.DRAFT_MODEL: [*named] if draft is not None else [],
+        Method.MTP: [Placement.COLOCATED] if shape.mtp_layers else [],
+    }
+    options = [
+        SpeculationOption(method, placement, min(limit, shape.mtp_layers) if method == Method.MTP else limit)
+        for method in ORDER
+        if method != OFF and method in engine.methods and wanted in (Method.AUTO, method)
+        for placement in placements.get(method, [Placement.COLOCATED])
+    ]
     return (*options, none) if speculation.mode == Mode.AUTO else tuple(options)
 
 

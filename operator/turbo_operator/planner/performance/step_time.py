@@ -13,8 +13,10 @@ against the others, so that all candidates of a plan are one call.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +80,7 @@ class Machine:
     tensor: Numbers  # accelerators that share every layer
     coefficients: Coefficients  # of numbers or arrays
     data: Numbers = 1.0  # groups of them
+    network: Numbers = math.inf  # bytes, one way, between the nodes of one replica
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,13 @@ class ForwardCost:
     active: Numbers  # share of the routed experts that a token goes to; 0: dense
     window: Numbers  # tokens that sliding layers look at
     sliding: Numbers  # share of the layers that slide
+
+
+class Calibration(NamedTuple):
+    """Factors on the step-time model of one accelerator and engine."""
+
+    decode: float  # of a pass that decodes
+    prefill: float  # of a pass that reads a prompt
 
 
 def build_work(
@@ -123,37 +133,24 @@ def distinct(work: ForwardCost, tokens: Numbers) -> Numbers:
     return 1.0 - (1.0 - work.active) ** tokens
 
 
-def _computed(
-    machine: Machine, work: ForwardCost, tokens: Numbers, groups: Numbers, seen: Numbers
-) -> Numbers:
-    """Products of `tokens` tokens of each of `groups` groups that look at `seen` tokens each."""
-    c = machine.coefficients
+def _terms(
+    machine: Machine, work: ForwardCost, tokens: Numbers, groups: Numbers, seen: Numbers, whole: float
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Products, weights, fixed work and exchanges of `tokens` tokens of each of `groups` groups.
+
+    Each token looks at `seen` others. Activations are summed twice in a layer: within each group, then over
+    all of them. Of each sum the first `whole` bytes go to every other accelerator at once, which is quick;
+    the rest around a ring, which is less.
+    """
+    c, together = machine.coefficients, tokens * groups
     looked = seen * (1.0 - work.sliding) + np.minimum(seen, work.window) * work.sliding
     dense = work.dense_flops / machine.flops + work.attention_flops * looked / machine.attention_flops
     experts = work.expert_flops * groups / machine.data / (machine.expert_flops * c.expert_flops)
-    return tokens / machine.tensor * (dense / c.flops + experts)
+    computed = tokens / machine.tensor * (dense / c.flops + experts)
 
-
-def _weights(machine: Machine, work: ForwardCost, tokens: Numbers) -> Numbers:
-    """Reads the weights that `tokens` tokens of all groups together need."""
-    c = machine.coefficients
-    experts = work.expert_bytes / machine.data * distinct(work, tokens) / c.expert_bandwidth
-    return (work.dense_bytes / c.bandwidth + experts) / machine.tensor / machine.bandwidth
-
-
-def _fixed(machine: Machine, work: ForwardCost) -> Numbers:
-    c = machine.coefficients
-    return (c.layer_seconds + np.where(work.active, c.expert_layer_seconds, 0.0)) * work.layers
-
-
-def _exchanged(
-    machine: Machine, work: ForwardCost, tokens: Numbers, groups: Numbers, whole: float
-) -> Numbers:
-    """Sums activations twice in a layer: within each group, then over all of them.
-
-    Of each sum the first `whole` bytes go to every other accelerator at once, which is quick; the rest around
-    a ring, which is less.
-    """
+    expert_bytes = work.expert_bytes / machine.data * distinct(work, together) / c.expert_bandwidth
+    read = (work.dense_bytes / c.bandwidth + expert_bytes) / machine.tensor / machine.bandwidth
+    fixed = (c.layer_seconds + np.where(work.active, c.expert_layer_seconds, 0.0)) * work.layers
 
     def sent(size: Numbers, among: Numbers) -> Numbers:
         others = among - 1.0
@@ -161,7 +158,7 @@ def _exchanged(
 
     one = tokens * work.summed_bytes / work.layers
     both = sent(one, machine.tensor) + sent(one * groups, machine.tensor * machine.data)
-    return work.layers * both / (machine.link * machine.coefficients.flops)
+    return computed, read, fixed, work.layers * both / (machine.link * c.flops)
 
 
 def decode_seconds(
@@ -171,21 +168,13 @@ def decode_seconds(
 
     `context`: cached tokens of each request.
     """
-    c = machine.coefficients
     tokens = rows * (drafts + 1.0)
-    cache = rows * context * work.kv_bytes / (machine.bandwidth * c.bandwidth)
-    return (
-        _weights(machine, work, tokens * machine.data)
-        + cache
-        + _computed(machine, work, tokens, machine.data, context)
-        + _fixed(machine, work)
-        + _exchanged(machine, work, tokens, machine.data, WHOLE)
-    )
+    cache = rows * context * work.kv_bytes / (machine.bandwidth * machine.coefficients.bandwidth)
+    computed, read, fixed, exchanged = _terms(machine, work, tokens, machine.data, context, WHOLE)
+    return read + cache + computed + fixed + exchanged
 
 
 def prefill_seconds(machine: Machine, work: ForwardCost, prompt: Numbers, prompts: Numbers = 1.0) -> Numbers:
     """The pass that reads `prompt` tokens of one request, or of each of `prompts` of one group."""
-    tokens = prompt * prompts
-    computed = _computed(machine, work, tokens, 1.0, prompt / 2.0)
-    read = _weights(machine, work, tokens)
-    return np.maximum(computed, read) + _fixed(machine, work) + _exchanged(machine, work, tokens, 1.0, 0.0)
+    computed, read, fixed, exchanged = _terms(machine, work, prompt * prompts, 1.0, prompt / 2.0, 0.0)
+    return np.maximum(computed, read) + fixed + exchanged

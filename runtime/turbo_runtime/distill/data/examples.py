@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class TrainingExamples:
         cls, hidden: Tensor, answers: Sequence[Sequence[int]], likely: Tensor, chances: Tensor
     ) -> TrainingExamples:
         """Build the rows of `answers`; the tensors have a row for each of their tokens."""
-        tokens = torch.tensor([token for answer in answers for token in answer], device=hidden.device)
+        tokens = torch.tensor([*chain.from_iterable(answers)], device=hidden.device)
         left = torch.cat([torch.arange(len(answer) - 1, -1, -1, device=hidden.device) for answer in answers])
         return cls(hidden, tokens, left, likely, chances)
 
@@ -83,35 +84,22 @@ class Text:
     @classmethod
     def of(cls, completion: Completion, streams: Tensor, examples: TrainingExamples, first: int) -> Text:
         """Build from the `examples` of several responses, of which this one's begin at row `first`."""
-        rows = slice(first, first + len(completion.tokens))
-        text = (*completion.asked.prompt, *completion.tokens)
-        return cls(
-            streams,
-            torch.tensor(text[1:], device=streams.device),
-            TrainingExamples(
-                streams[-len(completion.tokens) :],
-                examples.tokens[rows].clone(),
-                examples.left[rows].clone(),
-                examples.likely[rows].clone(),
-                examples.chances[rows].clone(),
-            ),
-        )
+        count, text = len(completion.tokens), (*completion.asked.prompt, *completion.tokens)
+        columns = (examples.tokens, examples.left, examples.likely, examples.chances)
+        own = (column[first : first + count].clone() for column in columns)
+        tokens = torch.tensor(text[1:], device=streams.device)
+        return cls(streams, tokens, TrainingExamples(streams[-count:], *own))
 
 
 def choose_vocabulary(
     answers: Iterable[tuple[int, ...]], examples: TrainingExamples, target_size: int, size: int
 ) -> Tensor:
-    """Choose the `size` ids, ascending, that the draft can propose: a product over all `target_size` would
+    """Choose at most `size` ids, ascending, that the draft can propose: those most often in `answers` and in
+    what the target's distribution at `examples` might have drawn. A product over all of `target_size` would
     cost more than it brings (FR-Spec, arXiv 2502.14856).
-
-    Those that come most often in `answers` win, with those that the target's distribution at `examples` might
-    have drawn. An id that neither has is left out.
     """
-    counts = torch.bincount(
-        torch.tensor([token for tokens in answers for token in tokens]), minlength=target_size
-    )
+    counts = torch.bincount(torch.tensor([*chain.from_iterable(answers)]), minlength=target_size)
     mass = torch.zeros(target_size, dtype=torch.float64)
     mass.index_add_(0, examples.likely.flatten().long().cpu(), examples.chances.flatten().double().cpu())
     scores = counts.double() + mass * (counts.sum() / max(1, len(examples)))
-    best = scores.topk(min(size, int((scores > 0).sum()))).indices
-    return best.sort().values
+    return scores.topk(min(size, int((scores > 0).sum()))).indices.sort().values

@@ -17,33 +17,28 @@ _MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
 
 def deal(prompts: Sequence[Prompt], seed: int, shares: Mapping[str, float]) -> dict[str, list[Prompt]]:
     """Deal the prompts, each once, into parts: `shares` of every domain, and the rest into the last part.
-
-    The same prompt lands in the same part whatever the order and the other domains.
+    Their order and the other domains change nothing.
     """
     parts: dict[str, list[Prompt]] = {name: [] for name in shares}
     *first, last = shares
     key = seed.to_bytes(8, "little")
-
-    def lot(prompt: Prompt) -> bytes:
-        return hashlib.blake2b(prompt.content.encode(), digest_size=16, key=key).digest()
-
     in_order = sorted(prompts, key=lambda prompt: (prompt.content, prompt.domain))
     unique = {prompt.content: prompt for prompt in reversed(in_order)}.values()
+    lots = {p.content: hashlib.blake2b(p.content.encode(), digest_size=16, key=key).digest() for p in unique}
+    drawn = sorted(unique, key=lambda prompt: lots[prompt.content])
     for domain in sorted({prompt.domain for prompt in unique}):
-        remaining = sorted((prompt for prompt in unique if prompt.domain == domain), key=lot)
+        remaining = [prompt for prompt in drawn if prompt.domain == domain]
         count = len(remaining)
         for name in first:
             size = max(round(shares[name] * count), int(count >= _MIN_DEALT))
             parts[name] += remaining[:size]
-            remaining = remaining[size:]
+            del remaining[:size]
         parts[last] += remaining
     return parts
 
 
 def render_turns(prompt: Prompt) -> list[dict[str, Any]]:
-    """Render a chat's turns as the server renders those of a request, so that the draft learns only from
-    prompts that a client can send. Raises PromptsError.
-    """
+    """Render a chat's turns as the server does. Raises PromptsError for what no client can send."""
     try:
         request = parse_chat({"model": "any", "messages": list(prompt.messages)})
     except ApiError as error:
@@ -57,10 +52,8 @@ def tokenize(
     recipe: Recipe,
     max_tokens: int,
 ) -> tuple[list[TokenizedPrompt], int]:
-    """Tokenize the prompts of all parts, once for each response that is wanted of one.
-
-    Captured prompts of more than `max_tokens` are left out, since nobody can edit traffic; their number is
-    returned too. Raises PromptsError for a longer or empty prompt of a file.
+    """Tokenize the prompts, once for each response that is wanted of one. Captured prompts of more than
+    `max_tokens` are left out and counted; raises PromptsError for those of files, and for empty ones.
     """
     tokenized, long, num_left_out = list[TokenizedPrompt](), list[str](), 0
     if max_tokens < 1:
@@ -84,7 +77,7 @@ def tokenize(
             else:
                 num_left_out += 1
     if long:
-        names = f"{', '.join(long[:3])}{f' and {len(long) - 3} more' if len(long) > 3 else ''}"
+        names = ", ".join(long[:3]) + (f" and {len(long) - 3} more" if len(long) > 3 else "")
         raise PromptsError(
             f"beside an answer of {recipe.max_tokens} there is room for prompts of {max_tokens} tokens, and "
             f"{names} are longer: leave them out, lower --max-tokens or raise --max-model-len"

@@ -1,6 +1,4 @@
-"""The model's own responses to the prompts: given in groups that a kill cannot damage, and kept with a draft
-for other drafts of the same model to learn from.
-"""
+"""The model's own responses to the prompts, and those that are kept with a draft for others to learn from."""
 
 from __future__ import annotations
 
@@ -13,14 +11,13 @@ from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.recipe import HELD_OUT, JUDGES, TRAINING
+from turbo_runtime.distill.recipe import PARTS, TRAINING
 from turbo_runtime.distill.workspace import read_training
 
 GROUP = 64  # responses that are computed together, and that a kill loses at most
 ANSWERS_FILE = "answers.jsonl"
 _LOOP_REPEATS = 3  # in a row at a response's end make a loop
 _MIN_LOOP_TOKENS = 24  # shorter repeats are lists and tables
-_PARTS = (HELD_OUT, JUDGES, TRAINING)  # a prompt of several is of the first of them
 _TOKENS: dict[int, int] = {}
 
 
@@ -34,18 +31,6 @@ class TokenizedPrompt:
     choice: int = 0
     temperature: float = 0.0  # that the response is drawn at
     seed: int = 0  # of the noise that it is drawn with; greedy responses have none
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> TokenizedPrompt:
-        """Read the fields of a file's row. Raises KeyError, TypeError or ValueError."""
-        return cls(
-            str(row["part"]),
-            str(row["domain"]),
-            intern_tokens(row["prompt"]),
-            int(row["choice"]),
-            float(row["temperature"]),
-            int(row["seed"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +57,7 @@ def intern_tokens(tokens: Iterable[Any]) -> tuple[int, ...]:
 
 
 def is_looping(tokens: Sequence[int]) -> bool:
-    """Whether the end repeats with any period, at least three times over at least 24 tokens: any drafter is
-    fast on such a response, and no user wants it.
-    """
+    """Whether the end repeats with any period: any drafter is fast on it, and no user wants it."""
     for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
         length = max(_LOOP_REPEATS * period, _MIN_LOOP_TOKENS)
         end = tokens[-length:]
@@ -92,9 +75,14 @@ def read_asked(file: Path) -> list[TokenizedPrompt] | None:
     """Read what `write_asked` wrote; None where there is nothing, or nothing readable."""
     try:
         with file.open(encoding="utf-8") as lines:
-            return [TokenizedPrompt.from_row(json.loads(line)) for line in lines]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return [_prompt(**json.loads(line)) for line in lines]
+    except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _prompt(*, prompt: Iterable[Any], **row: Any) -> TokenizedPrompt:
+    """Read the fields of a row. Raises TypeError or ValueError."""
+    return TokenizedPrompt(prompt=intern_tokens(prompt), **row)
 
 
 # takes prompts, and a function to call after each response
@@ -104,30 +92,29 @@ Answer = Callable[[Sequence[TokenizedPrompt], Callable[[], None]], Sequence[tupl
 def answer_all(
     prompts: Sequence[TokenizedPrompt], folder: Path, answer: Answer, done: Callable[[int, bool], None]
 ) -> list[Completion]:
-    """Return a response to each prompt, in order; those that an earlier run left in `folder` are read.
-
-    `done` receives how many more there are, and whether they were read. Groups never change, so the model
-    computes the same together however often the work is interrupted.
+    """Return a response to each prompt, read from `folder` where an earlier run left it; `done` receives how
+    many more there are, and whether they were read. Groups never change, so the same is computed together
+    however often the work is interrupted.
     """
     completions: list[Completion] = []
     for number, first in enumerate(range(0, len(prompts), GROUP)):
         group, file = prompts[first : first + GROUP], folder / f"{number:05}.json"
         responses = _read_group(file)
-        if responses is not None and len(responses) == len(group):
+        if len(responses) == len(group):
             done(len(group), True)
         else:
             responses = list(answer(group, lambda: done(1, False)))
             write_whole(file, json.dumps(responses))
-        completions += [Completion(prompt, tokens) for prompt, tokens in zip(group, responses, strict=True)]
+        completions += map(Completion, group, responses)
     return completions
 
 
-def _read_group(file: Path) -> list[tuple[int, ...]] | None:
-    """None where there is none, or none that is readable: a disk may lose what it took."""
+def _read_group(file: Path) -> list[tuple[int, ...]]:
+    """Return none where none is readable: a disk may lose what it took."""
     try:
         return [intern_tokens(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError):
-        return None
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +145,13 @@ def write_kept(out: Path, completions: Iterable[Completion]) -> None:
 
 
 def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
-    """Read what runs for that model kept; the order of `folders` changes nothing. Raises DistillError.
-
-    A prompt that one run held out is held out, whatever it was to another, and counts with one response:
-    else speedups would be measured on what the engine has just generated. Equal responses count once.
+    """Read what runs for that model kept, in any order of `folders`. Raises DistillError. A prompt that a run
+    held out is held out and counts with one response: else speedups would be measured on what the engine has
+    just generated. Equal responses count once.
     """
-    completions, captures = [], []
+    completions, captures = list[Completion](), list[Mapping[str, Any]]()
     for folder in folders:
-        training = read_training(folder)
-        if training is None:
+        if (training := read_training(folder)) is None:
             raise DistillError(f"{folder} holds no draft; name the folders of `turbo distill --keep-answers`")
         if (made_for := training["request"].get("target_digest")) != target_digest:
             raise DistillError(
@@ -175,10 +160,8 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
         if "capture" in training:
             captures.append(training["capture"])
         completions += _read_completions(folder / ANSWERS_FILE)
-    part_of: dict[tuple[int, ...], str] = {}
-    for completion in completions:
-        prompt = completion.asked.prompt
-        part_of[prompt] = min(part_of.get(prompt, TRAINING), completion.asked.part, key=_PARTS.index)
+    parts = sorted(completions, key=lambda completion: PARTS.index(completion.asked.part), reverse=True)
+    part_of = {completion.asked.prompt: completion.asked.part for completion in parts}  # the first of PARTS
     dealt = {Completion(replace(c.asked, part=part_of[c.asked.prompt]), c.tokens) for c in completions}
     unique: dict[object, Completion] = {}
     for completion in sorted(dealt, key=lambda completion: completion.shuffle_key):
@@ -198,8 +181,9 @@ def _read_completions(file: Path) -> list[Completion]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            _PARTS.index(row["part"])
-            completions.append(Completion(TokenizedPrompt.from_row(row), intern_tokens(row["tokens"])))
-        except (ValueError, KeyError, TypeError) as error:
+            tokens = intern_tokens(row.pop("tokens"))
+            PARTS.index(row["part"])
+            completions.append(Completion(_prompt(**row), tokens))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return completions

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.checkpoint_digest import artefact_digest
-from turbo_runtime.contract.training import MOST_DOMAINS, DomainEvaluation, DraftManifest, MeasuredGain
-from turbo_runtime.distill.evaluation.acceptance import Evaluation
+from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
@@ -19,6 +18,16 @@ from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
 _MIN_ANSWERS = 20  # that figures are to rest on
 _MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
 _DIGITS = 4  # behind the point: a manifest must fit a termination message
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Acceptance over some responses, of whose tokens the first and the last are never drafted."""
+
+    answers: int
+    tokens: int
+    acceptance_per_position: tuple[float, ...]  # of a draft's token, all before it being right
+    acceptance_length: float | None  # tokens of a verification of whole drafts, its own one included
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +83,40 @@ def _sentences(record: DomainRecord) -> list[str]:
     return sentences
 
 
+def evaluate(pairs: Sequence[tuple[Completion, Sequence[int]]], heads: int) -> Evaluation:
+    """Evaluate responses, each with the tokens accepted of a draft behind each of its tokens but the last."""
+    reached, right = [0] * heads, [0] * heads
+    verifications = committed = 0
+    for _, counts in pairs:
+        at = 0
+        while at < len(counts):  # as decoding goes: the next draft begins behind what was accepted
+            accepted, rest = counts[at], len(counts) - at  # of tokens that are still to come
+            for position in range(min(heads, rest - 1, accepted + 1)):
+                reached[position] += 1
+                right[position] += position < accepted
+            committed += accepted + 1
+            verifications += 1
+            at += accepted + 1
+    return Evaluation(
+        len(pairs),
+        sum(len(completion.tokens) for completion, _ in pairs),
+        tuple(r / n if n else 0.0 for r, n in zip(right, reached, strict=True)),
+        committed / verifications if verifications else None,
+    )
+
+
 def read_manifest(folder: Path) -> DraftManifest:
     """Read what is reported of a finished draft from its folder."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     info, method = (config["turbo"], EAGLE3) if "turbo" in config else (config, HEADS)
-    evaluation = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+    text = (folder / EVALUATION_FILE).read_text(encoding="utf-8")
+    evaluation = json.loads(text, parse_float=lambda number: round(float(number), _DIGITS))
     domains = list(evaluation["domains"].items())[:MOST_DOMAINS]
-    return DraftManifest(
-        method=method,
-        version=info["version"],
-        digest=artefact_digest(folder),
-        target_digest=info["target_digest"],
-        domain=info["domain"],
-        captured=info["training"].get("capture", {}).get("prompts", 0),
-        worth=tuple(_domain_evaluation(domain, record) for domain, record in domains),
-    )
-
-
-def _domain_evaluation(domain: str, record: Mapping[str, Any]) -> DomainEvaluation:
-    unseen = record["unseen"]
-    length = unseen["acceptance_length"]
-    return DomainEvaluation(
-        domain,
-        None if length is None else round(length, _DIGITS),
-        tuple(round(share, _DIGITS) for share in unseen["acceptance_per_position"]),
-        tuple(
-            MeasuredGain(gain["batch"], round(gain["before"], _DIGITS), round(gain["after"], _DIGITS))
-            for gain in record["gains"]
-        ),
-    )
+    manifest = {
+        **info,
+        "method": method,
+        "digest": artefact_digest(folder),
+        "captured": info["training"].get("capture", {}).get("prompts", 0),
+        "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
+    }
+    return DraftManifest.from_json(json.dumps(manifest))

@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from turbo_runtime.atomic_write import write_whole
-from turbo_runtime.distill.evaluation.acceptance import Evaluation
-from turbo_runtime.distill.evaluation.record import DomainRecord, Record
+from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
 from turbo_runtime.distill.progress import spell
 
 Plot = Callable[[Axes], None]

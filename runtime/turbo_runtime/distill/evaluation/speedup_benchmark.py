@@ -1,6 +1,4 @@
-"""Speedups on this machine: the same prompts answered without drafts, with drafts from memory alone, and with
-heads in addition.
-"""
+"""Speedups on this machine: the same prompts without drafts, with those from memory, and with heads too."""
 
 from __future__ import annotations
 
@@ -32,6 +30,10 @@ class Way(NamedTuple):
 
     drafting: Drafting
     heads: Heads | None = None
+
+    def load(self, served: TargetModel) -> ActiveDrafts:
+        """Create its drafters, each time anew."""
+        return ActiveDrafts(self.drafting, HeadsDrafter(self.heads, served.noise) if self.heads else None)
 
 
 def ways(heads: Heads) -> dict[str, Way]:
@@ -99,7 +101,7 @@ def runs(
         own, *others = [asked[(number + later) % parts :: parts] for later in range(parts)]
         fillers = list(chain.from_iterable(others))
         for group in [order] if together else [[name] for name in order]:
-            engines = served.engines([_active_drafts(ways[name], served) for name in group])
+            engines = served.engines([ways[name].load(served) for name in group])
             benches = {name: _Bench(engine, params) for name, engine in zip(group, engines, strict=True)}
             for way, bench in benches.items():
                 bench.remember(known)
@@ -109,30 +111,25 @@ def runs(
             del bench, benches, engines, turns  # before the next ones are created
 
 
-def _active_drafts(way: Way, served: TargetModel) -> ActiveDrafts:
-    heads = None if way.heads is None else HeadsDrafter(way.heads, served.noise)
-    return ActiveDrafts(way.drafting, heads)
-
-
 def gain_of(batch: int, found: Sequence[Run]) -> Gain:
     """Summarize all runs at a batch size."""
-    by_round: dict[int, dict[str, Run]] = {}
-    for run in found:
-        by_round.setdefault(run.round, {})[run.way] = run
-    rounds = list(by_round.values())
-    drafts = sum(runs["heads"].drafts for runs in rounds)
+    plain, memory, heads = (
+        sorted((run for run in found if run.way == way), key=lambda run: run.round)
+        for way in ("none", "memory", "heads")
+    )
+    drafts = sum(run.drafts for run in heads)
     return Gain(
         batch,
         min(len(run.answers) for run in found),
-        median(runs["none"].speed for runs in rounds),
-        median(runs["memory"].speed / runs["none"].speed for runs in rounds),
-        median(runs["heads"].speed / runs["none"].speed for runs in rounds),
-        1 + sum(runs["heads"].accepted for runs in rounds) / drafts if drafts else 1.0,
+        median(run.speed for run in plain),
+        median(run.speed / base.speed for run, base in zip(memory, plain, strict=True)),
+        median(run.speed / base.speed for run, base in zip(heads, plain, strict=True)),
+        1 + sum(run.accepted for run in heads) / drafts if drafts else 1.0,
         sum(
-            answer != plain
-            for runs in rounds
-            for run in runs.values()
-            for answer, plain in zip(run.answers, runs["none"].answers, strict=True)
+            answer != expected
+            for runs in (memory, heads)
+            for run, base in zip(runs, plain, strict=True)
+            for answer, expected in zip(run.answers, base.answers, strict=True)
         ),
     )
 
@@ -156,12 +153,10 @@ class _Bench:
     def answer(
         self, way: str, number: int, asked: Sequence[Completion], fillers: Sequence[Completion], batch: int
     ) -> Iterator[Run | None]:
-        """Answer all of `asked`, `batch` at a time, with `fillers` behind them; yield None after each step,
-        and the run at the end.
-        """
+        """Answer `asked`, `batch` at a time, then `fillers`; yield None after each step, the run at last."""
         engine, before = self._engine, self._engine.stats()
         prompts = [completion.asked.prompt for completion in (*asked, *fillers)]
-        names = {f"{next(self._numbers)}": index for index in range(len(prompts))}
+        names = {str(next(self._numbers)): index for index in range(len(prompts))}
         responses: list[list[int]] = [[] for _ in prompts]
         waiting, live = list(reversed(names.items())), set[int]()
         seconds, remaining = 0.0, len(asked)

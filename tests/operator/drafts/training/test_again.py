@@ -42,7 +42,7 @@ def test_a_draft_that_does_not_fit_or_is_gone_stops_the_next_one(drafts: Any) ->
         step = look(td(state), seen(drafts=drafts), NOW + late)
         assert (reason(step), step.job_request, step.query) == ("TrainingFailed", None, None)
         assert "chat-draft-1" in told(step)
-        assert ("ConfigMap chat-model" if drafts else "spec.deployment: chat") in told(step)
+        assert ("ConfigMap chat-model" if drafts else "spec.deploymentName: chat") in told(step)
         assert step.state == state
     fits = look(td(state), seen(drafts=(draft(),)))
     assert reason(fits) == "Trained"

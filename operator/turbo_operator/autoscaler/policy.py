@@ -1,0 +1,167 @@
+"""Replicas by the policy of the spec. Pure.
+
+The policy Metrics scales up at once, down after a window, and holds on silence. A load comes to a range: with
+fewer replicas than `low` they are overloaded, with more than `high` one can go, between the two nothing
+changes. Both depend on the demand alone, never on how many pods there are or have started: pods that start
+are never requested twice, and a constant load moves the replicas in one direction at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from turbo_operator.api import (
+    PolicyType,
+    RatePolicy,
+    ScalingMode,
+    ScalingReason,
+    ScalingRules,
+    SelectPolicy,
+    TurboDeploymentSpec,
+)
+from turbo_operator.autoscaler import limits
+from turbo_operator.autoscaler.decision import Event, History, ScalingDecision
+from turbo_operator.autoscaler.load_signal import read_signal
+from turbo_operator.plan import Choice, Plan
+from turbo_operator.snapshot import PodView, Supply
+
+NUM_MISSED = 3  # scrapes after which a load is too old to count
+FRESH_SECONDS = 45.0  # the same at the default scrape period
+MAX_NAMED = 3  # pods in a sentence
+# A HorizontalPodAutoscaler's defaults: more replicas at once, fewer one by one and after a window.
+UP, DOWN = 1, -1
+WINDOWS = {UP: 0.0, DOWN: 300.0}  # seconds
+POLICIES = {
+    UP: (RatePolicy(type=PolicyType.PERCENT, value=100, period_seconds=60),),
+    DOWN: (RatePolicy(type=PolicyType.PODS, value=1, period_seconds=60),),
+}
+
+
+def scale(
+    spec: TurboDeploymentSpec,
+    plan: Plan | None = None,
+    pods: Sequence[PodView] = (),
+    history: History | None = None,
+    now: float = 0.0,
+    *,
+    present: int | None = None,
+    supply: Supply | None = None,
+    fresh_seconds: float = FRESH_SECONDS,
+) -> ScalingDecision:
+    """Return the replicas to request, by the spec's policy; none while it is suspended.
+
+    `present` is what was requested last (None: nothing was), `supply` what the cluster has of the plan's
+    accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds` count as
+    missing. `history` is that of the decision before; None after a start.
+    """
+    history = (history or History()).observe(present, now)
+    policy, choice = spec.scaling_mode, plan.served if plan is not None else None
+    if spec.suspend:
+        replicas, reason = 0, ScalingReason.SUSPENDED
+        detail = "spec.suspend is true: no pod is wanted until it is false."
+    elif policy == ScalingMode.EXTERNAL:
+        replicas, reason = spec.replicas, ScalingReason.EXTERNALLY_MANAGED
+        detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
+    elif plan is None or choice is None:
+        replicas = present or spec.scaling.min_replicas or 1
+        reason = ScalingReason.PLANNED if policy == ScalingMode.PLANNED else ScalingReason.STABLE
+        detail = "What runs is kept while no plan is feasible."
+    elif policy == ScalingMode.PLANNED:
+        replicas, reason = plan.replicas, ScalingReason.PLANNED
+        detail = f"The plan needs {_count(plan.replicas)} for spec.workload and spec.targets."
+    else:
+        replicas, reason, detail, history = _autoscale(
+            spec, plan, choice, pods, present, history, now, supply, fresh_seconds
+        )
+    # The reason of the event that follows when the replicas have changed.
+    return ScalingDecision(replicas, reason, detail, replace(history, reason=reason))
+
+
+def limit_rate(rules: ScalingRules, direction: int, events: Sequence[Event], present: int, now: float) -> int:
+    """Return how far one direction may go from `present` now, as a HorizontalPodAutoscaler counts.
+
+    https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/#configurable-scaling-behavior
+    """
+    if rules.select_policy == SelectPolicy.DISABLED:
+        return present
+    reached = []
+    for policy in rules.policies or POLICIES[direction]:
+        recent = (event for event in events if event.at > now - policy.period_seconds)
+        start = present - sum(event.after - event.before for event in recent)
+        if policy.type == PolicyType.PODS:
+            reached.append(start + direction * policy.value)
+        else:
+            reached.append(direction * math.ceil(direction * start * (100 + direction * policy.value) / 100))
+    pick = max if (rules.select_policy == SelectPolicy.MIN) != (direction == UP) else min
+    return max(present, pick(reached)) if direction == UP else min(present, max(0, pick(reached)))
+
+
+def _autoscale(
+    spec: TurboDeploymentSpec,
+    plan: Plan,
+    choice: Choice,
+    pods: Sequence[PodView],
+    present: int | None,
+    history: History,
+    now: float,
+    supply: Supply | None,
+    fresh_seconds: float,
+) -> tuple[int, ScalingReason, str, History]:
+    """Return the replicas that the load needs within all bounds, with reason, sentence and new history."""
+    fewest = max(spec.scaling.min_replicas or 1, plan.replicas)
+    current = fewest if present is None else present
+    signal = read_signal(spec, choice.capacity, pods, now, fresh_seconds)
+    rules = {UP: spec.scaling.behavior.scale_up, DOWN: spec.scaling.behavior.scale_down}
+    stated = {way: rules[way].stabilization_window_seconds for way in rules}
+    windows = {way: WINDOWS[way] if window is None else window for way, window in stated.items()}
+    high = signal.high if signal.complete else max(signal.high, current)
+    history = history.recommend(signal.low, high, current, now, max(*windows.values(), fresh_seconds))
+
+    needed = min(row.low for row in history.within(windows[UP], now))
+    useful = max(row.high for row in history.within(windows[DOWN], now))
+    steady = min(max(current, needed), useful)
+    wanted = max(fewest, steady)
+    slowest, fastest = (limit_rate(rules[way], way, history.events, current, now) for way in (DOWN, UP))
+    replicas = max(fewest, min(max(wanted, slowest), fastest))
+    limit = limits.max_replicas(spec, choice, supply, pods, current, now)
+    if limit is not None:
+        replicas = min(replicas, limit.replicas)
+
+    reason, as_before = ScalingReason.STABLE, f"{_count(current)} as before"
+    # Replicas that are added are added for the load, though it needs more than the bound allows.
+    if limit is not None and replicas == limit.replicas < wanted and replicas <= current:
+        reason, most = ScalingReason.SCALING_LIMITED, limit.sentence
+        detail = f"{_count(wanted)} would be asked for, but {most}: {_count(replicas)} now."
+    elif replicas != current or wanted != current:
+        reason = ScalingReason.SCALING
+        is_planned = fewest > max(current, steady)
+        cause = f"The plan needs {_count(fewest)}" if is_planned else f"The load asks for {_count(wanted)}"
+        detail = f"{cause}: from {current} to {replicas} now."
+    elif signal.silent or (signal.need is None and not signal.starting):
+        reason = ScalingReason.METRICS_UNAVAILABLE
+        silence = "No pod that answers has said its load yet"
+        if signal.silent:
+            silence = f"The load of {_name_some(signal.silent)} is not known"
+        detail = f"{silence}: {as_before}."
+    elif signal.starting:
+        detail = f"{as_before}: {_name_some(signal.starting)} became ready just now and is asked next."
+    elif high < fewest == current and (spec.scaling.min_replicas or 0) >= plan.replicas:
+        detail = f"{_count(current)}: spec.scaling.minReplicas allows no fewer."
+    elif high < fewest == current and plan.replicas > 1:
+        detail = f"{_count(current)}: the plan needs no fewer for spec.workload and spec.targets."
+    else:
+        detail, enough = f"{_count(current)} for the load.", max(fewest, high)
+        if enough < current:
+            detail += f" {enough} would do now: one goes when that has held for {windows[DOWN]:.0f} s."
+    return replicas, reason, detail, history
+
+
+def _count(replicas: int) -> str:
+    return "1 replica" if replicas == 1 else f"{replicas} replicas"
+
+
+def _name_some(pods: Sequence[str]) -> str:
+    more = f" and {len(pods) - MAX_NAMED} more" if len(pods) > MAX_NAMED else ""
+    return ", ".join(pods[:MAX_NAMED]) + more

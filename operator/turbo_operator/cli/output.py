@@ -1,0 +1,301 @@
+"""An answer as a table, as plain data for `-o json` and `-o yaml`, and words that the plot shares.
+
+Names of the data are camelCase. Bytes are whole numbers, times seconds, money a string as in the API.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from pydantic.alias_generators import to_camel
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from turbo_operator.api import (
+    CapacityType,
+    ConditionType,
+    EngineName,
+    PlanStatus,
+    Provenance,
+    RolloutReason,
+    TurboDeployment,
+)
+from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.cli.plan_query import Answer
+from turbo_operator.drafts.training import chosen
+from turbo_operator.plan import Choice, EvaluatedCandidate, Plan, Predicted, Rejected
+from turbo_operator.planner import OFF, money
+from turbo_operator.planner.explanation.messages import count, time
+
+WIDTH = 200  # columns that a table may take at most
+NUM_REJECTED = 8  # rows; -o json has all of them
+COLUMNS = ("accelerator", "speculation", "replicas", "TTFT", "TPOT", "tokens/s", "$/h", "$/1M", "reason")
+NUMBERS = {*COLUMNS[2:-1], "difference"}
+TRUST = {
+    Provenance.ASSUMED: "rest on lengths or on an acceptance of drafts that are assumed, not measured",
+    Provenance.ROOFLINE: "come from the step-time model and the catalogue's figures",
+    Provenance.CALIBRATED: "come from the step-time model, scaled by what a pod measured at its start",
+    Provenance.MEASURED: "were measured",
+}
+_LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
+UNKNOWN = "-"
+_CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
+_CHOICE = (
+    *("accelerators_per_replica", "method", "placement", "max_draft_tokens", "dtype", "max_model_len"),
+    *("memory_bytes", "kv_cache_bytes", "host_memory_bytes"),
+)
+_USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
+
+
+def as_document(answer: Answer) -> dict[str, Any]:
+    """One TurboDeployment's plan; `whatIf` holds those of changes, where any was asked for."""
+    td, plan, trainer = answer.question.td, answer.plan, answer.trainer
+    document = {
+        "name": td.metadata.name,
+        "model": answer.question.model,
+        **_plan(plan),
+        "nearest": plan.nearest and _rejected(plan.nearest),
+        "rejected": [_rejected(row) for row in plan.rejected],
+    }
+    if serves_another(td):
+        document |= serving_document(td)
+    if trainer:
+        choice = trainer.choice
+        document["training"] = {
+            "accelerator": choice and choice.accelerator.name,
+            "costPerHour": choice and _money(choice.predicted.cost_per_hour),
+            "message": trained_on(answer),
+        }
+    if answer.changes:
+        document["whatIf"] = [
+            {
+                "change": change.asked,
+                **_plan(change.plan),
+                "differencePerHour": None if change.difference is None else signed(change.difference),
+                "notes": list(change.notes),
+            }
+            for change in answer.changes
+        ]
+    return document
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    return {
+        "feasible": plan.choice is not None,
+        "replicas": plan.replicas,
+        "reason": str(plan.reason),
+        "message": plan.detail,
+        "choice": plan.choice and _choice(plan.choice),
+    }
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    fields, name = _fields(choice, *_CANDIDATE, *_CHOICE), choice.accelerator.name
+    price = {"priceSource": choice.accelerator.price_source}
+    return {**fields, "accelerator": name, **_predicted(choice.predicted), **price}
+
+
+def _rejected(row: Rejected) -> dict[str, Any]:
+    predicted = _predicted(row.predicted) if row.predicted else {}
+    why = {"reason": str(row.reason), "message": row.detail}
+    return {**_fields(row, *_CANDIDATE, "method", "replicas"), **predicted, **why}
+
+
+def _fields(record: Choice | Rejected, *names: str) -> dict[str, Any]:
+    values = {to_camel(name): getattr(record, name) for name in names}
+    return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
+
+
+def _predicted(predicted: Predicted) -> dict[str, Any]:
+    return {
+        "timeToFirstTokenSeconds": predicted.time_to_first_token,
+        "timePerOutputTokenSeconds": predicted.time_per_output_token,
+        "tokensPerSecond": predicted.tokens_per_second,
+        "capacityTokensPerSecond": predicted.capacity_tokens_per_second,
+        "costPerHour": _money(predicted.cost_per_hour),
+        "costPerMillionTokens": _money(predicted.cost_per_million_tokens),
+        "provenance": str(predicted.provenance),
+    }
+
+
+def _money(amount: Decimal | None) -> str | None:
+    return None if amount is None else money(amount)
+
+
+def serves_another(td: TurboDeployment) -> bool:
+    """Whether the serving plan is not the plan of the spec."""
+    plan, serving = td.status.plan, td.status.serving_plan
+    return serving is not None and plan is not None and plan.hash != serving.hash
+
+
+def serving_document(td: TurboDeployment) -> dict[str, Any]:
+    """Return both plans of the status as plain data."""
+    tried, serving = (
+        plan and {name: value for name, value in plan.dump().items() if name != "rejected"}
+        for plan in (td.status.plan, td.status.serving_plan)
+    )
+    return {"tried": tried, "serving": serving, "rollout": td.status.rollout and td.status.rollout.dump()}
+
+
+def serving_sentences(td: TurboDeployment) -> tuple[str, ...]:
+    """Describe both plans with hash, reason and predictions; empty where they are the same."""
+    plan, serving, rollout = td.status.plan, td.status.serving_plan, td.status.rollout
+    if plan is None or serving is None or not serves_another(td):
+        return ()
+    stalled = td.status.condition(ConditionType.STALLED)
+    state = "waits to take over" if stalled is not None and stalled.status == "True" else "takes over"
+    if rollout is not None and rollout.reason == RolloutReason.ROLLED_BACK:
+        state = f"was rolled back ({sentence(rollout.message) or 'its pods did not become ready.'})"
+    return (
+        f"Plan {plan.hash} {state}: {_described(plan)}",
+        f"Plan {serving.hash} serves: {_described(serving)}",
+    )
+
+
+def _described(plan: PlanStatus) -> str:
+    what = f"{plan.accelerator or 'an unknown accelerator'} with {plan.method or 'unknown'} drafts"
+    figures = []
+    if predicted := plan.predicted:
+        named = {
+            "per output token": predicted.time_per_output_token,
+            "to the first": predicted.time_to_first_token,
+            "$/h": predicted.cost_per_hour,
+        }
+        figures = [f"{value} {name}" for name, value in named.items() if value is not None]
+    return f"{what}, as {plan.reason or 'unknown'}; predicted {', '.join(figures) or 'nothing'}."
+
+
+def candidate(row: Choice | Rejected | EvaluatedCandidate) -> str:
+    """Name a replica's accelerators and what is unusual, like `h100 x8, VLLM, Spot` or `h100 2 x 8`."""
+    name = row.accelerator if isinstance(row.accelerator, str) else row.accelerator.name
+    if row.nodes > 1:
+        name += f" {row.nodes} x {row.tensor}"
+    elif row.tensor > 1:
+        name += f" x{row.tensor}"
+    return ", ".join([name, *(str(word) for word in (row.engine, row.capacity_type) if word not in _USUAL)])
+
+
+def trained_on(answer: Answer) -> str:
+    """Say what a draft is trained on and what that costs at most, or why it is not; empty without one."""
+    spec = answer.question.td.spec.speculation.training
+    if spec is None or answer.trainer is None:
+        return ""
+    choice = chosen(spec, answer.trainer)
+    if isinstance(choice, ConditionState):
+        return choice.message
+    price, limit = choice.predicted.cost_per_hour, spec.max_cost
+    cost = "" if price is None else f" for {money(price)} $/h"
+    bound = "" if limit is None or not price else f", for {money(limit)} $ or {limit / price:.3g} h at most"
+    return f"A draft is trained on {choice.accelerator.name}{cost}{bound}."
+
+
+def duration(seconds: float | None) -> str:
+    """Format seconds to three digits, like 23.4 ms or 1.25 s."""
+    return UNKNOWN if seconds is None else time(seconds)
+
+
+def signed(amount: Decimal) -> str:
+    """Format a difference of money with its sign, like +1.25, -0.40 or 0.00."""
+    sign = "+" if amount > 0 else "-" if amount < 0 else ""
+    return f"{sign}{money(abs(amount))}"
+
+
+class _Console(Console):
+    """A console that leaves a reader's closed pipe to the command."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # called while the BrokenPipeError is handled
+
+
+def show(answer: Answer) -> None:
+    """Print one answer."""
+    # Tables are read by people and by `less`: a narrow terminal folds sentences and rows, and drops nothing.
+    console = _Console(soft_wrap=True, highlight=False, width=max(WIDTH, Console().width))
+    plan, question, near = answer.plan, answer.question, answer.plan.nearest
+    rows = plan.rejected[:NUM_REJECTED]
+    table = _table(f"{question.td.metadata.name}: {question.model}", "", *COLUMNS)
+    if plan.choice:
+        table.add_row("*", *_chosen_cells(plan), style="bold")
+    if near:  # which a row may repeat in other words
+        table.add_row("~", *_rejected_cells(near))
+        rows = tuple(
+            row for row in rows if replace(row, detail=near.detail, predicted=near.predicted) != near
+        )
+    for row in rows:
+        table.add_row("", *_rejected_cells(row))
+    if table.row_count:
+        console.print(table)
+        console.print()
+    else:
+        console.print(table.title)
+    sentences = [plan.detail]
+    if plan.choice:
+        provenance = plan.choice.predicted.provenance
+        sentences.append(f"{provenance}: times {TRUST[provenance]}. {_LEGEND}")
+    if near and near.detail not in plan.detail:  # what has no plan quotes it already
+        sentences.append(f"~ {_sentence(near)}")
+    sentences += [f"  {_sentence(row)}" for row in rows]
+    if left := len(plan.rejected[NUM_REJECTED:]):
+        sentences.append(f"  -o json also has {count(left, 'candidate')} more.")
+    sentences += serving_sentences(question.td)
+    if answer.trainer:
+        sentences.append(trained_on(answer))
+    for text in sentences:
+        console.print(Text(text))
+    if answer.changes:
+        _show_changes(console, answer)
+
+
+def _table(title: str, *headings: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True, justify="right" if heading in NUMBERS else "left")
+    return table
+
+
+def _show_changes(console: Console, answer: Answer) -> None:
+    table = _table("What if", "change", *COLUMNS[:-2], "difference", *COLUMNS[-2:])
+    changes = [(change.asked, change.plan, change.difference) for change in answer.changes]
+    for name, plan, difference in (("none", answer.plan, None), *changes):
+        cells = _chosen_cells(plan)
+        more = UNKNOWN if difference is None else signed(difference)
+        table.add_row(name, *cells[:-2], more, *cells[-2:])
+    console.print()
+    console.print(table)
+    for change in answer.changes:
+        for note in (*([change.plan.detail] if change.plan.choice is None else []), *change.notes):
+            console.print(Text(f"  {change.asked}: {note}"))
+
+
+def _chosen_cells(plan: Plan) -> list[str]:
+    choice = plan.choice
+    if choice is None:
+        return ["no plan", UNKNOWN, UNKNOWN, *_figures(None), str(plan.reason)]
+    drafts = OFF if choice.method == OFF else f"{choice.method}:{choice.max_draft_tokens}"
+    return [candidate(choice), drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
+
+
+def _rejected_cells(row: Rejected) -> list[str]:
+    replicas = UNKNOWN if row.replicas is None else str(row.replicas)
+    return [candidate(row), row.method, replicas, *_figures(row.predicted), str(row.reason)]
+
+
+def _figures(predicted: Predicted | None) -> list[str]:
+    if predicted is None:
+        return [UNKNOWN] * 5
+    rate, costs = predicted.tokens_per_second, (predicted.cost_per_hour, predicted.cost_per_million_tokens)
+    return [
+        duration(predicted.time_to_first_token),
+        duration(predicted.time_per_output_token),
+        UNKNOWN if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
+        *(_money(cost) or UNKNOWN for cost in costs),
+    ]
+
+
+def _sentence(row: Rejected) -> str:
+    return f"{candidate(row)}, {row.method}: {row.reason}. {row.detail}"

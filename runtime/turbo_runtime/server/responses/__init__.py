@@ -1,1 +1,0 @@
-"""A response from token events to OpenAI's formats."""
