@@ -120,6 +120,44 @@ def test_a_replica_set_that_its_deployment_lets_go_takes_its_pods_along() -> Non
     assert names(pods) == []
 
 
+def orphan(name: str = "chat-abc-1", uid: str = "td") -> dict[str, Any]:
+    labels = LABELS | {f"{GROUP}/owner-uid": uid}
+    return {"metadata": body("rs", labels=labels)["metadata"] | {"name": name}}
+
+
+def test_the_pods_of_a_replica_set_that_was_orphaned_stay_ours_until_it_is_adopted_or_gone() -> None:
+    pods = Pods()
+    pods.put_root("d", ROOT)
+    pods.put_replica_set(SET)
+    pods.put(POD)
+    assert pods.put_replica_set(orphan()) == {KEY}
+    pods.drop_root("d")
+    assert names(pods) == ["p"]
+    assert pods.owner_of("p") == Owner("team", "chat")
+    assert pods.of(KEY, "an earlier one") == []
+    pods.put_root("d2", ROOT)
+    assert pods.put_replica_set(body("rs", "Deployment", "d2", "chat-abc")) == {KEY}
+    assert names(pods) == ["p"]
+    pods.put_replica_set(orphan())
+    pods.drop_root("d2")
+    pods.drop_replica_set(orphan())
+    assert pods.drop(POD) == {KEY}
+    assert len(pods) == 0
+
+
+def test_an_orphan_is_not_ours_by_labels_that_its_name_contradicts_or_where_another_controls_it() -> None:
+    pods = Pods()
+    pods.put(POD)
+    theirs = orphan()
+    theirs["metadata"]["ownerReferences"] = body("rs", "Deployment", "theirs", "chat-abc")["metadata"][
+        "ownerReferences"
+    ]
+    for stranger in (orphan("chat-edited-1"), orphan("rs"), orphan(uid=""), theirs):
+        assert pods.put_replica_set(stranger) == set()
+        assert names(pods) == []
+        assert pods.owner_of("p") is None
+
+
 def test_nothing_is_kept_of_strangers_pods_without_our_label() -> None:
     pods = Pods()
     for number in range(100):

@@ -130,8 +130,12 @@ def _target(states: Sequence[VariantState], wanted: Wanted) -> str | None:
 
 
 def _stays(state: VariantState, wanted: Wanted) -> bool:
-    """Whether to keep a variant without replicas: it serves, or its pods have yet to end."""
-    return state.plan_hash == wanted.serving or (state.exists and (state.held > 0 or not state.seen))
+    """Whether to keep a variant without replicas: it serves, or its pods have yet to end.
+
+    Without a Deployment, running pods are orphans: it is made again to end them.
+    """
+    is_ending = state.exists and (state.held > 0 or not state.seen)
+    return state.plan_hash == wanted.serving or is_ending or (not state.exists and state.replicas > 0)
 
 
 @dataclass(frozen=True, slots=True)

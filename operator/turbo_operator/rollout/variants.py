@@ -27,7 +27,7 @@ class VariantState:
     """One variant as observed."""
 
     plan_hash: str
-    replicas: int = 0  # that its Deployment asks for; 0 where there is none
+    replicas: int = 0  # that its Deployment asks for; where there is none, pods that the next one adopts
     available: int = 0  # of them, ready for minReadySeconds; 0 while its controller has not seen it as it is
     ending: int = 0  # pods that were told to end and still hold their accelerators
     exists: bool = True  # whether there is a Deployment
@@ -70,7 +70,12 @@ def variant_states(
         footprint = labeled_footprint(deployment or revisions.get(plan_hash) or own[0], accelerators)
         ending = sum(pod.terminating for pod in own)
         state = VariantState(plan_hash, ending=ending, exists=False, footprint=footprint, pods=len(own))
-        states.append(state if deployment is None else _deployed(state, deployment, own))
+        if deployment is not None:
+            state = _deployed(state, deployment, own)
+        elif plan_hash in revisions:  # what a Deployment can be made again from
+            ready = sum(pod.ready for pod in own if not pod.terminating)
+            state = replace(state, replicas=len(own) - ending, ready=ready)
+        states.append(state)
     return tuple(states)
 
 

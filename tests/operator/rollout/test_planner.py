@@ -10,7 +10,16 @@ from decimal import Decimal
 import pytest
 
 from turbo_dev.simulated_variants import footprint
-from turbo_operator.rollout import Bounds, Step, VariantState, Wanted, next_step, serving_variant
+from turbo_operator.rollout import (
+    Bounds,
+    Step,
+    VariantState,
+    Wanted,
+    next_step,
+    serving_variant,
+    variant_states,
+)
+from turbo_operator.snapshot import ChildView, PodView
 
 NOW = 1_700_000_000.0
 ROOMY = Bounds()
@@ -177,6 +186,18 @@ def test_replicas_that_do_not_fit_at_all_count_as_missing_ones() -> None:
     assert step(variant("old", 2), variant("new", 0), replicas=3, bounds=written).replicas["old"] == 1
 
 
+def test_what_is_available_stays_until_what_is_restored_has_been_ready_for_min_ready_seconds() -> None:
+    full, wanted = Bounds(max_total=2, max_unavailable=1), Wanted("new", 2, "old")
+    abandoned, restored = variant("between", 1), variant("old", 1, 0, ready=1)
+    made = variant("new", 0, 0)
+    assert step(abandoned, restored, made, replicas=2, bounds=full, wanted=wanted).replicas["between"] == 1
+    back = replace(wanted, rolled_back=True)
+    assert step(restored, variant("new", 1), replicas=2, bounds=full, wanted=back).replicas["new"] == 1
+    available = variant("old", 1)
+    assert step(abandoned, available, made, replicas=2, bounds=full, wanted=wanted).replicas["between"] == 0
+    assert step(variant("new", 1), restored, replicas=2, bounds=full).replicas["old"] == 1
+
+
 def test_pods_that_answer_count_before_their_controller_has_counted_them() -> None:
     late = variant("old", 2, 0, ready=2)
     assert step(late, variant("new", 1, 0), replicas=2).replicas == {"new": 1, "old": 2}
@@ -200,6 +221,32 @@ def test_without_a_plan_what_serves_is_kept_and_made_again_where_somebody_took_i
     lost = VariantState("old", exists=False, footprint=A100)
     assert step(lost, replicas=2, wanted=Wanted(None, 2, "old")).replicas == {"old": 2}
     assert step(variant("old", 0), replicas=2, wanted=Wanted(None, 2, "old")).replicas == {"old": 2}
+
+
+def orphans(plan_hash: str, number: int, ready: int) -> tuple[VariantState, ...]:
+    """A variant whose Deployment is gone and whose pods run on."""
+    revision = ChildView(
+        kind="ControllerRevision", name=f"chat-{plan_hash}", uid="u", applied_hash=None, plan_hash=plan_hash
+    )
+    pods = [PodView(f"p{n}", plan_hash, "Running", n < ready, None, None, None) for n in range(number)]
+    (state,) = variant_states([revision], pods, {})
+    return (replace(state, footprint=A100),)
+
+
+@pytest.mark.parametrize("ready", [0, 1, 2])
+def test_a_deployment_made_again_gets_as_many_replicas_as_pods_run_whatever_room_there_is(ready: int) -> None:
+    full = Bounds(stock={"a100": 0})
+    assert step(*orphans("new", 2, ready), replicas=2, bounds=full).replicas == {"new": 2}
+    assert step(*orphans("new", 2, ready), replicas=1, bounds=full).replicas == {"new": 1}
+
+
+def test_what_serves_and_lost_its_deployment_amid_a_rollout_keeps_its_pods_until_they_are_replaced() -> None:
+    full = Bounds(max_total=2)
+    assert step(*orphans("old", 2, 2), replicas=2, bounds=full).replicas == {"new": 0, "old": 1}
+    assert step(*orphans("old", 1, 1), variant("new", 1, 0), replicas=2, bounds=full).replicas["old"] == 1
+    assert step(*orphans("old", 2, 2), variant("new", 2), replicas=2).replicas == {"new": 2, "old": 0}
+    suspended = step(*orphans("old", 2, 2), replicas=0)
+    assert suspended.replicas == {"new": 0, "old": 0}, "it is adopted to be scaled down"
 
 
 def test_what_serves_is_made_again_in_the_middle_of_a_rollout() -> None:

@@ -3,7 +3,8 @@
 Labels do not prove whose a pod is: a stranger's pod may carry ours. They only say which pods are worth
 caching, since one that its ReplicaSet controls carries them as long as it does: a Deployment's selector,
 which cannot be changed, requires them. What a pod comes from stays known while the pod ends, after its
-Deployment is gone. Each kind is fed by one watch in its order, so what came last is newest; between the kinds
+Deployment is gone. Only of a ReplicaSet that nothing controls do labels and name say it: its Deployment, when
+it is made again, adopts it and its pods. Each kind is fed by one watch in its order, so what came last is newest; between the kinds
 any order will do. No method calls the API server.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from turbo_operator.api import LABEL_DEPLOYMENT
+from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_OWNER_UID, LABEL_PLAN_HASH
 from turbo_operator.controller.cache.object_versions import Key
 from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
@@ -72,9 +73,15 @@ class Pods:
     def put_replica_set(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a ReplicaSet as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
+        owner_uid = owner["uid"] if owner is not None else f"orphan {meta['uid']}"
         if owner is None:
-            return self.drop_replica_set(body, disowned=True)
-        return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"]))
+            if (root := _orphans_root(meta)) is None:
+                return self.drop_replica_set(body, disowned=True)
+            self.put_root(owner_uid, root)
+        keys = self._put(meta["uid"], _Controlled(meta["namespace"], owner_uid))
+        if owner is None:
+            self._gone.add(owner_uid)  # it is kept for the ReplicaSet's sake alone
+        return keys
 
     def drop_replica_set(self, body: Mapping[str, Any], *, disowned: bool = False) -> set[Key]:
         """Remove one that is gone, its pods go after it; or one that no Deployment owns, nor its pods."""
@@ -210,6 +217,16 @@ class Pods:
             _discard(self._under, cached.controller, uid)
             if cached.controller in self._gone:
                 self._drop(cached.controller, at_once=False)
+
+
+def _orphans_root(meta: Mapping[str, Any]) -> Root | None:
+    """Return what an orphaned ReplicaSet comes from; None for a stranger's."""
+    labels = meta.get("labels") or {}
+    name, plan_hash = labels.get(LABEL_DEPLOYMENT, ""), labels.get(LABEL_PLAN_HASH, "")
+    owner_uid = labels.get(LABEL_OWNER_UID)
+    if not owner_uid or not meta["name"].startswith(f"{name}-{plan_hash}-"):
+        return None
+    return Root(Key(meta["namespace"], name), owner_uid, plan_hash)
 
 
 def _with_reports(view: View, before: View | None) -> View:
