@@ -94,6 +94,11 @@ class Hall:
         self.until(said, f"{kind} is {status} for {reason}")
         return self.condition(kind)
 
+    def child_uid(self, name: str) -> str | None:
+        deployment = self.cluster.api.get(resources.CHILDREN["Deployment"], self.namespace, name)
+        uid: str | None = deployment["metadata"]["uid"] if deployment is not None else None
+        return uid
+
     def serving(self) -> list[dict[str, Any]]:
         pods = self.cluster.api.list(resources.POD, self.namespace)
         return [pod for pod in pods if pod["metadata"]["labels"]["serving.turbo.dev/role"] == "serving"]
@@ -131,6 +136,26 @@ def test_eight_gpus_are_planned_counted_paid_and_told(hall: Hall) -> None:
     assert f'node_gpu_hourly_cost{{accelerator="{h100}",node="{h100}-0"}} 2.5' in told
     hall.cluster.access.kubectl("delete", "td", "chat", "-n", hall.namespace)
     hall.cluster.until(lambda: where not in httpx.get(operator.metrics).text, "its figures are gone with it")
+
+
+@pytest.mark.parametrize("how", ["orphan", "background"])
+def test_a_deployment_that_is_deleted_on_a_full_cluster_is_made_again_with_all_replicas(
+    hall: Hall, how: str
+) -> None:
+    h100 = hall.accelerator("h100", "2.50")
+    hall.nodes(h100, 2)
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, replicas=2, rollout={"minReadySeconds": 0})
+    variant = f"chat-{hall.until_ready(2)['status']['plan']['hash']}"
+    for _ in range(3):
+        pods = {pod["metadata"]["uid"] for pod in hall.serving()}
+        before = hall.child_uid(variant)
+        hall.cluster.access.kubectl("delete", "deploy", variant, f"--cascade={how}", "-n", hall.namespace)
+        hall.until(lambda uid=before: hall.child_uid(variant) not in (None, uid), "it is made again")
+        hall.until_ready(2)
+        if how == "orphan":
+            hall.cluster.until(lambda: hall.counts(h100)["available"] == 0, "they are counted")
+            assert {pod["metadata"]["uid"] for pod in hall.serving()} == pods
 
 
 def test_a_fourth_replica_waits_and_the_status_says_why(hall: Hall) -> None:

@@ -201,6 +201,11 @@ class _Rollout:
                     waits += f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes "
                     waits += "before its successor is there"
                 waits += "."
+            if crowded and self._goes_on_by_itself(old, surge, may_miss):
+                waits, broken = (
+                    "The new plan waits until the replicas before it that start are available.",
+                    None,
+                )
         # What is lowered comes before what is raised, so that there are never too many. A new Deployment
         # comes first all the same: one that is rejected costs no replica.
         before = {state.plan_hash: state.replicas for state in others}
@@ -244,7 +249,9 @@ class _Rollout:
     def _old_replicas(self, surge: int, unavailable: int) -> dict[str, int]:
         """Compute the others' replicas: none but of what serves, restored as far as bounds allow."""
         new, others, desired = self.new, self.others, self.desired
-        spare = new.available + sum(state.answering for state in others) - (desired - unavailable)
+        least = desired - unavailable
+        spare = new.available + sum(state.answering for state in others) - least
+        spare_available = new.available + sum(state.available for state in others) - least
         old: dict[str, int] = {}
         for state in others:
             goal, replicas = 0, state.replicas
@@ -273,10 +280,19 @@ class _Rollout:
                     [*holdings, (state.footprint, replicas + more)]
                 ):
                     replicas += 1
-            replicas = min(replicas, max(goal, state.answering - max(spare, 0)))
+            # What answers only now takes the place of nothing that has done so for minReadySeconds.
+            kept = max(state.answering - max(spare, 0), state.available - max(spare_available, 0))
+            replicas = min(replicas, max(goal, kept))
             spare -= state.answering - min(state.answering, replicas)
+            spare_available -= state.available - min(state.available, replicas)
             old[state.plan_hash] = replicas
         return old
+
+    def _goes_on_by_itself(self, old: Mapping[str, int], surge: int, unavailable: int) -> bool:
+        """Whether a replica gives way to the new variant once the others that start are available."""
+        others = [replace(state, available=state.replicas, ready=state.replicas) for state in self.others]
+        then = replace(self, others=others)._old_replicas(surge, unavailable)
+        return any(then[plan_hash] < count for plan_hash, count in old.items())
 
     def _grown(self, old: Mapping[str, int], surge: int) -> int:
         """Compute the replicas of the new variant: none takes an accelerator that another one still holds."""

@@ -231,8 +231,12 @@ class Conditions:
         ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
         if not pods and (failed := _first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
-        message = f"{ready} of {self._scale.replicas} replicas answer; others start or load."
-        return _false(api.AvailableReason.MODEL_LOADING, message)
+        answering = f"{ready} of {self._scale.replicas} replicas answer; others"
+        ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]
+        if ending and all(pod.ready for pod in pods):
+            message = f"{answering} wait until pod {ending[0]} has ended, whose accelerators they take."
+            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, message)
+        return _false(api.AvailableReason.MODEL_LOADING, f"{answering} start or load.")
 
     @cached_property
     def _ready(self) -> ConditionState:
@@ -322,6 +326,10 @@ class Conditions:
 
         Ready does not say it: it is True also of the last feasible plan, and while the last replica starts.
         """
+        ready = sum(pod.ready and pod.plan_hash == self._takeover.target for pod in self._serving)
+        if self._takeover.rolled_back and not self._refused and ready < (replicas := self._scale.replicas):
+            message = f"{ready} of {replicas} replicas of plan {self._takeover.target}, which serves again, "
+            return _true(api.ReconcilingReason.PROGRESSING, f"{message}answer.{self._missing(ready)}")
         if self._stalled.status == "True":
             return _false(self._stalled.reason, self._stalled.message)
         for cause in (self._ready, self._feasible):

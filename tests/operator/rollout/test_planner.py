@@ -195,7 +195,16 @@ def test_what_is_available_stays_until_what_is_restored_has_been_ready_for_min_r
     assert step(restored, variant("new", 1), replicas=2, bounds=full, wanted=back).replicas["new"] == 1
     available = variant("old", 1)
     assert step(abandoned, available, made, replicas=2, bounds=full, wanted=wanted).replicas["between"] == 0
-    assert step(variant("new", 1), restored, replicas=2, bounds=full).replicas["old"] == 1
+
+
+def test_a_replica_that_starts_and_lets_another_one_go_next_is_waited_for_and_no_room() -> None:
+    full, wanted = Bounds(stock={"a100": 2}, max_unavailable=1), Wanted("new", 2, "old")
+    abandoned, made = variant("between", 1), variant("new", 0, 0)
+    for restored in (variant("old", 1, 0), variant("old", 1, 0, ready=1)):
+        starting = step(abandoned, restored, made, replicas=2, bounds=full, wanted=wanted)
+        assert starting.replicas == {"between": 1, "old": 1, "new": 0}
+        assert starting.waits == "The new plan waits until the replicas before it that start are available."
+        assert not starting.waits_for_spec
 
 
 def test_pods_that_answer_count_before_their_controller_has_counted_them() -> None:

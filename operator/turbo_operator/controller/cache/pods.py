@@ -2,10 +2,10 @@
 
 Labels do not prove whose a pod is: a stranger's pod may carry ours. They only say which pods are worth
 caching, since one that its ReplicaSet controls carries them as long as it does: a Deployment's selector,
-which cannot be changed, requires them. What a pod comes from stays known while the pod ends, after its
-Deployment is gone. Only of a ReplicaSet that nothing controls do labels and name say it: its Deployment, when
-it is made again, adopts it and its pods. Each kind is fed by one watch in its order, so what came last is newest; between the kinds
-any order will do. No method calls the API server.
+which cannot be changed, requires them. Only of an orphaned ReplicaSet, which nothing controls, do labels and
+name say it: its Deployment, when it is made again, adopts it. What a pod comes from stays known while the pod
+ends, after its Deployment is gone. Each kind is fed by one watch in its order, so what came last is newest;
+between the kinds any order will do. No method calls the API server.
 """
 
 from __future__ import annotations
