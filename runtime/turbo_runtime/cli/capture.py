@@ -17,7 +17,7 @@ from turbo_runtime.client.client import printable
 def capture(argv: list[str]) -> int:
     """Exit status: 0, or 1 where the folder cannot be read or written."""
     parser = argparse.ArgumentParser(
-        prog="turbo capture", description="Prompts that `turbo serve --capture` has kept."
+        prog="turbo capture", description="Prompts that `turbo serve --capture-config` has kept."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="show | delete")
     show = verbs.add_parser("show", help="how many, of whom, from when to when")
