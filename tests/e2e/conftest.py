@@ -116,10 +116,7 @@ class Cluster:
         return name
 
     def start(self, namespace: str = "", kill_at: str | None = None, **settings: str) -> OperatorProcess:
-        """The operator, watching one namespace or all; `kill_at` is explained in killed_operator.py.
-
-        `ENTRY` among `settings` is the module of its command, another one in earlier states.
-        """
+        """The operator, watching one namespace or all; `kill_at` is explained in killed_operator.py."""
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}",
@@ -131,11 +128,10 @@ class Cluster:
             "TURBO_HEALTH_PORT": str(free_port("127.0.0.1")),
             "TURBO_METRICS_PORT": str(free_port("127.0.0.1")),
         } | settings
-        entry = environment.pop("ENTRY", "turbo_operator.cli.commands")
         program = [
             sys.executable,
             "-c",
-            f"import sys; from {entry} import operator; sys.exit(operator([]))",
+            "import sys; from turbo_operator.cli.commands import operator; sys.exit(operator([]))",
         ]
         if kill_at is not None:
             program = [sys.executable, str(Path(__file__).with_name("killed_operator.py")), kill_at]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -86,24 +87,22 @@ def storage(cluster: Cluster) -> None:
 
 
 def test_the_readmes_commands_install_from_the_users_registry(
-    cluster: Cluster, pushed: str, address: str, shell: dict[str, str]
+    cluster: Cluster, pushed: str, address: str, shell: dict[str, str], tmp_path: Path
 ) -> None:
     install = pushed[pushed.index("helm upgrade --install") :].strip()
     assert f"{address}/turbo/turbo-operator" in install
     run(f"{install} --wait --timeout 5m", shell)
     readme = (REPOSITORY / "README.md").read_text()
-    commands = [
-        line
-        for block in re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
-        for line in block.splitlines()
-        if line.startswith("kubectl")
-    ]
+    manifest = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)[0]
+    (tmp_path / "smollm2.yaml").write_text(manifest)
+    shown = "\n".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
+    commands = [line for line in shown.splitlines() if line.startswith("kubectl")]
     assert commands
     for command in commands:
-        run(command, shell)
+        run(command, shell, tmp_path)
     assert has_image_from(cluster.access, "turbo-system", address)
     run("helm test turbo --namespace turbo-system --timeout 3m", shell)
-    run("kubectl delete -f examples/gpu-l4.yaml", shell)
+    run("kubectl delete -f smollm2.yaml", shell, tmp_path)
 
 
 @pytest.mark.usefixtures("pushed", "storage")
@@ -128,9 +127,9 @@ def has_image_from(access: Access, namespace: str, address: str) -> bool:
     )
 
 
-def run(command: str, env: dict[str, str]) -> str:
+def run(command: str, env: dict[str, str], folder: Path = REPOSITORY) -> str:
     result = subprocess.run(
-        command, shell=True, cwd=REPOSITORY, env=env, capture_output=True, text=True, check=False
+        command, shell=True, cwd=folder, env=env, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, f"{command}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
     return result.stdout

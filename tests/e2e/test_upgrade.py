@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from turbo_dev.access import Access
-from turbo_dev.api import ApiRefusalError
 from turbo_dev.audit_reader import StatusReader
 from turbo_dev.shell import CommandError, run
 from turbo_dev.status_coherence import contradictions
@@ -20,9 +19,10 @@ from turbo_operator.api import crd
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
-BEFORE = "8cdfafe"  # the last state whose rollouts had neither bounds nor a deadline
+# An earlier state with the fields and the plan hash of today. Until the first release a change of either may
+# roll all pods once: then this is the state after it.
+BEFORE = "5ddcfdf"
 REPLICASET = resources.Resource("ReplicaSet", "apps", "v1", "replicasets")
-NEW_FIELD = {"rollout": {"maxSurge": 1}}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def old_crds(cluster: Any, before: Path) -> Iterator[None]:
         cluster.access.kubectl(
             "apply", "--server-side", "--force-conflicts", "--field-manager=turbo-dev", "-f", str(path)
         )
-    cluster.until(lambda: not knows_new_field(cluster), "the API server has the CRDs of before")
+    cluster.access.wait_for_crds()
     yield
     upgrade_crds(cluster)
 
@@ -55,25 +55,7 @@ def upgrade_crds(cluster: Any) -> None:
     """As `helm upgrade` does with CRDs that are templates."""
     access: Access = cluster.access
     access.apply(*crd.definitions())
-    cluster.until(lambda: knows_new_field(cluster), "the API server has today's CRDs")
-
-
-def knows_new_field(cluster: Any) -> bool:
-    """Whether the API server takes a field that the state before has not."""
-    body = {
-        "apiVersion": "serving.turbo.dev/v1alpha1",
-        "kind": "TurboDeployment",
-        "metadata": {"name": "probe", "namespace": "default"},
-        "spec": {"model": {"uri": "pvc://models/model.gguf"}} | NEW_FIELD,
-    }
-    path = resources.TURBODEPLOYMENT.path("default")
-    try:
-        cluster.api.send("POST", path, body, dryRun="All", fieldValidation="Strict")
-    except ApiRefusalError as error:
-        if error.status in (400, 422):
-            return False
-        raise
-    return True
+    access.wait_for_crds()
 
 
 class Pods:
@@ -105,9 +87,7 @@ def test_an_upgrade_leaves_pods_that_rest_alone_and_ends_a_rollout(
 ) -> None:
     namespace = cluster.namespace("upgrade")
     changed = {"speculation": {"maxDraftTokens": 4}}
-    old = cluster.start(
-        namespace, ENTRY="turbo_operator.cli", PYTHONPATH=f"{before / 'operator'}:{before / 'runtime'}"
-    )
+    old = cluster.start(namespace, PYTHONPATH=f"{before / 'operator'}:{before / 'runtime'}")
     for name, replicas in {"single": 1, "pair": 2, "asleep": 1, "moving": 2}.items():
         cluster.create_deployment(namespace, name, replicas=replicas)
         cluster.until_ready(namespace, name, replicas)

@@ -17,7 +17,7 @@ from turbo_runtime.client.client import printable
 def capture(argv: list[str]) -> int:
     """Exit status: 0, or 1 where the folder cannot be read or written."""
     parser = argparse.ArgumentParser(
-        prog="turbo capture", description="Prompts that `turbo serve --capture` has kept."
+        prog="turbo capture", description="Prompts that `turbo serve --capture-config` has kept."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="show | delete")
     show = verbs.add_parser("show", help="how many, of whom, from when to when")
@@ -30,7 +30,9 @@ def capture(argv: list[str]) -> int:
         if not options.folder.is_dir():
             raise NotADirectoryError(f"{options.folder} is no folder; name the one that prompts are kept in")
         if not is_capture(options.folder):
-            raise ValueError(f"{options.folder} holds other files, and no prompts; name the one of --capture")
+            raise ValueError(
+                f"{options.folder} holds other files, and no prompts; name the one of --capture-config"
+            )
         if options.verb == "show":
             _show(options.folder)
         else:

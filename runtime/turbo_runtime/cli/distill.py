@@ -26,6 +26,8 @@ from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_promp
 _DOMAIN = "draft"
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
+# Recipe fields whose names in the folders of drafts are older than those of their flags.
+_FLAGS = {"held_out": "test_fraction", "judges": "validation_fraction", "law": "distribution_loss_weight"}
 _ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
 TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
 
@@ -44,7 +46,7 @@ def distill(argv: list[str]) -> int:
     if options.answers and options.endpoint:
         command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
     if options.answers and (asking := [name for name in _ASKING if getattr(options, name) is not None]):
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in asking)
+        flags = ", ".join(map(_flag, asking))
         command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {flags}")
     # a container's first process has no default handler and would run until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
@@ -54,7 +56,8 @@ def distill(argv: list[str]) -> int:
         recipe = Recipe(**{**OTHERWISE[options.method], **drawn_by(options.answers), **typed})
         prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:
-            raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
+            flags = f"--words, {_flag('law')} and --variation"
+            raise DistillError(f"{flags} are all 0: there is nothing to learn from")
         find(options.model, options.revision)
         settle_threads(options.threads)
         # import torch only now: the threads are settled, and the command line is right
@@ -205,7 +208,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help=text)
     text = "learn from the --keep-answers of earlier drafts of MODEL, instead of asking"
     source.add_argument("--answers", type=Path, nargs="+", default=(), metavar="DIR", help=text)
-    text = f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})"
+    text = f"of prompts kept by `turbo serve --capture-config` the newest so many (default: {MAX_CAPTURED})"
     parser.add_argument("--max-captured", type=bounded_int(1), help=text)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
     text = (
@@ -276,4 +279,11 @@ def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None
     default = f"{Recipe.__dataclass_fields__[name].default:g}"
     for method, other in OTHERWISE.items():
         default += f"; {method}: {other[name]:g}" if other.get(name) else ""
-    group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {default})")
+    metavar = _FLAGS.get(name, name).upper()
+    group.add_argument(
+        _flag(name), dest=name, metavar=metavar, type=kind, help=f"{text} (default: {default})"
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{_FLAGS.get(name, name).replace('_', '-')}"

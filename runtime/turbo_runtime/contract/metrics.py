@@ -112,7 +112,7 @@ DRAFT_ERROR = _gauge(  # /version says why
     "turbo:draft_error", "1 while drafts are not what was asked for, or there are none for a fault"
 )
 DRAFT_INFO = _gauge("turbo:draft_info", "the version of the draft weights in use", "draft", "version")
-# What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name of the --drafts file.
+# What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name in --draft-config.
 DRAFTS_BY_DRAFT = _counter(
     "turbo:spec_decode_num_drafts",
     "verification passes with a drafted token, of requests by the draft they have",

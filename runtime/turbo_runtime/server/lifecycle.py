@@ -41,7 +41,7 @@ def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
     try:
         capture = None if config.capture_config is None else Capture(Path(config.capture_config))
     except CaptureError as error:
-        return _fail(f"--capture: {error}.")
+        return _fail(f"--capture-config: {error}.")
     try:
         listener = _listen(config.host, config.port)
     except OSError as error:

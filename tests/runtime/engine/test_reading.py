@@ -93,7 +93,7 @@ def test_nothing_is_read_for_who_will_not_ask(make_engine: MakeEngine, drafter: 
     params = SamplingParams(temperature=0.0, max_tokens=20, drafting=wanted)
     server.accept(GenerationRequest("r", tuple(range(1, 60)), params))
     server.step()
-    assert server.speculation.drafters.num_bytes == 0
+    assert server.speculation.drafters._suffix.num_bytes == 0
 
 
 def test_what_was_answered_is_read_in_the_steps_that_follow_and_at_rest(make_engine: MakeEngine) -> None:
@@ -106,4 +106,4 @@ def test_what_was_answered_is_read_in_the_steps_that_follow_and_at_rest(make_eng
     for _ in range(3):
         server.rest()
     assert not drafters.waiting
-    assert drafters.num_bytes > 0
+    assert drafters._suffix.num_bytes > 0

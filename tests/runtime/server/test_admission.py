@@ -176,5 +176,5 @@ async def test_the_link_hands_no_id_over_twice() -> None:
     with pytest.raises(ValueError, match="request same is running or waiting already"):
         link.submit([other])
     link.fail_all("over")
-    ((event, _),) = await waiting.take()
+    event, _ = await waiting.get()
     assert event.error == "over"

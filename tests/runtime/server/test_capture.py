@@ -60,7 +60,7 @@ def settings(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(launch: Any, settings: Path) -> str:
-    server = launch(f"--capture={settings}", f"--api-key-file={settings.with_name('keys')}")
+    server = launch(f"--capture-config={settings}", f"--api-key-file={settings.with_name('keys')}")
     return str(server.url)
 
 
@@ -121,7 +121,7 @@ def test_where_nothing_can_be_written_requests_are_answered_and_the_reason_is_to
     launch: Any, settings: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "kept").write_text("a file")
-    server = launch(f"--capture={settings}", f"--api-key-file={settings.with_name('keys')}")
+    server = launch(f"--capture-config={settings}", f"--api-key-file={settings.with_name('keys')}")
     say(server.url, "hello")
     wait_for(lambda: outcomes(server.url)["failed"] == 1)
     assert gauge(server.url, "capture_error") == 1
@@ -134,10 +134,10 @@ def test_where_nothing_can_be_written_requests_are_answered_and_the_reason_is_to
 
 def test_settings_that_are_wrong_at_the_start_are_one_sentence(launch: Any, settings: Path) -> None:
     settings.write_text('{"folder": "x", "sample": 1}')
-    server = launch(f"--capture={settings}", ready=False)
+    server = launch(f"--capture-config={settings}", ready=False)
     assert server.exit_status() == 1
     assert server.said.count("\n") == 1
-    assert "turbo serve: --capture: " in server.said
+    assert "turbo serve: --capture-config: " in server.said
     assert "there is no 'sample'" in server.said
 
 

@@ -114,9 +114,9 @@ def test_a_taken_port_is_one_sentence_and_status_1(launch, server) -> None:
 
 
 def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_to) -> None:
-    server = launch("--shutdown-delay-seconds=6", "--drain-timeout-seconds=30")
+    server = launch("--shutdown-delay-seconds=1", "--drain-timeout-seconds=30")
     with connect_to(server) as client:
-        running = in_background(lambda: client.completions.create(**HOLD, max_tokens=480))  # some 12 s
+        running = in_background(lambda: client.completions.create(**HOLD, max_tokens=120))  # some 3 s
         until(server, "GenerationRequest")
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Draining")
@@ -131,7 +131,7 @@ def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_t
             client.completions.create(model="echo", prompt="too late")
         assert caught.value.status_code == 503
         assert "retry-after" in caught.value.response.headers
-        assert running.result(30).usage.completion_tokens == 480
+        assert running.result(30).usage.completion_tokens == 120
     assert server.exit_status() == 0
 
 

@@ -58,7 +58,7 @@ def swap(folder: Path, **selection: object) -> None:
 @pytest.fixture(scope="module")
 def server(start_process: Callable[[list[str]], ServerProcess], folder: Path) -> ServerProcess:
     flags = ["--host=127.0.0.1", "--port=0", "--threads=1", "--dtype=float32", "--served-model-name=tiny"]
-    drafts = f"--drafts={folder / 'drafts.json'}"
+    drafts = f"--draft-config={folder / 'drafts.json'}"
     started = start_process([sys.executable, "-c", SERVE, str(folder / "model"), *flags, drafts])
     started.wait_for("Ready: ", 3 * PATIENCE_SECONDS)
     return started

@@ -1,0 +1,109 @@
+"""Names that left the product's API, flags and metrics stay away, so that one thing has one name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from turbo_operator.api import constants, crd
+from turbo_runtime.contract import metrics
+
+ROOT = Path(__file__).parent.parent
+FIELDS = {
+    "answerTokens",
+    "answering",
+    "artefact",
+    "began",
+    "belowSince",
+    "captured",
+    "configMapRef",
+    "deployment",
+    "detail",
+    "enabled",
+    "ended",
+    "exhausted",
+    "gain",
+    "gainBelow",
+    "gains",
+    "left",
+    "minGain",
+    "passedOver",
+    "policy",
+    "pvc",
+    "runningSince",
+    "servedName",
+    "spent",
+    "started",
+    "summary",
+    "turnedDown",
+    "work",
+}
+REASONS = {
+    "BudgetLimit",
+    "CrashLoop",
+    "Dearer",
+    "DraftsOff",
+    "HoldingNoMetrics",
+    "ImagePull",
+    "InForce",
+    "InUse",
+    "MinimumReplicas",
+    "NeedsChange",
+    "NoCapacity",
+    "NoGain",
+    "NoProfile",
+    "OutOfMemory",
+    "OverBudget",
+    "Refused",
+    "RefusedByEngine",
+    "TrainingDisabled",
+    "Trying",
+    "WrongTarget",
+}
+METRICS = re.compile(
+    r"turbo:(plain_)?answering|_by_draft|turbo:own_|chosen_drafts|_problem|deployment_gain|desired_replica$"
+)
+FLAGS = re.compile(
+    r"--(max-running|max-step-tokens|served-name|max-waiting|max-waiting-tokens|drafts|capture|api-keys"
+    r"|request-seconds|drain-seconds|endpoint-seconds|audit-share|judges|held-out|law)(?![-\w])"
+)
+
+
+def fields(schema: Mapping[str, Any]) -> Iterator[str]:
+    """The names of all fields below a schema."""
+    for name, value in (schema.get("properties") or {}).items():
+        yield name
+        yield from fields(value)
+    for below in ("items", "additionalProperties"):
+        if isinstance(schema.get(below), dict):
+            yield from fields(schema[below])
+
+
+def test_no_field_of_the_api_has_an_old_name() -> None:
+    for definition in crd.definitions():
+        (version,) = definition["spec"]["versions"]
+        assert FIELDS.isdisjoint(fields(version["schema"]["openAPIV3Schema"]))
+
+
+def test_no_reason_has_an_old_name() -> None:
+    enums = [
+        value for value in vars(constants).values() if isinstance(value, type) and issubclass(value, StrEnum)
+    ]
+    assert len(enums) > 5
+    assert REASONS.isdisjoint(str(member) for enum in enums for member in enum)
+
+
+def test_no_metric_has_an_old_name() -> None:
+    names = [metric.name for metric in metrics.METRICS]
+    assert len(names) > 20
+    assert [name for name in names if METRICS.search(name)] == []
+
+
+def test_no_flag_in_code_or_documents_has_an_old_name() -> None:
+    paths = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "charts").rglob("*.*")]
+    paths += [path for folder in ("operator", "runtime", "dev") for path in (ROOT / folder).rglob("*.py")]
+    old = {str(path.relative_to(ROOT)): FLAGS.findall(path.read_text()) for path in paths if path.is_file()}
+    assert {path: flags for path, flags in old.items() if flags} == {}
