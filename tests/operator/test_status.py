@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.plan_cases import plan as plan_of
-from turbo_operator import autoscaler, status
+from turbo_operator import autoscaler, render, status
 from turbo_operator.api import (
     AvailableReason,
     CapacityType,
@@ -249,7 +249,7 @@ def test_until_the_model_is_known_there_is_no_plan() -> None:
 
 
 def test_a_failed_inspection_waits_for_the_user() -> None:
-    job = ChildView("Job", "chat-inspect-abcd", "j", None, failed=True)
+    job = ChildView("Job", render.job_name(td()), "j", None, failed=True)
     new = computed(td(), children=(job,), facts=None, error="no such file: /models/chat")
     assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
     assert said(new, ConditionType.READY) == ("False", ModelInspectedReason.INSPECT_FAILED)
@@ -395,7 +395,7 @@ def test_an_unreadable_status_is_written_anew() -> None:
 
 
 def test_a_complete_inspection_without_facts_waits_for_the_user() -> None:
-    job = ChildView("Job", "chat-inspect-abcd", "j", None, complete=True)
+    job = ChildView("Job", render.job_name(td()), "j", None, complete=True)
     new = computed(td(), children=(job,), facts=None, error="Pod p ended without the model's facts: not JSON")
     assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
     assert said(new, ConditionType.STALLED)[0] == "True"
