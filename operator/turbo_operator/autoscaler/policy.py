@@ -71,12 +71,8 @@ def scale(
     elif policy == ScalingMode.PLANNED:
         replicas, reason = plan.replicas, ScalingReason.PLANNED
         by_spec = plan.replicas <= (spec.scaling.min_replicas or 0)
-        why = (
-            ", and spec.workload and spec.targets no more."
-            if by_spec
-            else " for spec.workload and spec.targets."
-        )
-        detail = _floor(spec, plan.replicas) + why
+        why = ": the load needs no more." if by_spec else " for spec.workload and spec.targets."
+        detail = f"{_floor(spec, plan.replicas)}{why}"
     else:
         replicas, reason, detail, history = _autoscale(
             spec, plan, choice, pods, present, history, now, supply, fresh_seconds

@@ -134,9 +134,7 @@ class Outcome:
     calibrations: tuple[api.Calibrated, ...] = ()  # what pods have reported of their speed
     verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft
-    inspects_anew: bool = (
-        False  # the inspect Job that is there is about to be replaced: it tells of another spec
-    )
+    inspects_anew: bool = False  # the inspect Job that is seen is of another spec, and goes
 
 
 class Conditions:
@@ -291,9 +289,7 @@ class Conditions:
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
-            message = (
-                f"All {replicas} replicas of the new plan answer, and have yet to do so for {seconds} s."
-            )
+            message = f"All {replicas} replicas of the new plan answer, but not for {seconds} s yet."
             return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
         return _false(cause.reason, f"{self._serves_on}Of the new plan: {cause.message}")
