@@ -61,8 +61,8 @@ def pod(name: str, variant: str, ready: bool = True, **more: Any) -> PodView:
 
 
 def variant(name: str, replicas: int, available: int) -> tuple[ChildView, ...]:
-    own = {"plan_hash": name, "accelerator": "cpu"}
-    counts = {"replicas": replicas, "available_replicas": available}
+    own: dict[str, Any] = {"plan_hash": name, "accelerator": "cpu"}
+    counts: dict[str, Any] = {"replicas": replicas, "available_replicas": available}
     return (
         ChildView("Deployment", f"chat-{name}", f"d-{name}", None, **own, **counts),
         ChildView("ControllerRevision", f"chat-{name}", f"r-{name}", None, **own, data={"spec": {}}),

@@ -144,7 +144,9 @@ class Rollout(Record):
             "maxUnavailable",
         ),
         Rule(
-            "duration(self.progressDeadline) > duration(string(self.minReadySeconds) + 's')",
+            # getSeconds leaves out the fraction, and minReadySeconds as a duration would cost too much.
+            "duration(self.progressDeadline) > duration('0s') && "
+            "(duration(self.progressDeadline) - duration('1us')).getSeconds() >= self.minReadySeconds",
             "write a progressDeadline above minReadySeconds, within which no pod counts as available",
             lambda it: it.progress_deadline.seconds > it.min_ready_seconds,
             "progressDeadline",
