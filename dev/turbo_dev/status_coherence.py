@@ -104,6 +104,14 @@ def _verdicts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
         yield "Ready is True, and Available is False."
     if _is(conditions, "Stalled", "True") and _is(conditions, "Reconciling", "True"):
         yield "Stalled and Reconciling are both True."
+    if _is(conditions, "Ready", "True"):
+        if _is(conditions, "Stalled", "True"):
+            yield f"Ready is True, and Stalled is True for {conditions['Stalled']['reason']}."
+        for kind in ("ModelInspected", "PlanFeasible"):
+            condition = conditions.get(kind, _ABSENT)
+            partial = condition["reason"] == "InsufficientCapacity"  # as many as fit run
+            if condition["status"] in ("False", "Unknown") and not partial:
+                yield f"Ready is True, and {kind} is {condition['status']} for {condition['reason']}."
     for reason in ("Serving", "ScaledToZero"):
         if conditions.get("Ready", _ABSENT)["reason"] == reason and not _is(conditions, "Ready", "True"):
             yield f"Ready is {conditions['Ready']['status']} for {reason}."
@@ -219,6 +227,8 @@ def _plans(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
         return
     if rollout.get("planHash") == serving.get("hash"):
         yield f"status.rollout is to {rollout['planHash']}, and that is what serves."
+    if serving.get("hash") and _is(conditions, "Ready", "True", "Serving"):
+        yield f"Ready is True for Serving, and the rollout to {rollout.get('planHash')} is not over."
     if plan.get("hash") and rollout.get("planHash") != plan["hash"]:
         yield f"status.rollout is to {rollout.get('planHash')}, and status.plan is {plan['hash']}."
     if rollout.get("reason") == "RolledBack" and not serving.get("hash"):

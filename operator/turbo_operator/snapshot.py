@@ -243,6 +243,7 @@ class Snapshot:
     pods: tuple[PodView, ...] = ()
     model: ModelInfo | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
+    inspecting: tuple[JobPod, ...] = ()  # pods of the Job that reads it
     draft: DraftView | None = None  # the one that is asked for
     named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first

@@ -113,6 +113,22 @@ WRONG = {
         body(condition("Available", "False", "CrashLoopBackOff")),
         "Ready is True, and Available is False",
     ),
+    "ready-and-stalled": (
+        body(condition("Stalled", "True", "UserActionRequired")),
+        "Ready is True, and Stalled is True for UserActionRequired",
+    ),
+    "ready-and-infeasible": (
+        body(condition("PlanFeasible", "False", "BudgetExceeded")),
+        "Ready is True, and PlanFeasible is False for BudgetExceeded",
+    ),
+    "ready-and-inspecting": (
+        body(condition("ModelInspected", "Unknown", "Inspecting")),
+        "Ready is True, and ModelInspected is Unknown",
+    ),
+    "ready-in-a-rollout": (
+        body(condition("Reconciling", "True", "Progressing"), rollout={"planHash": "bbbb"}),
+        "Ready is True for Serving, and the rollout to bbbb is not over",
+    ),
     "unavailable-with-all": (
         body(*IN_ROLLOUT, condition("Available", "False", "CrashLoopBackOff")),
         "Available is False for CrashLoopBackOff, and 2 of 2",

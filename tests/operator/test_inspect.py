@@ -6,7 +6,8 @@ from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
-from turbo_operator.controller.snapshot_builder import is_stale_inspection, read_model
+from turbo_operator.controller.decision import is_stale_inspection
+from turbo_operator.controller.snapshot_builder import read_model
 from turbo_operator.snapshot import ChildView, JobPod
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 

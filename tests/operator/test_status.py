@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.plan_cases import plan as plan_of
-from turbo_operator import autoscaler, status
+from turbo_operator import autoscaler, render, status
 from turbo_operator.api import (
     AvailableReason,
     CapacityType,
@@ -199,11 +199,12 @@ def test_what_kubernetes_says_twice_is_quoted_once() -> None:
     assert available.message == 'Pod p: Unschedulable: claim "models" not found.'
 
 
-def test_an_infeasible_spec_leaves_the_last_plan_ready_and_says_so() -> None:
+def test_an_infeasible_spec_leaves_the_last_plan_available_and_says_so() -> None:
     before = computed(td(), pod())
     new = computed(td(before, cost={"maxPerHour": "0.01"}), pod())
     assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.BUDGET_EXCEEDED)
-    assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(new, ConditionType.READY) == ("False", PlanReason.BUDGET_EXCEEDED)
+    assert said(new, ConditionType.AVAILABLE)[0] == "True"
     assert said(new, ConditionType.STALLED)[0] == "True"
     assert new.plan is not None
     assert (new.plan.hash, new.plan.reason) == (HASH, PlanReason.BUDGET_EXCEEDED)
@@ -224,7 +225,8 @@ def test_kstatus_takes_an_object_for_current_only_while_its_spec_is_in_force() -
     assert kstatus(before) == "Current"
     assert kstatus(computed(td(before, cost={"maxPerHour": "0.01"}), pod())) == "Failed"
     none_free = computed(td(before), pod(), supply={"cpu": Supply()})
-    assert said(none_free, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(none_free, ConditionType.READY) == ("False", PlanReason.INSUFFICIENT_CAPACITY)
+    assert said(none_free, ConditionType.AVAILABLE)[0] == "True"
     assert said(none_free, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.INSUFFICIENT_CAPACITY)
     assert kstatus(none_free) == "InProgress"
     assert kstatus(computed(td(), pod(ready=False))) == "InProgress"
@@ -249,7 +251,7 @@ def test_until_the_model_is_known_there_is_no_plan() -> None:
 
 
 def test_a_failed_inspection_waits_for_the_user() -> None:
-    job = ChildView("Job", "chat-inspect-abcd", "j", None, failed=True)
+    job = ChildView("Job", render.job_name(td()), "j", None, failed=True)
     new = computed(td(), children=(job,), facts=None, error="no such file: /models/chat")
     assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
     assert said(new, ConditionType.READY) == ("False", ModelInspectedReason.INSPECT_FAILED)
@@ -295,11 +297,11 @@ def test_scaled_to_zero_is_as_asked_and_says_that_nothing_answers() -> None:
     assert "Nothing answers" in explained(new, ConditionType.READY)
 
 
-def test_the_last_feasible_plan_is_ready_with_its_own_replicas() -> None:
+def test_the_last_feasible_plan_is_available_with_its_own_replicas() -> None:
     first = computed(td(), pod())
     new = computed(td(first, replicas=3, cost={"maxPerHour": "0.05"}), pod())
     assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.BUDGET_EXCEEDED)
-    assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(new, ConditionType.READY) == ("False", PlanReason.BUDGET_EXCEEDED)
     assert said(new, ConditionType.AVAILABLE)[0] == "True"
 
 
@@ -395,7 +397,7 @@ def test_an_unreadable_status_is_written_anew() -> None:
 
 
 def test_a_complete_inspection_without_facts_waits_for_the_user() -> None:
-    job = ChildView("Job", "chat-inspect-abcd", "j", None, complete=True)
+    job = ChildView("Job", render.job_name(td()), "j", None, complete=True)
     new = computed(td(), children=(job,), facts=None, error="Pod p ended without the model's facts: not JSON")
     assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
     assert said(new, ConditionType.STALLED)[0] == "True"

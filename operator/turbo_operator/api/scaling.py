@@ -126,7 +126,7 @@ class Rollout(Record):
     """Wanted replicas that may be missing while a new plan takes over. Default: 0 where there is room for
     maxSurge, else 1; a single replica that answers goes first only where 1 is written.
     """
-    min_ready_seconds: Annotated[int, Field(strict=True, ge=0, le=3600)] = 10
+    min_ready_seconds: Annotated[int, Field(strict=True, ge=0, le=3599)] = 10
     """Seconds for which a new pod must be ready to count as available."""
     progress_deadline: UpToAnHour = Duration("10m")
     """Longest time without one more available replica, from when a node took a pod of the new plan. Then the
@@ -144,9 +144,11 @@ class Rollout(Record):
             "maxUnavailable",
         ),
         Rule(
-            "duration(self.progressDeadline).getSeconds() > self.minReadySeconds",
+            # getSeconds leaves out the fraction, and minReadySeconds as a duration would cost too much.
+            "duration(self.progressDeadline) > duration('0s') && "
+            "(duration(self.progressDeadline) - duration('1us')).getSeconds() >= self.minReadySeconds",
             "write a progressDeadline above minReadySeconds, within which no pod counts as available",
-            lambda it: int(it.progress_deadline.seconds) > it.min_ready_seconds,
+            lambda it: it.progress_deadline.seconds > it.min_ready_seconds,
             "progressDeadline",
         ),
     )

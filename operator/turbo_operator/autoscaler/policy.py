@@ -70,7 +70,9 @@ def scale(
         detail = "What runs is kept while no plan is feasible."
     elif policy == ScalingMode.PLANNED:
         replicas, reason = plan.replicas, ScalingReason.PLANNED
-        detail = f"The plan needs {_count(plan.replicas)} for spec.workload and spec.targets."
+        by_spec = plan.replicas <= (spec.scaling.min_replicas or 0)
+        why = ": the load needs no more." if by_spec else " for spec.workload and spec.targets."
+        detail = f"{_floor(spec, plan.replicas)}{why}"
     else:
         replicas, reason, detail, history = _autoscale(
             spec, plan, choice, pods, present, history, now, supply, fresh_seconds
@@ -137,7 +139,7 @@ def _autoscale(
     elif replicas != current or wanted != current:
         reason = ScalingReason.SCALING
         is_planned = fewest > max(current, steady)
-        cause = f"The plan needs {_count(fewest)}" if is_planned else f"The load asks for {_count(wanted)}"
+        cause = _floor(spec, fewest) if is_planned else f"The load asks for {_count(wanted)}"
         detail = f"{cause}: from {current} to {replicas} now."
     elif signal.silent or (signal.need is None and not signal.starting):
         reason = ScalingReason.METRICS_UNAVAILABLE
@@ -156,6 +158,12 @@ def _autoscale(
         if enough < current:
             detail += f" {enough} would do now: one goes when that has held for {windows[DOWN]:.0f} s."
     return replicas, reason, detail, history
+
+
+def _floor(spec: TurboDeploymentSpec, replicas: int) -> str:
+    """Say who asks for at least so many replicas: the bound of the spec, or the plan."""
+    by_spec = replicas <= (spec.scaling.min_replicas or 0)
+    return f"{'spec.scaling.minReplicas asks for' if by_spec else 'The plan needs'} {_count(replicas)}"
 
 
 def _count(replicas: int) -> str:

@@ -21,10 +21,9 @@ from turbo_operator.api import (
 )
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
-from turbo_operator.controller.decision import Decision, Manifest
+from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
 from turbo_operator.controller.kube import ConflictError, Kube, RefusedError, StrangerError
-from turbo_operator.controller.snapshot_builder import is_stale_inspection
 from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.resources import TURBODEPLOYMENT as OWNER

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import autoscaler, render, rollout, status
-from turbo_operator.api import RolloutReason, RolloutStatus, ScaleEvent, TurboDeployment, epoch
+from turbo_operator.api import (
+    ANNOTATION_APPLIED_HASH,
+    RolloutReason,
+    RolloutStatus,
+    ScaleEvent,
+    TurboDeployment,
+    epoch,
+)
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts import canary, training
@@ -20,7 +27,7 @@ from turbo_operator.planner.performance.calibration import Online, update_calibr
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Snapshot
+from turbo_operator.snapshot import ChildView, JobPod, Snapshot
 from turbo_operator.status import Outcome, Takeover
 
 Manifest = Mapping[str, Any]
@@ -110,6 +117,7 @@ def decide(
         calibrations,
         verdict,
         step,
+        _inspects_anew(td, observed, children),
         online=online,
         trial=trial,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
@@ -136,12 +144,14 @@ def _follow(
         last = None
     if plan_hash is None or td.spec.suspend:
         return last
+    spec_hash = digest(td.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16]
     if replicas == 0:
-        return last if last is not None and last.reason == RolloutReason.ROLLED_BACK else None
+        stays = last is not None and (last.reason, last.spec_hash) == (RolloutReason.ROLLED_BACK, spec_hash)
+        return last if stays else None
     state = next((state for state in states if state.plan_hash == plan_hash), None)
     progress = rollout.Progress.of_pods(
         plan_hash,
-        digest(td.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16],
+        spec_hash,
         state.replicas if state is not None else 0,
         state.available if state is not None else 0,
         [pod for pod in observed.pods if pod.plan_hash == plan_hash],
@@ -155,6 +165,27 @@ def _follow(
         over_limits=is_over_limits,
     )
     return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline.seconds)
+
+
+def is_stale_inspection(job: ChildView, wanted_hash: str, pods: Iterable[JobPod]) -> bool:
+    """Whether a Job that is still wanted must make room for a new one: a Job cannot be changed.
+
+    It was rendered from another spec, or it is complete and its answer went with its pod before it was read.
+    """
+    has_pod = any(pod.job == job.name for pod in pods)
+    return job.applied_hash != wanted_hash or (job.complete and not has_pod)
+
+
+def _inspects_anew(td: TurboDeployment, observed: Snapshot, children: Iterable[Manifest]) -> bool:
+    """Whether what is seen of the inspection is of a Job that is about to be replaced."""
+    name = render.job_name(td)
+    job = next((child for child in observed.children if (child.kind, child.name) == ("Job", name)), None)
+    new = next((child for child in children if child["kind"] == "Job"), None)
+    if job is None or new is None:
+        return False
+    return is_stale_inspection(
+        job, new["metadata"]["annotations"][ANNOTATION_APPLIED_HASH], observed.inspecting
+    )
 
 
 def restore_history(events: Sequence[ScaleEvent]) -> History:

@@ -26,7 +26,8 @@ def build_snapshot(
 ) -> Snapshot:
     """Return all that one look at `td` sees; `now` is in seconds since the epoch."""
     observed = cache.observe(key, td.metadata.uid)
-    facts, error = read_model(td, observed.children, cache.pods.inspecting(key))
+    inspecting = tuple(pod for pod in cache.pods.inspecting(key) if pod.job == render.job_name(td))
+    facts, error = read_model(td, observed.children, inspecting)
     supply = supply_of(inventory.stock, key.owner, td.spec.template)
     free = None
     if td.spec.speculation.training is not None:
@@ -41,6 +42,7 @@ def build_snapshot(
         free=free,
         model=facts,
         model_error=error,
+        inspecting=inspecting,
         draft=_draft(cache, key, td),
         named=tuple(
             (named.name, cache.drafts.get(Key(key.namespace, named.draft_ref.name)))
@@ -99,16 +101,9 @@ def read_model(
         if pod.reason:
             return None, f"Pod {pod.name}: {pod.message or pod.reason}"
     if job is not None and job.failed:
+        if job.reason == "PodFailurePolicy":  # whose message is of exit codes and rules
+            return None, f"Job {name} failed, and its pod, which said why, is gone."
         return None, f"Job {name} failed: {job.message or 'it gave no reason'}"
     if job is not None and not own and not job.complete:  # why no pod can be made is told in events alone
         return None, f"Job {name} has made no pod: kubectl describe job {name} says why."
     return None, None
-
-
-def is_stale_inspection(job: ChildView, wanted_hash: str, pods: Iterable[JobPod]) -> bool:
-    """Whether a Job that is still wanted must make room for a new one: a Job cannot be changed.
-
-    It was rendered from another spec, or it is complete and its answer went with its pod before it was read.
-    """
-    has_pod = any(pod.job == job.name for pod in pods)
-    return job.applied_hash != wanted_hash or (job.complete and not has_pod)

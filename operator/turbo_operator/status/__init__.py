@@ -35,7 +35,9 @@ def compute(
     plan_hash, verdict, takeover = outcome.plan_hash, outcome.verdict, outcome.takeover
     scale = in_force(td, outcome.scale, plan_hash)
     outcome = dataclasses.replace(outcome, scale=scale)
-    states = Conditions(td, observed, outcome, refused).states()
+    states = Conditions(td, observed, outcome, now, refused).states()
+    if scale.replicas == 0:  # what was measured is of pods that are not wanted any more
+        observed = dataclasses.replace(observed, gain=None)
     gain = fields.shown_gain(td.status.observed, observed)
     states |= draft_conditions.verdicts(
         td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, gain

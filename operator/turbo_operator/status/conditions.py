@@ -15,10 +15,10 @@ from turbo_operator import api
 from turbo_operator.api.conditions import ConditionState, sentence
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.drafts.canary import CanaryVerdict
-from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision, is_training_job
+from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision
 from turbo_operator.plan import Plan
 from turbo_operator.planner import money
-from turbo_operator.render import url
+from turbo_operator.render import job_name, url
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.fields import cost_per_hour
 
@@ -39,6 +39,7 @@ POD_REASONS: Mapping[str, api.AvailableReason] = {
     }.items()
     for reason in reasons.split()
 }
+_IMAGE_REMEDY = " Correct spec.engine.image or spec.template.imagePullSecrets."
 
 
 def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
@@ -61,7 +62,12 @@ def failure(observed: Snapshot, plan_hash: str) -> str:
     if failing:
         return failing.message
     messages = (child.message for child in observed.children if child.plan_hash == plan_hash)
-    return next((sentence(message) for message in messages if message), "")
+    if message := next((sentence(message) for message in messages if message), ""):
+        return message
+    loading = sorted(pod.name for pod in pods if pod.is_serving and not pod.ready and not pod.pending_since)
+    if not loading:
+        return ""
+    return f"Pod {loading[0]} runs and is not ready: if it needs longer, raise spec.rollout.progressDeadline."
 
 
 def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
@@ -72,7 +78,13 @@ def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
     pod = failing[0]
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
-    return _false(reason, f"Pod {pod.name}: {pod.reason}: {message}")
+    remedy = _remedy(pod.reason)
+    return _false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
+
+
+def _remedy(reason: str | None) -> str:
+    is_image = POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF
+    return _IMAGE_REMEDY if is_image else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +108,8 @@ class Takeover:
         """Whether the plan of the spec was given up, and what served before it serves on."""
         return self.is_over(api.RolloutReason.ROLLED_BACK)
 
-    def describe_failure(self, td: api.TurboDeployment) -> str:
-        """Say in sentences why a plan was given up."""
+    def describe_failure(self, td: api.TurboDeployment, pods: Iterable[PodView]) -> str:
+        """Say in sentences why a plan was given up, and whether pods of the one before it answer."""
         rollout = self.rollout
         if rollout is None:
             return ""
@@ -105,7 +117,9 @@ class Takeover:
         why = rollout.message or "Its pods start and do not become ready."
         message = f"Plan {rollout.plan_hash} made no progress for {deadline}: {why}"
         if self.rolled_back:
-            return f"{message} Plan {self.serving} serves again: change the spec to try another one."
+            answers = any(pod.ready and pod.plan_hash == self.serving for pod in pods)
+            does = "serves again" if answers else "gets its replicas back"
+            return f"{message} Plan {self.serving} {does}: change the spec to try another one."
         return f"{message} No plan served before it, so it is tried on."
 
 
@@ -120,15 +134,20 @@ class Outcome:
     calibrations: tuple[api.Calibrated, ...] = ()  # what pods have reported of their speed
     verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft
+    inspects_anew: bool = False  # the inspect Job that is seen is of another spec, and goes
 
 
 class Conditions:
     """Each condition that a deployment's facts come to; the outcome's scale is the one in force."""
 
     def __init__(
-        self, td: api.TurboDeployment, observed: Snapshot, outcome: Outcome, refused: str | None
+        self, td: api.TurboDeployment, observed: Snapshot, outcome: Outcome, now: float, refused: str | None
     ) -> None:
-        self._td, self._observed, self._outcome, self._refused = td, observed, outcome, refused
+        self._td, self._outcome, self._now, self._refused = td, outcome, now, refused
+        if outcome.inspects_anew:
+            others = tuple(child for child in observed.children if child.name != job_name(td))
+            observed = dataclasses.replace(observed, children=others, model_error=None, inspecting=())
+        self._observed = observed
         self._scale, self._plan_hash, self._takeover = outcome.scale, outcome.plan_hash, outcome.takeover
         self._target = outcome.plan_hash or outcome.takeover.target
         canary = outcome.verdict.variant if outcome.verdict is not None else None
@@ -157,16 +176,17 @@ class Conditions:
             shape, parameters = facts.shape, facts.shape.parameters / 1e6
             message = f"{shape.architecture} of {parameters:.1f} million parameters, {facts.digest}."
             return _true(api.ModelInspectedReason.INSPECTED, message)
-        jobs = [child for child in self._observed.children if child.kind == "Job"]
-        job = next((child for child in jobs if not is_training_job(self._td, child.name)), None)
-        error = sentence(self._observed.model_error or (job.message if job else None))
+        name, error = job_name(self._td), sentence(self._observed.model_error)
+        jobs = (child for child in self._observed.children if (child.kind, child.name) == ("Job", name))
+        job = next(jobs, None)
         if job is not None and (job.failed or (job.complete and error)):
             message = f"The model could not be read. {error or 'The Job left no message.'}"
             remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
             return _false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
         message = "The inspect Job reads the model's shape."
         if error:
-            message = f"{message} Its last attempt said: {error}"
+            remedies = (_remedy(pod.reason) for pod in self._observed.inspecting)
+            message = f"{message} Its last attempt said: {error}{next(filter(None, remedies), '')}"
         return _unknown(api.ModelInspectedReason.INSPECTING, message)
 
     @cached_property
@@ -240,44 +260,51 @@ class Conditions:
 
     @cached_property
     def _ready(self) -> ConditionState:
-        """Whether what runs serves the spec, or its last feasible plan; else what holds it up first."""
+        """Whether what runs serves the spec; else what holds it up first."""
         replicas, plan_hash, takeover = self._scale.replicas, self._plan_hash, self._takeover
         if self._refused:
             return _false(api.ReadyReason.APPLY_REJECTED, sentence(self._refused))
         if self._scale.reason == api.ScalingReason.SUSPENDED:
             return _false(api.ReadyReason.SUSPENDED, self._available.message)
         if self._inspected.status == "Unknown":  # whether the new spec can be served is not known yet
-            return _false(self._inspected.reason, self._inspected.message)
-        if takeover.rolled_back:
-            return _false(api.ReadyReason.ROLLED_BACK, takeover.describe_failure(self._td))
+            return _false(self._inspected.reason, self._serves_on + self._inspected.message)
         ready, address = min(sum(pod.ready for pod in self._current), replicas), url(self._td)
         if replicas == 0 and plan_hash is not None:
             message = f"Nothing answers at {address}: 0 replicas are asked for, and the plan is feasible."
+            if takeover.rolled_back:
+                message = f"Nothing answers at {address}: 0 replicas are asked for. Plan {plan_hash} was "
+                message += f"rolled back: with replicas, plan {takeover.serving} serves."
             return _true(api.ReadyReason.SCALED_TO_ZERO, message)
-        if ready >= self._minimum and (plan_hash is not None or ready):
-            message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
-            message += self._missing(ready)
-            if plan_hash is None:
-                message += f" It is the last feasible plan that serves. {self._feasible.message}"
-            return _true(api.ReadyReason.SERVING, message)
+        if takeover.rolled_back:
+            return _false(api.ReadyReason.ROLLED_BACK, self._stalled.message)
         if plan_hash is None:
             cause = self._inspected if self._inspected.status != "True" else self._feasible
-            return _false(cause.reason, cause.message)
+            return _false(cause.reason, self._serves_on + cause.message)
         if self._available.status != "True":
             return _false(self._available.reason, self._available.message)
+        if self._stalled.status == "True":
+            return _false(self._stalled.reason, self._serves_on + self._stalled.message)
+        takes_over = takeover.rollout is not None and takeover.serving is not None
+        if ready >= self._minimum and not takes_over:
+            message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
+            return _true(api.ReadyReason.SERVING, message + self._missing(ready))
         # the old variant answers while the new one comes up
         if takeover.waits:
-            message = f"The plan before it serves on. {takeover.waits}"
-            by_spec = takeover.waits_for_spec
-            why = (
-                api.ReadyReason.USER_ACTION_REQUIRED
-                if by_spec
-                else api.AvailableReason.WAITING_FOR_ACCELERATOR
-            )
-            return _false(why, message)
+            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
+        if ready >= replicas:
+            seconds = self._td.spec.rollout.min_ready_seconds
+            message = f"All {replicas} replicas of the new plan answer, but not for {seconds} s yet."
+            return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
-        message = f"The plan before it serves on. Of the new plan: {cause.message}"
-        return _false(cause.reason, message)
+        return _false(cause.reason, f"{self._serves_on}Of the new plan: {cause.message}")
+
+    @property
+    def _serves_on(self) -> str:
+        """Say that pods of another plan than that of the spec answer, where some do."""
+        verdict = self._outcome.verdict
+        own = {self._plan_hash, verdict.variant if verdict is not None else None}
+        answers = any(pod.ready and pod.plan_hash not in own for pod in self._serving)
+        return "The plan before it serves on. " if answers else ""
 
     def _scaling(self) -> ConditionState:
         spec, message = self._td.spec, self._scale.detail
@@ -311,20 +338,30 @@ class Conditions:
         if self._refused:
             return _true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
         for reason in api.RolloutReason:
-            if takeover.is_over(reason):
-                return _true(api.StalledReason(reason), takeover.describe_failure(self._td))
+            if self._scale.replicas and takeover.is_over(reason):
+                message = takeover.describe_failure(self._td, self._serving)
+                return _true(api.StalledReason(reason), message)
         for cause in (self._inspected, self._feasible):
             # but for capacity: nodes come, and pods go
             if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:
                 return _true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
         if self._scale.replicas and takeover.waits and takeover.waits_for_spec:
             return _true(api.StalledReason.USER_ACTION_REQUIRED, takeover.waits)
-        return _false(api.StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
+        placed = [pod.placed_since for pod in self._observed.inspecting if pod.placed_since is not None]
+        deadline = self._td.spec.rollout.progress_deadline
+        is_late = placed and self._now - min(placed) >= deadline.seconds
+        if is_late and self._inspected.status == "Unknown":
+            message = f"There is no answer after {deadline}. {self._inspected.message}"
+            return _true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
+        message = "Nothing waits for a change of the spec."
+        if self._scale.reason == api.ScalingReason.SUSPENDED:
+            message = "It rests, as the spec asks: write spec.suspend: false to serve."
+        return _false(api.StalledReason.PROGRESSING, message)
 
     def _reconciling(self) -> ConditionState:
         """Whether the spec is not in force yet, though it may come to that by itself.
 
-        Ready does not say it: it is True also of the last feasible plan, and while the last replica starts.
+        Ready does not say it: it is True also while the last replica starts.
         """
         ready = sum(pod.ready and pod.plan_hash == self._takeover.target for pod in self._serving)
         if self._takeover.rolled_back and not self._refused and ready < (replicas := self._scale.replicas):
