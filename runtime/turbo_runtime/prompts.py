@@ -46,7 +46,7 @@ def read_prompts(
 
     A line is an object with `prompt`, a text that becomes a chat's first turn (without `chat`, the prompt
     itself), or with `messages`. Its `domain` defaults to `domain` for a single file, else to the file's name;
-    its `id` to the line. Of segments of `turbo serve --capture-config` the newest `captured` prompts are read, of
+    its `id` to the line. Of segments that `turbo serve` captured the newest `captured` prompts are read, of
     `domain` or else of the domain `captured`; no more are held in memory.
     """
     files: list[Path] = []

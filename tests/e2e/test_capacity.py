@@ -138,16 +138,13 @@ def test_eight_gpus_are_planned_counted_paid_and_told(hall: Hall) -> None:
     hall.cluster.until(lambda: where not in httpx.get(operator.metrics).text, "its figures are gone with it")
 
 
-@pytest.mark.parametrize("how", ["orphan", "background"])
-def test_a_deployment_that_is_deleted_on_a_full_cluster_is_made_again_with_all_replicas(
-    hall: Hall, how: str
-) -> None:
+def test_a_deployment_that_is_deleted_on_a_full_cluster_is_made_again_with_all_replicas(hall: Hall) -> None:
     h100 = hall.accelerator("h100", "2.50")
     hall.nodes(h100, 2)
     hall.cluster.start(hall.namespace)
     hall.deploy(h100, replicas=2, rollout={"minReadySeconds": 0})
     variant = f"chat-{hall.until_ready(2)['status']['plan']['hash']}"
-    for _ in range(3):
+    for how in ("orphan", "orphan", "background"):
         pods = {pod["metadata"]["uid"] for pod in hall.serving()}
         before = hall.child_uid(variant)
         hall.cluster.access.kubectl("delete", "deploy", variant, f"--cascade={how}", "-n", hall.namespace)
