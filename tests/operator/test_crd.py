@@ -279,20 +279,8 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
     assert stored["status"] == status.dump()
     assert api.parse(stored).status == status
     header, row = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE).splitlines()
-    assert header.split() == [
-        "NAME",
-        "MODEL",
-        "ENGINE",
-        "ACCELERATOR",
-        "DESIRED",
-        "READY",
-        "REASON",
-        "METHOD",
-        "DRAFT",
-        "SPEEDUP",
-        "$/1M",
-        "AGE",
-    ]
+    columns = "NAME MODEL ENGINE ACCELERATOR DESIRED READY REASON METHOD DRAFT SPEEDUP $/1M AGE"
+    assert " ".join(header.split()) == columns
     assert row.split()[1:8] == ["hf://acme/tiny", "Turbo", "h100", "3", "2", "ModelLoading", "Suffix"]
     _, wide = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE, "-o", "wide").splitlines()
     assert wide.split()[-4:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1"]
@@ -380,17 +368,7 @@ def test_accelerators_show_what_nodes_have_and_what_they_cost(cluster: Access) -
     cluster.kubectl("patch", "ta", "crd-shown", "--subresource=status", "--type=merge", f"--patch={patch}")
     assert api.parse_accelerator(cluster.get("ta", "crd-shown")).status == status
     header, row = cluster.kubectl("get", "ta", "crd-shown").splitlines()
-    assert header.split() == [
-        "NAME",
-        "RESOURCE",
-        "MEMORY",
-        "NODES",
-        "AVAILABLE",
-        "$/H",
-        "PRICE",
-        "FROM",
-        "AGE",
-    ]
+    assert " ".join(header.split()) == "NAME RESOURCE MEMORY NODES AVAILABLE $/H PRICE FROM AGE"
     assert row.split()[1:-1] == ["nvidia.com/gpu", "80", "2", "3", "6.88", "AWS"]
     cluster.kubectl("delete", "ta", "crd-shown")
 

@@ -363,10 +363,6 @@ class Conditions:
 
         Ready does not say it: it is True also while the last replica starts.
         """
-        ready = sum(pod.ready and pod.plan_hash == self._takeover.target for pod in self._serving)
-        if self._takeover.rolled_back and not self._refused and ready < (replicas := self._scale.replicas):
-            message = f"{ready} of {replicas} replicas of plan {self._takeover.target}, which serves again, "
-            return _true(api.ReconcilingReason.PROGRESSING, f"{message}answer.{self._missing(ready)}")
         if self._stalled.status == "True":
             return _false(self._stalled.reason, self._stalled.message)
         for cause in (self._ready, self._feasible):
