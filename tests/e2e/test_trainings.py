@@ -157,7 +157,7 @@ def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_d
 
     change(cluster, namespace, maxOutputTokens=64)
     cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-2"], "another one is trained")
-    cluster.until(lambda: "started" in state(cluster, namespace), "its pod is seen to run")
+    cluster.until(lambda: "startTime" in state(cluster, namespace), "its pod is seen to run")
     uid = jobs(cluster, namespace)["chat-train-2"]
     change(cluster, namespace, maxOutputTokens=32)
     cluster.until(
