@@ -108,7 +108,8 @@ def place(access: Access, pod: dict[str, Any]) -> float:
 
 
 def draft_of(access: Access, name: str) -> dict[str, Any] | None:
-    found = [each for each in access.get("turbodrafts", *MINE)["items"] if each["spec"]["deploymentName"] == name]
+    drafts = access.get("turbodrafts", *MINE)["items"]
+    found = [draft for draft in drafts if draft["spec"]["deploymentName"] == name]
     return found[0]["spec"] if found else None
 
 
