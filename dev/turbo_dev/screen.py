@@ -73,12 +73,12 @@ def _plan(access: Access, plan: dict[str, Any]) -> list[str]:
     drafts = f"drafts {plan.get('method')} up to {plan.get('maxDraftTokens')} tokens"
     lines = [
         f"{shape}, engine {plan.get('engine')}, {drafts}",
-        _wrapped(f"{plan.get('reason')}: {plan.get('detail')}"),
+        _wrapped(f"{plan.get('reason')}: {plan.get('message')}"),
     ]
     lines += [
         _wrapped(
             f"not {other['accelerator']} x {other['tensor']}, {other['method']}: {other['reason']}: "
-            f"{other['detail']}"
+            f"{other['message']}"
         )
         for other in plan.get("rejected", [])
     ]
