@@ -202,6 +202,32 @@ def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(chat: 
     until_answered(chat, pulse)
 
 
+def test_a_deployment_that_is_deleted_without_its_pods_on_a_full_node_is_made_again_around_them(
+    chat: Served, pulse: Pulse
+) -> None:
+    pods = {served.uid(pod) for pod in chat.pods()}
+    assert len(pods) == 2
+    for _ in range(3):
+        gone = variant(chat)["metadata"]
+        chat.access.kubectl(
+            "delete", "deployment", gone["name"], "-n", NAMESPACE, "--cascade=orphan", "--wait=false"
+        )
+        chat.until(
+            lambda uid=gone["uid"]: (
+                [found["metadata"]["uid"] != uid for found in chat.variants().values()] == [True]
+            ),
+            "it is made again",
+            SOON,
+        )
+        chat.until(
+            lambda: variant(chat)["status"].get("availableReplicas") == 2, "it has its pods again", SOON
+        )
+    time.sleep(SOON)  # that nothing ends them can only be waited for
+    assert {served.uid(pod) for pod in chat.pods()} == pods
+    until_answered(chat, pulse)
+    assert pulse.failures == []
+
+
 def test_an_object_gets_the_replicas_that_have_room_and_says_so(node_cluster: Cluster, chat: Served) -> None:
     chat.change(replicas=1)
     chat.until(chat.in_force, "one is left")

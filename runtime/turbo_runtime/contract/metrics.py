@@ -89,7 +89,7 @@ ITERATION_TOKENS = _histogram(
 GUARANTEE_INFO = Metric(
     "turbo:guarantee_info",
     "gauge",
-    "bytes: the same text as without speculation; law: the same distribution",
+    "bitwise: the same bytes as without speculation; distribution: the same distribution",
     ("guarantee",),
 )
 STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps")
