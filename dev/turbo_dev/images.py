@@ -130,13 +130,16 @@ def publish(images: Images, registry: str) -> dict[str, str]:
     pushed = {}
     host = registry.partition("/")[0].partition(":")[0]
     plain = ["--tls-verify=false"] if host in ("localhost", "127.0.0.1") else []
-    for image in images:
-        digest = buildah.home() / f"{image.target}.digest"
-        destination = f"{registry}/{image.name}"
-        with step(f"push {destination}"):
-            buildah.push(image.full_name, f"docker://{destination}", f"--digestfile={digest}", *plain)
-        pushed[image.target] = f"{registry}/{image.repository}@{digest.read_text(encoding='ascii').strip()}"
-        say(f"   {pushed[image.target]}")
+    with _locked():  # the build of another checkout would forget an image that is being pushed
+        for image in images:
+            digest = buildah.home() / f"{image.target}.digest"
+            destination = f"{registry}/{image.name}"
+            with step(f"push {destination}"):
+                buildah.push(image.full_name, f"docker://{destination}", f"--digestfile={digest}", *plain)
+            pushed[image.target] = (
+                f"{registry}/{image.repository}@{digest.read_text(encoding='ascii').strip()}"
+            )
+            say(f"   {pushed[image.target]}")
     return pushed
 
 

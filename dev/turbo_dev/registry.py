@@ -42,7 +42,7 @@ def serve(folder: Path, cluster: Cluster) -> Iterator[str]:
     processes = ProcessGroup(folder / "logs")
     try:
         for name, enter in (("host", []), ("sandbox", cluster.enter("net"))):
-            processes.start(name, [*enter, program, "serve", config])
+            processes.start(name, [*enter, program, "serve", config], env={"OTEL_TRACES_EXPORTER": "none"})
             processes.wait_until(
                 lambda enter=enter: _is_listening(enter, port),  # type: ignore[misc] # bound in the loop
                 f"the {name}'s registry listens",
