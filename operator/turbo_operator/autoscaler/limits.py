@@ -66,5 +66,5 @@ def _bought(spec: TurboDeploymentSpec, choice: Choice) -> list[Limit]:
 
 
 def _tightest(limits: Sequence[Limit]) -> Limit | None:
-    """Return the limit that allows the fewest, the first among equals."""
+    """Return the limit of the fewest replicas, the first among equals."""
     return min(limits, key=lambda limit: limit.replicas, default=None)

@@ -112,8 +112,8 @@ def _autoscale(
     fresh_seconds: float,
 ) -> tuple[int, ScalingReason, str, History]:
     """Return the replicas that the load needs within all bounds, with reason, sentence and new history."""
-    fewest = max(spec.scaling.min_replicas or 1, plan.replicas)
-    current = fewest if present is None else present
+    lower_bound = max(spec.scaling.min_replicas or 1, plan.replicas)
+    current = lower_bound if present is None else present
     signal = read_signal(spec, choice.capacity, pods, now, fresh_seconds)
     rules = {UP: spec.scaling.behavior.scale_up, DOWN: spec.scaling.behavior.scale_down}
     stated = {way: rules[way].stabilization_window_seconds for way in rules}
@@ -124,9 +124,9 @@ def _autoscale(
     needed = min(row.low for row in history.within(windows[UP], now))
     useful = max(row.high for row in history.within(windows[DOWN], now))
     steady = min(max(current, needed), useful)
-    wanted = max(fewest, steady)
+    wanted = max(lower_bound, steady)
     slowest, fastest = (limit_rate(rules[way], way, history.events, current, now) for way in (DOWN, UP))
-    replicas = max(fewest, min(max(wanted, slowest), fastest))
+    replicas = max(lower_bound, min(max(wanted, slowest), fastest))
     limit = limits.max_replicas(spec, choice, supply, pods, current, now)
     if limit is not None:
         replicas = min(replicas, limit.replicas)
@@ -138,8 +138,8 @@ def _autoscale(
         detail = f"{_count(wanted)} would be asked for, but {most}: {_count(replicas)} now."
     elif replicas != current or wanted != current:
         reason = ScalingReason.SCALING
-        is_planned = fewest > max(current, steady)
-        cause = _floor(spec, fewest) if is_planned else f"The load asks for {_count(wanted)}"
+        is_planned = lower_bound > max(current, steady)
+        cause = _floor(spec, lower_bound) if is_planned else f"The load asks for {_count(wanted)}"
         detail = f"{cause}: from {current} to {replicas} now."
     elif signal.silent or (signal.need is None and not signal.starting):
         reason = ScalingReason.METRICS_UNAVAILABLE
@@ -149,12 +149,12 @@ def _autoscale(
         detail = f"{silence}: {as_before}."
     elif signal.starting:
         detail = f"{as_before}: {_name_some(signal.starting)} became ready just now and is asked next."
-    elif high < fewest == current and (spec.scaling.min_replicas or 0) >= plan.replicas:
+    elif high < lower_bound == current and (spec.scaling.min_replicas or 0) >= plan.replicas:
         detail = f"{_count(current)}: spec.scaling.minReplicas allows no fewer."
-    elif high < fewest == current and plan.replicas > 1:
+    elif high < lower_bound == current and plan.replicas > 1:
         detail = f"{_count(current)}: the plan needs no fewer for spec.workload and spec.targets."
     else:
-        detail, enough = f"{_count(current)} for the load.", max(fewest, high)
+        detail, enough = f"{_count(current)} for the load.", max(lower_bound, high)
         if enough < current:
             detail += f" {enough} would do now: one goes when that has held for {windows[DOWN]:.0f} s."
     return replicas, reason, detail, history

@@ -57,7 +57,7 @@ class PlanQueries:
 
 
 def read(options: argparse.Namespace) -> PlanQueries:
-    """Read what a command line asks for. Raises BadInputError."""
+    """Read the inputs that a command's options name. Raises BadInputError."""
     if "name" in options:  # of `turbo explain`
         return of_object(options.name, options.namespace, options.context)
     queries = given(options.file, options.catalogue, options.nodes, options.model)

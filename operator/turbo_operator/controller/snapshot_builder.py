@@ -104,6 +104,6 @@ def read_model(
         if job.reason == "PodFailurePolicy":  # whose message is of exit codes and rules
             return None, f"Job {name} failed, and its pod, which said why, is gone."
         return None, f"Job {name} failed: {job.message or 'it gave no reason'}"
-    if job is not None and not own and not job.complete:  # why no pod can be made is told in events alone
+    if job is not None and not own and not job.complete:  # only events say why no pod can be made
         return None, f"Job {name} has made no pod: kubectl describe job {name} says why."
     return None, None

@@ -106,11 +106,11 @@ class PlanEvaluation:
         """The verdict on every pair."""
         requirements, availability = self.requirements, self.availability
         candidate = availability.candidate
-        fewest, limit = float(requirements.min_replicas), float(requirements.max_replicas)
-        need = np.full(len(candidate), fewest)
+        lower_bound, limit = float(requirements.min_replicas), float(requirements.max_replicas)
+        need = np.full(len(candidate), lower_bound)
         if requirements.needs_speed:
             need = needed_replicas(requirements, self.speeds, candidate)
-        wanted = np.where(np.isinf(need), fewest, need)
+        wanted = np.where(np.isinf(need), lower_bound, need)
         # Too few by somebody else's decision is no reason to serve with none: only what no number mends is.
         short = np.isinf(need) if requirements.external else need > limit
         stated = np.full(len(candidate), float(requirements.inputs.spec.replicas))
@@ -315,9 +315,9 @@ class PlanEvaluation:
     def could_cost_less(self, cost: float) -> Mask:
         """[c] candidates whose minimum of replicas costs less than this in some capacity type."""
         availability = self.availability
-        fewest = np.full(len(availability.candidate), float(self.requirements.min_replicas))
+        lower_bound = np.full(len(availability.candidate), float(self.requirements.min_replicas))
         cheaper = np.zeros(len(self.candidates), bool)
-        cheaper[availability.candidate[availability.cost(fewest) < cost]] = True
+        cheaper[availability.candidate[availability.cost(lower_bound) < cost]] = True
         return cheaper
 
 

@@ -143,7 +143,7 @@ class _Rollout:
     """One variant on its way to take over from the others."""
 
     new: VariantState
-    others: Sequence[VariantState]  # what is of least use first
+    others: Sequence[VariantState]  # the least useful first
     wanted: Wanted
     fitting: int  # of the wanted replicas, those that fit alone
     desired: int  # replicas, the new variant's and those that it takes over from
