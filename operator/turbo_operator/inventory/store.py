@@ -8,6 +8,7 @@ Labels only claim whose a pod is: it is looked up as the inventory is taken. No 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +87,7 @@ class InventoryStore:
             for uid, (_, pod) in self._objects["Pod"].items()
             if not isinstance(pod, _Unreadable)
         ]
-        self.stock = take_stock(accelerators, nodes, pods, quotas)
+        self.stock = take_stock(accelerators, nodes, pods, quotas, time.time())
         return before
 
     def _set(self, kind: str, uid: str, value: tuple[str | None, Any] | None) -> None:

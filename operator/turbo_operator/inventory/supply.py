@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -24,6 +24,8 @@ Amounts = Mapping[str, int]  # by resource, in thousandths of its unit
 CPU, MEMORY = "cpu", "memory"
 # Of a quota, what counts a resource of that name; extended resources are counted by their requests alone.
 _QUOTA_PREFIXES = ("", "requests.", "limits.")
+# Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.
+SERVING_SCOPES = frozenset({"NotTerminating", "NotBestEffort"})
 
 
 class Owner(NamedTuple):
@@ -60,6 +62,13 @@ class PodUsage:
     leaving: bool = False  # told to end
     accelerator: str | None = None  # that it was made for, as its label says
     capacity_type: str = CapacityType.ON_DEMAND
+    namespace: str = ""
+    scopes: frozenset[str] = SERVING_SCOPES  # that it falls under
+    overdue: float = math.inf  # when it should have ended at the latest, in seconds since the epoch
+
+    def counts(self, quota: Quota, now: float) -> bool:
+        """Whether Kubernetes charges the quota for it: a pod that cannot end is not held against others."""
+        return self.namespace == quota.namespace and quota.scopes <= self.scopes and now <= self.overdue
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class Quota:
     namespace: str
     hard: Amounts
     used: Amounts
+    scopes: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +93,7 @@ class ClusterInventory:
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
     # By accelerator: the nodes that would be open to more, were their taints tolerated.
     tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    time: float = 0.0  # in seconds since the epoch
 
 
 def take_stock(
@@ -90,8 +101,12 @@ def take_stock(
     nodes: Iterable[Node],
     holdings: Iterable[PodUsage],
     quotas: Iterable[Quota] = (),
+    now: float = 0.0,
 ) -> ClusterInventory:
-    """Count what `nodes` have of each accelerator while `holdings` hold what they hold."""
+    """Count what `nodes` have of each accelerator while `holdings` hold what they hold.
+
+    `now` is in seconds since the epoch.
+    """
     by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
     pods = tuple(holdings)
     held = _by_node(pods)
@@ -112,7 +127,8 @@ def take_stock(
             _on_node(accelerator, node, held.get(node.name, {}), {}, types) for node, types in opened if types
         )
         tainted[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
-    return ClusterInventory(dict(accelerators), by_name, held, own, tuple(quotas), supply, tainted)
+    charged = tuple(_charged(quota, pods, now) for quota in quotas)
+    return ClusterInventory(dict(accelerators), by_name, held, own, charged, supply, tainted, now)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
@@ -121,7 +137,9 @@ def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = 
     own = _by_node(mine)
     quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
     return {
-        name: Supply(_nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, quotas, mine))
+        name: Supply(
+            _nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, quotas, mine, stock.time)
+        )
         for name, accelerator in stock.accelerators.items()
     }
 
@@ -232,13 +250,32 @@ def _units(accelerator: Accelerator, amounts: Amounts) -> int:
     return max(0, min(amounts.get(name, 0) // size for name, size in unit(accelerator).items()))
 
 
-def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[PodUsage]) -> int | None:
+def _charged(quota: Quota, pods: Iterable[PodUsage], now: float) -> Quota:
+    """Return the quota with what the pods use of it where that is more than its status says.
+
+    The two come by watches of their own: a status that no longer counts a pod which is still seen would have
+    its owner take that pod's place a second time.
+    """
+    counted = [pod for pod in pods if pod.counts(quota, now)]
+    used = {key: max(quota.used.get(key, 0), _total(counted, key)) for key in quota.hard}
+    return replace(quota, used=used)
+
+
+def _total(pods: Iterable[PodUsage], key: str) -> int:
+    """Add up what pods hold of what a quota names."""
+    name = key.removeprefix("requests.").removeprefix("limits.")
+    return sum((pod.limits if key.startswith("limits.") else pod.requests).get(name, 0) for pod in pods)
+
+
+def _quota(
+    accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[PodUsage], now: float
+) -> int | None:
     """Count what the tightest quota leaves, what is held already included; None without one."""
     counts: list[int] = []
     for quota, prefix, (name, size) in product(quotas, _QUOTA_PREFIXES, unit(accelerator).items()):
         key = prefix + name
         if key in quota.hard:
-            held = sum((pod.limits if prefix == "limits." else pod.requests).get(name, 0) for pod in mine)
+            held = _total((pod for pod in mine if pod.counts(quota, now)), key)
             counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + held) // size)
     return min(counts, default=None)
 

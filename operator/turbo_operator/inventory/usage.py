@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +10,7 @@ from decimal import ROUND_UP, Decimal
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.inventory.supply import Amounts, Node, Owner, PodUsage, Quota
+from turbo_operator.inventory.supply import SERVING_SCOPES, Amounts, Node, Owner, PodUsage, Quota
 
 # Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
 _QUANTITY = re.compile(
@@ -22,8 +23,6 @@ _BINARY_UNITS = {letter: 1024**power for power, letter in enumerate("KMGTPE", st
 _LARGEST = Decimal(2**63 - 1)  # Kubernetes takes whatever is larger for this
 _THOUSANDTH = Decimal("0.001")
 _BINDING_TAINTS = {"NoSchedule", "NoExecute"}
-# Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.
-_OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
 
 
 def node(body: Mapping[str, Any]) -> Node:
@@ -59,16 +58,37 @@ def holding(body: Mapping[str, Any]) -> PodUsage | None:
         leaving="deletionTimestamp" in meta,
         accelerator=labels.get(api.LABEL_ACCELERATOR),
         capacity_type=labels.get(api.LABEL_CAPACITY_TYPE, api.CapacityType.ON_DEMAND),
+        namespace=meta["namespace"],
+        scopes=_scopes(body),
+        overdue=_overdue(meta),
     )
+
+
+def _scopes(body: Mapping[str, Any]) -> frozenset[str]:
+    """Return which of the scopes of serving pods a pod falls under."""
+    lacking = (
+        {"NotTerminating"} if (body.get("spec") or {}).get("activeDeadlineSeconds") is not None else set()
+    )
+    if (body.get("status") or {}).get("qosClass") == "BestEffort":
+        lacking.add("NotBestEffort")
+    return SERVING_SCOPES - lacking if lacking else SERVING_SCOPES
+
+
+def _overdue(meta: Mapping[str, Any]) -> float:
+    """Return when quotas stop counting a pod that was told to end, as Kubernetes does (QuotaV1Pod)."""
+    if "deletionTimestamp" not in meta:
+        return math.inf
+    return api.epoch(meta["deletionTimestamp"]) + (meta.get("deletionGracePeriodSeconds") or 0)
 
 
 def quota(body: Mapping[str, Any]) -> Quota | None:
     """Read a ResourceQuota; None for one that serving pods may not fall under, by its scopes."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
-    if spec.get("scopeSelector") or not _OUR_SCOPES.issuperset(spec.get("scopes") or ()):
+    scopes = frozenset(spec.get("scopes") or ())
+    if spec.get("scopeSelector") or not scopes <= SERVING_SCOPES:
         return None
     hard, used = amounts(spec.get("hard"), "spec.hard"), amounts(status.get("used"), "status.used")
-    return Quota(body["metadata"]["namespace"], hard, used)
+    return Quota(body["metadata"]["namespace"], hard, used, scopes)
 
 
 def amounts(raw: Mapping[str, Any] | None, path: str) -> dict[str, int]:
