@@ -15,7 +15,7 @@ from typing import TextIO
 
 from turbo_runtime.capture.segment_store import deletions, expire, host_name, line, opened, sweep
 from turbo_runtime.capture.settings import CaptureError, read_settings, redact
-from turbo_runtime.file_stamp import file_stamp
+from turbo_runtime.files import file_stamp
 
 HEADER = "x-turbo-capture"  # with any value but `on`, the request is not kept
 LOOK_SECONDS = 2.0  # between two checks of the settings and the deletions

@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from turbo_runtime.atomic_write import write_whole
+from turbo_runtime.files import write_whole
 
 SUFFIX, DELETED, _LOCK = ".jsonl", "deleted.json", "deleted.lock"
 _SCRATCH_SECONDS = 600.0  # after which nobody writes a segment anew any more

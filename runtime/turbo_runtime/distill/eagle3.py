@@ -29,7 +29,6 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from turbo_runtime.atomic_write import write_whole, write_whole_by
 from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.errors import DistillError
@@ -37,6 +36,7 @@ from turbo_runtime.distill.loss import positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
+from turbo_runtime.files import write_whole, write_whole_by
 from turbo_runtime.messages import SamplingParams
 
 STREAMS = 3  # layers of the target whose input it reads

@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor
 
-from turbo_runtime.atomic_write import write_whole_by
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill.data.prompt_set import tokenize
 from turbo_runtime.distill.data.responses import (
@@ -63,6 +62,7 @@ from turbo_runtime.distill.trainer import Course, Method, Shards, prepare_traini
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.files import write_whole_by
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
 

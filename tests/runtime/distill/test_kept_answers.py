@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, Completion, read_kept, write_kept
 from turbo_runtime.distill.recipe import TRAINING
 from turbo_runtime.drafters.heads.checkpoint import read_config
+from turbo_runtime.files import checkpoint_digest
 
 DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 SHORT = ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "2", "--no-gain"]
@@ -64,7 +64,7 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     assert both["left"]["measured_on"] != both["right"]["measured_on"]
     turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
     assert distill.distill(learnt(folder, "turned", *turned)) == 0
-    assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
+    assert checkpoint_digest(folder / "turned") == checkpoint_digest(folder / "both")
 
 
 def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Completion, ...]]:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.recipe import PARTS, TRAINING
 from turbo_runtime.distill.workspace import read_training
+from turbo_runtime.files import write_whole
 
 GROUP = 64  # responses that are computed together, and that a kill loses at most
 ANSWERS_FILE = "answers.jsonl"

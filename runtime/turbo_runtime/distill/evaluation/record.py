@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from turbo_runtime.atomic_write import write_whole
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
+from turbo_runtime.files import checkpoint_digest, write_whole
 
 _MIN_ANSWERS = 20  # that figures are to rest on
 _MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
@@ -115,7 +114,7 @@ def read_manifest(folder: Path) -> DraftManifest:
     manifest = {
         **info,
         "method": method,
-        "digest": artefact_digest(folder),
+        "digest": checkpoint_digest(folder),
         "captured": info["training"].get("capture", {}).get("prompts", 0),
         "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
     }

@@ -13,9 +13,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
 from turbo_runtime.distill.progress import spell
+from turbo_runtime.files import write_whole
 
 Plot = Callable[[Axes], None]
 
