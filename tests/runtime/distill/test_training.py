@@ -103,10 +103,10 @@ def run_to(trained: Trained, step: int, saved: Path) -> None:
 def test_it_learns_what_answers_say_and_keeps_the_best_epoch() -> None:
     trained = training()
     trained.run(lambda _: None)
-    course = trained.course
-    assert course.losses[-1] < 0.8 * course.losses[0]
-    assert course.judged[course.best] == max(course.judged) > course.judged[0]
-    assert course.step == trained.steps
+    progress = trained.progress
+    assert progress.losses[-1] < 0.8 * progress.losses[0]
+    assert progress.judged[progress.best] == max(progress.judged) > progress.judged[0]
+    assert progress.step == trained.steps
 
 
 def test_confidences_are_higher_where_drafts_are_right() -> None:
@@ -144,7 +144,7 @@ def test_broken_off_at_any_steps_it_comes_to_the_same_bits(tmp_path: Path) -> No
         last.load(read_state(file))
         last.run(lambda _: None)
         assert digest_of(last) == digest_of(whole), steps
-        assert last.course == whole.course
+        assert last.progress == whole.progress
         last.save(file)
         again = training()
         again.load(read_state(file))
