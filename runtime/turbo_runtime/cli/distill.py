@@ -141,14 +141,14 @@ def _run(
     texts = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
     request = RunSpec(
         target_digest=model.digest,
-        prompts_digest=digest_texts([*texts, *(completion.line for completion in kept.said)]),
+        prompts_digest=digest_texts([*texts, *(completion.line for completion in kept.completions)]),
         recipe=recipe,
         domain=options.domain or _DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
         device=device.type,
         dtype=dtype,
         memory_gib=options.memory_gib,
-        answers_from="kept" if kept.said else "endpoint" if options.endpoint else "engine",
+        answers_from="kept" if kept.completions else "endpoint" if options.endpoint else "engine",
         captured=bool(captured or kept.captures),
     )
     work = Workspace(options.out, request, progress)

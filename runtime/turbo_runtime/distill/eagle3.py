@@ -217,7 +217,7 @@ class Eagle3Method:
 
     def rows(self, completion: Completion) -> int:
         """Count the tokens of prompt and response."""
-        return len(completion.asked.prompt) + len(completion.tokens)
+        return len(completion.text)
 
     def read(self, completions: Sequence[Completion]) -> list[Text]:
         """Compute the streams and examples."""

@@ -168,9 +168,8 @@ def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter
     """Count the right tokens of a draft behind each token of the response but the last, made with the noise
     and the `states` (tokens, width) that the response was drawn with.
     """
-    asked, length = completion.asked, len(completion.asked.prompt)
-    coupling = Coupling(answer_key(asked.seed, asked.prompt, asked.choice), asked.temperature)
-    text = (*asked.prompt, *completion.tokens)
+    request, text, length = completion.request, completion.text, len(completion.request.prompt)
+    coupling = Coupling(answer_key(request.seed, request.prompt, request.choice), request.temperature)
     requests = (
         DraftRequest("", text[: length + at + 1], length, len(text), "", coupling, states[at])
         for at in range(len(completion.tokens) - 1)

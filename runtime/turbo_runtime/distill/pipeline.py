@@ -24,9 +24,9 @@ from turbo_runtime.distill.data.responses import (
     TokenizedPrompt,
     answer_all,
     is_looping,
-    read_asked,
-    write_asked,
+    read_requests,
     write_kept,
+    write_requests,
 )
 from turbo_runtime.distill.eagle3 import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
@@ -66,7 +66,7 @@ from turbo_runtime.files import write_whole_by
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
 
-ASKED, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
+REQUESTS, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
 MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 MIN_SAVE_SECONDS, MAX_SAVE_FRACTION = 2.0, 0.05  # between two saves, and of the time that they take
@@ -106,15 +106,15 @@ class Distillation:
 
     def run(self) -> Record:
         """Do all that remains. Raises DistillError, and PromptsError before anything is written."""
-        # as they were asked first: a chat template may write the date
-        existing = read_asked(self._work.folder / ASKED)
+        # as tokenized at first: a chat template may write the date
+        existing = read_requests(self._work.folder / REQUESTS)
         tokenized = self._tokenize() if existing is None else existing
         self._work.write(REQUEST_FILE, self._work.request.document())
         self._check_machine()
         if existing is None:
             shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
-            write_asked(self._work.folder / ASKED, tokenized)
-        parts, left_out = self._select(self._kept.said or self._respond(tokenized))
+            write_requests(self._work.folder / REQUESTS, tokenized)
+        parts, left_out = self._select(self._kept.completions or self._respond(tokenized))
         if self._recipe.method == AUTO:
             self._recipe = self._compare_methods(parts)
             self._method = self._create_method(self._recipe)
@@ -233,7 +233,7 @@ class Distillation:
         """Return by part those that can be learnt from, and how many cannot."""
         usable = [c for c in completions if len(c.tokens) >= 2 and not is_looping(c.tokens)]
         left_out = len(completions) - len(usable)
-        parts = {name: [c for c in usable if c.asked.part == name] for name in PARTS}
+        parts = {name: [c for c in usable if c.request.part == name] for name in PARTS}
         if empty := [name for name, part in parts.items() if not part]:
             raise DistillError(
                 f"no answer is left for the part '{empty[0]}' of the prompts: {left_out} of "
@@ -281,7 +281,7 @@ class Distillation:
         by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
         with self._work.stage("evaluation", len(held_out), "answers") as advance:
             for completion, counts in self._method.taken(held_out):
-                by_domain.setdefault(completion.asked.domain, []).append((completion, counts))
+                by_domain.setdefault(completion.request.domain, []).append((completion, counts))
                 advance()
         records = {}
         for domain, pairs in by_domain.items():
@@ -295,10 +295,10 @@ class Distillation:
         measurements = []
         for domain in records:
             held_out, validation, training = (
-                sorted((c for c in parts[part] if c.asked.domain == domain), key=lambda c: c.shuffle_key)
+                sorted((c for c in parts[part] if c.request.domain == domain), key=lambda c: c.shuffle_key)
                 for part in (HELD_OUT, JUDGES, TRAINING)
             )
-            known = [completion for completion in training if not completion.asked.choice]  # as in service
+            known = [completion for completion in training if not completion.request.choice]  # as in service
             groups = held_out[:MAX_MEASURED], known, validation[:WARM_UP]
             measurements += [(domain, batch, groups) for batch in BATCHES if len(groups[0]) >= batch]
         compared = ways(heads)
@@ -310,7 +310,7 @@ class Distillation:
                     gain = Gain(**existing)
                     advance(num_runs, known=True)
                 else:
-                    params = self._params(groups[0][0].asked.temperature)
+                    params = self._params(groups[0][0].request.temperature)
                     results = []
                     for run in runs(self._served, compared, *groups, params, batch):
                         results.append(run)
@@ -333,9 +333,7 @@ class Distillation:
         if self._pilots:
             training["pilot"] = self._pilots
         times = [p.captured_at for part in self._prompts.values() for p in part if p.captured_at is not None]
-        captures = [*self._kept.captures]
-        if times:
-            captures.append({"prompts": len(times), "from": _iso(min(times)), "until": _iso(max(times))})
+        captures = [*self._kept.captures, *({"prompts": 1, "from": _iso(t), "until": _iso(t)} for t in times)]
         if captures:
             training["capture"] = {
                 "prompts": sum(capture["prompts"] for capture in captures),
@@ -360,5 +358,5 @@ def _iso(at: float) -> str:
 
 def _digest(completions: Iterable[Completion]) -> str:
     """Digest prompts and responses, whatever their order."""
-    text = json.dumps(sorted((completion.asked.prompt, completion.tokens) for completion in completions))
+    text = json.dumps(sorted((completion.request.prompt, completion.tokens) for completion in completions))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -16,8 +16,8 @@ from typing import Any
 
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.model_files.source import ModelError, find, hub_errors
-from turbo_runtime.shapes import Described, UnknownShapeError, describe
-from turbo_runtime.shapes.quantization import BITS
+from turbo_runtime.shapes import UnknownShapeError, describe
+from turbo_runtime.shapes.quantization import BITS, Quantization
 
 _GGUF_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -90,7 +90,7 @@ def _inspect(files: Files) -> ModelInfo:
         )
     raw = files.read("config.json", 0, sizes["config.json"])
     try:
-        described = describe(json.loads(raw), "config.json")
+        description = describe(json.loads(raw), "config.json")
     except UnknownShapeError as error:
         raise ModelError(f"{error} It must be that of a decoder-only language model.") from error
     digest = hashlib.sha256(raw)
@@ -98,9 +98,10 @@ def _inspect(files: Files) -> ModelInfo:
     for name in weights:
         heads.append(_safetensors_head(files, name))
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
-    shape = _count_weights(heads, described)
     size = sum(sizes[name] for name in weights)
-    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size)
+    return ModelInfo(
+        _count_weights(heads, *description), f"sha256:{digest.hexdigest()}", files.revision, size
+    )
 
 
 def _weight_files(files: Files) -> list[str]:
@@ -122,9 +123,10 @@ def _safetensors_head(files: Files, name: str) -> bytes:
     return files.read(name, 8, length)
 
 
-def _count_weights(heads: list[bytes], described: Described) -> ModelShape:
+def _count_weights(
+    heads: list[bytes], shape: ModelShape, less: Quantization | None, tied: bool | None
+) -> ModelShape:
     """Count the elements of all stored weights as before several were packed into one."""
-    less, shape = described.quantization, described.shape
     kept: Counter[str] = Counter()
     quantized = routed = embedding = head = 0
     for name, dtype, elements in _tensors(heads):
@@ -140,7 +142,7 @@ def _count_weights(heads: list[bytes], described: Described) -> ModelShape:
         routed += elements if ".experts." in name else 0
         embedding += elements if name.endswith(_EMBEDDINGS) else 0
         head += elements if name.endswith(_HEADS) else 0
-    tied = described.tied if described.tied is not None else not head
+    tied = not head if tied is None else tied
     return replace(
         shape,
         parameters=kept.total() + quantized - (head if tied else 0),
@@ -200,7 +202,7 @@ def _inspect_gguf(path: Path) -> ModelInfo:
     length = int(value(f"{family}.context_length"))
     layers = int(value(f"{family}.block_count"))
     window = int(value(f"{family}.attention.sliding_window", length)) or length
-    slides = window < length
+    window = window if window < length else 0
     widths = value(f"{family}.feed_forward_length", 0)  # of all layers, or of each
     shape = ModelShape(
         architecture=_GGUF_ARCHITECTURES.get(family, family),
@@ -217,8 +219,8 @@ def _inspect_gguf(path: Path) -> ModelInfo:
         experts=int(value(f"{family}.expert_count", 0)),
         experts_per_token=int(value(f"{family}.expert_used_count", 0)),
         expert_parameters=routed,
-        sliding_window=window if slides else 0,
-        sliding_layers=layers if slides else 0,
+        sliding_window=window,
+        sliding_layers=layers if window else 0,
         mlp_width=0 if routed else max(map(int, widths if isinstance(widths, list) else [widths]), default=0),
     )
     size = path.stat().st_size

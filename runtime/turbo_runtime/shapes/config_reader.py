@@ -95,8 +95,9 @@ class ConfigReader:
         """Read the sizes of latent attention; None where a model has none."""
         if not self.some("kv_lora_rank"):
             return None
-        keys = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
-        return Latent(*map(self.count, keys), self.some("q_lora_rank"))
+        kv_rank, rope = self.count("kv_lora_rank"), self.count("qk_rope_head_dim")
+        nope, value = self.count("qk_nope_head_dim"), self.count("v_head_dim")
+        return Latent(kv_rank, rope, nope, value, self.some("q_lora_rank"))
 
     @property
     def experts(self) -> Experts | None:

@@ -283,7 +283,7 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
     work = folder / "damaged" / "work"
     assert stat.S_IMODE(work.stat().st_mode) == 0o700  # it tells prompts
     saved = work / pipeline.CHECKPOINT
-    for file in (saved, work / pipeline.ASKED, work / pipeline.MACHINE, work / "seconds.json"):
+    for file in (saved, work / pipeline.REQUESTS, work / pipeline.MACHINE, work / "seconds.json"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert distill.distill(arguments(folder, "damaged", "--no-gain")) == 0
     assert re.search(rf"{saved} cannot be read \(.+\): training begins anew\n", capsys.readouterr().err)

@@ -146,7 +146,7 @@ def test_the_streams_are_those_that_transformers_feeds_to_the_layers(folder: Pat
     layers = (2, 4, 5)
     reference = network("eager", layers=LAYERS)
     for one, text in zip(said, served.texts(said, SamplingParams(temperature=1.0), layers), strict=True):
-        tokens = torch.tensor([[*one.asked.prompt, *one.tokens]])
+        tokens = torch.tensor([[*one.request.prompt, *one.tokens]])
         found = reference(tokens[:, :-1], output_hidden_states=True).hidden_states
         wanted = torch.cat([found[layer][0] for layer in layers], 1)
         torch.testing.assert_close(text.streams, wanted, atol=1e-3, rtol=1e-3)

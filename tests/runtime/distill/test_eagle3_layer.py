@@ -115,7 +115,7 @@ def read(said: list[Completion]) -> list[Text]:
     """Streams that tell nothing: attention to the prompt must."""
     texts = []
     for one in said:
-        text = (*one.asked.prompt, *one.tokens)
+        text = (*one.request.prompt, *one.tokens)
         streams = torch.zeros(len(text) - 1, STREAMS * WIDTH)
         streams[0, text[0]] = 5.0
         chances = torch.full((len(one.tokens), 1), 0.9)

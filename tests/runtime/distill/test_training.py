@@ -47,11 +47,11 @@ def answers(count: int, first: int) -> list[Completion]:
 
 def read(said: Sequence[Completion]) -> TrainingExamples:
     """A state that tells the token before and the step, as a model's would, but not for sure."""
-    lots = torch.Generator().manual_seed(said[0].asked.prompt[0])
+    lots = torch.Generator().manual_seed(said[0].request.prompt[0])
     states = torch.cat(
         [
             EMBEDDING[torch.tensor(one.tokens)]
-            + 3 * EMBEDDING[one.asked.prompt[0] % 3]
+            + 3 * EMBEDDING[one.request.prompt[0] % 3]
             + 1.5 * torch.randn(len(one.tokens), WIDTH, generator=lots)
             for one in said
         ]
