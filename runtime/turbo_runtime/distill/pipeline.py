@@ -47,12 +47,12 @@ from turbo_runtime.distill.recipe import (
     AUTO,
     HEADS,
     HELD_OUT,
-    JUDGES,
     PARTS,
     PILOT_ANSWERS,
     PILOT_EPOCHS,
     TRAINED,
     TRAINING,
+    VALIDATION,
     Pilot,
     Recipe,
     choose_method,
@@ -119,7 +119,7 @@ class Distillation:
             self._recipe = self._compare_methods(parts)
             self._method = self._create_method(self._recipe)
         result = self._train(parts)
-        learnt = {completion.tokens for name in (TRAINING, JUDGES) for completion in parts[name]}
+        learnt = {completion.tokens for name in (TRAINING, VALIDATION) for completion in parts[name]}
         domains = self._evaluate(parts[HELD_OUT], learnt)
         if self._gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
             unseen = [completion for completion in parts[HELD_OUT] if completion.tokens not in learnt]
@@ -176,7 +176,7 @@ class Distillation:
     def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
         shards = self._deal(method, _shuffle(parts[TRAINING], recipe)[:PILOT_ANSWERS])
         short = dataclasses.replace(recipe, epochs=PILOT_EPOCHS)
-        training = prepare_training(method, short, shards, 0, parts[JUDGES], {})
+        training = prepare_training(method, short, shards, 0, parts[VALIDATION], {})
         training.run(lambda _: None)
         weights = sum(map(Tensor.numel, method.student.guessers)) + method.student.module.output.numel()
         cost = method.student.passes * weights / self._active
@@ -257,7 +257,7 @@ class Distillation:
             with self._work.stage("states", 1, "part") as advance:
                 shards.material(first)
                 advance()
-        training = prepare_training(method, recipe, shards, first, _shuffle(parts[JUDGES], recipe), state)
+        training = prepare_training(method, recipe, shards, first, _shuffle(parts[VALIDATION], recipe), state)
         with self._work.stage("training", training.steps, "steps", training.progress.step) as advance:
             due = time.monotonic() + MIN_SAVE_SECONDS
 
@@ -296,7 +296,7 @@ class Distillation:
         for domain in records:
             held_out, validation, training = (
                 sorted((c for c in parts[part] if c.request.domain == domain), key=lambda c: c.shuffle_key)
-                for part in (HELD_OUT, JUDGES, TRAINING)
+                for part in (HELD_OUT, VALIDATION, TRAINING)
             )
             known = [completion for completion in training if not completion.request.choice]  # as in service
             groups = held_out[:MAX_MEASURED], known, validation[:WARM_UP]

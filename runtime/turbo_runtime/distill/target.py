@@ -32,7 +32,7 @@ from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.chat_template import TemplateRefusalError
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
-LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never worth drafting
+LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never drafted
 
 
 class TargetModel:

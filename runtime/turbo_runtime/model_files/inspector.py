@@ -7,9 +7,10 @@ import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,8 @@ def _inspect(files: Files) -> ModelInfo:
     for name in weights:
         heads.append(_safetensors_head(files, name))
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
-    size = sum(sizes[name] for name in weights)
-    return ModelInfo(
-        _count_weights(heads, *description), f"sha256:{digest.hexdigest()}", files.revision, size
-    )
+    shape, size = _count_weights(heads, *description), sum(sizes[name] for name in weights)
+    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size)
 
 
 def _weight_files(files: Files) -> list[str]:
@@ -129,7 +128,10 @@ def _count_weights(
     """Count the elements of all stored weights as before several were packed into one."""
     kept: Counter[str] = Counter()
     quantized = routed = embedding = head = 0
-    for name, dtype, elements in _tensors(heads):
+    for name, entry in chain.from_iterable(json.loads(text).items() for text in heads):
+        if name == "__metadata__":
+            continue
+        dtype, elements = entry["dtype"], prod(entry["shape"])
         if _is_mtp(name, shape.layers) or (less and _ADDED.search(name.rpartition(".weight")[2])):
             continue
         if less and dtype in _PACKED:
@@ -152,14 +154,6 @@ def _count_weights(
         embedding_parameters=0 if tied else embedding,
         expert_parameters=routed,
     )
-
-
-def _tensors(heads: list[bytes]) -> Iterator[tuple[str, str, int]]:
-    """Yield name, type and elements of each tensor."""
-    for head in heads:
-        for name, entry in json.loads(head).items():
-            if name != "__metadata__":
-                yield name, entry["dtype"], prod(entry["shape"])
 
 
 def _is_mtp(name: str, layers: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a run records of its draft: how it was trained, and what it is worth."""
+"""What a run records of its draft: how it was trained, and how fast it is."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Record:
     answers: Mapping[str, int]  # by part of the prompts, looping ones left out
     left_out: int  # responses that loop or end at once
     losses: tuple[float, ...]  # by epoch
-    judged: tuple[float, ...]  # acceptance length on the judges' responses, by epoch
+    judged: tuple[float, ...]  # acceptance length in validation, by epoch
     best: int  # epoch, from 0
     seconds: Mapping[str, float]  # by stage, but for what was lost with a run that was killed
 
