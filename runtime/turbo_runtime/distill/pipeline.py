@@ -31,17 +31,9 @@ from turbo_runtime.distill.data.responses import (
 from turbo_runtime.distill.eagle3 import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError, UnfitModelError
+from turbo_runtime.distill.evaluation import speedup_benchmark as benchmark
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
 from turbo_runtime.distill.evaluation.report import write_report
-from turbo_runtime.distill.evaluation.speedup_benchmark import (
-    BATCHES,
-    ROUNDS,
-    WARM_UP,
-    Gain,
-    gain_of,
-    runs,
-    ways,
-)
 from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.recipe import (
     AUTO,
@@ -299,24 +291,26 @@ class Distillation:
                 for part in (HELD_OUT, VALIDATION, TRAINING)
             )
             known = [completion for completion in training if not completion.request.choice]  # as in service
-            groups = held_out[:MAX_MEASURED], known, validation[:WARM_UP]
-            measurements += [(domain, batch, groups) for batch in BATCHES if len(groups[0]) >= batch]
-        compared = ways(heads)
-        num_runs = ROUNDS * len(compared)  # of one measurement
+            groups = held_out[:MAX_MEASURED], known, validation[: benchmark.WARM_UP]
+            measurements += [
+                (domain, batch, groups) for batch in benchmark.BATCHES if len(groups[0]) >= batch
+            ]
+        compared = benchmark.ways(heads)
+        num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
         with self._work.stage("gain", len(measurements) * num_runs, "runs") as advance:
             for number, (domain, batch, groups) in enumerate(measurements):
                 name = f"gain/{number:03}.json"
                 if (existing := self._work.read(name)) is not None:
-                    gain = Gain(**existing)
+                    gain = benchmark.Gain(**existing)
                     advance(num_runs, known=True)
                 else:
                     params = self._params(groups[0][0].request.temperature)
                     results = []
-                    for run in runs(self._served, compared, *groups, params, batch):
+                    for run in benchmark.runs(self._served, compared, *groups, params, batch):
                         results.append(run)
                         if len(results) % len(compared) == 0:  # those of a round end about together
                             advance(len(compared))
-                    gain = gain_of(batch, results)
+                    gain = benchmark.gain_of(batch, results)
                     self._work.write(name, dataclasses.asdict(gain))
                 record = records[domain]
                 records[domain] = dataclasses.replace(record, gains=(*record.gains, gain))
