@@ -73,12 +73,12 @@ class Trained:
     @property
     def known(self) -> list[Completion]:
         """What is in the memory, as in that of a server that has said it."""
-        return [one for one in self.answers if one.asked.part == "training"]
+        return [one for one in self.answers if one.request.part == "training"]
 
     @property
     def warm_up(self) -> list[Completion]:
         """What is asked before the clock."""
-        return [one for one in self.answers if one.asked.part == "judges"][:WARM_UP]
+        return [one for one in self.answers if one.request.part == "judges"][:WARM_UP]
 
 
 @dataclass(frozen=True)
@@ -205,9 +205,9 @@ def _distill(folder: Path, out: Path, domain: str, dtype: str, source: Sequence[
 
 def _read(served: TargetModel, out: Path) -> Trained:
     _, heads = load_heads(out, served.target)
-    answers = read_kept([out], served.target.digest).said
+    answers = read_kept([out], served.target.digest).completions
     record = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    return Trained(heads, [one for one in answers if one.asked.part != "held-out"], record["seconds"])
+    return Trained(heads, [one for one in answers if one.request.part != "held-out"], record["seconds"])
 
 
 def _params(served: TargetModel, temperature: float) -> SamplingParams:
@@ -363,7 +363,7 @@ def _over_transformers(
                 with_heads = {"heads": Way("auto", trained[domain].heads)}
                 before = (trained[domain].known, trained[domain].warm_up)
                 (ours,) = runs(served, with_heads, some, *before, params, 1, 1)
-                prompts = [list(one.asked.prompt) for one in some]
+                prompts = [list(one.request.prompt) for one in some]
                 theirs = contest.answer(theirs_as_ours, prompts, [], 1, limits)
                 ratios.append(ours.speed * theirs.seconds / sum(map(len, theirs.answers)))
             if ratios:

@@ -51,10 +51,10 @@ def read_prompts(
     """
     files: list[Path] = []
     for path in paths:
-        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if captured and not found:
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if captured and not inside:
             raise PromptsError(f"{path} holds no file *.jsonl; name a file of JSON lines")
-        files += found
+        files += inside
     written = [file for file in files if not is_segment(file)]
     prompts: list[Prompt] = []
     for file in written:
@@ -86,9 +86,8 @@ def _read_file(file: Path, chat: bool, domain: str) -> list[Prompt]:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise PromptsError(f"{file} cannot be read: {reason}; name a file of JSON lines") from error
     prompts = []
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # and no other line ends: JSON allows them in a string
+    # split at no other line ends: JSON allows them in a string
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{file}, line {number}"
             prompts.append(_read_line(line, where, Prompt(f"{file.stem}-{number}", domain), chat))

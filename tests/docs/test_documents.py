@@ -18,7 +18,7 @@ import yaml
 from turbo_dev import transcripts
 from turbo_dev.access import Access
 from turbo_operator.api import constants
-from turbo_runtime.capture.settings import read_settings
+from turbo_runtime.capture.recorder import read_settings
 from turbo_runtime.cli import distill
 from turbo_runtime.contract import metrics as contract_metrics
 

@@ -18,7 +18,7 @@ from turbo_operator.plan import Choice
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, Snapshot
-from turbo_runtime.capture.settings import CaptureSettings, read_settings
+from turbo_runtime.capture.recorder import CaptureSettings, read_settings
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.model import ModelInfo
 

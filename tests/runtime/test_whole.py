@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime import atomic_write
+from turbo_runtime import files
 
 PRIVATE = 0o600  # as temporary files of libraries are
 
@@ -19,7 +19,7 @@ def closed(scratch: Path) -> None:
 
 
 def test_whoever_writes_it_a_new_file_is_as_open_as_any_of_this_process(tmp_path: Path) -> None:
-    atomic_write.write_whole_by(tmp_path / "weights", closed)
+    files.write_whole_by(tmp_path / "weights", closed)
     usual = tmp_path / "usual"
     usual.touch()
     assert (tmp_path / "weights").stat().st_mode == usual.stat().st_mode
@@ -33,12 +33,12 @@ def test_a_file_stays_its_owner_s(tmp_path: Path) -> None:
     file = tmp_path / "segment"
     file.touch()
     os.chown(file, 65532, 65532)
-    atomic_write.write_whole(file, "less")
+    files.write_whole(file, "less")
     assert (file.stat().st_uid, file.stat().st_gid) == (65532, 65532)
 
 
 def test_a_private_file_stays_private(tmp_path: Path) -> None:
     file = tmp_path / "segment"
     file.touch(mode=0o640)
-    atomic_write.write_whole(file, "less")
-    assert stat.S_IMODE(file.stat().st_mode) == 0o640 & ~atomic_write._UMASK
+    files.write_whole(file, "less")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640 & ~files._UMASK

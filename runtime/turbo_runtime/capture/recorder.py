@@ -1,31 +1,96 @@
-"""Records prompts in a thread of its own, so that requests never wait."""
+"""Records prompts in a thread of its own, so that requests never wait: sampled, redacted, and as the settings
+say, a file that is followed while serving.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from turbo_runtime.capture.segment_store import deletions, expire, host_name, line, opened, sweep
-from turbo_runtime.capture.settings import CaptureError, read_settings, redact
-from turbo_runtime.file_stamp import file_stamp
+import regex
+
+from turbo_runtime.capture.segment_store import create_segment, deletions, expire, line, sweep
+from turbo_runtime.files import file_stamp
 
 HEADER = "x-turbo-capture"  # with any value but `on`, the request is not kept
 LOOK_SECONDS = 2.0  # between two checks of the settings and the deletions
 SEGMENT_BYTES, SEGMENT_SECONDS = 8 << 20, 3600.0  # of one file
 SEGMENTS = 8  # that the folder holds at least, so that only the oldest prompts go
 WAITING = 256  # prompts that may wait for the thread; more are not kept
-
+REDACTED = "[redacted]"
+PATTERN_SECONDS = 0.5  # limit of one pattern on one prompt; a prompt that takes longer is not kept
 OUTCOMES = ("kept", "not_sampled", "refused", "ambiguous", "unredacted", "deleted", "overrun", "failed")
+_LIMITS = {"sampleFraction": (0, 1), "maxMib": (1, 1 << 30), "maxAgeHours": (0.01, 1e6)}
 
 log = logging.getLogger(__name__)
+
+
+class CaptureError(ValueError):
+    """Settings that cannot be used; the message is a sentence with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSettings:
+    """The settings; a file has the fields of `_NAMES`."""
+
+    folder: str
+    sample_fraction: float = 1.0  # of the requests
+    max_mib: int = 1024  # of the folder, all servers' segments together
+    max_age_hours: float = 720.0
+    redact: tuple[str, ...] = ()  # patterns; a match becomes REDACTED before anything is written
+
+
+_NAMES = dict(zip(("folder", *_LIMITS, "redact"), CaptureSettings.__dataclass_fields__, strict=True))
+
+
+def read_settings(path: Path) -> CaptureSettings:
+    """Read and check the file. Raises CaptureError."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CaptureError(f"{path} cannot be read: {error}; write a JSON object with 'folder'") from error
+    if not isinstance(document, dict):
+        raise CaptureError(f"{path}: write a JSON object with 'folder', not {type(document).__name__}")
+    if unknown := sorted(set(document) - set(_NAMES)):
+        raise CaptureError(f"{path}: there is no '{unknown[0]}'; it knows {', '.join(_NAMES)}")
+    if not isinstance(document.get("folder"), str) or not document["folder"]:
+        raise CaptureError(f"{path}: folder must name a folder, not {document.get('folder')!r}")
+    for name, (low, high) in _LIMITS.items():
+        value = document.get(name, low)
+        if isinstance(value, bool) or not isinstance(value, int if name == "maxMib" else (int, float)):
+            raise CaptureError(f"{path}: {name} must be a number, not {value!r}")
+        if not low <= value <= high:
+            raise CaptureError(f"{path}: {name} must lie between {low:g} and {high:g}, not {value}")
+    patterns = document.get("redact", [])
+    if not isinstance(patterns, list) or not all(isinstance(item, str) and item for item in patterns):
+        raise CaptureError(f"{path}: redact must be a list of patterns, not {patterns!r:.80}")
+    for number, pattern in enumerate(patterns):
+        try:
+            regex.compile(pattern)
+        except regex.error as error:
+            raise CaptureError(f"{path}: redact[{number}] is no regular expression: {error}") from error
+    values = {_NAMES[name]: value for name, value in document.items()}
+    return CaptureSettings(**{**values, "redact": tuple(patterns)})
+
+
+def redact(text: str, patterns: Sequence[str]) -> str | None:
+    """Replace what the patterns match; None where one does not end, and the prompt must not be kept."""
+    for pattern in patterns:
+        try:
+            # concurrent: requests must not wait for a pattern
+            text = regex.sub(pattern, REDACTED, text, concurrent=True, timeout=PATTERN_SECONDS)
+        except TimeoutError:
+            return None
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +185,12 @@ class Capture:
         folder = Path(self._settings.folder)
         if self._file is not None:
             path = Path(self._file.name)
-            full = self._file.tell() >= min(SEGMENT_BYTES, self._settings.max_bytes // SEGMENTS)
+            full = self._file.tell() >= min(SEGMENT_BYTES, (self._settings.max_mib << 20) // SEGMENTS)
             old = now - self._opened >= SEGMENT_SECONDS
             if full or old or path.parent != folder or not path.exists():
                 self._close_segment()
         if self._file is None:
-            self._file, self._opened = opened(folder, host_name(), now), now
+            self._file, self._opened = create_segment(folder, now), now
         return self._file
 
     def _close_segment(self) -> None:
@@ -147,7 +212,8 @@ class Capture:
                 self._close_segment()
                 sweep(folder, gone)
                 self._swept = folder, gone
-            self.size = expire(folder, now, self._settings.max_bytes, self._settings.max_age_seconds)
+            max_bytes, max_age_seconds = self._settings.max_mib << 20, self._settings.max_age_hours * 3600
+            self.size = expire(folder, now, max_bytes, max_age_seconds)
         except Exception as error:  # such as a volume that is gone: it may come back
             self._report("folder", f"{self._settings.folder}: what is to go may be there yet: {error}")
         else:

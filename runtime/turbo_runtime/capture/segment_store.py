@@ -17,7 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from turbo_runtime.atomic_write import write_whole
+from turbo_runtime.files import write_whole
 
 SUFFIX, DELETED, _LOCK = ".jsonl", "deleted.json", "deleted.lock"
 _SCRATCH_SECONDS = 600.0  # after which nobody writes a segment anew any more
@@ -64,8 +64,9 @@ def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> 
     return total
 
 
-def opened(folder: Path, host: str, now: float) -> TextIO:
+def create_segment(folder: Path, now: float) -> TextIO:
     """Open a new segment to append to, locked until it is closed; only user and group may read it."""
+    host = "".join(char if char.isalnum() else "-" for char in os.uname().nodename) or "host"
     folder.mkdir(mode=0o770, parents=True, exist_ok=True)
     for milliseconds in count(int(now * 1000)):
         path = folder / f"{host}-{milliseconds}{SUFFIX}"
@@ -150,8 +151,3 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 def line(row: Mapping[str, Any]) -> str:
     """Format a line."""
     return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def host_name() -> str:
-    """Return the host's name as file names have it; a pod's is its host's."""
-    return "".join(char if char.isalnum() else "-" for char in os.uname().nodename) or "host"

@@ -128,7 +128,7 @@ def _run(
     progress: Progress,
 ) -> None:
     from turbo_runtime.distill.data.responses import ANSWERS_FILE, read_kept
-    from turbo_runtime.distill.pipeline import Distillation, Options
+    from turbo_runtime.distill.pipeline import Distillation
     from turbo_runtime.distill.target import TargetModel
     from turbo_runtime.engine.startup.builder import choose_device, choose_dtype
     from turbo_runtime.model_files.inspector import inspect_model
@@ -144,14 +144,14 @@ def _run(
     texts = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
     request = RunSpec(
         target_digest=model.digest,
-        prompts_digest=digest_texts([*texts, *(completion.line for completion in kept.said)]),
+        prompts_digest=digest_texts([*texts, *(completion.line for completion in kept.completions)]),
         recipe=recipe,
         domain=options.domain or _DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
         device=device.type,
         dtype=dtype,
         memory_gib=options.memory_gib,
-        answers_from="kept" if kept.said else "endpoint" if options.endpoint else "engine",
+        answers_from="kept" if kept.completions else "endpoint" if options.endpoint else "engine",
         captured=bool(captured or kept.captures),
     )
     work = Workspace(options.out, request, progress)
@@ -176,7 +176,6 @@ def _run(
     with progress.stage("model", 1, "loaded") as advance:
         served = TargetModel(config)
         advance()
-    how = Options(not options.no_gain, options.keep_answers, options.endpoint)
     with work.lock():
         if work.is_done:
             progress.say(f"{options.out} was done meanwhile")
@@ -185,7 +184,17 @@ def _run(
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
         active = model.shape.active_parameters
-        record = Distillation(served, options.model, active, parts, kept, work, how).run()
+        record = Distillation(
+            served,
+            options.model,
+            active,
+            parts,
+            kept,
+            work,
+            gain=not options.no_gain,
+            keep_answers=options.keep_answers,
+            endpoint=options.endpoint,
+        ).run()
     for line in record.summary():
         progress.say(line)
     progress.say(

@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.client.client import printable
 from turbo_runtime.contract.training import DomainEvaluation, MeasuredGain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
+from turbo_runtime.files import checkpoint_digest
 
 _DEFAULT_WIDTH = 1000  # columns where no terminal says how many
 _KIND = "turbo-heads"
@@ -224,7 +224,7 @@ def _show(console: Console, draft: Draft) -> None:
     for name in ("version", "domain", "heads", "markov_rank", "vocabulary_size", "target_digest"):
         if name in draft.config:
             table.add_row(name.replace("_", " "), printable(str(draft.config[name])))
-    table.add_row("digest", artefact_digest(draft.folder))
+    table.add_row("digest", checkpoint_digest(draft.folder))
     training = draft.config.get("training", {})
     for part, count in training.get("answers", {}).items():
         table.add_row(f"answers, {part}", str(count))
@@ -254,7 +254,7 @@ def _build_manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]
         "method": "TurboHeads" if draft.method == HEADS else "EAGLE3",
         "location": {"claimName": options.claim, "path": path.strip("/")},
         "version": version,
-        "digest": artefact_digest(draft.folder),
+        "digest": checkpoint_digest(draft.folder),
         "targetDigest": str(draft.config.get("target_digest", "")),
         "domain": str(draft.config.get("domain", "")) or "draft",
         "evaluation": [measured.worth.to_api() for measured in draft.domains.values()],

@@ -29,14 +29,14 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from turbo_runtime.atomic_write import write_whole, write_whole_by
 from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.errors import UnfitModelError
 from turbo_runtime.distill.loss import positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
+from turbo_runtime.files import write_whole, write_whole_by
 from turbo_runtime.messages import SamplingParams
 
 STREAMS = 3  # layers of the target whose input it reads
@@ -174,7 +174,7 @@ class Eagle3Student:
         """Count steps of so many responses that they have about the recipe's rows."""
         return math.ceil(len(completions) / self._batch_size([len(c.tokens) for c in completions]))
 
-    def lessons(self, material: Sequence[Text], lot: int) -> Iterator[Sequence[Text]]:
+    def batches(self, material: Sequence[Text], lot: int) -> Iterator[Sequence[Text]]:
         """Yield whole responses, mixed."""
         batch_size = self._batch_size([len(text.answer) for text in material])
         mixed = list(material)
@@ -186,12 +186,12 @@ class Eagle3Student:
         """Yield each response."""
         return iter(material)
 
-    def guess(self, lesson: Text) -> tuple[Tensor, TrainingBatch]:
+    def guess(self, text: Text) -> tuple[Tensor, TrainingBatch]:
         """Return the logits behind each token of the response but its last."""
-        batch = lesson.answer.pick(lesson.answer.teaching, self.depth)
-        return self.module(lesson.streams[:-1].float(), lesson.tokens[:-1], batch.before), batch
+        batch = text.answer.pick(text.answer.teaching, self.depth)
+        return self.module(text.streams[:-1].float(), text.tokens[:-1], batch.before), batch
 
-    def settle(self, judges: Sequence[Text]) -> None:
+    def settle(self, validation: Sequence[Text]) -> None:
         """Learn nothing more: vLLM and SGLang use no confidence."""
 
     def _batch_size(self, lengths: Sequence[int]) -> int:
@@ -209,7 +209,7 @@ class Eagle3Method:
         embedding, count = served.target.embedding, int(served.model.config.num_hidden_layers)
         self._layers = (2, count // 2, count - 3)  # the default of vLLM and SGLang
         if self._layers != tuple(sorted({*self._layers})):
-            raise DistillError(
+            raise UnfitModelError(
                 f"eagle3 sees three layers of the model, and it has {count} in all; train heads instead"
             )
         self.target_vocabulary = len(embedding)
@@ -217,7 +217,7 @@ class Eagle3Method:
 
     def rows(self, completion: Completion) -> int:
         """Count the tokens of prompt and response."""
-        return len(completion.asked.prompt) + len(completion.tokens)
+        return len(completion.text)
 
     def read(self, completions: Sequence[Completion]) -> list[Text]:
         """Compute the streams and examples."""
@@ -277,15 +277,14 @@ class Eagle3Method:
 
 def _tensors(draft: Eagle3) -> dict[str, Tensor]:
     """In the target's dtype. Embeddings are not among them: engines share the target's."""
-    dtype = draft.embedding.dtype
-    tensors = {name: value.detach().to(dtype).cpu() for name, value in draft.state_dict().items()}
-    vocabulary = draft.vocabulary.cpu()
+    vocabulary, own = draft.vocabulary.cpu(), {**draft.state_dict(), "lm_head.weight": draft.output}
     allowed = torch.zeros(len(draft.embedding), dtype=torch.bool)
     allowed[vocabulary] = True
-    tensors["lm_head.weight"] = draft.output.to(dtype).cpu()
-    tensors["d2t"] = vocabulary - torch.arange(len(vocabulary))  # added to a drafted id
-    tensors["t2d"] = allowed
-    return {name: value.contiguous() for name, value in tensors.items()}
+    return {
+        **{name: value.detach().to(draft.embedding.dtype).cpu().contiguous() for name, value in own.items()},
+        "d2t": vocabulary - torch.arange(len(vocabulary)),  # added to a drafted id
+        "t2d": allowed,
+    }
 
 
 def layer_config(target: Any) -> LlamaConfig:

@@ -5,8 +5,8 @@ class DistillError(ValueError):
     """The work cannot be done; one sentence says why and what to do."""
 
 
-class DamagedError(DistillError):
-    """A disk has not kept what was written."""
+class UnfitModelError(DistillError):
+    """A method cannot draft for the model."""
 
 
 class MayPassError(DistillError):

@@ -42,7 +42,7 @@ class HeadsStudent:
         """Count steps of the recipe's rows."""
         return math.ceil(sum(len(completion.tokens) - 1 for completion in completions) / self._recipe.rows)
 
-    def lessons(self, material: TrainingExamples, lot: int) -> Iterator[Sequence[TrainingBatch]]:
+    def batches(self, material: TrainingExamples, lot: int) -> Iterator[Sequence[TrainingBatch]]:
         """Yield rows of all responses, mixed."""
         rows = material.teaching
         mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(lot))
@@ -54,17 +54,16 @@ class HeadsStudent:
         for chosen in torch.split(material.teaching, _REVIEW_ROWS):
             yield material.pick(chosen, self.depth)
 
-    def guess(self, lesson: TrainingBatch) -> tuple[Tensor, TrainingBatch]:
+    def guess(self, batch: TrainingBatch) -> tuple[Tensor, TrainingBatch]:
         """Return the logits of all heads."""
-        logits, _, _ = self.module(lesson.hidden.float(), lesson.before)
-        return logits, lesson
+        return self.module(batch.hidden.float(), batch.before)[0], batch
 
-    def settle(self, judges: TrainingExamples) -> None:
+    def settle(self, validation: TrainingExamples) -> None:
         """Train the confidences on responses that nothing else was learnt from: heads are far surer of what
         they have seen than of anything else. A head's is needed only where all before it were right.
         """
         heads, recipe = self.module, self._recipe
-        clues, taken, known = self._clues(judges)
+        clues, taken, known = self._clues(validation)
         weight = known * torch.cat([torch.ones_like(taken[:, :1]), taken[:, :-1].cumprod(1)], 1)
         parameters = [heads.confidence, heads.confidence_bias]
         optimizer = torch.optim.AdamW(parameters, lr=_CONFIDENCE_RATE, weight_decay=recipe.weight_decay)
@@ -81,17 +80,17 @@ class HeadsStudent:
             optimizer.step()
 
     @torch.no_grad()
-    def _clues(self, judges: TrainingExamples) -> tuple[Tensor, Tensor, Tensor]:
+    def _clues(self, validation: TrainingExamples) -> tuple[Tensor, Tensor, Tensor]:
         """Return the inputs of the confidences (rows, heads, width + rank + 1), the chance that each head's
         token is accepted (rows, heads), and whether that is known: it is not behind a response's end.
         """
         clues, taken, known = [], [], []
-        for lesson in self.review(judges):
-            logits, states, m = self.module(lesson.hidden.float(), lesson.before)
+        for batch in self.review(validation):
+            logits, states, m = self.module(batch.hidden.float(), batch.before)
             inputs = [self.module.clues(states[j], m[:, j], logits[:, j]) for j in range(self.depth)]
             clues.append(torch.stack(inputs, 1))
-            taken.append(chance_of_acceptance(logits, lesson, self.words, self._recipe.temperature))
-            known.append(lesson.wanted != UNKNOWN)
+            taken.append(chance_of_acceptance(logits, batch, self.words, self._recipe.temperature))
+            known.append(batch.wanted != UNKNOWN)
         return torch.cat(clues), torch.cat(taken), torch.cat(known)
 
 
@@ -129,14 +128,13 @@ class HeadsMethod:
     def taken(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
         """Draft with the drafter that serves."""
         drafter = HeadsDrafter(self.heads(), self._served.noise)
-        remaining = list(completions)
+        remaining = iter(completions)
         for examples in self._served.examples(completions, self._params):
             at = 0
             while at < len(examples):
-                completion = remaining.pop(0)
-                states = examples.hidden[at : at + len(completion.tokens)]
-                yield completion, count_accepted(completion, states, drafter)
+                completion, first = next(remaining), at
                 at += len(completion.tokens)
+                yield completion, count_accepted(completion, examples.hidden[first:at], drafter)
 
     def heads(self) -> Heads:
         """Copy them into the target's dtype."""
@@ -170,9 +168,8 @@ def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter
     """Count the right tokens of a draft behind each token of the response but the last, made with the noise
     and the `states` (tokens, width) that the response was drawn with.
     """
-    asked, length = completion.asked, len(completion.asked.prompt)
-    coupling = Coupling(answer_key(asked.seed, asked.prompt, asked.choice), asked.temperature)
-    text = (*asked.prompt, *completion.tokens)
+    request, text, length = completion.request, completion.text, len(completion.request.prompt)
+    coupling = Coupling(answer_key(request.seed, request.prompt, request.choice), request.temperature)
     requests = (
         DraftRequest("", text[: length + at + 1], length, len(text), "", coupling, states[at])
         for at in range(len(completion.tokens) - 1)

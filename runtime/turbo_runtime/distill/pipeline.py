@@ -10,13 +10,12 @@ import re
 import shutil
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from torch import Tensor
 
-from turbo_runtime.atomic_write import write_whole_by
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill.data.prompt_set import tokenize
 from turbo_runtime.distill.data.responses import (
@@ -25,63 +24,47 @@ from turbo_runtime.distill.data.responses import (
     TokenizedPrompt,
     answer_all,
     is_looping,
-    read_asked,
-    write_asked,
+    read_requests,
     write_kept,
+    write_requests,
 )
 from turbo_runtime.distill.eagle3 import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
-from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
+from turbo_runtime.distill.errors import DistillError, MayPassError, UnfitModelError
+from turbo_runtime.distill.evaluation import speedup_benchmark as benchmark
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
 from turbo_runtime.distill.evaluation.report import write_report
-from turbo_runtime.distill.evaluation.speedup_benchmark import (
-    BATCHES,
-    ROUNDS,
-    WARM_UP,
-    Gain,
-    gain_of,
-    runs,
-    ways,
-)
 from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.recipe import (
     AUTO,
     HEADS,
     HELD_OUT,
-    JUDGES,
     PARTS,
     PILOT_ANSWERS,
     PILOT_EPOCHS,
     TRAINED,
     TRAINING,
+    VALIDATION,
     Pilot,
     Recipe,
     choose_method,
 )
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.distill.trainer import Course, Method, Shards, prepare_training, read_state
+from turbo_runtime.distill.trainer import Method, Shards, TrainingState, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.files import write_whole_by
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
 
-ASKED, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
+REQUESTS, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
 MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 MIN_SAVE_SECONDS, MAX_SAVE_FRACTION = 2.0, 0.05  # between two saves, and of the time that they take
 MAX_MEASURED = 64  # prompts of a domain that speedups are measured on
 
 Parts = Mapping[str, Sequence[Completion]]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How the work is done; changes nothing of the checkpoint."""
-
-    gain: bool = True  # measure speedups too
-    keep_answers: bool = False  # in a file of the checkpoint's folder
-    endpoint: str = ""  # of a server that responds; empty: the model in this process does
 
 
 class Distillation:
@@ -95,13 +78,18 @@ class Distillation:
         prompts: Mapping[str, Sequence[Prompt]],
         kept: Kept,
         work: Workspace,
-        options: Options,
+        *,
+        gain: bool,
+        keep_answers: bool,
+        endpoint: str,
     ) -> None:
         """`model`: its name for people; `active_parameters`: those that a token passes; `prompts` by part;
         `kept`: responses to learn from instead. Raises DistillError for some that the model cannot read.
+        `gain`: measure speedups too; `endpoint`: URL of a server that responds instead.
         """
         self._served, self._model, self._active = served, model, active_parameters
-        self._prompts, self._kept, self._options = prompts, kept, options
+        self._prompts, self._kept = prompts, kept
+        self._gain, self._keep_answers, self._endpoint = gain, keep_answers, endpoint
         self._work, self._progress, self._recipe = work, work.progress, work.request.recipe
         kept.check(len(served.target.embedding), served.ready.max_model_len)
         self._pilots: dict[str, Any] = {}
@@ -110,22 +98,22 @@ class Distillation:
 
     def run(self) -> Record:
         """Do all that remains. Raises DistillError, and PromptsError before anything is written."""
-        # as they were asked first: a chat template may write the date
-        existing = read_asked(self._work.folder / ASKED)
-        asked = self._tokenize() if existing is None else existing
+        # as tokenized at first: a chat template may write the date
+        existing = read_requests(self._work.folder / REQUESTS)
+        tokenized = self._tokenize() if existing is None else existing
         self._work.write(REQUEST_FILE, self._work.request.document())
         self._check_machine()
         if existing is None:
             shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
-            write_asked(self._work.folder / ASKED, asked)
-        parts, left_out = self._select(self._kept.said or self._respond(asked))
+            write_requests(self._work.folder / REQUESTS, tokenized)
+        parts, left_out = self._select(self._kept.completions or self._respond(tokenized))
         if self._recipe.method == AUTO:
             self._recipe = self._compare_methods(parts)
             self._method = self._create_method(self._recipe)
-        course = self._train(parts)
-        learnt = {completion.tokens for name in (TRAINING, JUDGES) for completion in parts[name]}
+        result = self._train(parts)
+        learnt = {completion.tokens for name in (TRAINING, VALIDATION) for completion in parts[name]}
         domains = self._evaluate(parts[HELD_OUT], learnt)
-        if self._options.gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
+        if self._gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
             unseen = [completion for completion in parts[HELD_OUT] if completion.tokens not in learnt]
             self._measure_speedups(self._method.heads(), {**parts, HELD_OUT: unseen}, domains)
         record = Record(
@@ -133,14 +121,14 @@ class Distillation:
             domains,
             {name: len(completions) for name, completions in parts.items()},
             left_out,
-            tuple(course.losses),
-            tuple(course.judged),
-            course.best,
+            tuple(result.losses),
+            tuple(result.judged),
+            result.best,
             self._work.seconds,
         )
         record.write(self._work.out)
         write_report(self._work.out, record, self._model)
-        if self._options.keep_answers:
+        if self._keep_answers:
             write_kept(self._work.out, [completion for part in parts.values() for completion in part])
         self._save(parts[TRAINING], record)
         self._work.remove()
@@ -162,35 +150,29 @@ class Distillation:
 
     def _compare_methods(self, parts: Parts) -> Recipe:
         """Return the recipe of the method that pays most in a pilot; an earlier run's pilot counts."""
-        pilots = self._work.read(PILOT)
-        if pilots is None:
-            pilots = {}
+        if (existing := self._work.read(PILOT)) is not None:
+            self._pilots = existing
+        else:
             with self._work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
                     recipe = self._recipe.of_method(name)
-                    try:
+                    with suppress(UnfitModelError):
                         method = self._create_method(recipe)
-                    except DistillError:  # the model has too few layers for it
-                        pass
-                    else:
-                        pilots[name] = dataclasses.asdict(self._run_pilot(method, recipe, parts))
+                        self._pilots[name] = dataclasses.asdict(self._run_pilot(method, recipe, parts))
                     advance()
-            self._work.write(PILOT, pilots)
-        self._pilots = pilots
-        chosen = choose_method({name: Pilot(**fields) for name, fields in pilots.items()})
+            self._work.write(PILOT, self._pilots)
+        chosen = choose_method({name: Pilot(**fields) for name, fields in self._pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
         return self._recipe.of_method(chosen)
 
     def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
-        few = list(parts[TRAINING])
-        random.Random(recipe.seed).shuffle(few)  # noqa: S311  a shuffle, no secret
-        del few[PILOT_ANSWERS:]
+        shards = self._deal(method, _shuffle(parts[TRAINING], recipe)[:PILOT_ANSWERS])
         short = dataclasses.replace(recipe, epochs=PILOT_EPOCHS)
-        training = prepare_training(method, short, self._deal(method, few), 0, parts[JUDGES], {})
+        training = prepare_training(method, short, shards, 0, parts[VALIDATION], {})
         training.run(lambda _: None)
         weights = sum(map(Tensor.numel, method.student.guessers)) + method.student.module.output.numel()
         cost = method.student.passes * weights / self._active
-        return Pilot(recipe.method, max(training.course.judged), cost)
+        return Pilot(recipe.method, max(training.progress.judged), cost)
 
     def _tokenize(self) -> list[TokenizedPrompt]:
         max_tokens = self._served.ready.max_model_len - self._recipe.max_tokens
@@ -228,8 +210,8 @@ class Distillation:
     def _respond(self, prompts: Sequence[TokenizedPrompt]) -> list[Completion]:
         params = self._params(self._recipe.temperature)
         target: TargetModel | Endpoint = self._served
-        if self._options.endpoint:
-            server = Server.at(self._options.endpoint)
+        if self._endpoint:
+            server = Server.at(self._endpoint)
             target = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
         with self._work.stage("answers", len(prompts), "prompts") as advance:
             return answer_all(
@@ -243,7 +225,7 @@ class Distillation:
         """Return by part those that can be learnt from, and how many cannot."""
         usable = [c for c in completions if len(c.tokens) >= 2 and not is_looping(c.tokens)]
         left_out = len(completions) - len(usable)
-        parts = {name: [c for c in usable if c.asked.part == name] for name in PARTS}
+        parts = {name: [c for c in usable if c.request.part == name] for name in PARTS}
         if empty := [name for name, part in parts.items() if not part]:
             raise DistillError(
                 f"no answer is left for the part '{empty[0]}' of the prompts: {left_out} of "
@@ -252,7 +234,7 @@ class Distillation:
             )
         return parts, left_out
 
-    def _train(self, parts: Parts) -> Course:
+    def _train(self, parts: Parts) -> TrainingState:
         recipe, method = self._recipe, self._method
         shards = self._deal(method, parts[TRAINING])
         checkpoint = self._work.folder / CHECKPOINT
@@ -260,18 +242,15 @@ class Distillation:
         if checkpoint.is_file():
             try:
                 state = read_state(checkpoint)
-            except DamagedError as error:
+            except DistillError as error:
                 self._progress.say(f"{checkpoint} cannot be read ({error}): training begins anew")
         first = shards.order(0, recipe.seed)[0]
         if not state:
             with self._work.stage("states", 1, "part") as advance:
                 shards.material(first)
                 advance()
-        judges = list(parts[JUDGES])
-        random.Random(recipe.seed).shuffle(judges)  # noqa: S311  a shuffle, no secret
-        training = prepare_training(method, recipe, shards, first, judges, state)
-        done_before = training.course.step
-        with self._work.stage("training", training.steps, "steps", done_before) as advance:
+        training = prepare_training(method, recipe, shards, first, _shuffle(parts[VALIDATION], recipe), state)
+        with self._work.stage("training", training.steps, "steps", training.progress.step) as advance:
             due = time.monotonic() + MIN_SAVE_SECONDS
 
             def done(_: int) -> None:
@@ -286,7 +265,7 @@ class Distillation:
             training.run(done)
             write_whole_by(checkpoint, training.save)
         method.student.module.eval().requires_grad_(False)
-        return training.course
+        return training.progress
 
     def _evaluate(
         self, held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
@@ -294,7 +273,7 @@ class Distillation:
         by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
         with self._work.stage("evaluation", len(held_out), "answers") as advance:
             for completion, counts in self._method.taken(held_out):
-                by_domain.setdefault(completion.asked.domain, []).append((completion, counts))
+                by_domain.setdefault(completion.request.domain, []).append((completion, counts))
                 advance()
         records = {}
         for domain, pairs in by_domain.items():
@@ -307,31 +286,31 @@ class Distillation:
         """Add to each record the speedups of the held-out responses of its domain."""
         measurements = []
         for domain in records:
-            held_out, judges, training = (
-                sorted((c for c in parts[part] if c.asked.domain == domain), key=lambda c: c.shuffle_key)
-                for part in (HELD_OUT, JUDGES, TRAINING)
+            held_out, validation, training = (
+                sorted((c for c in parts[part] if c.request.domain == domain), key=lambda c: c.shuffle_key)
+                for part in (HELD_OUT, VALIDATION, TRAINING)
             )
-            known = [completion for completion in training if not completion.asked.choice]  # as in service
-            asked, warm_up = held_out[:MAX_MEASURED], judges[:WARM_UP]
+            known = [completion for completion in training if not completion.request.choice]  # as in service
+            groups = held_out[:MAX_MEASURED], known, validation[: benchmark.WARM_UP]
             measurements += [
-                (domain, batch, asked, known, warm_up) for batch in BATCHES if len(asked) >= batch
+                (domain, batch, groups) for batch in benchmark.BATCHES if len(groups[0]) >= batch
             ]
-        compared = ways(heads)
-        num_runs = ROUNDS * len(compared)  # of one measurement
+        compared = benchmark.ways(heads)
+        num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
         with self._work.stage("gain", len(measurements) * num_runs, "runs") as advance:
-            for number, (domain, batch, asked, known, warm_up) in enumerate(measurements):
+            for number, (domain, batch, groups) in enumerate(measurements):
                 name = f"gain/{number:03}.json"
                 if (existing := self._work.read(name)) is not None:
-                    gain = Gain(**existing)
+                    gain = benchmark.Gain(**existing)
                     advance(num_runs, known=True)
                 else:
-                    params = self._params(asked[0].asked.temperature)
+                    params = self._params(groups[0][0].request.temperature)
                     results = []
-                    for run in runs(self._served, compared, asked, known, warm_up, params, batch):
+                    for run in benchmark.runs(self._served, compared, *groups, params, batch):
                         results.append(run)
                         if len(results) % len(compared) == 0:  # those of a round end about together
                             advance(len(compared))
-                    gain = gain_of(batch, results)
+                    gain = benchmark.gain_of(batch, results)
                     self._work.write(name, dataclasses.asdict(gain))
                 record = records[domain]
                 records[domain] = dataclasses.replace(record, gains=(*record.gains, gain))
@@ -348,9 +327,7 @@ class Distillation:
         if self._pilots:
             training["pilot"] = self._pilots
         times = [p.captured_at for part in self._prompts.values() for p in part if p.captured_at is not None]
-        captures = [*self._kept.captures]
-        if times:
-            captures.append({"prompts": len(times), "from": _iso(min(times)), "until": _iso(max(times))})
+        captures = [*self._kept.captures, *({"prompts": 1, "from": _iso(t), "until": _iso(t)} for t in times)]
         if captures:
             training["capture"] = {
                 "prompts": sum(capture["prompts"] for capture in captures),
@@ -363,11 +340,17 @@ class Distillation:
         self._method.save(self._work.out, version, request.domain, training)
 
 
+def _shuffle(completions: Sequence[Completion], recipe: Recipe) -> list[Completion]:
+    mixed = list(completions)
+    random.Random(recipe.seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
+    return mixed
+
+
 def _iso(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
 def _digest(completions: Iterable[Completion]) -> str:
     """Digest prompts and responses, whatever their order."""
-    text = json.dumps(sorted((completion.asked.prompt, completion.tokens) for completion in completions))
+    text = json.dumps(sorted((completion.request.prompt, completion.tokens) for completion in completions))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -20,7 +20,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
 DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
 PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
-PARTS = HELD_OUT, JUDGES, TRAINING = "held-out", "judges", "training"  # of the prompts
+PARTS = HELD_OUT, VALIDATION, TRAINING = "held-out", "judges", "training"  # of the prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Recipe:
     @property
     def shares(self) -> dict[str, float]:
         """Of the parts; the last gets the rest."""
-        return {HELD_OUT: self.held_out, JUDGES: self.judges, TRAINING: 1.0}
+        return {HELD_OUT: self.held_out, VALIDATION: self.judges, TRAINING: 1.0}
 
 
 @dataclass(frozen=True, slots=True)

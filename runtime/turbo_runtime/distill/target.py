@@ -32,7 +32,7 @@ from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.chat_template import TemplateRefusalError
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
-LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never worth drafting
+LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never drafted
 
 
 class TargetModel:
@@ -129,17 +129,17 @@ class TargetModel:
             examples, streams = self._read(batch, params, layers)
             start = row = 0
             for completion in batch:
-                end = start + len(_read_tokens(completion))
+                end = start + len(completion.text) - 1
                 yield Text.of(completion, streams[start:end].clone(), examples, row)
                 start, row = end, row + len(completion.tokens)
 
     def _batches(self, completions: Sequence[Completion]) -> Iterator[list[Completion]]:
-        """As many together as one step and the KV cache fit."""
+        """As many together as one step and the KV cache fit, but for last tokens: nothing follows them."""
         max_tokens = self._engine.scheduler.max_num_batched_tokens
         batch: list[Completion] = []
         tokens = blocks = 0
         for completion in completions:
-            length = len(_read_tokens(completion))
+            length = len(completion.text) - 1
             tokens, blocks = tokens + length, blocks + blocks_for(length)
             if batch and (tokens > max_tokens or blocks > self._blocks):
                 yield batch
@@ -168,11 +168,11 @@ class TargetModel:
     def _passes(self, completions: Sequence[Completion]) -> Iterator[list[Chunk]]:
         """Yield one pass over several short responses, or several over one that is longer than a step."""
         max_tokens, pool = self._engine.scheduler.max_num_batched_tokens, BlockPool(self._blocks)
-        texts = [_read_tokens(completion) for completion in completions]
+        texts = [completion.text[:-1] for completion in completions]
         tables = [pool.take(blocks_for(len(text))) for text in texts]
         chunks: list[Chunk] = []
         for completion, text, table in zip(completions, texts, tables, strict=True):
-            first = len(completion.asked.prompt) - 1  # the state that the first token was drawn from
+            first = len(completion.request.prompt) - 1  # the state that the first token was drawn from
             for start in range(0, len(text), max_tokens):
                 piece = text[start : start + max_tokens]
                 rows = min(len(piece), max(0, start + len(piece) - first))
@@ -182,11 +182,6 @@ class TargetModel:
                     chunks = []
         if chunks:
             yield chunks
-
-
-def _read_tokens(completion: Completion) -> tuple[int, ...]:
-    """The last token is never read: nothing was drawn from its state."""
-    return (*completion.asked.prompt, *completion.tokens[:-1])
 
 
 def _likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from turbo_runtime.distill.data.examples import choose_vocabulary
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.eagle3 import Eagle3Method, Eagle3Student
-from turbo_runtime.distill.errors import DamagedError, DistillError
+from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.heads import HeadsMethod, HeadsStudent
 from turbo_runtime.distill.loss import chance_of_acceptance, guessing
 from turbo_runtime.distill.recipe import Recipe
@@ -25,7 +25,7 @@ from turbo_runtime.distill.recipe import Recipe
 Method = HeadsMethod | Eagle3Method
 Student = HeadsStudent | Eagle3Student
 _CLIP = 1.0  # of the gradient's norm
-_JUDGES_SHARE = 16  # of the rows that fit the memory one such part is the judges'
+_VALIDATION_SHARE = 16  # of the rows that fit the memory one such part is for validation
 
 
 class Shards:
@@ -63,19 +63,18 @@ class Shards:
     def material(self, number: int) -> Any:
         """Return the material of a part."""
         if self._number != number:
-            self._number, self._material = None, None  # first: there is memory for one
-            self._material = self._read(self.parts[number])
-            self._number = number
+            self._material = self._number = None  # first: there is memory for one
+            self._material, self._number = self._read(self.parts[number]), number
         return self._material
 
 
 @dataclass
-class Course:
-    """Progress and results of the training: all that its state holds besides tensors."""
+class TrainingState:
+    """Progress and results of the training: all that is saved besides tensors."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)  # mean, of each epoch
-    judged: list[float] = field(default_factory=list)  # acceptance length on the judges, of each epoch
+    judged: list[float] = field(default_factory=list)  # acceptance length in validation, of each epoch
     best: int = -1  # epoch
     running: float = 0.0  # sum of the losses of the epoch in progress
     counted: int = 0
@@ -85,10 +84,12 @@ class Course:
 class Training:
     """A training that `save` and `load` carry over a kill."""
 
-    def __init__(self, student: Student, shards: Shards, judges: Callable[[], Any], recipe: Recipe) -> None:
-        """`judges` is called once, if at all."""
-        self.student, self.recipe, self.course = student, recipe, Course()
-        self._shards, self._read_judges = shards, judges
+    def __init__(
+        self, student: Student, shards: Shards, read_validation: Callable[[], Any], recipe: Recipe
+    ) -> None:
+        """`read_validation` is called once, if at all."""
+        self.student, self.recipe, self.progress = student, recipe, TrainingState()
+        self._shards, self._read_validation = shards, read_validation
         self._optimizer = torch.optim.AdamW(
             student.guessers, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
         )
@@ -98,86 +99,77 @@ class Training:
 
     def run(self, done: Callable[[int], None]) -> None:
         """Train to the end; `done` receives every step, and may save."""
-        if self.course.finished:
+        progress = self.progress
+        if progress.finished:
             return
-        judges = self._read_judges()
-        for epoch in range(self.course.step // self._per_epoch, self.recipe.epochs):
-            for lessons in self._lessons(epoch, self.course.step - epoch * self._per_epoch):
-                self._descend(lessons)
-                self.course.step += 1
-                if self.course.step == (epoch + 1) * self._per_epoch:
-                    self._judge(epoch, judges)
-                done(self.course.step)
+        validation = self._read_validation()
+        for epoch in range(progress.step // self._per_epoch, self.recipe.epochs):
+            for batches in self._batches(epoch, progress.step - epoch * self._per_epoch):
+                self._descend(batches)
+                progress.step += 1
+                if progress.step == (epoch + 1) * self._per_epoch:
+                    progress.losses.append(progress.running / progress.counted)
+                    progress.running, progress.counted = 0.0, 0
+                    progress.judged.append(self._acceptance_length(validation))
+                    if progress.best < 0 or progress.judged[-1] > progress.judged[progress.best]:
+                        progress.best, self._best = epoch, _copy(self.student.module)
+                done(progress.step)
         self.student.module.load_state_dict(self._best)
-        self.student.settle(judges)
-        self.course.finished = True
+        self.student.settle(validation)
+        progress.finished = True
 
     def save(self, path: Path) -> None:
         """Write everything that the rest of the run depends on."""
-        torch.save(
-            {
-                "vocabulary": self.student.vocabulary,
-                "course": vars(self.course),
-                "student": self.student.module.state_dict(),
-                "best": self._best,
-                "optimizer": self._optimizer.state_dict(),
-            },
-            path,
-        )
+        state = {
+            "vocabulary": self.student.vocabulary,
+            "course": vars(self.progress),
+            "student": self.student.module.state_dict(),
+            "best": self._best,
+            "optimizer": self._optimizer.state_dict(),
+        }
+        torch.save(state, path)
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue where `save` was called."""
-        self.course = Course(**state["course"])
+        self.progress = TrainingState(**state["course"])
         self.student.module.load_state_dict(state["student"])
         self._best = state["best"]
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _lessons(self, epoch: int, skip: int) -> Iterator[Sequence[Any]]:
+    def _batches(self, epoch: int, skip: int) -> Iterator[Sequence[Any]]:
         """Yield the epoch's steps but for the first `skip`. A part that is skipped is not read."""
         for part in self._shards.order(epoch, self.recipe.seed):
             count = self.student.steps(self._shards.parts[part])
             if skip < count:
                 lot = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
                 # no name for the material: the next part takes its memory
-                yield from itertools.islice(
-                    self.student.lessons(self._shards.material(part), lot), skip, None
-                )
+                yield from islice(self.student.batches(self._shards.material(part), lot), skip, None)
             skip = max(0, skip - count)
 
-    def _descend(self, lessons: Sequence[Any]) -> None:
+    def _descend(self, batches: Sequence[Any]) -> None:
         for group in self._optimizer.param_groups:
-            group["lr"] = self.recipe.rate * _schedule(self.course.step / self.steps, self.recipe.warm_up)
+            group["lr"] = self.recipe.rate * _schedule(self.progress.step / self.steps, self.recipe.warm_up)
         self._optimizer.zero_grad()
         total = 0.0
-        for lesson in lessons:
-            logits, batch = self.student.guess(lesson)
-            loss = guessing(logits, batch, self.student.words, self.recipe) / len(lessons)
+        for material in batches:
+            logits, batch = self.student.guess(material)
+            loss = guessing(logits, batch, self.student.words, self.recipe) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):
             raise DistillError("the training has diverged: its loss is no number; give a lower --rate")
         nn.utils.clip_grad_norm_(self.student.guessers, _CLIP)
         self._optimizer.step()
-        self.course.running += total
-        self.course.counted += 1
-
-    def _judge(self, epoch: int, judges: Any) -> None:
-        """Close an epoch, and keep it where it is the best so far."""
-        course = self.course
-        course.losses.append(course.running / course.counted)
-        course.running, course.counted = 0.0, 0
-        course.judged.append(self._acceptance_length(judges))
-        if course.best < 0 or course.judged[-1] > course.judged[course.best]:
-            course.best = epoch
-            self._best = _copy(self.student.module)
+        self.progress.running += total
+        self.progress.counted += 1
 
     @torch.inference_mode()
-    def _acceptance_length(self, judges: Any) -> float:
-        """Return the mean tokens of a verification of whole drafts over all positions of the judges."""
+    def _acceptance_length(self, validation: Any) -> float:
+        """Return the mean tokens of a verification of whole drafts over all positions of the material."""
         accepted, rows = 0.0, 0
-        lessons: Iterator[Any] = self.student.review(judges)
-        for lesson in lessons:
-            logits, batch = self.student.guess(lesson)
+        batches: Iterator[Any] = self.student.review(validation)
+        for material in batches:
+            logits, batch = self.student.guess(material)
             taken = chance_of_acceptance(logits, batch, self.student.words, self.recipe.temperature)
             accepted += float(taken.cumprod(1).sum())
             rows += len(taken)
@@ -189,7 +181,7 @@ def prepare_training(
     recipe: Recipe,
     shards: Shards,
     first: int,
-    judges: Sequence[Completion],
+    validation: Sequence[Completion],
     state: dict[str, Any],
 ) -> Training:
     """Create a training that goes on with `state`, or begins, with the part `first`."""
@@ -199,27 +191,23 @@ def prepare_training(
         answers = [completion.tokens for part in shards.parts for completion in part]
         examples = method.examples(shards.material(first))
         method.begin(choose_vocabulary(answers, examples, method.target_vocabulary, recipe.vocabulary))
-    num_free, judging = shards.max_rows // _JUDGES_SHARE, list[Completion]()
-    for completion in judges:  # as many of the first ones as fit, and at least one
-        num_free -= method.rows(completion)
-        if judging and num_free < 0:
-            break
-        judging.append(completion)
-    training = Training(method.student, shards, lambda: method.read(judging), recipe)
+    max_rows = shards.max_rows // _VALIDATION_SHARE
+    num_fitting = sum(rows <= max_rows for rows in accumulate(map(method.rows, validation)))
+    fitting = validation[: max(1, num_fitting)]
+    training = Training(method.student, shards, lambda: method.read(fitting), recipe)
     if state:
         training.load(state)
     return training
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read what `Training.save` wrote. Raises DamagedError."""
+    """Read what `Training.save` wrote. Raises DistillError where the disk has not kept it."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return dict(torch.load(path, weights_only=True))
     except torch.OutOfMemoryError:  # a RuntimeError, as what is damaged is to torch
         raise
     except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
-        raise DamagedError(str(error).partition("\n")[0]) from error
-    return state
+        raise DistillError(str(error).partition("\n")[0]) from error
 
 
 def _copy(module: nn.Module) -> dict[str, Tensor]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import DRAWN, Recipe
+from turbo_runtime.files import write_whole
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
 

@@ -7,17 +7,18 @@ import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.model_files.source import ModelError, find, hub_errors
-from turbo_runtime.shapes import Described, UnknownShapeError, describe
-from turbo_runtime.shapes.quantization import BITS
+from turbo_runtime.shapes import UnknownShapeError, describe
+from turbo_runtime.shapes.quantization import BITS, Quantization
 
 _GGUF_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -90,7 +91,7 @@ def _inspect(files: Files) -> ModelInfo:
         )
     raw = files.read("config.json", 0, sizes["config.json"])
     try:
-        described = describe(json.loads(raw), "config.json")
+        description = describe(json.loads(raw), "config.json")
     except UnknownShapeError as error:
         raise ModelError(f"{error} It must be that of a decoder-only language model.") from error
     digest = hashlib.sha256(raw)
@@ -98,8 +99,7 @@ def _inspect(files: Files) -> ModelInfo:
     for name in weights:
         heads.append(_safetensors_head(files, name))
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
-    shape = _count_weights(heads, described)
-    size = sum(sizes[name] for name in weights)
+    shape, size = _count_weights(heads, *description), sum(sizes[name] for name in weights)
     return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size)
 
 
@@ -122,12 +122,16 @@ def _safetensors_head(files: Files, name: str) -> bytes:
     return files.read(name, 8, length)
 
 
-def _count_weights(heads: list[bytes], described: Described) -> ModelShape:
+def _count_weights(
+    heads: list[bytes], shape: ModelShape, less: Quantization | None, tied: bool | None
+) -> ModelShape:
     """Count the elements of all stored weights as before several were packed into one."""
-    less, shape = described.quantization, described.shape
     kept: Counter[str] = Counter()
     quantized = routed = embedding = head = 0
-    for name, dtype, elements in _tensors(heads):
+    for name, entry in chain.from_iterable(json.loads(text).items() for text in heads):
+        if name == "__metadata__":
+            continue
+        dtype, elements = entry["dtype"], prod(entry["shape"])
         if _is_mtp(name, shape.layers) or (less and _ADDED.search(name.rpartition(".weight")[2])):
             continue
         if less and dtype in _PACKED:
@@ -140,7 +144,7 @@ def _count_weights(heads: list[bytes], described: Described) -> ModelShape:
         routed += elements if ".experts." in name else 0
         embedding += elements if name.endswith(_EMBEDDINGS) else 0
         head += elements if name.endswith(_HEADS) else 0
-    tied = described.tied if described.tied is not None else not head
+    tied = not head if tied is None else tied
     return replace(
         shape,
         parameters=kept.total() + quantized - (head if tied else 0),
@@ -150,14 +154,6 @@ def _count_weights(heads: list[bytes], described: Described) -> ModelShape:
         embedding_parameters=0 if tied else embedding,
         expert_parameters=routed,
     )
-
-
-def _tensors(heads: list[bytes]) -> Iterator[tuple[str, str, int]]:
-    """Yield name, type and elements of each tensor."""
-    for head in heads:
-        for name, entry in json.loads(head).items():
-            if name != "__metadata__":
-                yield name, entry["dtype"], prod(entry["shape"])
 
 
 def _is_mtp(name: str, layers: int) -> bool:
@@ -200,7 +196,7 @@ def _inspect_gguf(path: Path) -> ModelInfo:
     length = int(value(f"{family}.context_length"))
     layers = int(value(f"{family}.block_count"))
     window = int(value(f"{family}.attention.sliding_window", length)) or length
-    slides = window < length
+    window = window if window < length else 0
     widths = value(f"{family}.feed_forward_length", 0)  # of all layers, or of each
     shape = ModelShape(
         architecture=_GGUF_ARCHITECTURES.get(family, family),
@@ -217,8 +213,8 @@ def _inspect_gguf(path: Path) -> ModelInfo:
         experts=int(value(f"{family}.expert_count", 0)),
         experts_per_token=int(value(f"{family}.expert_used_count", 0)),
         expert_parameters=routed,
-        sliding_window=window if slides else 0,
-        sliding_layers=layers if slides else 0,
+        sliding_window=window,
+        sliding_layers=layers if window else 0,
         mlp_width=0 if routed else max(map(int, widths if isinstance(widths, list) else [widths]), default=0),
     )
     size = path.stat().st_size

@@ -8,7 +8,7 @@ import logging
 import time
 from pathlib import Path
 
-from turbo_runtime.file_stamp import file_stamp
+from turbo_runtime.files import file_stamp
 
 RELOAD_SECONDS = 1.0  # between two checks of the file
 MIN_KEY_LENGTH = 8

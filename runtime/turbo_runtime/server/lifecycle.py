@@ -14,8 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from turbo_runtime.capture.recorder import Capture
-from turbo_runtime.capture.settings import CaptureError
+from turbo_runtime.capture.recorder import Capture, CaptureError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.app import build_app

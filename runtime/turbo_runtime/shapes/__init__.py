@@ -7,43 +7,25 @@ a plan that runs out of memory.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from turbo_runtime.contract.model import ModelShape
-from turbo_runtime.shapes.config_reader import (
-    Config,
-    ConfigReader,
-    UnknownShapeError,
-    decoder,
-    mlp_inner,
-    read_experts,
-    read_shape,
-)
+from turbo_runtime.shapes.config_reader import Config, ConfigReader, UnknownShapeError, decoder, read_shape
 from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
-from turbo_runtime.shapes.weights import modules, tied
+from turbo_runtime.shapes.weights import modules
 
-__all__ = ["Described", "UnknownShapeError", "describe", "from_config"]
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A configuration without counts."""
-
-    shape: ModelShape
-    quantization: Quantization | None
-    tied: bool | None  # None: it does not say
+__all__ = ["UnknownShapeError", "describe", "from_config"]
 
 
-def describe(config: Config, name: str) -> Described:
-    """Read the configuration of any decoder-only model; `name` is for errors. Raises UnknownShapeError."""
+def describe(config: Config, name: str) -> tuple[ModelShape, Quantization | None, bool | None]:
+    """Read the shape of any decoder-only model without counts, its quantization, and whether embeddings are
+    tied (None: it does not say); `name` is for errors. Raises UnknownShapeError.
+    """
     architecture, inner = _architecture(config), decoder(config)
-    reader = ConfigReader(inner, name)
-    return Described(
-        read_shape(reader, architecture, FAMILIES.get(architecture, Family())),
-        quantization(inner, name),
-        None if inner.get("tie_word_embeddings") is None else reader.says("tie_word_embeddings"),
-    )
+    reader = ConfigReader(inner, name, FAMILIES.get(architecture, Family()))
+    tied = None if inner.get("tie_word_embeddings") is None else reader.tied
+    return read_shape(reader, architecture), quantization(inner, name), tied
 
 
 def from_config(config: Config, name: str) -> ModelShape:
@@ -56,13 +38,13 @@ def from_config(config: Config, name: str) -> ModelShape:
             f"{name} describes {architecture}, whose weights are not counted from a configuration; those "
             f"that are: {', '.join(sorted(FAMILIES))}. Give what `turbo inspect MODEL` prints instead."
         )
-    described, inner = describe(config, name), decoder(config)
-    reader, shape, less = ConfigReader(inner, name), described.shape, described.quantization
-    experts = read_experts(reader, family, shape.layers)
-    if not (experts.inner if experts and len(experts.layers) == shape.layers else mlp_inner(reader)):
+    (shape, less, _), inner = describe(config, name), decoder(config)
+    reader = ConfigReader(inner, name, family)
+    experts = reader.experts
+    if not (experts.inner if experts and len(experts.layers) == shape.layers else reader.mlp_inner):
         reader.count("intermediate_size")  # raises: only where weights are counted is it needed
     parameters, quantized, routed = 0, 0, 0
-    for module in modules(reader, shape, family):
+    for module in modules(reader, shape):
         parameters += module.matrix + module.vectors
         routed += module.matrix + module.vectors if module.routed else 0
         quantized += module.matrix if less and module.may_be_quantized and less.covers(module.name) else 0
@@ -72,7 +54,7 @@ def from_config(config: Config, name: str) -> ModelShape:
         dtype=str(inner.get("dtype") or inner.get("torch_dtype") or "float32"),
         quantization=less.dtype if less and quantized else None,
         quantized_parameters=quantized,
-        embedding_parameters=0 if tied(reader, family) else shape.vocab_size * shape.hidden_size,
+        embedding_parameters=0 if reader.tied else shape.vocab_size * shape.hidden_size,
         expert_parameters=routed,
     )
 

@@ -40,8 +40,8 @@ class Experts(NamedTuple):
 class ConfigReader:
     """Reads a configuration's keys by type. Raises UnknownShapeError for a value of another type."""
 
-    def __init__(self, config: Config, name: str) -> None:
-        self._config, self._name = config, name
+    def __init__(self, config: Config, name: str, family: Family) -> None:
+        self._config, self._name, self.family = config, name, family
 
     def __contains__(self, key: str) -> bool:
         return key in self._config
@@ -75,6 +75,45 @@ class ConfigReader:
     def _error(self, key: str, expected: str, value: object) -> UnknownShapeError:
         return UnknownShapeError(f"{self._name}: {key} must be {expected}, not {repr(value)[:80]}.")
 
+    @property
+    def layers(self) -> int:
+        """Return the number of layers."""
+        return self.count("num_hidden_layers", max_value=MAX_LAYERS)
+
+    @property
+    def mlp_inner(self) -> int:
+        """Return the inner elements of the MLP of a layer without experts; 0 where unknown."""
+        return self.some("intermediate_size_mlp", "intermediate_size")
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.says("tie_word_embeddings", self.family.tied)
+
+    @property
+    def latent(self) -> Latent | None:
+        """Read the sizes of latent attention; None where a model has none."""
+        if not self.some("kv_lora_rank"):
+            return None
+        kv_rank, rope = self.count("kv_lora_rank"), self.count("qk_rope_head_dim")
+        nope, value = self.count("qk_nope_head_dim"), self.count("v_head_dim")
+        return Latent(kv_rank, rope, nope, value, self.some("q_lora_rank"))
+
+    @property
+    def experts(self) -> Experts | None:
+        """Read the sizes of experts; None where a model has none."""
+        if not (total := self.some("n_routed_experts", "num_local_experts", "num_experts")):
+            return None
+        inner = self.some("moe_intermediate_size", "intermediate_size")
+        shared = self.some("n_shared_experts", "num_shared_experts") or self.family.shared_experts
+        return Experts(
+            total,
+            self.some("num_experts_per_tok") or self.count("experts_per_token"),
+            inner,
+            self.some("shared_expert_intermediate_size") or shared * inner,
+            _expert_layers(self, self.layers),
+        )
+
 
 def decoder(config: Config) -> Config:
     """Return the part of a configuration that describes the text decoder, over the keys of the whole."""
@@ -84,14 +123,14 @@ def decoder(config: Config) -> Config:
     return config
 
 
-def read_shape(config: ConfigReader, architecture: str, family: Family) -> ModelShape:
+def read_shape(config: ConfigReader, architecture: str) -> ModelShape:
     """Read all but the counts of weights. Raises UnknownShapeError."""
-    layers = config.count("num_hidden_layers", max_value=MAX_LAYERS)
+    layers = config.layers
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
     positions = config.count("max_position_embeddings")
-    latent, experts = read_latent(config), read_experts(config, family, layers)
-    window, sliding = _window(config, family, layers, positions)
-    width = 0 if experts and len(experts.layers) == layers else mlp_inner(config)
+    latent, experts = config.latent, config.experts
+    window, sliding = _window(config, layers, positions)
+    width = 0 if experts and len(experts.layers) == layers else config.mlp_inner
     if experts and experts.layers:
         width = max(width, experts.per_token * experts.inner + experts.shared_inner)
     return ModelShape(
@@ -115,40 +154,6 @@ def read_shape(config: ConfigReader, architecture: str, family: Family) -> Model
     )
 
 
-def mlp_inner(config: ConfigReader) -> int:
-    """Return the inner elements of the MLP of a layer without experts; 0 where unknown."""
-    return config.some("intermediate_size_mlp", "intermediate_size")
-
-
-def read_latent(config: ConfigReader) -> Latent | None:
-    """Read the sizes of latent attention; None where a model has none."""
-    if not config.some("kv_lora_rank"):
-        return None
-    return Latent(
-        config.count("kv_lora_rank"),
-        config.count("qk_rope_head_dim"),
-        config.count("qk_nope_head_dim"),
-        config.count("v_head_dim"),
-        config.some("q_lora_rank"),
-    )
-
-
-def read_experts(config: ConfigReader, family: Family, layers: int) -> Experts | None:
-    """Read the sizes of experts; None where a model has none."""
-    total = config.some("n_routed_experts", "num_local_experts", "num_experts")
-    if not total:
-        return None
-    inner = config.some("moe_intermediate_size", "intermediate_size")
-    shared = config.some("n_shared_experts", "num_shared_experts") or family.shared_experts
-    return Experts(
-        total,
-        config.some("num_experts_per_tok") or config.count("experts_per_token"),
-        inner,
-        config.some("shared_expert_intermediate_size") or shared * inner,
-        _expert_layers(config, layers),
-    )
-
-
 def _expert_layers(config: ConfigReader, layers: int) -> frozenset[int]:
     """Return the layers that have experts. Families say it in five ways; without any, all layers do."""
     every = range(layers)
@@ -163,8 +168,9 @@ def _expert_layers(config: ConfigReader, layers: int) -> frozenset[int]:
     return frozenset(i for i in every if i >= first and (i + 1) % step == 0 and i not in dense)
 
 
-def _window(config: ConfigReader, family: Family, layers: int, positions: int) -> tuple[int, int]:
+def _window(config: ConfigReader, layers: int, positions: int) -> tuple[int, int]:
     """Return how far sliding layers look back, and their number; (0, 0) where there are none."""
+    family = config.family
     if not config.says("use_sliding_window", not family.window_if_asked):
         return 0, 0
     window = config.some("sliding_window") if "sliding_window" in config else family.window

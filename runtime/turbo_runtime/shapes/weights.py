@@ -6,14 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from turbo_runtime.contract.model import ModelShape
-from turbo_runtime.shapes.config_reader import (
-    ConfigReader,
-    Experts,
-    Latent,
-    mlp_inner,
-    read_experts,
-    read_latent,
-)
+from turbo_runtime.shapes.config_reader import ConfigReader, Experts, Latent
 from turbo_runtime.shapes.families import Bias, Family
 
 
@@ -28,38 +21,34 @@ class Module:
     may_be_quantized: bool = True
 
 
-def modules(config: ConfigReader, shape: ModelShape, family: Family) -> Iterator[Module]:
+def modules(config: ConfigReader, shape: ModelShape) -> Iterator[Module]:
     """Yield every module of the decoder and its head; a tied head has no matrix. MTP layers are left out."""
-    hidden, vocab = shape.hidden_size, shape.vocab_size
+    hidden, vocab, family = shape.hidden_size, shape.vocab_size, config.family
     yield Module("model.embed_tokens", vocab * hidden, may_be_quantized=False)
-    experts, inner = read_experts(config, family, shape.layers), mlp_inner(config)
+    experts, inner = config.experts, config.mlp_inner
     mlp_bias = _has_bias(config, family.mlp_bias)
     for layer in range(shape.layers):
         root = f"model.layers.{layer}"
         yield Module(f"{root}.norms", vectors=family.norms * family.norm_vectors * hidden)
-        yield from _attention(f"{root}.self_attn", config, shape, family)
+        yield from _attention(f"{root}.self_attn", config, shape)
         if experts and layer in experts.layers:
             yield from _mixture(f"{root}.mlp", experts, hidden, family, mlp_bias)
         else:
             yield from _mlp(f"{root}.mlp", hidden, inner, family, mlp_bias)
     yield Module("model.norm", vectors=family.norm_vectors * hidden)
-    matrix = 0 if tied(config, family) else vocab * hidden
+    matrix = 0 if config.tied else vocab * hidden
     yield Module("lm_head", matrix, vocab if _has_bias(config, family.head_bias) else 0)
-
-
-def tied(config: ConfigReader, family: Family) -> bool:
-    """Whether the head is the embedding."""
-    return config.says("tie_word_embeddings", family.tied)
 
 
 def _has_bias(config: ConfigReader, bias: Bias) -> bool:
     return bias if isinstance(bias, bool) else config.says(bias)
 
 
-def _attention(root: str, config: ConfigReader, shape: ModelShape, family: Family) -> Iterator[Module]:
+def _attention(root: str, config: ConfigReader, shape: ModelShape) -> Iterator[Module]:
+    family = config.family
     qkv, out = _has_bias(config, family.qkv_bias), _has_bias(config, family.out_bias)
     hidden, out_inner = shape.hidden_size, shape.heads * shape.head_dim
-    if latent := read_latent(config):
+    if latent := config.latent:
         yield from _latent(root, latent, shape, qkv)
         yield from _indexer(root, config, hidden, latent.query_rank)
         out_inner = shape.heads * latent.value

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from turbo_runtime.capture import segment_store
-from turbo_runtime.capture.segment_store import delete_tenant, expire, line, opened, read, segments
+from turbo_runtime.capture.segment_store import create_segment, delete_tenant, expire, line, read, segments
 from turbo_runtime.cli.capture import capture
 
 DAY = 86_400.0
@@ -16,7 +16,7 @@ NOW = 1_790_000_000.0
 
 
 def filled(where: Path, began: float, tenants: str) -> Path:
-    with opened(where, "pod-1", began) as file:
+    with create_segment(where, began) as file:
         for number, tenant in enumerate(tenants):
             file.write(line({"at": began + number, "tenant": tenant, "text": f"{tenant} asks\u2028{number}"}))
     return Path(file.name)
@@ -29,7 +29,7 @@ def test_segments_come_oldest_first_and_other_files_are_no_segments(tmp_path: Pa
 
 
 def test_two_servers_that_begin_in_the_same_millisecond_have_files_of_their_own(tmp_path: Path) -> None:
-    with opened(tmp_path, "pod", NOW) as one, opened(tmp_path, "pod", NOW) as other:
+    with create_segment(tmp_path, NOW) as one, create_segment(tmp_path, NOW) as other:
         assert one.name != other.name
 
 
@@ -51,7 +51,7 @@ def test_a_tenants_prompts_are_deleted_and_the_others_stay(tmp_path: Path) -> No
 
 
 def test_a_segment_that_is_written_is_left_to_its_writer(tmp_path: Path) -> None:
-    with opened(tmp_path, "pod", NOW) as file:
+    with create_segment(tmp_path, NOW) as file:
         file.write(line({"at": NOW, "tenant": "a", "text": "x"}))
         file.flush()
         assert delete_tenant(tmp_path, "a", NOW + 1) == (0, 1)
@@ -83,7 +83,7 @@ def test_delete_tells_what_servers_take_out_and_that_a_name_is_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     filled(tmp_path, NOW - 50, "ab")
-    with opened(tmp_path, "pod", NOW) as file:
+    with create_segment(tmp_path, NOW) as file:
         file.write(line({"at": NOW, "tenant": "a", "text": "x"}))
         file.flush()
         assert capture(["delete", str(tmp_path), "--tenant", "a"]) == 0

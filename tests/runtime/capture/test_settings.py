@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.capture import settings
-from turbo_runtime.capture.settings import REDACTED, CaptureError, CaptureSettings, read_settings, redact
+from turbo_runtime.capture import recorder
+from turbo_runtime.capture.recorder import REDACTED, CaptureError, CaptureSettings, read_settings, redact
 
 
 def test_what_is_not_said_is_the_default(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_what_is_not_said_is_the_default(tmp_path: Path) -> None:
         '{"folder": "/c", "sampleFraction": 0.25, "maxMib": 7, "maxAgeHours": 2, "redact": ["a+"]}'
     )
     found = read_settings(file)
-    assert (found.sample_fraction, found.max_bytes, found.max_age_seconds) == (0.25, 7 << 20, 7200.0)
+    assert (found.sample_fraction, found.max_mib, found.max_age_hours) == (0.25, 7, 2)
     assert found.redact == ("a+",)
 
 
@@ -55,5 +55,5 @@ def test_all_that_patterns_match_is_taken_out() -> None:
 
 
 def test_a_prompt_on_which_a_pattern_does_not_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(recorder, "PATTERN_SECONDS", 0.05)
     assert redact("a" * 60, [r"(a|aa)+[xy]"]) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turbo_runtime.distill.data.prompt_set import tokenize
-from turbo_runtime.distill.data.responses import TokenizedPrompt, read_asked, write_asked
+from turbo_runtime.distill.data.responses import TokenizedPrompt, read_requests, write_requests
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
 
@@ -49,12 +49,12 @@ def test_each_answer_says_what_it_is_drawn_with() -> None:
 
 def test_what_was_asked_is_read_as_it_was_written_and_anything_else_is_nothing(tmp_path: Path) -> None:
     file = tmp_path / "asked.jsonl"
-    assert read_asked(file) is None
+    assert read_requests(file) is None
     asked = [
         TokenizedPrompt("training", "\u2028", (1, 70000), 2, 0.7, 5),
         TokenizedPrompt("held-out", "d", (3,)),
     ]
-    write_asked(file, asked)
-    assert read_asked(file) == asked
+    write_requests(file, asked)
+    assert read_requests(file) == asked
     file.write_text(file.read_text()[:-9])
-    assert read_asked(file) is None
+    assert read_requests(file) is None

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
@@ -22,6 +21,7 @@ from turbo_runtime.contract.training import DraftManifest
 from turbo_runtime.distill import heads, pipeline
 from turbo_runtime.drafters.heads.checkpoint import read_config
 from turbo_runtime.engine.startup.builder import start_engine
+from turbo_runtime.files import checkpoint_digest
 
 FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "20"]
@@ -121,7 +121,7 @@ def test_a_pod_leaves_what_it_made_and_a_failed_one_why(
     told = typed(folder, "whole", "--termination-message", str(left))
     assert told.returncode == 0, told.stderr
     facts = DraftManifest.from_json(left.read_text())
-    assert (facts.digest, facts.version) == (artefact_digest(done[0]), read_config(done[0]).version)
+    assert (facts.digest, facts.version) == (checkpoint_digest(done[0]), read_config(done[0]).version)
     assert [worth.domain for worth in facts.worth] == ["left", "right"]
     assert [gain.batch for gain in facts.worth[0].gains] == [1, 8]
     assert len(left.read_bytes()) < TERMINATION_MESSAGE_BYTES
@@ -130,10 +130,10 @@ def test_a_pod_leaves_what_it_made_and_a_failed_one_why(
 
 
 def test_done_again_it_says_so_and_changes_nothing(done: tuple[Path, str], folder: Path) -> None:
-    before = artefact_digest(done[0])
+    before = checkpoint_digest(done[0])
     again = typed(folder, "whole")
     assert (again.returncode, again.stderr) == (0, f"{done[0]} is done already\n")
-    assert artefact_digest(done[0]) == before
+    assert checkpoint_digest(done[0]) == before
 
 
 def test_other_settings_for_the_same_folder_are_refused_by_name(done: tuple[Path, str], folder: Path) -> None:
@@ -160,7 +160,7 @@ def test_killed_at_random_points_of_all_stages_the_artefact_has_the_same_digest(
         assert reached
     ran = typed(folder, "killed")
     assert ran.returncode == 0, ran.stderr
-    assert artefact_digest(folder / "killed") == artefact_digest(done[0])
+    assert checkpoint_digest(folder / "killed") == checkpoint_digest(done[0])
 
 
 @pytest.mark.parametrize("last", ["record", "report", "save_heads", "remove"])
@@ -180,7 +180,7 @@ def test_killed_while_it_writes_the_result_it_comes_to_the_same(
             distill.distill(arguments(folder, out, "--no-gain"))
     assert (folder / out / "config.json").is_file() == (last == "remove")
     assert distill.distill(arguments(folder, out, "--no-gain")) == 0
-    assert artefact_digest(folder / out) == artefact_digest(done[0])
+    assert checkpoint_digest(folder / out) == checkpoint_digest(done[0])
     assert not (folder / out / "work").exists()
 
 
@@ -283,11 +283,11 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
     work = folder / "damaged" / "work"
     assert stat.S_IMODE(work.stat().st_mode) == 0o700  # it tells prompts
     saved = work / pipeline.CHECKPOINT
-    for file in (saved, work / pipeline.ASKED, work / pipeline.MACHINE, work / "seconds.json"):
+    for file in (saved, work / pipeline.REQUESTS, work / pipeline.MACHINE, work / "seconds.json"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert distill.distill(arguments(folder, "damaged", "--no-gain")) == 0
     assert re.search(rf"{saved} cannot be read \(.+\): training begins anew\n", capsys.readouterr().err)
-    assert artefact_digest(folder / "damaged") == artefact_digest(done[0])
+    assert checkpoint_digest(folder / "damaged") == checkpoint_digest(done[0])
 
 
 def test_answers_cannot_be_kept_of_what_is_done_without(

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from turbo_operator.api import parse_draft
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli.drafts import drafts
+from turbo_runtime.files import checkpoint_digest
 
 
 def draft(
@@ -56,7 +56,7 @@ def test_one_is_shown_with_all_that_is_known(tmp_path: Path, capsys: pytest.Capt
     assert drafts(["show", str(draft(tmp_path / "a", 2.5, 1.4))]) == 0
     told = capsys.readouterr().out
     folder = tmp_path / "a"
-    for part in ("a-1", "sha256:one", artefact_digest(folder), "300", "0.80, 0.61", "1.07 > 1.40", " 47 "):
+    for part in ("a-1", "sha256:one", checkpoint_digest(folder), "300", "0.80, 0.61", "1.07 > 1.40", " 47 "):
         assert part in told
     rows = [line.split() for line in told.splitlines()]
     for row in (["answers,", "left", "out", "17"], ["epochs", "29"], ["max", "tokens", "192"]):
@@ -205,7 +205,7 @@ def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.
     assert (made.metadata.name, made.spec.version) == ("support-1-1", "Support.1-1")
     assert made.spec.deployment_name == "smollm2"
     assert (made.spec.location.claim_name, made.spec.location.path) == ("drafts", "chat/support-1")
-    assert (made.spec.digest, made.spec.target_digest) == (artefact_digest(folder), "sha256:one")
+    assert (made.spec.digest, made.spec.target_digest) == (checkpoint_digest(folder), "sha256:one")
     (found,) = made.spec.evaluation or ()
     assert (found.domain, str(found.acceptance_length)) == ("support", "2.500")
     first = (found.speedups or ())[0]

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from turbo_dev.tiny_engine import network, write
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.cli.drafts import drafts
 from turbo_runtime.contract.config import RuntimeConfig
@@ -20,6 +19,7 @@ from turbo_runtime.distill import recipe
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads.checkpoint import HeadsError, read_config
+from turbo_runtime.files import checkpoint_digest
 from turbo_runtime.messages import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("threads_as_before")
@@ -73,7 +73,7 @@ def test_a_second_run_comes_to_the_same_digest_and_a_finished_one_says_so(
     folder: Path, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(folder, "again") == 0
-    assert artefact_digest(folder / "again") == artefact_digest(made)
+    assert checkpoint_digest(folder / "again") == checkpoint_digest(made)
     capsys.readouterr()
     assert run(folder, "draft") == 0
     assert "is done already" in capsys.readouterr().err
@@ -146,7 +146,7 @@ def test_the_streams_are_those_that_transformers_feeds_to_the_layers(folder: Pat
     layers = (2, 4, 5)
     reference = network("eager", layers=LAYERS)
     for one, text in zip(said, served.texts(said, SamplingParams(temperature=1.0), layers), strict=True):
-        tokens = torch.tensor([[*one.asked.prompt, *one.tokens]])
+        tokens = torch.tensor([[*one.request.prompt, *one.tokens]])
         found = reference(tokens[:, :-1], output_hidden_states=True).hidden_states
         wanted = torch.cat([found[layer][0] for layer in layers], 1)
         torch.testing.assert_close(text.streams, wanted, atol=1e-3, rtol=1e-3)

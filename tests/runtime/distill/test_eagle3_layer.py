@@ -115,7 +115,7 @@ def read(said: list[Completion]) -> list[Text]:
     """Streams that tell nothing: attention to the prompt must."""
     texts = []
     for one in said:
-        text = (*one.asked.prompt, *one.tokens)
+        text = (*one.request.prompt, *one.tokens)
         streams = torch.zeros(len(text) - 1, STREAMS * WIDTH)
         streams[0, text[0]] = 5.0
         chances = torch.full((len(one.tokens), 1), 0.9)
@@ -147,8 +147,8 @@ def training(draft: Eagle3) -> Training:
 def test_it_learns_what_only_the_prompt_tells() -> None:
     trained = training(drafted())
     trained.run(lambda _: None)
-    assert trained.course.judged[-1] > 2.5  # of 4 at most; the token alone tells one in three
-    assert trained.course.losses[-1] < 0.5 * trained.course.losses[0]
+    assert trained.progress.judged[-1] > 2.5  # of 4 at most; the token alone tells one in three
+    assert trained.progress.losses[-1] < 0.5 * trained.progress.losses[0]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -171,4 +171,4 @@ def test_broken_off_and_gone_on_with_it_comes_to_the_same_bits(tmp_path: Path) -
         assert isinstance(last.student, Eagle3Student)
         assert isinstance(whole.student, Eagle3Student)
         assert digest_of(last.student) == tensors_digest(whole.student.module, whole.student.vocabulary), at
-        assert last.course == whole.course
+        assert last.progress == whole.progress

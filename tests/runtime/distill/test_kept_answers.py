@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, Completion, read_kept, write_kept
 from turbo_runtime.distill.recipe import TRAINING
 from turbo_runtime.drafters.heads.checkpoint import read_config
+from turbo_runtime.files import checkpoint_digest
 
 DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 SHORT = ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "2", "--no-gain"]
@@ -64,7 +64,7 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     assert both["left"]["measured_on"] != both["right"]["measured_on"]
     turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
     assert distill.distill(learnt(folder, "turned", *turned)) == 0
-    assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
+    assert checkpoint_digest(folder / "turned") == checkpoint_digest(folder / "both")
 
 
 def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Completion, ...]]:
@@ -73,15 +73,15 @@ def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Complet
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text((source / "config.json").read_text())
-    return source, other, digest, read_kept([source], digest).said
+    return source, other, digest, read_kept([source], digest).completions
 
 
 def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
     kept: dict[str, Path], tmp_path: Path
 ) -> None:
     source, other, digest, said = beside(kept["left"], tmp_path)
-    write_kept(other, [replace(one, asked=replace(one.asked, part=TRAINING)) for one in said])
-    assert set(read_kept([other, source], digest).said) == set(said)
+    write_kept(other, [replace(one, request=replace(one.request, part=TRAINING)) for one in said])
+    assert set(read_kept([other, source], digest).completions) == set(said)
 
 
 def test_of_a_prompt_that_was_held_out_one_answer_counts_and_of_one_learnt_from_all(
@@ -89,22 +89,22 @@ def test_of_a_prompt_that_was_held_out_one_answer_counts_and_of_one_learnt_from_
 ) -> None:
     source, other, digest, said = beside(kept["left"], tmp_path)
     again = [
-        replace(one, asked=replace(one.asked, choice=1, temperature=1.5), tokens=(*one.tokens, 7))
+        replace(one, request=replace(one.request, choice=1, temperature=1.5), tokens=(*one.tokens, 7))
         for one in said
     ]
     write_kept(other, again)
-    both = read_kept([other, source], digest).said
-    assert {one for one in both if one.asked.part != TRAINING} == {
-        one for one in said if one.asked.part != TRAINING
+    both = read_kept([other, source], digest).completions
+    assert {one for one in both if one.request.part != TRAINING} == {
+        one for one in said if one.request.part != TRAINING
     }
-    assert {one for one in both if one.asked.part == TRAINING} == {
-        one for one in (*said, *again) if one.asked.part == TRAINING
+    assert {one for one in both if one.request.part == TRAINING} == {
+        one for one in (*said, *again) if one.request.part == TRAINING
     }
 
 
 def test_an_answer_that_was_kept_says_what_it_was_drawn_with(kept: dict[str, Path]) -> None:
-    said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).said
-    assert {(one.asked.temperature, one.asked.seed) for one in said} == {(0.8, 0)}
+    said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).completions
+    assert {(one.request.temperature, one.request.seed) for one in said} == {(0.8, 0)}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_token_that_the_model_has_not_is_refused_by_name(
     kept: dict[str, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text((kept["left"] / "config.json").read_text())
-    said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).said
+    said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).completions
     write_kept(tmp_path, [replace(one, tokens=(*one.tokens, 1 << 20)) for one in said])
     assert distill.distill(learnt(folder, "beyond", "--answers", str(tmp_path))) == PERMANENT_ERROR
     assert "of the answers that were kept one has a token that none of" in capsys.readouterr().err

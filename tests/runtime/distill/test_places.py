@@ -54,7 +54,7 @@ def test_shards_hold_every_answer_once_and_no_more_rows_than_there_is_room_for(
         for number, one in enumerate(answers)
     ]
     shards = Shards(said, lambda one: len(one.tokens), most, seed, lambda some: places_of([]))
-    assert sorted(s.asked.prompt for part in shards.parts for s in part) == [s.asked.prompt for s in said]
+    assert sorted(s.request.prompt for part in shards.parts for s in part) == [s.request.prompt for s in said]
     for part in shards.parts:
         assert len(part) == 1 or sum(len(s.tokens) for s in part) <= most
     for epoch in range(3):

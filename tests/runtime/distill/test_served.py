@@ -125,7 +125,7 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
     for number, one in enumerate(said):  # one by one: beside a prompt there may be no room for drafts
         engine.accept(
             GenerationRequest(
-                str(number), one.asked.prompt, replace(params(temperature), max_draft_tokens=HEADS)
+                str(number), one.request.prompt, replace(params(temperature), max_draft_tokens=HEADS)
             )
         )
         while not engine.idle:

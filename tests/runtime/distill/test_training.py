@@ -47,11 +47,11 @@ def answers(count: int, first: int) -> list[Completion]:
 
 def read(said: Sequence[Completion]) -> TrainingExamples:
     """A state that tells the token before and the step, as a model's would, but not for sure."""
-    lots = torch.Generator().manual_seed(said[0].asked.prompt[0])
+    lots = torch.Generator().manual_seed(said[0].request.prompt[0])
     states = torch.cat(
         [
             EMBEDDING[torch.tensor(one.tokens)]
-            + 3 * EMBEDDING[one.asked.prompt[0] % 3]
+            + 3 * EMBEDDING[one.request.prompt[0] % 3]
             + 1.5 * torch.randn(len(one.tokens), WIDTH, generator=lots)
             for one in said
         ]
@@ -103,10 +103,10 @@ def run_to(trained: Trained, step: int, saved: Path) -> None:
 def test_it_learns_what_answers_say_and_keeps_the_best_epoch() -> None:
     trained = training()
     trained.run(lambda _: None)
-    course = trained.course
-    assert course.losses[-1] < 0.8 * course.losses[0]
-    assert course.judged[course.best] == max(course.judged) > course.judged[0]
-    assert course.step == trained.steps
+    progress = trained.progress
+    assert progress.losses[-1] < 0.8 * progress.losses[0]
+    assert progress.judged[progress.best] == max(progress.judged) > progress.judged[0]
+    assert progress.step == trained.steps
 
 
 def test_confidences_are_higher_where_drafts_are_right() -> None:
@@ -144,7 +144,7 @@ def test_broken_off_at_any_steps_it_comes_to_the_same_bits(tmp_path: Path) -> No
         last.load(read_state(file))
         last.run(lambda _: None)
         assert digest_of(last) == digest_of(whole), steps
-        assert last.course == whole.course
+        assert last.progress == whole.progress
         last.save(file)
         again = training()
         again.load(read_state(file))

@@ -84,7 +84,7 @@ class Text:
     @classmethod
     def of(cls, completion: Completion, streams: Tensor, examples: TrainingExamples, first: int) -> Text:
         """Build from the `examples` of several responses, of which this one's begin at row `first`."""
-        count, text = len(completion.tokens), (*completion.asked.prompt, *completion.tokens)
+        count, text = len(completion.tokens), completion.text
         columns = (examples.tokens, examples.left, examples.likely, examples.chances)
         own = (column[first : first + count].clone() for column in columns)
         tokens = torch.tensor(text[1:], device=streams.device)

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.recipe import PARTS, TRAINING
 from turbo_runtime.distill.workspace import read_training
+from turbo_runtime.files import write_whole
 
 GROUP = 64  # responses that are computed together, and that a kill loses at most
 ANSWERS_FILE = "answers.jsonl"
@@ -37,13 +37,18 @@ class TokenizedPrompt:
 class Completion:
     """A response of the model; a token that ended it is the last of `tokens`."""
 
-    asked: TokenizedPrompt
+    request: TokenizedPrompt
     tokens: tuple[int, ...]
+
+    @property
+    def text(self) -> tuple[int, ...]:
+        """The tokens of prompt and response."""
+        return (*self.request.prompt, *self.tokens)
 
     @property
     def line(self) -> str:
         """The row of a file, as JSON."""
-        return json.dumps({**asdict(self.asked), "tokens": self.tokens})
+        return json.dumps({**asdict(self.request), "tokens": self.tokens})
 
     @property
     def shuffle_key(self) -> bytes:
@@ -66,40 +71,41 @@ def is_looping(tokens: Sequence[int]) -> bool:
     return False
 
 
-def write_asked(file: Path, prompts: Iterable[TokenizedPrompt]) -> None:
+def write_requests(file: Path, prompts: Iterable[TokenizedPrompt]) -> None:
     """Write a line for each."""
     write_whole(file, "".join(json.dumps(asdict(prompt)) + "\n" for prompt in prompts))
 
 
-def read_asked(file: Path) -> list[TokenizedPrompt] | None:
-    """Read what `write_asked` wrote; None where there is nothing, or nothing readable."""
+def read_requests(file: Path) -> list[TokenizedPrompt] | None:
+    """Read what `write_requests` wrote; None where there is nothing, or nothing readable."""
     try:
         with file.open(encoding="utf-8") as lines:
-            return [_prompt(**json.loads(line)) for line in lines]
-    except (FileNotFoundError, ValueError, TypeError):
+            return [_prompt_of(json.loads(line)) for line in lines]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-def _prompt(*, prompt: Iterable[Any], **row: Any) -> TokenizedPrompt:
-    """Read the fields of a row. Raises TypeError or ValueError."""
-    return TokenizedPrompt(prompt=intern_tokens(prompt), **row)
-
-
-# takes prompts, and a function to call after each response
-Answer = Callable[[Sequence[TokenizedPrompt], Callable[[], None]], Sequence[tuple[int, ...]]]
+def _prompt_of(row: Mapping[str, Any]) -> TokenizedPrompt:
+    return TokenizedPrompt(**{**row, "prompt": intern_tokens(row["prompt"])})
 
 
 def answer_all(
-    prompts: Sequence[TokenizedPrompt], folder: Path, answer: Answer, done: Callable[[int, bool], None]
+    prompts: Sequence[TokenizedPrompt],
+    folder: Path,
+    answer: Callable[[Sequence[TokenizedPrompt], Callable[[], None]], Sequence[tuple[int, ...]]],
+    done: Callable[[int, bool], None],
 ) -> list[Completion]:
     """Return a response to each prompt, read from `folder` where an earlier run left it; `done` receives how
     many more there are, and whether they were read. Groups never change, so the same is computed together
-    however often the work is interrupted.
+    however often the work is interrupted. `answer` takes prompts, and a function to call after each response.
     """
     completions: list[Completion] = []
     for number, first in enumerate(range(0, len(prompts), GROUP)):
         group, file = prompts[first : first + GROUP], folder / f"{number:05}.json"
-        responses = _read_group(file)
+        try:
+            responses = [intern_tokens(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
+        except (FileNotFoundError, ValueError, TypeError):  # a disk may lose what it took
+            responses = []
         if len(responses) == len(group):
             done(len(group), True)
         else:
@@ -109,25 +115,17 @@ def answer_all(
     return completions
 
 
-def _read_group(file: Path) -> list[tuple[int, ...]]:
-    """Return none where none is readable: a disk may lose what it took."""
-    try:
-        return [intern_tokens(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
-    except (FileNotFoundError, ValueError, TypeError):
-        return []
-
-
 @dataclass(frozen=True, slots=True)
 class Kept:
     """Responses that earlier runs kept, and the captured prompts among theirs."""
 
-    said: tuple[Completion, ...] = ()
+    completions: tuple[Completion, ...] = ()
     captures: tuple[Mapping[str, Any], ...] = ()  # as the checkpoints record them
 
     def check(self, vocabulary_size: int, max_tokens: int) -> None:
         """Raise DistillError where a model with such a vocabulary and context cannot read all of it."""
-        for completion in self.said:
-            text = (*completion.asked.prompt, *completion.tokens)
+        for completion in self.completions:
+            text = completion.text
             if not all(0 <= token < vocabulary_size for token in text):
                 raise DistillError(
                     f"of the answers that were kept one has a token that none of {vocabulary_size} is"
@@ -160,14 +158,14 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
         if "capture" in training:
             captures.append(training["capture"])
         completions += _read_completions(folder / ANSWERS_FILE)
-    parts = sorted(completions, key=lambda completion: PARTS.index(completion.asked.part), reverse=True)
-    part_of = {completion.asked.prompt: completion.asked.part for completion in parts}  # the first of PARTS
-    dealt = {Completion(replace(c.asked, part=part_of[c.asked.prompt]), c.tokens) for c in completions}
+    parts = sorted(completions, key=lambda completion: PARTS.index(completion.request.part), reverse=True)
+    part_of = {c.request.prompt: c.request.part for c in parts}  # the first of PARTS
+    dealt = {Completion(replace(c.request, part=part_of[c.request.prompt]), c.tokens) for c in completions}
     unique: dict[object, Completion] = {}
     for completion in sorted(dealt, key=lambda completion: completion.shuffle_key):
-        asked = completion.asked
-        key = (asked.prompt, completion.tokens if asked.part == TRAINING else None)
-        if key not in unique or asked.choice < unique[key].asked.choice:
+        request = completion.request
+        key = (request.prompt, completion.tokens if request.part == TRAINING else None)
+        if key not in unique or request.choice < unique[key].request.choice:
             unique[key] = completion
     return Kept(tuple(unique.values()), tuple(captures))
 
@@ -183,7 +181,7 @@ def _read_completions(file: Path) -> list[Completion]:
             row = json.loads(line)
             tokens = intern_tokens(row.pop("tokens"))
             PARTS.index(row["part"])
-            completions.append(Completion(_prompt(**row), tokens))
+            completions.append(Completion(_prompt_of(row), tokens))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return completions

@@ -1,1 +1,1 @@
-"""What a draft is worth: acceptance, speedup, and the report."""
+"""How good a draft is: acceptance, speedup, and the report."""

@@ -1,4 +1,4 @@
-"""What a run records of its draft: how it was trained, and what it is worth."""
+"""What a run records of its draft: how it was trained, and how fast it is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from turbo_runtime.atomic_write import write_whole
-from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
+from turbo_runtime.files import checkpoint_digest, write_whole
 
 _MIN_ANSWERS = 20  # that figures are to rest on
 _MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
@@ -49,7 +48,7 @@ class Record:
     answers: Mapping[str, int]  # by part of the prompts, looping ones left out
     left_out: int  # responses that loop or end at once
     losses: tuple[float, ...]  # by epoch
-    judged: tuple[float, ...]  # acceptance length on the judges' responses, by epoch
+    judged: tuple[float, ...]  # acceptance length in validation, by epoch
     best: int  # epoch, from 0
     seconds: Mapping[str, float]  # by stage, but for what was lost with a run that was killed
 
@@ -115,7 +114,7 @@ def read_manifest(folder: Path) -> DraftManifest:
     manifest = {
         **info,
         "method": method,
-        "digest": artefact_digest(folder),
+        "digest": checkpoint_digest(folder),
         "captured": info["training"].get("capture", {}).get("prompts", 0),
         "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
     }

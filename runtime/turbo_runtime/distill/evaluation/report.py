@@ -13,11 +13,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
 from turbo_runtime.distill.progress import spell
-
-Plot = Callable[[Axes], None]
+from turbo_runtime.files import write_whole
 
 REPORT_FILE = "report.html"
 _LEGEND = (
@@ -51,11 +49,11 @@ def render(record: Record, model: str, name: str) -> str:
         "<h2>Speedup</h2>",
         _table(record),
         _LEGEND,
-        _svg([partial(_plot_speedups, *item) for item in record.domains.items() if item[1].gains]),
+        _svg(*(partial(_plot_speedups, *item) for item in record.domains.items() if item[1].gains)),
         "<h2>Acceptance by position</h2>",
-        _svg([partial(_plot_positions, record)]),
+        _svg(partial(_plot_positions, record)),
         "<h2>Loss and acceptance length by epoch</h2>",
-        _svg([partial(_plot_losses, record), partial(_plot_acceptance_lengths, record)]),
+        _svg(partial(_plot_losses, record), partial(_plot_acceptance_lengths, record)),
         f"<p>{', '.join(f'{stage} {spell(seconds)}' for stage, seconds in record.seconds.items())}.</p>",
     ]
     return (
@@ -86,7 +84,7 @@ def _length(evaluation: Evaluation) -> str:
     return "-" if evaluation.acceptance_length is None else f"{evaluation.acceptance_length:.2f}"
 
 
-def _svg(plots: Sequence[Plot]) -> str:
+def _svg(*plots: Callable[[Axes], None]) -> str:
     if not plots:
         return ""
     text = io.StringIO()
@@ -95,7 +93,7 @@ def _svg(plots: Sequence[Plot]) -> str:
     return text.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]  # an HTML page has its own
 
 
-def draw(plots: Sequence[Plot]) -> Figure:
+def draw(plots: Sequence[Callable[[Axes], None]]) -> Figure:
     """Draw the plots side by side, two in a row."""
     rows = -(-len(plots) // 2)
     figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")

@@ -74,7 +74,7 @@ class Gain:
 def runs(
     served: TargetModel,
     ways: Mapping[str, Way],
-    asked: Sequence[Completion],
+    measured: Sequence[Completion],
     known: Sequence[Completion],
     warm_up: Sequence[Completion],
     params: SamplingParams,
@@ -88,17 +88,17 @@ def runs(
 
     In each round and way the memory starts with the `known` responses, and then the prompts of `warm_up` are
     answered: so the engine learns, as in service, how sure its drafts are and what they cost. It knows
-    nothing else but the cost of steps, which all share. None of `asked` may be among either, nor may heads
+    nothing else but the cost of steps, which all share. None of `measured` may be among either, nor may heads
     have been trained on `warm_up`: they would be too sure of it.
     """
     names = list(ways)
-    parts = max(1, min(rounds, len(asked) // batch))
-    max_length = max(len(completion.asked.prompt) for completion in asked) + params.max_tokens
+    parts = max(1, min(rounds, len(measured) // batch))
+    max_length = max(len(completion.request.prompt) for completion in measured) + params.max_tokens
     together = served.can_hold(len(names), batch, max_length)
     for number in range(rounds):
         first = number % len(names)
         order = [*names[first:], *names[:first]]
-        own, *others = [asked[(number + later) % parts :: parts] for later in range(parts)]
+        own, *others = [measured[(number + later) % parts :: parts] for later in range(parts)]
         fillers = list(chain.from_iterable(others))
         for group in [order] if together else [[name] for name in order]:
             engines = served.engines([ways[name].load(served) for name in group])
@@ -145,28 +145,28 @@ class _Bench:
         """Fill the memory as if the engine had generated them."""
         drafters = self._engine.speculation.drafters
         for number, completion in enumerate(known):
-            prompt = completion.asked.prompt
+            prompt = completion.request.prompt
             drafters.finish(f"known {number}", (*prompt, *completion.tokens), len(prompt), "")
         while drafters.waiting:
             drafters.read(1 << 12)
 
     def answer(
-        self, way: str, number: int, asked: Sequence[Completion], fillers: Sequence[Completion], batch: int
+        self, way: str, number: int, own: Sequence[Completion], fillers: Sequence[Completion], batch: int
     ) -> Iterator[Run | None]:
-        """Answer `asked`, `batch` at a time, then `fillers`; yield None after each step, the run at last."""
+        """Answer `own`, `batch` at a time, then `fillers`; yield None after each step, then the run."""
         engine, before = self._engine, self._engine.stats()
-        prompts = [completion.asked.prompt for completion in (*asked, *fillers)]
+        prompts = [completion.request.prompt for completion in (*own, *fillers)]
         names = {str(next(self._numbers)): index for index in range(len(prompts))}
         responses: list[list[int]] = [[] for _ in prompts]
         waiting, live = list(reversed(names.items())), set[int]()
-        seconds, remaining = 0.0, len(asked)
+        seconds, remaining = 0.0, len(own)
         while remaining:
             start_time = time.perf_counter()
             while waiting and len(live) < batch:
                 name, index = waiting.pop()
                 engine.accept(GenerationRequest(name, prompts[index], self._params))
                 live.add(index)
-            share = sum(index < len(asked) for index in live) / len(live)
+            share = sum(index < len(own) for index in live) / len(live)
             for event in engine.step().events:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
@@ -174,10 +174,10 @@ class _Bench:
                 responses[index] += event.tokens
                 if event.finish_reason is not None:
                     live.remove(index)
-                    remaining -= index < len(asked)
+                    remaining -= index < len(own)
             seconds += (time.perf_counter() - start_time) * share
             yield None
         stats = engine.stats()
-        answers = tuple(map(tuple, responses[: len(asked)]))
+        answers = tuple(map(tuple, responses[: len(own)]))
         drafts, accepted = stats.drafts - before.drafts, stats.accepted_tokens - before.accepted_tokens
         yield Run(way, number, answers, seconds, drafts, accepted)

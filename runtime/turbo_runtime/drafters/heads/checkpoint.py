@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbo_runtime.atomic_write import write_whole, write_whole_by
 from turbo_runtime.drafters.heads.module import Heads, shapes_of
+from turbo_runtime.files import write_whole, write_whole_by
 
 KIND = "turbo-heads"
 FORMAT = 1  # of the folder; another number, another reader

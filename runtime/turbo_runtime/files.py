@@ -1,13 +1,15 @@
-"""Writes files that are whole or absent, whenever the process is killed or the machine stops."""
+"""Files: written whole or not at all, compared by stamps, and digested."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+Stamp = tuple[int, int, int]
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -24,13 +26,32 @@ def write_whole_by(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.new")
     write(scratch)
+    mode = 0o666 & ~_UMASK
     if path.exists():
         before = path.stat()
+        mode = stat.S_IMODE(before.st_mode)
         with suppress(PermissionError):
             os.chown(scratch, before.st_uid, before.st_gid)
-        scratch.chmod(stat.S_IMODE(before.st_mode))
-    else:
-        scratch.chmod(0o666 & ~_UMASK)
+    scratch.chmod(mode)
     with scratch.open("rb") as written:
         os.fsync(written.fileno())
     scratch.replace(path)
+
+
+def file_stamp(path: Path) -> Stamp | None:
+    """Return what changes with a file that is written, replaced, or behind a swapped symlink, as in a mounted
+    ConfigMap; None where there is none.
+    """
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Digest a draft's configuration and its tensors, and no other file."""
+    digest = hashlib.sha256()
+    for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return f"sha256:{digest.hexdigest()}"
