@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
-from turbo_runtime.parsers import OutputParser
+from turbo_runtime.parsers import OutputParser, find_tool_parser
 from turbo_runtime.parsers.reasoning import CLOSE, OPEN, add_reasoning
 from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
@@ -92,15 +92,14 @@ def prepare_chat(
     is_wanted: IsWanted,  # noqa: ARG001
 ) -> PreparedRequest:
     """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
-    template, output_format = model.tokenizer.template, model.tokenizer.output_format
-    offered, required = request.offered_tools, request.required_tools
-    tool_parser = JsonToolCallParser if required else output_format.tool_parser
+    template, offered, required = model.tokenizer.template, request.offered_tools, request.required_tools
     if template is None:
         raise invalid(
             "messages",
             f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
             "unsupported_model",
         )
+    tool_parser = JsonToolCallParser if required else find_tool_parser(template.source)
     if offered and "tools" not in template.names:
         raise invalid(
             "tools",
@@ -117,7 +116,7 @@ def prepare_chat(
     prompt = _render(request, template)
     names = {tool.function.name for tool in required or offered}
     single_call = bool(required) or not request.parallel_tool_calls
-    prompt_end = prompt[-64:] if output_format.reasons else None
+    prompt_end = prompt[-64:] if CLOSE in template.source else None
 
     def build_parser() -> OutputParser:
         parser = tool_parser(names) if tool_parser and offered else None
