@@ -58,8 +58,8 @@ class PreparedRequest:
     n: int
     stops: tuple[str, ...]
     build_parser: Callable[[], OutputParser]  # called for each answer
-    echoes: tuple[str, ...] = ()  # texts of the prompts, where answers repeat them
     wants_prompt_logprobs: bool = False  # by vLLM's `prompt_logprobs`
+    echoes: tuple[str, ...] = ()  # texts of the prompts, where answers repeat them
     tenant: str = ""
     salt: str = ""  # divides what the tenant's requests share
     draft: str = DEFAULT_DRAFT
@@ -176,7 +176,7 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
             message = "The model's chat template takes no 'reasoning_effort': leave it out."
             raise invalid("reasoning_effort", message, "unsupported_parameter")
     messages = [message.for_template() for message in request.messages]
-    tools = [tool.for_template() for tool in request.offered_tools]
+    tools = [tool.model_dump(exclude_unset=True) for tool in request.offered_tools]
     try:
         return template.render(messages, tools, extra)
     except TemplateRefusalError as error:
@@ -194,8 +194,8 @@ def _prepare(
     """Add the parameters for the prompts, which came in `field`: `max_tokens` depends on their lengths."""
     for prompt in prompts:
         _check_ids(prompt, field, model)
-    stops = frozenset(request.stop_token_ids)
-    _check_ids(stops, "stop_token_ids", model)
+    stop_ids = frozenset(request.stop_token_ids)
+    _check_ids(stop_ids, "stop_token_ids", model)
     bias = tuple(sorted((int(token), value) for token, value in request.logit_bias.items()))
     _check_ids((token for token, _ in bias), "logit_bias", model)
     # each word as it is written at the start of a text and inside one, behind a space
@@ -213,7 +213,7 @@ def _prepare(
         bad_words=tuple(dict.fromkeys(filter(None, words))),
         grammar=grammar,
         seed=seed & MASK_64,
-        stop_token_ids=stops if request.ignore_eos else stops | model.stop_token_ids,
+        stop_token_ids=stop_ids if request.ignore_eos else stop_ids | model.stop_token_ids,
         logprobs=request.num_logprobs,
         prompt_logprobs=max(prompt_logprobs, default=None),
         drafting=request.speculation,
@@ -222,16 +222,8 @@ def _prepare(
         replace(shared, max_tokens=_max_tokens(len(prompt), request, field, model)) for prompt in prompts
     )
     _check_total_logprobs(params, prompts, request.n)
-    wants_prompt_logprobs = request.prompt_logprobs is not None
-    return PreparedRequest(
-        prompts,
-        params,
-        seed,
-        request.n,
-        tuple(request.stop),
-        build_parser,
-        wants_prompt_logprobs=wants_prompt_logprobs,
-    )
+    stops, wants_logprobs = tuple(request.stop), request.prompt_logprobs is not None
+    return PreparedRequest(prompts, params, seed, request.n, stops, build_parser, wants_logprobs)
 
 
 def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:

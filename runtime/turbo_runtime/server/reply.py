@@ -295,9 +295,7 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes) -> 
 def completion_logprobs(
     ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], offset: int, token_bytes: TokenBytes
 ) -> tuple[Json, int]:
-    """Return `choices[].logprobs` of a completion, and where the text behind it starts. `offset` is where the
-    first token's text starts, in characters; the logprob of a prompt's first token is None.
-    """
+    """Return `choices[].logprobs` of a completion whose text starts at `offset`, and where that text ends."""
 
     def top(item: TokenLogprob) -> dict[str, float]:  # the token itself need not be one of the likeliest
         entries = (*item.top, (item.token, item.logprob))
@@ -349,9 +347,7 @@ def format_sse(document: Json) -> str:
 
 
 def json_parts(value: Any, *, ascii_only: bool = False) -> Iterator[str]:
-    """Yield the JSON of a large document in small parts: between two of them other threads get their turn,
-    which one call of `json.dumps` would not give them. An iterator is a list whose entries are made in turn.
-    """
+    """Yield JSON in small parts, between which other threads run; an iterator stands for a list."""
     if isinstance(value, dict):
         for index, (name, item) in enumerate(value.items()):
             yield ("," if index else "{") + json.dumps(name) + ":"

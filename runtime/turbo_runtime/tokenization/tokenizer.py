@@ -186,9 +186,7 @@ def build_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
 
 
 def max_token_bytes(tokenizer: Tokenizer) -> int | None:
-    """Return the maximum bytes of text that one token can stand for; None where no bound is known.
-    It is known of BPE over bytes, which makes every byte part of a token, unless something removes bytes.
-    """
+    """Return the most bytes of text of one token; None unless BPE makes every byte part of a token."""
     document = json.loads(tokenizer.to_str())
     model, splitter = document["model"], json.dumps(document["pre_tokenizer"])
     if model["type"] != "BPE" or model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):

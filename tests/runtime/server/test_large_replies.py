@@ -46,7 +46,7 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
 
     class Outputs:
         params = SimpleNamespace(logprobs=1 if told else None, prompt_logprobs=None)
-        request = SimpleNamespace(num_answers=1, params=(params,))
+        request = SimpleNamespace(num_answers=1, params=(params,), wants_prompt_logprobs=False)
 
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
