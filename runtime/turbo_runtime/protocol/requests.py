@@ -24,7 +24,6 @@ MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_METADATA = 16  # OpenAI's own bound
 
-
 ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
