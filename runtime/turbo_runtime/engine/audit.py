@@ -29,8 +29,7 @@ from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.models.runner import Chunk, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import SpentError
-from turbo_runtime.sampling.registry import SamplerRegistry
-from turbo_runtime.sampling.sampler import NoTokenError, Sampler
+from turbo_runtime.sampling.sampler import NoTokenError, Sampler, SamplerRegistry
 from turbo_runtime.speculation.verification import verify
 
 log = logging.getLogger(__name__)

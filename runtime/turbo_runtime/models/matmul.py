@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import ClassVar, Literal
 
 import torch
@@ -44,13 +43,9 @@ class MatmulKernel:
         """Add full pieces of hundreds of rows."""
         return replace(self, name=f"{self.name}, in bulk", bulk=BULK)
 
-    @cached_property
-    def _as_set(self) -> frozenset[int]:
-        return frozenset((*(self.counts or ()), *self.bulk))
-
     def takes(self, rows: int) -> bool:
         """Whether `rows` are one product, without padding."""
-        return self.counts is None or rows in self._as_set
+        return self.counts is None or rows in self.counts or rows in self.bulk
 
     def pieces(self, rows: int) -> list[tuple[int, int]]:
         """(rows, padded rows) of each product that together make `rows`."""
@@ -112,9 +107,7 @@ class BatchInvariantLinear:
         return BatchInvariantLinear(weight, None if self.bias is None else torch.zeros_like(self.bias))
 
     def use(self, form: MatmulKernel) -> None:
-        """Change the kernel, and the layout of the weights if it needs another. Raises RuntimeError or
-        AttributeError where this build of torch, or this processor, lacks it.
-        """
+        """Change kernel and layout; raises RuntimeError or AttributeError where torch or the CPU lacks it."""
         if form.layout != self.form.layout:
             self._stored = _laid_out(_as_rows(self._stored, self.form.layout), form.layout)
         self.form = form

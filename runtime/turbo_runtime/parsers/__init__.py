@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from turbo_runtime.parsers.base import ParsedDelta, Parser, StopScanner
-from turbo_runtime.parsers.reasoning import CLOSE, ReasoningParser
+from turbo_runtime.parsers.reasoning import ReasoningParser
 from turbo_runtime.parsers.tool_calls import TOOL_PARSERS, ToolParser
 
-__all__ = ["OutputFormat", "OutputParser", "ParsedDelta", "StopScanner"]
+__all__ = ["OutputParser", "ParsedDelta", "StopScanner", "find_tool_parser"]
 
 
-@dataclass(frozen=True, slots=True)
-class OutputFormat:
-    """Format of a model's answers."""
-
-    reasons: bool = False
-    tool_parser: ToolParser | None = None  # None: it is not known how the model writes calls
-
-    @classmethod
-    def from_template(cls, template: str) -> OutputFormat:
-        """Find the marks of known formats in the template: no file of a model names its format."""
-        return cls(
-            CLOSE in template, next((parser for mark, parser in TOOL_PARSERS if mark in template), None)
-        )
+def find_tool_parser(template: str) -> ToolParser | None:
+    """Find the mark of a known format in the chat template: no file of a model names its format."""
+    return next((parser for mark, parser in TOOL_PARSERS if mark in template), None)
 
 
 class OutputParser:

@@ -65,13 +65,13 @@ def add_reasoning(grammar: Grammar) -> Grammar | None:
         return None
     if grammar.kind == "regex":  # a slash would end the expression; an escaped one does not
         escaped = _ESCAPE_OR_SLASH.sub(lambda match: r"\/" if match[0] == "/" else match[0], grammar.text)
-        answer = f"/{escaped}/"
+        output = f"/{escaped}/"
     else:
-        answer = "%json " + (grammar.text or json.dumps({"type": "object"}))
+        output = "%json " + (grammar.text or json.dumps({"type": "object"}))
     rules = (
         "start: thoughts space answer",
         f'thoughts[suffix="{CLOSE}"]: /(?s:.*)/',
         "space: /[ \\n]{0,4}/",
-        f"answer: {answer}",
+        f"answer: {output}",
     )
     return Grammar("lark", "\n".join(rules))

@@ -12,23 +12,18 @@ from turbo_runtime.protocol.requests import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import Sampling
 from turbo_runtime.protocol.unsupported import CHAT, COMPLETION, Unsupported, drop_harmless
 
-__all__ = ["ChatRequest", "CompletionRequest", "parse_chat", "parse_completion"]
+__all__ = ["UNSUPPORTED", "ChatRequest", "CompletionRequest", "parse"]
 
 Request = TypeVar("Request", bound=Sampling)
+UNSUPPORTED: Mapping[type[Sampling], Mapping[str, Unsupported]] = {
+    ChatRequest: CHAT,
+    CompletionRequest: COMPLETION,
+}
 
 
-def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
-    """Parse a body. Raises ApiError (400) that names the field."""
-    return _parse(ChatRequest, CHAT, body)
-
-
-def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
-    """Parse a body. Raises ApiError (400) that names the field."""
-    return _parse(CompletionRequest, COMPLETION, body)
-
-
-def _parse(model: type[Request], unsupported: Mapping[str, Unsupported], body: Mapping[str, Any]) -> Request:
-    fields = drop_harmless(body, unsupported, model.model_fields)
+def parse(model: type[Request], body: Mapping[str, Any]) -> Request:
+    """Parse the body of a request. Raises ApiError (400) that names the field."""
+    fields = drop_harmless(body, UNSUPPORTED[model], model.model_fields)
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -9,8 +9,8 @@ from torch import Tensor
 from turbo_runtime.sampling.noise import BLOCK, Noise
 
 NOTHING = -1  # in place of a token: the row has none with a finite logit
-_LEAST = torch.finfo(torch.float64).min
-_LEAST_LOGIT = torch.finfo(torch.float32).min
+_MIN_SCORE = torch.finfo(torch.float64).min
+_MIN_LOGIT = torch.finfo(torch.float32).min
 _SLACK = 1e-9  # relative, more than the rounding of a score: bounds so close to the best are searched
 
 
@@ -38,7 +38,7 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     highest = minima.log().neg_()
     scored = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
     floor = scored.add_(highest).amax(1)
-    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_LEAST)  # forbidden tokens stay below
+    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_MIN_SCORE)  # forbidden tokens stay below
     peaks = blocks.amax(2)
     bounds = peaks.double().div_(temperatures[:, None]).add_(highest)
     block = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
@@ -64,7 +64,7 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
 
 def _rounded_down(values: Tensor) -> Tensor:
     """Round float64 down to float32, but not below the lowest finite logit."""
-    return values.float().nextafter(values.new_tensor(-torch.inf).float()).clamp_(min=_LEAST_LOGIT)
+    return values.float().nextafter(values.new_tensor(-torch.inf).float()).clamp_(min=_MIN_LOGIT)
 
 
 def blocked(logits: Tensor) -> Tensor:

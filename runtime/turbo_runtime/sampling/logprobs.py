@@ -15,9 +15,7 @@ _ROWS = 8  # at once: a vocabulary of float64 is a megabyte
 
 @torch.inference_mode()
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    """The log probability of one of `tokens` for each row of `logits` (rows, vocabulary), and of the `top`
-    likeliest; equal logits rank by lower id. The bits of a row do not depend on the others.
-    """
+    """Return the log probability of each row's token and the `top` likeliest; `logits` (rows, vocabulary)."""
     result: list[TokenLogprob] = []
     for start in range(0, len(tokens), _ROWS):
         result += _chunk_logprobs(logits[start : start + _ROWS], tokens[start : start + _ROWS], top)
@@ -58,27 +56,27 @@ class PromptLogprobs:
         """Without `top` none are requested."""
         self._prompt = prompt
         self._top = top
-        self._found: list[TokenLogprob] = []
+        self._logprobs: list[TokenLogprob] = []
 
     def rows(self, start: int, count: int) -> range:
         """Positions among `count` tokens from `start` whose logits predict a new token of the prompt."""
         if self._top is None:
             return range(0)
-        begin = max(start, len(self._found))
+        begin = max(start, len(self._logprobs))
         return range(begin, max(begin, min(start + count, len(self._prompt) - 1)))
 
     def read(self, logits: Tensor, positions: range) -> None:
         """Read the logits (rows, vocabulary) of those positions."""
         if self._top is None:
             return
-        if positions and positions.start != len(self._found):
-            raise ValueError(f"prompt rows from {positions.start} on came, {len(self._found)} were due")
+        if positions and positions.start != len(self._logprobs):
+            raise ValueError(f"prompt rows from {positions.start} on came, {len(self._logprobs)} were due")
         tokens = self._prompt[positions.start + 1 : positions.stop + 1]
-        self._found += token_logprobs(logits, tokens, self._top)
+        self._logprobs += token_logprobs(logits, tokens, self._top)
 
     def take(self) -> tuple[TokenLogprob, ...] | None:
         """Return all of them once, when the prompt is complete; else None."""
-        if self._top is None or len(self._found) < len(self._prompt) - 1:
+        if self._top is None or len(self._logprobs) < len(self._prompt) - 1:
             return None
         self._top = None
-        return tuple(self._found)
+        return tuple(self._logprobs)

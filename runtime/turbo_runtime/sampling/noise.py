@@ -48,9 +48,7 @@ def position_key(answer: int, position: int) -> int:
 
 
 def token_exponential(key: int, token: int) -> float:
-    """Return the standard exponential e of one token at one position, g = -log(e), in plain Python: that of
-    `Noise` to within rounding. For a drafter, which needs it for few tokens and tolerates a wrong last digit.
-    """
+    """Return the exponential of one token at one position, to within rounding, in plain Python."""
     bits = mix64(key - (token // BLOCK + 1) * _GOLDEN)
     minimum = _float_exponential(bits) / BLOCK
     if bits & (BLOCK - 1) == token & (BLOCK - 1):
@@ -76,9 +74,7 @@ class Noise:
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
 
     def gumbel_within(self, keys: Tensor, ids: Tensor, minima: Tensor, places: Tensor) -> Tensor:
-        """Return Gumbel noise (n,) float64 of `ids` under `keys`, given their blocks' `block_minima`, all
-        (n,).
-        """
+        """Return Gumbel noise (n,) float64 of `ids` under `keys`, with the `block_minima` of their blocks."""
         beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 

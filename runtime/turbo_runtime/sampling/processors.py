@@ -18,9 +18,7 @@ class Processors:
     def __init__(
         self, params: SamplingParams, prompt: Sequence[int], stop_ids: Collection[int], noise: Noise
     ) -> None:
-        """Vocabulary and device are those of `noise`. Raises ValueError with a sentence for an unknown token.
-        Expensive state waits for the first row, since many answers may be queued.
-        """
+        """Raise ValueError for an unknown token. Costly state waits for the first row: many may be queued."""
         vocabulary, device = noise.vocabulary, noise.device
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocabulary)
         _check_ids("bad_words", (token for run in params.bad_words for token in run), vocabulary)
@@ -35,7 +33,7 @@ class Processors:
         self._runs = [run for run in params.bad_words if len(run) > 1]
         stops = [token for token in stop_ids if 0 <= token < vocabulary]
         self._stops = torch.tensor(stops, device=device).long()
-        self._answer: list[int] = []
+        self._output: list[int] = []
         self._prompt = prompt
         self._device = device
         self._has_penalties = bool(
@@ -56,7 +54,7 @@ class Processors:
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
-        self._answer.extend(tokens)
+        self._output.extend(tokens)
         if self._penalties is not None:
             self._penalties.read(tokens)
 
@@ -65,16 +63,16 @@ class Processors:
         row = logits.clone()
         row[self._never] = -torch.inf
         for run in self._runs:
-            if tuple(self._answer[1 - len(run) :]) == run[:-1]:
+            if tuple(self._output[1 - len(run) :]) == run[:-1]:
                 row[run[-1]] = -torch.inf
-        if len(self._answer) < self._params.min_tokens:
+        if len(self._output) < self._params.min_tokens:
             row[self._stops] = -torch.inf
         row.index_add_(0, self._biased, self._bias)
         if not self._has_penalties:
             return row
         if self._penalties is None:
             self._penalties = Penalties(self._params, self._prompt, self._device)
-            self._penalties.read(self._answer)
+            self._penalties.read(self._output)
         return self._penalties.apply(row)
 
 
@@ -84,9 +82,9 @@ class Penalties:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self._params = params
         penalized = prompt if params.repetition_penalty != 1.0 else ()
-        self._of_prompt = np.unique(np.fromiter(penalized, np.int64, len(penalized)))
+        self._prompt_ids = np.unique(np.fromiter(penalized, np.int64, len(penalized)))
         self._place: dict[int, int] = {}  # of tokens in these two, which begin with the prompt's
-        self._ids = torch.from_numpy(self._of_prompt).to(device)
+        self._ids = torch.from_numpy(self._prompt_ids).to(device)
         self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
 
     def read(self, tokens: Sequence[int]) -> None:
@@ -108,8 +106,8 @@ class Penalties:
         new: list[int] = []
         for token in tokens:
             if token not in self._place:
-                place = int(self._of_prompt.searchsorted(token))
-                if place == len(self._of_prompt) or self._of_prompt[place] != token:
+                place = int(self._prompt_ids.searchsorted(token))
+                if place == len(self._prompt_ids) or self._prompt_ids[place] != token:
                     place = len(self._ids) + len(new)
                     new.append(token)
                 self._place[token] = place

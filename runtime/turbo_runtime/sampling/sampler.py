@@ -1,23 +1,26 @@
-"""One answer's sampler: from a row of logits and the tokens before it to the engine's token; and many at
-once.
-"""
+"""The samplers of live requests: from a row of logits and the tokens before it to the engine's token."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
-from turbo_runtime.messages import SamplingParams
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.grammar.matcher import GrammarMatcher
+from turbo_runtime.sampling.grammar.compiler import GrammarError
+from turbo_runtime.sampling.grammar.matcher import Compiling, GrammarMatcher, Grammars
 from turbo_runtime.sampling.logprobs import PromptLogprobs
-from turbo_runtime.sampling.noise import Noise, position_key
+from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Processors
 from turbo_runtime.sampling.truncation import cuts, excess, keep_candidates
+
+log = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-6  # a lower temperature is 0: float64 would not resolve the quotient
 
@@ -29,9 +32,7 @@ class NoTokenError(ValueError):
 
 
 class Sampler:
-    """Draws the tokens of one answer, row by row, and never goes back: a row is drawn only where the drafts
-    before it were right, which makes them part of the answer.
-    """
+    """Draws the tokens of one output, row by row; a row only once the drafts before it are accepted."""
 
     def __init__(
         self,
@@ -59,9 +60,9 @@ class Sampler:
         return self._processors.idle and self._grammar is None and not self._cuts
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
-        """The token of the row (vocabulary,) after `tokens`, prompt and answer so far, and then `drafts`.
-        Raises NoTokenError, SpentError (ask again after `renew`), or GrammarError if the grammar is too
-        costly.
+        """Return the token of the row (vocabulary,) after `tokens`, from the prompt on, and then `drafts`.
+
+        Raises NoTokenError, SpentError (call again after `renew`), GrammarError for a too costly grammar.
         """
         row = self._process(logits, tokens, drafts)
         if self._cuts:
@@ -73,9 +74,7 @@ class Sampler:
         return self.require(int(sampled_tokens(row[None], temperature, key, self._noise)))
 
     def excess(self, logits: Tensor, tokens: Sequence[int], token: int, off: float) -> float:
-        """Above 0 where `token` cannot be this row's (vocabulary,) after `tokens`, though each of its logits
-        may be off by `off` (see `truncation.excess`). Raises GrammarError.
-        """
+        """Return `truncation.excess` for `token` in the row after `tokens`; raises GrammarError."""
         row = self._process(logits, tokens, ())
         gumbel = None
         if not self.greedy:
@@ -183,3 +182,94 @@ def _rows(part: AnswerRows) -> range:
 
 def _picked(logits: Tensor, rows: Sequence[int]) -> Tensor:
     return logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+
+
+class SamplerRegistry:
+    """Samplers by request; a request under a grammar waits until that is compiled."""
+
+    def __init__(self, noise: Noise, grammars: Grammars | None) -> None:
+        """Without `grammars`, requests under a grammar are rejected."""
+        self._noise = noise
+        self._grammars = grammars
+        self._samplers: dict[str, Sampler] = {}
+        self._compiling: dict[str, tuple[GenerationRequest, Compiling]] = {}
+        self._renewing: dict[str, Future[LLMatcher]] = {}
+
+    def __getitem__(self, request_id: str) -> Sampler:
+        return self._samplers[request_id]
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether that answer has its sampler or waits for it."""
+        return request_id in self._samplers or request_id in self._compiling
+
+    @property
+    def compiling(self) -> bool:
+        """Whether any answer waits for a grammar."""
+        return bool(self._compiling or self._renewing)
+
+    def begin(self, request: GenerationRequest) -> bool:
+        """Return whether the sampler is built; else `compiled` tells later. Raises ValueError."""
+        if request.params.grammar is None:
+            self._samplers[request.request_id] = self._build(request, None)
+            return True
+        if self._grammars is None:
+            raise GrammarError("this engine was started without a tokenizer, which a grammar needs")
+        self._compiling[request.request_id] = request, self._grammars.compile(request.params.grammar)
+        return False
+
+    def again(self, request: GenerationRequest) -> Sampler | None:
+        """Build the caller a fresh sampler for an ended answer; None if its grammar is no longer cached."""
+        grammar = request.params.grammar
+        if grammar is None:
+            return self._build(request, None)
+        if self._grammars is None or not self._grammars.has(grammar):
+            return None
+        return self._build(request, self._grammars.compile(grammar).matcher())
+
+    def compiled(self) -> list[tuple[GenerationRequest, ValueError | None]]:
+        """Answers that waited and have their sampler now, or the reason why they get none."""
+        outcomes: list[tuple[GenerationRequest, ValueError | None]] = []
+        for name in [name for name, (_, compiling) in self._compiling.items() if compiling.future.done()]:
+            request, compiling = self._compiling.pop(name)
+            try:
+                self._samplers[name] = self._build(request, compiling.matcher())
+                outcomes.append((request, None))
+            except ValueError as error:
+                outcomes.append((request, error))
+        return outcomes
+
+    def wait(self, seconds: float) -> None:
+        """Wait for a grammar, at most `seconds`."""
+        futures = [compiling.future for _, compiling in self._compiling.values()]
+        wait([*futures, *self._renewing.values()], seconds, FIRST_COMPLETED)
+
+    def renew(self, request_id: str) -> None:
+        """Compile the answer's spent grammar again for it alone; the answer waits."""
+        grammar = self._samplers[request_id].params.grammar
+        assert grammar is not None
+        assert self._grammars is not None
+        self._renewing[request_id] = self._grammars.compile_alone(grammar)
+
+    def ready(self, request_id: str) -> bool:
+        """Whether the answer can go on, which it does as soon as it can."""
+        future = self._renewing.get(request_id)
+        if future is None:
+            return True
+        if not future.done():
+            return False
+        del self._renewing[request_id]
+        error = future.exception()
+        if error is not None and not isinstance(error, GrammarError):
+            log.error("a grammar that was compiled before was not again: %s", error)
+        self._samplers[request_id].renew(None if error else future.result())
+        return True
+
+    def end(self, request_id: str) -> None:
+        """Forget an answer that ended or never began."""
+        self._compiling.pop(request_id, None)
+        self._samplers.pop(request_id, None)
+        self._renewing.pop(request_id, None)
+
+    def _build(self, request: GenerationRequest, grammar: GrammarMatcher | None) -> Sampler:
+        key = answer_key(request.params.seed, request.prompt, request.choice)
+        return Sampler(request.params, request.prompt, key, self._noise, grammar)

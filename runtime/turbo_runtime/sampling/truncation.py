@@ -21,8 +21,9 @@ _MAX_EXPONENT = 700.0  # of float64
 
 
 def head(logits: Tensor, count: int) -> Tensor:
-    """Return the first `count` token ids of one row (vocabulary,): by logit, equal ones by lower id; fewer if
-    fewer are finite. They lie in the blocks with the highest `count` maxima: few, unless count is large.
+    """Return the first `count` finite token ids of one row (vocabulary,), by logit, then by lower id.
+
+    They lie in the blocks with the highest `count` maxima: few, unless count is large.
     """
     blocks = blocked(logits[None])[0]
     peaks = blocks.amax(1)
@@ -57,8 +58,8 @@ def keep_candidates(logits: Tensor, params: SamplingParams) -> Tensor:
         values = logits.index_select(0, ids)
         if params.top_p < 1.0:
             weights = values.double().sub_(values[0]).div_(params.temperature).exp_()
-            num_kept = _begin(weights, params.top_p * weights.sum())
-            ids, values = ids[:num_kept], values[:num_kept]
+            nucleus = _begin(weights, params.top_p * weights.sum())
+            ids, values = ids[:nucleus], values[:nucleus]
         return torch.full_like(logits, -torch.inf).index_copy_(0, ids, values)
     return _nucleus(logits, params.temperature, params.top_p) if params.top_p < 1.0 else logits
 
@@ -77,9 +78,9 @@ def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     edge = min(int((mass < enough).sum()), _BINS - 1)
     ids = (bins == edge).nonzero().squeeze(1)
     ids = ids.index_select(0, logits.index_select(0, ids).argsort(descending=True, stable=True))
-    left = enough - mass[edge - 1] if edge else enough
+    remaining = enough - mass[edge - 1] if edge else enough
     mask = bins < edge
-    mask[ids[: _begin(weights.index_select(0, ids), left)]] = True
+    mask[ids[: _begin(weights.index_select(0, ids), remaining)]] = True
     return torch.where(mask, logits, -torch.inf)
 
 

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from turbo_runtime.contract import endpoints
-from turbo_runtime.protocol import parse_chat, parse_completion
+from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.generation import generate
 from turbo_runtime.server.openapi import OPENAPI_PATH, build_openapi_document
@@ -67,11 +67,11 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await generate(service, request, parse_chat, prepare_chat, ChatReply)
+        return await generate(service, request, ChatRequest, prepare_chat, ChatReply)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await generate(service, request, parse_completion, prepare_completion, CompletionReply)
+        return await generate(service, request, CompletionRequest, prepare_completion, CompletionReply)
 
     @app.get("/v1/models/")  # a client's base URL may end in a slash too many
     @app.get("/v1/models")

@@ -62,9 +62,7 @@ def build_protocol(connection_seconds: float) -> type[H11Protocol]:
             self._check_reader(None)
 
         def _check_reader(self, unread_before: int | None) -> None:
-            """Abort the connection of a client that reads nothing of what is buffered. The end of an answer
-            is only buffered, too: it would stay for ever, even if the connection is to be closed.
-            """
+            """Abort if the client reads nothing of what is buffered, be it the end of the last response."""
             unread = self.transport.get_write_buffer_size()
             self._cancel("reader")
             if unread and unread == unread_before:

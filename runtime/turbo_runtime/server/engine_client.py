@@ -113,10 +113,6 @@ TimedEvent = tuple[TokenEvent, float]  # and its time of arrival, however slowly
 EventQueue = asyncio.Queue[TimedEvent]  # of one request, until its coroutine takes them
 
 
-class _EngineExited:
-    """Put on the outbox behind the last message of an engine that exited."""
-
-
 class EngineClient:
     """Client on the event loop's thread; only the reader thread blocks on the outbox.
 
@@ -204,10 +200,10 @@ class EngineClient:
                 self._loop.call_soon_threadsafe(self._handle_message, message, time.monotonic())
             except RuntimeError:  # the loop is closed: the server ends, and nobody listens any more
                 return
-            if isinstance(message, _EngineExited | EngineFailed):
+            if isinstance(message, EngineFailed):
                 return
 
-    def _handle_message(self, message: Any, arrival_time: float) -> None:
+    def _handle_message(self, message: StepOutput | EngineReady | EngineFailed, arrival_time: float) -> None:
         if isinstance(message, StepOutput):
             self.stats = message.stats
             self.on_step(message.stats)
@@ -223,19 +219,18 @@ class EngineClient:
             self.on_step(message.stats)
             self.ready.set_result(message)
             self._check_heartbeat()
-        elif isinstance(message, EngineFailed):
-            self._end(message.error)
         else:
-            self._end(self._explain_exit())
+            self._end(message.error)
 
     def _handle_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)
         if self._stopping:
             return
-        # Its last messages, an EngineFailed perhaps, may still be on the way: the mark queues up behind them.
-        self._outbox.put(_EngineExited())
-        # An engine killed while it wrote leaves the outbox locked, and the mark then never arrives.
-        self._loop.call_later(LAST_MESSAGES_SECONDS, self._handle_message, _EngineExited(), 0.0)
+        # Its last messages, an EngineFailed perhaps, may still be on the way: this one queues up behind them.
+        message = self._explain_exit()
+        self._outbox.put(EngineFailed(message))
+        # An engine killed while it wrote leaves the outbox locked, and this one then never arrives.
+        self._loop.call_later(LAST_MESSAGES_SECONDS, self._end, message)
 
     def _check_heartbeat(self) -> None:
         """Check now and from now on. Starts with EngineReady, since loading has no time limit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -15,14 +15,13 @@ from fastapi import Request
 from turbo_runtime.capture.recorder import HEADER as CAPTURE_HEADER
 from turbo_runtime.capture.recorder import CapturedPrompt
 from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats
-from turbo_runtime.protocol import ChatRequest, CompletionRequest
+from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError, cut, invalid, unavailable
 from turbo_runtime.server.connections import run_until_disconnect
 from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel, min_prompt_tokens
 from turbo_runtime.server.reply import Reply
 from turbo_runtime.server.request_output import RequestOutput
 from turbo_runtime.server.service import Service
-from turbo_runtime.server.streaming import ReplyResponse
 from turbo_runtime.server.thread_offload import IsWanted
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -37,18 +36,18 @@ ParsedRequest = TypeVar("ParsedRequest", ChatRequest, CompletionRequest)
 async def generate(
     service: Service,
     http: Request,
-    parse: Callable[[Mapping[str, Any]], ParsedRequest],
+    request_class: type[ParsedRequest],
     prepare: Callable[[ParsedRequest, ServedModel, IsWanted], PreparedRequest],
-    reply_class: Callable[[ServedModel, RequestOutput], Reply],
-) -> ReplyResponse:
+    reply_class: type[Reply],
+) -> Reply:
     """Return the response to a request, or raise ApiError."""
     tenant = service.authenticate(http.headers.get("authorization"))
     body = await read_body(http)
     model = service.require_model()
     if len(body) < LARGE_BODY_BYTES:
-        request = parse(parse_json_object(body))
+        request = parse(request_class, parse_json_object(body))
     else:  # other requests' tokens must not wait for it, nor below for a long prompt
-        request = await service.preprocessing.run(lambda _: parse(parse_json_object(body)))
+        request = await service.preprocessing.run(lambda _: parse(request_class, parse_json_object(body)))
     service.check_model(request.model)
     draft = select_draft(http.headers.getlist(DRAFT_HEADER), service.engine.stats.by_draft)
     num_answers = request.n * (len(request.prompt) if isinstance(request, CompletionRequest) else 1)
@@ -84,7 +83,7 @@ async def generate(
             decode = partial(model.tokenizer.decode_exactly, prompt)
             service.capture.offer(CapturedPrompt(tenant, decode), header)
     options = request.stream_options if request.stream else None
-    return ReplyResponse(reply_class(model, output), service.postprocessing, options)
+    return reply_class(model, output, service.postprocessing, options)
 
 
 def select_draft(header_values: Sequence[str], drafts: Iterable[DraftStats]) -> str:

@@ -35,14 +35,12 @@ def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
     """
     try:
         keys = None if config.api_key_file is None else ApiKeys(Path(config.api_key_file))
-    except ValueError as error:
-        return _fail(str(error))
-    try:
         capture = None if config.capture_config is None else Capture(Path(config.capture_config))
+        listener = _listen(config.host, config.port)
     except CaptureError as error:
         return _fail(f"--capture-config: {error}.")
-    try:
-        listener = _listen(config.host, config.port)
+    except ValueError as error:
+        return _fail(str(error))
     except OSError as error:
         return _fail(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbo_runtime.contract import endpoints
-from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
+from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.version import turbo_version
 
 OPENAPI_PATH = "/openapi.json"
@@ -44,7 +43,7 @@ def build_openapi_document() -> Json:
     """Build the document, as OpenAPI 3.1."""
     error = {"type": "object", "required": [*_ERROR_PROPERTIES], "properties": _ERROR_PROPERTIES}
     schemas: Json = {"Error": {"type": "object", "required": ["error"], "properties": {"error": error}}}
-    for model, unsupported in ((ChatRequest, CHAT), (CompletionRequest, COMPLETION)):
+    for model, unsupported in UNSUPPORTED.items():
         schema = model.model_json_schema(ref_template=_REFERENCE + "{model}")
         schemas |= schema.pop("$defs", {})
         rejected = {  # but for the values that change nothing

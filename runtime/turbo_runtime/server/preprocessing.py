@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
-from turbo_runtime.parsers import OutputParser
+from turbo_runtime.parsers import OutputParser, find_tool_parser
 from turbo_runtime.parsers.reasoning import CLOSE, OPEN, add_reasoning
 from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
@@ -58,8 +58,8 @@ class PreparedRequest:
     n: int
     stops: tuple[str, ...]
     build_parser: Callable[[], OutputParser]  # called for each answer
-    echoes: tuple[str, ...] = ()  # texts of the prompts, where answers repeat them
     wants_prompt_logprobs: bool = False  # by vLLM's `prompt_logprobs`
+    echoes: tuple[str, ...] = ()  # texts of the prompts, where answers repeat them
     tenant: str = ""
     salt: str = ""  # divides what the tenant's requests share
     draft: str = DEFAULT_DRAFT
@@ -92,15 +92,14 @@ def prepare_chat(
     is_wanted: IsWanted,  # noqa: ARG001
 ) -> PreparedRequest:
     """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
-    template, output_format = model.tokenizer.template, model.tokenizer.output_format
-    offered, required = request.offered_tools, request.required_tools
-    tool_parser = JsonToolCallParser if required else output_format.tool_parser
+    template, offered, required = model.tokenizer.template, request.offered_tools, request.required_tools
     if template is None:
         raise invalid(
             "messages",
             f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
             "unsupported_model",
         )
+    tool_parser = JsonToolCallParser if required else find_tool_parser(template.source)
     if offered and "tools" not in template.names:
         raise invalid(
             "tools",
@@ -117,7 +116,7 @@ def prepare_chat(
     prompt = _render(request, template)
     names = {tool.function.name for tool in required or offered}
     single_call = bool(required) or not request.parallel_tool_calls
-    prompt_end = prompt[-64:] if output_format.reasons else None
+    prompt_end = prompt[-64:] if CLOSE in template.source else None
 
     def build_parser() -> OutputParser:
         parser = tool_parser(names) if tool_parser and offered else None
@@ -177,7 +176,7 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
             message = "The model's chat template takes no 'reasoning_effort': leave it out."
             raise invalid("reasoning_effort", message, "unsupported_parameter")
     messages = [message.for_template() for message in request.messages]
-    tools = [tool.for_template() for tool in request.offered_tools]
+    tools = [tool.model_dump(exclude_unset=True) for tool in request.offered_tools]
     try:
         return template.render(messages, tools, extra)
     except TemplateRefusalError as error:
@@ -195,8 +194,8 @@ def _prepare(
     """Add the parameters for the prompts, which came in `field`: `max_tokens` depends on their lengths."""
     for prompt in prompts:
         _check_ids(prompt, field, model)
-    stops = frozenset(request.stop_token_ids)
-    _check_ids(stops, "stop_token_ids", model)
+    stop_ids = frozenset(request.stop_token_ids)
+    _check_ids(stop_ids, "stop_token_ids", model)
     bias = tuple(sorted((int(token), value) for token, value in request.logit_bias.items()))
     _check_ids((token for token, _ in bias), "logit_bias", model)
     # each word as it is written at the start of a text and inside one, behind a space
@@ -214,7 +213,7 @@ def _prepare(
         bad_words=tuple(dict.fromkeys(filter(None, words))),
         grammar=grammar,
         seed=seed & MASK_64,
-        stop_token_ids=stops if request.ignore_eos else stops | model.stop_token_ids,
+        stop_token_ids=stop_ids if request.ignore_eos else stop_ids | model.stop_token_ids,
         logprobs=request.num_logprobs,
         prompt_logprobs=max(prompt_logprobs, default=None),
         drafting=request.speculation,
@@ -223,16 +222,8 @@ def _prepare(
         replace(shared, max_tokens=_max_tokens(len(prompt), request, field, model)) for prompt in prompts
     )
     _check_total_logprobs(params, prompts, request.n)
-    wants_prompt_logprobs = request.prompt_logprobs is not None
-    return PreparedRequest(
-        prompts,
-        params,
-        seed,
-        request.n,
-        tuple(request.stop),
-        build_parser,
-        wants_prompt_logprobs=wants_prompt_logprobs,
-    )
+    stops, wants_logprobs = tuple(request.stop), request.prompt_logprobs is not None
+    return PreparedRequest(prompts, params, seed, request.n, stops, build_parser, wants_logprobs)
 
 
 def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:

@@ -1,4 +1,8 @@
-"""Replies in OpenAI's format, whole and as events of a stream."""
+"""Replies in OpenAI's format, and their way to the client, whole or as a stream.
+
+A reply keeps the outputs until the client has them: when it leaves or stops reading, the engine is told at
+once, and what it has not read counts against the queue.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,60 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate, count, islice
 from typing import Any, ClassVar
 
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
 from turbo_runtime.messages import TokenLogprob
+from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.protocol.sampling import StreamOptions
+from turbo_runtime.server.connections import run_until_disconnect, send_whole
 from turbo_runtime.server.preprocessing import ServedModel
 from turbo_runtime.server.request_output import OutputDelta, RequestOutput, join
+from turbo_runtime.server.thread_offload import ThreadOffload
 from turbo_runtime.version import turbo_version
 
 MAX_ENTRIES = 64  # of a list in one part of a document
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; as in vLLM
+SSE_DONE = "data: [DONE]\n\n"
 
 Json = dict[str, Any]
 TokenBytes = Callable[[int], bytes]
 
 
-class Reply(ABC):
-    """One reply being written; `id` and `created` are the same in all of its events."""
+_STREAM_HEAD = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"cache-control", b"no-cache"), (b"content-type", b"text/event-stream; charset=utf-8")],
+}
+
+
+class Reply(Response, ABC):
+    """Reply sent when all outputs are finished or, with `options`, as server-sent events.
+
+    Raises ApiError before anything is sent. A grammar is rejected only once the engine has compiled it, so a
+    stream with one sends nothing before the first event.
+    """
 
     id_prefix: ClassVar[str]
     object_type: ClassVar[str]
     event_type: ClassVar[str]
 
-    def __init__(self, model: ServedModel, output: RequestOutput) -> None:
-        self.output = output
+    def __init__(
+        self,
+        model: ServedModel,
+        output: RequestOutput,
+        offload: ThreadOffload,
+        options: StreamOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self._output = output
+        self._offload = offload
+        self._options = options
         self._model = model
         self._request = output.request
         self._token_bytes = model.tokenizer.token_bytes
@@ -40,42 +73,91 @@ class Reply(ABC):
 
     @abstractmethod
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
-        """Return a whole answer, or a part of one in a stream, as part of its choice."""
+        """Return a whole output, or a part of one in a stream, as part of its choice."""
 
     @abstractmethod
     def _opening_content(self, index: int) -> Json | None:
-        """Return what precedes a choice's text in a stream, as part of it."""
+        """Return what precedes a choice's text in a stream, as part of it; None for nothing."""
 
-    @property
-    def has_logprobs(self) -> bool:
-        """Whether writing the reply may take long."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """See the ASGI specification."""
+        work = self._send_body if self._options is None else self._send_events
+        with self._output:
+            await run_until_disconnect(receive, work(send))
+
+    async def _send_body(self, send: Send) -> None:
+        deltas: list[list[OutputDelta]] = [[] for _ in range(self._request.num_answers)]
+        async for delta in self._output.deltas():
+            deltas[delta.index].append(delta)
         params = self._request.params[0]
-        return params.logprobs is not None or params.prompt_logprobs is not None
+        if params.logprobs is None and params.prompt_logprobs is None:
+            body = self._format_body(deltas)
+        else:
+            body = await self._offload.run(lambda _: self._format_body(deltas))
+        await send_whole(send, Response(body, media_type="application/json"))
 
-    def whole(self, deltas: list[list[OutputDelta]]) -> bytes:
-        """Return the body of a reply that is not streamed, built choice by choice to save memory."""
-        choices = (self._choice(answer, whole=True) for answer in map(join, deltas))
-        document = {**self._head(self.object_type, choices), "usage": self.usage(), "turbo": self.turbo()}
-        return "".join(json_parts(document)).encode()
+    async def _send_events(self, send: Send) -> None:
+        is_started = False
+        async for event in self._generate_events():
+            if not is_started:
+                await send(_STREAM_HEAD)
+                is_started = True
+            if event:
+                await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
-    def opening(self, index: int) -> Json | None:
-        """Return the event of a stream that precedes the text of a choice, if there is one."""
-        content = self._opening_content(index)
-        if content is None:
-            return None
-        return self._head(self.event_type, [{"index": index, **content, "finish_reason": None}])
+    async def _generate_events(self) -> AsyncIterator[str]:
+        """Yield the events; an error midway is the last one, since the status line is long gone."""
+        may_fail_first = any(params.grammar for params in self._request.params)
+        if not may_fail_first:
+            yield ""  # starts the response
+        started: set[int] = set()
+        num_unfinished = self._request.num_answers
+        try:
+            async for delta in self._output.deltas():
+                if delta.index not in started:
+                    started.add(delta.index)
+                    if (opening := self._opening_content(delta.index)) is not None:
+                        choice = {"index": delta.index, **opening, "finish_reason": None}
+                        yield self._format_event([choice])
+                num_unfinished -= delta.finish_reason is not None
+                write = partial(self._format_delta, delta, is_last=num_unfinished == 0)
+                # logprobs of a prompt are of all its tokens at once
+                yield write() if delta.prompt_logprobs is None else await self._offload.run(write)
+        except ApiError as error:
+            if may_fail_first and not started:
+                raise
+            yield format_sse(error.body())
+            return
+        if self._options and self._options.include_usage:
+            yield format_sse({**self._head(self.event_type, []), **self._totals()})
+        yield SSE_DONE
 
-    def event(self, delta: OutputDelta) -> Json:
-        """Return one event of a stream."""
-        return self._head(self.event_type, [self._choice(delta, whole=False)])
+    def _format_body(self, deltas: list[list[OutputDelta]]) -> bytes:
+        """Format the whole reply, choice by choice to save memory."""
+        choices = (self._choice(delta, whole=True) for delta in map(join, deltas))
+        return "".join(json_parts({**self._head(self.object_type, choices), **self._totals()})).encode()
 
-    def closing(self) -> Json:
-        """Return the event after the last choice: no choices, the usage of all."""
-        return {**self._head(self.event_type, []), "usage": self.usage(), "turbo": self.turbo()}
+    def _format_delta(self, delta: OutputDelta, _: object = None, *, is_last: bool) -> str:
+        return self._format_event([self._choice(delta, whole=False)], is_last=is_last)
 
-    def usage(self) -> Json:
+    def _format_event(self, choices: list[Json], *, is_last: bool = False) -> str:
+        """Format an event with what the stream's options ask for; the last one ends the last output."""
+        event, options = self._head(self.event_type, choices), self._options
+        if options and options.continuous_usage_stats:
+            event |= self._totals()
+        elif options and options.include_usage:
+            event["usage"] = None
+        elif is_last:
+            event["turbo"] = self._turbo()
+        return format_sse(event)
+
+    def _totals(self) -> Json:
+        return {"usage": self._usage(), "turbo": self._turbo()}
+
+    def _usage(self) -> Json:
         """Return OpenAI's counts; rejected draft tokens cost time but are no completion tokens."""
-        output, num_prompt_tokens = self.output, self._request.num_prompt_tokens
+        output, num_prompt_tokens = self._output, self._request.num_prompt_tokens
         return {
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": output.completion_tokens,
@@ -88,9 +170,9 @@ class Reply(ABC):
             },
         }
 
-    def turbo(self) -> Json:
+    def _turbo(self) -> Json:
         """Return Turbo's own fields: with `seed`, the same request gives the same text again."""
-        output = self.output
+        output = self._output
         return {
             "seed": self._request.seed,
             "guarantee": self._model.info.guarantee,
@@ -129,8 +211,8 @@ class ChatReply(Reply):
     object_type = "chat.completion"
     event_type = "chat.completion.chunk"
 
-    def __init__(self, model: ServedModel, output: RequestOutput) -> None:
-        super().__init__(model, output)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._call_numbers: defaultdict[int, Iterator[int]] = defaultdict(count)  # in a stream, by choice
 
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
@@ -167,8 +249,8 @@ class CompletionReply(Reply):
     id_prefix = "cmpl-"
     object_type = event_type = "text_completion"
 
-    def __init__(self, model: ServedModel, output: RequestOutput) -> None:
-        super().__init__(model, output)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self._offsets: dict[int, int] = {}  # where the next text starts, by choice
 
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
@@ -213,9 +295,7 @@ def chat_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes) -> 
 def completion_logprobs(
     ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], offset: int, token_bytes: TokenBytes
 ) -> tuple[Json, int]:
-    """Return `choices[].logprobs` of a completion, and where the text behind it starts. `offset` is where the
-    first token's text starts, in characters; the logprob of a prompt's first token is None.
-    """
+    """Return `choices[].logprobs` of a completion whose text starts at `offset`, and where that text ends."""
 
     def top(item: TokenLogprob) -> dict[str, float]:  # the token itself need not be one of the likeliest
         entries = (*item.top, (item.token, item.logprob))
@@ -261,10 +341,13 @@ def _name(raw: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
+def format_sse(document: Json) -> str:
+    """Format a server-sent event: one line, also for clients that end lines where Unicode does."""
+    return f"data: {''.join(json_parts(document, ascii_only=True))}\n\n"
+
+
 def json_parts(value: Any, *, ascii_only: bool = False) -> Iterator[str]:
-    """Yield the JSON of a large document in small parts: between two of them other threads get their turn,
-    which one call of `json.dumps` would not give them. An iterator is a list whose entries are made in turn.
-    """
+    """Yield JSON in small parts, between which other threads run; an iterator stands for a list."""
     if isinstance(value, dict):
         for index, (name, item) in enumerate(value.items()):
             yield ("," if index else "{") + json.dumps(name) + ":"

@@ -38,7 +38,7 @@ class OutputDelta:
 
 
 def join(deltas: list[OutputDelta]) -> OutputDelta:
-    """Join parts of one answer."""
+    """Join parts of one output."""
     parsed = [delta.parsed for delta in deltas]
     prompt_logprobs = [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None]
     return replace(
@@ -146,7 +146,7 @@ class RequestOutput:
             generation.request_id: CompletionOutput(index, generation.params, request, model)
             for index, generation in enumerate(generations)
         }
-        self._answers = list(self._unfinished.values())
+        self._outputs = list(self._unfinished.values())
         self._events = engine.submit(generations)
 
     @property
@@ -156,11 +156,9 @@ class RequestOutput:
 
     @property
     def speedup(self) -> float | None:
-        """Tokens per second of these answers over those without speculation; None before a measurement.
-        The means are of the times that a token takes, not of ratios.
-        """
-        answers = (answer for answer in self._answers if answer.num_tokens)
-        measured = [(answer.num_tokens, answer.speedup) for answer in answers if answer.speedup]
+        """Ratio of mean token times without speculation and with it; None before a measurement."""
+        outputs = (output for output in self._outputs if output.num_tokens)
+        measured = [(output.num_tokens, output.speedup) for output in outputs if output.speedup]
         if not measured:
             return None
         return sum(tokens for tokens, _ in measured) / sum(tokens / speedup for tokens, speedup in measured)
@@ -188,9 +186,7 @@ class RequestOutput:
         self._on_exit()
 
     async def _take_events(self) -> list[TimedEvent]:
-        """Wait for an event, and return what has arrived in order, `MAX_EVENTS` at most. Always lets others
-        run: a queue that never empties would hand the loop to one client.
-        """
+        """Wait for events, `MAX_EVENTS` at most. Others always run: a queue may never empty."""
         try:
             async with asyncio.timeout(self._start_time + self._timeout_seconds - time.monotonic()):
                 await asyncio.sleep(0)
@@ -211,8 +207,8 @@ class RequestOutput:
         deltas: dict[int, list[OutputDelta]] = {}
         error = None
         for event, event_time in events:
-            answer = self._unfinished.get(event.request_id)
-            if answer is None:
+            output = self._unfinished.get(event.request_id)
+            if output is None:
                 continue  # a stop string ended it, and this event was already on its way
             if event.error is not None:
                 self._finish(event.request_id, "error", event_time)
@@ -223,17 +219,17 @@ class RequestOutput:
                 else:
                     error = ApiError(500, event.error)
                 break
-            delta = self._update(event, answer, event_time)
+            delta = self._update(event, output, event_time)
             if delta.finish_reason is not None:
                 self._finish(event.request_id, delta.finish_reason, event_time)
             if delta:
-                deltas.setdefault(answer.index, []).append(delta)
+                deltas.setdefault(output.index, []).append(delta)
         return list(map(join, deltas.values())), error
 
-    def _update(self, event: TokenEvent, answer: CompletionOutput, event_time: float) -> OutputDelta:
-        self.reasoning_tokens -= answer.num_reasoning_tokens
-        delta = answer.update(event)
-        self.reasoning_tokens += answer.num_reasoning_tokens
+    def _update(self, event: TokenEvent, output: CompletionOutput, event_time: float) -> OutputDelta:
+        self.reasoning_tokens -= output.num_reasoning_tokens
+        delta = output.update(event)
+        self.reasoning_tokens += output.num_reasoning_tokens
         num_new = len(delta.tokens)
         # Accepted tokens precede the bonus token; those behind a stop string are no part of the reply.
         accepted = min(event.accepted, num_new)
@@ -243,29 +239,29 @@ class RequestOutput:
         if event.drafted:
             self._drafts += 1
             self._verified_tokens += num_new
-        if answer.index % self.request.n == 0:  # the other answers to a prompt find what the first computed
+        if output.index % self.request.n == 0:  # the other answers to a prompt find what the first computed
             self.cached_tokens += event.cached_tokens or 0
         if event.speedup is not None:
-            answer.speedup = event.speedup
+            output.speedup = event.speedup
         if event.queued_seconds is not None:
             self._metrics.observe(metrics.REQUEST_QUEUE_TIME, event.queued_seconds)
         if event.tokens:
-            if answer.first_token_time is None:
+            if output.first_token_time is None:
                 self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, event_time - self._start_time)
-                answer.first_token_time = event_time
+                output.first_token_time = event_time
             else:
-                self._metrics.observe(metrics.INTER_TOKEN_LATENCY, event_time - answer.last_token_time)
-            answer.last_token_time = event_time
+                self._metrics.observe(metrics.INTER_TOKEN_LATENCY, event_time - output.last_token_time)
+            output.last_token_time = event_time
         return delta
 
     def _finish(self, request_id: str, reason: str, end_time: float) -> None:
-        answer = self._unfinished.pop(request_id)
+        output = self._unfinished.pop(request_id)
         self._engine.cancel([request_id])  # does nothing where the engine itself ended it
-        first_time = answer.first_token_time
+        first_time = output.first_token_time
         self._metrics.observe_finish(
             "stop" if reason == "tool_calls" else reason,
-            len(self.request.prompts[answer.index // self.request.n]),
-            answer.num_tokens,
+            len(self.request.prompts[output.index // self.request.n]),
+            output.num_tokens,
             None if first_time is None else first_time - self._start_time,
             end_time - self._start_time,
         )
@@ -279,7 +275,7 @@ def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:
     scope = request.tenant, request.salt, request.draft
     for prompt, params in zip(request.prompts, request.params, strict=True):
         for _ in range(request.n):
-            answer_id = f"{request_id}-{len(generations)}"
-            generations.append(GenerationRequest(answer_id, prompt, params, num_seen[prompt], *scope))
+            output_id = f"{request_id}-{len(generations)}"
+            generations.append(GenerationRequest(output_id, prompt, params, num_seen[prompt], *scope))
             num_seen[prompt] += 1
     return generations

@@ -75,8 +75,8 @@ class Service:
 
     def _build_slots(self, kv_tokens: int) -> AdmissionSlots:
         """Those that run count, too: so the limit of tokens is above the longest prompt that fits."""
-        answers = self.config.max_num_seqs + self.config.max_queued_requests
-        return AdmissionSlots(Amount(answers, kv_tokens + self.config.max_queued_prompt_tokens))
+        num_outputs = self.config.max_num_seqs + self.config.max_queued_requests
+        return AdmissionSlots(Amount(num_outputs, kv_tokens + self.config.max_queued_prompt_tokens))
 
     def cut_short(self, message: str) -> None:
         """End everything admitted with an error, whether it is prepared, waiting or running."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from turbo_runtime.parsers import OutputFormat
 from turbo_runtime.tokenization.chat_template import ChatTemplate
 
 # What a decoder writes for bytes that are no UTF-8, also for the first bytes of a character
@@ -42,7 +41,6 @@ class ServedTokenizer:
         self.eos_token_ids = self._read_eos_ids(special.get("eos_token"), directory)
         template = _read_template(config, directory)
         self.template = ChatTemplate(template, special) if template else None  # None: a base model
-        self.output_format = OutputFormat.from_template(template or "")
         self.token_bytes = functools.cache(build_token_bytes(self._tokenizer))
         self.is_skipped = functools.cache(self._is_skipped)
         self._max_token_bytes = max_token_bytes(self._tokenizer)
@@ -188,9 +186,7 @@ def build_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
 
 
 def max_token_bytes(tokenizer: Tokenizer) -> int | None:
-    """Return the maximum bytes of text that one token can stand for; None where no bound is known.
-    It is known of BPE over bytes, which makes every byte part of a token, unless something removes bytes.
-    """
+    """Return the most bytes of text of one token; None unless BPE makes every byte part of a token."""
     document = json.loads(tokenizer.to_str())
     model, splitter = document["model"], json.dumps(document["pre_tokenizer"])
     if model["type"] != "BPE" or model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):

@@ -24,8 +24,7 @@ from turbo_runtime.engine.startup.attention_check import (
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention import AttentionMetadata, KVCacheSpec, KVPool, Rule, Span
 from turbo_runtime.models.attention import rows as row_wise
-from turbo_runtime.models.attention.kernels import SplitKVItems
-from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention
+from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, SplitKVItems
 from turbo_runtime.models.attention.spans import Spans, padded_queries
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
@@ -191,7 +190,7 @@ def test_a_row_sees_as_many_keys_as_there_are_to_the_end_of_its_tile_whatever_th
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     kv = pool(value=KEY)
-    spans = Spans.of([Span(62, 4, table(0), 0), Span(65, 1, table(1), 0), Span(200, 2, table(2), 0)])
+    spans = Spans.join([Span(62, 4, table(0), 0), Span(65, 1, table(1), 0), Span(200, 2, table(2), 0)])
     RowAttention(kv, spans, (4,)).attend(0, torch.ones(KV_HEADS, 7 * HEADS // KV_HEADS, KEY), SCALING)
     assert seen == {(1, 64), (2, 128), (1, 256)}
 
@@ -359,7 +358,9 @@ def test_sequences_beside_the_one_that_is_tried_are_as_many_as_a_call_has_room_f
 
 
 def test_only_the_last_keys_of_an_item_are_masked() -> None:
-    spans = Spans.of([Span(LENGTH - 1, 1, table(0), 0), Span(256, 4, table(1), 0), Span(254, 4, table(2), 0)])
+    spans = Spans.join(
+        [Span(LENGTH - 1, 1, table(0), 0), Span(256, 4, table(1), 0), Span(254, 4, table(2), 0)]
+    )
     attention = RowAttention(pool(), spans, (4,))
     (group,) = attention._groups
     # of three chunks each: one, one, and two where the rows lie on both sides of an edge
@@ -384,6 +385,6 @@ def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPa
 
 def test_a_token_beyond_its_sequences_blocks_is_written_nowhere() -> None:
     inside, beyond = Span(14, 2, [3], 0), Span(15, 2, [3], 0)
-    assert Spans.of([inside]).slots(scratch=9).tolist() == [62, 63]
+    assert Spans.join([inside]).slots(scratch=9).tolist() == [62, 63]
     with pytest.raises(IndexError, match="beyond the blocks of its sequence"):
-        Spans.of([beyond]).slots(scratch=9)
+        Spans.join([beyond]).slots(scratch=9)

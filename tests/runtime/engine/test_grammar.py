@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from turbo_dev import tiny_engine
 from turbo_runtime.messages import Grammar, SamplingParams
-from turbo_runtime.sampling.grammar.matcher import MOST_CHARACTERS, GrammarError, Grammars
+from turbo_runtime.sampling.grammar.matcher import MAX_CHARACTERS, GrammarError, Grammars
 from turbo_runtime.sampling.noise import Noise, answer_key
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.speculation.verification import verify
@@ -284,7 +284,7 @@ def test_min_tokens_that_a_finished_grammar_cannot_reach_end_the_answer(
         (Grammar("regex", "(a"), "the regex cannot be used: .*unclosed group; mend"),
         (Grammar("regex", "(?=x)a"), "look-around.* is not supported; mend"),
         (Grammar("lark", "start: foo"), 'the lark cannot be used: .*unknown name: "foo"; mend'),
-        (Grammar("regex", "a" * (MOST_CHARACTERS + 1)), "has 262145 characters; at most 262144 are taken"),
+        (Grammar("regex", "a" * (MAX_CHARACTERS + 1)), "has 262145 characters; at most 262144 are taken"),
     ],
 )
 def test_a_grammar_that_cannot_be_used_is_refused_by_one_sentence(

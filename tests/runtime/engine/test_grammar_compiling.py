@@ -31,14 +31,14 @@ def test_a_grammar_that_takes_too_long_is_refused_and_keeps_no_other_waiting(
 def test_a_grammar_that_failed_for_want_of_something_is_tried_again_and_a_wrong_one_is_not(
     compiled: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(trial: GrammarTrial, grammar: Grammar, seconds: float) -> None:
+    def check(trial: GrammarTrial, grammar: Grammar, seconds: float) -> None:
         raise OSError("no process is to be had")
 
     wrong, right = Grammar("regex", "wrong("), Grammar("regex", "right")
     with pytest.raises(GrammarError, match="mend or simplify it") as refused:
         compiled.compile(wrong).matcher()
     with monkeypatch.context() as patch:
-        patch.setattr(GrammarTrial, "begin", begin)
+        patch.setattr(GrammarTrial, "check", check)
         with pytest.raises(GrammarError, match=r"compiled just now \(no process is to be had\); try again"):
             compiled.compile(right).matcher()
         assert not compiled.has(right)
@@ -68,9 +68,7 @@ def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(t
     tokenizer().save(str(tmp_path / "tokenizer.json"))
     trial = GrammarTrial(tmp_path / "tokenizer.json", VOCABULARY, [END], max_bytes=32 << 20)
     huge, small = Grammar("json_schema", HUGE), Grammar("regex", "ab")
-    trial.begin(huge, 60.0)
     with pytest.raises(GrammarError, match="the json_schema takes too much memory to compile; simplify it"):
-        trial.end(huge, 60.0)
-    trial.begin(small, 60.0)
-    trial.end(small, 60.0)
+        trial.check(huge, 60.0)
+    trial.check(small, 60.0)
     trial.close()

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from turbo_runtime.protocol import parse_completion
+from turbo_runtime.protocol import CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.admission import AdmissionSlots, Amount
 from turbo_runtime.server.connections import run_until_disconnect
@@ -56,7 +56,7 @@ def model_of(tokenizer: Counting) -> Any:
 def test_bad_words_are_tokenised_once_for_all_prompts() -> None:
     tokenizer = Counting()
     body = {"model": "m", "prompt": ["a", "bb", "ccc"], "bad_words": ["x", "y"], "max_tokens": 5}
-    job = prepare_completion(parse_completion(body), model_of(tokenizer), lambda: True)
+    job = prepare_completion(parse(CompletionRequest, body), model_of(tokenizer), lambda: True)
     assert tokenizer.words == ["x", " x", "y", " y"]
     assert [len(prompt) for prompt in job.prompts] == [1, 2, 3]
     assert {params.bad_words for params in job.params} == {((2, 1), (2, 2))}
@@ -67,14 +67,14 @@ def test_a_text_that_no_context_holds_is_not_tokenised() -> None:
     tokenizer = Counting()
     body = {"model": "m", "prompt": ["a", "b" * 3000]}
     with pytest.raises(ApiError) as caught:
-        prepare_completion(parse_completion(body), model_of(tokenizer), lambda: True)
+        prepare_completion(parse(CompletionRequest, body), model_of(tokenizer), lambda: True)
     assert caught.value.code == "context_length_exceeded"
     assert tokenizer.prompts == []
 
 
 def test_prompts_that_nobody_waits_for_are_not_tokenised() -> None:
     tokenizer = Counting()
-    request = parse_completion({"model": "m", "prompt": ["a", "b", "c"]})
+    request = parse(CompletionRequest, {"model": "m", "prompt": ["a", "b", "c"]})
     with pytest.raises(ApiError):
         prepare_completion(request, model_of(tokenizer), lambda: len(tokenizer.prompts) < 2)
     assert tokenizer.prompts == ["a", "b"]

@@ -30,7 +30,7 @@ from openai.types.shared_params import FunctionDefinition
 from openai.types.shared_params.response_format_json_schema import JSONSchema
 
 from turbo_runtime.protocol import ChatRequest
-from turbo_runtime.protocol.messages import Function, Message, Tool, ToolCallSent
+from turbo_runtime.protocol.requests import Function, Message, Tool, ToolCallSent
 from turbo_runtime.protocol.sampling import NamedSchema, StreamOptions
 
 USER = {"role": "user", "content": "hello"}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers import OutputFormat, OutputParser, ParsedDelta
+from turbo_runtime.parsers import OutputParser, ParsedDelta, find_tool_parser
 from turbo_runtime.parsers.base import Parser
 from turbo_runtime.parsers.reasoning import add_reasoning
 from turbo_runtime.parsers.tool_calls import JsonToolCallParser, ToolParser, deepseek, hermes
@@ -197,20 +197,17 @@ def test_an_answer_that_may_call_once_is_complete_after_its_first_call() -> None
 
 
 @pytest.mark.parametrize(
-    ("template", "reasons", "calls"),
+    ("template", "calls"),
     [
-        ("{{ '<tool_call>' }}...content.split('</think>')", True, hermes),
+        ("{{ '<tool_call>' }}...content.split('</think>')", hermes),
         (
             'Respond in the format {"name": function name, "parameters": dictionary of',
-            False,
             JsonToolCallParser,
         ),
-        ("{{ '<|python_tag|>' }}", False, JsonToolCallParser),
-        ("{{ '<｜tool▁calls▁begin｜>' }}</think>", True, deepseek),
-        ("{{ messages }}", False, None),
+        ("{{ '<|python_tag|>' }}", JsonToolCallParser),
+        ("{{ '<｜tool▁calls▁begin｜>' }}</think>", deepseek),
+        ("{{ messages }}", None),
     ],
 )
-def test_a_template_shows_how_its_model_writes(
-    template: str, reasons: bool, calls: ToolParser | None
-) -> None:
-    assert OutputFormat.from_template(template) == OutputFormat(reasons, calls)
+def test_a_template_shows_how_its_model_writes_calls(template: str, calls: ToolParser | None) -> None:
+    assert find_tool_parser(template) == calls

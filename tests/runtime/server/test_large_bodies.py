@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from turbo_runtime.protocol import parse_chat, parse_completion
+from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError
 
 MANY = 300_000
@@ -46,10 +46,10 @@ TEXT: dict[str, Any] = {"model": "echo", "prompt": "hello"}
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_first_of_many_problems_is_found_at_once(param: str, body: dict[str, Any]) -> None:
-    parse = parse_chat if "messages" in body else parse_completion
+    model = ChatRequest if "messages" in body else CompletionRequest
     began = time.process_time()
     with pytest.raises(ApiError) as caught:
-        parse(body)
+        parse(model, body)
     assert time.process_time() - began < 0.5
     assert (caught.value.status, caught.value.param) == (400, param)
 

@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.parsers import ParsedDelta
-from turbo_runtime.server.reply import MAX_ENTRIES, json_parts
+from turbo_runtime.server.reply import MAX_ENTRIES, Reply, format_sse, json_parts
 from turbo_runtime.server.request_output import OutputDelta
-from turbo_runtime.server.streaming import ReplyResponse, format_sse
 from turbo_runtime.server.thread_offload import ThreadOffload
 
 JSON = st.recursive(
@@ -45,8 +44,9 @@ def test_no_part_is_large() -> None:
 async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
     wrote: list[threading.Thread] = []
 
-    class Answers:
-        request = SimpleNamespace(num_answers=1, params=())
+    class Outputs:
+        params = SimpleNamespace(logprobs=1 if told else None, prompt_logprobs=None)
+        request = SimpleNamespace(num_answers=1, params=(params,), wants_prompt_logprobs=False)
 
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
@@ -54,11 +54,23 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
         async def deltas(self) -> Any:
             yield OutputDelta(0, ParsedDelta(), "stop")
 
-    def whole(pieces: list[list[OutputDelta]]) -> bytes:
-        wrote.append(threading.current_thread())
-        return b"{}"
+    class WatchedReply(Reply):
+        id_prefix = object_type = event_type = ""
 
-    reply: Any = SimpleNamespace(output=Answers(), has_logprobs=told, whole=whole)
+        def _content(self, delta: OutputDelta, *, whole: bool) -> dict[str, Any]:
+            wrote.append(threading.current_thread())
+            return {}
+
+        def _opening_content(self, index: int) -> None: ...
+
+        def _totals(self) -> dict[str, Any]:
+            return {}
+
+        def _head(self, object_type: str, choices: Any) -> dict[str, Any]:
+            return {"choices": choices}
+
+    model: Any = SimpleNamespace(tokenizer=SimpleNamespace(token_bytes=None))
+    outputs: Any = Outputs()
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
@@ -67,8 +79,9 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    await ReplyResponse(reply, ThreadOffload(1))({"state": {}}, receive, send)
-    assert b"".join(message.get("body", b"") for message in sent) == b"{}"
+    await WatchedReply(model, outputs, ThreadOffload(1))({"state": {}}, receive, send)
+    (choice,) = json.loads(b"".join(message.get("body", b"") for message in sent))["choices"]
+    assert choice == {"index": 0, "finish_reason": "stop", "stop_reason": None}
     assert dict(sent[0]["headers"])[b"content-type"] == b"application/json"
     assert [thread is threading.main_thread() for thread in wrote] == [not told]
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from turbo_runtime.messages import Grammar
 from turbo_runtime.parsers.reasoning import add_reasoning
-from turbo_runtime.protocol import parse_chat
+from turbo_runtime.protocol import ChatRequest, parse
 
 NUMBER = {"type": "integer"}
 TREE = {
@@ -45,7 +45,7 @@ def tool(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
 def required(*tools: Any) -> Grammar:
     messages = [{"role": "user", "content": "x"}]
     body = {"model": "m", "messages": messages, "tools": list(tools), "tool_choice": "required"}
-    grammar = parse_chat(body).grammar
+    grammar = parse(ChatRequest, body).grammar
     assert grammar
     return grammar
 

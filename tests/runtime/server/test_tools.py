@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from turbo_runtime.protocol.messages import ToolCallSent
+from turbo_runtime.protocol.requests import ToolCallSent
 
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
 BARE = '{"name": "weather", "arguments": {"city": "Bonn"}}'

@@ -9,7 +9,7 @@ from typing import Any
 from turbo_runtime.distill.data.responses import TokenizedPrompt, intern_tokens
 from turbo_runtime.distill.recipe import TRAINING, Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
-from turbo_runtime.protocol import parse_chat
+from turbo_runtime.protocol import ChatRequest, parse
 from turbo_runtime.protocol.errors import ApiError
 
 _MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
@@ -40,7 +40,7 @@ def deal(prompts: Sequence[Prompt], seed: int, shares: Mapping[str, float]) -> d
 def render_turns(prompt: Prompt) -> list[dict[str, Any]]:
     """Render a chat's turns as the server does. Raises PromptsError for what no client can send."""
     try:
-        request = parse_chat({"model": "any", "messages": list(prompt.messages)})
+        request = parse(ChatRequest, {"model": "any", "messages": list(prompt.messages)})
     except ApiError as error:
         raise PromptsError(f"prompt {prompt.name}: {error}") from error
     return [message.for_template() for message in request.messages]

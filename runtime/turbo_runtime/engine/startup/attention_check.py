@@ -128,7 +128,7 @@ class _Trial:
         other = Span(self._length - 1 if long else 0, 1, self._table, 0)
         tried = Span(self._length - count, count, self._table, 0)
         before = others // 2
-        spans = Spans.of([other] * before + [tried] + [other] * (others - before))
+        spans = Spans.join([other] * before + [tried] + [other] * (others - before))
         attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]
@@ -143,7 +143,7 @@ class _Trial:
         own = self._queries[:, -PROMPT_TILE * group :]
         parts = []
         for start, end in pairwise(cuts):
-            spans = Spans.of([*before, Span(first + start, end - start, self._table, self._length)])
+            spans = Spans.join([*before, Span(first + start, end - start, self._table, self._length)])
             attention = TileAttention(self._pool, spans, aligned=True)
             queries = own[:, start * group : end * group]
             if preceded:
@@ -156,4 +156,4 @@ class _Trial:
     ) -> Tensor:
         """The outputs of the tokens from `start` to before `end` of the step."""
         outputs = attention.attend(0, queries, self._pool.key_width**-0.5)
-        return outputs.index_select(1, torch.from_numpy(attention.answers[start:end].ravel()))
+        return outputs.index_select(1, torch.from_numpy(attention.output_rows[start:end].ravel()))

@@ -39,7 +39,7 @@ class AttentionMetadata:
     def __init__(self, pool: KVPool, spans: list[Span], rows: int, rule: Rule) -> None:
         """The spans' tokens one after the other, then padding up to `rows`."""
         self._pool = pool
-        columns = Spans.of(spans)
+        columns = Spans.join(spans)
         self.tokens = int(columns.count.sum())  # rows that are not padding
         idle = np.zeros(rows - self.tokens, np.int64)
         self.positions = self._tensor(np.concatenate([columns.positions(), idle]))
@@ -47,26 +47,24 @@ class AttentionMetadata:
         self._count = columns.count
         tiled, single = _split(columns, spans, rule)
         self._parts: list[TileAttention | RowAttention] = []
-        self._answers: Tensor | None = None  # where each query's output stands in those of the parts
-        answers = np.zeros((rows, pool.group), np.int64)
+        self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
+        output_rows = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
             tiles = TileAttention(pool, tiled, aligned=rule.exact)
-            answers[tiled.rows()] = tiles.answers
+            output_rows[tiled.rows()] = tiles.output_rows
             self._parts.append(tiles)
             place = tiles.padded
         if len(single.count):
             row_wise = RowAttention(pool, single, rule.row_counts, 0 if self._parts else rows)
-            answers[single.rows()] = place + row_wise.answers
+            output_rows[single.rows()] = place + row_wise.output_rows
             self._parts.append(row_wise)
             if row_wise.in_order:
                 return
-        self._answers = self._tensor(answers.ravel())
+        self._output_rows = self._tensor(output_rows.ravel())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
-        """Store key and value (rows, KV heads, width), and attend with query (rows, heads, width) -> (rows,
-        heads, value width). No value where the pool has it in the key.
-        """
+        """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
         pool = self._pool
         # padding is not stored: it holds another row's output, which may be NaN
         pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
@@ -75,8 +73,8 @@ class AttentionMetadata:
         queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
         parts = [part.attend(layer, queries, scaling) for part in self._parts]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        if self._answers is not None:
-            outputs = outputs.index_select(1, self._answers)
+        if self._output_rows is not None:
+            outputs = outputs.index_select(1, self._output_rows)
         return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
 
     def spans_without(self, finite: Tensor) -> frozenset[int]:
@@ -124,11 +122,8 @@ def paged_attention(
     return paged_step.attend(layer, query, key, value, scaling)[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Build no dense mask over a flat row of many sequences: it would be large and unread."""
-
-
 def register() -> None:
     """Register `attn_implementation="turbo_paged"` with transformers."""
     AttentionInterface.register(IMPLEMENTATION, paged_attention)
-    AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)
+    # no dense mask over a flat row of many sequences: it would be large and unread
+    AttentionMaskInterface.register(IMPLEMENTATION, lambda *_, **__: None)

@@ -36,7 +36,7 @@ class Spans:
     blocks: Ints  # of all tables, one after the other
 
     @classmethod
-    def of(cls, spans: list[Span]) -> Spans:
+    def join(cls, spans: list[Span]) -> Spans:
         """Lay the spans out one after the other in the flat batch."""
         count = _array([span.count for span in spans])
         lengths = _array([len(span.table) for span in spans])
@@ -142,7 +142,7 @@ class Items:
     positions: Ints  # (items, rows)
 
     @classmethod
-    def of(cls, spans: Spans, rows_each: int, group: int) -> Items:
+    def build(cls, spans: Spans, rows_each: int, group: int) -> Items:
         """Build items of spans of at most `rows_each` tokens, with `group` queries a KV head."""
         query = np.minimum(np.arange(padded_queries(rows_each, group)), rows_each * group - 1)
         token = np.minimum(query // group, spans.count[:, None] - 1)

@@ -33,13 +33,11 @@ class TileAttention:
     """The tiles of one step, prepared once for all layers."""
 
     def __init__(self, pool: KVPool, spans: Spans, *, aligned: bool) -> None:
-        """Tiles are aligned and whole, or else begin and end with the span. On a device such a span is one
-        tile: a call costs more there than unread scores.
-        """
+        """Tiles are aligned and whole, or begin and end with the span, which is one tile on a device."""
         self._pool = pool
         self._sources: list[tuple[Tensor, list[_Tile]]] = []  # blocks, and the tiles that read them
         queries: list[Ints] = []
-        answers: list[Ints] = []
+        output_rows: list[Ints] = []
         place = 0
         for index in range(len(spans.count)):
             span = spans.select(slice(index, index + 1))
@@ -48,7 +46,7 @@ class TileAttention:
             tiles = list(_tiles(start, end, place, size, aligned=aligned))
             position = np.arange(tiles[0].first, tiles[-1].end)
             queries.append(np.clip(position, start, end - 1) - start + row)
-            answers.append(place + np.arange(start, end) - tiles[0].first)
+            output_rows.append(place + np.arange(start, end) - tiles[0].first)
             logical = np.arange(blocks_for(tiles[-1].end))
             blocks = span.block_at(np.zeros_like(logical), logical, pool.scratch)
             self._sources.append((torch.from_numpy(blocks).to(pool.device), tiles))
@@ -58,7 +56,7 @@ class TileAttention:
         self._queries = torch.from_numpy(indices.ravel()).to(pool.device)
         self.padded = place * pool.group  # rows of what `attend` returns
         # (tokens, group): where each query of a token stands in it
-        self.answers = np.concatenate(answers)[:, None] * pool.group + group
+        self.output_rows = np.concatenate(output_rows)[:, None] * pool.group + group
         max_keys: dict[int, int] = {}
         for tile in (tile for _, tiles in self._sources for tile in tiles):
             rows = tile.end - tile.first

@@ -28,7 +28,7 @@ class Router(Layer):
         self.per_token = int(module.top_k)
         grouped = getattr(module, "topk_method", "") != "greedy"
         self.groups = int(module.num_group) if grouped else 1
-        self.kept_groups = int(module.topk_group) if grouped else 1
+        self.num_top_groups = int(module.topk_group) if grouped else 1
         self.normalized = self.correction is not None and bool(module.norm_topk_prob)
         self.scale = float(module.routed_scaling_factor)
 
@@ -53,7 +53,7 @@ class Router(Layer):
         """(rows, experts): -inf outside the best groups."""
         by_group = ranked.view(len(ranked), self.groups, -1)
         best = by_group.topk(1 if self.correction is None else 2).values.sum(-1)
-        indices = best.topk(self.kept_groups).indices
+        indices = best.topk(self.num_top_groups).indices
         selected = torch.zeros_like(best, dtype=torch.bool).scatter_(1, indices, True)
         return by_group.masked_fill(~selected[..., None], float("-inf")).view_as(ranked)
 
@@ -67,7 +67,7 @@ class Experts(Layer):
 
     def __init__(self, module: Any) -> None:
         self.router = Router(module.gate)
-        self.shared = GatedMLP.of(module.shared_experts)
+        self.shared = GatedMLP.from_module(module.shared_experts)
         routed = module.experts
         self.experts = [
             GatedMLP(BatchInvariantLinear(gate_up), BatchInvariantLinear(down), routed.act_fn)

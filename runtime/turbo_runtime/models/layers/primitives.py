@@ -53,7 +53,7 @@ class Affine(NamedTuple):
     bias: Tensor | None  # (out)
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Affine:
+    def from_linear(cls, linear: nn.Linear) -> Affine:
         """Read them from a transformers module."""
         return cls(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
 
@@ -65,7 +65,7 @@ class Affine(NamedTuple):
 
 def fused(*layers: nn.Linear | Affine) -> BatchInvariantLinear:
     """Build one product that gives the outputs of all these layers side by side."""
-    parts = [layer if isinstance(layer, Affine) else Affine.of(layer) for layer in layers]
+    parts = [layer if isinstance(layer, Affine) else Affine.from_linear(layer) for layer in layers]
     weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
     if all(part.bias is None for part in parts):
         return BatchInvariantLinear(weight)
@@ -153,7 +153,7 @@ class GatedMLP(Layer):
         self.gate_up, self.down, self.activation = gate_up, down, activation
 
     @classmethod
-    def of(cls, module: Any) -> GatedMLP:
+    def from_module(cls, module: Any) -> GatedMLP:
         """Take the weights of a transformers module."""
         return cls(fused(module.gate_proj, module.up_proj), fused(module.down_proj), module.act_fn)
 

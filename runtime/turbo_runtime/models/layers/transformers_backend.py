@@ -4,8 +4,8 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -62,7 +62,11 @@ class ModuleDecoder:
 
     def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
-        with _tapped(self._body, tap):
+        with ExitStack() as hooks:
+            if tap:
+                for number, layer in enumerate(self._body.layers):
+                    hook = partial(_call_tap, tap, number)
+                    hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
             hidden: Tensor = self._body(
                 input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
             ).last_hidden_state
@@ -74,22 +78,8 @@ class ModuleDecoder:
         return logits
 
 
-@contextmanager
-def _tapped(body: Any, tap: Tap | None) -> Iterator[None]:
-    def call_tap(number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if tap:
-            tap(number, (args[0] if args else kwargs["hidden_states"])[0])
-
-    layers = enumerate(body.layers) if tap else ()
-    hooks = [
-        layer.register_forward_pre_hook(partial(call_tap, number), with_kwargs=True)
-        for number, layer in layers
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _call_tap(tap: Tap, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    tap(number, (args[0] if args else kwargs["hidden_states"])[0])
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:

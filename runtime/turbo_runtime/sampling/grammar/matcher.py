@@ -25,16 +25,14 @@ from turbo_runtime.sampling.grammar.sandbox import GrammarTrial, SlowGrammarErro
 
 log = logging.getLogger(__name__)
 
-MOST_CHARACTERS = 1 << 18  # of a grammar's text
+MAX_CHARACTERS = 1 << 18  # of a grammar's text
 COMPILE_SECONDS = 10.0
 QUICK_SECONDS = 0.5  # a slower grammar queues behind its like and delays no quick one
 _MAX_CACHED = 64  # compiled grammars
 
 
 class SpentError(GrammarError):
-    """The matcher reached its limits, which all answers under one grammar and their drafts share. Whether
-    this answer alone is too much shows after a renewal.
-    """
+    """The matcher reached its limits, which all that use one grammar share: renew it, then try again."""
 
 
 class GrammarMatcher:
@@ -120,9 +118,9 @@ class Grammars:
 
     def compile(self, grammar: Grammar) -> Compiling:
         """Begin to compile, or use the cache. Raises GrammarError for a text that is too long."""
-        if len(grammar.text) > MOST_CHARACTERS:
+        if len(grammar.text) > MAX_CHARACTERS:
             raise GrammarError(
-                f"the {grammar.kind} has {len(grammar.text)} characters; at most {MOST_CHARACTERS} are taken"
+                f"the {grammar.kind} has {len(grammar.text)} characters; at most {MAX_CHARACTERS} are taken"
             )
         future = self._cache.pop(grammar, None)
         if future is None or _is_transient(future):
@@ -161,8 +159,7 @@ class Grammars:
             if self._tokenizer is None:  # the quick lane sees every grammar first
                 lane.trial.start()
                 self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
-            lane.trial.begin(grammar, seconds)
-            lane.trial.end(grammar, seconds)
+            lane.trial.check(grammar, seconds)
             future.set_result(compile_grammar(self._tokenizer, grammar))
         except BaseException as error:  # as an executor does: waiters get it
             if isinstance(error, SlowGrammarError) and is_quick and COMPILE_SECONDS > QUICK_SECONDS:

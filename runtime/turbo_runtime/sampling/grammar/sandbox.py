@@ -44,17 +44,14 @@ class GrammarTrial:
         with self._lock:
             self._running()
 
-    def begin(self, grammar: Grammar, seconds: float) -> None:
-        """Begin to compile for at most `seconds`; `end` must follow."""
+    def check(self, grammar: Grammar, seconds: float) -> None:
+        """Compile for at most `seconds`. Raises GrammarError if the grammar must not be compiled."""
         with self._lock:
             stdin = self._running().stdin
             assert stdin
-            with suppress(BrokenPipeError):  # it has ended: `end` says so
+            with suppress(BrokenPipeError):  # it has ended: no line follows
                 stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
                 stdin.flush()
-
-    def end(self, grammar: Grammar, seconds: float) -> None:
-        """Wait for the grammar. Raises GrammarError if it must not be compiled."""
         process = self._process
         if process is None:
             raise GrammarError("the engine ends")
