@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
-from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.engine.loop import Engine
@@ -63,7 +62,7 @@ class _Recorder(Speculator):
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         super().observe(part, verdict, state)
-        self.states[part.work.sequence.submit.request_id].append(state.clone())
+        self.states[part.work.sequence.request_id].append(state.clone())
 
 
 def words_of(said: Sequence[Said]) -> Tensor:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import scheduler
 from turbo_runtime.engine.batch import BatchEntry
-from turbo_runtime.speculation.accounting import Demand
-from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
+from turbo_runtime.speculation.controller import Demand, DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
 
@@ -71,7 +70,6 @@ class Speculator:
         self._hidden: dict[str, Tensor] = {}  # the states that gave the answers' last tokens
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # its requests with drafts of drafters
-        self._heads: dict[str, Hashable | None] = {}  # heads that may draft for its requests
         self._outcomes: list[DraftOutcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to learn from
         self._reading = Reading()
@@ -98,7 +96,7 @@ class Speculator:
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         """Learn a part's committed tokens; `state` gave the last of them."""
-        request_id = part.work.sequence.submit.request_id
+        request_id = part.work.sequence.request_id
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
@@ -108,8 +106,10 @@ class Speculator:
             (token == actual) - (origin.fallback_token == actual)
             for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
-        proposed, heads = request_id in self._asked, self._heads.get(request_id)
-        self._outcomes.append(DraftOutcome(request_id, proposed, drafted, won, heads, more, gained))
+        proposed = request_id in self._asked
+        self._outcomes.append(
+            DraftOutcome(request_id, proposed, drafted, won, part.draft.heads, more, gained)
+        )
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows
 
@@ -148,7 +148,7 @@ class Speculator:
             sequence = part.work.sequence
             params = sequence.submit.params
             if not sequence.generated and params.drafting != "off" and params.max_draft_tokens != 0:
-                self.drafters.expect(sequence.submit.request_id, sequence.tokens, params.drafting)
+                self.drafters.expect(sequence.request_id, sequence.tokens, params.drafting)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _ask(self, able: Sequence[BatchEntry], answers: int) -> None:
@@ -159,20 +159,19 @@ class Speculator:
             part.drafts = _before_end(part, forced[: part.work.draft_limit])
             if not forced:
                 wanting.append(part)
-        self._asked = self.control.to_draft(part.work.sequence.submit.request_id for part in wanting)
-        wanting = [part for part in wanting if part.work.sequence.submit.request_id in self._asked]
+        self._asked = self.control.to_draft(part.work.sequence.request_id for part in wanting)
+        wanting = [part for part in wanting if part.work.sequence.request_id in self._asked]
         if not wanting:
             return
         min_acceptance = self.control.min_acceptance(self._shape, answers)
-        wants = [self._want(part) for part in wanting]
-        self._heads = {want.request_id: self.drafters.heads_of(want.drafting, want.name) for want in wants}
-        proposed = self.drafters.propose(wants, min_acceptance, self.control.heads_pay)
+        requests = [self._draft_request(part) for part in wanting]
+        proposed = self.drafters.propose(requests, min_acceptance, self.control.heads_pay)
         for part, draft in zip(wanting, proposed, strict=True):
             part.draft = draft
             allowed = part.sampler.allowed_prefix(part.work.sequence.tokens, draft.tokens)
             part.drafts = _before_end(part, allowed)
 
-    def _want(self, part: BatchEntry) -> DraftRequest:
+    def _draft_request(self, part: BatchEntry) -> DraftRequest:
         sequence, sampler = part.work.sequence, part.sampler
         submit = sequence.submit
         return DraftRequest(
@@ -181,7 +180,8 @@ class Speculator:
             sequence.prompt_length,
             part.work.draft_limit,
             submit.scope,
-            Coupling(sampler.key, 0.0 if sampler.greedy else sampler.params.temperature),
+            sampler.key,
+            0.0 if sampler.greedy else sampler.params.temperature,
             self._hidden.get(submit.request_id),
             sampler.params.drafting,
             submit.draft,

@@ -13,7 +13,7 @@ from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, ScheduledTokens, Scheduler
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.speculation.accounting import Demand
+from turbo_runtime.speculation.controller import Demand
 
 MAX_LENGTH = 160
 

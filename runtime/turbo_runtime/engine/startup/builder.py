@@ -16,7 +16,6 @@ from turbo_runtime.contract.model import StepTime
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance, probe_tokens
@@ -97,7 +96,8 @@ def start_engine(
         Proposer(ActiveDrafts(config.speculation)),
         grammars,
         GoodputController(steps, padded_rows),
-        AuditTerms(config.audit_fraction, report.guarantee),
+        config.audit_fraction,
+        report.guarantee,
     )
     if config.draft_config:
         engine.speculation.drafters = _follow(Path(config.draft_config), engine, digest, config.speculation)
