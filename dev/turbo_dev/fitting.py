@@ -18,9 +18,8 @@ from torch.nn import Parameter
 
 from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.speculator import Speculator
+from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.speculation.verification import VerificationResult
 

@@ -174,22 +174,16 @@ class WatchedFile:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, loading: Future[ActiveDrafts], now: float) -> ActiveDrafts | None:
+        loaded, self._loading = None, None
         try:
             loaded = loading.result()
+            problem = loaded.problem
         except ValueError as error:
-            self._report(str(error), now)
-            return None
+            problem = str(error)
         except Exception as error:  # no reason to stop serving
             log.exception("%s: loading failed", self.path)
-            self._report(f"{self.path}: loading failed: {type(error).__name__}: {error}", now)
-            return None
-        finally:
-            self._loading = None
-        self._report(loaded.problem, now)
-        return loaded
-
-    def _report(self, problem: str, now: float) -> None:
+            problem = f"{self.path}: loading failed: {type(error).__name__}: {error}"
         if problem and problem != self.problem:
             log.error("drafts stay as they are: %s", problem)
-        self.problem = problem
-        self._retry_at = now + RETRY_SECONDS
+        self.problem, self._retry_at = problem, now + RETRY_SECONDS
+        return loaded

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from turbo_runtime.drafters.interface import (
     Draft,
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 MIN_ACCEPTANCE = 0.02  # a lower bound for whatever the caller says
 _WITH_SUFFIX, _WITH_HEADS = ("auto", "suffix"), ("auto", "heads")  # the choices that have these drafters
-
-_Candidate: TypeAlias = "tuple[Drafter, TokenCandidate]"
 
 
 class Guarded:
@@ -107,7 +105,7 @@ class _GrowingDraft:
         ]
         if not candidates:
             return None
-        winner, best = max(candidates, key=_confidence)
+        winner, best = max(candidates, key=lambda pair: pair[1].confidence)
         acceptance = best.confidence * (self.acceptance[-1] if self.acceptance else 1.0)
         if acceptance < self.min_acceptance:
             return None
@@ -122,22 +120,18 @@ class _GrowingDraft:
         self.origins.append(TokenOrigin(winner.name, best.cell, fallback, losers))
         return best.token
 
-    def _find_fallback(self, taken: int, candidates: Sequence[_Candidate]) -> int | None:
+    def _find_fallback(self, taken: int, candidates: Sequence[tuple[Drafter, TokenCandidate]]) -> int | None:
         """The token that would be drafted here without drafters that take time."""
-        free = [candidate for candidate in candidates if not candidate[0].takes_time]
+        free = [candidate for drafter, candidate in candidates if not drafter.takes_time]
         if not free or not self.free_acceptance:
             self.free_acceptance = 0.0
             return None
-        _, best = max(free, key=_confidence)
+        best = max(free, key=lambda candidate: candidate.confidence)
         self.free_acceptance *= best.confidence
         fallback = best.token if self.free_acceptance >= self.min_acceptance else None
         if fallback != taken:
             self.free_acceptance = 0.0
         return fallback
-
-
-def _confidence(candidate: _Candidate) -> float:
-    return candidate[1].confidence
 
 
 class Proposer:

@@ -126,23 +126,21 @@ class Memory:
         """Read up to `max_tokens` of waiting answers, the oldest first; the number of tokens read."""
         budget = max_tokens
         while budget > 0 and self._texts:
-            budget -= self._read(self._texts[0], budget)
+            text = self._texts[0]
+            history = self._scopes.setdefault(text.scope, History(self._max_tokens))
+            self._scopes.move_to_end(text.scope)
+            if not text.read:
+                history.separate()
+            count = min(budget, len(text.tokens) - text.read)
+            for token in islice(text.tokens, text.read, text.read + count):
+                history.append(token)
+            text.read += count
+            self.waiting -= count
+            if text.read == len(text.tokens):
+                self._texts.popleft()
+            self._book(text.scope, history)
+            budget -= count
         return max_tokens - budget
-
-    def _read(self, text: _Text, max_tokens: int) -> int:
-        history = self._scopes.setdefault(text.scope, History(self._max_tokens))
-        self._scopes.move_to_end(text.scope)
-        if not text.read:
-            history.separate()
-        count = min(max_tokens, len(text.tokens) - text.read)
-        for token in islice(text.tokens, text.read, text.read + count):
-            history.append(token)
-        text.read += count
-        self.waiting -= count
-        if text.read == len(text.tokens):
-            self._texts.popleft()
-        self._book(text.scope, history)
-        return count
 
     def _book(self, scope: str, history: History) -> None:
         now = history.num_bytes
@@ -156,8 +154,6 @@ class Memory:
 REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
 _UNSEEN = 3.5  # unseen other followers of a match of one token; fewer of a longer one
 _MAX_READ = 256  # tokens of a request in `begin`; more wait for `read`
-
-_Match: TypeAlias = "tuple[SuffixAutomaton, Cursor, bool]"  # whether in the request itself
 
 
 @dataclass(slots=True)
@@ -248,7 +244,7 @@ class SuffixDrafter(Drafter):
 
     def _walk(self, request: DraftRequest) -> _Walk:
         live, tokens = self._request(request.request_id, request.tokens), request.tokens
-        matches: list[_Match] = []
+        matches: list[tuple[SuffixAutomaton, Cursor, bool]] = []
         if len(tokens) - live.read > _MAX_READ:  # only a text read to its end can continue
             self._unread[request.request_id] = tokens
         else:
@@ -267,7 +263,7 @@ class SuffixDrafter(Drafter):
 class _Walk:
     """One growing draft: the matches of its end."""
 
-    matches: list[_Match]
+    matches: list[tuple[SuffixAutomaton, Cursor, bool]]  # whether in the request itself
     drafter: Drafter
     request: DraftRequest
     position: int

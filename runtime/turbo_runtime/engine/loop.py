@@ -9,13 +9,14 @@ import logging
 import time
 from collections import Counter, defaultdict
 
+from torch import Tensor
+
 from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit
-from turbo_runtime.engine.batch import BatchEntry, compute, lay_out
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.speculator import Speculator
+from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Forward, ModelRunner
@@ -107,10 +108,10 @@ class Engine:
             self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
             self.speculation.propose(parts)
             forward_start = time.perf_counter()
-            forward = compute(self.model, parts)
+            forward = _compute(self.model, parts)
             forward_seconds = time.perf_counter() - forward_start
             logits = forward.logits
-            lay_out(parts, logits)
+            _lay_out(parts, logits)
             yielding = [part for part in parts if part.work.yields and not part.broken]
             for part in parts:
                 if part.broken:
@@ -254,3 +255,29 @@ class Engine:
 
 def _to_tuple(counts: Counter[int]) -> tuple[int, ...]:
     return tuple(counts[index] for index in range(max(counts, default=-1) + 1))
+
+
+def _compute(model: ModelRunner, parts: list[BatchEntry]) -> Forward:
+    """Compute all parts in one pass, and mark the `broken` ones. A NaN of a draft spoils the tokens computed
+    with it, and must not decide whether an answer goes on: a second pass leaves such drafts out. The other
+    parts get the same bits again.
+    """
+    forward = model.forward([part.chunk() for part in parts])
+    drafted = [parts[number] for number in forward.broken if parts[number].drafts]
+    if drafted:
+        for part in drafted:
+            part.drafts = []
+        forward = model.forward([part.chunk() for part in parts])
+    for number in forward.broken:
+        parts[number].broken = True
+    return forward
+
+
+def _lay_out(parts: list[BatchEntry], logits: Tensor) -> None:
+    """Assign each part its rows among the step's, and read those of prompts."""
+    row = 0
+    for part in parts:
+        if not part.broken:
+            part.sampler.prompt_logprobs.read(logits[row : row + len(part.prompt)], part.prompt)
+        part.first = row + len(part.prompt)
+        row = part.first + (len(part.drafts) + 1 if part.work.yields else 0)

@@ -70,13 +70,6 @@ class Sequence:
         """Committed tokens still to compute; 1 while decoding."""
         return len(self.tokens) - self.computed
 
-    @property
-    def shareable(self) -> tuple[bytes, ...]:
-        """Keys of blocks to take from the prefix cache: before the last token; none for `prompt_logprobs`."""
-        if self.submit.params.prompt_logprobs is not None:
-            return ()
-        return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]
-
 
 @dataclass(frozen=True, slots=True)
 class ScheduledTokens:
@@ -268,7 +261,9 @@ class Scheduler:
             sequence = self._resuming[0] if self._resuming else self._queue.first()
             if sequence is None:
                 return
-            keys = sequence.shareable
+            keys = sequence.keys[: (len(sequence.tokens) - 1) // BLOCK_SIZE]  # before the last token
+            if sequence.submit.params.prompt_logprobs is not None:
+                keys = ()
             cached = self.ledger.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return

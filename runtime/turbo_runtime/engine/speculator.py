@@ -1,17 +1,21 @@
-"""The drafts of a step: the grammar's forced tokens, else the drafters', as far as they pay."""
+"""A sequence's part of a step, and its drafts: what its grammar forces, else the drafters', as they pay."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import DraftRequest
+from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import scheduler
-from turbo_runtime.engine.batch import BatchEntry
+from turbo_runtime.messages import TokenLogprob
+from turbo_runtime.models.runner import Chunk
+from turbo_runtime.sampling.logprobs import token_logprobs
+from turbo_runtime.sampling.sampler import AnswerRows, Sampler
 from turbo_runtime.speculation.controller import Demand, DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
@@ -22,6 +26,40 @@ _IDLE_SLICE = 2048  # tokens at a time while there is nothing else to do
 _MAX_DEBT = 16.0  # shares of a step
 _PACE = 1e-5  # seconds per token before the first measurement
 _LEARN = 0.2  # weight of the newest slice in the pace
+
+
+@dataclass(slots=True)
+class BatchEntry:
+    """Its rows: of prompt tokens with log probabilities; then, if it yields, of the answer and each draft."""
+
+    work: scheduler.ScheduledTokens
+    sampler: Sampler
+    drafts: list[int] = field(default_factory=list)  # to verify
+    draft: Draft = field(default_factory=Draft)  # the proposed one; `drafts` are its first tokens
+    prompt: range = field(init=False)  # positions of the former
+    first: int = field(init=False)  # of the latter among the step's rows
+    broken: bool = False  # its committed tokens have states that are NaN or infinite
+
+    def __post_init__(self) -> None:
+        self.prompt = self.sampler.prompt_logprobs.rows(self.work.start, self.work.count)
+
+    def chunk(self) -> Chunk:
+        """Build the input of the model; the rows stand at the chunk's end without a gap."""
+        sequence, work = self.work.sequence, self.work
+        tokens = sequence.tokens[work.start : work.start + work.count] + self.drafts
+        answer = len(self.drafts) + 1 if work.yields else 0
+        return Chunk(tokens, work.start, sequence.table, len(self.prompt) + answer, sequence.prompt_length)
+
+    def rows(self) -> AnswerRows:
+        """Return the answer's rows, to draw from."""
+        return AnswerRows(self.sampler, self.work.sequence.tokens, self.drafts, self.first)
+
+    def logprobs(self, logits: Tensor, tokens: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+        """Return those of the committed `tokens`; empty if not requested."""
+        top = self.sampler.params.logprobs
+        if top is None:
+            return ()
+        return tuple(token_logprobs(logits[self.first : self.first + len(tokens)], tokens, top))
 
 
 class Reading:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -61,9 +62,8 @@ class Gate:
         return gate.open and (self.open or gate.won > 0)
 
 
-def shared_gate() -> Gate:
-    """The gate of all requests together: one step of many may lose dozens of tokens."""
-    return Gate(2.0, -64.0, 16.0)
+# all requests together: one step of many may lose dozens of tokens
+_shared_gate = partial(Gate, 2.0, -64.0, 16.0)
 
 
 @dataclass(slots=True)
@@ -149,8 +149,8 @@ class GoodputController:
         self.cost = StepCost(seeds, padded)
         self._gates: defaultdict[str, Gate] = defaultdict(Gate)  # by request
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
-        self._together = shared_gate()
-        self._heads: defaultdict[Hashable, Gate] = defaultdict(shared_gate)
+        self._together = _shared_gate()
+        self._heads: defaultdict[Hashable, Gate] = defaultdict(_shared_gate)
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with

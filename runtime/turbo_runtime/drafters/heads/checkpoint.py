@@ -1,6 +1,10 @@
 """The heads as a torch module, and their checkpoint on disk: training writes it, the engine reads it or
 rejects it in one sentence. Drafting packs the module (`drafter.HeadsDrafter`).
 
+A checkpoint is a folder of `config.json` (`HeadsConfig`) and `heads.safetensors`: `vocabulary` (V,) int64,
+the ids of the target that the heads can draft, ascending; and the parameters of `Heads` by name. No row of
+the target's embedding or LM head is stored: a checkpoint is of use with the one model that it names.
+
 Head j guesses the token j + 1 places behind the last committed one, from the hidden state h that the last
 committed one was drawn from and from the token right before the guessed one:
 
