@@ -98,7 +98,7 @@ class Engine:
             else:
                 self._fail(submit.request_id, str(error))
         self.audit.yield_blocks()
-        plan = self.scheduler.schedule(self.speculation.demand.of)
+        plan = self.scheduler.schedule(self.speculation.demand.predict)
         ready = {work.sequence.request_id: work for work in plan}
         ready = {name: work for name, work in ready.items() if self.samplers.ready(name)}
         parts = [BatchEntry(work, self.samplers[name]) for name, work in ready.items()]

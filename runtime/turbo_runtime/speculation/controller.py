@@ -100,7 +100,7 @@ class Demand:
         self._usual = 0.0  # where a new answer begins
         self._lately: defaultdict[str, float] = defaultdict(lambda: self._usual)
 
-    def of(self, request_id: str) -> int:
+    def predict(self, request_id: str) -> int:
         """Slots that the answer is likely to use; 0 where it drafts next to nothing."""
         lately = self._lately.get(request_id, self._usual)
         return -int(-lately // 1) if lately >= _MIN_DEMAND else 0
