@@ -107,7 +107,7 @@ class Speculator:
         self.demand = Demand()
         self._hidden: dict[str, Tensor] = {}  # the states that gave the answers' last tokens
         self._shape = StepShape(0)  # of the step in progress, without drafts
-        self._asked: set[str] = set()  # its requests with drafts of drafters
+        self._drafted: set[str] = set()  # its requests that drafters draft for
         self._outcomes: list[DraftOutcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to learn from
         self._reading = Reading()
@@ -120,7 +120,7 @@ class Speculator:
         self._shape = _shape(parts)
         able = [part for part in parts if part.work.yields and part.work.draft_limit]
         answers = sum(part.work.yields for part in parts)
-        self._ask(able, answers)
+        self._draft(able, answers)
         self._drafting = time.perf_counter() - start_time
         self._read_on(parts)
         drafting = [part for part in able if part.drafts]
@@ -144,7 +144,7 @@ class Speculator:
             (token == actual) - (origin.fallback_token == actual)
             for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
-        proposed = request_id in self._asked
+        proposed = request_id in self._drafted
         self._outcomes.append(
             DraftOutcome(request_id, proposed, drafted, won, part.draft.heads, more, gained)
         )
@@ -161,7 +161,7 @@ class Speculator:
                     self._drafting,
                     seconds - self._drafting - self._read,
                     self._read,
-                    self.drafters.heads_seconds if self._asked else {},
+                    self.drafters.heads_seconds if self._drafted else {},
                 ),
             )
         for request_id in self._ended:
@@ -189,22 +189,22 @@ class Speculator:
                 self.drafters.expect(sequence.request_id, sequence.tokens, params.drafting)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
-    def _ask(self, able: Sequence[BatchEntry], answers: int) -> None:
+    def _draft(self, able: Sequence[BatchEntry], answers: int) -> None:
         """Give each part all drafts that may be worth a row of this step, which has `answers`."""
-        wanting: list[BatchEntry] = []
+        free: dict[str, BatchEntry] = {}  # by request, without forced tokens
         for part in able:
             forced = part.sampler.forced(part.work.sequence.tokens)
             part.drafts = _before_end(part, forced[: part.work.draft_limit])
             if not forced:
-                wanting.append(part)
-        self._asked = self.control.to_draft(part.work.sequence.request_id for part in wanting)
-        wanting = [part for part in wanting if part.work.sequence.request_id in self._asked]
-        if not wanting:
+                free[part.work.sequence.request_id] = part
+        self._drafted = self.control.to_draft(free)
+        chosen = [part for request_id, part in free.items() if request_id in self._drafted]
+        if not chosen:
             return
         min_acceptance = self.control.min_acceptance(self._shape, answers)
-        requests = [self._draft_request(part) for part in wanting]
+        requests = [self._draft_request(part) for part in chosen]
         proposed = self.drafters.propose(requests, min_acceptance, self.control.heads_pay)
-        for part, draft in zip(wanting, proposed, strict=True):
+        for part, draft in zip(chosen, proposed, strict=True):
             part.draft = draft
             allowed = part.sampler.allowed_prefix(part.work.sequence.tokens, draft.tokens)
             part.drafts = _before_end(part, allowed)
