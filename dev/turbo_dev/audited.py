@@ -8,8 +8,8 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, network
+from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, set_free
@@ -36,12 +36,14 @@ def model(kind: str) -> ModelRunner:
     return made
 
 
-def terms(kind: str, share: float) -> AuditTerms:
+def terms(kind: str, share: float) -> tuple[float, Guarantee]:
     """What a model of that kind is held to."""
-    return AuditTerms(share, "bitwise" if kind == "exact" else "distribution")
+    return share, "bitwise" if kind == "exact" else "distribution"
 
 
-def engine(model: ModelRunner, grammars: Grammars | None, audit: AuditTerms, blocks: int = BLOCKS) -> Engine:
+def engine(
+    model: ModelRunner, grammars: Grammars | None, audit: tuple[float, Guarantee], blocks: int = BLOCKS
+) -> Engine:
     """Verifies all that is drafted."""
     scheduler = Scheduler(
         BlockPool(blocks),
@@ -51,7 +53,7 @@ def engine(model: ModelRunner, grammars: Grammars | None, audit: AuditTerms, blo
         max_length=min(POSITIONS, blocks * BLOCK_SIZE),
         shared_tile=model.rule.shared_tile,
     )
-    return Engine(model, scheduler, Proposer(), grammars, EveryDraft(), audit)
+    return Engine(model, scheduler, Proposer(), grammars, EveryDraft(), *audit)
 
 
 def requests() -> list[GenerationRequest]:

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from scipy import stats
 
-from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
+from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
@@ -158,13 +158,14 @@ def sample(verifier: Verifier, limit: int, params: SamplingParams, length: int =
     """Through the real drafter, noise, law and rows."""
     noise, drafters = Noise(len(TABLE)), Proposer()
     law = Sampler(params, (0,), answer_key(5, (0,), 0), noise)
-    coupling = Coupling(law.key, params.temperature)
     result = Sampled([0])
     while len(result.tokens) <= length:
         tokens = result.tokens
         draft = Draft()
         if limit:
-            (draft,) = drafters.propose([DraftRequest("r", tokens, 1, limit, "", coupling)])
+            (draft,) = drafters.propose(
+                [DraftRequest("r", tokens, 1, limit, "", law.key, params.temperature)]
+            )
         drafts = list(draft.tokens)
         rows = TABLE[torch.tensor([tokens[-1], *drafts])]
         (token_at,) = tokens_of_step(rows, [AnswerRows(law, tokens, drafts, 0)], noise)

@@ -16,12 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
-from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.speculator import Speculator
+from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.speculation.verification import VerificationResult
 
@@ -63,7 +61,7 @@ class _Recorder(Speculator):
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         super().observe(part, verdict, state)
-        self.states[part.work.sequence.submit.request_id].append(state.clone())
+        self.states[part.work.sequence.request_id].append(state.clone())
 
 
 def words_of(said: Sequence[Said]) -> Tensor:

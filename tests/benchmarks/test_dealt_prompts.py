@@ -15,7 +15,7 @@ from peers.worker import Job, Result
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, network
-from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
@@ -68,7 +68,7 @@ def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine,
     first.finish("old", [1, 2, 3, 4, 5, 6], 1, "")
     assert (first.version, second._suffix.num_bytes) == ("fitted", 0)
     width = engine.model.decoder.embedding.shape[1]
-    want = DraftRequest("r", [9, 8, 7], 3, 4, "", Coupling(0, 0.0), torch.ones(width), "heads")
+    want = DraftRequest("r", [9, 8, 7], 3, 4, "", 0, 0.0, torch.ones(width), "heads")
     draft = first.propose([want])[0]
     assert {origin.source for origin in draft.origins} == {"heads"}
     assert draft == second.propose([want])[0]

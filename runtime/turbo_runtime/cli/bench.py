@@ -74,17 +74,14 @@ class ModeResult:
         start_time = time.monotonic()
         try:
             work_off(requests, send, concurrency)
-            self.add_pass(time.monotonic() - start_time, answers)
+            # an incomplete pass would count time without the tokens that came in it
+            self.seconds += time.monotonic() - start_time
+            self.tokens += sum(answer.tokens for answer in answers)
         except KeyboardInterrupt:
             stopped.set()
             raise
         finally:
             self.answers += answers
-
-    def add_pass(self, seconds: float, answers: Sequence[Progress]) -> None:
-        """Add a complete pass. An incomplete one would count time without the tokens that came in it."""
-        self.seconds += seconds
-        self.tokens += sum(answer.tokens for answer in answers)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -101,7 +98,7 @@ class ModeResult:
         """Return percentiles of the seconds to the first token and per token after it."""
         series = {
             "ttft": [answer.first_token_seconds for answer in self.answers],
-            "tpot": [answer.seconds_per_token for answer in self.answers],
+            "tpot": [(rate := answer.tokens_per_second) and 1 / rate for answer in self.answers],
         }
         return {
             f"{name}_{suffix}": percentile([value for value in values if value is not None], fraction)
@@ -195,10 +192,8 @@ def _measure(
 
 def compute_speedup(modes: Sequence[ModeResult]) -> float | None:
     """Return tokens per second of the first mode over those of the second; None where there is no second."""
-    rates = [mode.tokens_per_second for mode in modes[:2]]
-    if len(rates) < 2 or rates[0] is None or rates[1] is None:
-        return None
-    return rates[0] / rates[1]
+    rates = [rate for mode in modes[:2] if (rate := mode.tokens_per_second) is not None]
+    return rates[0] / rates[1] if len(rates) == 2 else None
 
 
 def render_report(modes: Sequence[ModeResult], title: str, width: int) -> RenderableType:

@@ -6,7 +6,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def distill(argv: list[str]) -> int:
         values = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
         typed = {name: value for name, value in values.items() if value is not None}
         recipe = Recipe(**{**OTHERWISE[options.method], **drawn_by(options.answers), **typed})
-        prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
+        prompts = _read_prompts(options, recipe) if options.prompts else []
         if not recipe.words + recipe.law + recipe.variation:
             flags = f"--words, {_flag('law')} and --variation"
             raise DistillError(f"{flags} are all 0: there is nothing to learn from")
@@ -69,7 +69,7 @@ def distill(argv: list[str]) -> int:
         with gguf_parsed_once(), serve_progress(options.progress_port, lambda: progress.now) as port:
             if options.progress_port == 0:
                 progress.say(f"progress is told on port {port}")
-            _run(options, recipe, prompts, parts, progress)
+            _run(options, recipe, prompts, progress)
         from turbo_runtime.distill.evaluation.record import read_manifest
 
         _write_message(options.termination_message, read_manifest(options.out).to_json())
@@ -85,10 +85,8 @@ def distill(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _prompts(
-    options: argparse.Namespace, recipe: Recipe
-) -> tuple[list[Prompt], Mapping[str, Sequence[Prompt]]]:
-    """Return all of them, and by part."""
+def _read_prompts(options: argparse.Namespace, recipe: Recipe) -> list[Prompt]:
+    """Read them all, and require some for each part. Raises PromptsError."""
     # traffic goes on: what was captured when the first run began is what is learnt from
     before = captured_before(options.out, options.prompts)
     newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
@@ -98,15 +96,14 @@ def _prompts(
         if prompt.messages:
             render_turns(prompt)  # to fail before the model is loaded
     prompts = [*new, *(before or ())]
-    parts = deal(prompts, recipe.seed, recipe.shares)
-    if empty := [name for name, part in parts.items() if not part]:
+    if empty := [name for name, part in deal(prompts, recipe.seed, recipe.shares).items() if not part]:
         unlike = len({prompt.content for prompt in prompts})
         which = f", {unlike} of them unlike," if unlike < len(prompts) else ""
         raise PromptsError(
             f"{len(prompts)} prompts{which} leave none for the part '{empty[0]}'; give more prompts: some "
             "hundreds of one kind are what a draft learns from"
         )
-    return prompts, parts
+    return prompts
 
 
 def _fail(options: argparse.Namespace, error: Exception, status: int) -> int:
@@ -120,13 +117,8 @@ def _write_message(file: Path | None, text: str) -> None:
         file.write_bytes(text.encode()[:TERMINATION_MESSAGE_BYTES])
 
 
-def _run(
-    options: argparse.Namespace,
-    recipe: Recipe,
-    prompts: Sequence[Prompt],
-    parts: Mapping[str, Sequence[Prompt]],
-    progress: Progress,
-) -> None:
+def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt], progress: Progress) -> None:
+    """Train and measure the draft, unless that is done."""
     from turbo_runtime.distill.data.responses import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.pipeline import Distillation
     from turbo_runtime.distill.target import TargetModel
@@ -183,6 +175,7 @@ def _run(
             return
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
+        parts = deal(prompts, recipe.seed, recipe.shares) if prompts else {}
         active = model.shape.active_parameters
         record = Distillation(
             served,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 from turbo_runtime.files import checkpoint_digest
 
+_is_file = os.path.isfile  # that of Path raises in somebody else's folder
 _DEFAULT_WIDTH = 1000  # columns where no terminal says how many
 _KIND = "turbo-heads"
 _WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
@@ -91,11 +93,11 @@ def drafts(argv: list[str]) -> int:
     console = Console(highlight=False, markup=False, width=width)
     try:
         if options.verb == "list":
-            found, unfinished = _find_drafts(options.folders)
-            if found:
-                _print_overview(console, found)
+            finished, unfinished = _find_drafts(options.folders)
+            if finished:
+                _print_overview(console, finished)
             for folder in unfinished:
-                console.print(printable(_describe_unfinished(folder)))
+                console.print(printable(_describe_missing(folder)))
         elif options.verb == "show":
             _show(console, _read_draft(options.folder))
         elif options.verb == "manifest":
@@ -139,20 +141,10 @@ def _is_unfinished(folder: Path) -> bool:
     return _is_file(folder / WORK / REQUEST_FILE) and not _is_file(folder / CONFIG_FILE)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except PermissionError:  # in somebody else's folder
-        return False
-
-
-def _describe_unfinished(folder: Path) -> str:
-    return f"{folder} is not done: where nothing is at work on it, the same `turbo distill` goes on with it"
-
-
 def _describe_missing(folder: Path) -> str:
     if _is_unfinished(folder):
-        return _describe_unfinished(folder)
+        hint = "where nothing is at work on it, the same `turbo distill` goes on with it"
+        return f"{folder} is not done: {hint}"
     return f"{folder} holds no draft; `turbo distill` makes one"
 
 
@@ -197,10 +189,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _print_overview(console: Console, found: Sequence[Draft]) -> None:
+def _print_overview(console: Console, drafts: Sequence[Draft]) -> None:
     headings = ("draft", "method", "version", "model", "domain", "held out", "per draft")
     table = _build_table(*headings, "1 at a time", "8", "32")
-    for draft in found:
+    for draft in drafts:
         for measured in map(draft.measured, draft.domains or [draft.config.get("domain", "")]):
             speedups = [measured.speedups.get(size) for size in (1, 8, 32)]
             cells = (

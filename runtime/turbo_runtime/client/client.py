@@ -197,12 +197,6 @@ class Progress:
         seconds = self.seconds - self.first_token_seconds
         return (self.tokens - self.first_tokens) / seconds if seconds > 0 else None
 
-    @property
-    def seconds_per_token(self) -> float | None:
-        """Time per output token (TPOT)."""
-        rate = self.tokens_per_second
-        return None if rate is None else 1 / rate
-
     def update(self, event: Mapping[str, Any], seconds: float, has_text: bool) -> None:
         """Update the figures with an event that came after `seconds`."""
         self.seconds = seconds

@@ -16,10 +16,9 @@ from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.loss import chance_of_acceptance, positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
-from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads
+from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, save_heads
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
-from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import answer_key
 
@@ -169,9 +168,9 @@ def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter
     and the `states` (tokens, width) that the response was drawn with.
     """
     request, text, length = completion.request, completion.text, len(completion.request.prompt)
-    coupling = Coupling(answer_key(request.seed, request.prompt, request.choice), request.temperature)
+    key = answer_key(request.seed, request.prompt, request.choice)
     requests = (
-        DraftRequest("", text[: length + at + 1], length, len(text), "", coupling, states[at])
+        DraftRequest("", text[: length + at + 1], length, len(text), "", key, request.temperature, states[at])
         for at in range(len(completion.tokens) - 1)
     )
     counts: list[int] = []

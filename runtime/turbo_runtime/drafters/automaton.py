@@ -34,7 +34,7 @@ class SuffixAutomaton:
 
     def __init__(self) -> None:
         self._link = array("i")
-        self._longest = array("i")  # length of the longest substring of the state
+        self._max_lengths = array("i")  # length of the longest substring of the state
         self._count = array("i")
         self._token = array("i")  # of the one transition, or _NONE, or _MANY
         self._next = array("i")  # where it leads
@@ -83,7 +83,7 @@ class SuffixAutomaton:
     def repeat(self) -> Cursor:
         """Find the longest suffix of the current text that occurred before."""
         state = self._link[self._last]
-        return Cursor() if state <= ROOT else Cursor(state, self._longest[state])
+        return Cursor() if state <= ROOT else Cursor(state, self._max_lengths[state])
 
     def advance(self, cursor: Cursor, token: int) -> Cursor:
         """Find the longest match after one more token of the context."""
@@ -93,14 +93,14 @@ class SuffixAutomaton:
             if state == ROOT:
                 return Cursor()
             state = self._link[state]
-            length = self._longest[state]
+            length = self._max_lengths[state]
             following = self.follow(state, token)
         return Cursor(following, length + 1)
 
     def settle(self, cursor: Cursor) -> int:
         """Find the current state of a cursor's substring: splits may have moved it."""
         state, length = cursor
-        while state != ROOT and self._longest[self._link[state]] >= length:
+        while state != ROOT and self._max_lengths[self._link[state]] >= length:
             state = self._link[state]
         return state
 
@@ -121,7 +121,7 @@ class SuffixAutomaton:
         return [(token, count[branch[token]]) for token in tokens], count[state]
 
     def _state(self, longest: int, link: int, count: int) -> int:
-        self._longest.append(longest)
+        self._max_lengths.append(longest)
         self._link.append(link)
         self._count.append(count)
         self._token.append(_NONE)
@@ -144,23 +144,23 @@ class SuffixAutomaton:
 
     def _extend(self, token: int) -> int:
         """Return the state of the current text with the token appended."""
-        last, longest, link = self._last, self._longest, self._link
+        last, max_lengths, link = self._last, self._max_lengths, self._link
         known = self.follow(last, token)
         if known >= 0:  # only after `separate`: another text begins alike
-            return known if longest[known] == longest[last] + 1 else self._split(last, token, known)
-        new = self._state(longest[last] + 1, ROOT, 0)
+            return known if max_lengths[known] == max_lengths[last] + 1 else self._split(last, token, known)
+        new = self._state(max_lengths[last] + 1, ROOT, 0)
         while known < 0:
             self._connect(last, token, new)
             last = link[last]
             if last < 0:
                 return new
             known = self.follow(last, token)
-        link[new] = known if longest[known] == longest[last] + 1 else self._split(last, token, known)
+        link[new] = known if max_lengths[known] == max_lengths[last] + 1 else self._split(last, token, known)
         return new
 
     def _split(self, state: int, token: int, target: int) -> int:
         """Split off the part of `target` that follows `state`, which ends at one more place from now on."""
-        clone = self._state(self._longest[state] + 1, self._link[target], self._count[target])
+        clone = self._state(self._max_lengths[state] + 1, self._link[target], self._count[target])
         self._token[clone], self._next[clone] = self._token[target], self._next[target]
         if self._token[clone] == _MANY:
             self._branches[clone] = dict(self._branches[target])

@@ -6,36 +6,29 @@ A drafter may use any data and may be wrong: the committed tokens do not depend 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
 
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Coupling:
-    """The noise of an answer: with it a drafter draws what the engine draws, if its distribution is the
-    model's (Daliri, Musco, Suresh, arXiv 2408.07978).
-    """
-
-    key: int  # the answer's, `sampling.answer_key`
-    temperature: float  # 0: greedy, no noise
 
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """A request for the draft of one sequence."""
+    """A request for the draft of one sequence. With its noise a drafter draws what the engine draws, if its
+    distribution is the model's (Daliri, Musco, Suresh, arXiv 2408.07978).
+    """
 
     request_id: str
     tokens: Sequence[int]  # prompt and answer so far; only ever grows
     prompt_length: int
     limit: int  # maximum number of tokens, at least 1
     scope: str
-    coupling: Coupling
+    key: int  # of its noise, `sampling.answer_key`
+    temperature: float  # 0: greedy, no noise
     hidden: Tensor | None = None  # (width,): the model's last hidden state, which gave the last token
     drafting: Drafting = "auto"  # the request's choice of drafters
     name: str = DEFAULT_DRAFT  # of its trained draft
@@ -67,6 +60,7 @@ class Draft:
     cumulative_acceptance: tuple[float, ...] = ()  # as long as `tokens`, never rising
     origins: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
+    heads: Hashable | None = field(default=None, compare=False)  # a key of its heads and the other drafters
 
     def drafted_by(self, source: str, length: int) -> int:
         """Count the tokens of that source among the first `length`."""
@@ -81,36 +75,34 @@ class TokenCandidate(NamedTuple):
     cell: Hashable
 
 
-class Drafter(Protocol):
-    """A source of drafts. The drafts of a batch grow by a token of any drafter at a time."""
-
-    name: str
-    takes_time: bool  # more than a negligible one
-
-    def begin(self, requests: Sequence[DraftRequest], /) -> None:
-        """Begin empty drafts for these requests: read their new tokens."""
-
-    def next_candidates(self, best_confidence: Sequence[float], /) -> list[TokenCandidate | None]:
-        """Return the next token for each draft; None where it has ended, or the drafter has none or takes
-        time and `best_confidence`, that of the other drafters, is high.
-        """
-
-    def advance(self, tokens: Sequence[int | None], /) -> None:
-        """Append a token to each draft; None ends the draft."""
-
-    def learn(self, cell: Hashable, accepted: bool, /) -> None:
-        """Learn the result of a candidate whose predecessors were all accepted."""
-
-
 _PRIOR = 8.0  # observations that a claim counts for
 _FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic
 
 
-class Calibration:
-    """Measured acceptance of a drafter's tokens by confidence: counts in cells, shrunk to the claim."""
+class Drafter(ABC):
+    """A source of drafts, with the measured acceptance of its tokens: counts in cells, shrunk to the claimed
+    confidence. The drafts of a batch grow by a token of any drafter at a time.
+    """
+
+    name: str
+    takes_time: bool  # more than a negligible one
 
     def __init__(self) -> None:
         self._cells: dict[Hashable, tuple[float, float]] = {}  # accepted, seen
+
+    @abstractmethod
+    def begin(self, requests: Sequence[DraftRequest]) -> None:
+        """Begin empty drafts for these requests: read their new tokens."""
+
+    @abstractmethod
+    def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
+        """Return the next token for each draft; None where it has ended, or the drafter has none or takes
+        time and `best_confidence`, that of the other drafters, is high.
+        """
+
+    @abstractmethod
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        """Append a token to each draft; None ends the draft."""
 
     def confidence(self, cell: Hashable, claim: float) -> float:
         """Return the posterior mean of the cell's acceptance under a beta prior around the claim."""
@@ -118,7 +110,7 @@ class Calibration:
         return (accepted + _PRIOR * claim) / (seen + _PRIOR)
 
     def learn(self, cell: Hashable, accepted: bool) -> None:
-        """Add an observation."""
+        """Learn the result of a candidate whose predecessors were all accepted."""
         hits, seen = self._cells.get(cell, (0.0, 0.0))
         scale = 0.5 if seen >= _FORGET_AT else 1.0
         self._cells[cell] = (hits * scale + accepted, seen * scale + 1.0)

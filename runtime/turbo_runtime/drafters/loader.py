@@ -86,21 +86,13 @@ def _read_named(path: Path, folders: object) -> dict[str, Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedDraft:
-    """A trained draft, ready to draft."""
-
-    heads: HeadsDrafter
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
 class ActiveDrafts:
     """The drafts of a deployment."""
 
     drafter: Drafting = "auto"
     heads: HeadsDrafter | None = None
     version: str = ""
-    named: Mapping[str, LoadedDraft] = field(default_factory=dict)  # a request may choose one
+    named: Mapping[str, HeadsDrafter] = field(default_factory=dict)  # a request may choose one
     problem: str = field(default="", compare=False)  # why it is not all of the file; else empty
 
 
@@ -111,7 +103,7 @@ class DraftLoader:
         """`until_then` drafts if the first file's own draft cannot be loaded."""
         self._target, self._noise = target, noise
         self._in_use = ActiveDrafts(until_then)
-        self._cache: dict[Path, tuple[tuple[Stamp | None, ...], LoadedDraft]] = {}  # by folder, with stamps
+        self._cache: dict[Path, tuple[tuple[Stamp | None, ...], HeadsDrafter]] = {}  # by folder, with stamps
 
     def load(self, path: Path) -> ActiveDrafts:
         """Load what the file at `path` selects. Raises SelectionError if the file is invalid."""
@@ -120,24 +112,23 @@ class DraftLoader:
         default = ActiveDrafts(config.drafter, None, config.version)
         if config.heads is not None:
             own = self._load(config.heads, "", problems)
-            default = ActiveDrafts(config.drafter, own.heads, config.version or own.version) if own else old
-        named: dict[str, LoadedDraft] = {}
+            default = ActiveDrafts(config.drafter, own, config.version or own.version) if own else old
+        named: dict[str, HeadsDrafter] = {}
         for name, folder in config.named.items():
-            draft = self._load(folder, f"the draft {name}: ", problems) or old.named.get(name)
-            if draft:
-                named[name] = draft
+            if heads := self._load(folder, f"the draft {name}: ", problems) or old.named.get(name):
+                named[name] = heads
         self._in_use = replace(default, named=named, problem="; ".join(problems))
-        used = {id(default.heads), *(id(draft.heads) for draft in named.values())}
-        self._cache = {folder: entry for folder, entry in self._cache.items() if id(entry[1].heads) in used}
+        used = (default.heads, *named.values())
+        self._cache = {folder: entry for folder, entry in self._cache.items() if entry[1] in used}
         return self._in_use
 
-    def _load(self, folder: Path, which: str, problems: list[str]) -> LoadedDraft | None:
+    def _load(self, folder: Path, which: str, problems: list[str]) -> HeadsDrafter | None:
         """Load a folder of heads unless it is unchanged; None, and one problem more, if it cannot be used."""
         stamps = file_stamp(folder / CONFIG_FILE), file_stamp(folder / WEIGHTS_FILE)
         try:
             if folder not in self._cache or self._cache[folder][0] != stamps:
                 config, heads = load_heads(folder, self._target)
-                self._cache[folder] = stamps, LoadedDraft(HeadsDrafter(heads, self._noise), config.version)
+                self._cache[folder] = stamps, HeadsDrafter(heads, self._noise, config.version)
             return self._cache[folder][1]
         except ValueError as error:
             problems.append(f"{which}{error}")
@@ -183,22 +174,16 @@ class WatchedFile:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _take(self, loading: Future[ActiveDrafts], now: float) -> ActiveDrafts | None:
+        loaded, self._loading = None, None
         try:
             loaded = loading.result()
+            problem = loaded.problem
         except ValueError as error:
-            self._report(str(error), now)
-            return None
+            problem = str(error)
         except Exception as error:  # no reason to stop serving
             log.exception("%s: loading failed", self.path)
-            self._report(f"{self.path}: loading failed: {type(error).__name__}: {error}", now)
-            return None
-        finally:
-            self._loading = None
-        self._report(loaded.problem, now)
-        return loaded
-
-    def _report(self, problem: str, now: float) -> None:
+            problem = f"{self.path}: loading failed: {type(error).__name__}: {error}"
         if problem and problem != self.problem:
             log.error("drafts stay as they are: %s", problem)
-        self.problem = problem
-        self._retry_at = now + RETRY_SECONDS
+        self.problem, self._retry_at = problem, now + RETRY_SECONDS
+        return loaded

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from turbo_runtime.drafters.interface import (
     Draft,
@@ -25,72 +25,54 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 MIN_ACCEPTANCE = 0.02  # a lower bound for whatever the caller says
-
-_Candidate: TypeAlias = "tuple[Drafter, TokenCandidate]"
+_WITH_SUFFIX, _WITH_HEADS = ("auto", "suffix"), ("auto", "heads")  # the choices that have these drafters
 
 
 class Guarded:
-    """A drafter until it fails, which is reported once; then one without candidates: none are ever needed."""
+    """A drafter until it fails, which is reported once; then none: no draft is ever needed."""
 
-    def __init__(self, source: Drafter, draft: str = "") -> None:
+    def __init__(self, drafter: Drafter, draft: str = "") -> None:
         """`draft`: its name among several, for messages."""
-        self.source = source
-        self.name, self.takes_time = source.name, source.takes_time
-        self._who = f"{source.name} of the draft {draft}" if draft else source.name
-        self._nothing: list[TokenCandidate | None] = []
+        self.drafter = drafter
+        self._label = f"{drafter.name} of the draft {draft}" if draft else drafter.name
         self.problem = ""  # why it gives no drafts any more; else empty
         self.seconds = 0.0  # of all its work
 
-    def begin(self, requests: Sequence[DraftRequest]) -> None:
-        """Begin empty drafts for these requests."""
-        self._nothing = [None] * len(requests)
-        self.attempt(lambda: self.source.begin(requests), None)
-
-    def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
-        """Return the next token for each draft."""
-        return self.attempt(lambda: self.source.next_candidates(best_confidence), self._nothing)
-
-    def advance(self, tokens: Sequence[int | None]) -> None:
-        """Append a token to each draft."""
-        self.attempt(lambda: self.source.advance(tokens), None)
-
-    def learn(self, cell: Hashable, accepted: bool) -> None:
-        """Learn the result of a candidate."""
-        self.attempt(lambda: self.source.learn(cell, accepted), None)
-
-    def attempt(self, call: Callable[[], Result], default: Result, *, always: bool = False) -> Result:
-        """Call the drafter; return `default` if it fails or has failed. `always`: call it even then."""
+    def attempt(self, call: Callable[..., Result], *arguments: object, always: bool = False) -> Result | None:
+        """Call a method of the drafter; None if it fails or has failed. `always`: call it even then."""
         if self.problem and not always:
-            return default
+            return None
         start_time = time.perf_counter()
         try:
-            return call()
+            return call(*arguments)
         except Exception as error:  # no reason to stop serving
             if not self.problem:
-                log.exception("the drafter %s failed and gives no drafts from now on", self._who)
-                self.problem = f"the drafter {self._who} failed: {type(error).__name__}: {error}"
-            return default
+                log.exception("the drafter %s failed and gives no drafts from now on", self._label)
+                self.problem = f"the drafter {self._label} failed: {type(error).__name__}: {error}"
+            return None
         finally:
             self.seconds += time.perf_counter() - start_time
 
 
 def propose(
-    drafters: Sequence[Drafter], requests: Sequence[DraftRequest], min_acceptance: float = MIN_ACCEPTANCE
+    guards: Sequence[Guarded], requests: Sequence[DraftRequest], min_acceptance: float = MIN_ACCEPTANCE
 ) -> list[Draft]:
     """Return one draft for each request, which ends where its cumulative acceptance is below
     `min_acceptance`. Every drafter continues the common draft; those that take time come last and see the
     others' confidence.
     """
-    if not drafters or not requests:
+    if not guards or not requests:
         return [Draft() for _ in requests]
-    for drafter in drafters:
-        drafter.begin(requests)
+    for guard in guards:
+        guard.attempt(guard.drafter.begin, requests)
+    drafters = [guard.drafter for guard in guards]
     growing = [_GrowingDraft(request.limit, max(min_acceptance, MIN_ACCEPTANCE)) for request in requests]
     while True:
         candidates: list[list[TokenCandidate | None]] = []
         best_confidence = [0.0] * len(requests)
-        for drafter in drafters:
-            candidates.append(drafter.next_candidates(best_confidence))
+        for guard in guards:
+            offered = guard.attempt(guard.drafter.next_candidates, best_confidence)
+            candidates.append(offered or [None] * len(requests))
             best_confidence = [
                 max(best, candidate.confidence) if candidate else best
                 for best, candidate in zip(best_confidence, candidates[-1], strict=True)
@@ -99,8 +81,8 @@ def propose(
         taken = [draft.take(drafters, options) for draft, options in zip(growing, by_draft, strict=True)]
         if all(token is None for token in taken):
             return [Draft(tuple(d.tokens), tuple(d.acceptance), tuple(d.origins)) for d in growing]
-        for drafter in drafters:
-            drafter.advance(taken)
+        for guard in guards:
+            guard.attempt(guard.drafter.advance, taken)
 
 
 @dataclass(slots=True)
@@ -123,7 +105,7 @@ class _GrowingDraft:
         ]
         if not candidates:
             return None
-        winner, best = max(candidates, key=_confidence)
+        winner, best = max(candidates, key=lambda pair: pair[1].confidence)
         acceptance = best.confidence * (self.acceptance[-1] if self.acceptance else 1.0)
         if acceptance < self.min_acceptance:
             return None
@@ -138,22 +120,18 @@ class _GrowingDraft:
         self.origins.append(TokenOrigin(winner.name, best.cell, fallback, losers))
         return best.token
 
-    def _find_fallback(self, taken: int, candidates: Sequence[_Candidate]) -> int | None:
+    def _find_fallback(self, taken: int, candidates: Sequence[tuple[Drafter, TokenCandidate]]) -> int | None:
         """The token that would be drafted here without drafters that take time."""
-        free = [candidate for candidate in candidates if not candidate[0].takes_time]
+        free = [candidate for drafter, candidate in candidates if not drafter.takes_time]
         if not free or not self.free_acceptance:
             self.free_acceptance = 0.0
             return None
-        _, best = max(free, key=_confidence)
+        best = max(free, key=lambda candidate: candidate.confidence)
         self.free_acceptance *= best.confidence
         fallback = best.token if self.free_acceptance >= self.min_acceptance else None
         if fallback != taken:
             self.free_acceptance = 0.0
         return fallback
-
-
-def _confidence(candidate: _Candidate) -> float:
-    return candidate[1].confidence
 
 
 class Proposer:
@@ -181,7 +159,7 @@ class Proposer:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of all drafts that a request can choose, by name; the deployment's own comes first."""
-        named = {name: draft.version for name, draft in self._in_use.named.items()}
+        named = {name: heads.version for name, heads in self._in_use.named.items()}
         return {DEFAULT_DRAFT: self._in_use.version, **named}
 
     def name_of(self, draft: str) -> str:
@@ -207,8 +185,8 @@ class Proposer:
 
     def expect(self, request_id: str, tokens: Sequence[int], drafting: Drafting) -> None:
         """Announce a request whose prompt is being computed, so that `read` reads it; `tokens` only grow."""
-        if self._recent in self._select(self._resolve(drafting), DEFAULT_DRAFT):
-            self._recent.attempt(lambda: self._suffix.expect(request_id, tokens), None)
+        if self._resolve(drafting) in _WITH_SUFFIX:
+            self._recent.attempt(self._suffix.expect, request_id, tokens)
 
     @property
     def waiting(self) -> bool:
@@ -217,7 +195,7 @@ class Proposer:
 
     def read(self, max_tokens: int) -> int:
         """Read up to `max_tokens` of prompts and finished answers; the number of tokens read."""
-        return self._recent.attempt(lambda: self._suffix.read(max_tokens), 0)
+        return self._recent.attempt(self._suffix.read, max_tokens) or 0
 
     def propose(
         self,
@@ -227,7 +205,7 @@ class Proposer:
         /,
     ) -> list[Draft]:
         """Return one draft for each request, perhaps empty; requests with the same drafters share a pass.
-        Heads draft in addition to others only where `pays` says so for their key (`heads_of`).
+        Heads draft in addition to others only where `pays` says so for their key, `Draft.heads`.
         """
         self.heads_seconds = {}
         drafts = [Draft()] * len(requests)
@@ -235,23 +213,18 @@ class Proposer:
         for index, request in enumerate(requests):
             groups[self._resolve(request.drafting), self.name_of(request.name)].append(index)
         for (drafting, name), indices in groups.items():
-            selected, heads = self._select(drafting, name), self._heads.get(name)
             key = (drafting, name, self._generation)
-            if heads in selected and len(selected) > 1 and not pays(key):
-                selected.remove(heads)
+            heads = self._heads.get(name) if drafting in _WITH_HEADS else None
+            guards = [self._recent] if drafting in _WITH_SUFFIX and not self._recent.problem else []
+            if heads is not None and not heads.problem and (not guards or pays(key)):
+                guards.append(heads)
             seconds_before = heads.seconds if heads is not None else 0.0
-            proposed = propose(selected, [requests[index] for index in indices], min_acceptance)
-            if heads is not None and heads in selected:
+            proposed = propose(guards, [requests[index] for index in indices], min_acceptance)
+            if heads is not None and heads in guards:
                 self.heads_seconds[key] = heads.seconds - seconds_before
             for index, draft in zip(indices, proposed, strict=True):
-                drafts[index] = replace(draft, name=name)
+                drafts[index] = replace(draft, name=name, heads=None if heads is None else key)
         return drafts
-
-    def heads_of(self, drafting: Drafting, draft: str) -> Hashable | None:
-        """A unique key for the heads that may draft for a request and their company; None without heads."""
-        drafting, name = self._resolve(drafting), self.name_of(draft)
-        usable = drafting in ("auto", "heads") and name in self._heads
-        return (drafting, name, self._generation) if usable else None
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """Learn from the committed tokens: of the whole draft, verified or not, and its losing candidates."""
@@ -262,17 +235,15 @@ class Proposer:
             ):
                 guard = self._recent if name == SuffixDrafter.name else self._heads.get(draft.name)
                 if guard is not None:
-                    guard.learn(cell, candidate == actual)
+                    guard.attempt(guard.drafter.learn, cell, candidate == actual)
             if token != actual:
                 return
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Release the state of an ended request: `tokens` are prompt and answer so far."""
-        remembered = self._recent in self._select(self._in_use.drafter, DEFAULT_DRAFT)
-        known = tokens if remembered else ()
-        self._recent.attempt(
-            lambda: self._suffix.finish(request_id, known, prompt_length, scope), None, always=True
-        )
+        is_remembered = self._in_use.drafter in _WITH_SUFFIX and not self._recent.problem
+        remembered = tokens if is_remembered else ()
+        self._recent.attempt(self._suffix.finish, request_id, remembered, prompt_length, scope, always=True)
 
     def _use(self, drafts: ActiveDrafts) -> None:
         """Use these drafts, with fresh guards: they may work where earlier ones failed."""
@@ -280,17 +251,9 @@ class Proposer:
         self._generation += 1
         self._recent = Guarded(self._suffix)
         self._heads = {DEFAULT_DRAFT: Guarded(drafts.heads)} if drafts.heads else {}
-        self._heads |= {name: Guarded(draft.heads, name) for name, draft in drafts.named.items()}
+        self._heads |= {name: Guarded(heads, name) for name, heads in drafts.named.items()}
 
     def _resolve(self, drafting: Drafting) -> Drafting:
         """Resolve a request's choice: the deployment's `off` holds for all."""
         deployed = self._in_use.drafter
         return deployed if deployed == "off" or drafting == "auto" else drafting
-
-    def _select(self, drafting: Drafting, name: str) -> list[Guarded]:
-        guards: list[Guarded] = []
-        if drafting in ("auto", "suffix"):
-            guards.append(self._recent)
-        if drafting in ("auto", "heads") and name in self._heads:
-            guards.append(self._heads[name])
-        return [guard for guard in guards if not guard.problem]

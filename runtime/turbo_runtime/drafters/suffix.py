@@ -21,7 +21,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
-from turbo_runtime.drafters.interface import Calibration, Coupling, DraftRequest, TokenCandidate
+from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
 from turbo_runtime.sampling.noise import position_key, token_exponential
 
 Matches: TypeAlias = "dict[SuffixAutomaton, Cursor]"  # the longest match of a text's end in each
@@ -102,7 +102,7 @@ class Memory:
         self.waiting = 0  # tokens that are still to be read
         self.num_bytes = 0  # of all histories, at most
 
-    def of(self, scope: str) -> History | None:
+    def history(self, scope: str) -> History | None:
         """Return the scope's history and count it as used; None if there is none."""
         history = self._scopes.get(scope)
         if history is None:
@@ -126,23 +126,21 @@ class Memory:
         """Read up to `max_tokens` of waiting answers, the oldest first; the number of tokens read."""
         budget = max_tokens
         while budget > 0 and self._texts:
-            budget -= self._read(self._texts[0], budget)
+            text = self._texts[0]
+            history = self._scopes.setdefault(text.scope, History(self._max_tokens))
+            self._scopes.move_to_end(text.scope)
+            if not text.read:
+                history.separate()
+            count = min(budget, len(text.tokens) - text.read)
+            for token in islice(text.tokens, text.read, text.read + count):
+                history.append(token)
+            text.read += count
+            self.waiting -= count
+            if text.read == len(text.tokens):
+                self._texts.popleft()
+            self._book(text.scope, history)
+            budget -= count
         return max_tokens - budget
-
-    def _read(self, text: _Text, max_tokens: int) -> int:
-        history = self._scopes.setdefault(text.scope, History(self._max_tokens))
-        self._scopes.move_to_end(text.scope)
-        if not text.read:
-            history.separate()
-        count = min(max_tokens, len(text.tokens) - text.read)
-        for token in islice(text.tokens, text.read, text.read + count):
-            history.append(token)
-        text.read += count
-        self.waiting -= count
-        if text.read == len(text.tokens):
-            self._texts.popleft()
-        self._book(text.scope, history)
-        return count
 
     def _book(self, scope: str, history: History) -> None:
         now = history.num_bytes
@@ -156,8 +154,6 @@ class Memory:
 REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
 _UNSEEN = 3.5  # unseen other followers of a match of one token; fewer of a longer one
 _MAX_READ = 256  # tokens of a request in `begin`; more wait for `read`
-
-_Match: TypeAlias = "tuple[SuffixAutomaton, Cursor, bool]"  # whether in the request itself
 
 
 @dataclass(slots=True)
@@ -178,7 +174,7 @@ class _Request:
         return len(fresh)
 
 
-class SuffixDrafter(Calibration):
+class SuffixDrafter(Drafter):
     """The drafter `suffix`."""
 
     name = "suffix"
@@ -246,34 +242,34 @@ class SuffixDrafter(Calibration):
             request = self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
         return request
 
-    def _walk(self, want: DraftRequest) -> _Walk:
-        request, tokens = self._request(want.request_id, want.tokens), want.tokens
-        matches: list[_Match] = []
-        if len(tokens) - request.read > _MAX_READ:  # only a text read to its end can continue
-            self._unread[want.request_id] = tokens
+    def _walk(self, request: DraftRequest) -> _Walk:
+        live, tokens = self._request(request.request_id, request.tokens), request.tokens
+        matches: list[tuple[SuffixAutomaton, Cursor, bool]] = []
+        if len(tokens) - live.read > _MAX_READ:  # only a text read to its end can continue
+            self._unread[request.request_id] = tokens
         else:
-            request.read_on(tokens, _MAX_READ)
-            self._unread.pop(want.request_id, None)
-            matches = [(*match, True) for match in request.own.repeats().items()]
-        recent = self.memory.of(want.scope)
+            live.read_on(tokens, _MAX_READ)
+            self._unread.pop(request.request_id, None)
+            matches = [(*match, True) for match in live.own.repeats().items()]
+        recent = self.memory.history(request.scope)
         if recent is not None:
-            request.in_recent = recent.follow(request.in_recent, tokens, request.seen)
-            matches += [(*match, False) for match in request.in_recent.items()]
-        request.seen = len(tokens)
-        return _Walk(matches, self, want.coupling, len(tokens))
+            live.in_recent = recent.follow(live.in_recent, tokens, live.seen)
+            matches += [(*match, False) for match in live.in_recent.items()]
+        live.seen = len(tokens)
+        return _Walk(matches, self, request, len(tokens))
 
 
 @dataclass(slots=True)
 class _Walk:
     """One growing draft: the matches of its end."""
 
-    matches: list[_Match]
-    calibration: Calibration
-    coupling: Coupling
+    matches: list[tuple[SuffixAutomaton, Cursor, bool]]  # whether in the request itself
+    drafter: Drafter
+    request: DraftRequest
     position: int
 
     def candidate(self) -> TokenCandidate | None:
-        sampled = self.coupling.temperature > 0
+        sampled = self.request.temperature > 0
         best: list[tuple[int, int]] = []
         confidence, cell = 0.0, None
         for automaton, cursor, own in self.matches:
@@ -285,7 +281,7 @@ class _Walk:
             claim = count / (total + _UNSEEN / length)
             sizes = min(length, 31).bit_length(), min(total, 127).bit_length()
             match = (sampled, own, *sizes, 4 * count // total)
-            chance = self.calibration.confidence(match, claim)
+            chance = self.drafter.confidence(match, claim)
             if chance > confidence:
                 best, confidence, cell = followers, chance, match
         if not best:
@@ -302,5 +298,5 @@ class _Walk:
 
     def _draw(self, followers: list[tuple[int, int]]) -> int:
         """Return argmax(log count + g), computed as argmin(e / count)."""
-        key = position_key(self.coupling.key, self.position)
+        key = position_key(self.request.key, self.position)
         return min(followers, key=lambda follower: token_exponential(key, follower[0]) / follower[1])[0]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -43,16 +42,7 @@ MAX_WAITING = 16  # answers; the oldest is dropped for one more
 _ROUNDINGS = {torch.float32: 128.0, torch.bfloat16: 4.0}
 
 
-@dataclass(frozen=True, slots=True)
-class AuditTerms:
-    """The share of audited answers, and the guarantee that they must meet."""
-
-    share: float = 0.0  # of finished answers
-    guarantee: Guarantee = "bitwise"
-
-
-@dataclass(frozen=True, slots=True)
-class _Finished:
+class _Finished(NamedTuple):
     submit: GenerationRequest
     answer: tuple[int, ...]
     reason: str  # why it ended
@@ -68,9 +58,16 @@ class Audit:
     """Keeps answers until the engine is idle, and replays them in small steps."""
 
     def __init__(
-        self, model: ModelRunner, scheduler: Scheduler, samplers: SamplerRegistry, terms: AuditTerms
+        self,
+        model: ModelRunner,
+        scheduler: Scheduler,
+        samplers: SamplerRegistry,
+        fraction: float,
+        guarantee: Guarantee,
     ) -> None:
-        self._model, self._scheduler, self._samplers, self._terms = model, scheduler, samplers, terms
+        """`fraction`: of finished answers; `guarantee`: the one that they must meet."""
+        self._model, self._scheduler, self._samplers = model, scheduler, samplers
+        self._fraction, self._guarantee = fraction, guarantee
         self._waiting: deque[_Finished] = deque(maxlen=MAX_WAITING)
         self._replay: _Replay | None = None
         self._off = _ROUNDINGS[model.pool.dtype] * torch.finfo(model.pool.dtype).eps
@@ -88,7 +85,7 @@ class Audit:
     def offer(self, submit: GenerationRequest, answer: Tokens[int], reason: str) -> None:
         """Offer an answer that ended by itself, with drafts or without; its id alone decides."""
         digest = blake2b(submit.request_id.encode(), digest_size=8).digest()
-        if int.from_bytes(digest, "big") < self._terms.share * 2.0**64:
+        if int.from_bytes(digest, "big") < self._fraction * 2.0**64:
             self._waiting.append(_Finished(submit, tuple(answer), reason))
 
     def yield_blocks(self) -> None:
@@ -154,7 +151,7 @@ class Audit:
             log.error(
                 "audit: the answer to request %s is not what the model gives without speculation "
                 "(guarantee %s): it differs from token %d of %d on",
-                *(finished.submit.request_id, self._terms.guarantee, place + 1, length),
+                *(finished.submit.request_id, self._guarantee, place + 1, length),
             )
             return False
         sequence.tokens.append(token)
@@ -163,7 +160,7 @@ class Audit:
     def _agrees(self, replay: _Replay, row: Tensor, token: int) -> bool:
         sampler, tokens = replay.sampler, replay.sequence.tokens
         try:
-            if self._terms.guarantee == "bitwise":
+            if self._guarantee == "bitwise":
                 return sampler.token(row, tokens) == token
             return sampler.excess(row, tokens, token, self._off * float(row.abs().max())) <= 0
         except SpentError:

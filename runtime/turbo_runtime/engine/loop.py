@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections import Counter, defaultdict
 
+from torch import Tensor
+
+from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
-from turbo_runtime.drafters.interface import Draft
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine.audit import Audit, AuditTerms
-from turbo_runtime.engine.batch import BatchEntry, compute, lay_out
+from turbo_runtime.engine.audit import Audit
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.speculator import Speculator
+from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Forward, ModelRunner
@@ -39,62 +38,6 @@ log = logging.getLogger(__name__)
 _COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is checked after each
 
 
-@dataclass
-class _Counters:
-    """The fields of `EngineStats` of the same names."""
-
-    prompts: int = 0
-    prompt_tokens: int = 0
-    begun_prompt_tokens: int = 0
-    generated_tokens: int = 0
-    drafts: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
-    accepted_per_position: list[int] = field(default_factory=list)
-    verified_draft_length: list[int] = field(default_factory=list)
-    step_seconds: float = 0.0
-    forward_seconds: float = 0.0
-    audits: int = 0
-    audit_mismatches: int = 0
-    by_draft: dict[str, DraftStats] = field(default_factory=dict)
-
-    def count_verdict(self, verdict: VerificationResult, drafted: int, draft: Draft, chosen: str) -> None:
-        """Count `drafted` verified tokens, the first of `draft` or forced ones; `chosen`: its name."""
-        self.generated_tokens += len(verdict.tokens)
-        _extend(self.verified_draft_length, drafted + 1)
-        self.verified_draft_length[drafted] += 1
-        if drafted:
-            self.drafts += 1
-            self.draft_tokens += drafted
-            self.accepted_tokens += verdict.accepted
-            _extend(self.accepted_per_position, drafted)
-            for position in range(verdict.accepted):
-                self.accepted_per_position[position] += 1
-            before = self.by_draft.get(chosen, DraftStats(chosen))
-            own, own_accepted = (draft.drafted_by(HeadsDrafter.name, n) for n in (drafted, verdict.accepted))
-            self.by_draft[chosen] = replace(
-                before,
-                drafts=before.drafts + 1,
-                draft_tokens=before.draft_tokens + drafted,
-                accepted_tokens=before.accepted_tokens + verdict.accepted,
-                own_draft_tokens=before.own_draft_tokens + own,
-                own_accepted_tokens=before.own_accepted_tokens + own_accepted,
-            )
-
-    def values(self, versions: Mapping[str, str]) -> dict[str, Any]:
-        """As keyword arguments of `EngineStats`; drops the drafts that are not in use, by `versions`."""
-        self.by_draft = {
-            name: replace(self.by_draft.get(name, DraftStats(name)), version=version)
-            for name, version in versions.items()
-        }
-        values = vars(self) | {"by_draft": tuple(self.by_draft.values())}
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def _extend(counts: list[int], length: int) -> None:
-    counts += [0] * (length - len(counts))
-
-
 class Engine:
     """Serves sequences step by step."""
 
@@ -105,7 +48,8 @@ class Engine:
         drafters: Proposer,
         grammars: Grammars | None = None,
         control: GoodputController | None = None,
-        audit: AuditTerms = AuditTerms(),  # noqa: B008  frozen
+        audit_fraction: float = 0.0,
+        guarantee: Guarantee = "bitwise",
     ) -> None:
         """`control`: by default one without measurements."""
         self.model = model
@@ -113,12 +57,16 @@ class Engine:
         self.speculation = Speculator(drafters, control or GoodputController(None, padded_rows))
         self.noise = Noise(model.vocabulary, model.device)
         self.samplers = SamplerRegistry(self.noise, grammars)
-        self.audit = Audit(model, scheduler, self.samplers, audit)
+        self.audit = Audit(model, scheduler, self.samplers, audit_fraction, guarantee)
         self._arrived: dict[str, float] = {}  # arrival times of answers that wait for their first step
         self._queued: dict[str, float] = {}  # waiting times of answers without a token
         self._checked = True  # the block pool, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
-        self._counters = _Counters()
+        self._totals: Counter[str] = Counter()  # by the field of `EngineStats`
+        self._by_draft: defaultdict[str, Counter[str]] = defaultdict(Counter)  # by that of `DraftStats`
+        self._accepted_per_position: Counter[int] = Counter()
+        self._verified_draft_length: Counter[int] = Counter()
+        self._step_seconds = self._forward_seconds = 0.0
 
     @property
     def idle(self) -> bool:
@@ -155,9 +103,9 @@ class Engine:
             else:
                 self._fail(submit.request_id, str(error))
         self.audit.yield_blocks()
-        plan = self.scheduler.schedule(self.speculation.demand.of)
-        names = [(work, work.sequence.submit.request_id) for work in plan]
-        ready = {name: work for work, name in names if self.samplers.ready(name)}
+        plan = self.scheduler.schedule(self.speculation.demand.predict)
+        ready = {work.sequence.request_id: work for work in plan}
+        ready = {name: work for name, work in ready.items() if self.samplers.ready(name)}
         parts = [BatchEntry(work, self.samplers[name]) for name, work in ready.items()]
         if parts:
             start_time = time.perf_counter()
@@ -165,14 +113,14 @@ class Engine:
             self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
             self.speculation.propose(parts)
             forward_start = time.perf_counter()
-            forward = compute(self.model, parts)
+            forward = _compute(self.model, parts)
             forward_seconds = time.perf_counter() - forward_start
             logits = forward.logits
-            lay_out(parts, logits)
+            _lay_out(parts, logits)
             yielding = [part for part in parts if part.work.yields and not part.broken]
             for part in parts:
                 if part.broken:
-                    self._fail(part.work.sequence.submit.request_id, NOT_FINITE)
+                    self._fail(part.work.sequence.request_id, NOT_FINITE)
                 elif not part.work.yields:
                     self.scheduler.update_from_output(part.work, [])
             drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
@@ -180,8 +128,8 @@ class Engine:
                 self._advance(part, token_at, forward)
             seconds = time.perf_counter() - start_time
             self.speculation.learn(seconds)
-            self._counters.step_seconds += seconds
-            self._counters.forward_seconds += forward_seconds
+            self._step_seconds += seconds
+            self._forward_seconds += forward_seconds
         elif self.samplers.compiling:
             self.samplers.wait(_COMPILE_WAIT_SECONDS)
         events, self._events = self._events, []
@@ -191,8 +139,17 @@ class Engine:
         """Return the state and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
         drafters, (answering, plain) = self.speculation.drafters, self.speculation.control.generation_seconds
+        versions = drafters.versions
+        self._by_draft = defaultdict(Counter, {name: self._by_draft[name] for name in versions})
         return EngineStats(
-            **self._counters.values(drafters.versions),
+            **self._totals,
+            step_seconds=self._step_seconds,
+            forward_seconds=self._forward_seconds,
+            accepted_per_position=_to_tuple(self._accepted_per_position),
+            verified_draft_length=_to_tuple(self._verified_draft_length),
+            by_draft=tuple(
+                DraftStats(name, version, **self._by_draft[name]) for name, version in versions.items()
+            ),
             generation_seconds=answering,
             baseline_generation_seconds=plain,
             running_requests=len(running),
@@ -219,23 +176,21 @@ class Engine:
         self.speculation.rest()
         passed = self.audit.step()
         if passed is not None:
-            self._counters.audits += 1
-            self._counters.audit_mismatches += not passed
+            self._totals.update(audits=1, audit_mismatches=int(not passed))
             self._checked = False  # it had blocks too
 
     def _add(self, submit: GenerationRequest) -> None:
         """Queue an answer that has its sampler, or reject it."""
         try:
             self.scheduler.add(submit)
-            self._counters.prompts += 1
-            self._counters.prompt_tokens += len(submit.prompt)
+            self._totals.update(prompts=1, prompt_tokens=len(submit.prompt))
         except ValueError as error:
             self._fail(submit.request_id, str(error))
 
     def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""
         drafts, sampler, sequence = part.drafts, part.sampler, part.work.sequence
-        request_id = sequence.submit.request_id
+        request_id = sequence.request_id
         try:
             verdict = verify(token_at, drafts, stop_ids=sampler.stop_ids, room=self.scheduler.room(sequence))
             logprobs = part.logprobs(forward.logits, verdict.tokens)
@@ -251,11 +206,10 @@ class Engine:
             return
         self.scheduler.update_from_output(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
-        chosen = self.speculation.drafters.name_of(sequence.submit.draft)
-        self._counters.count_verdict(verdict, len(drafts), part.draft, chosen)
+        self._count(part, verdict)
         first = sequence.generated == len(verdict.tokens)
         if first:
-            self._counters.begun_prompt_tokens += sequence.prompt_length
+            self._totals["begun_prompt_tokens"] += sequence.prompt_length
         self._events.append(
             TokenEvent(
                 request_id,
@@ -276,6 +230,19 @@ class Engine:
             )
             self._end(request_id)
 
+    def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:
+        """Count a part's verified tokens, which its draft proposed or its grammar forces."""
+        drafted, accepted = len(part.drafts), verdict.accepted
+        self._totals["generated_tokens"] += len(verdict.tokens)
+        self._verified_draft_length[drafted] += 1
+        if drafted:
+            counts = {"drafts": 1, "draft_tokens": drafted, "accepted_tokens": accepted}
+            own, own_accepted = (part.draft.drafted_by(HeadsDrafter.name, n) for n in (drafted, accepted))
+            name = self.speculation.drafters.name_of(part.work.sequence.submit.draft)
+            self._totals.update(counts)
+            self._by_draft[name].update(counts, own_draft_tokens=own, own_accepted_tokens=own_accepted)
+            self._accepted_per_position.update({n: int(n < accepted) for n in range(drafted)})
+
     def _fail(self, request_id: str, error: str, *, refused: bool = True) -> None:
         self._end(request_id)
         self._events.append(TokenEvent(request_id, finish_reason="error", error=error, refused=refused))
@@ -289,3 +256,33 @@ class Engine:
         self.samplers.end(request_id)
         self._arrived.pop(request_id, None)
         self._queued.pop(request_id, None)
+
+
+def _to_tuple(counts: Counter[int]) -> tuple[int, ...]:
+    return tuple(counts[index] for index in range(max(counts, default=-1) + 1))
+
+
+def _compute(model: ModelRunner, parts: list[BatchEntry]) -> Forward:
+    """Compute all parts in one pass, and mark the `broken` ones. A NaN of a draft spoils the tokens computed
+    with it, and must not decide whether an answer goes on: a second pass leaves such drafts out. The other
+    parts get the same bits again.
+    """
+    forward = model.forward([part.chunk() for part in parts])
+    drafted = [parts[number] for number in forward.broken if parts[number].drafts]
+    if drafted:
+        for part in drafted:
+            part.drafts = []
+        forward = model.forward([part.chunk() for part in parts])
+    for number in forward.broken:
+        parts[number].broken = True
+    return forward
+
+
+def _lay_out(parts: list[BatchEntry], logits: Tensor) -> None:
+    """Assign each part its rows among the step's, and read those of prompts."""
+    row = 0
+    for part in parts:
+        if not part.broken:
+            part.sampler.prompt_logprobs.read(logits[row : row + len(part.prompt)], part.prompt)
+        part.first = row + len(part.prompt)
+        row = part.first + (len(part.drafts) + 1 if part.work.yields else 0)

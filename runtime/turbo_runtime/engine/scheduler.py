@@ -19,9 +19,10 @@ model and no clock.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.kv_cache.block_pool import (
@@ -50,6 +51,11 @@ class Sequence:
     cached: int | None = None  # prompt tokens found in the prefix cache; None before the first admission
 
     @property
+    def request_id(self) -> str:
+        """Id of its request."""
+        return self.submit.request_id
+
+    @property
     def prompt_length(self) -> int:
         """Tokens of the prompt."""
         return len(self.submit.prompt)
@@ -63,13 +69,6 @@ class Sequence:
     def missing(self) -> int:
         """Committed tokens still to compute; 1 while decoding."""
         return len(self.tokens) - self.computed
-
-    @property
-    def shareable(self) -> tuple[bytes, ...]:
-        """Keys of blocks to take from the prefix cache: before the last token; none for `prompt_logprobs`."""
-        if self.submit.params.prompt_logprobs is not None:
-            return ()
-        return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +96,23 @@ class _StepBudget:
     blocks: set[bytes] = field(default_factory=set)  # of prompts that this step computes
 
 
+@dataclass(eq=False)
 class Scheduler:
     """Owner of all sequences, their block tables, the prefix cache and the queue."""
 
-    def __init__(
-        self,
-        ledger: BlockPool,
-        *,
-        max_num_seqs: int,
-        max_num_batched_tokens: int,
-        max_draft_tokens: int,
-        max_length: int,
-        shared_tile: int = PROMPT_TILE,
-    ) -> None:
-        """`max_length` bounds prompt plus answer; `ledger` must hold one such sequence, so that each can end.
-        Whole tiles of `shared_tile` tokens of prompts are shared.
-        """
-        if blocks_for(max_length) > ledger.num_blocks:
-            raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
-        self.ledger = ledger
-        self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
-        self.max_draft_tokens = max_draft_tokens
-        self.max_length = max_length
-        self.shared_tile = shared_tile
+    ledger: BlockPool  # must hold one sequence of `max_length`, so that each can end
+    _: KW_ONLY
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_draft_tokens: int
+    max_length: int  # of prompt plus answer
+    shared_tile: int = PROMPT_TILE  # tokens of prompts, whole tiles of which are shared
+
+    def __post_init__(self) -> None:
+        if blocks_for(self.max_length) > self.ledger.num_blocks:
+            raise ValueError(
+                f"{self.ledger.num_blocks} blocks cannot hold one sequence of {self.max_length} tokens"
+            )
         self.running: list[Sequence] = []  # oldest first
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()
@@ -155,7 +147,7 @@ class Scheduler:
     def finish(self, sequence: Sequence) -> None:
         """End a sequence in any state, and free its blocks."""
         tenant = sequence.submit.tenant
-        del self._live[sequence.submit.request_id]
+        del self._live[sequence.request_id]
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self._resuming:
@@ -170,19 +162,16 @@ class Scheduler:
         by_length = self.max_length - len(sequence.tokens)
         return min(by_length, sequence.submit.params.max_tokens - sequence.generated)
 
-    def schedule(self, likely: Callable[[str], int] | None = None) -> tuple[ScheduledTokens, ...]:
+    def schedule(self, likely: Callable[[str], int] = lambda _: sys.maxsize) -> tuple[ScheduledTokens, ...]:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
-        `likely`: drafts that a request will probably use, for which prompts leave room; by default all it
-        could.
+        `likely`: drafts that a request will probably use, for which prompts leave room.
         """
         step = _StepBudget(self.max_num_batched_tokens)
         for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
             if self._find_block(sequence):
                 self._compute(sequence, 1, step)
         wanted = {sequence: self._max_drafts(sequence) for sequence in step.counts}
-        promised = wanted
-        if likely is not None:
-            promised = {s: min(limit, likely(s.submit.request_id)) for s, limit in wanted.items()}
+        promised = {s: min(limit, likely(s.request_id)) for s, limit in wanted.items()}
         promise = min(sum(promised.values()), step.tokens // 2)
         step.tokens -= promise
         for sequence in [sequence for sequence in self.running if sequence.missing > 1]:
@@ -222,7 +211,7 @@ class Scheduler:
         running = set(self.running)
         for sequence in self._live.values():
             known = sequence.shared
-            name = sequence.submit.request_id
+            name = sequence.request_id
             if sequence.table and sequence not in running:
                 raise CorruptBlockPoolError(f"request {name} waits and holds blocks {sequence.table}")
             if sequence.table[:known] != self.ledger.find(sequence.keys[:known]):
@@ -272,7 +261,9 @@ class Scheduler:
             sequence = self._resuming[0] if self._resuming else self._queue.first()
             if sequence is None:
                 return
-            keys = sequence.shareable
+            keys = sequence.keys[: (len(sequence.tokens) - 1) // BLOCK_SIZE]  # before the last token
+            if sequence.submit.params.prompt_logprobs is not None:
+                keys = ()
             cached = self.ledger.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return

@@ -1,19 +1,22 @@
-"""The drafts of a step: the grammar's forced tokens, else the drafters', as far as they pay."""
+"""A sequence's part of a step, and its drafts: what its grammar forces, else the drafters', as they pay."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import scheduler
-from turbo_runtime.engine.batch import BatchEntry
-from turbo_runtime.speculation.accounting import Demand
-from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
+from turbo_runtime.messages import TokenLogprob
+from turbo_runtime.models.runner import Chunk
+from turbo_runtime.sampling.logprobs import token_logprobs
+from turbo_runtime.sampling.sampler import AnswerRows, Sampler
+from turbo_runtime.speculation.controller import Demand, DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
 
@@ -23,6 +26,40 @@ _IDLE_SLICE = 2048  # tokens at a time while there is nothing else to do
 _MAX_DEBT = 16.0  # shares of a step
 _PACE = 1e-5  # seconds per token before the first measurement
 _LEARN = 0.2  # weight of the newest slice in the pace
+
+
+@dataclass(slots=True)
+class BatchEntry:
+    """Its rows: of prompt tokens with log probabilities; then, if it yields, of the answer and each draft."""
+
+    work: scheduler.ScheduledTokens
+    sampler: Sampler
+    drafts: list[int] = field(default_factory=list)  # to verify
+    draft: Draft = field(default_factory=Draft)  # the proposed one; `drafts` are its first tokens
+    prompt: range = field(init=False)  # positions of the former
+    first: int = field(init=False)  # of the latter among the step's rows
+    broken: bool = False  # its committed tokens have states that are NaN or infinite
+
+    def __post_init__(self) -> None:
+        self.prompt = self.sampler.prompt_logprobs.rows(self.work.start, self.work.count)
+
+    def chunk(self) -> Chunk:
+        """Build the input of the model; the rows stand at the chunk's end without a gap."""
+        sequence, work = self.work.sequence, self.work
+        tokens = sequence.tokens[work.start : work.start + work.count] + self.drafts
+        answer = len(self.drafts) + 1 if work.yields else 0
+        return Chunk(tokens, work.start, sequence.table, len(self.prompt) + answer, sequence.prompt_length)
+
+    def rows(self) -> AnswerRows:
+        """Return the answer's rows, to draw from."""
+        return AnswerRows(self.sampler, self.work.sequence.tokens, self.drafts, self.first)
+
+    def logprobs(self, logits: Tensor, tokens: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+        """Return those of the committed `tokens`; empty if not requested."""
+        top = self.sampler.params.logprobs
+        if top is None:
+            return ()
+        return tuple(token_logprobs(logits[self.first : self.first + len(tokens)], tokens, top))
 
 
 class Reading:
@@ -70,8 +107,7 @@ class Speculator:
         self.demand = Demand()
         self._hidden: dict[str, Tensor] = {}  # the states that gave the answers' last tokens
         self._shape = StepShape(0)  # of the step in progress, without drafts
-        self._asked: set[str] = set()  # its requests with drafts of drafters
-        self._heads: dict[str, Hashable | None] = {}  # heads that may draft for its requests
+        self._drafted: set[str] = set()  # its requests that drafters draft for
         self._outcomes: list[DraftOutcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to learn from
         self._reading = Reading()
@@ -84,7 +120,7 @@ class Speculator:
         self._shape = _shape(parts)
         able = [part for part in parts if part.work.yields and part.work.draft_limit]
         answers = sum(part.work.yields for part in parts)
-        self._ask(able, answers)
+        self._draft(able, answers)
         self._drafting = time.perf_counter() - start_time
         self._read_on(parts)
         drafting = [part for part in able if part.drafts]
@@ -98,7 +134,7 @@ class Speculator:
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         """Learn a part's committed tokens; `state` gave the last of them."""
-        request_id = part.work.sequence.submit.request_id
+        request_id = part.work.sequence.request_id
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
@@ -108,8 +144,10 @@ class Speculator:
             (token == actual) - (origin.fallback_token == actual)
             for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
-        proposed, heads = request_id in self._asked, self._heads.get(request_id)
-        self._outcomes.append(DraftOutcome(request_id, proposed, drafted, won, heads, more, gained))
+        proposed = request_id in self._drafted
+        self._outcomes.append(
+            DraftOutcome(request_id, proposed, drafted, won, part.draft.heads, more, gained)
+        )
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows
 
@@ -123,7 +161,7 @@ class Speculator:
                     self._drafting,
                     seconds - self._drafting - self._read,
                     self._read,
-                    self.drafters.heads_seconds if self._asked else {},
+                    self.drafters.heads_seconds if self._drafted else {},
                 ),
             )
         for request_id in self._ended:
@@ -148,31 +186,30 @@ class Speculator:
             sequence = part.work.sequence
             params = sequence.submit.params
             if not sequence.generated and params.drafting != "off" and params.max_draft_tokens != 0:
-                self.drafters.expect(sequence.submit.request_id, sequence.tokens, params.drafting)
+                self.drafters.expect(sequence.request_id, sequence.tokens, params.drafting)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
-    def _ask(self, able: Sequence[BatchEntry], answers: int) -> None:
+    def _draft(self, able: Sequence[BatchEntry], answers: int) -> None:
         """Give each part all drafts that may be worth a row of this step, which has `answers`."""
-        wanting: list[BatchEntry] = []
+        free: dict[str, BatchEntry] = {}  # by request, without forced tokens
         for part in able:
             forced = part.sampler.forced(part.work.sequence.tokens)
             part.drafts = _before_end(part, forced[: part.work.draft_limit])
             if not forced:
-                wanting.append(part)
-        self._asked = self.control.to_draft(part.work.sequence.submit.request_id for part in wanting)
-        wanting = [part for part in wanting if part.work.sequence.submit.request_id in self._asked]
-        if not wanting:
+                free[part.work.sequence.request_id] = part
+        self._drafted = self.control.to_draft(free)
+        chosen = [part for request_id, part in free.items() if request_id in self._drafted]
+        if not chosen:
             return
         min_acceptance = self.control.min_acceptance(self._shape, answers)
-        wants = [self._want(part) for part in wanting]
-        self._heads = {want.request_id: self.drafters.heads_of(want.drafting, want.name) for want in wants}
-        proposed = self.drafters.propose(wants, min_acceptance, self.control.heads_pay)
-        for part, draft in zip(wanting, proposed, strict=True):
+        requests = [self._draft_request(part) for part in chosen]
+        proposed = self.drafters.propose(requests, min_acceptance, self.control.heads_pay)
+        for part, draft in zip(chosen, proposed, strict=True):
             part.draft = draft
             allowed = part.sampler.allowed_prefix(part.work.sequence.tokens, draft.tokens)
             part.drafts = _before_end(part, allowed)
 
-    def _want(self, part: BatchEntry) -> DraftRequest:
+    def _draft_request(self, part: BatchEntry) -> DraftRequest:
         sequence, sampler = part.work.sequence, part.sampler
         submit = sequence.submit
         return DraftRequest(
@@ -181,7 +218,8 @@ class Speculator:
             sequence.prompt_length,
             part.work.draft_limit,
             submit.scope,
-            Coupling(sampler.key, 0.0 if sampler.greedy else sampler.params.temperature),
+            sampler.key,
+            0.0 if sampler.greedy else sampler.params.temperature,
             self._hidden.get(submit.request_id),
             sampler.params.drafting,
             submit.draft,

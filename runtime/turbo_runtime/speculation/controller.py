@@ -1,17 +1,23 @@
-"""Goodput control: whom to draft for, how many drafts to verify, and what became of them. Pure: no clock."""
+"""Goodput control: whom to draft for, how many drafts to verify, and what became of them. Pure: no clock.
+
+Drafters choose drafts by their own estimates; the gates rest on results: one for each request, and one for
+all together. Without the latter, every request would pay to find out anew that drafts do not help traffic
+like it: where answers are short, that adds up. Heads have a gate of their own: where they take more than they
+add to drafts that cost nothing, they alone are left out.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.accounting import Gate, Meter, shared_gate
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
@@ -22,6 +28,96 @@ _READING, _READING_PROMPTS = 0.01, 0.02  # share of a step's time for reading; o
 _MANY, _MANY_OF_ONE = 4, 8  # drafted tokens for each answer, at least, to estimate the cost of a row
 _UNKNOWN = 0.01  # assumed seconds of a step before the first measurement
 _LATELY = 0.995  # share of the past that a step leaves in the live speedup: about 200 steps count
+_ALLOWANCE = 0.005  # of the time, that drafting may lose
+_RICH, _OVERDRAFT = 4.0, -1.5  # credit of all from which one request may lose this much
+_NEW, _NEW_OF_ALL = 0.3, 0.02  # weight of the newest step for one answer's use, and for the usual one
+_MIN_DEMAND = 0.25  # tokens a step, below which nothing is promised
+
+
+@dataclass(slots=True)
+class Gate:
+    """The credit of a request, or of all, in the time that one of its tokens takes without drafts."""
+
+    credit: float = 0.25  # a new request may lose that before its allowance counts
+    low: float = -2.0  # neither good nor bad times count for ever
+    high: float = 4.0
+    won: float = 0.0  # by drafts so far, without the allowance
+
+    @property
+    def open(self) -> bool:
+        """Whether to ask for drafts."""
+        return self.credit >= 0
+
+    def book(self, gained: float, lost: float) -> None:
+        """Book a step of an answer."""
+        self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, self.low), self.high)
+        self.won = min(max(self.won + gained - lost, self.low), self.high)
+
+    def admits(self, gate: Gate) -> bool:
+        """Whether to draft for a request: without credit of all only where its drafts have paid; with much of
+        it always, since tokens that share a block of rows share its cost.
+        """
+        if self.credit >= _RICH:
+            return gate.credit >= _OVERDRAFT
+        return gate.open and (self.open or gate.won > 0)
+
+
+# all requests together: one step of many may lose dozens of tokens
+_shared_gate = partial(Gate, 2.0, -64.0, 16.0)
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measured seconds and those predicted without drafts, the older the less they count. Steps without
+    drafts keep the prediction true: the controller runs one from time to time if there are no others.
+    """
+
+    keep: float = 1.0  # share of the past that a step leaves; 1: all
+    without: float = 0.0
+    measured: float = 0.0
+    tokens: float = 0.0
+    passes: float = 0.0
+
+    def book(self, without: float, measured: float, tokens: float) -> None:
+        """Book a step that gave an answer `tokens` in `measured` seconds; they would have taken `without`."""
+        self.without = self.without * self.keep + without
+        self.measured = self.measured * self.keep + measured
+        self.tokens = self.tokens * self.keep + tokens
+        self.passes = self.passes * self.keep + 1.0
+
+    @property
+    def speedup(self) -> float | None:
+        """Above 1: drafts pay. At most the tokens of a pass: more is the noise of a few steps."""
+        return min(self.without / self.measured, self.tokens / self.passes) if self.measured > 0 else None
+
+
+class Demand:
+    """Draft slots of a step that each answer is likely to use, by what was verified for it lately. Prompts
+    lose the slots that are promised to drafts, and an unused promise slows down all prompts.
+    """
+
+    def __init__(self) -> None:
+        self._usual = 0.0  # where a new answer begins
+        self._lately: defaultdict[str, float] = defaultdict(lambda: self._usual)
+
+    def predict(self, request_id: str) -> int:
+        """Slots that the answer is likely to use; 0 where it drafts next to nothing."""
+        lately = self._lately.get(request_id, self._usual)
+        return -int(-lately // 1) if lately >= _MIN_DEMAND else 0
+
+    def book(self, request_id: str, verified: int, slots: int) -> None:
+        """Book a step that verified drafts of an answer. A full use of the slots might have been more; no
+        slots are no sign.
+        """
+        if not slots:
+            return
+        seen = verified if verified < slots else 2 * slots
+        self._usual += _NEW_OF_ALL * (seen - self._usual)
+        self._lately[request_id] += _NEW * (seen - self._lately[request_id])
+
+    def forget(self, request_id: str) -> None:
+        """Forget an ended request."""
+        self._lately.pop(request_id, None)
 
 
 class DraftOutcome(NamedTuple):
@@ -53,8 +149,8 @@ class GoodputController:
         self.cost = StepCost(seeds, padded)
         self._gates: defaultdict[str, Gate] = defaultdict(Gate)  # by request
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
-        self._together = shared_gate()
-        self._heads: defaultdict[Hashable, Gate] = defaultdict(shared_gate)
+        self._together = _shared_gate()
+        self._heads: defaultdict[Hashable, Gate] = defaultdict(_shared_gate)
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with

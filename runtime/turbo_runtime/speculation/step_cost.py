@@ -72,14 +72,8 @@ class StepCost:
 
     def doubt(self, shape: StepShape, more: int, reads: float) -> Vector:
         """The standard deviations (more + 1,) of what the additional tokens of `growing` cost, in seconds."""
-        features = np.stack(
-            [
-                self._features(
-                    StepShape(shape.tokens + n, round(shape.row_reads + reads * n), shape.tile_reads)
-                )
-                for n in range(more + 1)
-            ]
-        )
+        sizes = ((shape.tokens + n, round(shape.row_reads + reads * n)) for n in range(more + 1))
+        features = np.stack([self._features(StepShape(*size, shape.tile_reads)) for size in sizes])
         beyond = features - features[0]
         variance: Vector = np.einsum("nk,kl,nl->n", beyond, self._covariance, beyond)
         return np.sqrt(np.maximum(variance, 0.0))

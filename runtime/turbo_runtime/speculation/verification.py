@@ -34,7 +34,7 @@ def verify(
     if room < 1:
         raise ValueError("an answer without room for a token is finished already")
     tokens: list[int] = []
-    accepted = 0
+    accepted, finish_reason = 0, None
     for row in range(len(drafts) + 1):
         try:
             token = token_at(row)
@@ -45,10 +45,7 @@ def verify(
         matches = row < len(drafts) and drafts[row] == token
         tokens.append(token)
         accepted += matches
-        if token in stop_ids:
-            return VerificationResult(tuple(tokens), accepted, "stop")
-        if len(tokens) == room:
-            return VerificationResult(tuple(tokens), accepted, "length")
-        if not matches:
+        finish_reason = "stop" if token in stop_ids else "length" if len(tokens) == room else None
+        if finish_reason or not matches:
             break
-    return VerificationResult(tuple(tokens), accepted)
+    return VerificationResult(tuple(tokens), accepted, finish_reason)

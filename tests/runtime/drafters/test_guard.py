@@ -7,13 +7,13 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from turbo_runtime.drafters.interface import Coupling, DraftRequest, TokenCandidate
+from turbo_runtime.drafters.interface import DraftRequest, TokenCandidate
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Guarded, Proposer, propose
 from turbo_runtime.drafters.suffix import SuffixDrafter
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
-WANT = DraftRequest("r", TOKENS, 10, 4, "", Coupling(0, 0.0))
+WANT = DraftRequest("r", TOKENS, 10, 4, "", 0, 0.0)
 
 
 class Failing:
@@ -52,8 +52,8 @@ VERBS: dict[str, Callable[[Guarded], object]] = {
     "begin": lambda source: propose([source], [WANT]),
     "offers": lambda source: propose([source], [WANT]),
     "advance": lambda source: propose([source], [WANT]),
-    "learn": lambda source: source.learn(0, True),
-    "finish": lambda source: source.attempt(source.source.finish, None, always=True),
+    "learn": lambda source: source.attempt(source.drafter.learn, 0, True),
+    "finish": lambda source: source.attempt(source.drafter.finish, always=True),
 }
 
 
@@ -90,5 +90,5 @@ def test_an_offer_without_a_number_for_its_chance_is_none() -> None:
         def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
             return [TokenCandidate(9, float("nan"), 0)] * self._wants
 
-    (draft,) = propose([Unsure("")], [WANT])
+    (draft,) = propose([Guarded(Unsure(""))], [WANT])
     assert draft.tokens == ()

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from turbo_dev.fitting import Said, fit, words_of
 from turbo_runtime.drafters.heads.checkpoint import (
     WEIGHTS_FILE,
+    Heads,
     HeadsConfig,
     HeadsError,
     Target,
@@ -21,8 +22,7 @@ from turbo_runtime.drafters.heads.checkpoint import (
     save_heads,
 )
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
-from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
+from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.sampling.draw import greedy_tokens, sampled_tokens
@@ -64,11 +64,11 @@ class Model:
         found = self.network(torch.tensor([list(tokens)]), output_hidden_states=True)
         return found.logits[0], found.hidden_states[-1][0]
 
-    def token(self, logits: Tensor, coupling: Coupling, position: int) -> int:
-        if not coupling.temperature:
+    def token(self, logits: Tensor, coupling: tuple[int, float], position: int) -> int:
+        if not coupling[1]:
             return int(greedy_tokens(logits[None]))
-        key = torch.tensor([position_key(coupling.key, position)])
-        temperature = torch.tensor([coupling.temperature], dtype=torch.float64)
+        key = torch.tensor([position_key(coupling[0], position)])
+        temperature = torch.tensor([coupling[1]], dtype=torch.float64)
         return int(sampled_tokens(logits[None], temperature, key, self.noise))
 
 
@@ -91,7 +91,7 @@ class Run:
 
 def answer(model: Model, prompt: Sequence[int], temperature: float, drafters: Proposer, limit: int) -> Run:
     """The engine's loop for one request, without a cache."""
-    coupling = Coupling(answer_key(7, prompt, 0), temperature)
+    coupling = (answer_key(7, prompt, 0), temperature)
     run = Run(list(prompt))
     _, hidden = model.rows(run.tokens)
     run.tokens.append(model.token(model.rows(run.tokens)[0][-1], coupling, len(run.tokens)))
@@ -100,7 +100,7 @@ def answer(model: Model, prompt: Sequence[int], temperature: float, drafters: Pr
         draft = Draft()
         if limit:
             (draft,) = drafters.propose(
-                [DraftRequest("r", run.tokens, len(prompt), limit, "", coupling, last)]
+                [DraftRequest("r", run.tokens, len(prompt), limit, "", *coupling, last)]
             )
         begin = len(run.tokens)
         logits, hidden = model.rows([*run.tokens, *draft.tokens])
@@ -154,8 +154,8 @@ def test_a_batch_is_drafted_as_each_want_alone(model: Model, fitted: Heads) -> N
     wants = []
     for number, prompt in enumerate(prompts(5, 3)):
         hidden = None if number == 2 else model.rows(prompt)[1][-2]
-        coupling = Coupling(answer_key(number, prompt, 0), number * 0.4)
-        wants.append(DraftRequest(str(number), prompt, PROMPT, 1 + number, "", coupling, hidden))
+        coupling = (answer_key(number, prompt, 0), number * 0.4)
+        wants.append(DraftRequest(str(number), prompt, PROMPT, 1 + number, "", *coupling, hidden))
     drafters = Proposer(ActiveDrafts("heads", source))
     together = drafters.propose(wants)
     assert [d.tokens for d in together] == [drafters.propose([want])[0].tokens for want in wants]
@@ -173,8 +173,8 @@ def test_with_the_targets_own_law_the_coupled_draft_is_what_the_engine_draws(mod
     drafters = Proposer(ActiveDrafts("heads", HeadsDrafter(heads, model.noise)))
     for number, prompt in enumerate(prompts(20, 5)):
         logits, hidden = model.rows(prompt)
-        coupling = Coupling(answer_key(number, prompt, 0), number % 5 * 0.4)
-        (draft,) = drafters.propose([DraftRequest("r", prompt, PROMPT, 4, "", coupling, hidden[-1])])
+        coupling = (answer_key(number, prompt, 0), number % 5 * 0.4)
+        (draft,) = drafters.propose([DraftRequest("r", prompt, PROMPT, 4, "", *coupling, hidden[-1])])
         assert draft.tokens == (model.token(logits[-1], coupling, PROMPT),)
 
 

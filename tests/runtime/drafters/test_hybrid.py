@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
-from turbo_runtime.drafters.proposer import MIN_ACCEPTANCE, propose
+from turbo_runtime.drafters.interface import Draft, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.proposer import MIN_ACCEPTANCE, Guarded, propose
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
 
@@ -32,7 +32,7 @@ class Scripted:
         self._before = list(tokens)
 
     def learn(self, cell: Hashable, accepted: bool) -> None:
-        raise AssertionError("proposing teaches nothing")
+        pytest.fail("proposing teaches nothing")
 
 
 SCRIPTS = st.dictionaries(
@@ -41,7 +41,7 @@ SCRIPTS = st.dictionaries(
 
 
 def draft(*sources: Scripted, last: int = 0, limit: int = 8) -> Draft:
-    (found,) = propose(sources, [DraftRequest("r", [last], 1, limit, "", Coupling(0, 0.0))])
+    (found,) = propose([*map(Guarded, sources)], [DraftRequest("r", [last], 1, limit, "", 0, 0.0)])
     return found
 
 
@@ -83,7 +83,7 @@ def test_what_others_are_not_sure_enough_of_would_not_be_drafted(
         Scripted("free", {0: (5, 0.5), 5: (6, 0.3)}),
         Scripted("slow", {0: (5, 0.9), 5: (6, 0.9)}, takes_time=True),
     ]
-    (found,) = propose(sources, [DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
+    (found,) = propose([*map(Guarded, sources)], [DraftRequest("r", [0], 1, 8, "", 0, 0.0)], least)
     assert [origin.fallback_token for origin in found.origins] == instead
 
 
@@ -98,7 +98,7 @@ def test_without_sources_that_take_time_nothing_else_would_be_drafted(
     scripts: list[Script], least: float
 ) -> None:
     sources = [Scripted(str(number), script) for number, script in enumerate(scripts)]
-    (found,) = propose(sources, [DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
+    (found,) = propose([*map(Guarded, sources)], [DraftRequest("r", [0], 1, 8, "", 0, 0.0)], least)
     assert [origin.fallback_token for origin in found.origins] == list(found.tokens)
 
 
@@ -106,9 +106,11 @@ def test_without_sources_that_take_time_nothing_else_would_be_drafted(
 def test_what_is_told_of_the_others_is_what_they_draft_alone(
     free: Script, slow: Script, least: float
 ) -> None:
-    want = DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))
-    (found,) = propose([Scripted("free", free), Scripted("slow", slow, takes_time=True)], [want], least)
-    (alone,) = propose([Scripted("free", free)], [want], least)
+    want = DraftRequest("r", [0], 1, 8, "", 0, 0.0)
+    (found,) = propose(
+        [Guarded(Scripted("free", free)), Guarded(Scripted("slow", slow, takes_time=True))], [want], least
+    )
+    (alone,) = propose([Guarded(Scripted("free", free))], [want], least)
     told = [origin.fallback_token for origin in found.origins]
     for place, (token, instead) in enumerate(zip(found.tokens, told, strict=True)):
         assert instead == (alone.tokens[place] if place < len(alone.tokens) else None)
@@ -121,7 +123,7 @@ def test_one_source_alone_drafts_what_it_knows() -> None:
     assert draft(TWO).tokens == (5,)
     assert [origin.source for origin in draft(TWO).origins] == ["two"]
     assert draft(TWO, last=99) == Draft()
-    assert propose([], [DraftRequest("r", [0], 1, 4, "", Coupling(0, 0.0))]) == [Draft()]
+    assert propose([], [DraftRequest("r", [0], 1, 4, "", 0, 0.0)]) == [Draft()]
 
 
 def test_a_draft_ends_at_its_limit_and_where_it_would_hardly_survive() -> None:
@@ -132,10 +134,8 @@ def test_a_draft_ends_at_its_limit_and_where_it_would_hardly_survive() -> None:
 
 
 def test_the_drafts_of_a_batch_have_each_their_own_length() -> None:
-    wants = [
-        DraftRequest(str(n), [last], 1, limit, "", Coupling(0, 0.0)) for n, (last, limit) in enumerate(_CASES)
-    ]
-    together = propose([ONE, TWO], wants)
+    wants = [DraftRequest(str(n), [last], 1, limit, "", 0, 0.0) for n, (last, limit) in enumerate(_CASES)]
+    together = propose([Guarded(ONE), Guarded(TWO)], wants)
     assert together == [draft(ONE, TWO, last=last, limit=limit) for last, limit in _CASES]
     assert [len(found.tokens) for found in together] == [4, 0, 1, 2]
 

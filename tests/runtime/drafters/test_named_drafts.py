@@ -12,16 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from turbo_runtime.drafters import loader as loading
-from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
-from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.interface import Draft, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import (
     LOOK_SECONDS,
     MAX_NAMED,
     RETRY_SECONDS,
     ActiveDrafts,
     DraftLoader,
-    LoadedDraft,
     SelectionError,
     WatchedFile,
     read_selection,
@@ -48,7 +46,7 @@ def loader() -> DraftLoader:
 
 def want(name: str, request_id: str = "r", drafting: Drafting = "auto") -> DraftRequest:
     hidden = torch.ones(WIDTH)
-    return DraftRequest(request_id, TOKENS, 10, 4, "", Coupling(0, 0.0), hidden, drafting, name)
+    return DraftRequest(request_id, TOKENS, 10, 4, "", 0, 0.0, hidden, drafting, name)
 
 
 @pytest.fixture
@@ -234,6 +232,7 @@ class Recorder:
     token: int
     name: str = "heads"
     takes_time: bool = True
+    version: str = "v1"
     confidence: float = 0.999
     asked: list[list[str]] = field(default_factory=list)
     taught: list[bool] = field(default_factory=list)
@@ -256,8 +255,7 @@ class Recorder:
 
 
 def recorders(default: Recorder, **named: Recorder) -> Proposer:
-    trained = {name: LoadedDraft(source, name) for name, source in named.items()}  # type: ignore[arg-type]
-    return Proposer(ActiveDrafts("heads", default, "v1", trained))  # type: ignore[arg-type]
+    return Proposer(ActiveDrafts("heads", default, "v1", named))  # type: ignore[arg-type]
 
 
 def test_requests_that_have_one_draft_are_asked_for_together() -> None:
@@ -308,7 +306,7 @@ def test_a_request_that_wants_no_heads_has_none_whatever_it_chose() -> None:
 
 def test_where_the_deployment_has_no_trained_draft_a_named_one_is_there_all_the_same() -> None:
     latex = Recorder(31)
-    drafters = Proposer(ActiveDrafts("auto", named={"latex": LoadedDraft(latex, "v1")}))  # type: ignore[arg-type]
+    drafters = Proposer(ActiveDrafts("auto", named={"latex": latex}))  # type: ignore[arg-type]
     assert drafters.use_hidden
     assert drafters.versions == {"default": "", "latex": "v1"}
     first, second = drafters.propose([want("latex"), want("default")])

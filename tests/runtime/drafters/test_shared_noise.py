@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
+from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
@@ -46,7 +46,7 @@ class Fared:
     expected: float = 0.0  # of them, by what the drafts say of themselves
 
 
-def run(temperature: float, drafted_with: Coupling | None) -> Fared:
+def run(temperature: float, drafted_with: tuple[int, float] | None) -> Fared:
     """Through the real drafter, noise, law and verifier; one draft a step, or none."""
     drafters = Proposer()
     law = Sampler(SamplingParams(temperature=temperature), (ENDS[0],), answer_key(5, (ENDS[0],), 0), NOISE)
@@ -54,7 +54,7 @@ def run(temperature: float, drafted_with: Coupling | None) -> Fared:
     while len(fared.tokens) < 3 * UNITS:
         tokens, draft = fared.tokens, Draft()
         if drafted_with is not None:
-            (draft,) = drafters.propose([DraftRequest("r", tokens, 1, 1, "", drafted_with)])
+            (draft,) = drafters.propose([DraftRequest("r", tokens, 1, 1, "", *drafted_with)])
         rows = torch.stack([row(last, temperature) for last in (tokens[-1], *draft.tokens)])
         (token_at,) = tokens_of_step(rows, [AnswerRows(law, tokens, list(draft.tokens), 0)], NOISE)
         verdict = verify(token_at, draft.tokens, stop_ids=(), room=1)
@@ -71,9 +71,9 @@ def run(temperature: float, drafted_with: Coupling | None) -> Fared:
 def test_with_its_noise_a_sampled_request_accepts_far_more_and_says_the_same(temperature: float) -> None:
     key = answer_key(5, (ENDS[0],), 0)
     alone = run(temperature, None)
-    shared = run(temperature, Coupling(key, temperature))
-    others = run(temperature, Coupling(key + 1, temperature))
-    frequent = run(temperature, Coupling(key, 0.0))
+    shared = run(temperature, (key, temperature))
+    others = run(temperature, (key + 1, temperature))
+    frequent = run(temperature, (key, 0.0))
     assert alone.tokens == shared.tokens == others.tokens == frequent.tokens
     assert shared.accepted > 0.75 * shared.ends
     assert frequent.accepted < 0.45 * frequent.ends
@@ -81,17 +81,16 @@ def test_with_its_noise_a_sampled_request_accepts_far_more_and_says_the_same(tem
 
 
 def test_survival_is_that_of_what_is_proposed() -> None:
-    fared = run(1.0, Coupling(answer_key(5, (ENDS[0],), 0), 1.0))
+    fared = run(1.0, (answer_key(5, (ENDS[0],), 0), 1.0))
     assert fared.expected == pytest.approx(fared.accepted, abs=0.1 * fared.ends)
 
 
 def test_a_greedy_request_is_proposed_what_followed_most_often() -> None:
     text = [20, 1, 7, 21, 1, 8, 22, 1, 8, 23, 1]
     for key in range(20):
-        (draft,) = Proposer().propose([DraftRequest("r", text, 1, 1, "", Coupling(key, 0.0))])
+        (draft,) = Proposer().propose([DraftRequest("r", text, 1, 1, "", key, 0.0)])
         assert draft.tokens == (8,)
     drawn = {
-        Proposer().propose([DraftRequest("r", [*text], 1, 1, "", Coupling(key, 1.0))])[0].tokens
-        for key in range(40)
+        Proposer().propose([DraftRequest("r", [*text], 1, 1, "", key, 1.0)])[0].tokens for key in range(40)
     }
     assert drawn == {(7,), (8,)}

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
-from turbo_runtime.drafters.proposer import propose
+from turbo_runtime.drafters.interface import Draft, DraftRequest
+from turbo_runtime.drafters.proposer import Guarded, propose
 from turbo_runtime.drafters.suffix import REQUEST_TOKENS, Memory, SuffixDrafter
 
 texts = st.lists(st.integers(0, 3), max_size=40)
@@ -28,7 +28,7 @@ def remember(
 def draft(
     suffix: SuffixDrafter, tokens: Sequence[int], limit: int = 8, *, request: str = "now", scope: str = ""
 ) -> Draft:
-    (found,) = propose([suffix], [DraftRequest(request, tokens, len(tokens), limit, scope, Coupling(0, 0.0))])
+    (found,) = propose([Guarded(suffix)], [DraftRequest(request, tokens, len(tokens), limit, scope, 0, 0.0)])
     return found
 
 

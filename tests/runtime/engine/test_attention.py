@@ -16,7 +16,7 @@ from torch import Tensor
 
 from turbo_runtime.engine.startup.attention_check import (
     NotProvenError,
-    _Trial,
+    _Probe,
     are_tiles_invariant,
     are_tiles_rows,
     find_invariant_row_counts,
@@ -350,11 +350,11 @@ def test_sequences_beside_the_one_that_is_tried_are_as_many_as_a_call_has_room_f
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kv = pool(value=KEY)
-    assert (30, True) in _Trial(kv, 320).batches()
+    assert (30, True) in _Probe(kv, 320).batches()
     monkeypatch.setattr(row_wise, "GROUP_BYTES", 8 * 576 * kv.shape.elements * kv.dtype.itemsize)
-    long = {number for number, as_long in _Trial(kv, 576).batches() if as_long}
+    long = {number for number, as_long in _Probe(kv, 576).batches() if as_long}
     assert long == {1, 6, 8}
-    assert _Trial(kv, 1024).batches() == {(0, False)}
+    assert _Probe(kv, 1024).batches() == {(0, False)}
 
 
 def test_only_the_last_keys_of_an_item_are_masked() -> None:

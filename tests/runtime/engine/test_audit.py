@@ -23,7 +23,7 @@ from turbo_dev.audited import (
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import VOCABULARY, WANTED
 from turbo_runtime.engine import loop
-from turbo_runtime.engine.audit import MAX_WAITING, Audit, AuditTerms
+from turbo_runtime.engine.audit import MAX_WAITING, Audit
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import Abort, Grammar
@@ -119,7 +119,7 @@ def test_one_wrong_token_or_a_wrong_end_is_found_and_told_by_its_place_without_i
         assert record.levelno == logging.ERROR
         assert record.getMessage() == (
             "audit: the answer to request r is not what the model gives without speculation "
-            f"(guarantee {terms(kind, 1.0).guarantee}): it differs from token {place} of {len(said)} on"
+            f"(guarantee {terms(kind, 1.0)[1]}): it differs from token {place} of {len(said)} on"
         )
 
 
@@ -151,7 +151,7 @@ def test_the_id_says_which_and_the_share_how_many(make: Make) -> None:
     def taken(share: float) -> list[bool]:
         server, found = make(), []
         for number in range(2000):
-            audit = Audit(server.model, server.scheduler, server.samplers, AuditTerms(share, "bitwise"))
+            audit = Audit(server.model, server.scheduler, server.samplers, share, "bitwise")
             audit.offer(asked(f"chatcmpl-{number}"), (1,), "length")
             found.append(audit.pending)
         return found

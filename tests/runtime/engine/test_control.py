@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.accounting import Gate
-from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
+from turbo_runtime.speculation.controller import DraftOutcome, Gate, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 
 CONTEXT = 256  # tokens behind every answer

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.accounting import Gate, Meter
 from turbo_runtime.speculation.controller import (
     DraftOutcome,
+    Gate,
     GoodputController,
+    Meter,
     StepTimes,
     select_draft_lengths,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, takewhile
 from operator import mul
 from types import SimpleNamespace
@@ -15,10 +15,9 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_runtime.contract.model import StepTime
+from turbo_runtime.drafters.heads.checkpoint import Heads
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
-from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import (
-    Coupling,
     Draft,
     DraftRequest,
     TokenCandidate,
@@ -28,7 +27,7 @@ from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.speculator import Speculator
-from turbo_runtime.messages import DEFAULT_DRAFT, Drafting, GenerationRequest
+from turbo_runtime.messages import Drafting, GenerationRequest
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
@@ -206,26 +205,27 @@ class Slow(Fixed):
 def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time() -> None:
     source = Slow(HeadsDrafter.name, 7, 0.8)
     drafters = Proposer(ActiveDrafts("auto", source, "v1"))
-    want = DraftRequest("r", [1], 1, 4, "", Coupling(0, 0.0))
-    heads = drafters.heads_of(want.drafting, want.name)
-    assert heads == HEADS
-    assert drafters.heads_of("suffix", want.name) is None
-    assert drafters.propose([want], 0.0, lambda key: key != heads) == [Draft()]
+    want = DraftRequest("r", [1], 1, 4, "", 0, 0.0)
+    (draft,) = drafters.propose([replace(want, drafting="suffix")])
+    assert (draft, draft.heads) == (Draft(), None)
+    (draft,) = drafters.propose([want], 0.0, lambda key: key != HEADS)
+    assert (draft, draft.heads) == (Draft(), HEADS)
     assert (source.asked, drafters.heads_seconds) == (0, {})
-    (draft,) = drafters.propose([want], 0.0, lambda key: key == heads)
+    (draft,) = drafters.propose([want], 0.0, lambda key: key == HEADS)
+    assert draft.heads == HEADS
     assert draft.tokens == (7,)
-    assert set(drafters.heads_seconds) == {heads}
-    assert drafters.heads_seconds[heads] > 0
+    assert set(drafters.heads_seconds) == {HEADS}
+    assert drafters.heads_seconds[HEADS] > 0
 
 
 def test_heads_that_a_request_wants_alone_are_weighed_by_the_gate_of_all() -> None:
     source = Slow(HeadsDrafter.name, 7, 0.8)
     drafters = Proposer(ActiveDrafts("auto", source, "v1"))
-    want = DraftRequest("r", [1], 1, 4, "", Coupling(0, 0.0), drafting="heads")
+    want = DraftRequest("r", [1], 1, 4, "", 0, 0.0, drafting="heads")
     (draft,) = drafters.propose([want], 0.0, lambda _: False)
     assert draft.tokens == (7,)
-    assert set(drafters.heads_seconds) == {drafters.heads_of("heads", want.name)}
-    assert drafters.heads_of("heads", want.name) != drafters.heads_of("auto", want.name)
+    assert set(drafters.heads_seconds) == {draft.heads}
+    assert draft.heads != HEADS
 
 
 def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() -> None:
@@ -236,9 +236,11 @@ def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() 
             return ActiveDrafts("auto", Slow(HeadsDrafter.name, 7, 0.8), "v1")
 
     drafters = Proposer(ActiveDrafts("auto", Slow(HeadsDrafter.name, 7, 0.8), "v1"), file=Swapped())  # type: ignore[arg-type]
-    before = drafters.heads_of("auto", DEFAULT_DRAFT)
+    want = DraftRequest("r", [1], 1, 4, "", 0, 0.0)
+    (before,) = drafters.propose([want])
     drafters.poll(0.0)
-    assert drafters.heads_of("auto", DEFAULT_DRAFT) != before
+    (after,) = drafters.propose([want])
+    assert before.heads != after.heads
 
 
 class Telling(EveryDraft):
@@ -272,8 +274,7 @@ def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
         TokenOrigin(source, 0, instead)
         for source, instead in (("heads", 5), ("suffix", 6), ("heads", 9), ("suffix", None))
     )
-    submit = SimpleNamespace(request_id="r")
-    work = SimpleNamespace(sequence=SimpleNamespace(submit=submit), draft_limit=4)
+    work = SimpleNamespace(sequence=SimpleNamespace(request_id="r"), draft_limit=4)
     part = SimpleNamespace(work=work, draft=Draft((5, 6, 7, 8), (0.9,) * 4, evidence), drafts=[*verified])
     drafters = SimpleNamespace(observe=lambda *_: None, use_hidden=False, heads_seconds={})
     control = Telling()
@@ -303,7 +304,7 @@ def test_the_engine_tells_what_heads_drafted_won_and_took(
     for outcome in outcomes:
         assert 0 <= outcome.more_by_heads <= outcome.drafted
         assert -1 <= outcome.won_by_heads <= outcome.won
-        assert outcome.heads in {None, drafters.heads_of("auto", DEFAULT_DRAFT)}
+        assert outcome.heads in {None, ("heads", *HEADS[1:]), HEADS}
     more = sum(outcome.more_by_heads for outcome in outcomes)
     won = sum(outcome.won_by_heads for outcome in outcomes)
     asked = [times for _, times in control.told if times.heads]

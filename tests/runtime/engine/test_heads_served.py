@@ -10,9 +10,8 @@ import torch
 
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
-from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.heads.checkpoint import Heads, Target
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
-from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer

@@ -13,7 +13,7 @@ from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, ScheduledTokens, Scheduler
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.speculation.accounting import Demand
+from turbo_runtime.speculation.controller import Demand
 
 MAX_LENGTH = 160
 
@@ -266,7 +266,7 @@ def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], 
     scheduler, demand = small(2000, 8192, running=64, budget=512, drafts=drafts), Demand()
 
     def decode_with_drafts() -> tuple[ScheduledTokens, ...]:
-        plan = scheduler.schedule(demand.of)
+        plan = scheduler.schedule(demand.predict)
         for work in plan:
             name = work.sequence.submit.request_id
             used = min(verified, work.draft_limit) if name == "r0" else 0
@@ -305,7 +305,7 @@ def test_an_answer_that_begins_to_draft_beside_a_prompt_gets_slots_soon() -> Non
     demand, slots = Demand(), 1  # what the cut of a prompt to whole tiles leaves
     for _ in range(12):
         demand.book("r", slots, slots)
-        slots = min(8, max(1, demand.of("r")))
+        slots = min(8, max(1, demand.predict("r")))
     assert slots == 8
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from turbo_dev.drafting import NoDraft
-from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
@@ -83,7 +83,7 @@ def test_a_prompt_is_known_when_its_answer_begins(make_engine: MakeEngine) -> No
         event = server.step().events
     assert not server.speculation.drafters.waiting
     tokens = [*prompt, 1 + len(prompt) % 70]
-    (draft,) = server.speculation.drafters.propose([DraftRequest("r", tokens, 148, 3, "", Coupling(0, 0.0))])
+    (draft,) = server.speculation.drafters.propose([DraftRequest("r", tokens, 148, 3, "", 0, 0.0)])
     assert draft.tokens == tuple(1 + (149 + n) % 70 for n in range(3))
 
 

@@ -16,8 +16,7 @@ def test_no_figure_is_cut(width: int) -> None:
     modes = []
     for name in ("on", "off"):
         progress = Progress(100_000, 100_000, 1, 0.9994, 2.0, 3.21)
-        modes.append(ModeResult(name, answers=[progress]))
-        modes[-1].add_pass(1.0, [progress])
+        modes.append(ModeResult(name, seconds=1.0, tokens=progress.tokens, answers=[progress]))
     written = io.StringIO()
     console = Console(file=written, width=width)
     console.print(render_report(modes, "m at http://a:80\n6 requests, 2 at a time", console.width))

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbo_runtime.drafters.heads.module import CERTAIN, Heads
-from turbo_runtime.drafters.interface import Calibration, DraftRequest, TokenCandidate
+from turbo_runtime.drafters.heads.checkpoint import CERTAIN, Heads
+from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
 from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
 from turbo_runtime.sampling.noise import BLOCK, Noise, position_key
 
@@ -20,7 +20,7 @@ _HOTTEST = 64
 _SURE = 0.9  # confidence of others from which heads keep silent: they are seldom surer
 
 
-class HeadsDrafter(Calibration):
+class HeadsDrafter(Drafter):
     """The drafter `heads`. Keeps no state of a request; one without a hidden row gets no draft.
 
     The heads are packed: on a CPU that is three to five times as fast at 1 to 16 rows. The confidences'
@@ -32,9 +32,10 @@ class HeadsDrafter(Calibration):
     takes_time = True
 
     @torch.inference_mode()
-    def __init__(self, heads: Heads, noise: Noise) -> None:
+    def __init__(self, heads: Heads, noise: Noise, version: str = "") -> None:
+        """`version`: of the checkpoint."""
         super().__init__()
-        self.noise = noise
+        self.noise, self.version = noise, version
         self.heads = heads.heads
         self.dtype = heads.block.dtype
         self.vocabulary: list[int] = heads.vocabulary.tolist()
@@ -73,12 +74,12 @@ class HeadsDrafter(Calibration):
         before = [self._before[index] for index in rows]
         logits, likeliest, confidences = self._guess(hidden, before, depth)
         requests = [self._requests[index] for index in rows]
-        if any(request.coupling.temperature > 0 for request in requests):
+        if any(request.temperature > 0 for request in requests):
             likeliest = self._draw(logits, requests)
         for index, place, chance in zip(rows, likeliest, confidences, strict=True):
             if not isfinite(chance):  # finite weights may overflow
                 continue
-            cell = (self._requests[index].coupling.temperature > 0, depth, int(10 * chance))
+            cell = (self._requests[index].temperature > 0, depth, int(10 * chance))
             candidates[index] = TokenCandidate(self.vocabulary[place], self.confidence(cell, chance), cell)
         return candidates
 
@@ -106,11 +107,11 @@ class HeadsDrafter(Calibration):
     def _draw(self, logits: Tensor, requests: Sequence[DraftRequest]) -> list[int]:
         """Places in the vocabulary: the engine's own draws from these logits, or the likeliest tokens."""
         temperatures = torch.tensor(
-            [request.coupling.temperature for request in requests], dtype=torch.float64, device=logits.device
+            [request.temperature for request in requests], dtype=torch.float64, device=logits.device
         )
         hottest, places = logits.topk(min(_HOTTEST, logits.shape[1]))
         keys = torch.tensor(
-            [position_key(request.coupling.key, len(request.tokens) + self._depth) for request in requests],
+            [position_key(request.key, len(request.tokens) + self._depth) for request in requests],
             device=logits.device,
         )
         minima, falls = self.noise.block_minima(keys)

@@ -15,15 +15,15 @@ from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fus
 from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
 from turbo_runtime.models.attention.tiles import TileAttention
 
-# Tokens of the tried sequences: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
+# Tokens of the probes: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
 # all numbers of keys within its block of 512 and one beyond; alone, a second and a third block.
 SPLIT_LENGTHS = (100, 300)
 FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
 FAR_LENGTHS = (832, 1024, 1088)
 # The rest of the batch: (sequences, whether they are as long, so that they are computed together)
 BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
-TILES = 8  # whole tiles of the tried prompt
-FIRST_BLOCK = 3  # of the tried sequence: it does not begin where the cache does
+TILES = 8  # whole tiles of the probe prompt
+FIRST_BLOCK = 3  # of the probes: it does not begin where the cache does
 
 
 class NotProvenError(Exception):
@@ -44,30 +44,30 @@ def find_invariant_row_counts(
     that are not tried by `optional_deadline`.
     """
     lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
-    trials: list[tuple[_Trial, Tensor]] = []
+    probes: list[tuple[_Probe, Tensor]] = []
     for length in lengths:
-        trial = _Trial(pool, length)
-        trials.append((trial, trial.rows(1, max(ROW_COUNTS) + 1)))  # more than one item at every count
+        probe = _Probe(pool, length)
+        probes.append((probe, probe.rows(1, max(ROW_COUNTS) + 1)))  # more than one item at every count
         require_time(deadline)
-        if not trial.is_invariant(1, trials[-1][1]):
+        if not probe.is_invariant(1, probes[-1][1]):
             return ()
     return 1, *(
         rows
         for rows in ROW_COUNTS
         if rows > 1
         and all(
-            time.monotonic() <= optional_deadline and trial.is_invariant(rows, alone)
-            for trial, alone in trials
+            time.monotonic() <= optional_deadline and probe.is_invariant(rows, alone)
+            for probe, alone in probes
         )
     )
 
 
 def are_tiles_invariant(pool: KVPool) -> bool:
     """Whether the last tile of a prompt gets the same bits at once and in parts, alone and after another."""
-    trial = _Trial(pool, TILES * PROMPT_TILE)
-    at_once = trial.tile([0, PROMPT_TILE], preceded=False)
+    probe = _Probe(pool, TILES * PROMPT_TILE)
+    at_once = probe.tile([0, PROMPT_TILE], preceded=False)
     return all(
-        torch.equal(trial.tile(cuts, preceded), at_once)
+        torch.equal(probe.tile(cuts, preceded), at_once)
         for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
     )
 
@@ -76,12 +76,12 @@ def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
     """Whether tiles have the bits of rows, as the fused kernel's may; False if not proven by `deadline`."""
     return is_fused(pool) and all(
         time.monotonic() <= deadline
-        and torch.equal(trial.tile([0, PROMPT_TILE], preceded=False), trial.rows(1, PROMPT_TILE))
-        for trial in (_Trial(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
+        and torch.equal(probe.tile([0, PROMPT_TILE], preceded=False), probe.rows(1, PROMPT_TILE))
+        for probe in (_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
     )
 
 
-class _Trial:
+class _Probe:
     """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
 
     def __init__(self, pool: KVPool, length: int) -> None:
@@ -126,9 +126,9 @@ class _Trial:
         `step_rows`, as all of a step, which is padded up to them.
         """
         other = Span(self._length - 1 if long else 0, 1, self._table, 0)
-        tried = Span(self._length - count, count, self._table, 0)
+        probed = Span(self._length - count, count, self._table, 0)
         before = others // 2
-        spans = Spans.join([other] * before + [tried] + [other] * (others - before))
+        spans = Spans.join([other] * before + [probed] + [other] * (others - before))
         attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]

@@ -6,6 +6,7 @@ import logging
 import os
 import statistics
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from turbo_runtime.contract.model import StepTime
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance, probe_tokens
@@ -71,6 +71,8 @@ def start_engine(
         max_length=length,
         shared_tile=model.rule.shared_tile,
     )
+    end_ids = getattr(weights.generation_config, "eos_token_id", None)
+    end_ids = () if end_ids is None else end_ids  # one or several
     ready = EngineReady(
         guarantee=report.guarantee,
         guarantee_reason=report.reason,
@@ -81,7 +83,7 @@ def start_engine(
         kv_blocks=blocks,
         block_size=BLOCK_SIZE,
         vocab_size=model.vocabulary,
-        eos_token_ids=_end_ids(weights.generation_config),
+        eos_token_ids=tuple(end_ids) if isinstance(end_ids, Iterable) else (end_ids,),
         digest=digest,
         load_seconds=loaded - start_time,
         check_seconds=checked - loaded,
@@ -97,7 +99,8 @@ def start_engine(
         Proposer(ActiveDrafts(config.speculation)),
         grammars,
         GoodputController(steps, padded_rows),
-        AuditTerms(config.audit_fraction, report.guarantee),
+        config.audit_fraction,
+        report.guarantee,
     )
     if config.draft_config:
         engine.speculation.drafters = _follow(Path(config.draft_config), engine, digest, config.speculation)
@@ -110,14 +113,6 @@ def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Pr
     target = Target(digest, decoder.embedding, decoder.output_rows)
     file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
     return Proposer(file.wait(time.monotonic()) or ActiveDrafts(until_then), file=file)
-
-
-def _end_ids(generation_config: object) -> tuple[int, ...]:
-    """Tokens that end an answer, from the model's generation config."""
-    ids = getattr(generation_config, "eos_token_id", None)
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def measure_steps(
