@@ -28,7 +28,7 @@ from turbo_operator.api import (
 from turbo_operator.api.conditions import ConditionState, sentence
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
-from turbo_operator.plan import Choice, EvaluatedCandidate, Plan, Predicted, Rejected
+from turbo_operator.plan import Candidate, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import OFF, money
 from turbo_operator.planner.explanation.messages import count, time
 
@@ -100,13 +100,13 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return {**fields, "accelerator": name, **_predicted(choice.predicted), **price}
 
 
-def _rejected(row: Rejected) -> dict[str, Any]:
+def _rejected(row: EvaluatedCandidate) -> dict[str, Any]:
     predicted = _predicted(row.predicted) if row.predicted else {}
     why = {"reason": str(row.reason), "message": row.detail}
     return {**_fields(row, *_CANDIDATE, "method", "replicas"), **predicted, **why}
 
 
-def _fields(record: Choice | Rejected, *names: str) -> dict[str, Any]:
+def _fields(record: Choice | EvaluatedCandidate, *names: str) -> dict[str, Any]:
     values = {to_camel(name): getattr(record, name) for name in names}
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
@@ -170,7 +170,7 @@ def _described(plan: PlanStatus) -> str:
     return f"{what}, as {plan.reason or 'unknown'}; predicted {', '.join(figures) or 'nothing'}."
 
 
-def candidate(row: Choice | Rejected | EvaluatedCandidate) -> str:
+def candidate(row: Choice | Candidate) -> str:
     """Name a replica's accelerators and what is unusual, like `h100 x8, VLLM, Spot` or `h100 2 x 8`."""
     name = row.accelerator if isinstance(row.accelerator, str) else row.accelerator.name
     if row.nodes > 1:
@@ -280,7 +280,7 @@ def _chosen_cells(plan: Plan) -> list[str]:
     return [candidate(choice), drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
 
 
-def _rejected_cells(row: Rejected) -> list[str]:
+def _rejected_cells(row: EvaluatedCandidate) -> list[str]:
     replicas = UNKNOWN if row.replicas is None else str(row.replicas)
     return [candidate(row), row.method, replicas, *_figures(row.predicted), str(row.reason)]
 
@@ -297,5 +297,5 @@ def _figures(predicted: Predicted | None) -> list[str]:
     ]
 
 
-def _sentence(row: Rejected) -> str:
+def _sentence(row: EvaluatedCandidate) -> str:
     return f"{candidate(row)}, {row.method}: {row.reason}. {row.detail}"

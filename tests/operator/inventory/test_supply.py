@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, Template
 from turbo_operator.budget import Footprint
-from turbo_operator.inventory import usage
+from turbo_operator.inventory import store
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import (
     ClusterInventory,
@@ -254,18 +254,18 @@ def test_a_pod_holds_what_the_scheduler_counts(before: list[dict[str, Any]], cpu
         initContainers=before,
         overhead={"cpu": "100m"},
     )
-    held = usage.holding(body)
+    held = store.read_pod(body)
     assert held is not None
     assert held.requests == {"cpu": cpu + 100, "memory": GIB * 1000}
     assert (held.owner, held.node, held.leaving) == (None, "n", False)
     body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    told = usage.holding(body)
+    told = store.read_pod(body)
     assert told is not None
     assert told.leaving
 
 
 def test_amounts_of_the_whole_pod_go_before_those_of_its_containers() -> None:
-    held = usage.holding(
+    held = store.read_pod(
         raw_pod(containers=[container(cpu="1", memory="1Ki")], resources={"requests": {"cpu": "4"}})
     )
     assert held is not None
@@ -283,7 +283,7 @@ def test_a_pod_that_trains_is_told_by_its_role() -> None:
         body = raw_pod(containers=[container(cpu="1")])
         labels = {"serving.turbo.dev/deployment": MINE.name, "serving.turbo.dev/role": role}
         body["metadata"] = {**body["metadata"], "namespace": MINE.namespace, "labels": labels}
-        held = usage.holding(body)
+        held = store.read_pod(body)
         assert held is not None
         assert held.owner == owner
         assert held.requests == {"cpu": 1000}
@@ -291,7 +291,7 @@ def test_a_pod_that_trains_is_told_by_its_role() -> None:
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_pod_that_has_ended_holds_nothing(phase: str) -> None:
-    assert usage.holding(raw_pod(containers=[]) | {"status": {"phase": phase}}) is None
+    assert store.read_pod(raw_pod(containers=[]) | {"status": {"phase": phase}}) is None
 
 
 def test_a_node_takes_pods_when_it_is_ready_and_not_cordoned() -> None:
@@ -300,17 +300,17 @@ def test_a_node_takes_pods_when_it_is_ready_and_not_cordoned() -> None:
         "spec": {"taints": [{"key": "a", "effect": "PreferNoSchedule"}, {"key": "b", "effect": "NoExecute"}]},
         "status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {GPU: "8"}},
     }
-    seen = usage.node(body)
+    seen = store.read_node(body)
     assert seen == Node("n", {}, ({"key": "b", "effect": "NoExecute"},), True, {GPU: 8000})
-    assert not usage.node({**body, "spec": {"unschedulable": True}}).takes_pods
-    assert not usage.node({**body, "status": {}}).takes_pods
+    assert not store.read_node({**body, "spec": {"unschedulable": True}}).takes_pods
+    assert not store.read_node({**body, "status": {}}).takes_pods
 
 
 def test_a_quota_of_other_pods_is_left_out() -> None:
     body = {"metadata": {"name": "q", "namespace": "team"}, "spec": {"hard": {"cpu": "1"}}}
-    assert usage.quota(body) == Quota("team", {"cpu": 1000}, {})
-    assert usage.quota({**body, "spec": {"scopes": ["BestEffort"]}}) is None
-    assert usage.quota({**body, "spec": {"scopes": ["NotTerminating"]}}) is not None
+    assert store.read_quota(body) == Quota("team", {"cpu": 1000}, {})
+    assert store.read_quota({**body, "spec": {"scopes": ["BestEffort"]}}) is None
+    assert store.read_quota({**body, "spec": {"scopes": ["NotTerminating"]}}) is not None
 
 
 # The ledger

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from turbo_operator import resources
 from turbo_operator.controller.feed import Follower
 from turbo_operator.controller.kube import Kube
-from turbo_operator.inventory import usage
+from turbo_operator.inventory import store
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import Resource
 
@@ -147,7 +147,7 @@ def test_every_whole_quantity_is_read_with_its_sign_and_none_exceeds_the_largest
     sign: str, number: int, suffix: str
 ) -> None:
     value = min(number * _SUFFIXES[suffix] * 1000, MOST)
-    read = usage.amounts({"cpu": f"{sign}{number}{suffix}"}, "status")
+    read = store.read_amounts({"cpu": f"{sign}{number}{suffix}"}, "status")
     assert read == {"cpu": -value if sign == "-" else value}
 
 
@@ -179,7 +179,7 @@ def test_every_whole_quantity_is_read_with_its_sign_and_none_exceeds_the_largest
     ],
 )
 def test_every_form_of_a_quantity_is_read_and_rounded_away_from_nothing(text: str, thousandths: int) -> None:
-    assert usage.amounts({"cpu": text}, "status") == {"cpu": thousandths}
+    assert store.read_amounts({"cpu": text}, "status") == {"cpu": thousandths}
 
 
 _NO_NUMBER = ["", ".", "+", "Gi", "--1", "0x1", "1_0", "1,5", "١", "NaN", "Infinity", "lots"]
@@ -189,13 +189,13 @@ _NO_SUFFIX = ["1 Gi", " 1", "1\n", "1GB", "1K", "1ki", "1mi", "1e", "1e1.5", "1e
 @pytest.mark.parametrize("text", _NO_NUMBER + _NO_SUFFIX)
 def test_what_is_no_quantity_is_refused_with_its_field(text: str) -> None:
     with pytest.raises(ValueError, match=r"^status\.cpu: .* is no quantity"):
-        usage.amounts({"cpu": text}, "status")
+        store.read_amounts({"cpu": text}, "status")
 
 
 @given(st.text(alphabet="0123456789+-.eEinumkKMGTP", max_size=24) | st.text(max_size=8))
 def test_any_text_is_read_within_bounds_or_refused_with_its_field(text: str) -> None:
     try:
-        (value,) = usage.amounts({"cpu": text}, "status").values()
+        (value,) = store.read_amounts({"cpu": text}, "status").values()
     except ValueError as error:
         assert str(error).startswith("status.cpu: ")  # noqa: PT017  that it raises is not the claim
     else:

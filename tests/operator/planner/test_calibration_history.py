@@ -12,7 +12,6 @@ from turbo_operator import planner
 from turbo_operator.api import (
     Calibrated,
     CapacityType,
-    EngineName,
     PlanStatus,
     Provenance,
     TurboDeployment,
@@ -45,7 +44,7 @@ CARD = Accelerator(
     flops={"bf16": 120e12},
     prices={CapacityType.ON_DEMAND: Decimal("0.80")},
 )
-RUNNING = Running(EngineName.TURBO, "card", CapacityType.ON_DEMAND, 1, 1, "Off", None)
+RUNNING = Running("card", 1, "Off")
 PLAN = PlanStatus(hash="v1a", engine="Turbo", accelerator="card", method="Off")
 DEPLOYMENT = ChildView("Deployment", "chat-v1a", "u", None, plan_hash="v1a", replicas=1)
 

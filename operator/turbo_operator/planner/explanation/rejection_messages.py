@@ -27,7 +27,7 @@ def explain(evaluation: PlanEvaluation, index: int, best: int | None) -> tuple[P
     pair = evaluation.pair(index)
     detail = _DETAILS[reason](evaluation, index, pair)
     is_further = reason != PlanReason.NOT_YET_SUPPORTED and evaluation.lacking[pair.place]
-    if is_further and (lack := evaluation.lack(pair)):
+    if is_further and (lack := evaluation.lacks[pair.place]):
         detail = f"{detail} Besides, {lack}."
     return reason, detail
 
@@ -199,7 +199,7 @@ def _over_budget(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
 
 
 def _not_yet(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
-    lack = evaluation.lack(pair)
+    lack = evaluation.lacks[pair.place]
     if lack is None:
         return evaluation.conflicts[pair.accelerator.name]
     if pair.tensor > 1 and pair.nodes == 1 and lack.startswith("a replica on"):
