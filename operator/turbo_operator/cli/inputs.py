@@ -85,10 +85,10 @@ def given(
 
 
 def _of_kind(objects: tuple[Found, ...], kind: str, label: str) -> tuple[Found, ...]:
-    found = tuple(item for item in objects if item.kind == kind)
-    if not found:
+    matches = tuple(item for item in objects if item.kind == kind)
+    if not matches:
         raise BadInputError(f"{label}: there is no object of kind {kind} in it.")
-    return found
+    return matches
 
 
 def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:

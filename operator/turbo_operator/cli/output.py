@@ -74,7 +74,7 @@ def as_document(answer: Answer) -> dict[str, Any]:
     if answer.changes:
         document["whatIf"] = [
             {
-                "change": change.asked,
+                "change": change.setting,
                 **_plan(change.plan),
                 "differencePerHour": None if change.difference is None else signed(change.difference),
                 "notes": list(change.notes),
@@ -240,8 +240,8 @@ def show(answer: Answer) -> None:
     if near and near.detail not in plan.detail:  # what has no plan quotes it already
         sentences.append(f"~ {_sentence(near)}")
     sentences += [f"  {_sentence(row)}" for row in rows]
-    if left := len(plan.rejected[NUM_REJECTED:]):
-        sentences.append(f"  -o json also has {count(left, 'candidate')} more.")
+    if num_hidden := len(plan.rejected[NUM_REJECTED:]):
+        sentences.append(f"  -o json also has {count(num_hidden, 'candidate')} more.")
     sentences += serving_sentences(question.td)
     if answer.trainer:
         sentences.append(trained_on(answer))
@@ -260,7 +260,7 @@ def _table(title: str, *headings: str) -> Table:
 
 def _show_changes(console: Console, answer: Answer) -> None:
     table = _table("What if", "change", *COLUMNS[:-2], "difference", *COLUMNS[-2:])
-    changes = [(change.asked, change.plan, change.difference) for change in answer.changes]
+    changes = [(change.setting, change.plan, change.difference) for change in answer.changes]
     for name, plan, difference in (("none", answer.plan, None), *changes):
         cells = _chosen_cells(plan)
         more = UNKNOWN if difference is None else signed(difference)
@@ -269,7 +269,7 @@ def _show_changes(console: Console, answer: Answer) -> None:
     console.print(table)
     for change in answer.changes:
         for note in (*([change.plan.detail] if change.plan.choice is None else []), *change.notes):
-            console.print(Text(f"  {change.asked}: {note}"))
+            console.print(Text(f"  {change.setting}: {note}"))
 
 
 def _chosen_cells(plan: Plan) -> list[str]:

@@ -77,7 +77,7 @@ class ClusterInventory:
 
     accelerators: Mapping[str, Accelerator] = field(default_factory=dict)
     nodes: Mapping[str, Node] = field(default_factory=dict)
-    held: Mapping[str, Amounts] = field(default_factory=dict)  # by node
+    usage: Mapping[str, Amounts] = field(default_factory=dict)  # by node
     own: Mapping[Owner, tuple[PodUsage, ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
@@ -94,7 +94,7 @@ def take_stock(
     """Count what `nodes` have of each accelerator while `holdings` hold what they hold."""
     by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
     pods = tuple(holdings)
-    held = _by_node(pods)
+    usage = _by_node(pods)
     own: defaultdict[Owner, tuple[PodUsage, ...]] = defaultdict(tuple)
     for pod in pods:
         if pod.owner is not None:
@@ -109,10 +109,12 @@ def take_stock(
             if node.takes_pods and _matches(node, selector)
         ]
         supply[name] = tuple(
-            _on_node(accelerator, node, held.get(node.name, {}), {}, types) for node, types in opened if types
+            _on_node(accelerator, node, usage.get(node.name, {}), {}, types)
+            for node, types in opened
+            if types
         )
         tainted[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
-    return ClusterInventory(dict(accelerators), by_name, held, own, tuple(quotas), supply, tainted)
+    return ClusterInventory(dict(accelerators), by_name, usage, own, tuple(quotas), supply, tainted)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
@@ -159,19 +161,19 @@ def _nodes(
     rows = {node.name: node for node in base}
     label = label_value(accelerator.name)
     staying = [pod for pod in mine if pod.accelerator == label and not pod.leaving]
-    kept: list[NodeSupply] = []
+    reserved: list[NodeSupply] = []
     for name, amounts in own.items():
         node = stock.nodes.get(name)
         if node is None or not _matches(node, selector):
             continue
         types = rows[name].capacity_types if name in rows else frozenset()
         if types:
-            rows[name] = _on_node(accelerator, node, stock.held[name], amounts, types)
+            rows[name] = _on_node(accelerator, node, stock.usage[name], amounts, types)
         for kind in sorted(set(CapacityType) - types):  # takes no new pods of it; ours need not leave
             pods = (pod for pod in staying if (pod.node, pod.capacity_type) == (name, kind))
             if units := _units(accelerator, _by_node(pods).get(name, {})):
-                kept.append(NodeSupply(name, units, units, None, frozenset({kind})))
-    return tuple(sorted((*rows.values(), *kept), key=lambda row: row.name))
+                reserved.append(NodeSupply(name, units, units, None, frozenset({kind})))
+    return tuple(sorted((*rows.values(), *reserved), key=lambda row: row.name))
 
 
 def _under(
@@ -194,7 +196,7 @@ def _under(
     classifier = NodeClassifier(accelerator)
     for node in further:
         if types := _open_to(node, selector, tolerations, classifier):
-            rows[node.name] = _on_node(accelerator, node, stock.held.get(node.name, {}), {}, types)
+            rows[node.name] = _on_node(accelerator, node, stock.usage.get(node.name, {}), {}, types)
     return tuple(rows[name] for name in sorted(rows))
 
 
@@ -213,10 +215,14 @@ def _open_to(
 
 
 def _on_node(
-    accelerator: Accelerator, node: Node, held: Amounts, own: Amounts, capacity_types: frozenset[CapacityType]
+    accelerator: Accelerator,
+    node: Node,
+    usage: Amounts,
+    own: Amounts,
+    types: frozenset[CapacityType],
 ) -> NodeSupply:
     free = {
-        name: node.allocatable[name] - held.get(name, 0) + own.get(name, 0)
+        name: node.allocatable[name] - usage.get(name, 0) + own.get(name, 0)
         for name in (*unit(accelerator), CPU, MEMORY)
         if name in node.allocatable
     }
@@ -224,7 +230,7 @@ def _on_node(
     if accelerator.resource_name != CPU and CPU in free and MEMORY in free:
         host = Host(max(0, free[CPU]), max(0, free[MEMORY] // 1000))
     allocatable = _units(accelerator, node.allocatable)
-    return NodeSupply(node.name, allocatable, _units(accelerator, free), host, capacity_types)
+    return NodeSupply(node.name, allocatable, _units(accelerator, free), host, types)
 
 
 def _units(accelerator: Accelerator, amounts: Amounts) -> int:
@@ -238,8 +244,8 @@ def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[Pod
     for quota, prefix, (name, size) in product(quotas, _QUOTA_PREFIXES, unit(accelerator).items()):
         key = prefix + name
         if key in quota.hard:
-            held = sum((pod.limits if prefix == "limits." else pod.requests).get(name, 0) for pod in mine)
-            counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + held) // size)
+            usage = sum((pod.limits if prefix == "limits." else pod.requests).get(name, 0) for pod in mine)
+            counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + usage) // size)
     return min(counts, default=None)
 
 

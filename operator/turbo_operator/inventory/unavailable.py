@@ -26,16 +26,16 @@ def unavailable_until(td: TurboDeployment, pods: Iterable[PodView], now: float) 
     }
     plan = td.status.plan
     if plan is not None and plan.accelerator is not None:
-        for since in _waiting(plan.hash, pods):
-            if now - since >= _timeout(td):
-                until = since + backoff * (1 + (now - since) // backoff)
-                times[plan.accelerator] = max(until, times.get(plan.accelerator, until))
-    return {name: until for name, until in times.items() if until > now}
+        for start in _waiting(plan.hash, pods):
+            if now - start >= _timeout(td):
+                end_time = start + backoff * (1 + (now - start) // backoff)
+                times[plan.accelerator] = max(end_time, times.get(plan.accelerator, end_time))
+    return {name: end_time for name, end_time in times.items() if end_time > now}
 
 
 def next_look(td: TurboDeployment, pods: Iterable[PodView], now: float) -> float | None:
     """Return the seconds until `unavailable_until` changes; None where nothing is waited for."""
-    waits = [since + _timeout(td) for since in _waiting(td.status.plan.hash, pods)] if td.status.plan else []
+    waits = [start + _timeout(td) for start in _waiting(td.status.plan.hash, pods)] if td.status.plan else []
     times = [*waits, *unavailable_until(td, pods, now).values()]
     return min((at - now for at in times if at > now), default=None)
 
@@ -51,7 +51,7 @@ def _read_time(stamp: str) -> float:
 def _waiting(plan_hash: str | None, pods: Iterable[PodView]) -> list[float]:
     """Return since when each pod of the plan has waited for a node."""
     times = [pod.pending_since for pod in pods if not pod.terminating and pod.plan_hash == plan_hash]
-    return [since for since in times if since is not None]
+    return [start for start in times if start is not None]
 
 
 def _timeout(td: TurboDeployment) -> float:

@@ -223,7 +223,7 @@ def _build_choice(
         placement=pair.draft.placement,
         max_draft_tokens=pair.draft.max_draft_tokens,
         dtype=requirements.dtype_on(pair.accelerator),
-        memory_bytes=int(use.held[pair.place]) + memory.reserve(pair.accelerator),
+        memory_bytes=int(use.total[pair.place]) + memory.reserve(pair.accelerator),
         max_model_len=requirements.max_model_len,
         kv_cache_bytes=int(use.pool[pair.place]),
         host_memory_bytes=requirements.host_memory_bytes(pair.accelerator),
@@ -244,4 +244,4 @@ def _capacity(evaluation: PlanEvaluation, place: int) -> Capacity | None:
     if demand.concurrency is None:
         together = capacity.concurrency(engines, demand, requests)
     running, tokens = max(1, round(float(together[0]))), float(speed.tokens_per_second[0])
-    return Capacity(float(requests[0]), running, round(running * demand.held), tokens)
+    return Capacity(float(requests[0]), running, round(running * demand.mean_context), tokens)

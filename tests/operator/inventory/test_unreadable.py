@@ -102,7 +102,7 @@ async def test_a_pod_whose_amounts_cannot_be_read_holds_nothing_and_the_others_c
     ledger = await follow(
         resources.POD, [pod("odd", "two"), pod("even", "2")], [("ADDED", pod("later", "1"))]
     )
-    assert ledger.stock.held == {"n": {GPU: 3000}}
+    assert ledger.stock.usage == {"n": {GPU: 3000}}
     ((name, message),) = complaints(caplog)
     assert name == "team/odd"
     assert message.startswith(f"Pod is left out: spec.containers.resources.requests.{GPU}: 'two'")

@@ -88,7 +88,7 @@ async def following(server: Server) -> AsyncIterator[InventoryStore]:
 
 def held(ledger: InventoryStore) -> int:
     ledger.take_stock({})
-    return ledger.stock.held.get("n", {}).get(GPU, 0) // 1000
+    return ledger.stock.usage.get("n", {}).get(GPU, 0) // 1000
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -131,7 +131,7 @@ def test_small_wanderings_make_no_plan_anew(factors: list[float]) -> None:
     for step, factor in enumerate(factors):
         known = replace(known, filter=known.filter.update(factor, 1.0, START + 60.0 * step))
         known = known.update([], MACHINE, WORK, None)
-        reported.add(known.told)
+        reported.add(known.reported)
     assert reported <= {0.0, calibration.STEP, -calibration.STEP}
     assert len(reported) <= 2
 

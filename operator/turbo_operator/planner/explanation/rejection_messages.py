@@ -73,10 +73,10 @@ def _dollars(amount: float) -> str:
 
 def _out_of_memory(evaluation: PlanEvaluation, _: int, pair: Pair) -> str:
     use, place = evaluation.memory_use, pair.place
-    left = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
+    available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
     if use.loading[place] > use.usable[place]:
-        left = -1.0
-    tokens = memory.max_model_len(float(left), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
+        available = -1.0
+    tokens = memory.max_model_len(float(available), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
     tokens = min(tokens, evaluation.requirements.shape.max_position)
     needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
     sentence = f"One replica needs {needed} and {pair.accelerator.name} has {usable} to give"
