@@ -48,7 +48,7 @@ def main() -> int:
     for case in (*CASES, *FURTHER):
         seconds, lengths = trace(case.service)
         asked = case.demand(lengths)
-        engines = CURVES[case.curve].engines(asked.held)
+        engines = CURVES[case.curve].engines(asked.mean_context)
         planned = float(capacity(engines, asked)[0])
         most = 1.3 * float(saturated(engines, asked)[0])
         replayed = _highest(case, most, partial(seen, case, lengths))

@@ -8,7 +8,7 @@ from typing import Any
 
 from turbo_operator.api import CapacityType, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.plan import Plan, Rejected
+from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -52,7 +52,7 @@ def shape(hub_id: str) -> ModelShape:
     return found
 
 
-def row_of(made: Plan, accelerator: str, reason: PlanReason) -> Rejected:
+def row_of(made: Plan, accelerator: str, reason: PlanReason) -> EvaluatedCandidate:
     """The one rejected row of an accelerator and a reason."""
     (found,) = [row for row in made.rejected if (row.accelerator, row.reason) == (accelerator, reason)]
     return found

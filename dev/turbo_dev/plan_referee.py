@@ -203,7 +203,8 @@ def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Dem
     work = step_time.build_work(model, dense, 0.0, per_token)
     states = queueing.rows(np.array([float(slots)]))
     decode = [
-        float(step_time.decode_seconds(machine, work, float(each), 0.0, asked.held)) for each in states[0]
+        float(step_time.decode_seconds(machine, work, float(each), 0.0, asked.mean_context))
+        for each in states[0]
     ]
     read = float(step_time.prefill_seconds(machine, work, asked.prompt.mean))
     return queueing.Engines(

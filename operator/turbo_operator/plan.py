@@ -36,17 +36,30 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
-    """A candidate that was not chosen, and its reason as an enum and a sentence."""
+class Candidate:
+    """One way to serve: what tells it from any other in the status, its placement apart."""
 
     accelerator: str
     tensor: int
     method: str
-    reason: str  # a PlanReason
-    detail: str
     engine: str = EngineName.TURBO
     capacity_type: str = CapacityType.ON_DEMAND
     nodes: int = 1  # of one replica, each with `tensor` accelerators
+
+
+@dataclass(frozen=True, slots=True)
+class Running(Candidate):
+    """Which candidate runs now: a better one must be worth the move."""
+
+    placement: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedCandidate(Candidate):
+    """A candidate with what its replicas do, and the reason why it is taken or rejected."""
+
+    reason: str  # a PlanReason: Feasible where it may be chosen
+    detail: str = ""  # the reason in a sentence; `planner.frontier` leaves it out
     replicas: int | None = None
     predicted: Predicted | None = None  # None where it was rejected before any prediction
 
@@ -74,19 +87,6 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """Which candidate runs now: a better one must be worth the move."""
-
-    engine: EngineName
-    accelerator: str
-    capacity_type: CapacityType
-    tensor: int
-    nodes: int
-    method: str
-    placement: Placement | None
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The planner's result. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
 
@@ -94,9 +94,9 @@ class Plan:
     replicas: int
     reason: str  # a PlanReason
     detail: str  # a full sentence for the condition
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[EvaluatedCandidate, ...] = ()
     # The cheapest that misses by little, or without a plan the one that misses by least; `detail` says what.
-    nearest: Rejected | None = None
+    nearest: EvaluatedCandidate | None = None
     # Without a choice: the candidate that lacks nothing but capacity, of which as many replicas run as fit.
     partial: Choice | None = None
 
@@ -104,18 +104,3 @@ class Plan:
     def served(self) -> Choice | None:
         """What pods are made of: the choice, or as much of it as fits."""
         return self.choice or self.partial
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluatedCandidate:
-    """A candidate of `planner.frontier`, with its cost and latency."""
-
-    engine: EngineName
-    accelerator: str
-    capacity_type: CapacityType
-    tensor: int
-    nodes: int
-    method: str
-    replicas: int
-    predicted: Predicted
-    reason: str  # a PlanReason: Feasible where it may be chosen

@@ -38,7 +38,7 @@ def late(case: Case, lengths: np.ndarray, rate: float) -> float:
 def test_a_replay_keeps_the_target_a_tenth_below_the_capacity_and_breaks_it_a_tenth_above(case: Case) -> None:
     _, lengths = trace(case.service)
     asked = case.demand(lengths)
-    actual = capacity(CURVES[case.curve].engines(asked.held), asked)[0]
+    actual = capacity(CURVES[case.curve].engines(asked.mean_context), asked)[0]
     allowed = 1.0 - case.bound.share
     assert late(case, lengths, actual / (1.0 + WITHIN)) <= allowed
     assert late(case, lengths, actual / (1.0 - WITHIN)) > allowed
@@ -52,7 +52,7 @@ def test_requests_always_under_way_see_what_they_see_in_a_closed_replay(curve: s
     _, prompts, answers = drawn(lengths, 3, 1.0, seed=0)
     times = replay_closed(CURVES[curve].replica(), running, prompts, answers)
     asked = Case(curve, "conversation", True, Bound(1.0, 0.95)).demand(lengths)
-    actual = closed(CURVES[curve].engines(asked.held), asked, np.array([float(running)]))
+    actual = closed(CURVES[curve].engines(asked.mean_context), asked, np.array([float(running)]))
     first = np.percentile(times.to_first_token[600:], 95)
     token = np.percentile(times.per_output_token[600:], 95)
     assert actual.time_to_first_token[0] == pytest.approx(first, rel=WITHIN)

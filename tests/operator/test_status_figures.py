@@ -24,7 +24,7 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.controller.cache.projection import serving_pod
-from turbo_operator.plan import Plan, Rejected
+from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot, Supply
 from turbo_operator.status import fields
 from turbo_runtime.contract.load import Load
@@ -73,9 +73,7 @@ def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on()
 
 
 def test_rejected_rows_name_engine_capacity_type_and_nodes() -> None:
-    row = Rejected(
-        "h100", 8, "Off", PlanReason.INSUFFICIENT_CAPACITY, "There is none.", "VLLM", "Spot", nodes=2
-    )
+    row = EvaluatedCandidate("h100", 8, "Off", "VLLM", "Spot", 2, reason=PlanReason.INSUFFICIENT_CAPACITY)
     told = fields.plan(None, Plan(None, 1, PlanReason.INSUFFICIENT_CAPACITY, "None.", (row,) * 9), None)
     assert told is not None
     assert len(told.rejected) == fields.MAX_REJECTED
@@ -86,7 +84,7 @@ def test_rejected_rows_name_engine_capacity_type_and_nodes() -> None:
 def test_a_sentence_that_is_too_long_for_the_status_is_cut() -> None:
     """The planner names every accelerator there is where none of those that are allowed is one."""
     said = "There are: " + ", ".join(f"an-accelerator-of-{number:030}" for number in range(60)) + "."
-    row = Rejected("h100", 2, "Off", PlanReason.ACCELERATOR_NOT_FOUND, said)
+    row = EvaluatedCandidate("h100", 2, "Off", reason=PlanReason.ACCELERATOR_NOT_FOUND, detail=said)
     for new in (
         Plan(None, 1, PlanReason.ACCELERATOR_NOT_FOUND, said, (row,)),
         replace(plan_of(td().spec, SHAPE, {"cpu": CPU}), detail=said, rejected=(row,)),

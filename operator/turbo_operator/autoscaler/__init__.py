@@ -1,6 +1,5 @@
 """How many replicas, and why. Pure: no client, no clock."""
 
-from turbo_operator.autoscaler.decision import Event, History, ScalingDecision
-from turbo_operator.autoscaler.policy import NUM_MISSED, scale
+from turbo_operator.autoscaler.policy import NUM_MISSED, Event, History, ScalingDecision, scale
 
 __all__ = ["NUM_MISSED", "Event", "History", "ScalingDecision", "scale"]

@@ -50,7 +50,7 @@ def stuck_pods(spec: TurboDeploymentSpec, pods: Sequence[PodView], now: float) -
     """Name the pods that no node has taken for longer than spec.accelerators.pendingTimeout."""
     timeout = (spec.accelerators or Accelerators()).pending_timeout.seconds
     waits = ((pod.name, pod.pending_since) for pod in pods if not pod.terminating)
-    return tuple(name for name, since in waits if since is not None and now - since > timeout)
+    return tuple(name for name, start in waits if start is not None and now - start > timeout)
 
 
 def _bought(spec: TurboDeploymentSpec, choice: Choice) -> list[Limit]:

@@ -4,13 +4,16 @@ The policy Metrics scales up at once, down after a window, and holds on silence.
 fewer replicas than `low` they are overloaded, with more than `high` one can go, between the two nothing
 changes. Both depend on the demand alone, never on how many pods there are or have started: pods that start
 are never requested twice, and a constant load moves the replicas in one direction at most.
+
+The replicas of the Deployment are never remembered but observed. What is lost with the process is lost
+safely: the first reconcile after a start recommends what is there, so that its window begins anew.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from turbo_operator.api import (
     PolicyType,
@@ -22,7 +25,6 @@ from turbo_operator.api import (
     TurboDeploymentSpec,
 )
 from turbo_operator.autoscaler import limits
-from turbo_operator.autoscaler.decision import Event, History, ScalingDecision
 from turbo_operator.autoscaler.load_signal import read_signal
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.snapshot import PodView, Supply
@@ -30,6 +32,8 @@ from turbo_operator.snapshot import PodView, Supply
 NUM_MISSED = 3  # scrapes after which a load is too old to count
 FRESH_SECONDS = 45.0  # the same at the default scrape period
 MAX_NAMED = 3  # pods in a sentence
+MAX_PERIOD_SECONDS = 1800.0  # of a rate policy, as the API bounds it
+MIN_EVENTS_KEPT = 5  # for the status, however old
 # A HorizontalPodAutoscaler's defaults: more replicas at once, fewer one by one and after a window.
 UP, DOWN = 1, -1
 WINDOWS = {UP: 0.0, DOWN: 300.0}  # seconds
@@ -37,6 +41,76 @@ POLICIES = {
     UP: (RatePolicy(type=PolicyType.PERCENT, value=100, period_seconds=60),),
     DOWN: (RatePolicy(type=PolicyType.PODS, value=1, period_seconds=60),),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """Equal results in a row: at least `low` replicas are needed, at most `high` are of use."""
+
+    last_time: float  # epoch seconds of the last of them
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of the Deployment's replicas: when it was observed (epoch seconds), and its reason."""
+
+    at: float
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is remembered. Empty at a start, save for the events that the status has kept."""
+
+    recommendations: tuple[Recommendation, ...] = ()
+    events: tuple[Event, ...] = ()
+    present: int | None = None  # replicas at the last reconcile
+    reason: str = ""  # of the last decision
+
+    @classmethod
+    def restored(cls, events: Iterable[Event]) -> History:
+        """Return the history after a start, from the status, the earliest event first."""
+        restored = tuple(events)
+        return cls(events=restored, present=restored[-1].after if restored else None)
+
+    def observe(self, present: int | None, now: float) -> History:
+        """Add the Deployment's replicas as they are now; None while there is no Deployment."""
+        events = self.events
+        if self.present is not None and present is not None and present != self.present:
+            events = (*events, Event(now, self.present, present, self.reason))
+        recent = sum(event.at > now - MAX_PERIOD_SECONDS for event in events)
+        return replace(self, events=events[-max(recent, MIN_EVENTS_KEPT) :], present=present)
+
+    def recommend(self, low: int, high: int, present: int, now: float, max_age: float) -> History:
+        """Add a recommendation. After a start, or a gap of more than `max_age` seconds, keeps `present`."""
+        known = [row for row in self.recommendations if row.last_time > now - max_age]
+        if not known:
+            high = max(high, present)
+        elif (known[-1].low, known[-1].high) == (low, high):
+            return replace(self, recommendations=(*known[:-1], replace(known[-1], last_time=now)))
+        return replace(self, recommendations=(*known, Recommendation(now, low, high)))
+
+    def within(self, window: float, now: float) -> tuple[Recommendation, ...]:
+        """Return the recommendations of the last `window` seconds, the latest one always."""
+        recent = tuple(row for row in self.recommendations if row.last_time > now - window)
+        return recent or self.recommendations[-1:]
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingDecision:
+    """Desired replicas, with the reason as an enum and a sentence, and the history to remember.
+
+    The sentence holds no figure that moves with every reconcile: a status is written only when it differs.
+    """
+
+    replicas: int
+    reason: ScalingReason
+    detail: str
+    history: History
 
 
 def scale(
@@ -112,8 +186,8 @@ def _autoscale(
     fresh_seconds: float,
 ) -> tuple[int, ScalingReason, str, History]:
     """Return the replicas that the load needs within all bounds, with reason, sentence and new history."""
-    lower_bound = max(spec.scaling.min_replicas or 1, plan.replicas)
-    current = lower_bound if present is None else present
+    min_replicas = max(spec.scaling.min_replicas or 1, plan.replicas)
+    current = min_replicas if present is None else present
     signal = read_signal(spec, choice.capacity, pods, now, fresh_seconds)
     rules = {UP: spec.scaling.behavior.scale_up, DOWN: spec.scaling.behavior.scale_down}
     stated = {way: rules[way].stabilization_window_seconds for way in rules}
@@ -124,22 +198,22 @@ def _autoscale(
     needed = min(row.low for row in history.within(windows[UP], now))
     useful = max(row.high for row in history.within(windows[DOWN], now))
     steady = min(max(current, needed), useful)
-    wanted = max(lower_bound, steady)
+    desired = max(min_replicas, steady)
     slowest, fastest = (limit_rate(rules[way], way, history.events, current, now) for way in (DOWN, UP))
-    replicas = max(lower_bound, min(max(wanted, slowest), fastest))
+    replicas = max(min_replicas, min(max(desired, slowest), fastest))
     limit = limits.max_replicas(spec, choice, supply, pods, current, now)
     if limit is not None:
         replicas = min(replicas, limit.replicas)
 
     reason, as_before = ScalingReason.STABLE, f"{_count(current)} as before"
     # Replicas that are added are added for the load, though it needs more than the bound allows.
-    if limit is not None and replicas == limit.replicas < wanted and replicas <= current:
-        reason, most = ScalingReason.SCALING_LIMITED, limit.sentence
-        detail = f"{_count(wanted)} would be asked for, but {most}: {_count(replicas)} now."
-    elif replicas != current or wanted != current:
+    if limit is not None and replicas == limit.replicas < desired and replicas <= current:
+        reason = ScalingReason.SCALING_LIMITED
+        detail = f"{_count(desired)} would be asked for, but {limit.sentence}: {_count(replicas)} now."
+    elif replicas != current or desired != current:
         reason = ScalingReason.SCALING
-        is_planned = lower_bound > max(current, steady)
-        cause = _floor(spec, lower_bound) if is_planned else f"The load asks for {_count(wanted)}"
+        is_planned = min_replicas > max(current, steady)
+        cause = _floor(spec, min_replicas) if is_planned else f"The load asks for {_count(desired)}"
         detail = f"{cause}: from {current} to {replicas} now."
     elif signal.silent or (signal.need is None and not signal.starting):
         reason = ScalingReason.METRICS_UNAVAILABLE
@@ -149,12 +223,12 @@ def _autoscale(
         detail = f"{silence}: {as_before}."
     elif signal.starting:
         detail = f"{as_before}: {_name_some(signal.starting)} became ready just now and is asked next."
-    elif high < lower_bound == current and (spec.scaling.min_replicas or 0) >= plan.replicas:
+    elif high < min_replicas == current and (spec.scaling.min_replicas or 0) >= plan.replicas:
         detail = f"{_count(current)}: spec.scaling.minReplicas allows no fewer."
-    elif high < lower_bound == current and plan.replicas > 1:
+    elif high < min_replicas == current and plan.replicas > 1:
         detail = f"{_count(current)}: the plan needs no fewer for spec.workload and spec.targets."
     else:
-        detail, enough = f"{_count(current)} for the load.", max(lower_bound, high)
+        detail, enough = f"{_count(current)} for the load.", max(min_replicas, high)
         if enough < current:
             detail += f" {enough} would do now: one goes when that has held for {windows[DOWN]:.0f} s."
     return replicas, reason, detail, history

@@ -18,6 +18,7 @@ from turbo_operator.cli.manifests import BadInputError, Found
 from turbo_operator.cli.plan_query import Question, unread_replicas
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import Owner, supply_of
+from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
@@ -84,17 +85,17 @@ def given(
 
 
 def _of_kind(objects: tuple[Found, ...], kind: str, label: str) -> tuple[Found, ...]:
-    found = tuple(item for item in objects if item.kind == kind)
-    if not found:
+    matches = tuple(item for item in objects if item.kind == kind)
+    if not matches:
         raise BadInputError(f"{label}: there is no object of kind {kind} in it.")
-    return found
+    return matches
 
 
 def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
     """Yield a sentence for each kind of object that has no effect."""
     first = {item.kind: item.place for item in reversed(objects)}
     for kind, place in sorted(first.items()):
-        is_node_kind = kind in manifests.NODE_KINDS
+        is_node_kind = kind in READERS
         if kind in (api.TURBODEPLOYMENT, api.TURBOACCELERATOR) or (is_node_kind and are_nodes_read):
             continue
         hint = f"{kind} is not read here; give it with --nodes." if is_node_kind else f"{kind} is not read."

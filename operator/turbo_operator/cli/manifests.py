@@ -11,19 +11,13 @@ import yaml
 
 from turbo_operator import api
 from turbo_operator.catalog import as_row
-from turbo_operator.inventory import usage
 from turbo_operator.inventory.supply import ClusterInventory, take_stock
+from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Accelerator
 from turbo_operator.yaml_text import described, documents
 
 Parsed = TypeVar("Parsed")
 
-_NODE_READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "Node": usage.node,
-    "Pod": usage.holding,
-    "ResourceQuota": usage.quota,
-}
-NODE_KINDS = frozenset(_NODE_READERS)
 _REMEDY = ": write it as kubectl get -o yaml does."
 
 
@@ -172,12 +166,12 @@ def read_inventory(source: str, accelerators: Mapping[str, Accelerator]) -> Clus
 
     Raises BadInputError where there is no node, or one is not as the API server writes it.
     """
-    values: dict[str, list[Any]] = {kind: [] for kind in _NODE_READERS}
+    values: dict[str, list[Any]] = {kind: [] for kind in READERS}
     for item in read_objects(source, "--nodes"):
-        if item.kind not in _NODE_READERS:
+        if item.kind not in READERS:
             continue
         try:
-            value = _NODE_READERS[item.kind](item.body)
+            value = READERS[item.kind](item.body)
         except KeyError as error:
             raise item.error(f"there is no {error.args[0]}{_REMEDY}") from error
         except (TypeError, AttributeError) as error:

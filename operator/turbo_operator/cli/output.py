@@ -28,7 +28,7 @@ from turbo_operator.api import (
 from turbo_operator.api.conditions import ConditionState, sentence
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
-from turbo_operator.plan import Choice, EvaluatedCandidate, Plan, Predicted, Rejected
+from turbo_operator.plan import Candidate, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import OFF, money
 from turbo_operator.planner.explanation.messages import count, time
 
@@ -74,7 +74,7 @@ def as_document(answer: Answer) -> dict[str, Any]:
     if answer.changes:
         document["whatIf"] = [
             {
-                "change": change.asked,
+                "change": change.setting,
                 **_plan(change.plan),
                 "differencePerHour": None if change.difference is None else signed(change.difference),
                 "notes": list(change.notes),
@@ -100,13 +100,13 @@ def _choice(choice: Choice) -> dict[str, Any]:
     return {**fields, "accelerator": name, **_predicted(choice.predicted), **price}
 
 
-def _rejected(row: Rejected) -> dict[str, Any]:
+def _rejected(row: EvaluatedCandidate) -> dict[str, Any]:
     predicted = _predicted(row.predicted) if row.predicted else {}
     why = {"reason": str(row.reason), "message": row.detail}
     return {**_fields(row, *_CANDIDATE, "method", "replicas"), **predicted, **why}
 
 
-def _fields(record: Choice | Rejected, *names: str) -> dict[str, Any]:
+def _fields(record: Choice | EvaluatedCandidate, *names: str) -> dict[str, Any]:
     values = {to_camel(name): getattr(record, name) for name in names}
     return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
@@ -170,7 +170,7 @@ def _described(plan: PlanStatus) -> str:
     return f"{what}, as {plan.reason or 'unknown'}; predicted {', '.join(figures) or 'nothing'}."
 
 
-def candidate(row: Choice | Rejected | EvaluatedCandidate) -> str:
+def candidate(row: Choice | Candidate) -> str:
     """Name a replica's accelerators and what is unusual, like `h100 x8, VLLM, Spot` or `h100 2 x 8`."""
     name = row.accelerator if isinstance(row.accelerator, str) else row.accelerator.name
     if row.nodes > 1:
@@ -240,8 +240,8 @@ def show(answer: Answer) -> None:
     if near and near.detail not in plan.detail:  # what has no plan quotes it already
         sentences.append(f"~ {_sentence(near)}")
     sentences += [f"  {_sentence(row)}" for row in rows]
-    if left := len(plan.rejected[NUM_REJECTED:]):
-        sentences.append(f"  -o json also has {count(left, 'candidate')} more.")
+    if num_hidden := len(plan.rejected[NUM_REJECTED:]):
+        sentences.append(f"  -o json also has {count(num_hidden, 'candidate')} more.")
     sentences += serving_sentences(question.td)
     if answer.trainer:
         sentences.append(trained_on(answer))
@@ -260,7 +260,7 @@ def _table(title: str, *headings: str) -> Table:
 
 def _show_changes(console: Console, answer: Answer) -> None:
     table = _table("What if", "change", *COLUMNS[:-2], "difference", *COLUMNS[-2:])
-    changes = [(change.asked, change.plan, change.difference) for change in answer.changes]
+    changes = [(change.setting, change.plan, change.difference) for change in answer.changes]
     for name, plan, difference in (("none", answer.plan, None), *changes):
         cells = _chosen_cells(plan)
         more = UNKNOWN if difference is None else signed(difference)
@@ -269,7 +269,7 @@ def _show_changes(console: Console, answer: Answer) -> None:
     console.print(table)
     for change in answer.changes:
         for note in (*([change.plan.detail] if change.plan.choice is None else []), *change.notes):
-            console.print(Text(f"  {change.asked}: {note}"))
+            console.print(Text(f"  {change.setting}: {note}"))
 
 
 def _chosen_cells(plan: Plan) -> list[str]:
@@ -280,7 +280,7 @@ def _chosen_cells(plan: Plan) -> list[str]:
     return [candidate(choice), drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
 
 
-def _rejected_cells(row: Rejected) -> list[str]:
+def _rejected_cells(row: EvaluatedCandidate) -> list[str]:
     replicas = UNKNOWN if row.replicas is None else str(row.replicas)
     return [candidate(row), row.method, replicas, *_figures(row.predicted), str(row.reason)]
 
@@ -297,5 +297,5 @@ def _figures(predicted: Predicted | None) -> list[str]:
     ]
 
 
-def _sentence(row: Rejected) -> str:
+def _sentence(row: EvaluatedCandidate) -> str:
     return f"{candidate(row)}, {row.method}: {row.reason}. {row.detail}"

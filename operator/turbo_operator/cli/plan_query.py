@@ -41,7 +41,7 @@ class Question:
 class Change:
     """One --what-if and its plan."""
 
-    asked: str
+    setting: str
     plan: Plan
     difference: Decimal | None  # dollars per hour over the plan without it; None where either has no price
     notes: tuple[str, ...]  # sentences on what of it has no effect
@@ -165,20 +165,20 @@ _MAXIMA = {"timeToFirstToken", "timePerOutputToken"}  # a value sets `max` of th
 _REPLACED = {"requestsPerSecond": "workload.concurrency", "concurrency": "workload.requestsPerSecond"}
 
 
-def changed(document: Mapping[str, Any], asked: str) -> dict[str, Any]:
+def changed(document: Mapping[str, Any], setting: str) -> dict[str, Any]:
     """Return the object under KEY=VALUE, of which an empty VALUE removes the field. Raises BadInputError."""
-    key, equals, text = asked.partition("=")
+    key, equals, text = setting.partition("=")
     if not equals:
-        raise BadInputError(f"--what-if {asked}: write KEY=VALUE, like speculation=off.")
+        raise BadInputError(f"--what-if {setting}: write KEY=VALUE, like speculation=off.")
     if key not in KNOBS:
         near = difflib.get_close_matches(key, KNOBS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KNOBS)}."
-        raise BadInputError(f"--what-if {asked}: there is no key {key!r}; {hint}")
+        raise BadInputError(f"--what-if {setting}: there is no key {key!r}; {hint}")
     path, read = KNOBS[key]
     try:
         value = read(text) if text else None
     except ValueError as error:
-        raise BadInputError(f"--what-if {asked}: {error}.") from error
+        raise BadInputError(f"--what-if {setting}: {error}.") from error
     if value is not None and key in _REPLACED:
         document = _with_value(document, f"spec.{_REPLACED[key]}", None)
     if value is not None and key in _MAXIMA:

@@ -79,9 +79,10 @@ def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
     placed = (
         (evaluated, evaluated.predicted.time_per_output_token, evaluated.predicted.cost_per_hour)
         for evaluated in candidates
+        if evaluated.predicted is not None
     )
     # the axes are logarithmic: what costs nothing has no place on them
-    return [(each, (seconds, float(cost))) for each, seconds, cost in placed if seconds is not None and cost]
+    return [(row, (seconds, float(cost))) for row, seconds, cost in placed if seconds is not None and cost]
 
 
 def _panel(axes: Axes, answer: Answer, points: Points) -> str:

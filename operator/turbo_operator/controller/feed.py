@@ -27,7 +27,8 @@ from turbo_operator.controller.cache.projection import deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.workqueue import WorkQueue
-from turbo_operator.inventory.store import KINDS, InventoryStore
+from turbo_operator.inventory.store import InventoryStore
+from turbo_operator.inventory.usage import READERS
 from turbo_operator.resources import CHILDREN, LABELED, POD, REPLICASET, Resource
 
 RETRY_SECONDS = 5.0
@@ -66,7 +67,7 @@ class Feed:
 
     def put(self, kind: str, body: Body, /) -> None:
         """Store an object as it is now."""
-        if kind in KINDS:
+        if kind in READERS:
             self._inventory.put(kind, body)
         if kind == TURBOACCELERATOR:
             self._show(body)
@@ -77,7 +78,7 @@ class Feed:
 
     def drop(self, kind: str, body: Body, /) -> None:
         """Remove an object that is gone."""
-        if kind in KINDS:
+        if kind in READERS:
             self._inventory.drop(kind, body)
         if kind in self._drop:
             self._wake(self._drop[kind](body))
@@ -86,7 +87,7 @@ class Feed:
 
     def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
         """Drop what a full list of one namespace, or with None of all, does not show."""
-        if kind in KINDS:
+        if kind in READERS:
             self._inventory.keep_only(kind, uids, version, namespace)
         if kind in CHILDREN:
             self._wake(self._cache.keep_children(kind, uids, version, namespace))

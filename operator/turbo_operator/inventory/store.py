@@ -13,16 +13,9 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_operator.inventory import usage
 from turbo_operator.inventory.supply import ClusterInventory, Owner, take_stock
+from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Accelerator
-
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "Node": usage.node,
-    "Pod": usage.holding,
-    "ResourceQuota": usage.quota,
-}
-KINDS = frozenset(_READERS)
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +43,13 @@ class InventoryStore:
         self.stock = ClusterInventory()
         self.moved = True
         # By kind and uid the namespace and what it comes to.
-        self._objects: dict[str, dict[str, tuple[str | None, Any]]] = {kind: {} for kind in _READERS}
+        self._objects: dict[str, dict[str, tuple[str | None, Any]]] = {kind: {} for kind in READERS}
 
     def put(self, kind: str, body: Mapping[str, Any], /) -> None:
         """Store a node, pod or quota as it is now."""
         uid, name, namespace = (body["metadata"].get(key) for key in ("uid", "name", "namespace"))
         try:
-            value = _READERS[kind](body)
+            value = READERS[kind](body)
         except ValueError as error:
             value = _Unreadable(str(error))
             if (namespace, value) != self._objects[kind].get(uid):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
@@ -138,3 +138,10 @@ def _sum(parts: Iterable[Amounts]) -> dict[str, int]:
     for part in parts:
         total.update(part)
     return dict(total)
+
+
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "Node": node,
+    "Pod": holding,
+    "ResourceQuota": quota,
+}

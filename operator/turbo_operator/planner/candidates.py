@@ -106,12 +106,12 @@ def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: in
     shape, length, nodes = requirements.shape, requirements.max_model_len, np.array((1, *STAGES))
     element = requirements.element_bytes(accelerator)
     engine = next(engine for engine in ENGINES if engine.name == EngineName.VLLM)
-    held = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
+    total = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
     cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     activations = memory.activation_bytes(
         shape, element, tensor, engine.max_num_seqs, engine.max_num_batched_tokens, 0.0
     )
-    need = held + cache * memory.largest_stage(shape.layers, nodes) + activations
+    need = total + cache * memory.largest_stage(shape.layers, nodes) + activations
     return next(iter(nodes[need <= memory.usable(accelerator)].tolist()), 0)
 
 
@@ -142,7 +142,7 @@ class MemoryUse:
         return np.asarray(np.maximum(serving, self.loading))
 
     @property
-    def held(self) -> Numbers:
+    def total(self) -> Numbers:
         """What is taken, the whole pool included; without the reserve."""
         serving = self.weights + self.drafting + self.pool + self.activations
         return np.asarray(np.maximum(serving, self.loading))

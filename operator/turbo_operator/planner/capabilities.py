@@ -7,6 +7,7 @@ do better than the plan, or would do at all.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from turbo_operator.api import OFF, EngineName, Method, Placement
 from turbo_runtime.contract.config import RuntimeConfig
@@ -75,6 +76,7 @@ def max_length(shape: ModelShape) -> int:
     return shape.max_served if describe_model_lack(shape) is None else shape.max_position
 
 
+@cache
 def describe_lack(
     engine: str, method: str, placement: Placement | None, accelerators: int, nodes: int
 ) -> str | None:

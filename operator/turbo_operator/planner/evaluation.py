@@ -16,10 +16,10 @@ import numpy as np
 
 from turbo_operator.api import CapacityType, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.budget import Footprint
-from turbo_operator.plan import Predicted, Rejected, Running
+from turbo_operator.plan import EvaluatedCandidate, Predicted, Running
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
-from turbo_operator.planner.capabilities import ENGINES, METHODS, Engine, describe_lack, describe_model_lack
+from turbo_operator.planner.capabilities import ENGINES, Engine, describe_lack, describe_model_lack
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.feasibility import (
     CODES,
@@ -59,15 +59,21 @@ class Pair(Footprint):
     @property
     def identity(self) -> Running:
         """What tells it from any other in the status."""
-        draft, capacity_type = self.draft, self.capacity_type
-        name, engine = self.accelerator.name, self.engine.name
-        return Running(engine, name, capacity_type, self.tensor, self.nodes, draft.method, draft.placement)
+        return Running(*self._columns, placement=self.draft.placement)
 
-    def reject(self, reason: PlanReason, detail: str, replicas: int, predicted: Predicted | None) -> Rejected:
-        """Return this as a rejected candidate; `predicted` is what its replicas do."""
-        name, method = self.accelerator.name, self.draft.method
-        row = Rejected(name, self.tensor, method, reason, detail, self.engine.name, self.capacity_type)
-        return replace(row, nodes=self.nodes, replicas=replicas, predicted=predicted)
+    @property
+    def _columns(self) -> tuple[str, int, str, str, str, int]:
+        """The fields of a `plan.Candidate`."""
+        name, method, engine = self.accelerator.name, self.draft.method, self.engine.name
+        return name, self.tensor, method, engine, self.capacity_type, self.nodes
+
+    def describe(
+        self, reason: PlanReason, detail: str, replicas: int, predicted: Predicted | None
+    ) -> EvaluatedCandidate:
+        """Return this as the plan reports it; `predicted` is what its replicas do."""
+        return EvaluatedCandidate(
+            *self._columns, reason=reason, detail=detail, replicas=replicas, predicted=predicted
+        )
 
 
 @dataclass(frozen=True)
@@ -88,38 +94,43 @@ class PlanEvaluation:
         return candidate_curves.has_known_speed(self.candidates, self.rates)
 
     @cached_property
-    def lacking(self) -> Mask:
-        """[c] what cannot be rendered or run yet, by the capabilities."""
-        candidates, lacks_model = self.candidates, describe_model_lack(self.requirements.shape) is not None
-        return np.asarray(
-            candidates.by_engine(lambda engine: engine.name != EngineName.TURBO or lacks_model, bool)
-            | candidates.by_draft(
-                lambda draft: draft.method not in METHODS or draft.placement is not None, bool
-            )
-            | candidates.by_accelerator(lambda row: row.name in self.conflicts, bool)
-            | (candidates.per_replica > 1)
-            | (candidates.nodes > 1)
+    def lacks(self) -> tuple[str | None, ...]:
+        """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
+        candidates, model_lack = self.candidates, describe_model_lack(self.requirements.shape)
+        options = [(option.method, option.placement) for option in candidates.drafts]
+        columns = (candidates.engine, candidates.draft, candidates.per_replica, candidates.nodes)
+        return tuple(
+            (model_lack if ENGINES[engine].name == EngineName.TURBO else None)
+            or describe_lack(ENGINES[engine].name, *options[draft], accelerators, nodes)
+            for engine, draft, accelerators, nodes in np.stack(columns, axis=1).astype(int).tolist()
         )
+
+    @cached_property
+    def lacking(self) -> Mask:
+        """[c] what cannot be rendered or run yet, or contradicts the template."""
+        lacks = np.array([lack is not None for lack in self.lacks], bool)
+        conflicts = self.candidates.by_accelerator(lambda row: row.name in self.conflicts, bool)
+        return np.asarray(lacks | conflicts)
 
     @cached_property
     def verdict(self) -> Feasibility:
         """The verdict on every pair."""
         requirements, availability = self.requirements, self.availability
         candidate = availability.candidate
-        lower_bound, limit = float(requirements.min_replicas), float(requirements.max_replicas)
-        need = np.full(len(candidate), lower_bound)
+        min_replicas, limit = float(requirements.min_replicas), float(requirements.max_replicas)
+        need = np.full(len(candidate), min_replicas)
         if requirements.needs_speed:
             need = needed_replicas(requirements, self.speeds, candidate)
-        wanted = np.where(np.isinf(need), lower_bound, need)
+        needed = np.where(np.isinf(need), min_replicas, need)
         # Too few by somebody else's decision is no reason to serve with none: only what no number mends is.
         short = np.isinf(need) if requirements.external else need > limit
         stated = np.full(len(candidate), float(requirements.inputs.spec.replicas))
-        replicas = stated if requirements.external else wanted
+        replicas = stated if requirements.external else needed
         bound = np.minimum(availability.room, availability.within_total)
         if requirements.expands:
             replicas = np.maximum(replicas, np.minimum(np.minimum(bound, availability.affordable), limit))
         cost = availability.cost(replicas)
-        over, excess = replicas > availability.affordable, np.ones(len(cost))
+        over, excess = replicas > availability.affordable, np.ones(len(candidate))
         if requirements.cost.max_per_hour is not None:
             excess = cost / float(requirements.cost.max_per_hour * MICRO)
         if requirements.cost.max_per_million_tokens is not None:
@@ -131,24 +142,23 @@ class PlanEvaluation:
         types = requirements.accelerators.capacity_types
         on_demand = np.array([kind == CapacityType.ON_DEMAND for kind in types])
         needs_price = ~(on_demand[availability.capacity_type] & requirements.only_one)
-        code = np.zeros(len(candidate), np.int64)
-        for reason, mask in (
-            (PlanReason.NOT_YET_SUPPORTED, self.lacking[candidate]),
-            (PlanReason.BUDGET_EXCEEDED, over),
-            (PlanReason.PRICE_UNKNOWN, np.isnan(availability.price) & needs_price),
-            (PlanReason.INSUFFICIENT_CAPACITY, replicas > bound),
-            (PlanReason.TARGET_UNREACHABLE, short),
-            (PlanReason.PERFORMANCE_UNKNOWN, ~self.profiled[candidate] & requirements.needs_speed),
-            (PlanReason.INSUFFICIENT_MEMORY, ~self.memory_use.fits[candidate]),
-        ):
-            code[mask] = CODES.index(reason)
-        misses = (PlanReason.BUDGET_EXCEEDED, PlanReason.INSUFFICIENT_CAPACITY, PlanReason.TARGET_UNREACHABLE)
+        one = np.ones(len(candidate))
+        code, miss = np.zeros(len(candidate), np.int64), one.copy()
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = [excess, replicas / np.maximum(bound, 0.5), need / limit]
-            miss = np.select([code == CODES.index(reason) for reason in misses], ratios, 1.0)
+            scarcity = replicas / np.maximum(bound, 0.5)
+        for reason, mask, ratio in (
+            (PlanReason.NOT_YET_SUPPORTED, self.lacking[candidate], one),
+            (PlanReason.BUDGET_EXCEEDED, over, excess),
+            (PlanReason.PRICE_UNKNOWN, np.isnan(availability.price) & needs_price, one),
+            (PlanReason.INSUFFICIENT_CAPACITY, replicas > bound, scarcity),
+            (PlanReason.TARGET_UNREACHABLE, short, need / limit),
+            (PlanReason.PERFORMANCE_UNKNOWN, ~self.profiled[candidate] & requirements.needs_speed, one),
+            (PlanReason.INSUFFICIENT_MEMORY, ~self.memory_use.fits[candidate], one),
+        ):
+            code[mask], miss[mask] = CODES.index(reason), ratio[mask]
         # Without a load nothing is known to be needed but the replicas of the spec.
         is_by_load = requirements.external and requirements.demand.has_load
-        return Feasibility(replicas, wanted if is_by_load else np.maximum(replicas, 1.0), code, miss, cost)
+        return Feasibility(replicas, needed if is_by_load else np.maximum(replicas, 1.0), code, miss, cost)
 
     @cached_property
     def leading(self) -> Numbers:
@@ -218,13 +228,6 @@ class PlanEvaluation:
             tensor=int(candidates.tensor[place]),
         )
 
-    def lack(self, pair: Pair) -> str | None:
-        """Describe what a pair needs and the operator lacks, as the end of a sentence."""
-        if pair.engine.name == EngineName.TURBO and (model := describe_model_lack(self.requirements.shape)):
-            return model
-        draft = pair.draft
-        return describe_lack(pair.engine.name, draft.method, draft.placement, pair.per_replica, pair.nodes)
-
     def engines(self, places: Indices) -> Engines:
         """Build the curves of some candidates."""
         candidates, use = take(self.candidates, places), take(self.memory_use, places)
@@ -240,10 +243,10 @@ class PlanEvaluation:
         if demand.concurrency is not None:
             return capacity.closed(engines, demand, np.maximum(demand.concurrency / count, 1.0))
         # An unknown load is taken to be all that the replica can do.
-        most = self.speeds.requests_per_second[places]
+        max_rate = self.speeds.requests_per_second[places]
         if rate is None and np.isnan(self.speeds.tokens_per_second[places]).any():
-            most = compute_speed(engines, self.requirements).requests_per_second
-        loaded = capacity.served(engines, demand, most + 0.0 * count if rate is None else rate / count)
+            max_rate = compute_speed(engines, self.requirements).requests_per_second
+        loaded = capacity.served(engines, demand, max_rate + 0.0 * count if rate is None else rate / count)
         if not self.requirements.unloaded:
             return loaded
         alone = capacity.closed(engines, demand, np.ones(len(places)))
@@ -270,9 +273,10 @@ class PlanEvaluation:
             pair, one = self.pair(indices[at]), float(self.speeds.tokens_per_second[places[at]])
             cost = pair.cost_per_hour(int(count[at]))
             tokens = float(performance.tokens_per_second[number]) * float(replicas[at])
-            most = tokens if np.isnan(one) else one * float(replicas[at])
+            capacity_tokens = tokens if np.isnan(one) else one * float(replicas[at])
             if np.isinf(needed[at]):
-                tokens = min(tokens, most)  # what misses the targets at any load promises no throughput
+                # What misses the targets at any load promises no throughput.
+                tokens = min(tokens, capacity_tokens)
             per_million = None
             if cost is not None and tokens > 0.0:
                 per_million = (cost / Decimal(tokens * 3600.0) * 1_000_000).quantize(Decimal("0.000001"))
@@ -283,7 +287,7 @@ class PlanEvaluation:
                 time_to_first_token=_finite(performance.time_to_first_token[number]),
                 time_per_output_token=_finite(performance.time_per_output_token[number]),
                 tokens_per_second=tokens or None,
-                capacity_tokens_per_second=most,
+                capacity_tokens_per_second=capacity_tokens,
                 cost_per_hour=cost,
                 cost_per_million_tokens=per_million,
                 provenance=Provenance.ASSUMED if is_assumed else provenance,
@@ -315,9 +319,9 @@ class PlanEvaluation:
     def could_cost_less(self, cost: float) -> Mask:
         """[c] candidates whose minimum of replicas costs less than this in some capacity type."""
         availability = self.availability
-        lower_bound = np.full(len(availability.candidate), float(self.requirements.min_replicas))
+        replicas = np.full(len(availability.candidate), float(self.requirements.min_replicas))
         cheaper = np.zeros(len(self.candidates), bool)
-        cheaper[availability.candidate[availability.cost(lower_bound) < cost]] = True
+        cheaper[availability.candidate[availability.cost(replicas) < cost]] = True
         return cheaper
 
 

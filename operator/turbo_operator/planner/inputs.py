@@ -67,13 +67,13 @@ def identify_running(plan: api.PlanStatus | None) -> Running | None:
         return None
     try:
         return Running(
-            engine=api.EngineName(plan.engine or api.EngineName.TURBO),
-            accelerator=plan.accelerator,
-            capacity_type=api.CapacityType(plan.capacity_type or api.CapacityType.ON_DEMAND),
-            tensor=plan.tensor or 1,
-            nodes=plan.nodes or 1,
-            method=plan.method or api.OFF,
-            placement=None if plan.placement is None else api.Placement(plan.placement),
+            plan.accelerator,
+            plan.tensor or 1,
+            plan.method or api.OFF,
+            api.EngineName(plan.engine or api.EngineName.TURBO),
+            api.CapacityType(plan.capacity_type or api.CapacityType.ON_DEMAND),
+            plan.nodes or 1,
+            None if plan.placement is None else api.Placement(plan.placement),
         )
     except ValueError:  # written by another version, which knows more: then nothing speaks for what runs
         return None

@@ -103,7 +103,7 @@ class Demand:
     tokens_per_second: float | None = None  # minimum of output tokens of all replicas together
 
     @property
-    def held(self) -> float:
+    def mean_context(self) -> float:
         """Mean tokens that a decoding request has in the KV cache: the context of the step-time model.
 
         A long output is under way for longer, so at any moment more than half of the mean output is there:
@@ -163,9 +163,9 @@ def describe_overlong(spec: TurboDeploymentSpec, max_tokens: int) -> str | None:
     return f"spec.workload.{' and '.join(means)}" if means else None
 
 
-def _lengths(mean: float, written: SpecLengths | None, max_tokens: float) -> Lengths:
+def _lengths(mean: float, lengths: SpecLengths | None, max_tokens: float) -> Lengths:
     """Build lengths with the percentile of the spec or the usual one, and no longer than fits."""
-    p95 = written.p95 if written is not None and written.p95 is not None else mean * P95_OF_MEAN
+    p95 = lengths.p95 if lengths is not None and lengths.p95 is not None else mean * P95_OF_MEAN
     return Lengths(mean, max(mean, min(p95, max_tokens)))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from turbo_operator.api import OFF, Objective, PlanReason, Provenance
-from turbo_operator.plan import Capacity, Choice, EvaluatedCandidate, Plan, Predicted, Rejected
+from turbo_operator.plan import Capacity, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner.arrays import take
 from turbo_operator.planner.capabilities import max_length
 from turbo_operator.planner.evaluation import PlanEvaluation, evaluate
@@ -41,13 +41,13 @@ def plan(inputs: PlannerInputs, now: float) -> Plan:
         return Plan(None, fixed, *problem)
     missing = "There is no TurboAccelerator {}: create it, or correct spec.accelerators.allowed."
     absent = tuple(
-        Rejected(name, 1, OFF, PlanReason.ACCELERATOR_NOT_FOUND, missing.format(name))
+        EvaluatedCandidate(name, 1, OFF, reason=PlanReason.ACCELERATOR_NOT_FOUND, detail=missing.format(name))
         for name in requirements.names
         if name not in catalog
     )
     tensor = requirements.parallelism.tensor or 1
     invalid = tuple(
-        Rejected(row.name, tensor, OFF, PlanReason.INVALID_PARALLELISM, detail)
+        EvaluatedCandidate(row.name, tensor, OFF, reason=PlanReason.INVALID_PARALLELISM, detail=detail)
         for row in requirements.rows
         if (detail := requirements.find_accelerator_conflict(row)) is not None
     )
@@ -82,21 +82,19 @@ def plan(inputs: PlannerInputs, now: float) -> Plan:
 
 
 def frontier(inputs: PlannerInputs, now: float) -> tuple[EvaluatedCandidate, ...]:
-    """Evaluate every candidate of known speed, the best one first."""
+    """Evaluate every candidate of known speed, the best one first; without sentences."""
     requirements = build_requirements(inputs, now)
     if _find_problem(requirements) is not None:
         return ()
     evaluation = evaluate(requirements, every=True)
     replicas = np.maximum(evaluation.verdict.replicas, 1.0)
     predictions = evaluation.predict(evaluation.order, replicas[evaluation.order])
-    candidates = []
-    for index, predicted in zip(evaluation.order.tolist(), predictions, strict=True):
-        if predicted is None:
-            continue
-        row, reason = evaluation.pair(index).identity, CODES[evaluation.verdict.code[index]]
-        how = (row.engine, row.accelerator, row.capacity_type, row.tensor, row.nodes, row.method)
-        candidates.append(EvaluatedCandidate(*how, int(replicas[index]), predicted, reason))
-    return tuple(candidates)
+    codes = evaluation.verdict.code
+    return tuple(
+        evaluation.pair(index).describe(CODES[codes[index]], "", int(replicas[index]), predicted)
+        for index, predicted in zip(evaluation.order.tolist(), predictions, strict=True)
+        if predicted is not None
+    )
 
 
 def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
@@ -132,12 +130,12 @@ def _add_partial(evaluation: PlanEvaluation, plan: Plan) -> Plan:
     if partial is None:
         return plan
     index, fitting = partial
-    wanted = int(evaluation.verdict.replicas[index])
+    replicas = int(evaluation.verdict.replicas[index])
     (predicted,) = evaluation.predict(np.array([index]), np.array([float(max(fitting, 1))]))
     name = evaluation.pair(index).accelerator.name
-    detail = f"{plan.detail} {fitting} of {messages.count(wanted, 'replica')} on {name} can run until then."
+    detail = f"{plan.detail} {fitting} of {messages.count(replicas, 'replica')} on {name} can run until then."
     choice = _build_choice(evaluation, index, fitting, predicted)
-    return replace(plan, replicas=wanted, detail=detail, partial=choice)
+    return replace(plan, replicas=replicas, detail=detail, partial=choice)
 
 
 def _select_best(evaluation: PlanEvaluation) -> int | None:
@@ -225,7 +223,7 @@ def _build_choice(
         placement=pair.draft.placement,
         max_draft_tokens=pair.draft.max_draft_tokens,
         dtype=requirements.dtype_on(pair.accelerator),
-        memory_bytes=int(use.held[pair.place]) + memory.reserve(pair.accelerator),
+        memory_bytes=int(use.total[pair.place]) + memory.reserve(pair.accelerator),
         max_model_len=requirements.max_model_len,
         kv_cache_bytes=int(use.pool[pair.place]),
         host_memory_bytes=requirements.host_memory_bytes(pair.accelerator),
@@ -246,4 +244,4 @@ def _capacity(evaluation: PlanEvaluation, place: int) -> Capacity | None:
     if demand.concurrency is None:
         together = capacity.concurrency(engines, demand, requests)
     running, tokens = max(1, round(float(together[0]))), float(speed.tokens_per_second[0])
-    return Capacity(float(requests[0]), running, round(running * demand.held), tokens)
+    return Capacity(float(requests[0]), running, round(running * demand.mean_context), tokens)

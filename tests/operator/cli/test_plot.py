@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
+from turbo_operator.api import PlanReason, Provenance
 from turbo_operator.cli import commands, inputs, plot
 from turbo_operator.cli.plan_query import ask
 from turbo_operator.plan import EvaluatedCandidate, Predicted
@@ -131,9 +131,7 @@ def test_without_any_speed_the_plot_says_why_it_is_empty(
 
 def weighed(place: tuple[float, float], reason: PlanReason) -> tuple[EvaluatedCandidate, tuple[float, float]]:
     predicted = Predicted(0.1, place[0], 1.0, 1.0, Decimal(place[1]), None, Provenance.ROOFLINE)
-    each: Any = EvaluatedCandidate(
-        EngineName.TURBO, "x", CapacityType.ON_DEMAND, 1, 1, "Off", 1, predicted, reason
-    )
+    each: Any = EvaluatedCandidate("x", 1, "Off", reason=reason, replicas=1, predicted=predicted)
     return each, place
 
 

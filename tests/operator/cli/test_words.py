@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turbo_operator.cli.output import candidate
-from turbo_operator.plan import Rejected
+from turbo_operator.plan import Candidate
 
 
 def test_a_candidate_is_named_by_what_one_replica_is_made_of() -> None:
@@ -14,4 +14,4 @@ def test_a_candidate_is_named_by_what_one_replica_is_made_of() -> None:
 
 
 def name(accelerator: str, tensor: int, nodes: int, engine: str, capacity_type: str) -> str:
-    return candidate(Rejected(accelerator, tensor, "Off", "HigherCost", "", engine, capacity_type, nodes))
+    return candidate(Candidate(accelerator, tensor, "Off", engine, capacity_type, nodes))

@@ -12,7 +12,6 @@ from turbo_operator import planner
 from turbo_operator.api import (
     Calibrated,
     CapacityType,
-    EngineName,
     PlanStatus,
     Provenance,
     TurboDeployment,
@@ -45,7 +44,7 @@ CARD = Accelerator(
     flops={"bf16": 120e12},
     prices={CapacityType.ON_DEMAND: Decimal("0.80")},
 )
-RUNNING = Running(EngineName.TURBO, "card", CapacityType.ON_DEMAND, 1, 1, "Off", None)
+RUNNING = Running("card", 1, "Off")
 PLAN = PlanStatus(hash="v1a", engine="Turbo", accelerator="card", method="Off")
 DEPLOYMENT = ChildView("Deployment", "chat-v1a", "u", None, plan_hash="v1a", replicas=1)
 
@@ -172,11 +171,11 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
 
 
 def test_what_one_accelerator_has_learnt_under_load_says_nothing_of_another() -> None:
-    learnt = Online(told=math.log(1.5), of=("Turbo", "other"))
+    learnt = Online(reported=math.log(1.5), key=("Turbo", "other"))
     (told,), online = update_calibrations(td(), seen((1.5, 2.0)), learnt, NOW)
     assert told.online == "1.000"
     assert online is not None
-    assert online.of == ("Turbo", "card")
+    assert online.key == ("Turbo", "card")
 
 
 def kept(online: str, hours: float | None) -> Calibrated:
@@ -195,7 +194,7 @@ def test_what_was_heard_under_load_fades_once_it_is_not_heard_again(
     """Else a bad hour on an accelerator would keep every later plan away from it."""
     elsewhere = PLAN.model_copy(update={"accelerator": accelerator})
     before = kept("1.822", hours)
-    learnt = Online(filter=Filter(0.6), told=0.6, of=("Turbo", "card"))
+    learnt = Online(filter=Filter(0.6), reported=0.6, key=("Turbo", "card"))
     (told,), _ = update_calibrations(td(before, plan=elsewhere), seen(), learnt, NOW)
     assert told == (before if counts else kept("1.000", None))
 

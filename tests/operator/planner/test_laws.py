@@ -209,12 +209,12 @@ def test_what_runs_stays_unless_another_saves_enough(
 
 def running(choice: Choice) -> Running:
     return Running(
-        choice.engine,
         choice.accelerator.name,
-        choice.capacity_type,
         choice.tensor,
-        choice.nodes,
         choice.method,
+        choice.engine,
+        choice.capacity_type,
+        choice.nodes,
         choice.placement,
     )
 

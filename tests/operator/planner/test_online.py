@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import CapacityType, EngineName, TurboDeploymentSpec
+from turbo_operator.api import TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.planner.performance import calibration, step_time
@@ -21,7 +21,7 @@ from turbo_operator.snapshot import Accelerator, LoadSample, PodView
 from turbo_runtime.contract.load import Load
 
 L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, memory_bandwidth=300e9, flops={"bf16": 121e12})
-RUNNING = Running(EngineName.TURBO, "l4", CapacityType.ON_DEMAND, 1, 1, "Off", None)
+RUNNING = Running("l4", 1, "Off")
 SPEC = TurboDeploymentSpec.model_validate({"model": {"uri": "hf://Qwen/Qwen2.5-7B-Instruct"}})
 SHAPE = shapes.shipped("Qwen/Qwen2.5-7B-Instruct")
 assert SHAPE is not None
@@ -131,7 +131,7 @@ def test_small_wanderings_make_no_plan_anew(factors: list[float]) -> None:
     for step, factor in enumerate(factors):
         known = replace(known, filter=known.filter.update(factor, 1.0, START + 60.0 * step))
         known = known.update([], MACHINE, WORK, None)
-        reported.add(known.told)
+        reported.add(known.reported)
     assert reported <= {0.0, calibration.STEP, -calibration.STEP}
     assert len(reported) <= 2
 

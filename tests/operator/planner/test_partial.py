@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_dev.plan_cases import plan
-from turbo_operator.api import CapacityType, EngineName, PlanReason, TurboDeploymentSpec
+from turbo_operator.api import CapacityType, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.snapshot import Accelerator, NodeSupply, Supply
@@ -27,7 +27,7 @@ def free(**accelerators: int) -> dict[str, Supply]:
 
 
 def running(name: str) -> Running:
-    return Running(EngineName.TURBO, name, CapacityType.ON_DEMAND, 1, 1, "Suffix", None)
+    return Running(name, 1, "Suffix")
 
 
 def test_as_many_replicas_as_fit_are_served_of_a_plan_that_says_how_many_do_not() -> None:

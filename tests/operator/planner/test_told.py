@@ -178,7 +178,7 @@ def test_what_is_cheaper_than_what_runs_says_why_it_does_not_run() -> None:
     asked = spec(model=SHORT, planPolicy={"minSavingFraction": "0.10"})
     runs = plan(asked, MIDDLE, {"a": catalog["a"]}).choice
     assert runs is not None
-    now = Running(runs.engine, "a", runs.capacity_type, runs.tensor, runs.nodes, runs.method, runs.placement)
+    now = Running("a", runs.tensor, runs.method, placement=runs.placement)
     result = plan(asked, MIDDLE, catalog, running=now)
     assert result.choice is not None
     assert result.choice.accelerator.name == "a"

@@ -77,13 +77,13 @@ def chosen(choice: Choice, replicas: int, alone: bool, requirements: Requirement
     return f"{sentence} One replica takes {requests} requests/s; at the planned load {latency}."
 
 
-def short(wanted: float, requirements: Requirements) -> str:
+def short(needed: float, requirements: Requirements) -> str:
     """Report that somebody decided on fewer replicas than the load needs."""
-    if not requirements.external or wanted <= requirements.inputs.spec.replicas:
+    if not requirements.external or needed <= requirements.inputs.spec.replicas:
         return ""
     if not requirements.demand.has_load:
         return " spec.replicas is 0, so nothing runs; other candidates are told for one replica."
-    return f" The load needs {wanted:.0f}, spec.replicas is {requirements.inputs.spec.replicas}."
+    return f" The load needs {needed:.0f}, spec.replicas is {requirements.inputs.spec.replicas}."
 
 
 def misses(requirements: Requirements, predicted: Predicted) -> list[str]:

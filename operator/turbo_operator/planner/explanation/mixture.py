@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from turbo_operator.api import Objective, PlanReason
-from turbo_operator.plan import Rejected
+from turbo_operator.plan import EvaluatedCandidate
 from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.feasibility import MICRO
@@ -76,7 +76,7 @@ def find_cheapest(kinds: Sequence[Kind], demand: float, below: float = math.inf)
     return tuple(counts.get(place, 0) for place in range(len(kinds)))
 
 
-def suggest_mixture(evaluation: PlanEvaluation, best: int) -> Rejected | None:
+def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate | None:
     """Report a mixture that would cost less than the chosen pair: no route weights two accelerators yet."""
     requirements, availability = evaluation.requirements, evaluation.availability
     demand, serves = requirements.demand.rate, evaluation.speeds.requests_per_second
@@ -109,4 +109,6 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> Rejected | None:
         "serving one TurboDeployment on more than one class is not supported yet."
     )
     _, first, method = parts[0]
-    return Rejected(first.name, 1, method, PlanReason.NOT_YET_SUPPORTED, detail, replicas=sum(counts))
+    return EvaluatedCandidate(
+        first.name, 1, method, reason=PlanReason.NOT_YET_SUPPORTED, detail=detail, replicas=sum(counts)
+    )

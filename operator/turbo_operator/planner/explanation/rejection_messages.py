@@ -27,7 +27,7 @@ def explain(evaluation: PlanEvaluation, index: int, best: int | None) -> tuple[P
     pair = evaluation.pair(index)
     detail = _DETAILS[reason](evaluation, index, pair)
     is_further = reason != PlanReason.NOT_YET_SUPPORTED and evaluation.lacking[pair.place]
-    if is_further and (lack := evaluation.lack(pair)):
+    if is_further and (lack := evaluation.lacks[pair.place]):
         detail = f"{detail} Besides, {lack}."
     return reason, detail
 
@@ -73,10 +73,10 @@ def _dollars(amount: float) -> str:
 
 def _out_of_memory(evaluation: PlanEvaluation, _: int, pair: Pair) -> str:
     use, place = evaluation.memory_use, pair.place
-    left = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
+    available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
     if use.loading[place] > use.usable[place]:
-        left = -1.0
-    tokens = memory.max_model_len(float(left), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
+        available = -1.0
+    tokens = memory.max_model_len(float(available), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
     tokens = min(tokens, evaluation.requirements.shape.max_position)
     needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
     sentence = f"One replica needs {needed} and {pair.accelerator.name} has {usable} to give"
@@ -199,7 +199,7 @@ def _over_budget(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
 
 
 def _not_yet(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
-    lack = evaluation.lack(pair)
+    lack = evaluation.lacks[pair.place]
     if lack is None:
         return evaluation.conflicts[pair.accelerator.name]
     if pair.tensor > 1 and pair.nodes == 1 and lack.startswith("a replica on"):

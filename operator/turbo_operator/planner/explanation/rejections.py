@@ -12,7 +12,7 @@ from decimal import Decimal
 import numpy as np
 
 from turbo_operator.api import Objective, PlanReason
-from turbo_operator.plan import Predicted, Rejected
+from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices, Mask
 from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
@@ -41,7 +41,7 @@ Key = tuple[int, int, PlanReason]  # accelerator, capacity type, reason
 
 def list_rejected(
     evaluation: PlanEvaluation, best: int | None, count: int
-) -> tuple[tuple[Rejected, ...], Predicted | None]:
+) -> tuple[tuple[EvaluatedCandidate, ...], Predicted | None]:
     """List the rejected rows, the first ones worth reading, and predict what `count` replicas of `best` do.
 
     Predicts all of them together, since a call has a cost of its own.
@@ -53,7 +53,7 @@ def list_rejected(
     predictions = evaluation.predict(np.append(indices, chosen), replicas)
     lacking, waits = _lacking(evaluation), NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
 
-    def distance(row: tuple[int, Rejected]) -> tuple[int, bool, int]:
+    def distance(row: tuple[int, EvaluatedCandidate]) -> tuple[int, bool, int]:
         """What is not supported yet and fails as well is further from a plan than what only waits."""
         near = NEAREST.index(PlanReason(row[1].reason))
         fails = bool(lacking[row[0]]) and near != waits
@@ -67,9 +67,9 @@ def list_rejected(
 
 def _reject(
     evaluation: PlanEvaluation, index: int, best: int | None, predicted: Predicted | None
-) -> Rejected:
+) -> EvaluatedCandidate:
     replicas = int(evaluation.verdict.reported[index])
-    return evaluation.pair(index).reject(*explain(evaluation, index, best), replicas, predicted)
+    return evaluation.pair(index).describe(*explain(evaluation, index, best), replicas, predicted)
 
 
 def _lacking(evaluation: PlanEvaluation) -> Mask:
@@ -114,7 +114,7 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
     return np.array([index for key, index in first.items() if is_worth_reporting(key)], np.int64)
 
 
-def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> Rejected | None:
+def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> EvaluatedCandidate | None:
     """Find the cheapest that misses by little: the best one were every bound a quarter wider."""
     requirements = evaluation.requirements
     demand, cost = requirements.demand, requirements.cost
@@ -157,10 +157,10 @@ def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> Rejected | N
     pods = f"{messages.count(count, 'replica')} of {pair.hardware}"
     is_budget = all("spec.cost" in part for part in missed)
     reason = PlanReason.BUDGET_EXCEEDED if is_budget else PlanReason.TARGET_UNREACHABLE
-    return pair.reject(reason, f"{pods} would {paid}{messages.join(missed)}.", count, predicted)
+    return pair.describe(reason, f"{pods} would {paid}{messages.join(missed)}.", count, predicted)
 
 
-def find_smallest_miss(evaluation: PlanEvaluation) -> Rejected | None:
+def find_smallest_miss(evaluation: PlanEvaluation) -> EvaluatedCandidate | None:
     """Find the candidate that with one request alone is nearest to its worst latency bound."""
     demand, candidate = evaluation.requirements.demand, evaluation.availability.candidate
     if not demand.has_latency:

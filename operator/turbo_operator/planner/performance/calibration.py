@@ -117,13 +117,13 @@ class Online:
 
     filter: Filter = field(default_factory=Filter)
     marks: Mapping[str, LoadSample] = field(default_factory=dict)  # where each pod's stretch began
-    told: float = 0.0  # logarithm of the factor, in steps
-    of: tuple[str, str] | None = None  # engine and accelerator
+    reported: float = 0.0  # logarithm of the factor, in steps
+    key: tuple[str, str] | None = None  # engine and accelerator
 
     @property
     def factor(self) -> float:
         """On the times that the start-up points, or else the model, predict."""
-        return math.exp(self.told)
+        return math.exp(self.reported)
 
     def update(
         self, pods: Sequence[PodView], machine: Machine, work: ForwardCost, start: Calibration | None
@@ -145,9 +145,9 @@ class Online:
             marks[pod.name] = sample
             measured = sample.occupancy.request_seconds - mark.occupancy.request_seconds
             known = known.update(measured, expected, sample.at)
-        moved = abs(known.logarithm - self.told) >= STEP
-        told = STEP * round(known.logarithm / STEP) if moved else self.told
-        return replace(self, filter=known, marks=marks, told=told)
+        moved = abs(known.logarithm - self.reported) >= STEP
+        reported = STEP * round(known.logarithm / STEP) if moved else self.reported
+        return replace(self, filter=known, marks=marks, reported=reported)
 
 
 def predict_request_seconds(
@@ -194,43 +194,43 @@ def update_calibrations(
     `online` is the result before; None after a start, and while no plan runs. `now` is in seconds since the
     epoch.
     """
-    kept = tuple(_fade(row, now) for row in td.status.calibrations)
+    existing = tuple(_fade(row, now) for row in td.status.calibrations)
     plan = find_plan_in_place(td, observed)
     running = identify_running(plan)
     accelerator = observed.accelerators.get(running.accelerator) if running is not None else None
     if plan is None or running is None or accelerator is None or observed.model is None:
-        return kept, None
+        return existing, None
     replica = describe_replica(td.spec, observed.model.shape, accelerator, running)
     if replica is None:
-        return kept, None
+        return existing, None
     key = (str(running.engine), running.accelerator)
-    mine = next((row for row in kept if (row.engine, row.accelerator) == key), None)
+    mine = next((row for row in existing if (row.engine, row.accelerator) == key), None)
     pods = [pod for pod in observed.pods if pod.plan_hash == plan.hash]
     points = [point for pod in pods if pod.load is not None for point in pod.load.load.step_times or ()]
     start = _start(mine, calibrate(points, *replica))
     is_faded = mine is not None and mine not in td.status.calibrations
-    if online is None or online.of != key or is_faded:
+    if online is None or online.key != key or is_faded:
         logarithm = math.log(max(float(mine.online), MIN_FACTOR)) if mine is not None else 0.0
-        online = Online(filter=Filter(logarithm=logarithm), told=logarithm, of=key)
+        online = Online(filter=Filter(logarithm=logarithm), reported=logarithm, key=key)
     online = online.update(pods, *replica, start)
-    if start is None and online.told == 0.0:
-        return kept, online
+    if start is None and online.reported == 0.0:
+        return existing, online
     factors = (*(start or NEUTRAL), online.factor)
     decode, prefill, factor = (f"{min(max(value, MIN_FACTOR), MAX_FACTOR):.3f}" for value in factors)
     # Writes the end anew once half of the time has passed, so that a status under load is rarely written.
-    until = online.filter.at + BELIEVED_SECONDS
-    written = mine.until if mine is not None else None
-    if written is None or until - epoch(written) > BELIEVED_SECONDS / 2:
-        written = rfc3339(until)
+    end_time = online.filter.at + BELIEVED_SECONDS
+    expiration = mine.until if mine is not None else None
+    if expiration is None or end_time - epoch(expiration) > BELIEVED_SECONDS / 2:
+        expiration = rfc3339(end_time)
     calibrated = Calibrated(
         engine=running.engine,
         accelerator=running.accelerator,
         decode=decode,
         prefill=prefill,
         online=factor,
-        until=written if online.told else None,
+        until=expiration if online.reported else None,
     )
-    return (calibrated, *(row for row in kept if row is not mine))[:MAX_KEPT], online
+    return (calibrated, *(row for row in existing if row is not mine))[:MAX_KEPT], online
 
 
 def describe_replica(
@@ -249,7 +249,7 @@ def describe_replica(
     if running.nodes > 1 or not has_known_speed(candidates, rates)[0]:
         return None
     element = np.full(1, float(requirements.element_bytes(accelerator)))
-    machine, work = describe_replicas(candidates, element, rates, shape, requirements.demand.held)
+    machine, work = describe_replicas(candidates, element, rates, shape, requirements.demand.mean_context)
     return take(machine, (0, 0)), take(work, (0, 0))
 
 

@@ -114,7 +114,7 @@ def build_engines(
     shape, nodes = requirements.shape, candidates.nodes
     calibrations, draft = requirements.inputs.calibrations, requirements.inputs.draft
     rows = queueing.rows(memory_use.slots)
-    context = requirements.demand.held
+    context = requirements.demand.mean_context
     machine, work = describe_replicas(candidates, memory_use.element, rates, shape, context)
     keys = [[(str(engine.name), row.name) for row in candidates.accelerators] for engine in ENGINES]
     factors = np.array([[calibrations.get(key, Calibration(1.0, 1.0)) for key in row] for row in keys])

@@ -117,23 +117,23 @@ def _bounds(demand: Demand) -> tuple[tuple[Late, Bound | None], ...]:
 
 
 def _holds(queue: Queue, demand: Demand) -> Mask:
-    held = np.ones(len(queue.together), np.bool_)
+    holding = np.ones(len(queue.together), np.bool_)
     for late, bound in _bounds(demand):
         if bound is not None:
-            held &= late(queue, demand, bound.seconds) <= 1.0 - bound.share + TINY
-    return held
+            holding &= late(queue, demand, bound.seconds) <= 1.0 - bound.share + TINY
+    return holding
 
 
 def _percentile(late: Late, queue: Queue, demand: Demand, bound: Bound | None) -> Numbers:
     """[c] the time that all but the allowed share of the requests keep, to 0.04 %."""
     allowed = 1.0 - (0.95 if bound is None else bound.share) + TINY
-    shortest, longest = TIMES
+    low, high = TIMES
 
     def exceeded(place: Selector, part: Numbers) -> Mask:
-        return np.asarray(late(take(queue, place), demand, shortest * (longest / shortest) ** part) > allowed)
+        return np.asarray(late(take(queue, place), demand, low * (high / low) ** part) > allowed)
 
     part = _highest(exceeded, len(queue.together), TIME_BITS) + 0.5**TIME_BITS
-    return np.asarray(shortest * (longest / shortest) ** part)
+    return np.asarray(low * (high / low) ** part)
 
 
 def _highest(holds: Callable[[Selector, Numbers], Mask], count: int, bits: int) -> Numbers:
@@ -150,7 +150,7 @@ def _highest(holds: Callable[[Selector, Numbers], Mask], count: int, bits: int) 
         parts = 2**taken - 1
         place = slice(None) if parts == 1 else np.repeat(np.arange(count), parts)
         tried = highest[:, None] + np.arange(1, parts + 1) * 0.5**done
-        held = holds(place, tried.ravel()).reshape(count, parts)
+        holding = holds(place, tried.ravel()).reshape(count, parts)
         # The first that does not hold ends it, as one after the other would.
-        highest += np.cumprod(held, axis=1).sum(axis=1) * 0.5**done
+        highest += np.cumprod(holding, axis=1).sum(axis=1) * 0.5**done
     return np.where(whole, 1.0, highest)

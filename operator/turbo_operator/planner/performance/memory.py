@@ -99,13 +99,13 @@ def largest_stage(layers: int, stages: Numbers) -> Numbers:
     return np.ceil(layers / stages) / layers
 
 
-def stage_bytes(shape: ModelShape, held: Weights, element: Numbers, stages: Numbers) -> Numbers:
+def stage_bytes(shape: ModelShape, served: Weights, element: Numbers, stages: Numbers) -> Numbers:
     """Bytes of the weights in the largest of `stages` stages: its layers and, where there are several, the
     embedding or the head. Where those are one table, the first stage and the last hold a copy each.
     """
     head = float(shape.vocab_size * shape.hidden_size) * element
-    between = held.total - held.embedding - head
-    return np.where(np.equal(stages, 1.0), held.total, between * largest_stage(shape.layers, stages) + head)
+    between = served.total - served.embedding - head
+    return np.where(np.equal(stages, 1.0), served.total, between * largest_stage(shape.layers, stages) + head)
 
 
 def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
@@ -126,8 +126,8 @@ def kv_bytes(
     `slides`: whether the engine forgets what a sliding window has passed.
     """
     window = np.where(slides, shape.sliding_window or np.inf, np.inf)
-    kept = np.minimum(1.0, window / np.maximum(tokens, 1.0))
-    layers = shape.layers - shape.sliding_layers * (1.0 - kept)  # that hold a token's cache, in the mean
+    fraction = np.minimum(1.0, window / np.maximum(tokens, 1.0))
+    layers = shape.layers - shape.sliding_layers * (1.0 - fraction)  # that hold a token's cache, in the mean
     return cached_elements(shape, tensor) * layers * element
 
 

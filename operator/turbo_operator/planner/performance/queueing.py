@@ -239,18 +239,18 @@ def late_first(queue: Queue, demand: Demand, seconds: Numbers | float) -> Number
     step, prefill = queue.step, queue.prefill
     slowed = prefill + step / queue.chunk
     # A prompt takes one step, or as many as it has chunks, the last of them half full.
-    longest = np.minimum(
+    limit = np.minimum(
         (left - queue.passes) / np.maximum(prefill, TINY), (left - step / 2.0) / np.maximum(slowed, TINY)
     )
     # Over the prompts that are read within that time, and those at the wall apart.
     span = prompt.p95 - prompt.shortest
-    end = np.clip((longest - prompt.shortest) / span, TINY, 1.0) ** (1.0 / prompt.power)
+    end = np.clip((limit - prompt.shortest) / span, TINY, 1.0) ** (1.0 / prompt.power)
     nodes, weight = _exponential(PROMPTS, end)
     tokens = np.empty((len(nodes) + 1, len(left)))  # before the candidates: few and many
     tokens[:-1], tokens[-1] = prompt.shortest + span * nodes**prompt.power, prompt.p95
     own = np.maximum(tokens * prefill + queue.passes, tokens * slowed + step / 2.0)
     kept = _read_within(queue, np.maximum(left - own, 0.0))
-    share = (weight * kept[:-1]).sum(axis=0) + WALL * (longest >= prompt.p95) * kept[-1]
+    share = (weight * kept[:-1]).sum(axis=0) + WALL * (limit >= prompt.p95) * kept[-1]
     endless = (queue.busy >= NEARLY) | (queue.ending <= 0.0)
     return np.asarray(np.where(endless, 1.0, 1.0 - share))
 
@@ -317,8 +317,8 @@ def _read_within(queue: Queue, x: Numbers) -> Numbers:
         a, b = -np.expm1(-first * x) / first, -np.expm1(-second * x) / second
         return x - (busy * (1.0 - full) + second * both) * a - (full * (1.0 - busy) - first * both) * b
 
-    longest = np.maximum(queue.rest, SHORTEST)
-    return np.asarray((kept(x) - kept(np.maximum(x - longest, 0.0))) / longest)
+    limit = np.maximum(queue.rest, SHORTEST)
+    return np.asarray((kept(x) - kept(np.maximum(x - limit, 0.0))) / limit)
 
 
 def _exponential(rule: tuple[Numbers, Numbers], end: Numbers) -> tuple[Numbers, Numbers]:

@@ -101,9 +101,9 @@ def list_options(
         return (none,)
     # A trained draft drafts together with the suffix drafter, and its speedup is measured where it runs:
     # until then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
-    wanted = speculation.method
-    if speculation.draft_ref or (wanted in TRAINED_METHODS and wanted in engine.methods):
-        wanted = Method.SUFFIX
+    requested = speculation.method
+    if speculation.draft_ref or (requested in TRAINED_METHODS and requested in engine.methods):
+        requested = Method.SUFFIX
     named = [place for place in Placement if speculation.placement in (DraftPlacement.AUTO, place)]
     placements: dict[str, list[Placement | None]] = {
         Method.SUFFIX: [None],
@@ -113,7 +113,7 @@ def list_options(
     options = [
         SpeculationOption(method, placement, min(limit, shape.mtp_layers) if method == Method.MTP else limit)
         for method in ORDER
-        if method != OFF and method in engine.methods and wanted in (Method.AUTO, method)
+        if method != OFF and method in engine.methods and requested in (Method.AUTO, method)
         for placement in placements.get(method, [Placement.COLOCATED])
     ]
     return (*options, none) if speculation.mode == Mode.AUTO else tuple(options)
