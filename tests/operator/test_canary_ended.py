@@ -132,7 +132,7 @@ def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_u
     cache.put_deployment(server.deployment)
     elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
     cache.accelerators.put({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)
-    ledger.take_stock(cache.accelerators_by_name())
+    ledger.take_stock(cache.accelerators_by_name(), 0.0)
     for each in (OLD, NEW):
         cache.drafts.put({"metadata": {**META, "name": each.name, "uid": each.name}}, each)
     model = children(WITH_OLD, seen(), SpeedupTracker(), None)["ConfigMap chat-model"]

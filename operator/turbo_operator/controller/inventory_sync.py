@@ -49,7 +49,7 @@ class InventorySync:
 
     def count(self) -> None:
         """Count now, and wake whom the difference concerns."""
-        before = self.inventory.take_stock(self.cache.accelerators_by_name())
+        before = self.inventory.take_stock(self.cache.accelerators_by_name(), time.time())
         after = self.inventory.stock
         deployment_metrics.show_prices(before, after)
         change = compare(before, after)

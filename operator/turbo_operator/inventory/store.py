@@ -8,7 +8,6 @@ Labels only claim whose a pod is: it is looked up as the inventory is taken. No 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -67,8 +66,8 @@ class InventoryStore:
             if uid not in uids and namespace in (None, where):
                 self._set(kind, uid, None)
 
-    def take_stock(self, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
-        """Take the inventory anew; returns the one before."""
+    def take_stock(self, accelerators: Mapping[str, Accelerator], now: float) -> ClusterInventory:
+        """Take the inventory anew; returns the one before. `now` is in seconds since the epoch."""
         before = self.stock
         self.moved = False
         nodes, quotas = (
@@ -80,7 +79,7 @@ class InventoryStore:
             for uid, (_, pod) in self._objects["Pod"].items()
             if not isinstance(pod, _Unreadable)
         ]
-        self.stock = take_stock(accelerators, nodes, pods, quotas, time.time())
+        self.stock = take_stock(accelerators, nodes, pods, quotas, now)
         return before
 
     def _set(self, kind: str, uid: str, value: tuple[str | None, Any] | None) -> None:

@@ -366,7 +366,7 @@ def raw_node(name: str, gpus: int) -> dict[str, Any]:
 def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
     ledger = InventoryStore(lambda _: None)
     ledger.put("Node", raw_node("a", 8))
-    ledger.take_stock(CATALOGUE)
+    ledger.take_stock(CATALOGUE, 0.0)
     heartbeat = raw_node("a", 8)
     heartbeat["status"]["conditions"].append({"type": "MemoryPressure", "status": "False"})
     ledger.put("Node", heartbeat)
@@ -381,8 +381,8 @@ def test_what_a_full_list_does_not_show_is_gone_in_its_namespace_alone() -> None
     for namespace in ("team", "elsewhere"):
         body = raw_pod(nodeName="a", containers=[container(**{GPU: "2"})])
         ledger.put("Pod", {**body, "metadata": {"name": "p", "uid": namespace, "namespace": namespace}})
-    ledger.take_stock(CATALOGUE)
+    ledger.take_stock(CATALOGUE, 0.0)
     assert free(ledger.stock) == [4]
     ledger.keep_only("Pod", set(), "1", "team")
-    ledger.take_stock(CATALOGUE)
+    ledger.take_stock(CATALOGUE, 0.0)
     assert free(ledger.stock) == [6]

@@ -50,7 +50,7 @@ async def follow(
         task = group.create_task(Follower(api, ledger, resource, None).run())
         await api.shown.wait()
         task.cancel()
-    ledger.take_stock({})
+    ledger.take_stock({}, 0.0)
     return ledger
 
 

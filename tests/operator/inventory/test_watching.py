@@ -87,7 +87,7 @@ async def following(server: Server) -> AsyncIterator[InventoryStore]:
 
 
 def held(ledger: InventoryStore) -> int:
-    ledger.take_stock({})
+    ledger.take_stock({}, 0.0)
     return ledger.stock.held.get("n", {}).get(GPU, 0) // 1000
 
 
