@@ -29,7 +29,7 @@ def answers(access: Access, pairs: list[Pair]) -> str:
     parts = [
         _rule("kubectl get td"),
         access.kubectl("get", "td", DEPLOYMENT).rstrip(),
-        _rule("the plan, and why"),
+        _rule("the plan, and why (its times are predicted; those measured follow)"),
         *_plan(access, deployment["status"].get("plan", {})),
     ]
     for pair in pairs:
@@ -99,7 +99,8 @@ def _pair(pair: Pair) -> list[str]:
     if not pair.equal:
         lines += ["--- without speculation:", _wrapped(pair.off.text)]
     times = f"with speculation {pair.on.seconds:.2f} s, without {pair.off.seconds:.2f} s"
-    drafts = f"acceptance length {length} ({pair.on.tokens} tokens)"
+    pace = 1000 * pair.on.seconds / max(1, pair.on.tokens)
+    drafts = f"acceptance length {length} ({pair.on.tokens} tokens, {pace:.0f} ms each)"
     return [*lines, f"{times}: {same}, {pair.speed_up:.2f} times as fast; {drafts}"]
 
 

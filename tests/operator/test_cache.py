@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
 from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.feed import Feed
+from turbo_operator.controller.workqueue import WorkQueue
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, LoadSample, Occupancy
 from turbo_runtime.contract.load import Load
 
@@ -286,6 +289,29 @@ def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_show
     assert cache.observe(KEY, "td").children == ()
     cache.keep_children("Service", [], "9")
     assert num_kept(cache) == len(cache._stores["Service"]._deletions) == 0
+
+
+def test_pods_that_an_earlier_object_of_the_name_left_are_no_room_for_its_successor() -> None:
+    cache, inventory = Cache(), InventoryStore(lambda uid: cache.owner_of(uid))
+    feed = Feed(cache, inventory, WorkQueue(_nothing), lambda _: None)
+    orphaned = child("ReplicaSet", "chat-abc-1", uid="rs")
+    orphaned["metadata"]["labels"] |= {f"{GROUP}/plan-hash": "abc", f"{GROUP}/owner-uid": "td"}
+    del orphaned["metadata"]["ownerReferences"]
+    for kind, body in (("ReplicaSet", orphaned), ("Pod", pod("p", 1)), ("TurboDeployment", deployment(1))):
+        feed.put(kind, body)
+    assert cache.owner_of("p") == KEY.owner
+    for change in (
+        lambda: feed.drop("TurboDeployment", deployment(2)),
+        lambda: feed.put("TurboDeployment", deployment(3, uid="its successor")),
+    ):
+        inventory.take_stock({}, 0.0)
+        change()
+        assert inventory.moved
+        assert cache.owner_of("p") is None
+
+
+async def _nothing(_: Key) -> float | None:
+    return None
 
 
 def test_inspect_pods_are_not_serving_pods() -> None:

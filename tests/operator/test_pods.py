@@ -55,7 +55,7 @@ def test_a_pod_is_found_whatever_order_the_watches_come_in_and_the_last_one_wake
             pods.put_root("d", ROOT)
     assert names(pods) == ["p"]
     assert woken == {KEY} or order[-1] == "root"  # a child that is new wakes by itself
-    assert pods.owner_of("p") == Owner("team", "chat")
+    assert pods.root_of("p").owner == Owner("team", "chat")  # type: ignore[union-attr]
     assert pods.of(KEY, "an earlier one") == []
 
 
@@ -64,7 +64,7 @@ def test_a_strangers_pod_with_our_labels_is_not_ours() -> None:
     pods.put_root("d", ROOT)
     for stranger in (body("bare"), body("theirs", "ReplicaSet", "other", "other-1")):
         assert pods.put(stranger) == set()
-        assert pods.owner_of(stranger["metadata"]["uid"]) is None
+        assert pods.root_of(stranger["metadata"]["uid"]) is None
     assert names(pods) == []
 
 
@@ -85,7 +85,7 @@ def test_a_pod_of_a_job_needs_no_label_and_trains_if_its_job_does() -> None:
     assert pods.put(body("t", "Job", "j", "chat-train-1", labels={})) == {KEY}
     (view,) = pods.of(KEY, "td")
     assert isinstance(view, TrainPod)
-    assert pods.owner_of("t") == Owner("team", "chat").trainer
+    assert pods.root_of("t").owner == Owner("team", "chat").trainer  # type: ignore[union-attr]
 
 
 def test_a_pod_runs_the_plan_of_its_deployment_whatever_its_label_says() -> None:
@@ -133,7 +133,7 @@ def test_the_pods_of_a_replica_set_that_was_orphaned_stay_ours_until_it_is_adopt
     assert pods.put_replica_set(orphan()) == {KEY}
     pods.drop_root("d")
     assert names(pods) == ["p"]
-    assert pods.owner_of("p") == Owner("team", "chat")
+    assert pods.root_of("p").owner == Owner("team", "chat")  # type: ignore[union-attr]
     assert pods.of(KEY, "an earlier one") == []
     pods.put_root("d2", ROOT)
     assert pods.put_replica_set(body("rs", "Deployment", "d2", "chat-abc")) == {KEY}
@@ -155,7 +155,7 @@ def test_an_orphan_is_not_ours_by_labels_that_its_name_contradicts_or_where_anot
     for stranger in (orphan("chat-edited-1"), orphan("rs"), orphan(uid=""), theirs):
         assert pods.put_replica_set(stranger) == set()
         assert names(pods) == []
-        assert pods.owner_of("p") is None
+        assert pods.root_of("p") is None
 
 
 def test_nothing_is_kept_of_strangers_pods_without_our_label() -> None:

@@ -24,6 +24,7 @@ from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
 from turbo_operator.api.training import Capture
 from turbo_operator.api.validation import (
+    ASecondToAnHour,
     Duration,
     Metadata,
     ModelURI,
@@ -148,19 +149,10 @@ class Engine(Record):
     """Auto leaves it to the planner."""
     image: _Image | None = None
     """Image of the engine. Default: the one that the operator was installed with."""
-    step_timeout: UpToAnHour | None = None
+    step_timeout: ASecondToAnHour | None = None
     """Longest time that a step may take before the engine counts as hung and its pod is restarted. Default:
     60s. Raise it if one step of 512 tokens can take that long, as with a large model on few cores.
     """
-
-    rules = (
-        Rule(
-            "!has(self.stepTimeout) || duration(self.stepTimeout) >= duration('1s')",
-            "write at least 1s for stepTimeout",
-            lambda it: it.step_timeout is None or it.step_timeout.seconds >= 1,
-            "stepTimeout",
-        ),
-    )
 
 
 class Drain(Record):

@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from turbo_operator.api.constants import CapacityType
-from turbo_operator.api.validation import Duration, ObjectName, Record, Rule, UpToAnHour, amount
+from turbo_operator.api.validation import (
+    ASecondToAnHour,
+    Duration,
+    Fraction,
+    ObjectName,
+    Record,
+    Rule,
+    UpToAnHour,
+    amount,
+    duration_cel,
+)
 
 # Of a workload that does not say: shown as assumed.
 DEFAULT_INPUT_TOKENS = 512
@@ -67,19 +77,17 @@ class Workload(Record):
 class Latency(Record):
     """A bound on a time, and of how many requests it holds."""
 
-    max: UpToAnHour
+    max: Annotated[
+        UpToAnHour,
+        Rule(
+            duration_cel("duration(self) > duration('0s')"),
+            "write a time above 0, like 25ms",
+            lambda duration: duration.seconds > 0,
+        ),
+    ]
     """The longest time, like 25ms."""
     percentile: Literal[50, 90, 95, 99] = 95
     """Share of requests in per cent that keep it: 50, 90, 95 or 99."""
-
-    rules = (
-        Rule(
-            "duration(self.max) > duration('0s')",
-            "write a time above 0, like 25ms",
-            lambda it: it.max.seconds > 0,
-            "max",
-        ),
-    )
 
 
 class Targets(Record):
@@ -105,16 +113,10 @@ class Accelerators(Record):
     """Accelerators of one replica at most."""
     max_total: Annotated[int, Field(strict=True, ge=1, le=100_000)] | None = None
     """Accelerators of all replicas together at most."""
-    pending_timeout: UpToAnHour = Duration("10m")
+    pending_timeout: ASecondToAnHour = Duration("10m")
     """How long a pod may wait for an accelerator before the next best class is planned."""
 
     rules = (
-        Rule(
-            "duration(self.pendingTimeout) >= duration('1s')",
-            "write at least 1s",
-            lambda it: it.pending_timeout.seconds >= 1,
-            "pendingTimeout",
-        ),
         Rule(
             "!has(self.allowed) || self.allowed.size() > 0",
             "name a TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all of them",
@@ -175,16 +177,5 @@ class Cost(Record):
 class PlanPolicy(Record):
     """When a plan that runs gives way to another."""
 
-    min_saving_fraction: Annotated[
-        Decimal, amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
-    ] = Decimal("0.10")
+    min_saving_fraction: Fraction = Decimal("0.10")
     """The running plan stays while it is feasible and the best one saves less than this share of its cost."""
-
-    rules = (
-        Rule(
-            "double(self.minSavingFraction) <= 1.0",
-            'write a fraction from "0" to "1" as a string, like "0.10"',
-            lambda it: it.min_saving_fraction <= 1,
-            "minSavingFraction",
-        ),
-    )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.validation import Duration, Record, Rule, UpToAnHour, amount
+from turbo_operator.api.validation import Duration, Record, Rule, UpToAnHour, amount, duration_cel
 
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 _SomeReplicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
@@ -145,8 +145,11 @@ class Rollout(Record):
         ),
         Rule(
             # getSeconds leaves out the fraction, and minReadySeconds as a duration would cost too much.
-            "duration(self.progressDeadline) > duration('0s') && "
-            "(duration(self.progressDeadline) - duration('1us')).getSeconds() >= self.minReadySeconds",
+            duration_cel(
+                "duration(self.progressDeadline) > duration('0s') && "
+                "(duration(self.progressDeadline) - duration('1us')).getSeconds() >= self.minReadySeconds",
+                "self.progressDeadline",
+            ),
             "write a progressDeadline above minReadySeconds, within which no pod counts as available",
             lambda it: it.progress_deadline.seconds > it.min_ready_seconds,
             "progressDeadline",

@@ -9,7 +9,17 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from turbo_operator.api.validation import Duration, ObjectName, Quantity, Record, Rule, Text, amount, refusal
+from turbo_operator.api.validation import (
+    Duration,
+    Fraction,
+    ObjectName,
+    Quantity,
+    Record,
+    Rule,
+    Text,
+    amount,
+    refusal,
+)
 
 _PATH = Text(
     512,
@@ -43,9 +53,7 @@ class Capture(Record):
     """True keeps no further prompt, and leaves what is kept."""
     persistent_volume_claim: CaptureClaim
     """Where prompts are kept, in a folder of the deployment's name."""
-    sample_fraction: Annotated[
-        Decimal, amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
-    ] = Decimal(1)
+    sample_fraction: Fraction = Decimal(1)
     """Share of the requests that is kept."""
     max_size: Quantity = "1Gi"
     """Of the folder; the oldest prompts go first."""
@@ -64,15 +72,6 @@ class Capture(Record):
         list[Annotated[str, Text(512), AfterValidator(_is_pattern)]] | None, Field(max_length=32)
     ] = None
     """Regular expressions; what they match is taken out of prompts before they are written."""
-
-    rules = (
-        Rule(
-            "double(self.sampleFraction) <= 1.0",
-            'write a fraction from "0" to "1" as a string, like "0.10"',
-            lambda it: it.sample_fraction <= 1,
-            "sampleFraction",
-        ),
-    )
 
 
 class DraftsClaim(Record):

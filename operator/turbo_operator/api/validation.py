@@ -32,6 +32,7 @@ _T = TypeVar("_T")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
 _AMOUNT = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
+_FRACTION = re.compile(r"(0(\.\d{1,6})?|1(\.0{1,6})?)", re.ASCII)
 _QUANTITY = re.compile(r"\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?", re.ASCII)
 _UNITS: dict[str | None, Decimal] = {
     None: Decimal(1),
@@ -240,6 +241,10 @@ def amount(
     return Number(read, {**kind, "maxLength": max_length, CEL_RULES: [rule]})
 
 
+Fraction = Annotated[
+    Decimal,
+    amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False, pattern=_FRACTION),
+]
 _ABOVE_ZERO = "quantity({}).isGreaterThan(quantity('0'))"
 _QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
 Quantity = Annotated[
@@ -252,14 +257,30 @@ MemoryGiB = Annotated[
 ]
 
 _DURATION = r"(\d{1,6}(\.\d{1,3})?(ms|s|m|h))+"
+
+
+def duration_cel(cel: str, place: str = "self") -> str:
+    """A condition on a duration that holds for what is none: the API server evaluates every rule, and would
+    add a sentence about its failure to that of the pattern.
+    """
+    return f"!{place}.matches(r'^{_DURATION}$') || {cel}"
+
+
 UpToAnHour = Annotated[
     Duration,
     Text(32, _DURATION, "write a duration like 120s, 2m or 25ms"),
     Rule(
-        # The API server evaluates every rule, so this one must not trip over what the pattern refuses.
-        f"!self.matches(r'^{_DURATION}$') || duration(self) <= duration('1h')",
+        duration_cel("duration(self) <= duration('1h')"),
         "write at most 1h",
         lambda duration: duration.seconds <= 3600,
+    ),
+]
+ASecondToAnHour = Annotated[
+    UpToAnHour,
+    Rule(
+        duration_cel("duration(self) >= duration('1s')"),
+        "write at least 1s",
+        lambda duration: duration.seconds >= 1,
     ),
 ]
 

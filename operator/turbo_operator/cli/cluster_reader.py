@@ -62,7 +62,7 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
                     f"the cluster does not know {resource.kind}: install the chart, or its CRDs, first."
                 )
         cache = Cache()
-        cluster = Cluster(cache, InventoryStore(cache.pods.owner_of), server.namespace)
+        cluster = Cluster(cache, InventoryStore(cache.owner_of), server.namespace)
         for namespace in {name or server.namespace for name in namespaces}:
             for body in await bodies(resources.TURBODEPLOYMENT, namespace):
                 cache.put_deployment(body)

@@ -105,7 +105,7 @@ class Feed:
     def _wake_by(self, kind: str, key: Key) -> None:
         """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
         if kind == TURBODEPLOYMENT:
-            self._queue.add(key)  # also of what is gone, so that nothing is kept of it
+            self._wake([key])  # also of what is gone, so that nothing is kept of it
             return
         for each in sorted(self._cache.deployments):
             if key.namespace in ("", each.namespace):

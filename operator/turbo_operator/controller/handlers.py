@@ -68,7 +68,7 @@ class Operator:
     def __init__(self, settings: Settings, api: Kube) -> None:
         self.settings = settings
         self.cache = Cache()
-        inventory = InventoryStore(self.cache.pods.owner_of)
+        inventory = InventoryStore(self.cache.owner_of)
         self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time)
         self.queue: WorkQueue[Key] = WorkQueue(
             self._reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)

@@ -35,6 +35,11 @@ class Root(NamedTuple):
     plan_hash: str  # of a Deployment; "" of a Job
     trains: bool = False
 
+    @property
+    def owner(self) -> Owner:
+        """Whose its pods are, for the inventory."""
+        return self.key.owner.trainer if self.trains else self.key.owner
+
 
 @dataclass(frozen=True, slots=True)
 class _Controlled:
@@ -90,12 +95,12 @@ class Pods:
         self._drop(uid, at_once=disowned)
         return keys
 
-    def owner_of(self, uid: str) -> Owner | None:
-        """Return whose a pod is; None for a stranger's."""
-        root = self._root(uid)
-        if root is None:
-            return None
-        return root.key.owner.trainer if root.trains else root.key.owner
+    def root_of(self, uid: str) -> Root | None:
+        """Return what a ReplicaSet or pod comes from; None for a stranger's."""
+        for _ in range(2):  # not while there is one: somebody may have two ReplicaSets control one another
+            if uid in self._controlled:
+                uid = self._controlled[uid].controller
+        return self._roots.get(uid)
 
     # Pods
 
@@ -181,16 +186,9 @@ class Pods:
                     if view is not None:
                         yield uid, view, self._roots[root_uid]
 
-    def _root(self, uid: str) -> Root | None:
-        """Return what a ReplicaSet or pod comes from."""
-        for _ in range(2):  # not while there is one: somebody may have two ReplicaSets control one another
-            if uid in self._controlled:
-                uid = self._controlled[uid].controller
-        return self._roots.get(uid)
-
     def _keys(self, uid: str) -> set[Key]:
         """Return whom news of a ReplicaSet or pod concerns: nobody while it is a ReplicaSet without pods."""
-        root, cached = self._root(uid), self._controlled.get(uid)
+        root, cached = self.root_of(uid), self._controlled.get(uid)
         has_pods = cached is not None and (cached.view is not None or uid in self._under)
         return {root.key} if root is not None and has_pods else set()
 

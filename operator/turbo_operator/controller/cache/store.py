@@ -17,6 +17,7 @@ from turbo_operator.controller.cache.object_versions import Key, ObjectStore, is
 from turbo_operator.controller.cache.pods import Pods, Root
 from turbo_operator.controller.cache.projection import child, controller, deployment, trains
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
+from turbo_operator.inventory.supply import Owner
 from turbo_operator.resources import CHILDREN
 from turbo_operator.snapshot import Accelerator, ChildView, DraftView, PodView, Snapshot, TrainPod
 
@@ -66,6 +67,13 @@ class Cache:
     def accelerators_by_name(self) -> dict[str, Accelerator]:
         """Return the accelerators that can be planned with."""
         return {key.name: accelerator for key, accelerator in self.accelerators.items()}
+
+    def owner_of(self, pod_uid: str) -> Owner | None:
+        """Return whose a pod is; None for a stranger's, and for one that an earlier object left behind."""
+        root = self.pods.root_of(pod_uid)
+        if root is None or self.deployments.get(root.key, root.owner_uid) is None:
+            return None
+        return root.owner
 
     # Children
 
