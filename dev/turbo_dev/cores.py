@@ -16,7 +16,7 @@ def accelerator(name: str, quantity: str, memory_gib: int) -> dict[str, Any]:
         "spec": {
             "resourceName": "cpu",
             "quantity": quantity,
-            "memoryGiB": memory_gib,
+            "memory": f"{memory_gib}Gi",
             "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
         },
     }

@@ -135,10 +135,10 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
     cost = {
         "maxPerHour": draw(budgets),
         "maxPerMillionTokens": rarely(draw, st.sampled_from(("0.40", "4.00"))),
-        "objective": draw(st.sampled_from(("Cost", "Throughput", "Latency"))),
     }
+    objective = draw(st.sampled_from(("Cost", "Throughput", "Latency")))
     if cost["maxPerHour"] is None and total is None:
-        cost["objective"] = "Cost"
+        objective = "Cost"
     token, prompt, tokens = rarely(draw, latency), rarely(draw, first), rarely(draw, throughput)
     targets = {
         **({"timePerOutputToken": {"max": token}} if token else {}),
@@ -166,6 +166,7 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
         workload=workload,
         targets=targets,
         cost={key: value for key, value in cost.items() if value is not None},
+        planPolicy={"objective": objective},
         replicas=draw(st.integers(0, 5)),
         scaling={
             **(
@@ -233,6 +234,7 @@ def roomy(draw: st.DrawFn) -> tuple[TurboDeploymentSpec, dict[str, Accelerator]]
         model={"uri": "hf://a/b", "maxModelLen": 4096},
         workload={**lengths, **load},
         targets={"tokensPerSecond": tokens} if tokens else {},
-        cost={"objective": objective, "maxPerHour": str(draw(st.integers(40, 300)))},
+        cost={"maxPerHour": str(draw(st.integers(40, 300)))},
+        planPolicy={"objective": objective},
     )
     return wanted, there

@@ -38,7 +38,7 @@ def accelerator(name: str, price: str) -> dict[str, Any]:
         "metadata": {"name": name, "resourceVersion": "7"},
         "spec": {
             "resourceName": "nvidia.com/gpu",
-            "memoryGiB": 24,
+            "memory": "24Gi",
             "pricing": {"perAcceleratorHour": {"onDemand": price}},
         },
     }

@@ -75,7 +75,7 @@ def weighed(
     pool, size, per_token = cached(wanted, model, row, tokens)
     if pool is None:
         return None
-    objective = cost.objective if cost else "Cost"
+    objective = wanted.plan_policy.objective
     known = row.memory_bandwidth is not None and "bf16" in row.flops
     speed = (
         asked.rate,
@@ -126,7 +126,7 @@ def billed(
 ) -> One | None:
     """The candidate with so many replicas; None where they cost too much."""
     cost, price = wanted.cost, row.prices.get(kind)
-    objective = cost.objective if cost else "Cost"
+    objective = wanted.plan_policy.objective
     bill = None if price is None else paid(row, replicas) * price
     if cost and cost.max_per_hour is not None and bill is not None and bill > cost.max_per_hour:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, Provisioning, Resources, Template, label_value, quantity
+from turbo_operator.api import CapacityType, PodSpec, Provisioning, Resources, label_value, quantity
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Paid, Supply
 
@@ -117,9 +117,9 @@ class Footprint:
         return min(cores, node.host.memory_bytes // max(1, self.host.memory_bytes))
 
 
-def footprint_of(choice: Choice, template: Template | None) -> Footprint:
+def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
     """Return the footprint of one replica of a plan, cores and memory in addition to its devices included."""
-    host = beside(choice.accelerator, choice.host_memory_bytes, template.resources if template else None)
+    host = beside(choice.accelerator, choice.host_memory_bytes, pod.resources)
     return Footprint(
         choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes, host
     )

@@ -153,4 +153,4 @@ def test_the_labels_of_gpu_nodes_are_the_catalogs() -> None:
     for name in ("l4", "h100"):
         spec = accelerators[name]
         ((label, value),) = spec["nodeSelector"].items()
-        assert f"| `{name}` | `{label}: {value}` | {spec['memoryGiB']} GiB |" in page
+        assert f"| `{name}` | `{label}: {value}` | {spec['memory']} |" in page

@@ -357,7 +357,7 @@ def _install(access: Access, directory: Path) -> Path:
         "spec": {
             "resourceName": "cpu",
             "quantity": "1",
-            "memoryGiB": 4,
+            "memory": "4Gi",
             "provisioning": "Elastic",
             "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
         },

@@ -40,10 +40,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "contradiction",
         {
-            "template": {
-                "resources": {
-                    "requests": {"ephemeral-storage": "4Gi"},
-                    "limits": {"ephemeral-storage": "2Gi"},
+            "podTemplate": {
+                "spec": {
+                    "resources": {
+                        "requests": {"ephemeral-storage": "4Gi"},
+                        "limits": {"ephemeral-storage": "2Gi"},
+                    }
                 }
             }
         },
@@ -52,17 +54,22 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "more-cores",
-        {"template": {"resources": {"limits": {"cpu": "16"}}}},
+        {"podTemplate": {"spec": {"resources": {"limits": {"cpu": "16"}}}}},
         "NotYetSupported",
         "choose another TurboAccelerator",
     ),
-    ("no-class", {"template": {"priorityClassName": "missing"}}, "Inspecting", "has made no pod"),
+    (
+        "no-class",
+        {"podTemplate": {"spec": {"priorityClassName": "missing"}}},
+        "Inspecting",
+        "has made no pod",
+    ),
     ("unreadable", {"model": {"uri": "pvc://models/gone.gguf"}}, "Inspecting", "there is no file gone.gguf"),
 ]
 
 
 def accelerator(name: str, memory: Any, **pricing: Any) -> dict[str, Any]:
-    spec = {"resourceName": "cpu", "quantity": "1", "memoryGiB": memory, "provisioning": "Elastic"} | pricing
+    spec = {"resourceName": "cpu", "quantity": "1", "memory": memory, "provisioning": "Elastic"} | pricing
     return {"apiVersion": API_VERSION, "kind": "TurboAccelerator", "metadata": {"name": name}, "spec": spec}
 
 
@@ -98,7 +105,7 @@ def test_a_corrected_spec_is_inspected_anew_and_serves(cluster: Any) -> None:
     """A Job cannot be changed: what was wrong with its pod must not hold the corrected object up."""
     namespace = cluster.namespace("corrected")
     cluster.start(namespace)
-    cluster.create_deployment(namespace, template={"priorityClassName": "missing"})
+    cluster.create_deployment(namespace, podTemplate={"spec": {"priorityClassName": "missing"}})
     cluster.until(
         lambda: "has made no pod" in ready(cluster, namespace, "chat")["message"], "the Job is stuck"
     )
@@ -109,7 +116,7 @@ def test_a_corrected_spec_is_inspected_anew_and_serves(cluster: Any) -> None:
         "-n",
         namespace,
         "--type=json",
-        '--patch=[{"op":"remove","path":"/spec/template"}]',
+        '--patch=[{"op":"remove","path":"/spec/podTemplate"}]',
     )
     cluster.until_ready(namespace)
 
@@ -121,7 +128,7 @@ def test_what_the_api_server_refuses_is_not_asked_for_again_and_again(cluster: A
         "operator": "Exists",
         "value": "x",
     }  # the rules of pods forbid it, those of the overlay do not
-    cluster.create_deployment(namespace, template={"tolerations": [toleration]})
+    cluster.create_deployment(namespace, podTemplate={"spec": {"tolerations": [toleration]}})
     cluster.until(lambda: ready(cluster, namespace, "chat")["reason"] == "ApplyRejected", "it is refused")
     cluster.create_deployment(namespace, "other")
     cluster.until_ready(namespace, "other")

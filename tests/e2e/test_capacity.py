@@ -37,7 +37,7 @@ class Hall:
                 "metadata": {"name": name},
                 "spec": {
                     "resourceName": GPU,
-                    "memoryGiB": 80,
+                    "memory": "80Gi",
                     "nodeSelector": {f"{GPU}.product": name},
                     "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
                     "pricing": {"perAcceleratorHour": {"onDemand": price}, "source": "set by the test"},
@@ -172,13 +172,13 @@ def test_a_fourth_replica_waits_and_the_status_says_why(hall: Hall) -> None:
 
 def test_a_cut_of_the_budget_moves_it_without_a_gap(hall: Hall) -> None:
     fast = {"memoryBandwidthGBps": "3350", "tflops": {"bf16": "989"}}
-    slow = {"memoryBandwidthGBps": "864", "tflops": {"bf16": "362"}, "memoryGiB": 48}
+    slow = {"memoryBandwidthGBps": "864", "tflops": {"bf16": "362"}, "memory": "48Gi"}
     h100 = hall.accelerator("h100", "6.00", **fast)
     l40s = hall.accelerator("l40s", "1.80", **slow)
     hall.nodes(h100, 2)
     hall.nodes(l40s, 2)
     hall.cluster.start(hall.namespace)
-    hall.deploy(h100, l40s, replicas=2, cost={"maxPerHour": "20.00", "objective": "Latency"})
+    hall.deploy(h100, l40s, replicas=2, cost={"maxPerHour": "20.00"}, planPolicy={"objective": "Latency"})
     assert hall.until_ready(2)["status"]["plan"]["accelerator"] == h100
     least, stop = [2], threading.Event()
 

@@ -28,7 +28,7 @@ def accelerator(name: str, price: str, bandwidth: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {
             "resourceName": GPU,
-            "memoryGiB": 24,
+            "memory": "24Gi",
             "memoryBandwidthGBps": bandwidth,
             "tflops": {"bf16": "100"},
             "nodeSelector": {f"{GPU}.product": name},

@@ -162,7 +162,7 @@ def accelerator(name: str, provisioning: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {
             "resourceName": GPU,
-            "memoryGiB": 80,
+            "memory": "80Gi",
             "provisioning": provisioning,
             "nodeSelector": {f"{GPU}.product": name},
             "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],

@@ -213,7 +213,7 @@ def test_a_job_that_cannot_start_makes_room_once_the_spec_is_mended(cluster: Any
         cluster.create_deployment(namespace, speculation={"training": TRAINING})
         cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-1"], "there is a Job")
         for mended in (
-            {"template": {"imagePullSecrets": [{"name": "right"}]}},
+            {"podTemplate": {"spec": {"imagePullSecrets": [{"name": "right"}]}}},
             {"speculation": {"training": {"prompts": {"type": "ConfigMap", "configMap": {"name": "right"}}}}},
         ):
             before = jobs(cluster, namespace)

@@ -76,18 +76,24 @@ _rules = _some(
 _variables = st.fixed_dictionaries(
     {"name": _values(["A", "_b"], _names), "value": st.sampled_from(["", "x"])}
 )
-_template = _some(
-    labels=st.dictionaries(
-        _values(["a", "team.org/x"], st.sampled_from(["app.kubernetes.io/name", "serving.turbo.dev/role"])),
-        _names,
+_pod_template = _some(
+    metadata=_some(
+        labels=st.dictionaries(
+            _values(
+                ["a", "team.org/x"], st.sampled_from(["app.kubernetes.io/name", "serving.turbo.dev/role"])
+            ),
+            _names,
+        ),
+        annotations=st.dictionaries(
+            _values(["app.kubernetes.io/name", "x"], st.just("serving.turbo.dev/applied-hash")), _names
+        ),
     ),
-    annotations=st.dictionaries(
-        _values(["app.kubernetes.io/name", "x"], st.just("serving.turbo.dev/applied-hash")), _names
+    spec=_some(
+        resources=_some(
+            requests=st.dictionaries(_values(["cpu", "memory"], st.just("nvidia.com/gpu")), _quantities),
+        ),
+        env=st.lists(_variables, max_size=2, unique_by=lambda variable: variable["name"]),
     ),
-    resources=_some(
-        requests=st.dictionaries(_values(["cpu", "memory"], st.just("nvidia.com/gpu")), _quantities),
-    ),
-    env=st.lists(_variables, max_size=2, unique_by=lambda variable: variable["name"]),
 )
 _specs = st.fixed_dictionaries(
     {"model": st.fixed_dictionaries({"uri": _uris}, optional={"revision": _names, "name": _names})},
@@ -122,7 +128,6 @@ _specs = st.fixed_dictionaries(
             maxPerHour=_money,
             maxPerMillionTokens=_money,
             currency=st.just("USD"),
-            objective=st.sampled_from(["Cost", "Latency", "Throughput"]),
         ),
         "scaling": _some(
             mode=st.sampled_from(["Planned", "Metrics", "External"]),
@@ -131,13 +136,14 @@ _specs = st.fixed_dictionaries(
             behavior=_some(scaleUp=_rules, scaleDown=_rules),
         ),
         "planPolicy": _some(
+            objective=st.sampled_from(["Cost", "Latency", "Throughput"]),
             minSavingFraction=_values(
                 ["0", "0.10", "1", "1.000000"], _money | st.sampled_from(["1.000001", "2"])
-            )
+            ),
         ),
         "replicas": _values([0, 1, 1000], st.integers(-1, 1001)),
         "drain": _some(timeout=_durations),
-        "template": _template,
+        "podTemplate": _pod_template,
     },
 )
 
@@ -186,17 +192,18 @@ def test_parse_and_api_server_agree(dry_run: httpx.Client, spec: dict[str, Any])
 
 
 _memory = _values(
-    [80, "22.5", "80"], st.integers(-1, 1) | st.from_regex(r"\A-?[0-9]{0,3}(\.[0-9]{0,2})?(Gi)?\n?\Z")
+    ["80Gi", "22.5Gi", "80G"],
+    st.integers(-1, 1) | st.from_regex(r"\A-?[0-9]{0,3}(\.[0-9]{0,2})?(Gi|KB|m)?\n?\Z"),
 )
 _accelerators = st.fixed_dictionaries(
-    {"resourceName": _values(["cpu", "nvidia.com/gpu"], _names), "memoryGiB": _memory},
+    {"resourceName": _values(["cpu", "nvidia.com/gpu"], _names), "memory": _memory},
     optional={
         "quantity": _quantities,
         "memoryBandwidthGBps": _money,
         "tflops": st.fixed_dictionaries(
             {"bf16": _money}, optional={"fp8": _money, "int8": _money, "fp4": _money}
         ),
-        "perNode": _values([1, 8, 1024], st.integers(0, 1025)),
+        "countPerNode": _values([1, 8, 1024], st.integers(0, 1025)),
         "interconnectGBps": _money,
         "networkGBps": _money,
         "capacityTypes": _some(
@@ -206,14 +213,14 @@ _accelerators = st.fixed_dictionaries(
             )
         ),
         "provisioning": st.sampled_from(["Fixed", "Elastic"]),
-        "max": _values([0, 100_000], st.integers(-1, 0)),
+        "maxCount": _values([0, 100_000], st.integers(-1, 0)),
         "efficiency": _some(
             bandwidth=_money, expertBandwidth=_money, flops=_money, expertFlops=_money, layerSeconds=_money
         ),
         "pricing": st.fixed_dictionaries(
             {"perAcceleratorHour": _some(onDemand=_money, spot=_money, reserved=_money)},
             optional={
-                "perNode": st.booleans(),
+                "billingUnit": st.sampled_from(["Accelerator", "Node", "Rack"]),
                 "currency": st.just("USD"),
                 "source": _values(["mine"], st.just("")),
                 "asOf": _values(["2026-01-19"], st.sampled_from(["2026-1-9", "2026-01-19\n"])),

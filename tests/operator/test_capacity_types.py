@@ -135,7 +135,7 @@ def test_the_taint_of_spot_nodes_is_tolerated_by_spot_pods_alone() -> None:
 
 def test_the_templates_selector_narrows_a_capacity_type_further() -> None:
     nodes = [node({"karpenter.sh/capacity-type": "spot", "zone": zone}) for zone in ("y", "z")]
-    spec = pod(SPOT, template={"nodeSelector": {"zone": "z"}})
+    spec = pod(SPOT, podTemplate={"spec": {"nodeSelector": {"zone": "z"}}})
     assert [schedules(spec, item) for item in nodes] == [False, True]
 
 
@@ -203,8 +203,8 @@ def test_the_stock_counts_a_node_for_a_capacity_type_where_its_pods_may_go(
     card = replace(CARD, capacity_selectors=selectors)
     labeled = node(labels, *taints)
     stock = take_stock({"l4": card}, [labeled], [])
-    supply = supply_of(stock, MINE, td(template=overlay).spec.template)["l4"]
-    goes = schedules(pod(kind, card, template=overlay), labeled)
+    supply = supply_of(stock, MINE, td(podTemplate={"spec": overlay}).spec.pod_template.spec)["l4"]
+    goes = schedules(pod(kind, card, podTemplate={"spec": overlay}), labeled)
     event(f"{kind} goes there: {goes}")
     assert Footprint(card, kind, 1).room(supply, 0.0) == (8 if goes else 0)
 

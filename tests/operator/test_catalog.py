@@ -95,7 +95,7 @@ def test_a_users_accelerator_is_a_row_of_what_it_says() -> None:
             "spec": {
                 "resourceName": "cpu",
                 "quantity": "1500m",
-                "memoryGiB": "2.5",
+                "memory": "2.5Gi",
                 "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}},
                 "capacityTypes": {"spot": {"nodeSelector": {"pool": "cheap"}}},
             },

@@ -113,9 +113,9 @@ def test_an_accelerator_over_a_shipped_one_is_still_read_by_the_rules(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong, nameless = accelerator("l4", "0.50"), accelerator("l4", "0.50")
-    wrong["spec"] = {"memoryGiB": 0}
+    wrong["spec"] = {"memory": "0Gi"}
     assert commands.plan(["-f", written(tmp_path, wrong, deployment())]) == 1
-    assert "spec.memoryGiB: write GiB above 0" in capsys.readouterr().err
+    assert "spec.memory: write memory with its unit" in capsys.readouterr().err
     del nameless["metadata"]
     assert commands.plan(["-f", written(tmp_path, nameless, deployment())]) == 1
     assert "(TurboAccelerator): metadata.name: is required." in capsys.readouterr().err

@@ -122,7 +122,6 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "maxPerHour": "24.00",
             "maxPerMillionTokens": "0.60",
             "currency": "USD",
-            "objective": "Throughput",
         },
         "replicas": 3,
         "server": {"apiKeysSecretRef": {"name": "keys", "key": "api-keys.txt"}},
@@ -139,7 +138,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
                 "scaleDown": {"stabilizationWindowSeconds": 600, "selectPolicy": "Disabled"},
             },
         },
-        "planPolicy": {"minSavingFraction": "0.25"},
+        "planPolicy": {"objective": "Throughput", "minSavingFraction": "0.25"},
         "rollout": {
             "maxSurge": 0,
             "maxUnavailable": 2,
@@ -149,27 +148,28 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
         },
         "drain": {"timeout": "1m30s"},
         "suspend": False,
-        "template": {
-            "labels": {"team": "a"},
-            "annotations": {"note": "x"},
-            "nodeSelector": {"zone": "b"},
-            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
-            "resources": {"requests": {"cpu": 2, "memory": "16Gi"}, "limits": {"memory": "16Gi"}},
-            "env": [
-                {"name": "LOG_LEVEL", "value": ""},
-                {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
-            ],
-            "serviceAccountName": "serving",
-            "imagePullSecrets": [{"name": "registry"}],
-            "priorityClassName": "high",
-            "runtimeClassName": "nvidia",
+        "podTemplate": {
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": "x"}},
+            "spec": {
+                "nodeSelector": {"zone": "b"},
+                "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+                "resources": {"requests": {"cpu": 2, "memory": "16Gi"}, "limits": {"memory": "16Gi"}},
+                "env": [
+                    {"name": "LOG_LEVEL", "value": ""},
+                    {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                ],
+                "serviceAccountName": "serving",
+                "imagePullSecrets": [{"name": "registry"}],
+                "priorityClassName": "high",
+                "runtimeClassName": "nvidia",
+            },
         },
     }
     cluster.apply(deployment("full", spec))
     stored = cluster.get("td", "full", "-n", NAMESPACE)
     assert stored["spec"] == spec
     kept = api.parse(stored).spec.dump()
-    spec["template"]["resources"]["requests"]["cpu"] = "2"  # type: ignore[index]  # one spelling, the same amount
+    spec["podTemplate"]["spec"]["resources"]["requests"]["cpu"] = "2"  # type: ignore[index]  # one spelling, the same amount
     assert kept == spec
 
 
@@ -310,32 +310,32 @@ def test_a_row_without_a_plan_says_why(cluster: Access) -> None:
 @pytest.mark.cluster
 def test_two_managers_own_their_own_variables_of_the_environment(cluster: Access) -> None:
     def apply(manager: str, template: Mapping[str, Any]) -> None:
-        document = deployment("shared", {**SMALLEST, "template": template})
+        document = deployment("shared", {**SMALLEST, "podTemplate": {"spec": template}})
         cluster.kubectl(
             "apply", "--server-side", f"--field-manager={manager}", "-f", "-", input=json.dumps(document)
         )
 
     apply("first", {"env": [{"name": "A", "value": "1"}]})
     apply("second", {"env": [{"name": "B", "value": "2"}]})
-    env = cluster.get("td", "shared", "-n", NAMESPACE)["spec"]["template"]["env"]
+    env = cluster.get("td", "shared", "-n", NAMESPACE)["spec"]["podTemplate"]["spec"]["env"]
     assert sorted(variable["name"] for variable in env) == ["A", "B"]
     apply("first", {"tolerations": [{"operator": "Exists"}]})
-    template = cluster.get("td", "shared", "-n", NAMESPACE)["spec"]["template"]
+    template = cluster.get("td", "shared", "-n", NAMESPACE)["spec"]["podTemplate"]["spec"]
     assert [variable["name"] for variable in template["env"]] == ["B"]
     with pytest.raises(CommandError, match="conflict"):
         apply("second", {"tolerations": [{"key": "mine", "operator": "Exists"}]})
 
 
 @pytest.mark.cluster
-def test_accelerator_takes_memory_as_number_or_text(cluster: Access) -> None:
-    for name, memory in (("whole", 80), ("part", "22.5")):
+def test_accelerator_takes_memory_in_whole_and_in_parts(cluster: Access) -> None:
+    for name, memory in (("whole", "80Gi"), ("part", "22.5Gi")):
         document = {
             "apiVersion": api.API_VERSION,
             "kind": "TurboAccelerator",
             "metadata": {"name": f"crd-{name}"},
             "spec": {
                 "resourceName": "nvidia.com/gpu",
-                "memoryGiB": memory,
+                "memory": memory,
                 "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"},
                 "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
                 "pricing": {
@@ -347,7 +347,7 @@ def test_accelerator_takes_memory_as_number_or_text(cluster: Access) -> None:
         }
         cluster.apply(document)
         stored = api.parse_accelerator(cluster.get("ta", f"crd-{name}"))
-        assert str(stored.spec.memory_gib) == str(memory)
+        assert stored.spec.memory == memory
         assert stored.spec.quantity == "1"
         cluster.kubectl("delete", "ta", f"crd-{name}")
 
@@ -356,7 +356,7 @@ def test_accelerator_takes_memory_as_number_or_text(cluster: Access) -> None:
 def test_accelerators_show_what_nodes_have_and_what_they_cost(cluster: Access) -> None:
     spec = {
         "resourceName": "nvidia.com/gpu",
-        "memoryGiB": 80,
+        "memory": "80Gi",
         "pricing": {"perAcceleratorHour": {"onDemand": "6.88"}, "source": "AWS"},
     }
     document = {"apiVersion": api.API_VERSION, "kind": "TurboAccelerator", "metadata": {"name": "crd-shown"}}
@@ -369,7 +369,7 @@ def test_accelerators_show_what_nodes_have_and_what_they_cost(cluster: Access) -
     assert api.parse_accelerator(cluster.get("ta", "crd-shown")).status == status
     header, row = cluster.kubectl("get", "ta", "crd-shown").splitlines()
     assert " ".join(header.split()) == "NAME RESOURCE MEMORY NODES AVAILABLE $/H PRICE FROM AGE"
-    assert row.split()[1:-1] == ["nvidia.com/gpu", "80", "2", "3", "6.88", "AWS"]
+    assert row.split()[1:-1] == ["nvidia.com/gpu", "80Gi", "2", "3", "6.88", "AWS"]
     cluster.kubectl("delete", "ta", "crd-shown")
 
 

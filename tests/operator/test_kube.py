@@ -60,7 +60,7 @@ def test_paths_of_the_api() -> None:
 
 
 def accelerator(version: str | None, *managers: str) -> dict[str, Any]:
-    entries = [{"manager": manager, "fieldsV1": {"f:spec": {"f:memoryGiB": {}}}} for manager in managers]
+    entries = [{"manager": manager, "fieldsV1": {"f:spec": {"f:memory": {}}}} for manager in managers]
     annotations = {ANNOTATION_APPLIED_HASH: version} if version else {}
     return {"metadata": {"name": "cpu", "annotations": annotations, "managedFields": entries}}
 

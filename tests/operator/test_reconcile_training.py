@@ -132,7 +132,7 @@ async def test_a_job_that_has_not_run_makes_room_for_what_the_spec_asks_for_now(
     await world.settled()
     assert (world.jobs, world.server.deleted) == (first, [])
 
-    secrets = {"spec": {"template": {"imagePullSecrets": [{"name": "right"}]}}}
+    secrets = {"spec": {"podTemplate": {"spec": {"imagePullSecrets": [{"name": "right"}]}}}}
     await world.written(asked(acceleratorName="cpu", **secrets))
     await world.settled()
     assert "chat-train-1" in world.server.deleted

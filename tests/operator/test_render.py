@@ -121,9 +121,9 @@ SEEN_BY_PODS: dict[str, dict[str, Any]] = {
     "the drain": {"drain": {"timeout": "10s"}},
     "keys": {"server": {"apiKeysSecretRef": {"name": "keys"}}},
     "kept prompts": {"capture": {"persistentVolumeClaim": {"claimName": "kept"}}},
-    "a label": {"template": {"labels": {"team": "a"}}},
-    "a variable": {"template": {"env": [{"name": "A", "value": "b"}]}},
-    "scratch space": {"template": {"resources": {"limits": {"ephemeral-storage": "4Gi"}}}},
+    "a label": {"podTemplate": {"metadata": {"labels": {"team": "a"}}}},
+    "a variable": {"podTemplate": {"spec": {"env": [{"name": "A", "value": "b"}]}}},
+    "scratch space": {"podTemplate": {"spec": {"resources": {"limits": {"ephemeral-storage": "4Gi"}}}}},
 }
 
 
@@ -293,16 +293,17 @@ def test_each_key_and_each_secret_has_pods_of_its_own_and_another_object_none() 
 
 def test_the_overlay_reaches_the_pod_but_not_the_labels_that_select_it() -> None:
     it = td(
-        template={
-            "labels": {"team": "a"},
-            "annotations": {"note": "b"},
-            "nodeSelector": {"zone": "z"},
-            "tolerations": [{"key": "mine", "operator": "Exists"}],
-            "env": [{"name": "LOG_LEVEL", "value": "DEBUG"}],
-            "serviceAccountName": "sa",
-            "imagePullSecrets": [{"name": "reg"}],
-            "priorityClassName": "high",
-            "runtimeClassName": "nvidia",
+        podTemplate={
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+            "spec": {
+                "nodeSelector": {"zone": "z"},
+                "tolerations": [{"key": "mine", "operator": "Exists"}],
+                "env": [{"name": "LOG_LEVEL", "value": "DEBUG"}],
+                "serviceAccountName": "sa",
+                "imagePullSecrets": [{"name": "reg"}],
+                "priorityClassName": "high",
+                "runtimeClassName": "nvidia",
+            },
         }
     )
     template = rendered(it, CARD)["Deployment"]["spec"]["template"]
@@ -376,14 +377,12 @@ def test_another_source_is_another_inspect_job() -> None:
 
 
 def test_the_inspecting_pod_bears_the_overlay_and_fails_at_once_where_trying_again_cannot_help() -> None:
-    overlay = {
-        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "EMPTY", "value": ""}],
-        "labels": {"cost": "team-a"},
-        "annotations": {"sidecar.istio.io/inject": "false"},
-    }
-    job = render.children(td(template=overlay), Snapshot({}), None, (), SETTINGS)[-1]
+    env = [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "EMPTY", "value": ""}]
+    metadata = {"labels": {"cost": "team-a"}, "annotations": {"sidecar.istio.io/inject": "false"}}
+    overlay = {"metadata": metadata, "spec": {"env": env}}
+    job = render.children(td(podTemplate=overlay), Snapshot({}), None, (), SETTINGS)[-1]
     pod = job["spec"]["template"]
-    assert pod["metadata"]["annotations"] == overlay["annotations"]
+    assert pod["metadata"]["annotations"] == metadata["annotations"]
     assert pod["metadata"]["labels"]["cost"] == "team-a"
     assert pod["metadata"]["labels"]["serving.turbo.dev/role"] == "inspect"
     (container,) = pod["spec"]["containers"]

@@ -53,7 +53,7 @@ SPECS: dict[str, dict[str, Any]] = {
                 "acceleratorName": "l40s",
             }
         },
-        "template": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+        "podTemplate": {"metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}}},
     },
     "trained-on-its-own-claim": {
         "model": {"uri": "pvc://models/chat"},
@@ -74,19 +74,20 @@ SPECS: dict[str, dict[str, Any]] = {
         "server": {"apiKeysSecretRef": {"name": "keys"}},
         "capture": {"persistentVolumeClaim": {"claimName": "kept"}, "redact": [r"\d{16}"], "maxAge": "48h"},
         "drain": {"timeout": "1m30s"},
-        "template": {
-            "labels": {"team": "a"},
-            "annotations": {"note": "b"},
-            "nodeSelector": {"zone": "z"},
-            "tolerations": [{"key": "mine", "operator": "Exists"}],
-            "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "3"}},
-            "env": [
-                {"name": "LOG_LEVEL", "value": ""},
-                {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
-            ],
-            "serviceAccountName": "sa",
-            "imagePullSecrets": [{"name": "reg"}],
-            "priorityClassName": "system-node-critical",
+        "podTemplate": {
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+            "spec": {
+                "nodeSelector": {"zone": "z"},
+                "tolerations": [{"key": "mine", "operator": "Exists"}],
+                "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "3"}},
+                "env": [
+                    {"name": "LOG_LEVEL", "value": ""},
+                    {"name": "SECRET", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+                ],
+                "serviceAccountName": "sa",
+                "imagePullSecrets": [{"name": "reg"}],
+                "priorityClassName": "system-node-critical",
+            },
         },
     },
 }

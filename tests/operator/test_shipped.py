@@ -64,12 +64,12 @@ async def api() -> FakeKube:
 async def test_a_deleted_one_stays_away_also_when_another_version_of_it_is_shipped(
     api: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    later = [{**each, "spec": {**each["spec"], "memoryGiB": 1}} for each in shipped_objects()]
+    later = [{**each, "spec": {**each["spec"], "memory": "1Gi"}} for each in shipped_objects()]
     monkeypatch.setattr(catalog_sync, "shipped_objects", lambda: later)
     del api.accelerators["h100"]
     await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL - {"h100"}
-    assert {each["spec"]["memoryGiB"] for each in api.accelerators.values()} == {1}
+    assert {each["spec"]["memory"] for each in api.accelerators.values()} == {"1Gi"}
 
 
 async def test_what_a_later_version_brings_is_created_and_what_it_no_longer_ships_is_not_forgotten(

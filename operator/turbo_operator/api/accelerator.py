@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import Labels, Toleration
 from turbo_operator.api.validation import (
     LabelValue,
-    MemoryGiB,
+    Memory,
     Metadata,
     Quantity,
     Record,
@@ -26,6 +27,13 @@ _Price = Annotated[
     Decimal, amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
 ]
 _Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"')]
+
+
+class BillingUnit(StrEnum):
+    """What a price is paid for in whole."""
+
+    ACCELERATOR = "Accelerator"
+    NODE = "Node"
 
 
 class PerAcceleratorHour(Record):
@@ -44,8 +52,8 @@ class Pricing(Record):
 
     per_accelerator_hour: PerAcceleratorHour
     """Prices of one accelerator for one hour."""
-    per_node: Annotated[bool, Field(strict=True)] = False
-    """True where nodes are bought whole: a plan pays for all accelerators of every node it needs."""
+    billing_unit: BillingUnit = BillingUnit.ACCELERATOR
+    """Node where nodes are bought whole: a plan then pays for all accelerators of every node it needs."""
     currency: Literal["USD"] = "USD"
     """US dollars."""
     source: Annotated[str, Text(253)] | None = None
@@ -134,21 +142,21 @@ class TurboAcceleratorSpec(Record):
     """Taints of the nodes that have it."""
     capacity_types: CapacityTypes | None = None
     """How nodes of each capacity type are told. Default: by the labels of Karpenter, EKS, GKE and AKS."""
-    memory_gib: Annotated[MemoryGiB, Field(alias="memoryGiB")]
-    """Memory of one accelerator in GiB."""
+    memory: Memory
+    """Memory of one accelerator, like 80Gi."""
     memory_bandwidth_gbps: Annotated[_Rate | None, Field(alias="memoryBandwidthGBps")] = None
     """Memory bandwidth of one accelerator in 10^9 bytes per second; left out, no speed can be planned."""
     tflops: TeraFlops | None = None
     """Operations per second of one accelerator; left out, no speed can be planned."""
-    per_node: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+    count_per_node: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
     """Accelerators of one node. Default: one."""
     interconnect_gbps: Annotated[_Rate | None, Field(alias="interconnectGBps")] = None
     """Bandwidth between accelerators of a node, one way and per accelerator, in 10^9 bytes per second."""
     network_gbps: Annotated[_Rate | None, Field(alias="networkGBps")] = None
     """Bandwidth between nodes, one way and per accelerator, in 10^9 bytes per second."""
     provisioning: Provisioning = Provisioning.FIXED
-    """Fixed: plans stay within what nodes have. Elastic: nodes are added while pods wait, up to max."""
-    max: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
+    """Fixed: plans stay within what nodes have. Elastic: nodes are added while pods wait, up to maxCount."""
+    max_count: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
     """Elastic: accelerators that all nodes together may come to. Default: no bound."""
     efficiency: Efficiency | None = None
     """What was measured on this accelerator, in place of the planner's general coefficients."""
@@ -157,10 +165,10 @@ class TurboAcceleratorSpec(Record):
 
     rules = (
         Rule(
-            "!has(self.max) || self.provisioning == 'Elastic'",
-            "leave max out, or write provisioning: Elastic: Fixed has what nodes have",
-            lambda it: it.max is None or it.provisioning == Provisioning.ELASTIC,
-            "max",
+            "!has(self.maxCount) || self.provisioning == 'Elastic'",
+            "leave maxCount out, or write provisioning: Elastic: Fixed has what nodes have",
+            lambda it: it.max_count is None or it.provisioning == Provisioning.ELASTIC,
+            "maxCount",
         ),
     )
 

@@ -39,7 +39,7 @@ _DEPLOYMENT_COLUMNS = (
 )
 _ACCELERATOR_COLUMNS = (
     ("Resource", ".spec.resourceName", 0),
-    ("Memory", ".spec.memoryGiB", 0),
+    ("Memory", ".spec.memory", 0),
     ("Nodes", ".status.nodes", 0),
     ("Available", ".status.available", 0),
     ("$/h", ".spec.pricing.perAcceleratorHour.onDemand", 0),

@@ -21,7 +21,7 @@ from turbo_operator.api.requirements import (
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
-from turbo_operator.api.template import Template
+from turbo_operator.api.template import PodTemplate
 from turbo_operator.api.training import Capture
 from turbo_operator.api.validation import (
     ASecondToAnHour,
@@ -187,7 +187,7 @@ class TurboDeploymentSpec(Record):
     scaling: Scaling = Field(default_factory=Scaling)
     """How many replicas there are."""
     plan_policy: PlanPolicy = Field(default_factory=PlanPolicy)
-    """When a plan that runs gives way to another."""
+    """Which plan is best, and when one that runs gives way to another."""
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
     capture: Capture | None = None
@@ -198,7 +198,7 @@ class TurboDeploymentSpec(Record):
     """How a pod leaves."""
     suspend: Annotated[bool, Field(strict=True)] = False
     """True removes all pods, one that trains too, and keeps the object, its Service and its plan."""
-    template: Template | None = None
+    pod_template: PodTemplate = Field(default_factory=PodTemplate)
     """A small overlay on the serving pods."""
 
     rules = (
@@ -224,16 +224,15 @@ class TurboDeploymentSpec(Record):
             "speculation.training.prompts.type",
         ),
         Rule(
-            "!has(self.cost) || self.cost.objective == 'Cost' || has(self.cost.maxPerHour)"
+            "self.planPolicy.objective == 'Cost' || has(self.cost) && has(self.cost.maxPerHour)"
             " || has(self.accelerators) && has(self.accelerators.maxTotal)",
             "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",
             lambda it: (
-                not it.cost
-                or it.cost.objective == Objective.COST
-                or it.cost.max_per_hour is not None
+                it.plan_policy.objective == Objective.COST
+                or (it.cost and it.cost.max_per_hour is not None)
                 or (it.accelerators and it.accelerators.max_total is not None)
             ),
-            "cost.objective",
+            "planPolicy.objective",
         ),
     )
 

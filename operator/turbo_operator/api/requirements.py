@@ -170,12 +170,12 @@ class Cost(Record):
     """Hard ceiling of a million output tokens at the planned load, in US dollars."""
     currency: Literal["USD"] = "USD"
     """US dollars."""
-    objective: Objective = Objective.COST
-    """Cost takes the cheapest plan, Latency the fastest tokens, Throughput the most tokens per second."""
 
 
 class PlanPolicy(Record):
-    """When a plan that runs gives way to another."""
+    """Which plan is best, and when one that runs gives way to another."""
 
+    objective: Objective = Objective.COST
+    """Cost takes the cheapest plan, Latency the fastest tokens, Throughput the most tokens per second."""
     min_saving_fraction: Fraction = Decimal("0.10")
     """The running plan stays while it is feasible and the best one saves less than this share of its cost."""

@@ -1,4 +1,4 @@
-"""The overlay that a user lays over the serving pods: a small, closed set of fields, not a PodSpec."""
+"""The overlay that a user lays over the serving pods: a small, closed part of a pod template."""
 
 from __future__ import annotations
 
@@ -145,13 +145,18 @@ class LocalRef(Record):
     """Its name."""
 
 
-class Template(Record):
-    """A small overlay on the serving pods; what is left out, the plan decides."""
+class PodMetadata(Record):
+    """Metadata of the serving pods."""
 
     labels: _Labels | None = None
     """Further labels of the pods, for cost accounting."""
     annotations: _Annotations | None = None
     """Further annotations of the pods."""
+
+
+class PodSpec(Record):
+    """What is left out, the plan decides."""
+
     node_selector: Labels | None = None
     """Labels that nodes must have, besides those of the accelerator."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
@@ -170,3 +175,12 @@ class Template(Record):
     """Priority class of the pods."""
     runtime_class_name: ObjectName | None = None
     """Runtime class of the pods, such as nvidia."""
+
+
+class PodTemplate(Record):
+    """A small overlay on the serving pods: a closed part of a pod template."""
+
+    metadata: PodMetadata = Field(default_factory=PodMetadata)
+    """Metadata of the pods."""
+    spec: PodSpec = Field(default_factory=PodSpec)
+    """Where the pods go, and what their engine's container gets."""

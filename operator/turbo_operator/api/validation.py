@@ -34,6 +34,7 @@ _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Deci
 _AMOUNT = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
 _FRACTION = re.compile(r"(0(\.\d{1,6})?|1(\.0{1,6})?)", re.ASCII)
 _QUANTITY = re.compile(r"\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?", re.ASCII)
+_MEMORY = re.compile(r"\d+(\.\d+)?([kMGTPE]|[KMGTPE]i)", re.ASCII)
 _UNITS: dict[str | None, Decimal] = {
     None: Decimal(1),
     "n": Decimal("1e-9"),
@@ -252,9 +253,17 @@ Quantity = Annotated[
     amount(_QUANTITY_MESSAGE, whole=True, pattern=_QUANTITY, above_zero=_ABOVE_ZERO, max_length=32, keep=str),
 ]
 """A Kubernetes quantity above 0 as it was written; `quantity` gives its value."""
-MemoryGiB = Annotated[
-    Decimal, amount('write GiB above 0, whole or as a string, like 80 or "22.5"', whole=True)
+Memory = Annotated[
+    str,
+    amount(
+        "write memory with its unit, like 80Gi",
+        pattern=_MEMORY,
+        above_zero=_ABOVE_ZERO,
+        max_length=32,
+        keep=str,
+    ),
 ]
+"""Bytes above 0 as they were written; `quantity` gives their number."""
 
 _DURATION = r"(\d{1,6}(\.\d{1,3})?(ms|s|m|h))+"
 

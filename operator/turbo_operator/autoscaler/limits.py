@@ -35,7 +35,7 @@ def max_replicas(
     limits = _bought(spec, choice)
     if spec.scaling.max_replicas is not None:
         limits.insert(0, Limit(spec.scaling.max_replicas, "spec.scaling.maxReplicas allows no more"))
-    room = footprint_of(choice, spec.template).room(supply, now) if supply is not None else None
+    room = footprint_of(choice, spec.pod_template.spec).room(supply, now) if supply is not None else None
     if room is not None:
         sentence = f"the cluster and its quotas hold no more replicas on {choice.accelerator.name}"
         limits.append(Limit(max(room, present), sentence))
@@ -54,7 +54,7 @@ def stuck_pods(spec: TurboDeploymentSpec, pods: Sequence[PodView], now: float) -
 
 
 def _bought(spec: TurboDeploymentSpec, choice: Choice) -> list[Limit]:
-    footprint, limits = footprint_of(choice, spec.template), []
+    footprint, limits = footprint_of(choice, spec.pod_template.spec), []
     budget, total = (spec.cost or Cost()).max_per_hour, (spec.accelerators or Accelerators()).max_total
     if budget is not None and (affordable := footprint.affordable(budget)) is not None:
         sentence = f"one more would cost more than spec.cost.maxPerHour of {budget} $/h"

@@ -112,7 +112,7 @@ def from_files(queries: PlanQueries, nodes_file: str | None) -> PlanQueries:
             td = _deployment(item, queries)
             owner = Owner(td.metadata.namespace, td.metadata.name)
             supply, free = (
-                None if inventory is None else supply_of(inventory, user, td.spec.template)
+                None if inventory is None else supply_of(inventory, user, td.spec.pod_template.spec)
                 for user in (owner, owner.trainer)
             )
             snapshot = Snapshot(accelerators, supply, free=free)

@@ -156,7 +156,7 @@ KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "tokensPerSecond": ("targets.tokensPerSecond", str),
     "maxPerHour": ("cost.maxPerHour", str),
     "maxPerMillionTokens": ("cost.maxPerMillionTokens", str),
-    "objective": ("cost.objective", str),
+    "objective": ("planPolicy.objective", str),
     "replicas": ("replicas", _whole),
     "minReplicas": ("scaling.minReplicas", _whole),
     "maxReplicas": ("scaling.maxReplicas", _whole),

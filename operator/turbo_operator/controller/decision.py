@@ -78,7 +78,7 @@ def decide(
     )
     scale = status.in_force(td, scale, plan_hash)
     makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
-    footprint = footprint_of(choice, td.spec.template) if choice is not None else None
+    footprint = footprint_of(choice, td.spec.pod_template.spec) if choice is not None else None
     bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
     recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
     serving = rollout.serving_variant(

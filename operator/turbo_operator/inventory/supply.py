@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from turbo_operator.api import CapacityType, Template, label_value
+from turbo_operator.api import CapacityType, PodSpec, label_value
 from turbo_operator.capacity_types import NodeClassifier
 from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
 
@@ -131,7 +131,7 @@ def take_stock(
     return ClusterInventory(dict(accelerators), by_name, held, own, charged, supply, tainted, now)
 
 
-def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
+def supply_of(stock: ClusterInventory, owner: Owner, overlay: PodSpec | None = None) -> dict[str, Supply]:
     """Return by accelerator what `owner` may plan with; its template narrows the nodes."""
     mine = stock.own.get(owner, ())
     own = _by_node(mine)
@@ -166,7 +166,7 @@ def _nodes(
     accelerator: Accelerator,
     mine: Sequence[PodUsage],
     own: Mapping[str, Amounts],
-    overlay: Template | None,
+    overlay: PodSpec | None,
 ) -> tuple[NodeSupply, ...]:
     selector, base = accelerator.node_selector, stock.supply[accelerator.name]
     if overlay is not None and (overlay.node_selector or overlay.tolerations):

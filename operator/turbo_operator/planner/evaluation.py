@@ -164,10 +164,10 @@ class PlanEvaluation:
     def leading(self) -> Numbers:
         """[p] what the objective makes small, money apart."""
         candidate, tokens = self.availability.candidate, self.speeds.tokens_per_second
-        if self.requirements.cost.objective == Objective.THROUGHPUT:
+        if self.requirements.objective == Objective.THROUGHPUT:
             count = 1.0 if self.requirements.external else self.verdict.replicas
             return -bucket(count * tokens[candidate])
-        if self.requirements.cost.objective == Objective.COST:
+        if self.requirements.objective == Objective.COST:
             return np.zeros(len(candidate))
         token = np.full(len(candidate), np.inf)
         able = np.flatnonzero((tokens > 0.0)[candidate])
@@ -341,7 +341,7 @@ def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
     if not (requirements.needs_speed or every):
         return evaluation
     able = evaluation.memory_use.fits & evaluation.profiled
-    first = able if every or requirements.cost.objective != Objective.COST else able & ~evaluation.lacking
+    first = able if every or requirements.objective != Objective.COST else able & ~evaluation.lacking
     evaluation = evaluation.with_speed(np.flatnonzero(first))
     return evaluation.with_speed(np.flatnonzero(able & ~first & _matters(evaluation)))
 

@@ -187,9 +187,14 @@ class Requirements:
     cost: api.Cost
     accelerators: api.Accelerators
     parallelism: api.Parallelism
-    resources: api.Resources | None  # the template's, over those of the plan
+    resources: api.Resources | None  # the pod template's, over those of the plan
     names: tuple[str, ...]  # of accelerators that are allowed, the preferred one first
     rows: tuple[Accelerator, ...]  # those of them that there are
+
+    @property
+    def objective(self) -> api.Objective:
+        """What is best among feasible plans."""
+        return self.inputs.spec.plan_policy.objective
 
     @property
     def external(self) -> bool:
@@ -199,7 +204,7 @@ class Requirements:
     @property
     def expands(self) -> bool:
         """Whether the objective asks for more replicas than the load needs."""
-        return self.cost.objective != Objective.COST and self.inputs.spec.scaling_mode == ScalingMode.PLANNED
+        return self.objective != Objective.COST and self.inputs.spec.scaling_mode == ScalingMode.PLANNED
 
     @property
     def only_one(self) -> bool:
@@ -211,7 +216,7 @@ class Requirements:
     @property
     def needs_speed(self) -> bool:
         """Whether an accelerator of unknown speed cannot be evaluated."""
-        is_priced = self.cost.objective != Objective.COST or self.cost.max_per_million_tokens is not None
+        is_priced = self.objective != Objective.COST or self.cost.max_per_million_tokens is not None
         return is_priced or not self.unloaded
 
     @property
@@ -297,11 +302,11 @@ class Requirements:
             return None
         return (
             f"spec.parallelism.tensor is {tensor}, and a node of {accelerator.name} has {per_node}: "
-            "write at most that, or set spec.perNode on the TurboAccelerator."
+            "write at most that, or set spec.countPerNode on the TurboAccelerator."
         )
 
     def find_resource_conflict(self, accelerator: Accelerator) -> str | None:
-        """Describe the template's amounts that contradict the plan; None if they agree.
+        """Describe the pod template's amounts that contradict the plan; None if they agree.
 
         Cores and their memory are the accelerator itself, with its price and its share of KV cache. On a
         device the container needs the memory that loads the model.
@@ -311,11 +316,11 @@ class Requirements:
             return None
         for part, amounts in (("requests", resources.requests or {}), ("limits", resources.limits or {})):
             for name, amount in amounts.items():
-                path = f"spec.template.resources.{part}.{name}"
+                path = f"spec.podTemplate.spec.resources.{part}.{name}"
                 if memory.on_cpu(accelerator) and name in ("cpu", "memory"):
                     return (
                         f"{path} would change what {accelerator.name} is counted and priced as: leave it "
-                        "out, and choose another TurboAccelerator or change the quantity and memoryGiB of "
+                        "out, and choose another TurboAccelerator or change the quantity and memory of "
                         "this one."
                     )
                 if name == "memory" and quantity(amount) < host_memory:
@@ -344,7 +349,7 @@ def build_requirements(inputs: PlannerInputs, now: float) -> Requirements:
         cost=spec.cost or api.Cost(),
         accelerators=accelerators,
         parallelism=spec.parallelism or api.Parallelism(),
-        resources=(spec.template or api.Template()).resources,
+        resources=spec.pod_template.spec.resources,
         names=names,
         rows=tuple(inputs.catalog[name] for name in names if name in inputs.catalog),
     )

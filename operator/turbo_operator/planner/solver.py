@@ -184,10 +184,10 @@ def _measure(evaluation: PlanEvaluation, index: int) -> float:
     """Return what the objective makes small."""
     requirements, availability = evaluation.requirements, evaluation.availability
     replicas, place = evaluation.verdict.compared, availability.candidate[index]
-    if requirements.cost.objective == Objective.THROUGHPUT:
+    if requirements.objective == Objective.THROUGHPUT:
         count = 1.0 if requirements.external else float(replicas[index])
         return 1.0 / max(1e-12, count * float(evaluation.speeds.tokens_per_second[place]))
-    if requirements.cost.objective == Objective.LATENCY:
+    if requirements.objective == Objective.LATENCY:
         performance = evaluation.performance(np.array([place]), replicas[[index]])
         return float(performance.time_per_output_token[0])
     cost = float(availability.cost(replicas)[index])
@@ -197,7 +197,7 @@ def _measure(evaluation: PlanEvaluation, index: int) -> float:
 def _count_replicas(evaluation: PlanEvaluation, index: int) -> int:
     """Count the replicas of the pair; for the fastest tokens no more than make them faster."""
     requirements, limit = evaluation.requirements, int(evaluation.verdict.replicas[index])
-    if not requirements.expands or requirements.cost.objective != Objective.LATENCY:
+    if not requirements.expands or requirements.objective != Objective.LATENCY:
         return limit
     place = evaluation.availability.candidate[[index]]
     needed = int(needed_replicas(requirements, evaluation.speeds, place)[0])

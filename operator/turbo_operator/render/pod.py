@@ -85,7 +85,7 @@ def build_container(
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build a container of the runtime's image."""
-    overlay = td.spec.template or api.Template()
+    overlay = td.spec.pod_template.spec
     # As the API server keeps them: an empty value is no value there.
     variables = [
         {key: value for key, value in variable.dump().items() if value != ""}
@@ -104,7 +104,7 @@ def build_container(
 
 def pod_metadata(td: api.TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
     """Build the metadata of a pod template: the overlay's, under our own labels."""
-    overlay = td.spec.template or api.Template()
+    overlay = td.spec.pod_template.metadata
     metadata: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
     if overlay.annotations:
         metadata["annotations"] = dict(overlay.annotations)
@@ -131,7 +131,7 @@ def pod_spec(
 
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
-    overlay = td.spec.template or api.Template()
+    overlay = td.spec.pod_template.spec
     volumes = [*_model_volumes(td), *volumes]
     placed: dict[str, Any] = {}
     selector: Mapping[str, str] = {}

@@ -83,7 +83,7 @@ def plan_hash(
             [dict(toleration) for toleration in accelerator.tolerations],
         ],
         "memory": choice.host_memory_bytes,
-        "overlay": (td.spec.template or api.Template()).dump(),
+        "overlay": td.spec.pod_template.dump(),
     }
     # What is not asked for is left out, so that what runs keeps its name.
     if choice.capacity_type != api.CapacityType.ON_DEMAND:
@@ -180,7 +180,7 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     else:
         requests = {"cpu": DEVICE_POD_CORES, "memory": memory, accelerator.resource_name: amount}
         limits = {"memory": memory, accelerator.resource_name: amount}
-    overlay = td.spec.template.resources if td.spec.template else None
+    overlay = td.spec.pod_template.spec.resources
     if overlay:
         requests |= overlay.requests or {}
         limits |= overlay.limits or {}

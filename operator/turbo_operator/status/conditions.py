@@ -39,7 +39,7 @@ POD_REASONS: Mapping[str, api.AvailableReason] = {
     }.items()
     for reason in reasons.split()
 }
-_IMAGE_REMEDY = " Correct spec.engine.image or spec.template.imagePullSecrets."
+_IMAGE_REMEDY = " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
 
 
 def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:

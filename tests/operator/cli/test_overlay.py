@@ -25,12 +25,12 @@ def test_maps_are_merged_and_all_else_is_replaced(there: Any, written: Any, left
 
 
 def test_an_object_lies_over_the_one_of_its_name_and_over_those_before_it() -> None:
-    live = {"mine": body(memoryGiB=24, tflops={"bf16": "100", "fp8": "200"}, memoryBandwidthGBps="300")}
-    written = [Found("one", body(tflops={"fp8": "250"})), Found("two", body(memoryGiB=48))]
+    live = {"mine": body(memory="24Gi", tflops={"bf16": "100", "fp8": "200"}, memoryBandwidthGBps="300")}
+    written = [Found("one", body(tflops={"fp8": "250"})), Found("two", body(memory="48Gi"))]
     row = overlay_accelerators(live, written)["mine"]
     assert row.flops == {"bf16": 100e12, "fp8": 250e12}
     assert (row.memory_bandwidth, row.memory_bytes) == (300e9, 48 << 30)
-    assert live["mine"]["spec"]["memoryGiB"] == 24
+    assert live["mine"]["spec"]["memory"] == "24Gi"
 
 
 def body(**spec: Any) -> dict[str, Any]:

@@ -33,7 +33,7 @@ kind: TurboAccelerator
 metadata: {{name: {name}}}
 spec:
   resourceName: nvidia.com/gpu
-  memoryGiB: 80
+  memory: 80Gi
   memoryBandwidthGBps: "{bandwidth}"
   tflops: {{bf16: "{tflops}"}}
   pricing: {{perAcceleratorHour: {{onDemand: "{price}"}}}}

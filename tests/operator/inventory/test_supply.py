@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import CapacityType, Template
+from turbo_operator.api import CapacityType, PodSpec
 from turbo_operator.budget import Footprint
 from turbo_operator.inventory import usage
 from turbo_operator.inventory.store import InventoryStore
@@ -179,7 +179,7 @@ def test_a_template_leaves_the_nodes_that_its_pods_may_go_to(
         node(str(place), labels=labels, taints=taints, takes_pods=ready)
         for place, (labels, taints, ready) in enumerate(nodes)
     ]
-    template = Template.model_validate(overlay)
+    template = PodSpec.model_validate(overlay)
     tolerated = [{"key": "gpu", "operator": "Exists"}]
     h100 = replace(H100, tolerations=tuple(tolerated))
     found = supply_of(take_stock({"h100": h100}, there, []), MINE, template)["h100"].nodes
@@ -195,9 +195,9 @@ def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them
     stock = take_stock(
         CATALOGUE, [node("a", taints=taint), node("b", labels={"product": "H100", "zone": "z"})], []
     )
-    zone = Template.model_validate({"nodeSelector": {"zone": "z"}})
+    zone = PodSpec.model_validate({"nodeSelector": {"zone": "z"}})
     assert [each.name for each in supply_of(stock, MINE, zone)["h100"].nodes] == ["b"]
-    anywhere = Template.model_validate({"tolerations": [{"operator": "Exists"}]})
+    anywhere = PodSpec.model_validate({"tolerations": [{"operator": "Exists"}]})
     assert [each.name for each in supply_of(stock, MINE, anywhere)["h100"].nodes] == ["a", "b"]
 
 

@@ -162,7 +162,7 @@ def test_a_template_cannot_take_more_cores_or_leave_less_memory_than_was_counted
         for part in ("requests", "limits"):
             actual = plan(spec(template={"resources": {part: {name: amount}}}), SMALL, cores)
             assert (actual.choice, actual.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-            assert f"spec.template.resources.{part}.{name}" in actual.detail
+            assert f"spec.podTemplate.spec.resources.{part}.{name}" in actual.detail
             assert "choose another TurboAccelerator" in actual.detail
 
 

@@ -100,8 +100,10 @@ def test_a_larger_budget_takes_no_plan_away(
         (one, other), key=lambda item: Decimal("Infinity") if item is None else Decimal(item)
     )
     asked = by_load(wanted)
-    narrow = planned(changed(asked, cost={"maxPerHour": tight} if tight else {}), model, catalog)
-    loose = planned(changed(asked, cost={"maxPerHour": wide} if wide else {}), model, catalog)
+    narrow = planned(
+        changed(asked, cost={"maxPerHour": tight} if tight else {}, planPolicy={}), model, catalog
+    )
+    loose = planned(changed(asked, cost={"maxPerHour": wide} if wide else {}, planPolicy={}), model, catalog)
     if narrow.choice is not None and tight is not None:
         assert cost_of(loose) == cost_of(narrow) or (loose.choice is None and wide is None)
     if narrow.choice is not None and wide is not None:
@@ -138,7 +140,7 @@ def test_a_tighter_target_is_never_cheaper(
 def test_one_more_accelerator_to_choose_from_is_never_dearer(
     wanted: TurboDeploymentSpec, model: ModelShape, catalog: dict[str, Accelerator], new: Accelerator
 ) -> None:
-    every = changed(by_load(wanted), accelerators={"capacityTypes": ["OnDemand"]}, cost={})
+    every = changed(by_load(wanted), accelerators={"capacityTypes": ["OnDemand"]}, cost={}, planPolicy={})
     assert cost_of(planned(every, model, {**catalog, "omega": new})) <= cost_of(
         planned(every, model, catalog)
     )
@@ -152,7 +154,7 @@ def test_more_supply_is_never_dearer(
     catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    asked = changed(by_load(wanted), cost={})
+    asked = changed(by_load(wanted), cost={}, planPolicy={})
     assert cost_of(planned(asked, model, catalog, None)) <= cost_of(planned(asked, model, catalog, supply))
 
 
@@ -165,7 +167,7 @@ def test_a_dearer_accelerator_is_never_chosen_at_equal_capacity(
     dear = replace(
         row, name="aaa", prices={kind: price + Decimal(extra) / 100 for kind, price in row.prices.items()}
     )  # first by its name
-    asked = changed(wanted, accelerators={"capacityTypes": ["OnDemand"]}, cost={})
+    asked = changed(wanted, accelerators={"capacityTypes": ["OnDemand"]}, cost={}, planPolicy={})
     result = planned(asked, model, {"alpha": row, "aaa": dear})
     assert result.choice is None or result.choice.accelerator.name == "alpha"
 
@@ -176,7 +178,7 @@ def test_without_drafts_is_always_a_candidate(
     wanted: TurboDeploymentSpec, model: ModelShape, catalog: dict[str, Accelerator]
 ) -> None:
     open_, off = (
-        planned(changed(by_load(wanted), speculation={"mode": mode}, cost={}), model, catalog)
+        planned(changed(by_load(wanted), speculation={"mode": mode}, cost={}, planPolicy={}), model, catalog)
         for mode in ("Auto", "Disabled")
     )
     assert cost_of(open_) <= cost_of(off)

@@ -165,8 +165,8 @@ def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
 def test_a_slower_candidate_is_not_called_dearer_where_speed_decides() -> None:
     catalog = named(fast("slow", 80, "1.10", memory_bandwidth=1e12), fast("quick", 80, "9.00"))
     for objective, best in (("Latency", "fastest"), ("Throughput", "most")):
-        cost = {"objective": objective, "maxPerHour": "9.95"}
-        result = plan(spec(model=SHORT, workload=LOAD, cost=cost), MIDDLE, catalog)
+        cost, policy = {"maxPerHour": "9.95"}, {"objective": objective}
+        result = plan(spec(model=SHORT, workload=LOAD, cost=cost, planPolicy=policy), MIDDLE, catalog)
         assert result.choice is not None
         (lost,) = {"slow", "quick"} - {result.choice.accelerator.name}
         row = row_of(result, lost, PlanReason.NOT_PREFERRED)
@@ -304,8 +304,12 @@ def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them(
 
 def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:
     catalog = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
-    cost = {"objective": "Latency", "maxPerHour": "2.00"}
-    result = plan(spec(model=SHORT, workload=LOAD, scaling={"mode": "Metrics"}, cost=cost), MIDDLE, catalog)
+    cost, policy = {"maxPerHour": "2.00"}, {"objective": "Latency"}
+    result = plan(
+        spec(model=SHORT, workload=LOAD, scaling={"mode": "Metrics"}, cost=cost, planPolicy=policy),
+        MIDDLE,
+        catalog,
+    )
     assert result.choice is not None
     row = row_of(result, "b", PlanReason.NOT_PREFERRED)
-    assert row.detail.endswith("and it is no better by spec.cost.objective Latency.")
+    assert row.detail.endswith("and it is no better by spec.planPolicy.objective Latency.")

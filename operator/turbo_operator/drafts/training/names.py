@@ -53,7 +53,7 @@ def threads(td: TurboDeployment, accelerator: Accelerator) -> int:
     """Return the threads of a training: one for each core that its pod may use."""
     if not on_cpu(accelerator):
         return int(quantity(DEVICE_POD_CORES))
-    overlay = td.spec.template.resources if td.spec.template else None
+    overlay = td.spec.pod_template.spec.resources
     limits = (overlay.limits if overlay else None) or {}
     return max(1, int(quantity(limits["cpu"]) if "cpu" in limits else accelerator.quantity))
 

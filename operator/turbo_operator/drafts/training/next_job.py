@@ -164,7 +164,7 @@ def _unaffordable(case: Case, choice: Choice) -> ConditionState | None:
     cost, accelerators = td.spec.cost or api.Cost(), td.spec.accelerators or api.Accelerators()
     bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour)
     pods = ((case.serving, replicas), (choice, 1))
-    broken = bounds.exceeded([(footprint_of(each, td.spec.template), count) for each, count in pods])
+    broken = bounds.exceeded([(footprint_of(each, td.spec.pod_template.spec), count) for each, count in pods])
     if broken is None:
         return None
     message = (

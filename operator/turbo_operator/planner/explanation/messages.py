@@ -57,7 +57,7 @@ def chosen(choice: Choice, replicas: int, alone: bool, requirements: Requirement
     if cost is None:
         paid = "its price is unknown, and no other accelerator is allowed that could cost less"
     else:
-        best = f"the {BEST[requirements.cost.objective]} of what is feasible"
+        best = f"the {BEST[requirements.objective]} of what is feasible"
         paid = f"{money(cost)} $/h for {pods}, {'and no other accelerator is feasible' if alone else best}"
         paid += f" (price: {source})" if source else ""
     drafts = f"with {choice.method} drafts of up to {choice.max_draft_tokens} tokens"

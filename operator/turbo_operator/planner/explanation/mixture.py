@@ -85,7 +85,7 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate
     limits = (requirements.accelerators.max_total, requirements.demand.tokens_per_second)
     is_bounded = requirements.external or any(limit is not None for limit in limits)
     is_whole = any(row.price_per_node for row in evaluation.candidates.accelerators)
-    if demand is None or is_bounded or is_whole or requirements.cost.objective != Objective.COST:
+    if demand is None or is_bounded or is_whole or requirements.objective != Objective.COST:
         return None
     price, rate = availability.cost(np.ones(len(availability.price))), serves[availability.candidate]
     able = (~evaluation.lacking & evaluation.memory_use.fits & evaluation.profiled)[availability.candidate]

@@ -35,7 +35,7 @@ def explain(evaluation: PlanEvaluation, index: int, best: int | None) -> tuple[P
 def _loser(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReason, str]:
     pair, winner = evaluation.pair(index), evaluation.pair(best)
     name, winner_name = (one.hardware + messages.paid_as(one.capacity_type) for one in (pair, winner))
-    objective = evaluation.requirements.cost.objective
+    objective = evaluation.requirements.objective
     extra = (evaluation.compared_cost[index] - evaluation.compared_cost[best]) / MICRO
     lead, best_lead = evaluation.leading[index], evaluation.leading[best]
     reason = PlanReason.NOT_PREFERRED
@@ -57,7 +57,7 @@ def _loser(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReaso
             )
         if objective == Objective.COST:
             return PlanReason.HIGHER_COST, f"{detail}."
-        detail = f"{detail}, and it is no better by spec.cost.objective {objective}."
+        detail = f"{detail}, and it is no better by spec.planPolicy.objective {objective}."
     elif (pair.accelerator, pair.capacity_type) == (winner.accelerator, winner.capacity_type):
         method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
@@ -178,8 +178,8 @@ def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
             "spec.accelerators.pendingTimeout; it is tried again later."
         )
     return (
-        f"TurboAccelerator {name} may grow to spec.max of {accelerator.most}, enough for {holds}: raise it, "
-        "ask for fewer, or allow another class."
+        f"TurboAccelerator {name} may grow to spec.maxCount of {accelerator.most}, enough for {holds}: raise "
+        "it, ask for fewer, or allow another class."
     )
 
 

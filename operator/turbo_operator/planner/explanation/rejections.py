@@ -94,7 +94,7 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
 
     def is_better(index: int, best: int) -> bool:
         """Whether a pair would be worth more than the chosen one, were it supported."""
-        if evaluation.requirements.cost.objective == Objective.COST:
+        if evaluation.requirements.objective == Objective.COST:
             return bool(evaluation.compared_cost[index] < evaluation.compared_cost[best])
         return bool(rank[index] < rank[best])
 
