@@ -100,12 +100,14 @@ _specs = st.fixed_dictionaries(
     optional={
         "speculation": _some(
             mode=st.sampled_from(["Auto", "Required", "Disabled"]),
-            method=st.sampled_from(["Auto", "Suffix", "TurboHeads", "EAGLE3", "DraftModel", "MTP"]),
+            method=_values(
+                ["Auto", "Suffix", "TurboHeads"], st.sampled_from(["EAGLE3", "DraftModel", "MTP"])
+            ),
             draftModel=st.fixed_dictionaries({"uri": _uris}),
-            placement=st.sampled_from(["Auto", "Colocated", "Separate", "CPU"]),
+            placement=_values(["Auto"], st.sampled_from(["Colocated", "Separate", "CPU"])),
             maxDraftTokens=_values([0, 8, 64], st.integers(-1, 65)),
         ),
-        "engine": _some(type=st.sampled_from(["Auto", "Turbo", "VLLM"])),
+        "engine": _some(type=_values(["Auto", "Turbo"], st.just("VLLM"))),
         "accelerators": _some(
             allowed=_values([["a"], ["a", "b"]], st.lists(_names, max_size=3)),
             capacityTypes=_values(
@@ -116,7 +118,9 @@ _specs = st.fixed_dictionaries(
             maxTotal=_values([1, 100_000], st.integers(0, 1)),
             pendingTimeout=_durations,
         ),
-        "parallelism": _some(tensor=_values([1, 64], st.integers(0, 65)), pipeline=_values([1], st.just(0))),
+        "parallelism": _some(
+            tensor=_values([1], st.integers(0, 65)), pipeline=_values([1], st.integers(0, 2))
+        ),
         "workload": _some(
             inputTokens=_lengths,
             outputTokens=_lengths,

@@ -50,7 +50,6 @@ def test_what_comes_nearest_is_told_once(tmp_path: Path, capsys: pytest.CaptureF
     for changes in (
         {"cost": {"maxPerHour": "0.10"}},
         {"accelerators": {"allowed": ["h1000"]}},
-        {"engine": {"type": "VLLM"}},
     ):
         assert commands.plan(["-f", written(tmp_path, deployment(**changes)), "-o", "json"]) == 2
         nearest = answer(capsys)["nearest"]["message"]

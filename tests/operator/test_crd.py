@@ -92,12 +92,11 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "name": "tiny",
             "tokenSecretRef": {"name": "hub", "key": "token"},
         },
-        "engine": {"type": "VLLM", "image": "registry.example/vllm:1@sha256:abc"},
+        "engine": {"type": "Turbo", "image": "registry.example/turbo:1@sha256:abc"},
         "speculation": {
             "mode": "Required",
-            "method": "DraftModel",
-            "draftModel": {"uri": "hf://acme/tinier"},
-            "placement": "Separate",
+            "method": "Suffix",
+            "placement": "Auto",
             "maxDraftTokens": 4,
         },
         "accelerators": {
@@ -107,7 +106,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "maxTotal": 64,
             "pendingTimeout": "5m",
         },
-        "parallelism": {"tensor": 2, "pipeline": 1},
+        "parallelism": {"tensor": 1, "pipeline": 1},
         "workload": {
             "inputTokens": {"mean": 600, "p95": 1500},
             "outputTokens": {"mean": 1800, "p95": 6000},

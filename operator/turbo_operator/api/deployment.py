@@ -19,7 +19,7 @@ from turbo_operator.api.requirements import (
     Workload,
 )
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
-from turbo_operator.api.speculation import Method, Speculation
+from turbo_operator.api.speculation import DraftPlacement, Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import PodTemplate
 from turbo_operator.api.training import Capture
@@ -248,6 +248,37 @@ class TurboDeploymentSpec(Record):
         return ScalingMode.PLANNED if asked or throughput else ScalingMode.EXTERNAL
 
 
+# What the planner weighs and nothing runs yet.
+_NOT_YET_SUPPORTED = (
+    Rule(
+        "self.spec.engine.type != 'VLLM'",
+        "write Auto or Turbo: VLLM is not supported yet",
+        lambda it: it.spec.engine.type != EngineType.VLLM,
+        "spec.engine.type",
+    ),
+    Rule(
+        "!(self.spec.speculation.method in ['EAGLE3', 'DraftModel', 'MTP'])",
+        "write Auto, Suffix or TurboHeads: EAGLE3, DraftModel and MTP are not supported yet",
+        lambda it: it.spec.speculation.method not in (Method.EAGLE3, Method.DRAFT_MODEL, Method.MTP),
+        "spec.speculation.method",
+    ),
+    Rule(
+        "self.spec.speculation.placement == 'Auto'",
+        "leave placement out: a draft model of its own is not supported yet",
+        lambda it: it.spec.speculation.placement == DraftPlacement.AUTO,
+        "spec.speculation.placement",
+    ),
+    Rule(
+        "!has(self.spec.parallelism)"
+        " || (!has(self.spec.parallelism.tensor) || self.spec.parallelism.tensor < 2)"
+        " && (!has(self.spec.parallelism.pipeline) || self.spec.parallelism.pipeline < 2)",
+        "leave parallelism out: a replica on more than one accelerator is not supported yet",
+        lambda it: not (wanted := it.spec.parallelism) or max(wanted.tensor or 1, wanted.pipeline or 1) < 2,
+        "spec.parallelism",
+    ),
+)
+
+
 class TurboDeployment(Record):
     """A language model served with lossless speculative decoding, behind an OpenAI-compatible Service."""
 
@@ -270,6 +301,7 @@ class TurboDeployment(Record):
                 and re.fullmatch(_SERVICE_NAME, it.metadata.name) is not None
             ),
         ),
+        *_NOT_YET_SUPPORTED,
     )
 
     @property

@@ -91,10 +91,10 @@ def test_no_two_accelerators_look_alike_whether_they_may_be_chosen_or_not(file: 
     names = [f"more-{number}" for number in range(8)]
     rows = (ACCELERATOR.format(name=name, bandwidth=2000, tflops=600, price="2.00") for name in names)
     text = path.read_text().replace("[slow, fast]", f"[{', '.join(names)}]")
-    path.write_text(text.replace("accelerators:", "engine: {type: VLLM}\n  accelerators:") + "".join(rows))
+    path.write_text(text.replace('"20"', '"0.01"') + "".join(rows))
     [question] = inputs.from_files(inputs.given(file), None).questions
     found = question.candidates()
-    assert {each.reason for each in found} == {PlanReason.NOT_YET_SUPPORTED}
+    assert {each.reason for each in found} == {PlanReason.BUDGET_EXCEEDED}
     (axes,) = plot.figure([(ask(question), found)]).axes
     looks = {
         (points.get_paths()[0].vertices.tobytes(), points.get_edgecolor().tobytes())
