@@ -307,6 +307,18 @@ def test_a_row_without_a_plan_says_why(cluster: Access) -> None:
 
 
 @pytest.mark.cluster
+def test_a_load_that_is_added_takes_the_replicas_from_no_autoscaler_unless_that_is_written(
+    cluster: Access,
+) -> None:
+    cluster.apply(deployment("scaled", SMALLEST))
+    load = {"workload": {"requestsPerSecond": "4"}}
+    with pytest.raises(CommandError, match=r"write scaling\.mode too"):
+        cluster.apply(deployment("scaled", {**SMALLEST, **load}))
+    cluster.apply(deployment("scaled", {**SMALLEST, **load, "scaling": {"mode": "External"}}))
+    cluster.apply(deployment("planned-at-once", {**SMALLEST, **load}))
+
+
+@pytest.mark.cluster
 def test_two_managers_own_their_own_variables_of_the_environment(cluster: Access) -> None:
     def apply(manager: str, template: Mapping[str, Any]) -> None:
         document = deployment("shared", {**SMALLEST, "podTemplate": {"spec": template}})

@@ -162,6 +162,15 @@ class Drain(Record):
     """Longest wait for running requests before a pod goes, at most 1h."""
 
 
+def _has_load(spec: str) -> str:
+    """Return the condition that a spec names a load, so that the planner decides on the replicas."""
+    return (
+        f"has({spec}.workload)"
+        f" && (has({spec}.workload.requestsPerSecond) || has({spec}.workload.concurrency))"
+        f" || has({spec}.targets) && has({spec}.targets.tokensPerSecond)"
+    )
+
+
 class TurboDeploymentSpec(Record):
     """What is wanted: a model; everything else is defaulted, planned, or refused with a reason."""
 
@@ -233,6 +242,14 @@ class TurboDeploymentSpec(Record):
                 or (it.accelerators and it.accelerators.max_total is not None)
             ),
             "planPolicy.objective",
+        ),
+        Rule(
+            f"has(self.scaling.mode) || has(oldSelf.scaling.mode) || {_has_load('oldSelf')}"
+            f" || !({_has_load('self')})",
+            "write scaling.mode too: with Planned the load decides on the replicas, with External kubectl "
+            "scale and other autoscalers keep them",
+            lambda _: True,  # it is of a change, and one object alone has none before
+            "scaling.mode",
         ),
     )
 
