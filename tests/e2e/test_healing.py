@@ -44,7 +44,7 @@ def test_what_serves_is_healed_while_the_api_server_refuses_its_successor(cluste
     namespace = cluster.namespace("refused-successor")
     cluster.start(namespace)
     cluster.create_deployment(namespace, replicas=2)
-    old = f"chat-{cluster.until_ready(namespace)['status']['plan']['hash']}"
+    old = f"chat-{cluster.until_ready(namespace, replicas=2)['status']['plan']['hash']}"
     name, hard = "one-deployment", {"count/deployments.apps": "1"}
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name, "namespace": namespace}}
     cluster.api.create(resources.QUOTA, {**quota, "spec": {"hard": hard}})
