@@ -125,10 +125,13 @@ def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
     )
 
 
-def labeled_footprint(labeled: Paid, accelerators: Mapping[str, Accelerator]) -> Footprint | None:
-    """Return the footprint of one pod by the labels of the pod or its template; None if they are unknown."""
-    name = labeled.accelerator
+def labeled_footprint(labeled: Paid, accelerators: Mapping[str, Accelerator]) -> Footprint:
+    """Return the footprint of one pod by the labels of the pod or its template.
+
+    One whose TurboAccelerator is gone still counts, without a price.
+    """
+    name = labeled.accelerator or ""
     by_label = (row for key, row in accelerators.items() if label_value(key) == name)
-    row = accelerators.get(name or "") or next(by_label, None)
-    capacity_type = next((kind for kind in CapacityType if kind == labeled.capacity_type), None)
-    return Footprint(row, capacity_type, labeled.accelerators) if row and capacity_type else None
+    row = accelerators.get(name) or next(by_label, None) or Accelerator(name, "", Decimal(1), 0)
+    kinds = (kind for kind in CapacityType if kind == labeled.capacity_type)
+    return Footprint(row, next(kinds, CapacityType.ON_DEMAND), labeled.accelerators)

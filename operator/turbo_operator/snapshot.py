@@ -6,6 +6,7 @@ dictionaries. Memory is in bytes, money in US dollars per hour as `Decimal`, tim
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -101,12 +102,18 @@ class PodView(Paid):
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
     placed_since: float | None = None  # when a node took it
+    overdue: float = math.inf  # when it should have ended at the latest; later it stands in nobody's way
     load: LoadSample | None = None  # the latest that was read
 
     @property
     def is_present(self) -> bool:
         """Whether it is a serving pod that has not ended."""
         return bool(self.plan_hash) and self.phase not in ENDED_PHASES
+
+    @property
+    def waits_for_node(self) -> bool:
+        """Whether the scheduler has found no node for it: of a new pod it says nothing yet."""
+        return self.pending_since is not None and self.reason in ("Unschedulable", "SchedulingGated")
 
     @property
     def is_serving(self) -> bool:

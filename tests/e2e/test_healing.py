@@ -39,6 +39,32 @@ def test_a_name_that_a_stranger_gives_free_is_taken_at_once(cluster: Any) -> Non
     assert selector[LABEL_DEPLOYMENT] == "chat"
 
 
+def test_what_serves_is_healed_while_the_api_server_refuses_its_successor(cluster: Any) -> None:
+    """Found in review: a Deployment that a quota refused kept the one that serves from being written."""
+    namespace = cluster.namespace("refused-successor")
+    cluster.start(namespace)
+    cluster.create_deployment(namespace, replicas=2)
+    old = f"chat-{cluster.until_ready(namespace, replicas=2)['status']['plan']['hash']}"
+    name, hard = "one-deployment", {"count/deployments.apps": "1"}
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": name, "namespace": namespace}}
+    cluster.api.create(resources.QUOTA, {**quota, "spec": {"hard": hard}})
+    cluster.until(
+        lambda: (cluster.api.get(resources.QUOTA, namespace, name).get("status") or {}).get("used"),
+        "the quota counts",
+    )
+    spec = {"speculation": {"maxDraftTokens": 4}}
+    cluster.api.patch(resources.TURBODEPLOYMENT, namespace, "chat", {"spec": spec})
+    cluster.until(
+        lambda: cluster.condition(cluster.deployment(namespace), "Ready")["reason"] == "ApplyRejected",
+        "the new variant is refused",
+    )
+    cluster.access.kubectl("scale", "deployment", old, "--replicas=0", "-n", namespace)
+    cluster.until(
+        lambda: cluster.api.get(DEPLOYMENT, namespace, old)["spec"]["replicas"] == 2, "it is healed", SOON
+    )
+    cluster.access.kubectl("delete", "resourcequota", name, "-n", namespace)
+
+
 def test_a_variant_that_loses_its_label_as_a_rollout_begins_ends_and_nothing_is_made_twice(
     cluster: Any,
 ) -> None:

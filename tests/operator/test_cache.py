@@ -319,7 +319,7 @@ def test_inspect_pods_are_not_serving_pods() -> None:
     cache = with_roots()
     cache.pods.put(pod("i", 1, ready=False, role="inspect", containerStatuses=[ended]))
     assert cache.observe(KEY, "td").pods == ()
-    (seen,) = cache.pods.inspecting(KEY)
+    (seen,) = cache.pods.inspecting(KEY, "td")
     assert (seen.job, seen.exit_code, seen.message) == ("chat-inspect-1", 0, "{}")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from turbo_operator.api import epoch
 from turbo_operator.controller.cache.projection import child, pod
 from turbo_operator.snapshot import ChildView, TrainPod
@@ -56,3 +58,12 @@ def test_a_job_says_when_it_was_over() -> None:
     assert job().ended is None
     assert (job("Complete").ended, job("Complete").complete) == (epoch(LATER), True)
     assert (job("Failed").ended, job("Failed").failed) == (epoch(LATER), True)
+
+
+@pytest.mark.parametrize("data", ["x", ["x"], {"metadata": "x"}, {"metadata": {"labels": ["x"]}}, None])
+def test_a_controller_revision_may_hold_anything(data: Any) -> None:
+    """Found in review: one of a stranger's making ended the process, and those that followed it."""
+    owner = {"kind": "TurboDeployment", "name": "chat", "uid": "u", "controller": True}
+    meta = {"name": "chat-abc", "uid": "r", "ownerReferences": [owner]}
+    body = {"kind": "ControllerRevision", "metadata": meta, "data": data}
+    assert child(body).accelerator is None

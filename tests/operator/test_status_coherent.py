@@ -16,6 +16,7 @@ from turbo_operator.autoscaler import History
 from turbo_operator.catalog import shapes
 from turbo_operator.controller.decision import decide
 from turbo_operator.render import plan_hash
+from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, PodView, Snapshot, Supply
 from turbo_operator.status import compute
@@ -139,6 +140,8 @@ def test_no_status_contradicts_itself(history: list[tuple[Any, ...]]) -> None:
         observed = replace(observed, children=children, pods=tuple(views))
         decision = decide(it, observed, SETTINGS, now, plan, scaling)
         scaling = decision.scale.history
+        if decision.plan_hash is None:  # no deadline runs, or the operator would look without a pause
+            assert seconds_left(decision.takeover.rollout, now, 30.0) is None
         for refused in (None, "The API server refused: no."):
             after = document(spec, compute(it, observed, decision, now, refused).dump(), generation)
             assert contradictions(after) == []

@@ -19,11 +19,11 @@ from turbo_operator.api import (
     TURBODEPLOYMENT,
     TurboDeployment,
 )
-from turbo_operator.controller.cache.projection import controller, is_controlled_by
+from turbo_operator.controller.cache.projection import controller, is_controlled_by, template_labels
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
-from turbo_operator.controller.kube import ConflictError, Kube, RefusedError, StrangerError
+from turbo_operator.controller.kube import ConflictError, Kube, LeftoverError, RefusedError, StrangerError
 from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.resources import TURBODEPLOYMENT as OWNER
@@ -78,22 +78,39 @@ class ChildWriter:
         return refusal
 
     async def write_children(self, manifests: Sequence[Manifest]) -> None:
-        """Apply what is missing or different, in order. Raises the first error."""
+        """Apply what is missing or different, in order.
+
+        What the API server refuses holds up nothing that serves: the rest is written, but for Deployments
+        that would be lowered, and the first refusal is raised at the end.
+        """
         cached = self._children()
-        await self._check_names([manifest for manifest in manifests if _place(manifest) not in cached])
+        refusals = await self._check_names([it for it in manifests if _place(it) not in cached])
+        refused = set(refusals)
         cached = self._children()
         for manifest in manifests:
-            child = cached.get(_place(manifest))
-            if self._needs_write(manifest, child):
-                try:
-                    await self._apply(manifest, child)
-                except RefusedError:
-                    # A list item that somebody edited stands beside ours, and both have one name.
-                    if not await self._remove_additions(manifest):
-                        raise
-                    await self._apply(manifest, child)
+            place = _place(manifest)
+            child = cached.get(place)
+            is_held_back = place in refused or (bool(refusals) and _lowers(manifest, child))
+            if is_held_back or not self._needs_write(manifest, child):
+                continue
+            try:
+                await self._apply_or_clear(manifest, child)
+            except RefusedError as error:
+                refusals[place] = error
         for manifest in manifests:  # last: what serves does not wait for it
-            await self._remove_additions(manifest)
+            if _place(manifest) not in refusals:
+                await self._remove_additions(manifest)
+        for refusal in refusals.values():
+            raise refusal
+
+    async def _apply_or_clear(self, manifest: Manifest, child: CachedChild | None) -> None:
+        try:
+            await self._apply(manifest, child)
+        except RefusedError:
+            # A list item that somebody edited stands beside ours, and both have one name.
+            if not await self._remove_additions(manifest):
+                raise
+            await self._apply(manifest, child)
 
     async def write_canary(self, decision: Decision) -> Decision:
         """Write what a draft is tried on; the decision returned tells of a refusal."""
@@ -113,7 +130,8 @@ class ChildWriter:
         child = self._children().get(_place(job)) if job is not None else None
         try:
             if job is not None and child is None:
-                await self._check_names([job])
+                for refusal in (await self._check_names([job])).values():
+                    raise refusal
                 await self._apply(job, None)
             elif job is not None and child is not None and child.view.applied_hash != _hash(job):
                 await self._remove(child.view)  # none of its pods has run: the next look makes it anew
@@ -161,8 +179,9 @@ class ChildWriter:
         self._log("created", REVISION, name)
         return revision
 
-    async def _check_names(self, missing: Iterable[Manifest]) -> None:
-        """Before anything is created: an object of that name that is not ours is never taken over."""
+    async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError]:
+        """Find what is not ours and has a name of what is to be created: it is never taken over."""
+        refusals: dict[Place, RefusedError] = {}
         for kind, name in map(_place, missing):
             body = await self._find(kind, name)
             if body is None:
@@ -173,11 +192,11 @@ class ChildWriter:
                 raise ConflictError(409, "Adopted", f"{kind} {name} had lost its owner, and has it again")
             if not is_controlled_by(body, self.td.metadata.uid):
                 owner = controller(body) or {}
-                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name):
-                    message = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
-                    raise ConflictError(409, "Leftover", message)
-                raise StrangerError(kind, name)
+                is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
+                refusals[kind, name] = (LeftoverError if is_leftover else StrangerError)(kind, name)
+                continue
             self.cache.put_child(body)
+        return refusals
 
     def _needs_write(self, manifest: Manifest, child: CachedChild | None) -> bool:
         if child is None:
@@ -234,7 +253,7 @@ class ChildWriter:
         """Whether it is the inspect Job, to be removed although it is wanted: the next look makes it anew."""
         if child is None or _place(manifest) != (JOB, render.job_name(self.td)):
             return False
-        pods = self.cache.pods.inspecting(self.key)
+        pods = self.cache.pods.inspecting(self.key, self.td.metadata.uid)
         return is_stale_inspection(child.view, _hash(manifest), pods)
 
     async def _publish(self, manifest: Manifest) -> None:
@@ -256,6 +275,12 @@ class ChildWriter:
 
     def _log(self, event: str, kind: str, name: str, **details: str) -> None:
         log.info(event, extra={"object": str(self.key), "kind": kind, "child": name, **details})
+
+
+def _lowers(manifest: Manifest, child: CachedChild | None) -> bool:
+    """Whether it is a Deployment with fewer replicas than there are."""
+    before = child.view.replicas if child is not None else None
+    return manifest["kind"] == DEPLOYMENT and before is not None and manifest["spec"]["replicas"] < before
 
 
 def is_orphan(body: Mapping[str, Any], td: TurboDeployment) -> bool:
@@ -298,10 +323,8 @@ async def adopt(api: Kube, td: TurboDeployment, body: Mapping[str, Any]) -> dict
 
 def _owner_uid(body: Mapping[str, Any]) -> str | None:
     """Return the owner's uid that the pods have which the object makes or selects; None where it has none."""
-    spec = body.get("spec") or {}
-    template = (body.get("data") if body["kind"] == "ControllerRevision" else spec.get("template")) or {}
-    selector = spec.get("selector") or {}
-    for labels in ((template.get("metadata") or {}).get("labels"), selector.get("matchLabels"), selector):
+    selector = (body.get("spec") or {}).get("selector") or {}
+    for labels in (template_labels(body), selector.get("matchLabels"), selector):
         if labels and LABEL_OWNER_UID in labels:
             return str(labels[LABEL_OWNER_UID])
     return None

@@ -64,7 +64,7 @@ def decide(
     if observed.model is not None and choice is not None:
         plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
     canary_hash = trial.variant if trial is not None else None
-    states = rollout.variant_states(observed.children, observed.pods, observed.accelerators)
+    states = rollout.variant_states(observed.children, observed.pods, observed.accelerators, now)
     asked = rollout.asked_replicas(states)  # None before the first; variants on the way share them
     scale = autoscaler.scale(
         td.spec,
@@ -143,7 +143,9 @@ def _follow(
     if td.spec.suspend or (last is not None and plan_hash not in (None, last.plan_hash)):
         last = None
     if plan_hash is None or td.spec.suspend:
-        return last
+        # No deadline runs while there is no plan that could make progress.
+        is_under_way = last is not None and last.reason is None
+        return last.model_copy(update={"last_progress_time": None}) if last and is_under_way else last
     spec_hash = digest(td.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16]
     if replicas == 0:
         stays = last is not None and (last.reason, last.spec_hash) == (RolloutReason.ROLLED_BACK, spec_hash)

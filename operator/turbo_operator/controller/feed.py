@@ -104,8 +104,9 @@ class Feed:
 
     def _wake_by(self, kind: str, key: Key) -> None:
         """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
+        self._inventory.moved = True
         if kind == TURBODEPLOYMENT:
-            self._wake([key])  # also of what is gone, so that nothing is kept of it
+            self._queue.add(key)  # also of what is gone, so that nothing is kept of it
             return
         for each in sorted(self._cache.deployments):
             if key.namespace in ("", each.namespace):
@@ -135,6 +136,7 @@ class Follower:
         is_labeled = self.resource in (*LABELED, REPLICASET)
         self._selectors = (("labelSelector", LABEL_DEPLOYMENT),) if is_labeled else ()
         self.listed = asyncio.Event()
+        self._unreadable: dict[str, str] = {}  # by uid the version that was logged
 
     async def run(self) -> None:
         """Follow until cancelled: a new list after what cannot be gone on from."""
@@ -169,7 +171,7 @@ class Follower:
         uids: set[str] = set()
         async for page, version in self.api.pages(self.resource, self.namespace, self._selectors):  # noqa: B007
             for body in page:
-                self.feed.put(kind, body)
+                self._hand(self.feed.put, body)
                 uids.add(body["metadata"]["uid"])
         self.feed.keep_only(kind, uids, version, self.namespace)
         return version
@@ -180,7 +182,20 @@ class Follower:
         async for change, body in events:
             version = body["metadata"]["resourceVersion"]
             if change == "DELETED":
-                self.feed.drop(self.resource.kind, body)
+                self._hand(self.feed.drop, body)
             elif change != "BOOKMARK":
-                self.feed.put(self.resource.kind, body)
+                self._hand(self.feed.put, body)
         return version
+
+    def _hand(self, take: Callable[[str, Body], None], body: Body) -> None:
+        """Hand one object on: one that somebody wrote as nobody expected must not stop the others."""
+        meta = body["metadata"]
+        try:
+            take(self.resource.kind, body)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if self._unreadable.get(meta["uid"]) != meta["resourceVersion"]:
+                self._unreadable[meta["uid"]] = meta["resourceVersion"]
+                details = {"object": f"{meta.get('namespace', '')}/{meta['name']}"}
+                log.warning("%s is left out: %r", self.resource.kind, error, exc_info=error, extra=details)
+            return
+        self._unreadable.pop(meta["uid"], None)

@@ -70,6 +70,8 @@ class InventorySync:
 
     async def _write_counts(self) -> None:
         """Write the counts that are not shown yet; what the API server does not take is tried again."""
+        for name in self._shown.keys() - self.inventory.stock.supply.keys():
+            del self._shown[name]
         for name, nodes in self.inventory.stock.supply.items():
             status = {
                 "nodes": len(nodes),

@@ -8,6 +8,7 @@ of time.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
@@ -27,6 +28,7 @@ from turbo_operator.resources import Resource
 from turbo_operator.yaml_text import described
 
 REQUEST_SECONDS = 30.0
+SILENCE_SECONDS = 150.0  # of a watch: bookmarks come about every minute
 WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goes on from there
 LIST_CHUNK = 500
 
@@ -86,6 +88,17 @@ class StrangerError(RefusedError):
     def sentence(self) -> str:
         """The operator's own message: the API server rejected nothing."""
         return self.message
+
+
+class LeftoverError(StrangerError):
+    """An object of an earlier TurboDeployment of the name is still there."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(kind, name)
+        self.message = (
+            f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or "
+            "for a finalizer."
+        )
 
 
 class Kube:
@@ -259,7 +272,7 @@ def _why(error: Exception) -> str:
             why = os.strerror(number)  # asyncio writes "Connect call failed" over it
         return f"no connection to {error.host}:{error.port} ({why})"
     if isinstance(error, TimeoutError):
-        return f"nothing came for {REQUEST_SECONDS:.0f} s"
+        return "nothing came in time"
     return str(error) or type(error).__name__
 
 
@@ -283,7 +296,11 @@ def _object(document: object) -> dict[str, Any]:
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Yield the lines of a body, however long: one object is one line."""
     rest = b""
-    async for chunk in response.content.iter_any():
+    while True:
+        async with asyncio.timeout(SILENCE_SECONDS):  # a connection may end without a word
+            chunk = await response.content.readany()
+        if not chunk:
+            return
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line

@@ -123,12 +123,21 @@ class Reconciler:
         observed = build_snapshot(self.cache, self.inventory, key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
         # Decide
+        last = memo.plan, memo.training_plan
         plan = await self._plan(look)
+        await self._plan_training(look, plan)
+        if memo.plan is not last[0] or memo.training_plan is not last[1]:
+            # The planner was waited for: what pods and spec were before it is nothing to lower a replica by.
+            if self.cache.deployments.get(key) is not body:
+                return 0.0
+            now = self.clock()
+            observed = build_snapshot(self.cache, self.inventory, key, td, now)
         choice = plan.served if plan is not None else None
         speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
         observed = canary.add_verdict(observed, speedups, verdict)
-        look = replace(look, observed=observed)
-        step = await self._decide_training(look, plan)
+        look = replace(look, observed=observed, now=now)
+        question = memo.training_plan.plan if memo.training_plan is not None else None
+        step = training.decide(td, observed, plan, question, now)
         history = memo.history or restore_history(td.status.scale_history)
         run, settings = speedups.trial, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
@@ -149,16 +158,15 @@ class Reconciler:
         look.memo.plan = await self._planner.plan(look.memo.plan, inputs, look.edition, look.now)
         return look.memo.plan.plan
 
-    async def _decide_training(self, look: _Look, plan: Plan | None) -> training.TrainingDecision:
-        """Decide on the training of a draft; only one that is due asks the planner."""
-        td, observed, now, memo = look.td, look.observed, look.now, look.memo
-        step = training.decide(td, observed, plan, None, now)
-        if step.query is None or observed.model is None:
+    async def _plan_training(self, look: _Look, plan: Plan | None) -> None:
+        """Plan the training of a draft, where one is due."""
+        td, observed, memo = look.td, look.observed, look.memo
+        query = training.decide(td, observed, plan, None, look.now).query
+        if query is None or observed.model is None:
             memo.training_plan = None
-            return step
-        inputs = training.question(td, observed, observed.model.shape, step.query)
-        memo.training_plan = await self._planner.plan(memo.training_plan, inputs, look.edition, now)
-        return training.decide(td, observed, plan, memo.training_plan.plan, now)
+            return
+        inputs = training.question(td, observed, observed.model.shape, query)
+        memo.training_plan = await self._planner.plan(memo.training_plan, inputs, look.edition, look.now)
 
     async def _write_status_first(
         self, look: _Look, decision: Decision, refusal: RefusedError | None
@@ -230,7 +238,7 @@ class Reconciler:
             return INSPECTING_SECONDS
         rollout, seconds = decision.takeover.rollout, [LIVE_SECONDS]
         deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline.seconds)
-        seconds += [due for due in (next_look(td, observed.pods, now), deadline) if due is not None]
+        seconds += [max(1.0, due) for due in (next_look(td, observed.pods, now), deadline) if due is not None]
         if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass

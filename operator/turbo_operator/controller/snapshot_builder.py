@@ -26,12 +26,15 @@ def build_snapshot(
 ) -> Snapshot:
     """Return all that one look at `td` sees; `now` is in seconds since the epoch."""
     observed = cache.observe(key, td.metadata.uid)
-    inspecting = tuple(pod for pod in cache.pods.inspecting(key) if pod.job == render.job_name(td))
+    inspecting = tuple(
+        pod for pod in cache.pods.inspecting(key, td.metadata.uid) if pod.job == render.job_name(td)
+    )
     facts, error = read_model(td, observed.children, inspecting)
-    supply = supply_of(inventory.stock, key.owner, td.spec.pod_template.spec)
+    stock = inventory.stock_for(key.namespace, now)
+    supply = supply_of(stock, key.owner, td.spec.pod_template.spec)
     free = None
     if td.spec.speculation.training is not None:
-        free = supply_of(inventory.stock, key.owner.trainer, td.spec.pod_template.spec)
+        free = supply_of(stock, key.owner.trainer, td.spec.pod_template.spec)
     for name, until in unavailable_until(td, observed.pods, now).items():
         for share in (supply, free):
             if share is not None and name in share:

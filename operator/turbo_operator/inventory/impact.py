@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from turbo_operator.api import PlanReason, label_value
-from turbo_operator.inventory.supply import ClusterInventory, Owner, Quota
+from turbo_operator.inventory.supply import ClusterInventory, Owner, resource_of, unit
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import NodeSupply
 
@@ -31,7 +31,7 @@ class Change:
 
 def compare(before: ClusterInventory, after: ClusterInventory) -> Change:
     """Compare two inventories."""
-    old_quotas, new_quotas = _by_namespace(before.quotas), _by_namespace(after.quotas)
+    old_quotas, new_quotas = _amounts(before), _amounts(after)
     namespaces = old_quotas.keys() | new_quotas.keys()
 
     def find_grown(first: ClusterInventory, second: ClusterInventory, count: _Count) -> frozenset[str]:
@@ -83,8 +83,11 @@ def _hosted(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
     return Counter(cores | {(name, "memory"): host.memory_bytes for name, host in hosts})
 
 
-def _by_namespace(quotas: Iterable[Quota]) -> Mapping[str, tuple[Quota, ...]]:
-    by_namespace: defaultdict[str, tuple[Quota, ...]] = defaultdict(tuple)
-    for quota in quotas:
-        by_namespace[quota.namespace] += (quota,)
+def _amounts(stock: ClusterInventory) -> Mapping[str, list[tuple[str, int, int]]]:
+    """Collect by namespace what its quotas say of what an accelerator takes."""
+    taken = {name for row in stock.accelerators.values() for name in unit(row)}
+    by_namespace: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
+    for quota in stock.quotas:
+        rows = [(key, hard, quota.used.get(key, 0)) for key, hard in quota.hard.items()]
+        by_namespace[quota.namespace] += [row for row in rows if resource_of(row[0]) in taken]
     return by_namespace

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_operator.inventory.supply import ClusterInventory, Owner, take_stock
+from turbo_operator.inventory.supply import ClusterInventory, Owner, PodUsage, take_stock
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Accelerator
 
@@ -70,17 +70,29 @@ class InventoryStore:
         """Take the inventory anew; returns the one before. `now` is in seconds since the epoch."""
         before = self.stock
         self.moved = False
-        nodes, quotas = (
-            [value for _, value in self._objects[kind].values() if not isinstance(value, _Unreadable)]
-            for kind in ("Node", "ResourceQuota")
-        )
-        pods = [
-            replace(pod, owner=owner) if (owner := self._owner_of(uid)) != pod.owner else pod
-            for uid, (_, pod) in self._objects["Pod"].items()
-            if not isinstance(pod, _Unreadable)
-        ]
-        self.stock = take_stock(accelerators, nodes, pods, quotas, now)
+        quotas = self._readable("ResourceQuota")
+        self.stock = take_stock(accelerators, self._readable("Node"), self._pods(), quotas, now)
         return before
+
+    def stock_for(self, namespace: str, now: float) -> ClusterInventory:
+        """Return the inventory with a namespace's quotas and pods as they are by now.
+
+        A place in a quota that another one has taken since the count is not there to be taken again.
+        """
+        quotas = tuple(quota for quota in self._readable("ResourceQuota") if quota.namespace == namespace)
+        charged = {namespace: self._pods(namespace)} if quotas else {}
+        return replace(self.stock, quotas=quotas, charged=charged, time=now)
+
+    def _readable(self, kind: str) -> list[Any]:
+        return [value for _, value in self._objects[kind].values() if not isinstance(value, _Unreadable)]
+
+    def _pods(self, namespace: str | None = None) -> list[PodUsage]:
+        """Return what the pods of a namespace, or of all, hold, each with its owner."""
+        return [
+            replace(pod, owner=owner) if (owner := self._owner_of(uid)) != pod.owner else pod
+            for uid, (where, pod) in self._objects["Pod"].items()
+            if namespace in (None, where) and not isinstance(pod, _Unreadable)
+        ]
 
     def _set(self, kind: str, uid: str, value: tuple[str | None, Any] | None) -> None:
         if value == self._objects[kind].get(uid):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ class PodUsage:
 
     def counts(self, quota: Quota, now: float) -> bool:
         """Whether Kubernetes charges the quota for it: a pod that cannot end is not held against others."""
-        return self.namespace == quota.namespace and quota.scopes <= self.scopes and now <= self.overdue
+        return quota.scopes <= self.scopes and now <= self.overdue
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,8 @@ class ClusterInventory:
     held: Mapping[str, Amounts] = field(default_factory=dict)  # by node
     own: Mapping[Owner, tuple[PodUsage, ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
+    # By namespace that has a quota: its pods, seen at the same moment as one another.
+    charged: Mapping[str, Sequence[PodUsage]] = field(default_factory=dict)
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
     # By accelerator: the nodes that would be open to more, were their taints tolerated.
     tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
@@ -100,7 +102,7 @@ def take_stock(
     accelerators: Mapping[str, Accelerator],
     nodes: Iterable[Node],
     holdings: Iterable[PodUsage],
-    quotas: Iterable[Quota] = (),
+    quotas: Sequence[Quota] = (),
     now: float = 0.0,
 ) -> ClusterInventory:
     """Count what `nodes` have of each accelerator while `holdings` hold what they hold.
@@ -127,19 +129,21 @@ def take_stock(
             _on_node(accelerator, node, held.get(node.name, {}), {}, types) for node, types in opened if types
         )
         tainted[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
-    charged = tuple(_charged(quota, pods, now) for quota in quotas)
-    return ClusterInventory(dict(accelerators), by_name, held, own, charged, supply, tainted, now)
+    limited = {quota.namespace for quota in quotas}
+    charged: defaultdict[str, list[PodUsage]] = defaultdict(list)
+    for pod in pods if limited else ():
+        if pod.namespace in limited:
+            charged[pod.namespace].append(pod)
+    rows = tuple(quotas)
+    return ClusterInventory(dict(accelerators), by_name, held, own, rows, charged, supply, tainted, now)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: PodSpec | None = None) -> dict[str, Supply]:
     """Return by accelerator what `owner` may plan with; its template narrows the nodes."""
     mine = stock.own.get(owner, ())
-    own = _by_node(mine)
-    quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
+    own, left = _by_node(mine), _left(stock, owner)
     return {
-        name: Supply(
-            _nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, quotas, mine, stock.time)
-        )
+        name: Supply(_nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, left))
         for name, accelerator in stock.accelerators.items()
     }
 
@@ -250,33 +254,39 @@ def _units(accelerator: Accelerator, amounts: Amounts) -> int:
     return max(0, min(amounts.get(name, 0) // size for name, size in unit(accelerator).items()))
 
 
-def _charged(quota: Quota, pods: Iterable[PodUsage], now: float) -> Quota:
-    """Return the quota with what the pods use of it where that is more than its status says.
+def _left(stock: ClusterInventory, owner: Owner) -> dict[str, int]:
+    """Count by what quotas name how much the tightest leaves the owner, what it holds already included.
 
-    The two come by watches of their own: a status that no longer counts a pod which is still seen would have
-    its owner take that pod's place a second time.
+    What the others use is the quota's status less the owner's pods, or what their pods hold where that is
+    more. The two come by watches of their own: a status that no longer counts a pod which is still seen would
+    have its owner take that pod's place a second time.
     """
-    counted = [pod for pod in pods if pod.counts(quota, now)]
-    used = {key: max(quota.used.get(key, 0), _total(counted, key)) for key in quota.hard}
-    return replace(quota, used=used)
+    left: dict[str, int] = {}
+    pods = stock.charged.get(owner.namespace, ())
+    own = [pod for pod in pods if pod.owner == owner]
+    for quota in (quota for quota in stock.quotas if quota.namespace == owner.namespace):
+        others = [pod for pod in pods if pod.owner != owner and pod.counts(quota, stock.time)]
+        for key, hard in quota.hard.items():
+            used = max(quota.used.get(key, 0) - _total(own, key), _total(others, key))
+            left[key] = min(left.get(key, hard), max(0, hard - used))
+    return left
+
+
+def resource_of(key: str) -> str:
+    """Return the resource that an entry of a quota is about."""
+    return key.removeprefix("requests.").removeprefix("limits.")
 
 
 def _total(pods: Iterable[PodUsage], key: str) -> int:
     """Add up what pods hold of what a quota names."""
-    name = key.removeprefix("requests.").removeprefix("limits.")
+    name = resource_of(key)
     return sum((pod.limits if key.startswith("limits.") else pod.requests).get(name, 0) for pod in pods)
 
 
-def _quota(
-    accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[PodUsage], now: float
-) -> int | None:
-    """Count what the tightest quota leaves, what is held already included; None without one."""
-    counts: list[int] = []
-    for quota, prefix, (name, size) in product(quotas, _QUOTA_PREFIXES, unit(accelerator).items()):
-        key = prefix + name
-        if key in quota.hard:
-            held = _total((pod for pod in mine if pod.counts(quota, now)), key)
-            counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + held) // size)
+def _quota(accelerator: Accelerator, left: Amounts) -> int | None:
+    """Count the accelerators that quotas leave; None where none names their resource."""
+    units = product(_QUOTA_PREFIXES, unit(accelerator).items())
+    counts = (left[prefix + name] // size for prefix, (name, size) in units if prefix + name in left)
     return min(counts, default=None)
 
 

@@ -60,7 +60,7 @@ def holding(body: Mapping[str, Any]) -> PodUsage | None:
         capacity_type=labels.get(api.LABEL_CAPACITY_TYPE, api.CapacityType.ON_DEMAND),
         namespace=meta["namespace"],
         scopes=_scopes(body),
-        overdue=_overdue(meta),
+        overdue=overdue(meta),
     )
 
 
@@ -74,7 +74,7 @@ def _scopes(body: Mapping[str, Any]) -> frozenset[str]:
     return SERVING_SCOPES - lacking if lacking else SERVING_SCOPES
 
 
-def _overdue(meta: Mapping[str, Any]) -> float:
+def overdue(meta: Mapping[str, Any]) -> float:
     """Return when quotas stop counting a pod that was told to end, as Kubernetes does (QuotaV1Pod)."""
     if "deletionTimestamp" not in meta:
         return math.inf

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from turbo_operator.api import Accelerators, CapacityType, Cost, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
-from turbo_operator.snapshot import Snapshot
+from turbo_operator.snapshot import Snapshot, Supply
 
 Holding = tuple[Footprint | None, int]  # what one replica holds, and of how many
 
@@ -29,10 +29,7 @@ class Bounds:
     reserved: tuple[Holding, ...] = ()  # by trainings, in addition to the replicas
 
     def exceeded(self, holdings: Iterable[Holding]) -> str | None:
-        """Describe the first limit that these holdings and what is reserved break, as a clause.
-
-        A holding of an unknown accelerator counts for nothing, since its cost is unknown too.
-        """
+        """Describe the first limit that these holdings and what is reserved break, as a clause."""
         held = [(footprint, number) for footprint, number in holdings if footprint is not None and number > 0]
         if broken := self._spent(held):
             return f"spec.{broken}"
@@ -87,10 +84,16 @@ def bounds_of(
     hosts = {footprint.accelerator.name: footprint.host for footprint in known if footprint.host is not None}
     stock: dict[str, int] = {}
     by_type: dict[tuple[str, CapacityType], int] = {}
+    trainings = trainings_holding(td, observed)
+    # A training that has no pod yet is in no count of the cluster.
+    has_pod = any(pod.exit_code is None for pod in observed.trainings)
+    coming = trainings[0][0] if trainings and not has_pod else None
     for footprint in known:
         name = footprint.accelerator.name
         if (supply := (observed.supply or {}).get(name)) is None:
             continue
+        if coming is not None and coming.accelerator.name == name:
+            supply = _without(supply, coming.per_replica)
         if supply.quota is not None:
             stock[name] = supply.quota
         room = replace(footprint, host=footprint.host or hosts.get(name)).room(supply, now)
@@ -104,8 +107,17 @@ def bounds_of(
         (td.spec.cost or Cost()).max_per_hour,
         stock,
         by_type,
-        trainings_holding(td, observed),
+        trainings,
     )
+
+
+def _without(supply: Supply, accelerators: int) -> Supply:
+    """Return the supply once so many accelerators of it are taken, of the node that has most."""
+    nodes = sorted(supply.nodes, key=lambda node: -node.free)
+    if nodes:
+        nodes[0] = replace(nodes[0], free=max(0, nodes[0].free - accelerators))
+    quota = None if supply.quota is None else max(0, supply.quota - accelerators)
+    return replace(supply, nodes=tuple(nodes), quota=quota)
 
 
 def trainings_holding(td: TurboDeployment, observed: Snapshot) -> tuple[Holding, ...]:

@@ -60,14 +60,13 @@ class Step:
 def serving_variant(states: Sequence[VariantState], wanted: str | None, recorded: str | None) -> str | None:
     """Find the variant that serves until another one has all its replicas available.
 
-    It is the recorded one while it exists, else the one with most available replicas, an older one before the
-    wanted one; None where none has ever served.
+    It is the recorded one while it exists, else the one before the wanted one with most replicas that answer;
+    None where none has ever served. The wanted one serves once it has taken over.
     """
     if any(state.plan_hash == recorded for state in states):
         return recorded
-    answering = [state for state in states if state.answering > 0]
-    older = [state for state in answering if state.plan_hash != wanted]
-    serving = max(older or answering, key=lambda state: (state.answering, state.plan_hash), default=None)
+    older = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
+    serving = max(older, key=lambda state: (state.answering, state.plan_hash), default=None)
     return None if serving is None else serving.plan_hash
 
 
@@ -105,7 +104,9 @@ def next_step(
     # A lack of capacity never takes away what runs: its pods may only be between two nodes.
     desired = wanted.replicas
     fitting = max(bounds.most(new.footprint, desired), min(new.replicas, desired))
-    if wanted.canary is not None and wanted.canary != target:
+    # What serves until another one has taken over is not given up for a canary.
+    is_alone = wanted.serving in (None, target, wanted.canary)
+    if wanted.canary is not None and wanted.canary != target and is_alone:
         canary = by_hash.get(wanted.canary) or VariantState(wanted.canary, exists=False)
         canary = replace(canary, footprint=new.footprint)
         step = _Rollout(new, others, wanted, fitting, desired, bounds, bounds).with_canary(canary)

@@ -38,7 +38,7 @@ class Progress:
             replicas,
             available,
             any(pod.pending_since is None or pod.phase in ENDED_PHASES for pod in unready),
-            any(pod.pending_since is not None and pod.phase not in ENDED_PHASES for pod in unready),
+            any(pod.waits_for_node and pod.phase not in ENDED_PHASES for pod in unready),
         )
 
 

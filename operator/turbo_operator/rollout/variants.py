@@ -54,15 +54,21 @@ class VariantState:
 
 
 def variant_states(
-    children: Iterable[ChildView], pods: Sequence[PodView], accelerators: Mapping[str, Accelerator]
+    children: Iterable[ChildView],
+    pods: Sequence[PodView],
+    accelerators: Mapping[str, Accelerator],
+    now: float,
 ) -> tuple[VariantState, ...]:
-    """List every variant, by plan hash; also one of which only pods are left."""
+    """List every variant, by plan hash; also one of which only pods are left. `now` is in epoch seconds.
+
+    A pod that cannot end, since its node is lost, is none: as for a quota, nothing waits for it.
+    """
     labeled = [(child.plan_hash, child) for child in children if child.plan_hash]
     deployments = {plan_hash: child for plan_hash, child in labeled if child.kind == "Deployment"}
     revisions = {plan_hash: child for plan_hash, child in labeled if child.kind == "ControllerRevision"}
     present: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
-        if pod.is_present:
+        if pod.is_present and now <= pod.overdue:
             present[pod.plan_hash].append(pod)
     states = []
     for plan_hash in sorted({*deployments, *revisions, *present}):
@@ -89,7 +95,7 @@ def _deployed(state: VariantState, deployment: ChildView, pods: Sequence[PodView
         available=min(deployment.available_replicas, replicas) if was_seen else 0,  # as it is, not as it was
         exists=True,
         silent_since=deployment.unavailable_since,
-        unschedulable=any(pod.pending_since is not None and pod.reason == "Unschedulable" for pod in alive),
+        unschedulable=any(pod.waits_for_node for pod in alive),
         pods=max(len(pods), deployment.pods + state.ending),
         seen=was_seen,
         ready=sum(pod.ready for pod in alive),

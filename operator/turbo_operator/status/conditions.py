@@ -284,7 +284,7 @@ class Conditions:
             return _false(self._available.reason, self._available.message)
         if self._stalled.status == "True":
             return _false(self._stalled.reason, self._serves_on + self._stalled.message)
-        takes_over = takeover.rollout is not None and takeover.serving is not None
+        takes_over = takeover.rollout is not None
         if ready >= self._minimum and not takes_over:
             message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
             return _true(api.ReadyReason.SERVING, message + self._missing(ready))

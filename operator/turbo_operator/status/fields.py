@@ -199,8 +199,7 @@ def cost_per_hour(observed: Snapshot) -> Decimal | None:
             groups[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
     total = Decimal(0)
     for pods in groups.values():  # together, since whole nodes may be bought
-        footprint = labeled_footprint(pods[0], observed.accelerators)
-        cost = footprint.cost_per_hour(len(pods)) if footprint is not None else None
+        cost = labeled_footprint(pods[0], observed.accelerators).cost_per_hour(len(pods))
         if cost is None:
             return None
         total += cost

@@ -235,6 +235,36 @@ def test_pods_that_a_quota_does_not_charge_take_none_of_it() -> None:
     assert supply_of(take_stock(CATALOGUE, [], pods, [quota], now=100.0), MINE)["h100"].quota == 6
 
 
+def test_our_pod_that_cannot_end_is_not_counted_twice() -> None:
+    """Found in review: a pod on a lost node, charged still, took the place of the one that followed it."""
+    quota = Quota("team", {"requests." + GPU: 2000}, {"requests." + GPU: 2000})
+    pods = [pod(1, owner=MINE), pod(1, owner=MINE, leaving=True, overdue=99.0)]
+    for used in (1000, 2000):
+        charged = replace(quota, used={"requests." + GPU: used})
+        assert supply_of(take_stock(CATALOGUE, [], pods, [charged], now=100.0), MINE)["h100"].quota == 2
+
+
+def test_a_place_in_a_quota_that_another_took_since_the_count_is_gone() -> None:
+    """Found in review: a share as old as the last count, and pods as they are, came to one more than all."""
+    store = InventoryStore(lambda uid: MINE if uid == "mine" else None)
+    quota = {
+        "metadata": {"name": "q", "uid": "q", "namespace": "team"},
+        "spec": {"hard": {f"requests.{GPU}": "4"}},
+    }
+
+    def put(name: str) -> None:
+        body = raw_pod(containers=[container(**{GPU: "1"})])
+        store.put("Pod", {**body, "metadata": {"name": name, "uid": name, "namespace": "team"}})
+
+    store.put("ResourceQuota", quota)
+    put("mine")
+    store.take_stock(CATALOGUE, 0.0)
+    put("theirs")
+    assert supply_of(store.stock, MINE)["h100"].quota == 4
+    assert supply_of(store.stock_for("team", 0.0), MINE)["h100"].quota == 3
+    assert supply_of(store.stock_for("elsewhere", 0.0), Owner("elsewhere", "chat"))["h100"].quota is None
+
+
 def test_the_tightest_quota_counts_and_limits_count_too() -> None:
     quotas = [
         Quota("team", {"cpu": 8000}, {}),

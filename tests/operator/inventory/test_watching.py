@@ -13,7 +13,7 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator import resources
-from turbo_operator.controller import feed
+from turbo_operator.controller import feed, kube
 from turbo_operator.controller.feed import Follower
 from turbo_operator.controller.kube import Kube
 from turbo_operator.inventory.store import InventoryStore
@@ -124,6 +124,27 @@ async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_s
         server.pages = [[pod("a", 1)]]
         await until(lambda: [("watch" in query) for query in server.asked][-3:] == [True, False, True])
         assert held(ledger) == 1
+
+
+async def test_a_watch_that_has_gone_silent_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in review: a connection that had ended without a word was believed for five minutes."""
+    monkeypatch.setattr(kube, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(feed, "RETRY_SECONDS", 0.01)
+    server = Server([[pod("a", 1)]])
+    async with following(server):
+        await until(lambda: sum("watch" in query for query in server.asked) > 1)
+
+
+async def test_an_object_that_cannot_be_read_is_logged_once_and_stops_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Found in review: one ControllerRevision of a stranger ended the process, and the next one."""
+    odd = {**pod("odd", 11), "spec": {"nodeName": "n", "containers": "none"}}
+    events = [{"type": "ADDED", "object": odd}, {"type": "ADDED", "object": pod("b", 12, gpus=2)}]
+    server = Server([[odd, pod("a", 1)]], events)  # type: ignore[arg-type]
+    async with following(server) as ledger:
+        await until(lambda: held(ledger) == 3)
+    assert sum("left out" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 
 from turbo_dev.simulated_variants import footprint
 from turbo_operator.api import CapacityType, TurboDeployment, parse
-from turbo_operator.budget import Footprint
+from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.rollout import Bounds, bounds_of
-from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Snapshot, Supply, TrainPod
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, PodView, Snapshot, Supply, TrainPod
 
 NOW = 1_700_000_000.0
 CPU = Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
@@ -80,6 +80,24 @@ def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
     assert reserved(begun, pod) == 1
     assert reserved({**begun, "result": "Trained"}) == 0
     assert reserved({**begun, "result": "Trained"}, pod) == 1, "its pod is still there"
+
+
+def test_a_training_that_has_no_pod_yet_takes_its_place_in_the_stock() -> None:
+    """Found in review: between its Job and its pod, replicas were raised into the place of a training."""
+    begun = {"training": {"number": 1, "inputHash": "w", "specHash": "s", "acceleratorName": "cpu"}}
+    supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=3)}
+    runs = TrainPod("t", "chat-train-1", "Running", accelerator="cpu")
+    for pods, room in (((), 2), ((runs,), 3), ((replace(runs, exit_code=1),), 2)):
+        observed = Snapshot({"cpu": CPU}, supply, trainings=pods)
+        assert bounds_of(td(begun), observed, (ONE,), NOW).most(ONE, 4) == room
+
+
+def test_pods_whose_accelerator_was_deleted_count_still() -> None:
+    """Found in review: what ran on a deleted TurboAccelerator was within any maxTotal."""
+    pod = PodView("p", "old", "Running", True, None, None, None, accelerator="gone", accelerators=2)
+    lost = labeled_footprint(pod, {"cpu": CPU})
+    assert Bounds(max_total=4).exceeded([(lost, 2), (ONE, 1)]) == "spec.accelerators.maxTotal is 4"
+    assert lost.cost_per_hour(1) is None
 
 
 def test_what_is_reserved_counts_for_dollars_and_accelerators_and_is_no_stock() -> None:

@@ -236,7 +236,7 @@ def orphans(plan_hash: str, number: int, ready: int) -> tuple[VariantState, ...]
         kind="ControllerRevision", name=f"chat-{plan_hash}", uid="u", applied_hash=None, plan_hash=plan_hash
     )
     pods = [PodView(f"p{n}", plan_hash, "Running", n < ready, None, None, None) for n in range(number)]
-    (state,) = variant_states([revision], pods, {})
+    (state,) = variant_states([revision], pods, {}, NOW)
     return (replace(state, footprint=A100),)
 
 
@@ -288,8 +288,25 @@ def test_the_serving_variant_is_the_recorded_one_else_an_older_one_that_answers(
     states = (variant("old", 1), variant("older", 2), variant("new", 3))
     assert serving_variant(states, "new", "old") == "old"
     assert serving_variant(states, "new", None) == "older"
-    assert serving_variant(states[2:], "new", "lost") == "new"
-    assert serving_variant((variant("new", 1, 0),), "new", None) is None
+    assert serving_variant(states[2:], "new", "lost") is None, "it serves once it has taken over"
+    assert serving_variant((variant("new", 2, 1),), "new", None) is None
+
+
+def test_a_first_plan_has_taken_over_once_all_its_replicas_are_available() -> None:
+    assert not step(variant("new", 2, 1, ready=2), replicas=2).is_over
+    assert step(variant("new", 2), replicas=2).is_over
+
+
+def test_a_pod_that_cannot_end_holds_up_no_rollout() -> None:
+    """Found in review: one on a lost node kept the new plan from growing for as long as the node was lost."""
+    old = ChildView("Deployment", "chat-old", "d", None, plan_hash="old", replicas=1, available_replicas=1)
+    alive = PodView("a", "old", "Running", True, None, None, None)
+    stuck = PodView("b", "old", "Running", False, None, None, None, terminating=True, overdue=NOW - 1)
+    full = Bounds(max_total=2)
+    for now, replicas in ((NOW - 1, 0), (NOW, 1)):
+        (state,) = variant_states([old], [alive, stuck], {}, now)
+        states = replace(state, footprint=A100), variant("new", 0)
+        assert step(*states, replicas=2, bounds=full).replicas == {"new": replicas, "old": 1}
 
 
 def test_a_canary_stands_beside_a_single_replica_and_takes_the_place_of_one_of_several() -> None:
@@ -311,6 +328,13 @@ def test_a_canary_stands_beside_a_single_replica_and_takes_the_place_of_one_of_s
     assert tried(two, starting, replicas=2, room=True) == {"new": 1, "try": 1}
     assert tried(one, replicas=1, bounds=Bounds(max_total=1)) == {"new": 1}, "no place for it"
     assert tried(two, variant("old", 1), replicas=2) == {"new": 2, "old": 0}, "a rollout ends first"
+
+
+def test_what_serves_until_another_has_taken_over_is_not_given_up_for_a_canary() -> None:
+    """Found in review: with one replica of the new plan available, the old template went."""
+    states = variant("old", 0, pods=0), variant("new", 2, 1)
+    wanted = Wanted("new", 2, "old", canary="try")
+    assert dict(next_step(states, wanted, A100, Bounds(max_total=2), NOW).replicas) == {"new": 2, "old": 0}
 
 
 def test_a_plan_of_which_fewer_replicas_fit_than_are_wanted_does_not_take_over_from_one_that_has_more() -> (

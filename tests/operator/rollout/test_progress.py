@@ -98,6 +98,16 @@ def test_progress_is_read_from_pods_that_are_there_to_stay() -> None:
         assert (actual.has_placed, actual.is_waiting) == expected
 
 
+def test_a_new_pod_that_the_scheduler_has_not_seen_yet_stops_no_clock() -> None:
+    """Found in review: a pod that was replaced at 590 of 600 seconds began them anew."""
+    new = PodView("b", "new", "Pending", False, None, None, None, pending_since=NOW)
+    assert not Progress.of_pods("new", "spec", 1, 0, [new]).is_waiting
+    gated = replace(new, reason="SchedulingGated")
+    assert Progress.of_pods("new", "spec", 1, 0, [gated]).is_waiting
+    progress = Progress.of_pods("new", "spec", 1, 0, [new])
+    assert follow(begun(), progress, "old", NOW + 590, DEADLINE) == begun()
+
+
 def test_a_plan_whose_pods_nodes_fail_again_and_again_goes_back() -> None:
     """As a kubelet does that has no healthy device: the pod ends as Failed, and another one is made."""
     failed = PodView("a", "new", "Failed", False, None, "UnexpectedAdmissionError", "no healthy devices")

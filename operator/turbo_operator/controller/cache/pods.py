@@ -161,9 +161,10 @@ class Pods:
         ]
         return sorted(views, key=lambda view: view.name)
 
-    def inspecting(self, key: Key) -> tuple[JobPod, ...]:
+    def inspecting(self, key: Key, owner_uid: str) -> tuple[JobPod, ...]:
         """Return the pods of inspect Jobs, by name."""
-        return tuple(pod for pod in self.of(key) if isinstance(pod, JobPod) and not isinstance(pod, TrainPod))
+        own = self.of(key, owner_uid)
+        return tuple(pod for pod in own if isinstance(pod, JobPod) and not isinstance(pod, TrainPod))
 
     def reporting(self) -> list[tuple[Key, PodView | TrainPod]]:
         """Return every pod that reports its load, being ready or draining, or how far a training is."""

@@ -20,6 +20,7 @@ from turbo_operator.api import (
     TurboDraft,
     epoch,
 )
+from turbo_operator.inventory.usage import overdue
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, PodView, TrainPod
 
 # What a container that is about to run says; no reason for anything.
@@ -39,7 +40,6 @@ def child(body: Mapping[str, Any]) -> ChildView:
     is_deployment, is_job = kind == "Deployment", kind == "Job"
     failure = _condition(status, {"Job": "Failed", "Deployment": "ReplicaFailure"}.get(kind, ""))
     failed = is_job and failure is not None
-    template = (body.get("data") if kind == "ControllerRevision" else spec.get("template")) or {}
     return ChildView(
         kind=kind,
         name=meta["name"],
@@ -60,8 +60,19 @@ def child(body: Mapping[str, Any]) -> ChildView:
         message=failure.get("message") if failure else None,
         reason=failure.get("reason") if failure and failed else None,
         ended=_since(status, "Failed" if failed else "Complete") if is_job else None,
-        **_placement((template.get("metadata") or {}).get("labels") or {}),
+        **_placement(template_labels(body)),
     )
+
+
+def template_labels(body: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the labels of the pod template in a child; a ControllerRevision may hold anything."""
+    is_revision = body["kind"] == "ControllerRevision"
+    labels: Any = body.get("data") if is_revision else (body.get("spec") or {}).get("template")
+    for name in ("metadata", "labels"):
+        labels = labels.get(name) if isinstance(labels, Mapping) else None
+    if not isinstance(labels, Mapping):
+        return {}
+    return {name: value for name, value in labels.items() if isinstance(value, str)}
 
 
 def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -119,6 +130,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH, ""),
         ready=ready,
         ready_since=_since(status, "Ready"),
+        overdue=overdue(meta),
         **_pod(body, (None, None) if ready else _trouble(status)),
     )
 

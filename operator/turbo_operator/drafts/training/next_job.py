@@ -30,7 +30,7 @@ from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
-from turbo_operator.rollout import Bounds
+from turbo_operator.rollout import Bounds, variant_states
 from turbo_operator.snapshot import Accelerator, Snapshot, TrainPod
 from turbo_runtime.contract.model import ModelShape
 
@@ -159,12 +159,16 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
 
 def _unaffordable(case: Case, choice: Choice) -> ConditionState | None:
     """Say why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
-    td, present = case.td, sum(pod.is_present for pod in case.observed.pods)
-    replicas = max(td.status.desired_replicas or 1, present)  # a rollout or a canary may have one more
+    td, observed = case.td, case.observed
+    # A rollout or a canary may hold more than is desired, and of another accelerator.
+    states = variant_states(observed.children, observed.pods, observed.accelerators, case.now)
+    present = sum(state.held for state in states)
+    replicas = max(td.status.desired_replicas or 1, present)
     cost, accelerators = td.spec.cost or api.Cost(), td.spec.accelerators or api.Accelerators()
     bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour)
-    pods = ((case.serving, replicas), (choice, 1))
-    broken = bounds.exceeded([(footprint_of(each, td.spec.pod_template.spec), count) for each, count in pods])
+    serving, trainer = (footprint_of(each, td.spec.pod_template.spec) for each in (case.serving, choice))
+    held = [(state.footprint, state.held) for state in states]
+    broken = bounds.exceeded([*held, (serving, replicas - present), (trainer, 1)])
     if broken is None:
         return None
     message = (
