@@ -51,6 +51,8 @@ class World:
     wanted: str = ""
     replicas: int = 1
     bounds: Bounds = field(default_factory=Bounds)
+    canary: str | None = None  # a variant of one pod that tests a draft
+    training: str | None = None  # the accelerator that a training holds one of
     serving: str | None = None
     rollout: RolloutStatus | None = None
     over_limits: bool = False  # what served when the rollout began was above a limit that was lowered
@@ -80,6 +82,7 @@ class World:
     def change_plan(self, works: bool) -> None:
         """Another plan hash, which works or not."""
         self.generation += 1
+        self.canary = None
         self.wanted = f"v1{self.generation:03}"
         name = self.dice.choice(sorted(PRICES)) if self.dice.random() < 0.5 else sorted(PRICES)[0]
         self.qualities[self.wanted] = (name, self.dice.randint(1, 3) if works else None)
@@ -93,6 +96,32 @@ class World:
         else:
             self.bounds = replace(self.bounds, max_total=one.accelerators(count))
 
+    def try_a_draft(self) -> None:
+        """A canary of the plan that serves begins, or the one that runs ends."""
+        if self.canary is not None or self.serving != self.wanted:
+            self.canary = None
+            return
+        self.generation += 1
+        self.canary = f"v1{self.generation:03}"
+        starts_in = self.dice.choice((1, 2, None))
+        self.qualities[self.canary] = (self.qualities[self.wanted][0], starts_in)
+
+    def train(self) -> None:
+        """A training begins where replicas and it are within all limits, or the one that runs ends."""
+        if self.training is not None:
+            self.training = None
+            self.bounds = replace(self.bounds, reserved=(), stock=dict(self.nodes))
+            return
+        name = self.dice.choice(sorted(PRICES))
+        one, mine = footprint(name), footprint(self.qualities[self.wanted][0])
+        held = [(state.footprint, state.held) for state in self.states()]
+        more = max(0, self.replicas - sum(number for _, number in held))
+        if self.bounds.exceeded([*held, (mine, more), (one, 1)]) is not None:
+            return
+        self.training = name
+        stock = {**self.nodes, name: self.nodes[name] - SIZES[name]}
+        self.bounds = replace(self.bounds, reserved=((one, 1),), stock=stock)
+
     def something_happens(self) -> None:
         """One random event, or none."""
         dice = self.dice
@@ -105,16 +134,20 @@ class World:
         elif what < 0.10:
             self.lower_a_limit()
         elif what < 0.11:
+            self.try_a_draft()
+        elif what < 0.12:
+            self.train()
+        elif what < 0.13:
             self.generation += 1  # the spec changes and the plan does not: what failed is tried again
-        elif what < 0.13 and self.variants:
+        elif what < 0.15 and self.variants:
             victim = self.variants[dice.choice(sorted(self.variants))]
             victim.replicas, victim.seen = 0, False  # somebody scales a child
-        elif what < 0.14 and self.variants:
+        elif what < 0.16 and self.variants:
             victim = self.variants[dice.choice(sorted(self.variants))]
             victim.exists, victim.replicas, victim.counted = False, 0, 0  # or deletes it
             for pod in victim.alive:
                 pod.ending = 1
-        elif what < 0.30 and pods:
+        elif what < 0.32 and pods:
             pod = dice.choice(pods)
             kind = dice.randrange(4)
             if kind == 0:
@@ -162,7 +195,8 @@ class World:
 
     def held(self, accelerator: str) -> int:
         """Accelerators that pods on nodes hold."""
-        return sum(
+        trainer = SIZES[accelerator] if accelerator == self.training else 0
+        return trainer + sum(
             SIZES[accelerator] * sum(pod.placed for pod in each.pods)
             for each in self.variants.values()
             if each.accelerator == accelerator
@@ -193,7 +227,8 @@ class World:
         """One look of the operator; raises BrokenLawError where its step breaks a law."""
         states = self.states()
         by_hash = {state.plan_hash: state for state in states}
-        self.serving = serving_variant(states, self.wanted, self.serving)
+        others = [state for state in states if state.plan_hash != self.canary]
+        self.serving = serving_variant(others, self.wanted, self.serving)
         new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
         rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         if self.replicas:
@@ -210,7 +245,14 @@ class World:
             self.rollout = follow(self.rollout, progress, self.serving, self.now, DEADLINE)
             rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         self.over_limits = self.rollout is not None and bool(self.rollout.over_limits)
-        wanted = Wanted(self.wanted, self.replicas, self.serving, rolled_back, over_limits=self.over_limits)
+        wanted = Wanted(
+            self.wanted,
+            self.replicas,
+            self.serving,
+            rolled_back,
+            None if rolled_back else self.canary,
+            over_limits=self.over_limits,
+        )
         mine = footprint(self.qualities[self.wanted][0])
         step = self.planner(states, wanted, mine, self.bounds, self.now)
         self.judge(states, step)
@@ -241,6 +283,8 @@ class World:
                 ("went first", lowered and answering <= self.replicas),
                 ("surged", sum(step.replicas.values()) > self.replicas > 0),
                 ("above a lowered limit", self.over_limits),
+                ("tried a draft", (step.replicas.get(self.canary or "", 0)) > 0),
+                ("trained", self.training is not None),
                 ("took over", self.generation > 1 and self.proven == self.wanted),
             )
             if holds
@@ -258,6 +302,7 @@ class World:
             each = self.variants.get(variant.plan_hash)
             if each is None:
                 each = self.variants[variant.plan_hash] = Deployment(*self.qualities[variant.plan_hash])
+                each.seen = False
             if not each.exists or each.replicas != variant.replicas:
                 each.exists, each.seen, each.replicas = True, False, variant.replicas
 
@@ -345,6 +390,9 @@ def history(seed: int, planner: Planner = next_step) -> World:
     for _ in range(EVENTFUL):
         world.something_happens()
         _tick(world, lag=True)
+    world.canary = None
+    if world.training is not None:
+        world.train()
     for each in world.variants.values():
         for pod in each.pods:
             pod.hung = False
@@ -374,7 +422,7 @@ def _after(states: Sequence[VariantState], step: Step) -> tuple[VariantState, ..
     by_hash = {state.plan_hash: state for state in states}
     found = [state for state in states if state.plan_hash not in step.replicas and state.pods]
     for variant in step.variants:
-        old = by_hash.get(variant.plan_hash) or VariantState(variant.plan_hash)
+        old = by_hash.get(variant.plan_hash) or VariantState(variant.plan_hash, exists=False)
         found.append(
             VariantState(
                 variant.plan_hash,

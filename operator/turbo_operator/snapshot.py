@@ -103,6 +103,7 @@ class PodView(Paid):
     ready_since: float | None = None
     placed_since: float | None = None  # when a node took it
     overdue: float = math.inf  # when it should have ended at the latest; later it stands in nobody's way
+    orphan: str | None = None  # its resource version, where nothing controls it any more
     load: LoadSample | None = None  # the latest that was read
 
     @property
@@ -256,5 +257,7 @@ class Snapshot:
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
     gain: float | None = None  # of what serves over no drafts, measured under load; None: not known
     trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
+    # Variants, by plan hash, whose ReplicaSet is being deleted without its pods.
+    releasing: frozenset[str] = frozenset()
     # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
     free: Mapping[str, Supply] | None = None

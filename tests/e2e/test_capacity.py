@@ -138,20 +138,31 @@ def test_eight_gpus_are_planned_counted_paid_and_told(hall: Hall) -> None:
     hall.cluster.until(lambda: where not in httpx.get(operator.metrics).text, "its figures are gone with it")
 
 
+def owner_of(pod: dict[str, Any]) -> dict[str, Any]:
+    """The reference of what controls a pod; empty where nothing does."""
+    return next(iter(pod["metadata"].get("ownerReferences", ())), {})
+
+
 def test_a_deployment_that_is_deleted_on_a_full_cluster_is_made_again_with_all_replicas(hall: Hall) -> None:
     h100 = hall.accelerator("h100", "2.50")
     hall.nodes(h100, 2)
     hall.cluster.start(hall.namespace)
     hall.deploy(h100, replicas=2, rollout={"minReadySeconds": 0})
     variant = f"chat-{hall.until_ready(2)['status']['plan']['hash']}"
-    for how in ("orphan", "orphan", "background"):
+    for how in ("orphan", "orphan", "orphan both", "orphan both", "background"):
         pods = {pod["metadata"]["uid"] for pod in hall.serving()}
+        (controller,) = {owner_of(pod)["name"] for pod in hall.serving()}
         before = hall.child_uid(variant)
-        hall.cluster.access.kubectl("delete", "deploy", variant, f"--cascade={how}", "-n", hall.namespace)
+        orphaned = f"--cascade={how.split()[0]}", "--wait=false", "-n", hall.namespace
+        hall.cluster.access.kubectl("delete", "deploy", variant, *orphaned)
+        if how == "orphan both":
+            hall.cluster.access.kubectl("delete", "replicaset", controller, *orphaned)
         hall.until(lambda uid=before: hall.child_uid(variant) not in (None, uid), "it is made again")
         hall.until_ready(2)
-        if how == "orphan":
+        if how != "background":
             hall.cluster.until(lambda: hall.counts(h100)["available"] == 0, "they are counted")
+            hall.cluster.until(lambda: all(map(owner_of, hall.serving())), "they have a ReplicaSet again")
+            hall.cluster.until(lambda: len(hall.serving()) == 2, "nothing else is left")
             assert {pod["metadata"]["uid"] for pod in hall.serving()} == pods
 
 

@@ -207,11 +207,13 @@ def test_a_deployment_that_is_deleted_without_its_pods_on_a_full_node_is_made_ag
 ) -> None:
     pods = {served.uid(pod) for pod in chat.pods()}
     assert len(pods) == 2
-    for _ in range(3):
+    orphaned = "-n", NAMESPACE, "--cascade=orphan", "--wait=false"
+    for is_replica_set_too in (False, True, False, True):
         gone = variant(chat)["metadata"]
-        chat.access.kubectl(
-            "delete", "deployment", gone["name"], "-n", NAMESPACE, "--cascade=orphan", "--wait=false"
-        )
+        (controller,) = {pod["metadata"]["ownerReferences"][0]["name"] for pod in chat.pods()}
+        chat.access.kubectl("delete", "deployment", gone["name"], *orphaned)
+        if is_replica_set_too:
+            chat.access.kubectl("delete", "replicaset", controller, *orphaned)
         chat.until(
             lambda uid=gone["uid"]: (
                 [found["metadata"]["uid"] != uid for found in chat.variants().values()] == [True]

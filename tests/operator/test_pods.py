@@ -158,6 +158,42 @@ def test_an_orphan_is_not_ours_by_labels_that_its_name_contradicts_or_where_anot
         assert pods.root_of("p") is None
 
 
+def test_a_pod_whose_replica_set_was_taken_from_it_too_stays_ours_until_the_next_adopts_it() -> None:
+    """Found by a user: its Deployment was made again for no pod, adopted this one and ended it."""
+    pods = Pods()
+    meta = {"name": "chat-abc-1-x", "resourceVersion": "7", "labels": LABELS | {f"{GROUP}/owner-uid": "td"}}
+    lost = {"metadata": body("p")["metadata"] | meta}
+    assert pods.put(lost) == {KEY}
+    (view,) = pods.of(KEY, "td")
+    assert isinstance(view, PodView)
+    assert (view.plan_hash, view.orphan) == ("abc", "7")
+    for other in (meta | {"name": "p"}, meta | {"labels": LABELS}):
+        assert Pods().put({"metadata": body("p")["metadata"] | other}) == set()
+    pods.put_replica_set(SET)
+    pods.put_root("d", ROOT)
+    adopted = {"metadata": POD["metadata"] | meta}
+    assert pods.put(adopted) == {KEY}
+    (view,) = pods.of(KEY, "td")
+    assert isinstance(view, PodView)
+    assert view.orphan is None
+    pods.drop(adopted)
+    pods.drop_root("d")
+    pods.drop_replica_set(SET)
+    assert len(pods) == 0
+
+
+def test_a_replica_set_that_is_deleted_without_its_pods_says_so_until_it_is_gone() -> None:
+    pods = Pods()
+    leaving = orphan()
+    leaving["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["orphan"]}
+    pods.put_replica_set(leaving)
+    assert pods.releasing(KEY, "td") == {"abc"}
+    assert pods.releasing(KEY, "an earlier one") == frozenset()
+    assert pods.drop_replica_set(leaving) == {KEY}
+    assert pods.releasing(KEY, "td") == frozenset()
+    assert len(pods) == 0
+
+
 def test_nothing_is_kept_of_strangers_pods_without_our_label() -> None:
     pods = Pods()
     for number in range(100):

@@ -196,9 +196,9 @@ def test_a_rolled_back_object_without_replicas_is_scaled_to_zero_and_tries_nothi
     assert told(conditions, "Stalled")[0] == "False"
     status, conditions = look({"replicas": 1}, status, none)
     assert told(conditions, "Ready") == ("False", "RolledBack")
-    assert "serves again" not in conditions["Ready"]["message"]  # no pod of it answers yet
+    assert "serves on" not in conditions["Ready"]["message"]  # no pod of it answers yet
     status, conditions = look({"replicas": 1}, status, seen(pod("old", OLD), children=variant(OLD, 1, 1)))
-    assert f"Plan {OLD} serves again" in conditions["Ready"]["message"]
+    assert f"Plan {OLD} serves on" in conditions["Ready"]["message"]
 
 
 def test_a_change_of_the_spec_without_replicas_forgets_a_rollback() -> None:

@@ -19,13 +19,14 @@ from turbo_operator.api import (
     TURBODEPLOYMENT,
     TurboDeployment,
 )
+from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
 from turbo_operator.controller.cache.projection import controller, is_controlled_by, template_labels
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
 from turbo_operator.controller.kube import ConflictError, Kube, LeftoverError, RefusedError, StrangerError
 from turbo_operator.render.metadata import owner_reference
-from turbo_operator.resources import CHILDREN, TURBODRAFT
+from turbo_operator.resources import CHILDREN, POD, TURBODRAFT
 from turbo_operator.resources import TURBODEPLOYMENT as OWNER
 from turbo_operator.snapshot import ChildView
 
@@ -155,6 +156,18 @@ class ChildWriter:
         for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
             if place not in places:
                 await self._remove(child.view)
+
+    async def adopt_pods(self) -> None:
+        """Relabel pods that nothing controls, so that the ReplicaSet of their variant adopts them.
+
+        It has another name, and another label in its selector, where the one before was still being deleted
+        as it was made. Its pods come from the same template.
+        """
+        for pod, template_hash in self.cache.pods.adoptable(self.key, self.td.metadata.uid):
+            labels = {LABEL_TEMPLATE_HASH: template_hash}
+            patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
+            self.cache.pods.put(await self.api.merge(POD, self.key.namespace, pod.name, patch))
+            self._log("adopted", POD.kind, pod.name)
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)

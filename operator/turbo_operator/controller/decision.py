@@ -102,7 +102,17 @@ def decide(
     calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
     draft = verdict.draft if verdict is not None and is_tried else None
-    children = render.children(td, observed, choice, move.variants, settings, draft)
+    # Made before that ReplicaSet is gone, a Deployment would get neither its name nor its pods.
+    releasing = {
+        ("Deployment", render.variant_name(td, state.plan_hash))
+        for state in states
+        if state.plan_hash in observed.releasing and state.replicas and not state.exists
+    }
+    children = tuple(
+        child
+        for child in render.children(td, observed, choice, move.variants, settings, draft)
+        if (child["kind"], child["metadata"]["name"]) not in releasing
+    )
     own = render.names_of_trial(td, canary_hash) if canary_hash is not None else frozenset()
     job, draft_object = None, None
     if step.job_request is not None and observed.model is not None:

@@ -213,6 +213,7 @@ class Reconciler:
             decision = await writer.write_canary(decision)
             manifests = (*decision.children, *decision.canary_children)
             await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
+            await writer.adopt_pods()
             decision = await writer.write_training(decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refusal = error

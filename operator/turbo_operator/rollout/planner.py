@@ -322,16 +322,19 @@ class _Rollout:
             return None
         both = [(new.footprint, fitting), (canary.footprint, 1)]
         has_room = self.surge > 0 and bounds.exceeded(both) is None and not self.wanted.canary_makes_room
-        takes_place = fitting > 1 and (canary.available > 0 or (not has_room and bounds.max_unavailable != 0))
+        may_miss = 1 if bounds.max_unavailable is None else bounds.max_unavailable
+        goes_first = not has_room and 1 < fitting > self.wanted.replicas - may_miss
+        takes_place = goes_first or (fitting > 1 and canary.available > 0)
         if not has_room and not takes_place:
             return None
         if not canary.exists and new.available < (fitting - 1 if takes_place else fitting):
             return None
         # Its Deployment comes first, so that one that is rejected costs no replica.
-        kept = fitting - 1 if takes_place and canary.exists else fitting
+        kept = fitting - 1 if takes_place and canary.exists and canary.seen else fitting
         holdings = [(new.footprint, new.held_with(kept)), (canary.footprint, 1 + canary.ending)]
         is_there = canary.exists and canary.replicas > 0
-        replicas = 1 if is_there or bounds.exceeded(holdings) is None else 0
+        is_within = new.seen and sum(number for _, number in holdings) <= fitting + self.surge
+        replicas = 1 if is_there or (is_within and bounds.exceeded(holdings) is None) else 0
         beside = replace(self, others=[canary], fitting=kept, desired=kept)
         grown = beside._grown({canary.plan_hash: replicas}, 1)
         variants = (Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas))

@@ -118,7 +118,7 @@ class Takeover:
         message = f"Plan {rollout.plan_hash} made no progress for {deadline}: {why}"
         if self.rolled_back:
             answers = any(pod.ready and pod.plan_hash == self.serving for pod in pods)
-            does = "serves again" if answers else "gets its replicas back"
+            does = "serves on" if answers else "gets its replicas back"
             return f"{message} Plan {self.serving} {does}: change the spec to try another one."
         return f"{message} No plan served before it, so it is tried on."
 

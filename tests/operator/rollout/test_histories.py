@@ -76,4 +76,5 @@ def test_histories_meet_all_that_they_are_about() -> None:
     for seed in range(100):
         world = history(seed)
         seen |= world.met
-    assert seen >= {"rolled back", "waited", "went first", "surged", "above a lowered limit", "took over"}
+    rollouts = {"rolled back", "waited", "went first", "surged", "above a lowered limit", "took over"}
+    assert seen >= rollouts | {"tried a draft", "trained"}

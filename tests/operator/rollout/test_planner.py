@@ -330,6 +330,24 @@ def test_a_canary_stands_beside_a_single_replica_and_takes_the_place_of_one_of_s
     assert tried(two, variant("old", 1), replicas=2) == {"new": 2, "old": 0}, "a rollout ends first"
 
 
+def test_a_canary_keeps_the_surge_and_what_may_be_missing() -> None:
+    """Found by histories with canaries in them."""
+
+    def tried(new: VariantState, canary: VariantState, bounds: Bounds, replicas: int) -> dict[str, int]:
+        wanted = Wanted("new", replicas, "new", canary="try")
+        return dict(next_step((new, canary), wanted, A100, bounds, NOW).replicas)
+
+    none, made = variant("try", 0, exists=False, pods=0), variant("try", 0, pods=0)
+    no_surge = Bounds(max_surge=0, max_unavailable=1)
+    assert tried(variant("new", 3), none, no_surge, 3) == {"new": 3, "try": 0}, "no fourth replica"
+    assert tried(variant("new", 3), made, no_surge, 3) == {"new": 2, "try": 0}
+    assert tried(variant("new", 3), replace(made, seen=False), no_surge, 3) == {"new": 3, "try": 0}
+    assert tried(variant("new", 2, pods=2), made, no_surge, 3) == {"new": 2, "try": 1}
+    full = Bounds(max_total=2, max_unavailable=1)
+    assert tried(variant("new", 2), made, full, 4) == {"new": 2}, "two of four are fewer than may be missing"
+    assert tried(variant("new", 3, seen=False), made, Bounds(), 3) == {"new": 3, "try": 0}
+
+
 def test_what_serves_until_another_has_taken_over_is_not_given_up_for_a_canary() -> None:
     """Found in review: with one replica of the new plan available, the old template went."""
     states = variant("old", 0, pods=0), variant("new", 2, 1)

@@ -2,8 +2,8 @@
 
 Labels do not prove whose a pod is: a stranger's pod may carry ours. They only say which pods are worth
 caching, since one that its ReplicaSet controls carries them as long as it does: a Deployment's selector,
-which cannot be changed, requires them. Only of an orphaned ReplicaSet, which nothing controls, do labels and
-name say it: its Deployment, when it is made again, adopts it. What a pod comes from stays known while the pod
+which cannot be changed, requires them. Only of an orphan, a ReplicaSet or a pod that nothing controls, do
+labels and name say it: what is made again adopts it. What a pod comes from stays known while the pod
 ends, after its Deployment is gone. Each kind is fed by one watch in its order, so what came last is newest;
 between the kinds any order will do. No method calls the API server.
 """
@@ -25,6 +25,8 @@ from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.training import TrainingProgress
 
 View = PodView | JobPod
+
+LABEL_TEMPLATE_HASH = "pod-template-hash"  # the Deployment controller's
 
 
 class Root(NamedTuple):
@@ -48,6 +50,7 @@ class _Controlled:
     namespace: str
     controller: str  # uid
     view: View | None = None  # of a pod
+    template_hash: str = ""  # by which a ReplicaSet selects its pods; none of one that is being deleted
 
 
 class Pods:
@@ -59,9 +62,16 @@ class Pods:
         self._controlled: dict[str, _Controlled] = {}
         self._under: defaultdict[str, set[str]] = defaultdict(set)  # what each controls
         self._gone: set[str] = set()  # Deployments, Jobs and ReplicaSets, each until the last pod follows
+        self._releasing: dict[str, Root] = {}  # ReplicaSets that are being deleted without their pods
 
     def __len__(self) -> int:
-        return len(self._roots) + len(self._roots_of) + len(self._controlled) + len(self._under)
+        return (
+            len(self._roots)
+            + len(self._roots_of)
+            + len(self._controlled)
+            + len(self._under)
+            + len(self._releasing)
+        )
 
     # Where pods come from
 
@@ -78,20 +88,24 @@ class Pods:
     def put_replica_set(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a ReplicaSet as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
-        owner_uid = owner["uid"] if owner is not None else f"orphan {meta['uid']}"
-        if owner is None:
-            if (root := _orphans_root(meta)) is None:
-                return self.drop_replica_set(body, disowned=True)
-            self.put_root(owner_uid, root)
-        keys = self._put(meta["uid"], _Controlled(meta["namespace"], owner_uid))
-        if owner is None:
-            self._gone.add(owner_uid)  # it is kept for the ReplicaSet's sake alone
-        return keys
+        self._releasing.pop(meta["uid"], None)
+        if owner is not None:
+            template_hash = "" if "deletionTimestamp" in meta else _template_hash(meta)
+            cached = _Controlled(meta["namespace"], owner["uid"], template_hash=template_hash)
+            return self._put(meta["uid"], cached)
+        root = _orphans_root(meta)
+        if root is None:
+            return self.drop_replica_set(body, disowned=True)
+        if "deletionTimestamp" in meta and "orphan" in (meta.get("finalizers") or ()):
+            self._releasing[meta["uid"]] = root
+        return self._put_orphan(meta, root)
 
     def drop_replica_set(self, body: Mapping[str, Any], *, disowned: bool = False) -> set[Key]:
         """Remove one that is gone, its pods go after it; or one that no Deployment owns, nor its pods."""
         uid = body["metadata"]["uid"]
         keys = self._keys(uid) if disowned else set()
+        if (root := self._releasing.pop(uid, None)) is not None:
+            keys.add(root.key)  # what waited for its name may be made
         self._drop(uid, at_once=disowned)
         return keys
 
@@ -107,13 +121,18 @@ class Pods:
     def put(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a pod as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
+        root = _orphans_root(meta) if owner is None else None
         is_labeled = LABEL_DEPLOYMENT in (meta.get("labels") or {})
-        if owner is None or not (is_labeled or owner["uid"] in self._roots):
+        if root is None and (owner is None or not (is_labeled or owner["uid"] in self._roots)):
             return self.drop(body)
         view, before = pod(body), self._controlled.get(meta["uid"])
         if before is not None:
             view = _with_reports(view, before.view)
-        return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"], view))
+        if owner is not None:
+            return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"], view))
+        if root is None or not isinstance(view, PodView):
+            return self.drop(body)
+        return self._put_orphan(meta, root, replace(view, orphan=meta["resourceVersion"]))
 
     def drop(self, body: Mapping[str, Any]) -> set[Key]:
         """Remove a pod; the keys that this is news to."""
@@ -151,6 +170,11 @@ class Pods:
 
     # Reading
 
+    def releasing(self, key: Key, owner_uid: str) -> frozenset[str]:
+        """Return the plan hashes of ReplicaSets that are being deleted without their pods."""
+        roots = self._releasing.values()
+        return frozenset(root.plan_hash for root in roots if (root.key, root.owner_uid) == (key, owner_uid))
+
     def of(self, key: Key, owner_uid: str | None = None) -> list[View]:
         """Return a TurboDeployment's pods by name; with a uid the pods of that very one."""
         views = [
@@ -160,6 +184,24 @@ class Pods:
             if owner_uid in (None, root.owner_uid)
         ]
         return sorted(views, key=lambda view: view.name)
+
+    def adoptable(self, key: Key, owner_uid: str) -> list[tuple[PodView, str]]:
+        """Return the pods that nothing controls, each with the hash by which the ReplicaSet of its variant
+        would select it, where that is another one.
+        """
+        wanted = {
+            self._roots[root_uid].plan_hash: self._controlled[uid].template_hash
+            for root_uid in self._roots_of.get(key, ())
+            for uid in self._under.get(root_uid, ())
+            if root_uid not in self._gone and self._controlled[uid].template_hash
+        }
+        return [
+            (view, wanted[root.plan_hash])
+            for uid, view, root in self._pods_of(key)
+            if isinstance(view, PodView)
+            and (view.orphan is not None, root.owner_uid) == (True, owner_uid)
+            and wanted.get(root.plan_hash, "") not in ("", self._controlled[uid].template_hash)
+        ]
 
     def inspecting(self, key: Key, owner_uid: str) -> tuple[JobPod, ...]:
         """Return the pods of inspect Jobs, by name."""
@@ -193,6 +235,14 @@ class Pods:
         has_pods = cached is not None and (cached.view is not None or uid in self._under)
         return {root.key} if root is not None and has_pods else set()
 
+    def _put_orphan(self, meta: Mapping[str, Any], root: Root, view: View | None = None) -> set[Key]:
+        """Store what nothing controls under a root of its own, which is kept for its sake alone."""
+        owner_uid = f"orphan {meta['uid']}"
+        self.put_root(owner_uid, root)
+        keys = self._put(meta["uid"], _Controlled(meta["namespace"], owner_uid, view, _template_hash(meta)))
+        self._gone.add(owner_uid)
+        return keys
+
     def _put(self, uid: str, new: _Controlled) -> set[Key]:
         before, keys = self._controlled.get(uid), self._keys(uid)
         self._gone.discard(uid)
@@ -219,13 +269,17 @@ class Pods:
 
 
 def _orphans_root(meta: Mapping[str, Any]) -> Root | None:
-    """Return what an orphaned ReplicaSet comes from; None for a stranger's."""
+    """Return what an orphaned ReplicaSet or pod comes from; None for a stranger's."""
     labels = meta.get("labels") or {}
     name, plan_hash = labels.get(LABEL_DEPLOYMENT, ""), labels.get(LABEL_PLAN_HASH, "")
     owner_uid = labels.get(LABEL_OWNER_UID)
     if not owner_uid or not meta["name"].startswith(f"{name}-{plan_hash}-"):
         return None
     return Root(Key(meta["namespace"], name), owner_uid, plan_hash)
+
+
+def _template_hash(meta: Mapping[str, Any]) -> str:
+    return str((meta.get("labels") or {}).get(LABEL_TEMPLATE_HASH, ""))
 
 
 def _with_reports(view: View, before: View | None) -> View:

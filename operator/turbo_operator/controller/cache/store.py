@@ -161,4 +161,5 @@ class Cache:
             children=tuple(children[place].view for place in sorted(children)),
             pods=tuple(pod for pod in pods if isinstance(pod, PodView)),
             trainings=tuple(pod for pod in pods if isinstance(pod, TrainPod)),
+            releasing=self.pods.releasing(key, uid),
         )
