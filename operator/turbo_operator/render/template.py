@@ -83,7 +83,7 @@ def plan_hash(
             [dict(toleration) for toleration in accelerator.tolerations],
         ],
         "memory": choice.host_memory_bytes,
-        "overlay": td.spec.pod_template.dump(),
+        "overlay": {**td.spec.pod_template.metadata.dump(), **td.spec.pod_template.spec.dump()},
     }
     # What is not asked for is left out, so that what runs keeps its name.
     if choice.capacity_type != api.CapacityType.ON_DEMAND:

@@ -12,7 +12,7 @@ from turbo_dev.fleet import chosen
 from turbo_operator.api import PlanReason
 from turbo_operator.inventory.impact import Change, compare, concerns
 from turbo_operator.inventory.supply import ClusterInventory, Node, Owner, PodUsage, Quota, take_stock
-from turbo_operator.plan import Choice, Plan, Rejected
+from turbo_operator.plan import Choice, EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Accelerator
 
 GPU = "nvidia.com/gpu"
@@ -20,7 +20,7 @@ ME = Owner("team", "chat")
 H100 = Accelerator("h100", GPU, Decimal(1), 80 << 30, node_selector={"product": "H100"})
 L4 = Accelerator("l4", GPU, Decimal(1), 24 << 30, node_selector={"product": "L4"})
 CHOICE = chosen(H100)
-NO_L4 = Rejected("l4", 1, "Off", PlanReason.INSUFFICIENT_CAPACITY, "There is none.")
+NO_L4 = EvaluatedCandidate("l4", 1, "Off", reason=PlanReason.INSUFFICIENT_CAPACITY)
 
 
 def stock(
@@ -37,7 +37,7 @@ def stock(
     return take_stock({"h100": H100, "l4": L4}, nodes, pods, quotas)
 
 
-def plan(replicas: int = 2, *rejected: Rejected, choice: Choice | None = CHOICE) -> Plan:
+def plan(replicas: int = 2, *rejected: EvaluatedCandidate, choice: Choice | None = CHOICE) -> Plan:
     reason = PlanReason.FEASIBLE if choice else PlanReason.INSUFFICIENT_CAPACITY
     return Plan(choice, replicas, reason, "So it is.", rejected)
 
@@ -79,7 +79,7 @@ def test_who_is_planned_anew(
 
 def test_whoever_was_refused_some_is_woken_by_it_whatever_its_condition_names_first() -> None:
     """The nearest refusal may be of money, and what is short elsewhere be within it."""
-    dear = Rejected("h100", 1, "Off", PlanReason.BUDGET_EXCEEDED, "It costs more.")
+    dear = EvaluatedCandidate("h100", 1, "Off", reason=PlanReason.BUDGET_EXCEEDED)
     it = Plan(None, 1, PlanReason.BUDGET_EXCEEDED, "Nearest: it costs more.", (dear, NO_L4))
     assert is_woken(it, stock(4, 0), stock(4, 1))
     assert not is_woken(it, stock(4, 0), stock(5, 0))

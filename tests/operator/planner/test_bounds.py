@@ -116,7 +116,9 @@ def test_a_node_without_memory_or_cores_beside_its_devices_is_no_room() -> None:
         supply = {"a": Supply((NodeSupply("n1", 8, 8, host),)), "b": Supply((NodeSupply("n2", 8, 8),))}
         template = {"resources": {"requests": {"cpu": cores}}}
         one, two = (
-            plan(spec(model=SHORT, replicas=replicas, template=template), MIDDLE, catalog, supply)
+            plan(
+                spec(model=SHORT, replicas=replicas, podTemplate={"spec": template}), MIDDLE, catalog, supply
+            )
             for replicas in (1, 2)
         )
         assert one.choice is not None

@@ -160,7 +160,7 @@ def test_a_template_cannot_take_more_cores_or_leave_less_memory_than_was_counted
     cores = named(accelerator("cores", 8, "0.04", "cpu"))
     for name, amount in (("cpu", "16"), ("memory", "1Gi")):
         for part in ("requests", "limits"):
-            actual = plan(spec(template={"resources": {part: {name: amount}}}), SMALL, cores)
+            actual = plan(spec(podTemplate={"spec": {"resources": {part: {name: amount}}}}), SMALL, cores)
             assert (actual.choice, actual.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
             assert f"spec.podTemplate.spec.resources.{part}.{name}" in actual.detail
             assert "choose another TurboAccelerator" in actual.detail
@@ -168,9 +168,9 @@ def test_a_template_cannot_take_more_cores_or_leave_less_memory_than_was_counted
 
 def test_beside_a_device_a_template_may_take_cores_and_memory_but_not_too_little() -> None:
     card = named(accelerator("card", 24, "1.00"))
-    more = spec(template={"resources": {"limits": {"cpu": "16", "memory": "64Gi"}}})
+    more = spec(podTemplate={"spec": {"resources": {"limits": {"cpu": "16", "memory": "64Gi"}}}})
     assert plan(more, SMALL, card).choice is not None
-    actual = plan(spec(template={"resources": {"limits": {"memory": "1Gi"}}}), SMALL, card)
+    actual = plan(spec(podTemplate={"spec": {"resources": {"limits": {"memory": "1Gi"}}}}), SMALL, card)
     assert (actual.choice, actual.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
     assert "limits.memory is 1Gi" in actual.detail
 

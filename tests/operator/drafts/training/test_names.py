@@ -36,7 +36,7 @@ def test_a_deployment_that_is_made_again_under_a_name_has_folders_of_its_own() -
         td(prompts={"type": "ConfigMap", "configMap": {"name": "others"}}),
         td(persistentVolumeClaim={"claimName": "elsewhere"}),
         td(spec={"engine": {"image": "another"}}),
-        td(spec={"template": {"resources": {"limits": {"cpu": "1"}}}}),
+        td(spec={"podTemplate": {"spec": {"resources": {"limits": {"cpu": "1"}}}}}),
     ],
 )
 def test_what_decides_the_draft_is_another_work(other: TurboDeployment) -> None:
@@ -63,7 +63,7 @@ def test_an_upgrade_of_the_operator_is_another_work_only_where_it_brings_the_ima
 
 @pytest.mark.parametrize(("cores", "limit", "number"), [("2", None, 2), ("0.9", None, 1), ("2", "3500m", 3)])
 def test_there_is_a_thread_for_each_core(cores: str, limit: str | None, number: int) -> None:
-    template = {"template": {"resources": {"limits": {"cpu": limit}}}} if limit else {}
+    template = {"podTemplate": {"spec": {"resources": {"limits": {"cpu": limit}}}}} if limit else {}
     assert threads(td(spec=template), replace(CORES, quantity=Decimal(cores))) == number
     assert threads(td(spec=template), L4) == 2
 

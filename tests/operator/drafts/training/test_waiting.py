@@ -62,7 +62,7 @@ def test_a_spec_that_is_mended_makes_another_job_before_any_pod_has_run() -> Non
         {"prompts": {"type": "ConfigMap", "configMap": {"name": "right"}}},
         {"persistentVolumeClaim": {"claimName": "right"}},
         {"spec": {"engine": {"image": "right"}}},
-        {"spec": {"template": {"imagePullSecrets": [{"name": "right"}]}}},
+        {"spec": {"podTemplate": {"spec": {"imagePullSecrets": [{"name": "right"}]}}}},
     ):
         step = look(td(state, **right), waits)
         assert step.job_request is not None
