@@ -121,7 +121,7 @@ def test_a_tighter_target_is_never_cheaper(
     other: str,
 ) -> None:
     tight, wide = sorted((one, other), key=lambda item: float(item[:-2]))
-    rest = {"workload": {"requestsPerSecond": "3"}, "cost": {}}
+    rest = {"workload": {"requestsPerSecond": "3"}, "cost": {}, "planPolicy": {}}
     asked = by_load(wanted)
     narrow, loose = (
         planned(
