@@ -25,13 +25,6 @@ from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 Result = TypeVar("Result")
 # Counters that `/load` passes on
 _STATS = {field.name for field in fields(Load)} & {field.name for field in fields(EngineStats)}
-
-
-def served_name(model: str, given: str | None) -> str:
-    """Return the name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
-    return given or model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
-
-
 _unfinished: set[Future[Any]] = set()
 
 
@@ -56,6 +49,11 @@ class ThreadOffload:
             return await asyncio.wrap_future(future)
         finally:
             wanted = False
+
+
+def served_name(model: str, given: str | None) -> str:
+    """Return the name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
+    return given or model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 class Phase(Enum):
