@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo_operator.api import constants, crd
-from turbo_runtime.contract import metrics
+from turbo_runtime.server import metrics
 
 ROOT = Path(__file__).parent.parent
 FIELDS = {

@@ -20,7 +20,7 @@ from turbo_dev.access import Access
 from turbo_operator.api import constants
 from turbo_runtime.capture.recorder import read_settings
 from turbo_runtime.cli import distill
-from turbo_runtime.contract import metrics as contract_metrics
+from turbo_runtime.server import metrics as runtime_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -147,6 +147,6 @@ def test_every_condition_and_reason_is_documented() -> None:
 
 def test_every_metric_of_the_runtime_is_documented() -> None:
     text = (ROOT / "docs" / "monitoring.md").read_text()
-    metrics = [metric.name for metric in contract_metrics.METRICS]
+    metrics = [metric.name for metric in runtime_metrics.METRICS]
     assert {metric for metric in metrics if f"`{metric}`" not in text} == set()
     assert set(re.findall(r"`((?:vllm|turbo):[a-z_]+)`", text)) <= set(metrics)

@@ -1,4 +1,4 @@
-"""What the runtime promises to whoever runs it: its command line, ports, paths, metric names and small JSON
+"""What the runtime promises to whoever runs it: its command line, ports, paths and small JSON
 documents.
 
 The operator imports this module, what it imports, and `shapes`, and nothing else of the runtime, so they use

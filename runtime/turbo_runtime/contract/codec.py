@@ -28,10 +28,7 @@ class JsonDocument:
         """Read it: unknown keys are ignored, a missing one has its default. Raises ValueError."""
         try:
             document = json.loads(text)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # of too many brackets or digits
+        except (ValueError, RecursionError) as error:  # of too many brackets or digits
             raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
         record: Self = _from_document(cls, document)
         return record

@@ -29,8 +29,7 @@ from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Chunk
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.speculation.controller import GoodputController
-from turbo_runtime.tokenization.chat_template import TemplateRefusalError
-from turbo_runtime.tokenization.tokenizer import ServedTokenizer
+from turbo_runtime.tokenization.tokenizer import ServedTokenizer, TemplateRefusalError
 
 LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never drafted
 

@@ -1,8 +1,10 @@
-"""What a client may send: the fields of both endpoints, their types and ranges."""
+"""What a client may send: the fields of both endpoints, and the parameters of OpenAI's that are rejected."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -10,11 +12,64 @@ from pydantic import ValidationError
 from turbo_runtime.protocol.errors import ApiError, cut, invalid
 from turbo_runtime.protocol.requests import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import Sampling
-from turbo_runtime.protocol.unsupported import CHAT, COMPLETION, Unsupported, drop_harmless
 
-__all__ = ["UNSUPPORTED", "ChatRequest", "CompletionRequest", "parse"]
+__all__ = ["CHAT", "COMPLETION", "UNSUPPORTED", "ChatRequest", "CompletionRequest", "parse"]
 
 Request = TypeVar("Request", bound=Sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Rejected parameter. `harmless` values mean what the server does anyway, so they pass; so does null."""
+
+    remedy: str
+    harmless: tuple[Any, ...] = ()
+
+
+_LEAVE_OUT = "leave it out"
+_TOOLS = "use 'tools' and 'tool_choice'"
+_TEXT_ONLY = "this server takes and gives text only; leave it out"
+
+_GUIDED = "use 'structured_outputs' or 'response_format'"
+# vLLM's, some of them of its earlier versions
+_VLLM: Mapping[str, Unsupported] = {
+    "best_of": Unsupported("use `n` and choose yourself, by `logprobs` perhaps", (1,)),
+    "guided_choice": Unsupported(_GUIDED),
+    "guided_decoding_backend": Unsupported("there is one only; leave it out"),
+    "guided_grammar": Unsupported(_GUIDED),
+    "guided_json": Unsupported(_GUIDED),
+    "guided_regex": Unsupported(_GUIDED),
+    "priority": Unsupported("tenants take turns; leave it out", (0,)),
+    "skip_special_tokens": Unsupported("special tokens are never told; leave it out", (True,)),
+    "truncate_prompt_tokens": Unsupported("send a shorter prompt"),
+    "use_beam_search": Unsupported("use `n` and `temperature`", (False,)),
+}
+
+CHAT: Mapping[str, Unsupported] = {
+    **_VLLM,
+    "add_generation_prompt": Unsupported(_LEAVE_OUT, (True,)),
+    "audio": Unsupported(_TEXT_ONLY),
+    "function_call": Unsupported(_TOOLS, ("none", "auto")),
+    "functions": Unsupported(_TOOLS, ([],)),
+    "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
+    "moderation": Unsupported(_LEAVE_OUT),
+    "prediction": Unsupported("drafts are found by the server itself; leave it out"),
+    "prompt": Unsupported("send it to /v1/completions, or use 'messages'"),
+    "prompt_cache_options": Unsupported("the prompt cache needs none; leave it out"),
+    "prompt_cache_retention": Unsupported("the cache keeps what it has room for; leave it out"),
+    "service_tier": Unsupported(_LEAVE_OUT, ("auto", "default")),
+    "store": Unsupported("this server stores nothing; leave it out", (False,)),
+    "verbosity": Unsupported("ask for it in a message", ("medium",)),
+    "web_search_options": Unsupported("put what was found into a message"),
+}
+
+COMPLETION: Mapping[str, Unsupported] = {
+    **_VLLM,
+    "messages": Unsupported("send them to /v1/chat/completions, or use 'prompt'"),
+    "suffix": Unsupported("put the whole context into `prompt`", ("",)),
+}
+
+
 UNSUPPORTED: Mapping[type[Sampling], Mapping[str, Unsupported]] = {
     ChatRequest: CHAT,
     CompletionRequest: COMPLETION,
@@ -23,7 +78,7 @@ UNSUPPORTED: Mapping[type[Sampling], Mapping[str, Unsupported]] = {
 
 def parse(model: type[Request], body: Mapping[str, Any]) -> Request:
     """Parse the body of a request. Raises ApiError (400) that names the field."""
-    fields = drop_harmless(body, UNSUPPORTED[model], model.model_fields)
+    fields = _drop_harmless(body, UNSUPPORTED[model], model.model_fields)
     try:
         return model.model_validate(fields)
     except ValidationError as error:
@@ -55,3 +110,26 @@ def _format_path(location: tuple[int | str, ...], body: Any, *, is_missing: bool
             continue
         path += f"[{step}]" if isinstance(step, int) else f".{cut(step)}"
     return path.removeprefix(".")
+
+
+def _drop_harmless(
+    body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Collection[str]
+) -> dict[str, Any]:
+    """Return the `known` fields. Raises ApiError (400) for an unsupported one that asks for something."""
+    for name, value in body.items():
+        if name in known or (name in unsupported and value is None):
+            continue
+        if name not in unsupported:
+            short = cut(name)
+            matches = difflib.get_close_matches(short, sorted(known), n=1)
+            hint = f"did you mean '{matches[0]}'?" if matches else "leave it out."
+            raise invalid(short, f"There is no parameter '{short}'; {hint}", "unknown_parameter")
+        parameter = unsupported[name]
+        # `True == 1` in Python, but logprobs=true and logprobs=1 are not the same request
+        if (type(value) is bool, value) in [(type(item) is bool, item) for item in parameter.harmless]:
+            continue
+        accepted = " or ".join(map(repr, parameter.harmless))
+        only = f" (only {accepted} is accepted, which changes nothing)" if accepted else ""
+        message = f"'{name}' is not supported by this server{only}: {parameter.remedy}."
+        raise invalid(name, message, "unsupported_parameter")
+    return {name: value for name, value in body.items() if name in known}

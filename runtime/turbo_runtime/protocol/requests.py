@@ -18,7 +18,7 @@ from pydantic import (
 
 from turbo_runtime.messages import Grammar
 from turbo_runtime.protocol.errors import cut, invalid
-from turbo_runtime.protocol.sampling import MAX_LOGPROBS, Count, Sampling, Strict, at_most
+from turbo_runtime.protocol.sampling import MAX_LOGPROBS, AtMost, Count, Sampling, Strict
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
@@ -177,22 +177,16 @@ class Message(Strict):
 class ChatRequest(Sampling):
     """Body of a chat; `metadata`, `safety_identifier`, `prompt_cache_key` and `user` change nothing."""
 
-    messages: Annotated[list[Message], FailFast(), at_most(MAX_MESSAGES)] = Field(
-        min_length=1, max_length=MAX_MESSAGES
-    )
+    messages: Annotated[list[Message], FailFast(), AtMost(MAX_MESSAGES)] = Field(min_length=1)
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: Annotated[list[Tool], FailFast(), at_most(MAX_TOOLS)] = Field(
-        default_factory=list, max_length=MAX_TOOLS
-    )
+    tools: Annotated[list[Tool], FailFast(), AtMost(MAX_TOOLS)] = Field(default_factory=list)
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    metadata: Annotated[dict[str, str], at_most(MAX_METADATA)] = Field(
-        default_factory=dict, max_length=MAX_METADATA
-    )
+    metadata: Annotated[dict[str, str], AtMost(MAX_METADATA)] = Field(default_factory=dict)
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 
@@ -275,9 +269,7 @@ def _array(items: dict[str, Any], **bounds: int) -> dict[str, Any]:
 _TEXT, _ID = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
 _LISTS = (_array(_TEXT, maxItems=MAX_PROMPTS), _array(_ID), _array(_array(_ID), maxItems=MAX_PROMPTS))
 Prompt = Annotated[
-    list[str] | list[list[int]],
-    PlainValidator(_list_prompts),
-    WithJsonSchema({"anyOf": [_TEXT, *_LISTS]}),
+    list[str] | list[list[int]], PlainValidator(_list_prompts), WithJsonSchema({"anyOf": [_TEXT, *_LISTS]})
 ]
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
+from annotated_types import GroupedMetadata, MaxLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
 from turbo_runtime.messages import Drafting, Grammar
@@ -33,15 +36,19 @@ class Strict(BaseModel):
         return {name: item for name, item in sent.items() if name in known or name == unknown}
 
 
-def at_most(count: int) -> BeforeValidator:
-    """Limit a field's number of entries, before any of them is validated."""
+@dataclass(frozen=True)
+class AtMost(GroupedMetadata):
+    """Limit on a field's number of entries, checked before any of them is validated."""
 
-    def check(value: Any) -> Any:
-        if isinstance(value, (list, dict)) and len(value) > count:
-            raise ValueError(f"expected at most {count} entries, got {len(value)}")
+    count: int
+
+    def __iter__(self) -> Iterator[object]:
+        return iter((MaxLen(self.count), BeforeValidator(self._check)))
+
+    def _check(self, value: Any) -> Any:
+        if isinstance(value, (list, dict)) and len(value) > self.count:
+            raise ValueError(f"expected at most {self.count} entries, got {len(value)}")
         return value
-
-    return BeforeValidator(check)
 
 
 class StreamOptions(Strict):
@@ -137,8 +144,7 @@ _WORD = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
 Stops = Annotated[
     list[Word],
     FailFast(),
-    Field(max_length=MAX_STOPS),
-    at_most(MAX_STOPS),
+    AtMost(MAX_STOPS),
     BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": MAX_STOPS}]}),
 ]
@@ -162,19 +168,15 @@ class Sampling(Strict):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: Annotated[
         dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
-        at_most(MAX_BIASES),
-    ] = Field(default_factory=dict, max_length=MAX_BIASES)  # of token ids as text
+        AtMost(MAX_BIASES),
+    ] = Field(default_factory=dict)  # of token ids as text
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: Stops = Field(default_factory=list)
-    stop_token_ids: Annotated[list[TokenId], FailFast(), at_most(MAX_WORDS)] = Field(
-        default_factory=list, max_length=MAX_WORDS
-    )
+    stop_token_ids: Annotated[list[TokenId], FailFast(), AtMost(MAX_WORDS)] = Field(default_factory=list)
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
     max_tokens: Count | None = None
-    bad_words: Annotated[list[Word], FailFast(), at_most(MAX_WORDS)] = Field(
-        default_factory=list, max_length=MAX_WORDS
-    )
+    bad_words: Annotated[list[Word], FailFast(), AtMost(MAX_WORDS)] = Field(default_factory=list)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

@@ -38,14 +38,12 @@ class ApiKeys:
         if time.monotonic() < self._reload_time:
             return
         self._reload_time = time.monotonic() + RELOAD_SECONDS
-        stamp = file_stamp(self._path)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._tenants = read_keys(self._path)
-        except ValueError as error:
-            log.error("%s The keys read before stay in force.", error)
+        before, self._stamp = self._stamp, file_stamp(self._path)
+        if self._stamp != before:
+            try:
+                self._tenants = read_keys(self._path)
+            except ValueError as error:
+                log.error("%s The keys read before stay in force.", error)
 
 
 def read_keys(path: Path) -> list[tuple[bytes, str]]:

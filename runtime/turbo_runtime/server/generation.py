@@ -18,11 +18,10 @@ from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats
 from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError, cut, invalid, unavailable
 from turbo_runtime.server.connections import run_until_disconnect
-from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel, min_prompt_tokens
+from turbo_runtime.server.preprocessing import IsWanted, PreparedRequest, ServedModel, min_prompt_tokens
 from turbo_runtime.server.reply import Reply
 from turbo_runtime.server.request_output import RequestOutput
 from turbo_runtime.server.service import Service
-from turbo_runtime.server.thread_offload import IsWanted
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 READ_BYTES = 4 * MAX_BODY_BYTES  # a client that still sends when the connection closes may miss the reply

@@ -20,8 +20,7 @@ from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.app import build_app
 from turbo_runtime.server.connections import IDLE_SECONDS, build_protocol, close_connections
 from turbo_runtime.server.engine_client import STOP_SECONDS, EngineClient, EngineMain
-from turbo_runtime.server.service import Phase, Service
-from turbo_runtime.server.thread_offload import has_running_threads
+from turbo_runtime.server.service import Phase, Service, has_running_threads
 from turbo_runtime.version import turbo_version
 
 ERROR_REPLY_SECONDS = 2  # for error replies to reach their clients when the server ends early

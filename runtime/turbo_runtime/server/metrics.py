@@ -1,8 +1,9 @@
-"""Export of the contract's metrics to Prometheus."""
+"""Metrics of a serving pod, each declared once, and their export to Prometheus."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import (
@@ -14,44 +15,168 @@ from prometheus_client import (
     generate_latest,
 )
 
-from turbo_runtime.contract import load, metrics
+from turbo_runtime.contract.load import Load
 from turbo_runtime.messages import EngineStats
 
+MODEL_LABEL = "model_name"  # of every metric but GUARANTEE_INFO, as in vLLM
+DRAFT_LABEL = "draft"
 COMPLETE = ("stop", "length")  # reasons for which a whole answer ends
 
-# The field of EngineStats that each counter follows
-_COUNTERS = {
-    metrics.PROMPT_TOKENS: "begun_prompt_tokens",
-    metrics.GENERATION_TOKENS: "generated_tokens",
-    metrics.NUM_PREEMPTIONS: "preemptions",
-    metrics.SPEC_NUM_DRAFTS: "drafts",
-    metrics.SPEC_NUM_DRAFT_TOKENS: "draft_tokens",
-    metrics.SPEC_NUM_ACCEPTED_TOKENS: "accepted_tokens",
-    metrics.PREFIX_CACHE_QUERIES: "prefix_cache_queries",
-    metrics.PREFIX_CACHE_HITS: "prefix_cache_hits",
-    metrics.STEP_SECONDS: "step_seconds",
-    metrics.FORWARD_SECONDS: "forward_seconds",
-    metrics.GENERATION_SECONDS: "generation_seconds",
-    metrics.BASELINE_GENERATION_SECONDS: "baseline_generation_seconds",
-    metrics.AUDITS: "audits",
-    metrics.AUDIT_MISMATCHES: "audit_mismatches",
-}
-# Fields that are lists; the label is the index
-_INDEXED_COUNTERS = {
-    metrics.SPEC_NUM_ACCEPTED_TOKENS_PER_POS: "accepted_per_position",
-    metrics.VERIFIED_DRAFT_LENGTH: "verified_draft_length",
-}
-# Fields of DraftStats
-_DRAFT_COUNTERS = {
-    metrics.DRAFTS_BY_DRAFT: "drafts",
-    metrics.DRAFT_TOKENS_BY_DRAFT: "draft_tokens",
-    metrics.ACCEPTED_TOKENS_BY_DRAFT: "accepted_tokens",
-    metrics.OWN_DRAFT_TOKENS_BY_DRAFT: "own_draft_tokens",
-    metrics.OWN_ACCEPTED_TOKENS_BY_DRAFT: "own_accepted_tokens",
-}
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """A metric's declaration. A gauge that is not `initialized` is absent until it is set."""
+
+    name: str
+    kind: type[Counter | Gauge | Histogram]
+    help: str
+    labels: tuple[str, ...] = (MODEL_LABEL,)
+    buckets: tuple[float, ...] = ()  # of a histogram
+    initialized: bool = True
 
 
-_KINDS: dict[str, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, Counter, text, (MODEL_LABEL, *labels))
+
+
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, Gauge, text, (MODEL_LABEL, *labels), initialized=False)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric(name, Histogram, text, buckets=buckets)
+
+
+# Seconds. Wide: the same names serve a CPU node and a large GPU.
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+_PER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
+_WHOLE = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240, 480)
+_TOKENS = tuple(float(1 << power) for power in range(18))
+
+# Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both
+# engines alike.
+NUM_REQUESTS_RUNNING = Metric("vllm:num_requests_running", Gauge, "requests decoded together now")
+NUM_REQUESTS_WAITING = Metric("vllm:num_requests_waiting", Gauge, "requests queued now")
+KV_CACHE_USAGE = Metric("vllm:kv_cache_usage_perc", Gauge, "used share of the KV cache, 0 to 1")
+PROMPT_TOKENS = _counter(
+    "vllm:prompt_tokens", "tokens of prompts, cached ones too, counted with their first answer token"
+)
+GENERATION_TOKENS = _counter("vllm:generation_tokens", "tokens generated")
+NUM_PREEMPTIONS = _counter("vllm:num_preemptions", "requests put back for want of KV cache")
+SPEC_NUM_DRAFTS = _counter("vllm:spec_decode_num_drafts", "verification passes with a drafted token")
+SPEC_NUM_DRAFT_TOKENS = _counter("vllm:spec_decode_num_draft_tokens", "tokens drafted")
+SPEC_NUM_ACCEPTED_TOKENS = _counter("vllm:spec_decode_num_accepted_tokens", "drafted tokens accepted")
+PREFIX_CACHE_QUERIES = _counter("vllm:prefix_cache_queries", "prompt tokens looked up in the prefix cache")
+PREFIX_CACHE_HITS = _counter("vllm:prefix_cache_hits", "prompt tokens found in the prefix cache")
+SPEC_NUM_ACCEPTED_TOKENS_PER_POS = _counter(
+    "vllm:spec_decode_num_accepted_tokens_per_pos", "drafted tokens accepted at a position", "position"
+)
+REQUEST_SUCCESS = _counter(  # finished_reason is stop, length, abort or error
+    "vllm:request_success", "answers finished, by reason", "finished_reason"
+)
+TIME_TO_FIRST_TOKEN = _histogram(
+    "vllm:time_to_first_token_seconds", "seconds to the first token", _FIRST_TOKEN
+)
+INTER_TOKEN_LATENCY = _histogram(
+    "vllm:inter_token_latency_seconds", "seconds between steps of an answer", _PER_TOKEN
+)
+REQUEST_TIME_PER_OUTPUT_TOKEN = _histogram(
+    "vllm:request_time_per_output_token_seconds",
+    "seconds per token after the first, of a complete answer",
+    _PER_TOKEN,
+)
+E2E_REQUEST_LATENCY = _histogram("vllm:e2e_request_latency_seconds", "seconds of a complete answer", _WHOLE)
+REQUEST_QUEUE_TIME = _histogram(
+    "vllm:request_queue_time_seconds", "seconds until the engine took a request in", _WHOLE
+)
+REQUEST_PROMPT_TOKENS = _histogram(
+    "vllm:request_prompt_tokens", "tokens of a complete answer's prompt", _TOKENS
+)
+REQUEST_GENERATION_TOKENS = _histogram(
+    "vllm:request_generation_tokens", "tokens of a complete answer", _TOKENS
+)
+ITERATION_TOKENS = _histogram(
+    "vllm:iteration_tokens_total",
+    "tokens of an engine step: of answers, and of prompts that it finished",
+    _TOKENS,
+)
+# Metrics that only Turbo has.
+GUARANTEE_INFO = Metric(
+    "turbo:guarantee_info",
+    Gauge,
+    "bitwise: the same bytes as without speculation; distribution: the same distribution",
+    ("guarantee",),
+)
+STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps")
+FORWARD_SECONDS = _counter("turbo:forward_seconds", "seconds of them in the model")
+# The growth of the second over that of the first is the speed-up of any window.
+GENERATION_SECONDS = _counter("turbo:generation_seconds", "seconds of steps that brought answers tokens")
+BASELINE_GENERATION_SECONDS = _counter(
+    "turbo:baseline_generation_seconds", "seconds that as many tokens would take without drafts"
+)
+AUDITS = _counter("turbo:audits", "answers replayed without speculation")
+AUDIT_MISMATCHES = _counter("turbo:audit_mismatches", "replayed answers that came out otherwise")
+VERIFIED_DRAFT_LENGTH = _counter(
+    "turbo:verified_draft_length", "how often so many drafts were verified for an answer in a step", "drafts"
+)
+SPEEDUP = _gauge("turbo:speedup", "tokens per second lately over those without drafts")
+HEARTBEAT_AGE = _gauge(
+    "turbo:engine_heartbeat_age_seconds", "seconds since the engine last finished a step or a rest"
+)
+DRAFT_ERROR = _gauge(  # /version says why
+    "turbo:draft_error", "1 while drafts are not what was asked for, or there are none for a fault"
+)
+DRAFT_INFO = _gauge("turbo:draft_info", "the version of the draft weights in use", "draft", "version")
+# What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name in --draft-config.
+DRAFTS_BY_DRAFT = _counter(
+    "turbo:spec_decode_num_drafts",
+    "verification passes with a drafted token, of requests by the draft they have",
+    "draft",
+)
+DRAFT_TOKENS_BY_DRAFT = _counter("turbo:spec_decode_num_draft_tokens", "tokens drafted for them", "draft")
+ACCEPTED_TOKENS_BY_DRAFT = _counter(
+    "turbo:spec_decode_num_accepted_tokens", "of these, tokens accepted", "draft"
+)
+OWN_DRAFT_TOKENS_BY_DRAFT = _counter(
+    "turbo:spec_decode_num_head_draft_tokens", "tokens drafted for them by the draft's own layers", "draft"
+)
+OWN_ACCEPTED_TOKENS_BY_DRAFT = _counter(
+    "turbo:spec_decode_num_head_accepted_tokens", "of these, tokens accepted", "draft"
+)
+CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
+    "turbo:capture_prompts", "prompts by whether they were kept to learn from", "outcome"
+)
+CAPTURE_BYTES = _gauge("turbo:capture_bytes", "bytes of the folder that prompts are kept in")
+CAPTURE_ERROR = _gauge(  # the log says why
+    "turbo:capture_error", "1 while prompts are not kept as was asked for"
+)
+
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+
+# Fields that counters follow: of EngineStats, those by draft of DraftStats; of a list, the label is the index
+_SOURCES = {
+    PROMPT_TOKENS: "begun_prompt_tokens",
+    GENERATION_TOKENS: "generated_tokens",
+    NUM_PREEMPTIONS: "preemptions",
+    SPEC_NUM_DRAFTS: "drafts",
+    SPEC_NUM_DRAFT_TOKENS: "draft_tokens",
+    SPEC_NUM_ACCEPTED_TOKENS: "accepted_tokens",
+    PREFIX_CACHE_QUERIES: "prefix_cache_queries",
+    PREFIX_CACHE_HITS: "prefix_cache_hits",
+    STEP_SECONDS: "step_seconds",
+    FORWARD_SECONDS: "forward_seconds",
+    GENERATION_SECONDS: "generation_seconds",
+    BASELINE_GENERATION_SECONDS: "baseline_generation_seconds",
+    AUDITS: "audits",
+    AUDIT_MISMATCHES: "audit_mismatches",
+    SPEC_NUM_ACCEPTED_TOKENS_PER_POS: "accepted_per_position",
+    VERIFIED_DRAFT_LENGTH: "verified_draft_length",
+    DRAFTS_BY_DRAFT: "drafts",
+    DRAFT_TOKENS_BY_DRAFT: "draft_tokens",
+    ACCEPTED_TOKENS_BY_DRAFT: "accepted_tokens",
+    OWN_DRAFT_TOKENS_BY_DRAFT: "own_draft_tokens",
+    OWN_ACCEPTED_TOKENS_BY_DRAFT: "own_accepted_tokens",
+}
 
 
 class Metrics:
@@ -63,17 +188,23 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._model = model_name
         self._stats: EngineStats | None = None
-        self._collectors: dict[metrics.Metric, Any] = {}
-        for metric in metrics.METRICS:
-            options = {"buckets": metric.buckets} if metric.buckets else {}
-            collector = _KINDS[metric.kind](
+        self._collectors: dict[Metric, Any] = {}
+        for metric in METRICS:
+            options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
+            self._collectors[metric] = metric.kind(
                 metric.name, metric.help, metric.labels, registry=self._registry, **options
             )
-            alone = metric.initialized and metric.labels == (metrics.MODEL_LABEL,)
-            self._collectors[metric] = collector.labels(model_name) if alone else collector
+            if metric.initialized and metric.labels == (MODEL_LABEL,):
+                self._series(metric)
 
-    def _series(self, metric: metrics.Metric, *labels: str) -> Any:
+    def _series(self, metric: Metric, *labels: str) -> Any:
         return self._collectors[metric].labels(self._model, *labels)
+
+    def _set_counter(self, metric: Metric, count: float, *labels: str) -> None:
+        """The engine counts by itself."""
+        series = self._series(metric, *labels)
+        series.reset()
+        series.inc(count)
 
     def update(self, stats: EngineStats) -> None:
         """Note the state after a step."""
@@ -81,44 +212,46 @@ class Metrics:
         tokens = stats.generated_tokens - counted.generated_tokens
         tokens += stats.begun_prompt_tokens - counted.begun_prompt_tokens
         if tokens:  # else nothing was computed, or a part of a prompt
-            self.observe(metrics.ITERATION_TOKENS, tokens)
+            self.observe(ITERATION_TOKENS, tokens)
 
     def _export_stats(self, stats: EngineStats) -> None:
-        """A draft that is no longer in use leaves no series."""
-        for metric, name in _COUNTERS.items():
-            _set_counter(self._collectors[metric], getattr(stats, name))
-        for metric, name in _INDEXED_COUNTERS.items():
-            for index, count in enumerate(getattr(stats, name)):
-                _set_counter(self._series(metric, str(index)), count)
-        for metric in (metrics.DRAFT_INFO, *_DRAFT_COUNTERS):
-            self._collectors[metric].clear()
-        for draft in stats.by_draft if stats.by_draft != EngineStats().by_draft else ():
-            for metric, name in _DRAFT_COUNTERS.items():
-                _set_counter(self._series(metric, draft.name), getattr(draft, name))
+        drafts = stats.by_draft if stats.by_draft != EngineStats().by_draft else ()
+        self._collectors[DRAFT_INFO].clear()
+        for metric, field in _SOURCES.items():
+            if metric.labels == (MODEL_LABEL,):
+                self._set_counter(metric, getattr(stats, field))
+            elif DRAFT_LABEL in metric.labels:
+                self._collectors[metric].clear()  # a draft that is no longer in use leaves no series
+                for draft in drafts:
+                    self._set_counter(metric, getattr(draft, field), draft.name)
+            else:
+                for index, count in enumerate(getattr(stats, field)):
+                    self._set_counter(metric, count, str(index))
+        for draft in drafts:
             if draft.version:
-                self._series(metrics.DRAFT_INFO, draft.name, draft.version).set(1)
-        self._series(metrics.DRAFT_ERROR).set(1 if stats.draft_error else 0)
+                self._series(DRAFT_INFO, draft.name, draft.version).set(1)
+        self._series(DRAFT_ERROR).set(1 if stats.draft_error else 0)
         if stats.speedup is not None:
-            self._series(metrics.SPEEDUP).set(stats.speedup)
+            self._series(SPEEDUP).set(stats.speedup)
 
     def set_capture(self, outcomes: Mapping[str, int], size: int, problem: str) -> None:
         """Set the metrics of captured prompts; never called without a capture."""
         for outcome, count in outcomes.items():
-            _set_counter(self._series(metrics.CAPTURE_PROMPTS, outcome), count)
-        self._series(metrics.CAPTURE_BYTES).set(size)
-        self._series(metrics.CAPTURE_ERROR).set(1 if problem else 0)
+            self._set_counter(CAPTURE_PROMPTS, count, outcome)
+        self._series(CAPTURE_BYTES).set(size)
+        self._series(CAPTURE_ERROR).set(1 if problem else 0)
 
-    def set_load(self, load: load.Load, silent_seconds: float) -> None:
+    def set_load(self, load: Load, silent_seconds: float) -> None:
         """Set the gauges; never called before the engine is ready."""
-        self._collectors[metrics.NUM_REQUESTS_RUNNING].set(load.running_requests)
-        self._collectors[metrics.NUM_REQUESTS_WAITING].set(load.waiting_requests)
-        self._collectors[metrics.KV_CACHE_USAGE].set(load.kv_cache_usage)
-        self._series(metrics.HEARTBEAT_AGE).set(silent_seconds)
-        self._collectors[metrics.GUARANTEE_INFO].labels(load.guarantee).set(1)
+        self._series(NUM_REQUESTS_RUNNING).set(load.running_requests)
+        self._series(NUM_REQUESTS_WAITING).set(load.waiting_requests)
+        self._series(KV_CACHE_USAGE).set(load.kv_cache_usage)
+        self._series(HEARTBEAT_AGE).set(silent_seconds)
+        self._collectors[GUARANTEE_INFO].labels(load.guarantee).set(1)
 
-    def observe(self, histogram: metrics.Metric, value: float) -> None:
+    def observe(self, histogram: Metric, value: float) -> None:
         """Observe one value."""
-        self._collectors[histogram].observe(value)
+        self._series(histogram).observe(value)
 
     def observe_finish(
         self,
@@ -129,24 +262,18 @@ class Metrics:
         total_seconds: float,
     ) -> None:
         """Observe the end of an answer; `first_token_seconds` is None when no token ever came."""
-        self._series(metrics.REQUEST_SUCCESS, reason).inc()
+        self._series(REQUEST_SUCCESS, reason).inc()
         if reason not in COMPLETE:  # what was cut measures neither the engine nor the demand
             return
-        self.observe(metrics.REQUEST_PROMPT_TOKENS, num_prompt_tokens)
-        self.observe(metrics.REQUEST_GENERATION_TOKENS, num_tokens)
-        self.observe(metrics.E2E_REQUEST_LATENCY, total_seconds)
+        self.observe(REQUEST_PROMPT_TOKENS, num_prompt_tokens)
+        self.observe(REQUEST_GENERATION_TOKENS, num_tokens)
+        self.observe(E2E_REQUEST_LATENCY, total_seconds)
         if first_token_seconds is not None and num_tokens > 1:
             seconds = (total_seconds - first_token_seconds) / (num_tokens - 1)
-            self.observe(metrics.REQUEST_TIME_PER_OUTPUT_TOKEN, seconds)
+            self.observe(REQUEST_TIME_PER_OUTPUT_TOKEN, seconds)
 
     def render(self) -> bytes:
         """Return the text of `/metrics`."""
         if self._stats is not None:
             self._export_stats(self._stats)
         return generate_latest(self._registry)
-
-
-def _set_counter(series: Counter, count: float) -> None:
-    """The engine counts by itself."""
-    series.reset()
-    series.inc(count)

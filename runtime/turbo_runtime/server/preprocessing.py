@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
-from turbo_runtime.parsers import OutputParser, find_tool_parser
-from turbo_runtime.parsers.reasoning import CLOSE, OPEN, add_reasoning
+from turbo_runtime.parsers import CLOSE, OPEN, OutputParser, add_reasoning, find_tool_parser
 from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.errors import cut, invalid, unavailable
-from turbo_runtime.server.thread_offload import IsWanted
-from turbo_runtime.tokenization.chat_template import ChatTemplate, TemplateRefusalError
-from turbo_runtime.tokenization.tokenizer import ServedTokenizer
+from turbo_runtime.tokenization.tokenizer import ChatTemplate, ServedTokenizer, TemplateRefusalError
+
+IsWanted = Callable[[], bool]  # whether anybody still waits for the work; long work asks now and then
 
 MAX_TOTAL_LOGPROBS = 1 << 20  # of several answers together: some 100 MB of JSON
 # Fields that a request and its SamplingParams have in common
@@ -86,11 +85,7 @@ def min_prompt_tokens(request: ChatRequest | CompletionRequest, model: ServedMod
     return sum(lengths) * request.n
 
 
-def prepare_chat(
-    request: ChatRequest,
-    model: ServedModel,
-    is_wanted: IsWanted,  # noqa: ARG001
-) -> PreparedRequest:
+def prepare_chat(request: ChatRequest, model: ServedModel, _: IsWanted) -> PreparedRequest:
     """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
     template, offered, required = model.tokenizer.template, request.offered_tools, request.required_tools
     if template is None:

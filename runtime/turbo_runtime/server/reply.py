@@ -10,10 +10,9 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate, count, islice
+from itertools import accumulate, islice
 from typing import Any, ClassVar
 
 from fastapi.responses import Response
@@ -25,7 +24,7 @@ from turbo_runtime.protocol.sampling import StreamOptions
 from turbo_runtime.server.connections import run_until_disconnect, send_whole
 from turbo_runtime.server.preprocessing import ServedModel
 from turbo_runtime.server.request_output import OutputDelta, RequestOutput, join
-from turbo_runtime.server.thread_offload import ThreadOffload
+from turbo_runtime.server.service import ThreadOffload
 from turbo_runtime.version import turbo_version
 
 MAX_ENTRIES = 64  # of a list in one part of a document
@@ -70,6 +69,7 @@ class Reply(Response, ABC):
         self._token_bytes = model.tokenizer.token_bytes
         self._id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self._created = int(time.time())
+        self._sent: dict[int, int] = {}  # of a choice: its tool calls, or the end of its text with logprobs
 
     @abstractmethod
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
@@ -211,10 +211,6 @@ class ChatReply(Reply):
     object_type = "chat.completion"
     event_type = "chat.completion.chunk"
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._call_numbers: defaultdict[int, Iterator[int]] = defaultdict(count)  # in a stream, by choice
-
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
         parsed = delta.parsed
         message: Json = {}
@@ -226,14 +222,16 @@ class ChatReply(Reply):
         if parsed.reasoning:
             message["reasoning_content"] = parsed.reasoning
         if parsed.calls:
+            first = self._sent.get(delta.index, 0)
+            self._sent[delta.index] = first + len(parsed.calls)
             message["tool_calls"] = [
                 {
-                    **({} if whole else {"index": next(self._call_numbers[delta.index])}),
+                    **({} if whole else {"index": number}),
                     "id": call.id,
                     "type": "function",
                     "function": {"name": call.name, "arguments": call.arguments},
                 }
-                for call in parsed.calls
+                for number, call in enumerate(parsed.calls, first)
             ]
         wants_logprobs = self._request.params[0].logprobs is not None
         logprobs = chat_logprobs(delta.logprobs, self._token_bytes) if wants_logprobs else None
@@ -248,10 +246,6 @@ class CompletionReply(Reply):
 
     id_prefix = "cmpl-"
     object_type = event_type = "text_completion"
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._offsets: dict[int, int] = {}  # where the next text starts, by choice
 
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
         text = delta.parsed.content
@@ -270,11 +264,11 @@ class CompletionReply(Reply):
         if request.params[0].logprobs is None:
             return None
         ids, logprobs = delta.tokens, list[TokenLogprob | None](delta.logprobs)
-        start = self._offsets.get(delta.index, len(self._echo(delta.index)))
+        start = self._sent.get(delta.index, len(self._echo(delta.index)))
         if request.echoes and delta.prompt_logprobs is not None:
             ids = (*request.prompts[delta.index // request.n], *ids)
             logprobs, start = [None, *delta.prompt_logprobs, *logprobs], 0
-        document, self._offsets[delta.index] = completion_logprobs(ids, logprobs, start, self._token_bytes)
+        document, self._sent[delta.index] = completion_logprobs(ids, logprobs, start, self._token_bytes)
         return document
 
 

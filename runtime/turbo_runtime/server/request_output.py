@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
-from turbo_runtime.contract import metrics
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
 from turbo_runtime.parsers import ParsedDelta, StopScanner
 from turbo_runtime.protocol.errors import ApiError, invalid, unavailable
+from turbo_runtime.server import metrics
 from turbo_runtime.server.engine_client import ABANDONED, EngineClient, TimedEvent
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
+from typing import Any, TypeVar
 
 from turbo_runtime.capture.recorder import Capture
 from turbo_runtime.contract.config import RuntimeConfig
@@ -16,12 +19,36 @@ from turbo_runtime.server.admission import AdmissionSlots, Amount
 from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.engine_client import EngineClient
 from turbo_runtime.server.metrics import Metrics
-from turbo_runtime.server.preprocessing import ServedModel
-from turbo_runtime.server.thread_offload import ThreadOffload
+from turbo_runtime.server.preprocessing import IsWanted, ServedModel
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
+Result = TypeVar("Result")
 # Counters that `/load` passes on
 _STATS = {field.name for field in fields(Load)} & {field.name for field in fields(EngineStats)}
+_unfinished: set[Future[Any]] = set()
+
+
+def has_running_threads() -> bool:
+    """Return whether work still runs, if only for clients that left: it cannot be interrupted."""
+    return bool(_unfinished)
+
+
+class ThreadOffload:
+    """Limited number of threads: each work holds many times its text's size in memory."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._executor = ThreadPoolExecutor(num_threads, "thread offload")
+
+    async def run(self, work: Callable[[IsWanted], Result]) -> Result:
+        """Return what `work` returns, or raise what it raises. It holds its thread until it ends."""
+        wanted = True
+        future = self._executor.submit(work, lambda: wanted)
+        _unfinished.add(future)
+        future.add_done_callback(_unfinished.discard)
+        try:
+            return await asyncio.wrap_future(future)
+        finally:
+            wanted = False
 
 
 def served_name(model: str, given: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The served model's tokenizer, from the folder that the engine exported, without transformers."""
+"""The served model's tokenizer and chat template, from the folder that the engine exported."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
-
-from turbo_runtime.tokenization.chat_template import ChatTemplate
 
 # What a decoder writes for bytes that are no UTF-8, also for the first bytes of a character
 REPLACEMENT = "\ufffd"
@@ -22,6 +26,66 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
+
+
+class TemplateRefusalError(ValueError):
+    """Rejection of the messages, in the template's own words."""
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks the assistant's words for training; for a prompt it changes nothing."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """Template of a model, run as Hugging Face does it; `names` are the variables that it reads."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        # templates write the local day
+        environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)  # noqa: DTZ005
+        self._template = environment.from_string(source)
+        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.names = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError."""
+        variables = {
+            **(extra or {}),
+            **self._special_tokens,
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        try:
+            return self._template.render(variables)
+        except Exception as error:  # a model's program, run on what a client sent: it may raise anything
+            raise TemplateRefusalError(str(error)) from error
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    # jinja2's own filter escapes for HTML, which would change the prompt; the arguments are transformers'
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
 
 
 class ServedTokenizer:

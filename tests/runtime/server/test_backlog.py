@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.contract import metrics
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
 from turbo_runtime.parsers import OutputParser
 from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.server import metrics
 from turbo_runtime.server.engine_client import EventQueue
 from turbo_runtime.server.preprocessing import PreparedRequest
 from turbo_runtime.server.request_output import MAX_EVENTS, OutputDelta, RequestOutput

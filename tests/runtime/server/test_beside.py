@@ -23,7 +23,7 @@ from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.admission import AdmissionSlots, Amount
 from turbo_runtime.server.connections import run_until_disconnect
 from turbo_runtime.server.preprocessing import prepare_completion
-from turbo_runtime.server.thread_offload import ThreadOffload
+from turbo_runtime.server.service import ThreadOffload
 from turbo_runtime.tokenization.tokenizer import max_token_bytes
 
 LONG = "zqxj" * 100_000
@@ -171,7 +171,7 @@ def test_the_end_of_the_server_waits_for_no_tokenizer() -> None:
 import asyncio, sys, threading
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server import lifecycle
-from turbo_runtime.server.thread_offload import ThreadOffload
+from turbo_runtime.server.service import ThreadOffload
 
 async def serve(*_):
     started = threading.Event()

@@ -18,9 +18,10 @@ import pytest
 
 from turbo_dev import tiny_engine
 from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
-from turbo_runtime.contract import endpoints, metrics
+from turbo_runtime.contract import endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import EngineReady
+from turbo_runtime.server import metrics
 from turbo_runtime.server.engine_client import EngineClient
 
 SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from turbo_runtime.parsers import ParsedDelta
 from turbo_runtime.server.reply import MAX_ENTRIES, Reply, format_sse, json_parts
 from turbo_runtime.server.request_output import OutputDelta
-from turbo_runtime.server.thread_offload import ThreadOffload
+from turbo_runtime.server.service import ThreadOffload
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
-from turbo_runtime.server.openapi import build_openapi_document
+from turbo_runtime.protocol import CHAT, COMPLETION, ChatRequest, CompletionRequest
+from turbo_runtime.server.app import build_openapi_document
 
 BASE: dict[str, dict[str, Any]] = {
     "chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},

@@ -11,8 +11,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from turbo_runtime.contract import endpoints, load, metrics, model
+from turbo_runtime.contract import endpoints, load, model
 from turbo_runtime.messages import DraftStats, EngineStats
+from turbo_runtime.server import metrics
 from turbo_runtime.server.metrics import Metrics
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbo_dev import model
-from turbo_runtime.contract import endpoints, metrics
+from turbo_runtime.contract import endpoints
+from turbo_runtime.server import metrics
 from turbo_runtime.tokenization.tokenizer import REPLACEMENT, Detokenizer, ServedTokenizer
 
 pytestmark = pytest.mark.model

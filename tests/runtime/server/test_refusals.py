@@ -13,8 +13,7 @@ import pytest
 from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
-from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
+from turbo_runtime.protocol import CHAT, COMPLETION, ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 CHAT_BODY = {"model": "echo", "messages": MESSAGES, "temperature": 0}

@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from pydantic import BaseModel
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers.reasoning import add_reasoning
+from turbo_runtime.parsers import add_reasoning
 from turbo_runtime.protocol import ChatRequest, parse
 
 NUMBER = {"type": "integer"}

@@ -18,9 +18,10 @@ import torch
 from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
 from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
-from turbo_runtime.contract import endpoints, metrics
+from turbo_runtime.contract import endpoints
 from turbo_runtime.drafters.heads.checkpoint import Heads, Target
 from turbo_runtime.model_files.inspector import inspect_model
+from turbo_runtime.server import metrics
 
 SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 CLIENTS = 6

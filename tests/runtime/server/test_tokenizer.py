@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from turbo_runtime.tokenization.chat_template import ChatTemplate, TemplateRefusalError
-from turbo_runtime.tokenization.tokenizer import ServedTokenizer
+from turbo_runtime.tokenization.tokenizer import ChatTemplate, ServedTokenizer, TemplateRefusalError
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
