@@ -16,8 +16,7 @@ from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.loss import chance_of_acceptance, positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
-from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, save_heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, HeadsDrafter, save_heads
 from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import answer_key

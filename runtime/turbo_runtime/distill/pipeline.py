@@ -52,7 +52,7 @@ from turbo_runtime.distill.recipe import (
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.distill.trainer import Method, Shards, TrainingState, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
-from turbo_runtime.drafters.heads.checkpoint import Heads, tensors_digest
+from turbo_runtime.drafters.heads import Heads, tensors_digest
 from turbo_runtime.files import write_whole_by
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt

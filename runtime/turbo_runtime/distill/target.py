@@ -16,7 +16,7 @@ from turbo_runtime.distill.data.examples import Text, TrainingExamples
 from turbo_runtime.distill.data.prompt_set import render_turns
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine

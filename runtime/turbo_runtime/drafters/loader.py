@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-from turbo_runtime.drafters.heads.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Target, load_heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import CONFIG_FILE, WEIGHTS_FILE, HeadsDrafter, Target, load_heads
 from turbo_runtime.files import Stamp, file_stamp
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
 from turbo_runtime.sampling.noise import Noise

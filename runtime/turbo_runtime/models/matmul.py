@@ -126,9 +126,7 @@ class BatchInvariantLinear:
 
     def adopt_first(self, forms: Iterable[MatmulKernel]) -> None:
         """Use the first of the forms that works here, if any does."""
-        for form in forms:
-            if self.adopt(form):
-                return
+        any(map(self.adopt, forms))
 
     def output_rows(self, ids: Tensor) -> Tensor:
         """Copy rows (n, in) of the weight for ids (n); expensive, since a packed one is unpacked."""

@@ -16,7 +16,7 @@ from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.eagle3 import STREAMS, Eagle3, Eagle3Student
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.trainer import Shards, Training, read_state
-from turbo_runtime.drafters.heads.checkpoint import tensors_digest
+from turbo_runtime.drafters.heads import tensors_digest
 
 WIDTH, WORDS, DEPTH = 24, 12, 3
 RECIPE = Recipe(method="eagle3", depth=DEPTH, epochs=4, rows=40, rate=0.01)

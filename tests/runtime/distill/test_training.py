@@ -15,7 +15,7 @@ from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.heads import HeadsStudent
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.trainer import Shards, Training, read_state
-from turbo_runtime.drafters.heads.checkpoint import Heads, tensors_digest
+from turbo_runtime.drafters.heads import Heads, tensors_digest
 
 WIDTH, WORDS = 16, 12
 RECIPE = Recipe(depth=2, markov_rank=4, epochs=3, rows=16, rate=0.02)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from turbo_runtime.drafters import loader as loading
-from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.interface import Draft, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import (
     LOOK_SECONDS,

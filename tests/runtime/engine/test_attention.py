@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.engine.startup.attention_check import (
+from turbo_runtime.engine.startup.invariance_check import (
     NotProvenError,
     _Probe,
     are_tiles_invariant,

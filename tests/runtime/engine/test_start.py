@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from turbo_dev.fitting import write
 from turbo_runtime.contract.config import DType, RuntimeConfig
-from turbo_runtime.drafters.heads.checkpoint import Heads, Target
+from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.engine.startup import builder
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, size_cache, start_engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE

@@ -19,7 +19,7 @@ from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
 from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
 from turbo_runtime.contract import endpoints, metrics
-from turbo_runtime.drafters.heads.checkpoint import Heads, Target
+from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.model_files.inspector import inspect_model
 
 SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"

@@ -14,7 +14,7 @@ import torch
 
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine

@@ -42,8 +42,8 @@ class AttentionMetadata:
         columns = Spans.join(spans)
         self.tokens = int(columns.count.sum())  # rows that are not padding
         idle = np.zeros(rows - self.tokens, np.int64)
-        self.positions = self._tensor(np.concatenate([columns.positions(), idle]))
-        self._slots = self._tensor(columns.slots(pool.scratch))
+        self.positions = pool.tensor(np.concatenate([columns.positions(), idle]))
+        self._slots = pool.tensor(columns.slots(pool.scratch))
         self._count = columns.count
         tiled, single = _split(columns, spans, rule)
         self._parts: list[TileAttention | RowAttention] = []
@@ -61,7 +61,7 @@ class AttentionMetadata:
             self._parts.append(row_wise)
             if row_wise.in_order:
                 return
-        self._output_rows = self._tensor(output_rows.ravel())
+        self._output_rows = pool.tensor(output_rows.ravel())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
         """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
@@ -85,10 +85,7 @@ class AttentionMetadata:
     def clear(self, spans: frozenset[int]) -> None:
         """Write zeros to the slots of these spans' tokens."""
         span = np.repeat(np.arange(len(self._count)), self._count)
-        self._pool.clear_slots(self._slots[self._tensor(np.flatnonzero(np.isin(span, list(spans))))])
-
-    def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(values).to(self._pool.device)
+        self._pool.clear_slots(self._slots[self._pool.tensor(np.isin(span, list(spans)))])
 
 
 def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:
