@@ -23,13 +23,7 @@ from turbo_runtime.models.runner import Forward, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.sampler import (
-    NOT_FINITE,
-    NoTokenError,
-    SamplerRegistry,
-    TokenAt,
-    tokens_of_step,
-)
+from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError, SamplerRegistry, TokenAt, tokens_of_step
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.verification import VerificationResult, verify
 
