@@ -30,8 +30,7 @@ from peers.weights import float32_folder
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.distill.data.prompt_set import deal
-from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, is_looping, read_kept
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, deal, is_looping, read_kept
 from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, Way, runs, ways
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel

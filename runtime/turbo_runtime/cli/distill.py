@@ -14,7 +14,7 @@ from turbo_runtime.cli.arguments import bounded_float, bounded_int
 from turbo_runtime.client.client import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.distill.data.prompt_set import deal, render_turns
+from turbo_runtime.distill.data.responses import deal, render_turns
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
 from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe

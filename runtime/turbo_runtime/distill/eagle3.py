@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,10 +28,9 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples
-from turbo_runtime.distill.data.responses import Completion
+from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples, positions_in
+from turbo_runtime.distill.data.responses import Completion, shuffled
 from turbo_runtime.distill.errors import UnfitModelError
-from turbo_runtime.distill.loss import positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
@@ -177,8 +175,7 @@ class Eagle3Student:
     def batches(self, material: Sequence[Text], lot: int) -> Iterator[Sequence[Text]]:
         """Yield whole responses, mixed."""
         batch_size = self._batch_size([len(text.answer) for text in material])
-        mixed = list(material)
-        random.Random(lot).shuffle(mixed)  # noqa: S311  a shuffle, no secret
+        mixed = shuffled(material, lot)
         for first in range(0, len(mixed), batch_size):
             yield mixed[first : first + batch_size]
 

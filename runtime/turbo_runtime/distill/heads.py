@@ -11,9 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.examples import (
+    UNKNOWN,
+    TrainingBatch,
+    TrainingExamples,
+    chance_of_acceptance,
+    positions_in,
+)
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.loss import chance_of_acceptance, positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.drafters.heads import Heads, HeadsConfig, HeadsDrafter, save_heads

@@ -59,10 +59,6 @@ class Recipe:
         """Of the distribution that is learnt: that of serving, or a greedy model's own."""
         return self.temperature or 1.0
 
-    def drawn_at(self, choice: int) -> float:
-        """Return the temperature of a prompt's response; the first is number 0."""
-        return max(self.temperature, self.variant_temperature) if choice else self.temperature
-
     def of_method(self, method: str) -> Recipe:
         """Return the recipe for a method: its own defaults where this one has none."""
         default = Recipe(method=method, **OTHERWISE[method])

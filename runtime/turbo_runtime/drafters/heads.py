@@ -326,13 +326,13 @@ class HeadsDrafter(Drafter):
         outputs = (self._output(states) + self._markov[head](m)).float()
         logits = outputs[:, : -self.heads]
         likeliest, places = logits.max(-1)
-        logs = (likeliest - logits.logsumexp(-1)).tolist()
+        logs = (likeliest - logits.logsumexp(-1)).tolist()  # of the probabilities
         linear = outputs[:, head - self.heads].tolist()
-        confidences = [
-            _sigmoid(clue + self._odds[head] * _log_odds(log) + self._bias[head])
-            for clue, log in zip(linear, logs, strict=True)
+        odds = (log - math.log1p(-min(math.exp(log), CERTAIN)) for log in logs)
+        sums = [
+            clue + self._odds[head] * odd + self._bias[head] for clue, odd in zip(linear, odds, strict=True)
         ]
-        return logits, places.tolist(), confidences
+        return logits, places.tolist(), [1 / (1 + math.exp(-max(logit, -700.0))) for logit in sums]
 
     def _draw(self, logits: Tensor, requests: Sequence[DraftRequest]) -> list[int]:
         """Places in the vocabulary: the engine's own draws from these logits, or the likeliest tokens."""
@@ -357,15 +357,6 @@ class HeadsDrafter(Drafter):
         drawn = places.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         indices: list[int] = torch.where(temperatures > 0, drawn, places[:, 0]).tolist()
         return indices
-
-
-def _log_odds(log: float) -> float:
-    """The log-odds of a probability that is given as its logarithm."""
-    return log - math.log1p(-min(math.exp(log), CERTAIN))
-
-
-def _sigmoid(logit: float) -> float:
-    return 1 / (1 + math.exp(-max(logit, -700.0)))
 
 
 def _product(weight: Tensor, bias: Tensor | None = None) -> BatchInvariantLinear:

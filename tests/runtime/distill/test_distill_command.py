@@ -173,7 +173,10 @@ def test_killed_while_it_writes_the_result_it_comes_to_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        where = {"record": (pipeline.Record, "write"), "report": (pipeline, "write_report")}
+        where = {
+            "record": (pipeline.Record, "write"),
+            "report": ("turbo_runtime.distill.evaluation.record.render",),
+        }
         where |= {"save_heads": (heads, "save_heads"), "remove": (pipeline.Workspace, "remove")}
         patched.setattr(*where[last], dies)
         with pytest.raises(KeyboardInterrupt):

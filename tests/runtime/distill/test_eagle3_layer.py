@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,7 +139,8 @@ def one_thread() -> None:
 
 def training(draft: Eagle3) -> Training:
     student = Eagle3Student(draft, RECIPE)
-    shards = Shards(answers(72, 0), lambda one: 11, 400, 0, lambda said: read(list(said)))
+    method = SimpleNamespace(rows=lambda one: 11, read=lambda said: read(list(said)))
+    shards = Shards(method, answers(72, 0), 400, 0)
     assert len(shards.parts) > 1
     return Training(student, shards, lambda: read(answers(24, 72)), RECIPE)
 

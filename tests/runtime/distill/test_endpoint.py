@@ -13,8 +13,8 @@ import pytest
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill import endpoint
 from turbo_runtime.distill.data.responses import TokenizedPrompt
-from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.target import Endpoint
 from turbo_runtime.messages import SamplingParams
 
 ASKED = [

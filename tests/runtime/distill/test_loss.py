@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch
-from turbo_runtime.distill.loss import chance_of_acceptance, guessing, positions_in
+from turbo_runtime.distill.data.examples import (
+    UNKNOWN,
+    TrainingBatch,
+    chance_of_acceptance,
+    guessing,
+    positions_in,
+)
 from turbo_runtime.distill.recipe import Recipe
 
 VOCABULARY = torch.tensor([2, 3, 5, 7])

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,7 +65,8 @@ Trained = Training
 
 
 def training(recipe: Recipe = RECIPE) -> Trained:
-    shards = Shards(answers(24, 0), lambda one: len(one.tokens), 90, recipe.seed, read)
+    method = SimpleNamespace(rows=lambda one: len(one.tokens), read=read)
+    shards = Shards(method, answers(24, 0), 90, recipe.seed)
     assert len(shards.parts) == 3
     torch.manual_seed(0)
     heads = Heads(

@@ -21,7 +21,7 @@ from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import DraftStats
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
-from turbo_runtime.models.attention import Rule
+from turbo_runtime.models.attention.metadata import Rule
 
 LONGEST = 256
 SIZES = LlamaConfig(

@@ -21,7 +21,7 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance, probe_tokens
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
-from turbo_runtime.messages import Drafting, EngineReady
+from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.loader import ExportedTokenizer, load_model, longest
@@ -71,8 +71,8 @@ def start_engine(
         max_length=length,
         shared_tile=model.rule.shared_tile,
     )
-    end_ids = getattr(weights.generation_config, "eos_token_id", None)
-    end_ids = () if end_ids is None else end_ids  # one or several
+    end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
+    end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
     ready = EngineReady(
         guarantee=report.guarantee,
         guarantee_reason=report.reason,
@@ -83,7 +83,7 @@ def start_engine(
         kv_blocks=blocks,
         block_size=BLOCK_SIZE,
         vocab_size=model.vocabulary,
-        eos_token_ids=tuple(end_ids) if isinstance(end_ids, Iterable) else (end_ids,),
+        eos_token_ids=tuple(end_ids),
         digest=digest,
         load_seconds=loaded - start_time,
         check_seconds=checked - loaded,
@@ -103,16 +103,12 @@ def start_engine(
         report.guarantee,
     )
     if config.draft_config:
-        engine.speculation.drafters = _follow(Path(config.draft_config), engine, digest, config.speculation)
+        target = Target(digest, model.decoder.embedding, model.decoder.output_rows)
+        loader = DraftLoader(target, engine.noise, config.speculation)
+        file = WatchedFile(Path(config.draft_config), loader.load)
+        active = file.wait(time.monotonic()) or ActiveDrafts(config.speculation)
+        engine.speculation.drafters = Proposer(active, file=file)
     return engine, replace(ready, stats=engine.stats())
-
-
-def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Proposer:
-    """Build drafters that follow the file; `until_then` while it cannot be used."""
-    decoder = engine.model.decoder
-    target = Target(digest, decoder.embedding, decoder.output_rows)
-    file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
-    return Proposer(file.wait(time.monotonic()) or ActiveDrafts(until_then), file=file)
 
 
 def measure_steps(

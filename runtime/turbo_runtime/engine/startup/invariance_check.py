@@ -26,7 +26,7 @@ from torch import Tensor
 
 from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
-from turbo_runtime.models.attention import Rule
+from turbo_runtime.models.attention.metadata import Rule
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
 from turbo_runtime.models.attention.spans import Span, Spans, padded_queries

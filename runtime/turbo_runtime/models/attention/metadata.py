@@ -77,15 +77,12 @@ class AttentionMetadata:
             outputs = outputs.index_select(1, self._output_rows)
         return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
 
-    def spans_without(self, finite: Tensor) -> frozenset[int]:
-        """Indices of the spans that have a token which is not `finite` (tokens,)."""
-        parts = torch.split(finite.cpu(), self._count.tolist())
-        return frozenset(index for index, tokens in enumerate(parts) if not bool(tokens.all()))
-
-    def clear(self, spans: frozenset[int]) -> None:
-        """Write zeros to the slots of these spans' tokens."""
+    def clear_broken(self, finite: Tensor) -> frozenset[int]:
+        """Write zeros to the slots of spans with a token that is not `finite` (tokens,); return them."""
         span = np.repeat(np.arange(len(self._count)), self._count)
-        self._pool.clear_slots(self._slots[self._pool.tensor(np.isin(span, list(spans)))])
+        broken = np.unique(span[~finite.cpu().numpy()])
+        self._pool.clear_slots(self._slots[self._pool.tensor(np.isin(span, broken))])
+        return frozenset(broken.tolist())
 
 
 def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:

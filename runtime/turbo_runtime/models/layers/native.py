@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import AttentionMetadata, cache_shape
+from turbo_runtime.models.attention.metadata import AttentionMetadata
+from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.spans import Ints, ragged
 from turbo_runtime.models.layers.primitives import (
     Affine,
