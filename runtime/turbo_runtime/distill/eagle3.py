@@ -172,10 +172,10 @@ class Eagle3Student:
         """Count steps of so many responses that they have about the recipe's rows."""
         return math.ceil(len(completions) / self._batch_size([len(c.tokens) for c in completions]))
 
-    def batches(self, material: Sequence[Text], lot: int) -> Iterator[Sequence[Text]]:
+    def batches(self, material: Sequence[Text], seed: int) -> Iterator[Sequence[Text]]:
         """Yield whole responses, mixed."""
         batch_size = self._batch_size([len(text.answer) for text in material])
-        mixed = shuffled(material, lot)
+        mixed = shuffled(material, seed)
         for first in range(0, len(mixed), batch_size):
             yield mixed[first : first + batch_size]
 
@@ -233,7 +233,7 @@ class Eagle3Method:
         self.student = Eagle3Student(Eagle3(config, target.embedding, output, vocabulary), self._recipe)
 
     @torch.inference_mode()
-    def taken(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
+    def accepted_counts(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
         """Draft greedily, as vLLM does."""
         texts = self._served.texts(completions, self._params, self._layers)
         for completion, text in zip(completions, texts, strict=True):

@@ -131,7 +131,7 @@ class Distillation:
         return record
 
     def _create_method(self, recipe: Recipe) -> Method:
-        params = self._params(recipe.taught_temperature)
+        params = self._params(recipe.learned_temperature)
         if not recipe.temperature:
             params = dataclasses.replace(params, top_p=1.0, top_k=0)
         if recipe.method == HEADS:
@@ -151,7 +151,7 @@ class Distillation:
         else:
             with self._work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
-                    recipe = self._recipe.of_method(name)
+                    recipe = self._recipe.for_method(name)
                     with suppress(UnfitModelError):
                         method = self._create_method(recipe)
                         self._pilots[name] = dataclasses.asdict(self._run_pilot(method, recipe, parts))
@@ -159,7 +159,7 @@ class Distillation:
             self._work.write(PILOT, self._pilots)
         chosen = choose_method({name: Pilot(**fields) for name, fields in self._pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
-        return self._recipe.of_method(chosen)
+        return self._recipe.for_method(chosen)
 
     def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
         shards = self._deal(method, shuffled(parts[TRAINING], recipe.seed)[:PILOT_ANSWERS])
@@ -214,7 +214,7 @@ class Distillation:
                 prompts,
                 self._work.folder / ANSWERS,
                 lambda group, answered: target.answer(group, params, answered),
-                lambda count, known: advance(count, known=known),
+                advance,
             )
 
     def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
@@ -269,7 +269,7 @@ class Distillation:
     ) -> dict[str, DomainRecord]:
         by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
         with self._work.stage("evaluation", len(held_out), "answers") as advance:
-            for completion, counts in self._method.taken(held_out):
+            for completion, counts in self._method.accepted_counts(held_out):
                 by_domain.setdefault(completion.request.domain, []).append((completion, counts))
                 advance()
         records = {}

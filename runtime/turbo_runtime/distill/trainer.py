@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.examples import chance_of_acceptance, choose_vocabulary, guessing
+from turbo_runtime.distill.data.examples import chance_of_acceptance, choose_vocabulary, training_loss
 from turbo_runtime.distill.data.responses import Completion, shuffled
 from turbo_runtime.distill.eagle3 import Eagle3Method, Eagle3Student
 from turbo_runtime.distill.errors import DistillError
@@ -129,9 +129,9 @@ class Training:
         for part in self._shards.order(epoch, self.recipe.seed):
             count = self.student.steps(self._shards.parts[part])
             if skip < count:
-                lot = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
+                seed = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
                 # no name for the material: the next part takes its memory
-                yield from islice(self.student.batches(self._shards.material(part), lot), skip, None)
+                yield from islice(self.student.batches(self._shards.material(part), seed), skip, None)
             skip = max(0, skip - count)
 
     def _descend(self, batches: Sequence[Any]) -> None:
@@ -141,7 +141,7 @@ class Training:
         total = 0.0
         for material in batches:
             logits, batch = self.student.guess(material)
-            loss = guessing(logits, batch, self.student.words, self.recipe) / len(batches)
+            loss = training_loss(logits, batch, self.student.words, self.recipe) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):

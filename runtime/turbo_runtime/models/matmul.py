@@ -88,14 +88,13 @@ class BatchInvariantLinear:
     free_forms: ClassVar[tuple[MatmulKernel, ...]] = FREE_FORMS
     heads = 1  # matrices of this shape side by side
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, form: MatmulKernel = PLAIN) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """`weight` (out, in) stays as it is until a kernel needs another layout."""
         self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
         self.dtype = weight.dtype
         self.bias = bias
         self.form = PLAIN
         self._stored = weight
-        self.use(form)
 
     @property
     def name(self) -> str:

@@ -117,7 +117,7 @@ def test_until_the_file_of_drafts_can_be_read_the_option_says_who_drafts(
         replace(config, speculation="suffix", draft_config=str(file), max_draft_tokens=4), time.monotonic()
     )
     assert engine.speculation.drafters.problem
-    assert engine.speculation.drafters._in_use.drafter == "suffix"
+    assert engine.speculation.drafters._active.drafter == "suffix"
 
 
 def test_which_drafts_can_be_chosen_is_told_before_the_first_request(

@@ -114,14 +114,14 @@ def positions_in(vocabulary: Tensor, target_vocabulary: int) -> Tensor:
     return positions
 
 
-def guessing(logits: Tensor, batch: TrainingBatch, words: Tensor, recipe: Recipe) -> Tensor:
+def training_loss(logits: Tensor, batch: TrainingBatch, words: Tensor, recipe: Recipe) -> Tensor:
     """Return the loss of the guesses: logits (rows, heads, V) -> a scalar. `words`: of `positions_in`.
 
     Cross-entropy with the tokens, cross-entropy with the target's distribution (its probabilities outside the
     vocabulary left out), and total variation, which is 1 - acceptance of drafts that are drawn from the
     maximal coupling (Leviathan, Kalman, Matias, arXiv 2211.17192), a little more than shared noise gives.
     """
-    log_q = (logits.float() / recipe.taught_temperature).log_softmax(-1)  # as drafts are drawn
+    log_q = (logits.float() / recipe.learned_temperature).log_softmax(-1)  # as drafts are drawn
     wanted = words[batch.wanted.long()]
     likely = words[batch.likely.long()]
     chances = torch.where(likely == UNKNOWN, 0.0, batch.chances)

@@ -59,9 +59,7 @@ def start_engine(
     report = adopt_bulk(model, report, config.max_num_batched_tokens)
     checked = time.monotonic()
     ledger = BlockPool(blocks)
-    steps = measure_steps(
-        model, ledger, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
-    )
+    steps = measure_steps(model, ledger, config)
     measured = time.monotonic()
     scheduler = Scheduler(
         ledger,
@@ -112,12 +110,7 @@ def start_engine(
 
 
 def measure_steps(
-    model: ModelRunner,
-    ledger: BlockPool,
-    *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    limit_seconds: float = BENCHMARK_SECONDS,
+    model: ModelRunner, ledger: BlockPool, config: RuntimeConfig, limit_seconds: float = BENCHMARK_SECONDS
 ) -> tuple[StepTime, ...] | None:
     """Measure the points by which the planner scales its step-time model, with passes as in serving: median
     times of one that decodes one row, one that decodes up to `ROWS` rows (left out if only one fits), and one
@@ -126,8 +119,9 @@ def measure_steps(
     """
     context = min(CONTEXT, model.max_length - 1)
     blocks_per_row = blocks_for(context + 1)
-    several = min(ROWS, max_num_seqs, max_num_batched_tokens, ledger.num_available // blocks_per_row)
-    chunk = min(max_num_batched_tokens, model.max_length)
+    max_tokens = config.max_num_batched_tokens
+    several = min(ROWS, config.max_num_seqs, max_tokens, ledger.num_available // blocks_per_row)
+    chunk = min(max_tokens, model.max_length)
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     share = limit_seconds / 3  # of each point
     try:
@@ -219,9 +213,8 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
             raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")
         length = config.max_model_len
     per_block = kv_bytes_per_block(model_config, dtype, BLOCK_SIZE)
-    if config.kv_cache_gib is None:
-        budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
-    else:
+    budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
+    if config.kv_cache_gib is not None:
         budget = int(config.kv_cache_gib * (1 << 30))
     blocks = min(budget // per_block, config.max_num_seqs * blocks_for(length))
     if blocks >= blocks_for(length):

@@ -104,10 +104,9 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001  transformers' interface; the step knows who sees what
     scaling: float,
-    dropout: float = 0.0,  # noqa: ARG001  serving has none
     *,
     paged_step: AttentionMetadata,
-    **_: Any,
+    **_: Any,  # a dropout of 0 among them
 ) -> tuple[Tensor, None]:
     """Attend: (1, heads, rows, width) and twice (1, KV heads, rows, width) -> (1, rows, heads, width)."""
     layer = module.layer_idx

@@ -36,14 +36,13 @@ class ModuleDecoder:
         """Replace the linear layers of `model`, which has `attn_implementation=IMPLEMENTATION`."""
         self._products = [layer.product for layer in replace_linears(model)]
         self._body = model.get_decoder()
-        self._head = model.get_output_embeddings()
+        self._head: RowLinear = model.get_output_embeddings()
         self.embedding: Tensor = model.get_input_embeddings().weight.detach()
         self._inner = int(model.config.intermediate_size)
 
     def output_rows(self, ids: Tensor) -> Tensor:
         """Return rows (n, width) of the LM head for ids (n)."""
-        rows: Tensor = self._head.product.output_rows(ids)
-        return rows
+        return self._head.product.output_rows(ids)
 
     def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights, the LM head included."""
@@ -76,8 +75,7 @@ class ModuleDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""
-        logits: Tensor = self._head(hidden)
-        return logits
+        return self._head.product(hidden)
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:
