@@ -35,6 +35,13 @@ from turbo_runtime.tokenization.chat_template import TemplateRefusalError
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never drafted
+MAX_REQUESTS = 32  # to another server at a time
+_PATH, _TOKENS = "/v1/completions", "return_token_ids"  # the latter is vLLM's; others may refuse it
+_PAUSES = (1.0, 4.0, 16.0, 64.0)  # seconds before another try where a server is busy or away
+_BUSY = (429, 500, 502, 503, 504, None)
+_WHOLE = ("stop", "length")  # reasons for which a whole response ends
+# Without these a server would apply the model's own settings, which the distribution asked for has none of.
+_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class TargetModel:
@@ -194,15 +201,6 @@ def _likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
         chances = chances.masked_fill(left_out, 0)
         chances = torch.where(reached, chances / chances.sum(-1, keepdim=True), chances / params.top_p)
     return top.indices.to(torch.int32), chances
-
-
-MAX_REQUESTS = 32  # at a time
-_PATH, _TOKENS = "/v1/completions", "return_token_ids"  # the latter is vLLM's; others may refuse it
-_PAUSES = (1.0, 4.0, 16.0, 64.0)  # seconds before another try where a server is busy or away
-_BUSY = (429, 500, 502, 503, 504, None)
-_WHOLE = ("stop", "length")  # reasons for which a whole response ends
-# Without these a server would apply the model's own settings, which the distribution asked for has none of.
-_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class Endpoint:

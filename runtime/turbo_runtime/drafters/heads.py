@@ -45,6 +45,9 @@ FORMAT = 1  # of the folder; another number, another reader
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "heads.safetensors"
 _VOCABULARY = "vocabulary"
 CERTAIN = 1 - 1e-6  # the highest probability with its own odds
+# Likeliest tokens that get noise: a colder one wins seldom, and then the draft is wrong.
+_HOTTEST = 64
+_SURE = 0.9  # confidence of others from which heads keep silent: they are seldom surer
 
 
 class Heads(nn.Module):
@@ -243,11 +246,6 @@ def _check_vocabulary(folder: Path, config: HeadsConfig, ids: Tensor) -> None:
             f"{folder / WEIGHTS_FILE}: {_VOCABULARY} must be {config.vocabulary_size} ascending token ids of "
             f"the target's {config.target_vocabulary_size}; train the heads again"
         )
-
-
-# Likeliest tokens that get noise: a colder one wins seldom, and then the draft is wrong.
-_HOTTEST = 64
-_SURE = 0.9  # confidence of others from which heads keep silent: they are seldom surer
 
 
 class HeadsDrafter(Drafter):

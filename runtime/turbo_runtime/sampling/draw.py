@@ -19,6 +19,9 @@ NOTHING = -1  # in place of a token: the row has none with a finite logit
 _MIN_SCORE = torch.finfo(torch.float64).min
 _MIN_LOGIT = torch.finfo(torch.float32).min
 _SLACK = 1e-9  # relative, more than the rounding of a score: bounds so close to the best are searched
+_BINS = 4096  # of depths below the best token
+_BINS_PER_NAT = 64.0
+_MAX_EXPONENT = 700.0  # of float64
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
@@ -79,11 +82,6 @@ def blocked(logits: Tensor) -> Tensor:
     missing = -logits.shape[1] % BLOCK
     whole = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
     return whole.view(len(logits), -1, BLOCK)
-
-
-_BINS = 4096
-_BINS_PER_NAT = 64.0
-_MAX_EXPONENT = 700.0  # of float64
 
 
 def head(logits: Tensor, count: int) -> Tensor:

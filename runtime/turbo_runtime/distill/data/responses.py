@@ -26,6 +26,7 @@ _LOOP_REPEATS = 3  # in a row at a response's end make a loop
 _MIN_LOOP_TOKENS = 24  # shorter repeats are lists and tables
 _TOKENS: dict[int, int] = {}
 Item = TypeVar("Item")
+_MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +200,6 @@ def _read_completions(file: Path) -> list[Completion]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return completions
-
-
-_MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
 
 
 def deal(prompts: Sequence[Prompt], seed: int, shares: Mapping[str, float]) -> dict[str, list[Prompt]]:

@@ -28,6 +28,21 @@ from turbo_runtime.files import checkpoint_digest, write_whole
 _MIN_ANSWERS = 20  # that figures are to rest on
 _MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
 _DIGITS = 4  # behind the point: a manifest must fit a termination message
+REPORT_FILE = "report.html"
+_LEGEND = (
+    '<p class="small">Speedups are of this machine, over the same prompts without drafts; <i>before</i> '
+    "drafts from memory alone, <i>after</i> with this draft in addition. Prompts were held out; answers that "
+    "stand word for word among those learnt from are left out, but for the last column.</p>"
+)
+_TITLE_COLUMNS = 45  # characters that fit above one of two plots
+_BEFORE, _AFTER = "#9aa5b1", "#2563eb"
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933 }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #d9e2ec }
+svg { max-width: 100%; height: auto } p.small { color: #52606d; font-size: .9rem }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +146,6 @@ def read_manifest(folder: Path) -> DraftManifest:
         "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
     }
     return DraftManifest.from_json(json.dumps(manifest))
-
-
-REPORT_FILE = "report.html"
-_LEGEND = (
-    '<p class="small">Speedups are of this machine, over the same prompts without drafts; <i>before</i> '
-    "drafts from memory alone, <i>after</i> with this draft in addition. Prompts were held out; answers that "
-    "stand word for word among those learnt from are left out, but for the last column.</p>"
-)
-_TITLE_COLUMNS = 45  # characters that fit above one of two plots
-_BEFORE, _AFTER = "#9aa5b1", "#2563eb"
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933 }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
-th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #d9e2ec }
-svg { max-width: 100%; height: auto } p.small { color: #52606d; font-size: .9rem }
-"""
 
 
 def render(record: Record, model: str, name: str) -> str:

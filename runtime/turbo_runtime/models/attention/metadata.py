@@ -17,6 +17,7 @@ from turbo_runtime.models.attention.spans import Span, Spans
 from turbo_runtime.models.attention.tiles import TileAttention
 
 LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by row
+IMPLEMENTATION = "turbo_paged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,6 @@ def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]
         return columns.select(long), columns.select(~long)
     whole = np.array([span.prompt_length // PROMPT_TILE * PROMPT_TILE for span in spans])
     return columns.part(columns.start, whole), columns.part(whole, columns.end)
-
-
-IMPLEMENTATION = "turbo_paged"
 
 
 def paged_attention(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _WHITESPACE: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n\r]{0,32}"}
 
 LIMITS = LLParserLimits(verbose_errors=False)
+MAX_BYTES = 1 << 30  # in addition to the process's memory before it compiles
 
 
 class GrammarError(ValueError):
@@ -93,9 +94,6 @@ def _schema(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ValueError(f"it is of type {type(schema).__name__}, not an object")
     return schema
-
-
-MAX_BYTES = 1 << 30  # in addition to the process's memory before it compiles
 
 
 class SlowGrammarError(GrammarError):
