@@ -30,12 +30,11 @@ from peers.weights import float32_folder
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.distill.data.prompt_set import deal
-from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, is_looping, read_kept
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, deal, is_looping, read_kept
 from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, Way, runs, ways
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.drafters.heads.checkpoint import Heads, load_heads
+from turbo_runtime.drafters.heads import Heads, load_heads
 from turbo_runtime.engine.process import quiet_libraries
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import read_prompts

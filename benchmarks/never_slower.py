@@ -177,7 +177,7 @@ def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> G
 
 def _twin(engine: Engine) -> Engine:
     """The same weights with a cache of its own, so that steps of the two can be taken in turn."""
-    from turbo_runtime.models.attention import KVPool
+    from turbo_runtime.models.attention.pool import KVPool
 
     twin, pool = copy(engine), engine.model.pool
     twin.model = copy(engine.model)

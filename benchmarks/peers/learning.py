@@ -11,7 +11,7 @@ from engines import fresh
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.data.responses import is_looping
-from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import DraftLoader
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine

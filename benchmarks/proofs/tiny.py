@@ -17,8 +17,7 @@ from engines import Answer, run
 from proofs.guessing import Guessing
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
-from turbo_runtime.drafters.heads.checkpoint import Heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import loop

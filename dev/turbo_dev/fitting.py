@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.speculator import BatchEntry, Speculator

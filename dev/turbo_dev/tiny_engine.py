@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.models.attention import IMPLEMENTATION, register
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 END = 0

@@ -14,10 +14,10 @@ from turbo_runtime.cli.arguments import bounded_float, bounded_int
 from turbo_runtime.client.client import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.distill.data.prompt_set import deal, render_turns
+from turbo_runtime.distill.data.responses import deal, render_turns
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
-from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
+from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, Recipe
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, digest_texts, drawn_by
 from turbo_runtime.engine.process import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
@@ -53,7 +53,7 @@ def distill(argv: list[str]) -> int:
     try:
         values = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
         typed = {name: value for name, value in values.items() if value is not None}
-        recipe = Recipe(**{**OTHERWISE[options.method], **drawn_by(options.answers), **typed})
+        recipe = Recipe(**{**METHOD_DEFAULTS[options.method], **drawn_by(options.answers), **typed})
         prompts = _read_prompts(options, recipe) if options.prompts else []
         if not recipe.words + recipe.law + recipe.variation:
             flags = f"--words, {_flag('law')} and --variation"
@@ -279,7 +279,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None:
     default = f"{Recipe.__dataclass_fields__[name].default:g}"
-    for method, other in OTHERWISE.items():
+    for method, other in METHOD_DEFAULTS.items():
         default += f"; {method}: {other[name]:g}" if other.get(name) else ""
     metavar = _FLAGS.get(name, name).upper()
     group.add_argument(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -29,10 +28,9 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples
-from turbo_runtime.distill.data.responses import Completion
+from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples, positions_in
+from turbo_runtime.distill.data.responses import Completion, shuffled
 from turbo_runtime.distill.errors import UnfitModelError
-from turbo_runtime.distill.loss import positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
@@ -174,11 +172,10 @@ class Eagle3Student:
         """Count steps of so many responses that they have about the recipe's rows."""
         return math.ceil(len(completions) / self._batch_size([len(c.tokens) for c in completions]))
 
-    def batches(self, material: Sequence[Text], lot: int) -> Iterator[Sequence[Text]]:
+    def batches(self, material: Sequence[Text], seed: int) -> Iterator[Sequence[Text]]:
         """Yield whole responses, mixed."""
         batch_size = self._batch_size([len(text.answer) for text in material])
-        mixed = list(material)
-        random.Random(lot).shuffle(mixed)  # noqa: S311  a shuffle, no secret
+        mixed = shuffled(material, seed)
         for first in range(0, len(mixed), batch_size):
             yield mixed[first : first + batch_size]
 
@@ -236,7 +233,7 @@ class Eagle3Method:
         self.student = Eagle3Student(Eagle3(config, target.embedding, output, vocabulary), self._recipe)
 
     @torch.inference_mode()
-    def taken(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
+    def accepted_counts(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
         """Draft greedily, as vLLM does."""
         texts = self._served.texts(completions, self._params, self._layers)
         for completion, text in zip(completions, texts, strict=True):

@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.examples import (
+    UNKNOWN,
+    TrainingBatch,
+    TrainingExamples,
+    chance_of_acceptance,
+    positions_in,
+)
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.loss import chance_of_acceptance, positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
-from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, save_heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, HeadsDrafter, save_heads
 from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import answer_key
@@ -41,10 +45,10 @@ class HeadsStudent:
         """Count steps of the recipe's rows."""
         return math.ceil(sum(len(completion.tokens) - 1 for completion in completions) / self._recipe.rows)
 
-    def batches(self, material: TrainingExamples, lot: int) -> Iterator[Sequence[TrainingBatch]]:
+    def batches(self, material: TrainingExamples, seed: int) -> Iterator[Sequence[TrainingBatch]]:
         """Yield rows of all responses, mixed."""
         rows = material.teaching
-        mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(lot))
+        mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         for chosen in torch.split(rows[mixed.to(rows.device)], self._recipe.rows):
             yield [material.pick(chosen, self.depth)]
 
@@ -124,7 +128,7 @@ class HeadsMethod:
         output = target.output_rows(vocabulary.to(target.embedding.device)).float()
         self.student = HeadsStudent(self._create(output, vocabulary), self._recipe)
 
-    def taken(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
+    def accepted_counts(self, completions: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
         """Draft with the drafter that serves."""
         drafter = HeadsDrafter(self.heads(), self._served.noise)
         remaining = iter(completions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import random
 import re
 import shutil
 import time
@@ -17,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from turbo_runtime.client.client import Server
-from turbo_runtime.distill.data.prompt_set import tokenize
 from turbo_runtime.distill.data.responses import (
     Completion,
     Kept,
@@ -25,15 +23,15 @@ from turbo_runtime.distill.data.responses import (
     answer_all,
     is_looping,
     read_requests,
+    shuffled,
+    tokenize,
     write_kept,
     write_requests,
 )
 from turbo_runtime.distill.eagle3 import Eagle3Method
-from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError, UnfitModelError
 from turbo_runtime.distill.evaluation import speedup_benchmark as benchmark
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
-from turbo_runtime.distill.evaluation.report import write_report
 from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.recipe import (
     AUTO,
@@ -49,10 +47,10 @@ from turbo_runtime.distill.recipe import (
     Recipe,
     choose_method,
 )
-from turbo_runtime.distill.target import TargetModel
+from turbo_runtime.distill.target import Endpoint, TargetModel
 from turbo_runtime.distill.trainer import Method, Shards, TrainingState, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
-from turbo_runtime.drafters.heads.checkpoint import Heads, tensors_digest
+from turbo_runtime.drafters.heads import Heads, tensors_digest
 from turbo_runtime.files import write_whole_by
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
@@ -125,8 +123,7 @@ class Distillation:
             result.best,
             self._work.seconds,
         )
-        record.write(self._work.out)
-        write_report(self._work.out, record, self._model)
+        record.write(self._work.out, self._model)
         if self._keep_answers:
             write_kept(self._work.out, [completion for part in parts.values() for completion in part])
         self._save(parts[TRAINING], record)
@@ -134,7 +131,7 @@ class Distillation:
         return record
 
     def _create_method(self, recipe: Recipe) -> Method:
-        params = self._params(recipe.taught_temperature)
+        params = self._params(recipe.learned_temperature)
         if not recipe.temperature:
             params = dataclasses.replace(params, top_p=1.0, top_k=0)
         if recipe.method == HEADS:
@@ -145,7 +142,7 @@ class Distillation:
         """Deal them into parts that the memory holds."""
         memory = int(self._work.request.memory_gib * 2**30)
         max_rows = max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
-        return Shards(completions, method.rows, max_rows, self._recipe.seed, method.read)
+        return Shards(method, completions, max_rows, self._recipe.seed)
 
     def _compare_methods(self, parts: Parts) -> Recipe:
         """Return the recipe of the method that pays most in a pilot; an earlier run's pilot counts."""
@@ -154,7 +151,7 @@ class Distillation:
         else:
             with self._work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
-                    recipe = self._recipe.of_method(name)
+                    recipe = self._recipe.for_method(name)
                     with suppress(UnfitModelError):
                         method = self._create_method(recipe)
                         self._pilots[name] = dataclasses.asdict(self._run_pilot(method, recipe, parts))
@@ -162,10 +159,10 @@ class Distillation:
             self._work.write(PILOT, self._pilots)
         chosen = choose_method({name: Pilot(**fields) for name, fields in self._pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
-        return self._recipe.of_method(chosen)
+        return self._recipe.for_method(chosen)
 
     def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
-        shards = self._deal(method, _shuffle(parts[TRAINING], recipe)[:PILOT_ANSWERS])
+        shards = self._deal(method, shuffled(parts[TRAINING], recipe.seed)[:PILOT_ANSWERS])
         short = dataclasses.replace(recipe, epochs=PILOT_EPOCHS)
         training = prepare_training(method, short, shards, 0, parts[VALIDATION], {})
         training.run(lambda _: None)
@@ -217,7 +214,7 @@ class Distillation:
                 prompts,
                 self._work.folder / ANSWERS,
                 lambda group, answered: target.answer(group, params, answered),
-                lambda count, known: advance(count, known=known),
+                advance,
             )
 
     def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
@@ -248,7 +245,8 @@ class Distillation:
             with self._work.stage("states", 1, "part") as advance:
                 shards.material(first)
                 advance()
-        training = prepare_training(method, recipe, shards, first, _shuffle(parts[VALIDATION], recipe), state)
+        validation = shuffled(parts[VALIDATION], recipe.seed)
+        training = prepare_training(method, recipe, shards, first, validation, state)
         with self._work.stage("training", training.steps, "steps", training.progress.step) as advance:
             due = time.monotonic() + MIN_SAVE_SECONDS
 
@@ -271,7 +269,7 @@ class Distillation:
     ) -> dict[str, DomainRecord]:
         by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
         with self._work.stage("evaluation", len(held_out), "answers") as advance:
-            for completion, counts in self._method.taken(held_out):
+            for completion, counts in self._method.accepted_counts(held_out):
                 by_domain.setdefault(completion.request.domain, []).append((completion, counts))
                 advance()
         records = {}
@@ -337,12 +335,6 @@ class Distillation:
         student = self._method.student
         version = f"{name}-{tensors_digest(student.module, student.vocabulary)[:8]}"
         self._method.save(self._work.out, version, request.domain, training)
-
-
-def _shuffle(completions: Sequence[Completion], recipe: Recipe) -> list[Completion]:
-    mixed = list(completions)
-    random.Random(recipe.seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
-    return mixed
 
 
 def _iso(at: float) -> str:

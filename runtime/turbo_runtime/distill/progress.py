@@ -71,7 +71,7 @@ class Progress:
                 self._shown_time = time.monotonic()
                 self._show()
 
-    def _advance(self, count: int = 1, *, known: bool = False) -> None:
+    def _advance(self, count: int = 1, known: bool = False) -> None:
         """Add units; those that were `known` took no time."""
         with self._lock:  # many threads may report
             self._done += count

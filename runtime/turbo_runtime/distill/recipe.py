@@ -12,12 +12,12 @@ HEADS, EAGLE3 = TRAINED = ("heads", "eagle3")
 AUTO = "auto"  # whichever of them pays most in a pilot
 METHODS = (*TRAINED, AUTO)
 # where a method's defaults differ from those below; 0 is the default of the method that a pilot chooses
-OTHERWISE: Mapping[str, Mapping[str, Any]] = {
+METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     HEADS: {},
     EAGLE3: {"epochs": 6, "rate": 1e-3},
     AUTO: {"epochs": 0, "rate": 0.0},
 }
-DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
+SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
 PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
 PARTS = HELD_OUT, VALIDATION, TRAINING = "held-out", "judges", "training"  # of the prompts
@@ -55,18 +55,14 @@ class Recipe:
     variation: float = 0.0  # weight of the total variation between the distributions
 
     @property
-    def taught_temperature(self) -> float:
+    def learned_temperature(self) -> float:
         """Of the distribution that is learnt: that of serving, or a greedy model's own."""
         return self.temperature or 1.0
 
-    def drawn_at(self, choice: int) -> float:
-        """Return the temperature of a prompt's response; the first is number 0."""
-        return max(self.temperature, self.variant_temperature) if choice else self.temperature
-
-    def of_method(self, method: str) -> Recipe:
+    def for_method(self, method: str) -> Recipe:
         """Return the recipe for a method: its own defaults where this one has none."""
-        default = Recipe(method=method, **OTHERWISE[method])
-        own = {name: getattr(default, name) for name in OTHERWISE[AUTO] if not getattr(self, name)}
+        default = Recipe(method=method, **METHOD_DEFAULTS[method])
+        own = {name: getattr(default, name) for name in METHOD_DEFAULTS[AUTO] if not getattr(self, name)}
         return replace(self, method=method, **own)
 
     @property

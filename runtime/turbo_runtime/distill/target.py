@@ -1,4 +1,6 @@
-"""The target as `turbo serve` serves it, in this process: it responds, and shows its hidden states."""
+"""The target as `turbo serve` serves it, in this process: it responds, and shows its hidden states. And
+another server that responds, such as vLLM: any that completes prompts of token ids.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +9,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from turbo_runtime.client.client import Server, ServerError, work_off
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import Text, TrainingExamples
-from turbo_runtime.distill.data.prompt_set import render_turns
-from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, render_turns
+from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
@@ -32,6 +34,13 @@ from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer, TemplateRefusalError
 
 LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never drafted
+MAX_REQUESTS = 32  # to another server at a time
+_PATH, _TOKENS = "/v1/completions", "return_token_ids"  # the latter is vLLM's; others may refuse it
+_PAUSES = (1.0, 4.0, 16.0, 64.0)  # seconds before another try where a server is busy or away
+_BUSY = (429, 500, 502, 503, 504, None)
+_WHOLE = ("stop", "length")  # reasons for which a whole response ends
+# Without these a server would apply the model's own settings, which the distribution asked for has none of.
+_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class TargetModel:
@@ -59,14 +68,8 @@ class TargetModel:
         first, blocks = self._engine.scheduler, self._blocks // len(drafts)
         engines = []
         for part, active in enumerate(drafts):
-            scheduler = Scheduler(
-                BlockPool(blocks, blocks * part),
-                max_num_seqs=first.max_num_seqs,
-                max_num_batched_tokens=first.max_num_batched_tokens,
-                max_draft_tokens=first.max_draft_tokens,
-                max_length=min(first.max_length, blocks * BLOCK_SIZE),
-                shared_tile=first.shared_tile,
-            )
+            length = min(first.max_length, blocks * BLOCK_SIZE)
+            scheduler = replace(first, ledger=BlockPool(blocks, blocks * part), max_length=length)
             controller = GoodputController(None, padded_rows)
             controller.cost = self._engine.speculation.control.cost
             engines.append(Engine(self.model, scheduler, Proposer(active), None, controller))
@@ -197,3 +200,69 @@ def _likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
         chances = chances.masked_fill(left_out, 0)
         chances = torch.where(reached, chances / chances.sum(-1, keepdim=True), chances / params.top_p)
     return top.indices.to(torch.int32), chances
+
+
+class Endpoint:
+    """A model of a server."""
+
+    def __init__(self, server: Server, model: str, encode: Callable[[str], tuple[int, ...]]) -> None:
+        """`encode` tokenizes the text of a server that returns no tokens. Such responses lack the token that
+        ended them, and their tokens may differ from those that were drawn.
+        """
+        self._server, self._model, self._encode = server, model, encode
+        self._returns_tokens = True
+
+    def answer(
+        self,
+        prompts: Sequence[TokenizedPrompt],
+        params: SamplingParams,
+        answered: Callable[[], None] = lambda: None,
+    ) -> list[tuple[int, ...]]:
+        """As `TargetModel.answer`. Raises DistillError."""
+        responses: list[tuple[int, ...]] = [()] * len(prompts)
+
+        def work(number: int) -> None:
+            responses[number] = self._try(prompts[number], params)
+            answered()
+
+        try:
+            work_off(range(len(prompts)), work, MAX_REQUESTS)
+        except ServerError as error:
+            failed = MayPassError if error.status in _BUSY else DistillError
+            raise failed(f"a prompt is not answered: {error}") from error
+        return responses
+
+    def _try(self, prompt: TokenizedPrompt, params: SamplingParams) -> tuple[int, ...]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "prompt": list(prompt.prompt),
+            "max_tokens": params.max_tokens,
+            "temperature": prompt.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "seed": params.seed + prompt.choice,
+            **_NEUTRAL,
+        }
+        pauses = list(_PAUSES)
+        while True:
+            extra = {_TOKENS: True} if self._returns_tokens else {}
+            try:
+                return self._complete({**body, **extra})
+            except ServerError as error:
+                if extra and error.status == 400 and _TOKENS in str(error):
+                    self._returns_tokens = False
+                elif pauses and error.status in _BUSY:
+                    time.sleep(pauses.pop(0))
+                else:
+                    raise
+
+    def _complete(self, body: dict[str, Any]) -> tuple[int, ...]:
+        text, reason, tokens = "", None, list[int]()
+        for event in self._server.stream(body, path=_PATH):
+            for choice in event.get("choices") or ():
+                text += choice.get("text") or ""
+                tokens += choice.get("token_ids") or ()
+                reason = choice.get("finish_reason") or reason
+        if reason not in _WHOLE:
+            raise ServerError(f"{self._server.url} broke an answer off: its finish_reason is {reason}.")
+        return tuple(tokens) or self._encode(text)

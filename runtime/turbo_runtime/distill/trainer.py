@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.examples import choose_vocabulary
-from turbo_runtime.distill.data.responses import Completion
+from turbo_runtime.distill.data.examples import chance_of_acceptance, choose_vocabulary, training_loss
+from turbo_runtime.distill.data.responses import Completion, shuffled
 from turbo_runtime.distill.eagle3 import Eagle3Method, Eagle3Student
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.heads import HeadsMethod, HeadsStudent
-from turbo_runtime.distill.loss import chance_of_acceptance, guessing
 from turbo_runtime.distill.recipe import Recipe
 
 Method = HeadsMethod | Eagle3Method
@@ -31,34 +30,23 @@ _VALIDATION_SHARE = 16  # of the rows that fit the memory one such part is for v
 class Shards:
     """Responses dealt once into parts; memory holds the material of the part that was read last."""
 
-    def __init__(
-        self,
-        completions: Sequence[Completion],
-        rows: Callable[[Completion], int],
-        max_rows: int,
-        seed: int,
-        read: Callable[[Sequence[Completion]], Any],
-    ) -> None:
+    def __init__(self, method: Method, completions: Sequence[Completion], max_rows: int, seed: int) -> None:
         """Deal into parts of at most `max_rows`, but for a response that has more by itself."""
-        mixed = list(completions)
-        random.Random(seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
         self.parts: list[list[Completion]] = []
         num_free = 0
-        for completion in mixed:
-            if not self.parts or rows(completion) > num_free:
+        for completion in shuffled(completions, seed):
+            if not self.parts or method.rows(completion) > num_free:
                 self.parts.append([])
                 num_free = max_rows
             self.parts[-1].append(completion)
-            num_free -= rows(completion)
-        self.max_rows, self._read = max_rows, read
+            num_free -= method.rows(completion)
+        self.max_rows, self._read = max_rows, method.read
         self._number: int | None = None
         self._material: Any = None
 
     def order(self, epoch: int, seed: int) -> list[int]:
         """Number the parts in the order of an epoch."""
-        numbers = list(range(len(self.parts)))
-        random.Random(f"{seed} {epoch}").shuffle(numbers)  # noqa: S311
-        return numbers
+        return shuffled(range(len(self.parts)), f"{seed} {epoch}")
 
     def material(self, number: int) -> Any:
         """Return the material of a part."""
@@ -141,9 +129,9 @@ class Training:
         for part in self._shards.order(epoch, self.recipe.seed):
             count = self.student.steps(self._shards.parts[part])
             if skip < count:
-                lot = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
+                seed = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
                 # no name for the material: the next part takes its memory
-                yield from islice(self.student.batches(self._shards.material(part), lot), skip, None)
+                yield from islice(self.student.batches(self._shards.material(part), seed), skip, None)
             skip = max(0, skip - count)
 
     def _descend(self, batches: Sequence[Any]) -> None:
@@ -153,7 +141,7 @@ class Training:
         total = 0.0
         for material in batches:
             logits, batch = self.student.guess(material)
-            loss = guessing(logits, batch, self.student.words, self.recipe) / len(batches)
+            loss = training_loss(logits, batch, self.student.words, self.recipe) / len(batches)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if not math.isfinite(total):

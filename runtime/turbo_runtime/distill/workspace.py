@@ -17,7 +17,7 @@ from typing import Any
 
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress
-from turbo_runtime.distill.recipe import DRAWN, Recipe
+from turbo_runtime.distill.recipe import SAMPLING_FIELDS, Recipe
 from turbo_runtime.files import write_whole
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
@@ -199,7 +199,7 @@ def drawn_by(folders: Sequence[Path]) -> dict[str, Any]:
     first = recipes[0] if recipes else {}
     return {
         name: first[name]
-        for name in DRAWN
+        for name in SAMPLING_FIELDS
         if name in first and all(recipe.get(name) == first[name] for recipe in recipes)
     }
 

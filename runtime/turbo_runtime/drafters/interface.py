@@ -15,6 +15,9 @@ from torch import Tensor
 
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
 
+_PRIOR = 8.0  # observations that a claim counts for
+_FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic
+
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
@@ -73,10 +76,6 @@ class TokenCandidate(NamedTuple):
     token: int
     confidence: float  # calibrated chance that it is accepted if all before it are
     cell: Hashable
-
-
-_PRIOR = 8.0  # observations that a claim counts for
-_FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic
 
 
 class Drafter(ABC):

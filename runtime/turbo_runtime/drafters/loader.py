@@ -14,8 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
-from turbo_runtime.drafters.heads.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Target, load_heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import CONFIG_FILE, WEIGHTS_FILE, HeadsDrafter, Target, load_heads
 from turbo_runtime.files import Stamp, file_stamp
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
 from turbo_runtime.sampling.noise import Noise
@@ -99,15 +98,15 @@ class ActiveDrafts:
 class DraftLoader:
     """Loads drafts; those with unchanged files keep what they have learned. Not thread-safe."""
 
-    def __init__(self, target: Target, noise: Noise, until_then: Drafting = "auto") -> None:
-        """`until_then` drafts if the first file's own draft cannot be loaded."""
+    def __init__(self, target: Target, noise: Noise, fallback: Drafting = "auto") -> None:
+        """`fallback` drafts if the first file's own draft cannot be loaded."""
         self._target, self._noise = target, noise
-        self._in_use = ActiveDrafts(until_then)
+        self._active = ActiveDrafts(fallback)
         self._cache: dict[Path, tuple[tuple[Stamp | None, ...], HeadsDrafter]] = {}  # by folder, with stamps
 
     def load(self, path: Path) -> ActiveDrafts:
         """Load what the file at `path` selects. Raises SelectionError if the file is invalid."""
-        config, old = read_selection(path), self._in_use
+        config, old = read_selection(path), self._active
         problems: list[str] = []
         default = ActiveDrafts(config.drafter, None, config.version)
         if config.heads is not None:
@@ -117,10 +116,10 @@ class DraftLoader:
         for name, folder in config.named.items():
             if heads := self._load(folder, f"the draft {name}: ", problems) or old.named.get(name):
                 named[name] = heads
-        self._in_use = replace(default, named=named, problem="; ".join(problems))
+        self._active = replace(default, named=named, problem="; ".join(problems))
         used = (default.heads, *named.values())
         self._cache = {folder: entry for folder, entry in self._cache.items() if entry[1] in used}
-        return self._in_use
+        return self._active
 
     def _load(self, folder: Path, which: str, problems: list[str]) -> HeadsDrafter | None:
         """Load a folder of heads unless it is unchanged; None, and one problem more, if it cannot be used."""

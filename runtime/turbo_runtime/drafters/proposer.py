@@ -139,32 +139,32 @@ class Proposer:
 
     def __init__(
         self,
-        in_use: ActiveDrafts = ActiveDrafts(),  # noqa: B008  frozen
+        active: ActiveDrafts = ActiveDrafts(),  # noqa: B008  frozen
         *,
         file: WatchedFile | None = None,
         suffix: SuffixDrafter | None = None,
     ) -> None:
-        """`poll` follows `file`; `in_use` holds until then."""
+        """`poll` follows `file`; `active` holds until then."""
         self._file = file
         self._suffix = SuffixDrafter() if suffix is None else suffix
         self.heads_seconds: dict[Hashable, float] = {}  # of the last proposal, by heads
         self._generation = 0  # counts the sets of drafts
-        self._use(in_use)
+        self._use(active)
 
     @property
     def version(self) -> str:
         """Version of the deployment's own draft."""
-        return self._in_use.version
+        return self._active.version
 
     @property
     def versions(self) -> dict[str, str]:
         """Versions of all drafts that a request can choose, by name; the deployment's own comes first."""
-        named = {name: heads.version for name, heads in self._in_use.named.items()}
-        return {DEFAULT_DRAFT: self._in_use.version, **named}
+        named = {name: heads.version for name, heads in self._active.named.items()}
+        return {DEFAULT_DRAFT: self._active.version, **named}
 
     def name_of(self, draft: str) -> str:
         """Resolve a request's choice: the default if `draft` is not in use any more."""
-        return draft if draft in self._in_use.named else DEFAULT_DRAFT
+        return draft if draft in self._active.named else DEFAULT_DRAFT
 
     @property
     def problem(self) -> str:
@@ -180,7 +180,7 @@ class Proposer:
     def poll(self, now: float) -> None:
         """Take up what the file names by now, between steps; takes microseconds."""
         loaded = self._file.poll(now) if self._file else None
-        if loaded is not None and loaded != self._in_use:
+        if loaded is not None and loaded != self._active:
             self._use(loaded)
 
     def expect(self, request_id: str, tokens: Sequence[int], drafting: Drafting) -> None:
@@ -241,13 +241,13 @@ class Proposer:
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Release the state of an ended request: `tokens` are prompt and answer so far."""
-        is_remembered = self._in_use.drafter in _WITH_SUFFIX and not self._recent.problem
+        is_remembered = self._active.drafter in _WITH_SUFFIX and not self._recent.problem
         remembered = tokens if is_remembered else ()
         self._recent.attempt(self._suffix.finish, request_id, remembered, prompt_length, scope, always=True)
 
     def _use(self, drafts: ActiveDrafts) -> None:
         """Use these drafts, with fresh guards: they may work where earlier ones failed."""
-        self._in_use = drafts
+        self._active = drafts
         self._generation += 1
         self._recent = Guarded(self._suffix)
         self._heads = {DEFAULT_DRAFT: Guarded(drafts.heads)} if drafts.heads else {}
@@ -255,5 +255,5 @@ class Proposer:
 
     def _resolve(self, drafting: Drafting) -> Drafting:
         """Resolve a request's choice: the deployment's `off` holds for all."""
-        deployed = self._in_use.drafter
+        deployed = self._active.drafter
         return deployed if deployed == "off" or drafting == "auto" else drafting

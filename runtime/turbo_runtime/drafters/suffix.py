@@ -27,6 +27,13 @@ from turbo_runtime.sampling.noise import position_key, token_exponential
 Matches: TypeAlias = "dict[SuffixAutomaton, Cursor]"  # the longest match of a text's end in each
 
 _TAIL = 64  # last tokens of a context, to look it up in an automaton that it has not followed
+RECENT_TOKENS = 1 << 16  # of one scope; about 8 MB
+RECENT_BYTES = 64 << 20  # of all scopes
+_PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning matches too
+_MAX_WAITING = 1 << 17  # tokens of finished answers that wait to be read; the oldest answers are dropped
+REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
+_UNSEEN = 3.5  # unseen other followers of a match of one token; fewer of a longer one
+_MAX_READ = 256  # tokens of a request in `begin`; more wait for `read`
 
 
 class History:
@@ -73,12 +80,6 @@ class History:
             else reduce(automaton.advance, context[-_TAIL:], Cursor())
             for automaton in self.automata
         }
-
-
-RECENT_TOKENS = 1 << 16  # of one scope; about 8 MB
-RECENT_BYTES = 64 << 20  # of all scopes
-_PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning matches too
-_MAX_WAITING = 1 << 17  # tokens of finished answers that wait to be read; the oldest answers are dropped
 
 
 @dataclass(slots=True)
@@ -149,11 +150,6 @@ class Memory:
         while self.num_bytes > self._max_bytes:
             dropped, _ = self._scopes.popitem(last=False)
             self.num_bytes -= self._booked.pop(dropped)
-
-
-REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
-_UNSEEN = 3.5  # unseen other followers of a match of one token; fewer of a longer one
-_MAX_READ = 256  # tokens of a request in `begin`; more wait for `read`
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from torch import Tensor
 
 from turbo_runtime.contract.load import Guarantee
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import HeadsDrafter
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit
 from turbo_runtime.engine.scheduler import Scheduler
@@ -23,13 +23,7 @@ from turbo_runtime.models.runner import Forward, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.sampler import (
-    NOT_FINITE,
-    NoTokenError,
-    SamplerRegistry,
-    TokenAt,
-    tokens_of_step,
-)
+from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError, SamplerRegistry, TokenAt, tokens_of_step
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.verification import VerificationResult, verify
 
@@ -98,10 +92,7 @@ class Engine:
         self.speculation.drafters.poll(time.monotonic())
         self._checked = False
         for submit, error in self.samplers.compiled():
-            if error is None:
-                self._add(submit)
-            else:
-                self._fail(submit.request_id, str(error))
+            self._add(submit, error)
         self.audit.yield_blocks()
         plan = self.scheduler.schedule(self.speculation.demand.predict)
         ready = {work.sequence.request_id: work for work in plan}
@@ -179,13 +170,15 @@ class Engine:
             self._totals.update(audits=1, audit_mismatches=int(not passed))
             self._checked = False  # it had blocks too
 
-    def _add(self, submit: GenerationRequest) -> None:
-        """Queue an answer that has its sampler, or reject it."""
+    def _add(self, submit: GenerationRequest, error: ValueError | None = None) -> None:
+        """Queue an answer that has its sampler, or reject it; `error`: why it has none."""
         try:
+            if error:
+                raise error
             self.scheduler.add(submit)
             self._totals.update(prompts=1, prompt_tokens=len(submit.prompt))
-        except ValueError as error:
-            self._fail(submit.request_id, str(error))
+        except ValueError as rejection:
+            self._fail(submit.request_id, str(rejection))
 
     def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""
@@ -225,9 +218,8 @@ class Engine:
             )
         )
         if verdict.finish_reason:
-            self.audit.offer(
-                sequence.submit, sequence.tokens[sequence.prompt_length :], verdict.finish_reason
-            )
+            output = sequence.tokens[sequence.prompt_length :]
+            self.audit.offer(sequence.submit, output, verdict.finish_reason)
             self._end(request_id)
 
     def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find, hub_errors
-from turbo_runtime.models.attention import IMPLEMENTATION, register
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 
 # These rescale by the longest position of the batch, so that one request's text would depend on the others'.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")

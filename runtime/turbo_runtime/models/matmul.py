@@ -88,14 +88,13 @@ class BatchInvariantLinear:
     free_forms: ClassVar[tuple[MatmulKernel, ...]] = FREE_FORMS
     heads = 1  # matrices of this shape side by side
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, form: MatmulKernel = PLAIN) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """`weight` (out, in) stays as it is until a kernel needs another layout."""
         self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
         self.dtype = weight.dtype
         self.bias = bias
         self.form = PLAIN
         self._stored = weight
-        self.use(form)
 
     @property
     def name(self) -> str:
@@ -126,9 +125,7 @@ class BatchInvariantLinear:
 
     def adopt_first(self, forms: Iterable[MatmulKernel]) -> None:
         """Use the first of the forms that works here, if any does."""
-        for form in forms:
-            if self.adopt(form):
-                return
+        any(map(self.adopt, forms))
 
     def output_rows(self, ids: Tensor) -> Tensor:
         """Copy rows (n, in) of the weight for ids (n); expensive, since a packed one is unpacked."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import AttentionMetadata, KVPool, Rule, Span, cache_shape
+from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
+from turbo_runtime.models.attention.pool import KVPool, cache_shape
+from turbo_runtime.models.attention.spans import Span
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
@@ -48,18 +50,10 @@ class ModelRunner:
         self.device = model.device
         self.max_length = max_length
         self.rule = Rule()  # set by the start-up check
-        self.pool = KVPool(
-            cache_shape(config),
-            layers=config.num_hidden_layers,
-            blocks=blocks,
-            dtype=model.dtype,
-            device=model.device,
-        )
-        self.decoder: LeanDecoder | ModuleDecoder
-        if type(model).__name__ in LEAN_ARCHITECTURES:
-            self.decoder = LeanDecoder(model, max_length)
-        else:
-            self.decoder = ModuleDecoder(model)
+        shape, layers = cache_shape(config), config.num_hidden_layers
+        self.pool = KVPool(shape, layers=layers, blocks=blocks, dtype=model.dtype, device=model.device)
+        lean = type(model).__name__ in LEAN_ARCHITECTURES
+        self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
@@ -90,10 +84,7 @@ class ModelRunner:
         if len(selected):
             logits = self.decoder.logits(selected).float()
         inputs = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
-        if bool(finite.all()):
-            return Forward(logits, selected, inputs)
-        broken = step.spans_without(finite)
-        step.clear(broken)
+        broken = frozenset[int]() if bool(finite.all()) else step.clear_broken(finite)
         return Forward(logits, selected, inputs, broken)
 
 

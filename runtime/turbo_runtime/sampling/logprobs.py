@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.sampling.truncation import head
+from turbo_runtime.sampling.draw import head
 
 _ROWS = 8  # at once: a vocabulary of float64 is a megabyte
 

@@ -12,13 +12,12 @@ from llguidance import LLMatcher
 from torch import Tensor
 
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
+from turbo_runtime.sampling.draw import NOTHING, cuts, excess, greedy_tokens, keep_candidates, sampled_tokens
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Compiling, GrammarMatcher, Grammars
 from turbo_runtime.sampling.logprobs import PromptLogprobs
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Processors
-from turbo_runtime.sampling.truncation import cuts, excess, keep_candidates
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class Sampler:
         return self.require(int(sampled_tokens(row[None], temperature, key, self._noise)))
 
     def excess(self, logits: Tensor, tokens: Sequence[int], token: int, off: float) -> float:
-        """Return `truncation.excess` for `token` in the row after `tokens`; raises GrammarError."""
+        """Return `draw.excess` for `token` in the row after `tokens`; raises GrammarError."""
         row = self._process(logits, tokens, ())
         gumbel = None
         if not self.greedy:

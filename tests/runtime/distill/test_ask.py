@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.distill.data.prompt_set import tokenize
-from turbo_runtime.distill.data.responses import TokenizedPrompt, read_requests, write_requests
+from turbo_runtime.distill.data.responses import TokenizedPrompt, read_requests, tokenize, write_requests
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
 

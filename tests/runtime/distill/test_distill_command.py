@@ -19,7 +19,7 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
 from turbo_runtime.contract.training import DraftManifest
 from turbo_runtime.distill import heads, pipeline
-from turbo_runtime.drafters.heads.checkpoint import read_config
+from turbo_runtime.drafters.heads import read_config
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.files import checkpoint_digest
 
@@ -173,7 +173,10 @@ def test_killed_while_it_writes_the_result_it_comes_to_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        where = {"record": (pipeline.Record, "write"), "report": (pipeline, "write_report")}
+        where = {
+            "record": (pipeline.Record, "write"),
+            "report": ("turbo_runtime.distill.evaluation.record.render",),
+        }
         where |= {"save_heads": (heads, "save_heads"), "remove": (pipeline.Workspace, "remove")}
         patched.setattr(*where[last], dies)
         with pytest.raises(KeyboardInterrupt):

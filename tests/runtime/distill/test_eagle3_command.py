@@ -18,7 +18,7 @@ from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill import recipe
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.drafters.heads.checkpoint import HeadsError, read_config
+from turbo_runtime.drafters.heads import HeadsError, read_config
 from turbo_runtime.files import checkpoint_digest
 from turbo_runtime.messages import SamplingParams
 

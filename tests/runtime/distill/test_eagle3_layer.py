@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.eagle3 import STREAMS, Eagle3, Eagle3Student
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.trainer import Shards, Training, read_state
-from turbo_runtime.drafters.heads.checkpoint import tensors_digest
+from turbo_runtime.drafters.heads import tensors_digest
 
 WIDTH, WORDS, DEPTH = 24, 12, 3
 RECIPE = Recipe(method="eagle3", depth=DEPTH, epochs=4, rows=40, rate=0.01)
@@ -138,7 +139,8 @@ def one_thread() -> None:
 
 def training(draft: Eagle3) -> Training:
     student = Eagle3Student(draft, RECIPE)
-    shards = Shards(answers(72, 0), lambda one: 11, 400, 0, lambda said: read(list(said)))
+    method = SimpleNamespace(rows=lambda one: 11, read=lambda said: read(list(said)))
+    shards = Shards(method, answers(72, 0), 400, 0)
     assert len(shards.parts) > 1
     return Training(student, shards, lambda: read(answers(24, 72)), RECIPE)
 

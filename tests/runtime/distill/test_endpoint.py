@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from turbo_runtime.client.client import Server
-from turbo_runtime.distill import endpoint
+from turbo_runtime.distill import target
 from turbo_runtime.distill.data.responses import TokenizedPrompt
-from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.target import Endpoint
 from turbo_runtime.messages import SamplingParams
 
 ASKED = [
@@ -101,7 +101,7 @@ def test_of_a_server_that_tells_no_tokens_the_text_is_taken(serve: Callable[[Ans
 def test_a_busy_server_is_asked_again(
     serve: Callable[[Answer], Scripted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint, "_PAUSES", (0.01, 0.01, 0.01, 0.01))
+    monkeypatch.setattr(target, "_PAUSES", (0.01, 0.01, 0.01, 0.01))
     lock, refused = threading.Lock(), [429, 503, 429]
 
     def answer(_: dict[str, Any]) -> tuple[int, Any]:
@@ -117,7 +117,7 @@ def test_a_busy_server_is_asked_again(
 def test_a_server_that_stays_away_or_breaks_answers_off_may_come_back(
     serve: Callable[[Answer], Scripted], monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(endpoint, "_PAUSES", (0.01,))
+    monkeypatch.setattr(target, "_PAUSES", (0.01,))
     cut: list[dict[str, Any]] = [{"choices": [{"text": "a", "finish_reason": "abort"}]}]
     server = serve(lambda _: (status, cut if status == 200 else {"error": {"message": "Loading."}}))
     with pytest.raises(MayPassError, match=r"Loading\.|its finish_reason is abort"):

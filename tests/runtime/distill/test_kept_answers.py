@@ -15,7 +15,7 @@ from turbo_runtime.cli import distill
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, Completion, read_kept, write_kept
 from turbo_runtime.distill.recipe import TRAINING
-from turbo_runtime.drafters.heads.checkpoint import read_config
+from turbo_runtime.drafters.heads import read_config
 from turbo_runtime.files import checkpoint_digest
 
 DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]

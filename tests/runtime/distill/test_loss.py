@@ -8,8 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch
-from turbo_runtime.distill.loss import chance_of_acceptance, guessing, positions_in
+from turbo_runtime.distill.data.examples import (
+    UNKNOWN,
+    TrainingBatch,
+    chance_of_acceptance,
+    positions_in,
+    training_loss,
+)
 from turbo_runtime.distill.recipe import Recipe
 
 VOCABULARY = torch.tensor([2, 3, 5, 7])
@@ -39,7 +44,7 @@ def by_hand(logits: Tensor, lessons: TrainingBatch, recipe: Recipe) -> float:
     total = weights = 0.0
     for row in range(ROWS):
         for head in range(HEADS):
-            heads_law = (logits[row, head] / recipe.taught_temperature).softmax(-1)
+            heads_law = (logits[row, head] / recipe.learned_temperature).softmax(-1)
             q = dict(zip(VOCABULARY.tolist(), heads_law.tolist(), strict=True))
             word = int(lessons.wanted[row, head])
             if word == UNKNOWN:
@@ -60,14 +65,14 @@ def by_hand(logits: Tensor, lessons: TrainingBatch, recipe: Recipe) -> float:
 @pytest.mark.parametrize("kind", ["words", "law", "variation"])
 def test_each_loss_is_what_it_is_by_hand(logits: Tensor, lessons: TrainingBatch, kind: str) -> None:
     recipe = replace(Recipe(words=0, law=0, variation=0), **{kind: 1.0})
-    found = guessing(logits, lessons, WORDS, recipe)
+    found = training_loss(logits, lessons, WORDS, recipe)
     assert found.item() == pytest.approx(by_hand(logits, lessons, recipe), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_they_add_up(logits: Tensor, lessons: TrainingBatch, temperature: float) -> None:
     recipe = Recipe(words=0.3, law=0.5, variation=2.0, temperature=temperature)
-    found = guessing(logits, lessons, WORDS, recipe)
+    found = training_loss(logits, lessons, WORDS, recipe)
     assert found.item() == pytest.approx(by_hand(logits, lessons, recipe), rel=1e-5)
 
 

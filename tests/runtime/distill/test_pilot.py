@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.recipe import OTHERWISE, Pilot, Recipe, choose_method
+from turbo_runtime.distill.recipe import METHOD_DEFAULTS, Pilot, Recipe, choose_method
 
 
 def pilots(**found: tuple[float, float]) -> dict[str, Pilot]:
@@ -28,7 +28,7 @@ def test_where_no_draft_pays_a_sentence_says_what_was_found() -> None:
 
 
 def test_a_methods_own_defaults_hold_where_nothing_else_was_asked_for() -> None:
-    untold = Recipe(method="auto", **OTHERWISE["auto"])
-    assert untold.of_method("eagle3") == Recipe(method="eagle3", **OTHERWISE["eagle3"])
-    assert untold.of_method("heads") == Recipe(method="heads")
-    assert replace(untold, epochs=Recipe().epochs).of_method("eagle3").epochs == Recipe().epochs
+    untold = Recipe(method="auto", **METHOD_DEFAULTS["auto"])
+    assert untold.for_method("eagle3") == Recipe(method="eagle3", **METHOD_DEFAULTS["eagle3"])
+    assert untold.for_method("heads") == Recipe(method="heads")
+    assert replace(untold, epochs=Recipe().epochs).for_method("eagle3").epochs == Recipe().epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import torch
 from hypothesis import given
@@ -53,7 +54,8 @@ def test_shards_hold_every_answer_once_and_no_more_rows_than_there_is_room_for(
         Completion(TokenizedPrompt("training", "d", (number,)), tuple(one))
         for number, one in enumerate(answers)
     ]
-    shards = Shards(said, lambda one: len(one.tokens), most, seed, lambda some: places_of([]))
+    method = SimpleNamespace(rows=lambda one: len(one.tokens), read=lambda some: places_of([]))
+    shards = Shards(method, said, most, seed)
     assert sorted(s.request.prompt for part in shards.parts for s in part) == [s.request.prompt for s in said]
     for part in shards.parts:
         assert len(part) == 1 or sum(len(s.tokens) for s in part) <= most
@@ -71,7 +73,7 @@ def test_one_part_is_in_memory_at_a_time_and_read_again_only_after_another() -> 
         read.append(weakref.ref(found))
         return found
 
-    shards = Shards(said, lambda one: len(one.tokens), 6, 0, places)
+    shards = Shards(SimpleNamespace(rows=lambda one: len(one.tokens), read=places), said, 6, 0)
     for number in (0, 0, 1, 1, 0):
         shards.material(number)
     assert len(read) == 3

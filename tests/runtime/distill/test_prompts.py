@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.data.prompt_set import deal, render_turns
+from turbo_runtime.distill.data.responses import deal, render_turns
 from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
 
 SHARES = {"held-out": 0.2, "judges": 0.1, "training": 1.0}

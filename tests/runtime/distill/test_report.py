@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from turbo_runtime.distill.evaluation import report
+from turbo_runtime.distill.evaluation import record as report
 from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 

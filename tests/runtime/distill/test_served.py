@@ -26,8 +26,7 @@ from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of
 from turbo_runtime.distill.heads import count_accepted
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import proposer
-from turbo_runtime.drafters.heads.checkpoint import Heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.heads import HeadsStudent
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.trainer import Shards, Training, read_state
-from turbo_runtime.drafters.heads.checkpoint import Heads, tensors_digest
+from turbo_runtime.drafters.heads import Heads, tensors_digest
 
 WIDTH, WORDS = 16, 12
 RECIPE = Recipe(depth=2, markov_rank=4, epochs=3, rows=16, rate=0.02)
@@ -64,7 +65,8 @@ Trained = Training
 
 
 def training(recipe: Recipe = RECIPE) -> Trained:
-    shards = Shards(answers(24, 0), lambda one: len(one.tokens), 90, recipe.seed, read)
+    method = SimpleNamespace(rows=lambda one: len(one.tokens), read=read)
+    shards = Shards(method, answers(24, 0), 90, recipe.seed)
     assert len(shards.parts) == 3
     torch.manual_seed(0)
     heads = Heads(

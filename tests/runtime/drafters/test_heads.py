@@ -12,16 +12,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from turbo_dev.fitting import Said, fit, words_of
-from turbo_runtime.drafters.heads.checkpoint import (
+from turbo_runtime.drafters.heads import (
     WEIGHTS_FILE,
     Heads,
     HeadsConfig,
+    HeadsDrafter,
     HeadsError,
     Target,
     load_heads,
     save_heads,
 )
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from turbo_runtime.drafters import loader as loading
-from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.interface import Draft, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import (
     LOOK_SECONDS,
@@ -221,7 +221,7 @@ def test_a_folder_that_comes_later_is_taken_up_and_the_others_are_left_alone(
     again = watched.wait(RETRY_SECONDS + LOOK_SECONDS)
     assert again is not None
     assert list(again.named) == ["latex", "late"]
-    assert again.heads is drafters._in_use.heads
+    assert again.heads is drafters._active.heads
     assert drafters.problem == ""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.drafters.heads.checkpoint import Heads, HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.drafters.loader import (
     LOOK_SECONDS,

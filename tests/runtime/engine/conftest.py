@@ -11,7 +11,7 @@ import torch
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said, fit, say, words_of
 from turbo_dev.tiny_engine import VOCABULARY, grammars, network
-from turbo_runtime.drafters.heads.checkpoint import Heads, Target
+from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.engine.startup.attention_check import (
+from turbo_runtime.engine.startup.invariance_check import (
     NotProvenError,
     _Probe,
     are_tiles_invariant,
@@ -22,10 +22,11 @@ from turbo_runtime.engine.startup.attention_check import (
     find_invariant_row_counts,
 )
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
-from turbo_runtime.models.attention import AttentionMetadata, KVCacheSpec, KVPool, Rule, Span
 from turbo_runtime.models.attention import rows as row_wise
+from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
+from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, SplitKVItems
-from turbo_runtime.models.attention.spans import Spans, padded_queries
+from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
 LENGTH = 290

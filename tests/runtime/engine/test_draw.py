@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
+from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, keep_candidates, sampled_tokens
 from turbo_runtime.sampling.noise import BLOCK, Noise, answer_key, position_key, token_exponential
-from turbo_runtime.sampling.truncation import keep_candidates
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (

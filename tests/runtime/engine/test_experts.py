@@ -13,7 +13,7 @@ from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
 from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel
-from turbo_runtime.models.layers.experts import Experts
+from turbo_runtime.models.layers.native import Experts
 from turbo_runtime.models.layers.primitives import GatedMLP
 from turbo_runtime.models.matmul import MatmulKernel, padded_rows
 

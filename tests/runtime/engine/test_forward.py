@@ -24,7 +24,7 @@ from transformers import (
 
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, set_free
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
-from turbo_runtime.models.attention import IMPLEMENTATION, register
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES
 from turbo_runtime.models.matmul import COUNTS
 from turbo_runtime.models.runner import Chunk, ModelRunner

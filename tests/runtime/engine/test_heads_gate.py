@@ -15,8 +15,7 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.drafters.heads.checkpoint import Heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.interface import (
     Draft,
     DraftRequest,

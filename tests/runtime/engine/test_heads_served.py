@@ -10,8 +10,7 @@ import torch
 
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
-from turbo_runtime.drafters.heads.checkpoint import Heads, Target
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter, Target
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling import processors as module
+from turbo_runtime.sampling.draw import keep_candidates
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Processors
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
-from turbo_runtime.sampling.truncation import keep_candidates
 from turbo_runtime.speculation.verification import verify
 
 VOCABULARY = 23

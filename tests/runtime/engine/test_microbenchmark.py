@@ -9,6 +9,7 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
+from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
@@ -34,13 +35,8 @@ def measured(
     model: ModelRunner, ledger: BlockPool, *, running: int = 32, step_tokens: int = 512
 ) -> list[tuple[int, int, int]]:
     """(rows, tokens, context) of each point; all seconds are above 0."""
-    points = measure_steps(
-        model,
-        ledger,
-        max_num_seqs=running,
-        max_num_batched_tokens=step_tokens,
-        limit_seconds=PATIENCE_SECONDS,
-    )
+    config = RuntimeConfig("m", max_num_seqs=running, max_num_batched_tokens=step_tokens)
+    points = measure_steps(model, ledger, config, limit_seconds=PATIENCE_SECONDS)
     assert points is not None
     assert all(point.seconds > 0 for point in points)
     return [(point.rows, point.tokens, point.context) for point in points]
@@ -99,10 +95,8 @@ def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
 ) -> None:
     ledger = BlockPool(256)
     with caplog.at_level(logging.WARNING):
-        assert (
-            measure_steps(tiny(), ledger, max_num_seqs=8, max_num_batched_tokens=64, limit_seconds=0.0)
-            is None
-        )
+        config = RuntimeConfig("m", max_num_seqs=8, max_num_batched_tokens=64)
+        assert measure_steps(tiny(), ledger, config, limit_seconds=0.0) is None
     assert "Micro-benchmark left out: a pass over 1 x 1 tokens took" in caplog.text
     assert ledger.num_used == 0
 

@@ -14,14 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from turbo_dev.fitting import write
 from turbo_runtime.contract.config import DType, RuntimeConfig
-from turbo_runtime.drafters.heads.checkpoint import Heads, Target
+from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.engine.startup import builder
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, size_cache, start_engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import DraftStats
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
-from turbo_runtime.models.attention import Rule
+from turbo_runtime.models.attention.metadata import Rule
 
 LONGEST = 256
 SIZES = LlamaConfig(
@@ -117,7 +117,7 @@ def test_until_the_file_of_drafts_can_be_read_the_option_says_who_drafts(
         replace(config, speculation="suffix", draft_config=str(file), max_draft_tokens=4), time.monotonic()
     )
     assert engine.speculation.drafters.problem
-    assert engine.speculation.drafters._in_use.drafter == "suffix"
+    assert engine.speculation.drafters._active.drafter == "suffix"
 
 
 def test_which_drafts_can_be_chosen_is_told_before_the_first_request(

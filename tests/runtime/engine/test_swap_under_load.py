@@ -14,7 +14,7 @@ import torch
 
 from turbo_dev.fitting import say, write
 from turbo_runtime.drafters import loader
-from turbo_runtime.drafters.heads.checkpoint import Heads, Target
+from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.drafters.loader import DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine

@@ -25,7 +25,7 @@ from turbo_runtime.engine.startup import invariance_check
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import Abort, GenerationRequest, SamplingParams
-from turbo_runtime.models.attention import IMPLEMENTATION, Rule, register
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, Rule, register
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.sampler import Sampler

@@ -1,24 +1,32 @@
-"""The model's own responses to the prompts, and those that are kept with a draft for others to learn from."""
+"""The prompts of a run, dealt into parts and tokenized; the model's own responses to them; and those that are
+kept with a draft for others to learn from.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.recipe import PARTS, TRAINING
+from turbo_runtime.distill.recipe import PARTS, TRAINING, Recipe
 from turbo_runtime.distill.workspace import read_training
 from turbo_runtime.files import write_whole
+from turbo_runtime.prompts import Prompt, PromptsError
+from turbo_runtime.protocol import ChatRequest, parse
+from turbo_runtime.protocol.errors import ApiError
 
 GROUP = 64  # responses that are computed together, and that a kill loses at most
 ANSWERS_FILE = "answers.jsonl"
 _LOOP_REPEATS = 3  # in a row at a response's end make a loop
 _MIN_LOOP_TOKENS = 24  # shorter repeats are lists and tables
 _TOKENS: dict[int, int] = {}
+Item = TypeVar("Item")
+_MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,13 @@ class Completion:
 def intern_tokens(tokens: Iterable[Any]) -> tuple[int, ...]:
     """Share one object for a token however often it occurs: that saves three quarters of the memory."""
     return tuple(_TOKENS.setdefault(token, token) for token in map(int, tokens))
+
+
+def shuffled(items: Iterable[Item], seed: object) -> list[Item]:
+    """Shuffle a copy, always alike with the same seed, a number or a text."""
+    mixed = list(items)
+    random.Random(seed).shuffle(mixed)  # type: ignore[arg-type]  # noqa: S311  a shuffle, no secret
+    return mixed
 
 
 def is_looping(tokens: Sequence[int]) -> bool:
@@ -185,3 +200,74 @@ def _read_completions(file: Path) -> list[Completion]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return completions
+
+
+def deal(prompts: Sequence[Prompt], seed: int, shares: Mapping[str, float]) -> dict[str, list[Prompt]]:
+    """Deal the prompts, each once, into parts: `shares` of every domain, and the rest into the last part.
+    Their order and the other domains change nothing.
+    """
+    parts: dict[str, list[Prompt]] = {name: [] for name in shares}
+    *first, last = shares
+    key = seed.to_bytes(8, "little")
+    in_order = sorted(prompts, key=lambda prompt: (prompt.content, prompt.domain))
+    unique = {prompt.content: prompt for prompt in reversed(in_order)}.values()
+    lots = {p.content: hashlib.blake2b(p.content.encode(), digest_size=16, key=key).digest() for p in unique}
+    drawn = sorted(unique, key=lambda prompt: lots[prompt.content])
+    for domain in sorted({prompt.domain for prompt in unique}):
+        remaining = [prompt for prompt in drawn if prompt.domain == domain]
+        count = len(remaining)
+        for name in first:
+            size = max(round(shares[name] * count), int(count >= _MIN_DEALT))
+            parts[name] += remaining[:size]
+            del remaining[:size]
+        parts[last] += remaining
+    return parts
+
+
+def render_turns(prompt: Prompt) -> list[dict[str, Any]]:
+    """Render a chat's turns as the server does. Raises PromptsError for what no client can send."""
+    try:
+        request = parse(ChatRequest, {"model": "any", "messages": list(prompt.messages)})
+    except ApiError as error:
+        raise PromptsError(f"prompt {prompt.name}: {error}") from error
+    return [message.for_template() for message in request.messages]
+
+
+def tokenize(
+    parts: Mapping[str, Sequence[Prompt]],
+    encode: Callable[[Prompt], Sequence[int]],
+    recipe: Recipe,
+    max_tokens: int,
+) -> tuple[list[TokenizedPrompt], int]:
+    """Tokenize the prompts, once for each response that is wanted of one. Captured prompts of more than
+    `max_tokens` are left out and counted; raises PromptsError for those of files, and for empty ones.
+    """
+    tokenized, long, num_left_out = list[TokenizedPrompt](), list[str](), 0
+    if max_tokens < 1:
+        raise PromptsError(
+            f"an answer of {recipe.max_tokens} tokens leaves no room for a prompt, of "
+            f"{max_tokens + recipe.max_tokens} together: lower --max-tokens or raise --max-model-len"
+        )
+    for part, prompts in parts.items():
+        warmer = max(recipe.temperature, recipe.variant_temperature)
+        temperatures = [recipe.temperature, *[warmer] * (recipe.variants if part == TRAINING else 0)]
+        for prompt in prompts:
+            tokens = intern_tokens(encode(prompt))
+            if not tokens:
+                raise PromptsError(f"prompt {prompt.name} has no token; leave it out")
+            if len(tokens) <= max_tokens:
+                tokenized += (
+                    TokenizedPrompt(part, prompt.domain, tokens, choice, heat, recipe.seed if heat else 0)
+                    for choice, heat in enumerate(temperatures)
+                )
+            elif prompt.captured_at is None:
+                long.append(prompt.name)
+            else:
+                num_left_out += 1
+    if long:
+        names = ", ".join(long[:3]) + (f" and {len(long) - 3} more" if len(long) > 3 else "")
+        raise PromptsError(
+            f"beside an answer of {recipe.max_tokens} there is room for prompts of {max_tokens} tokens, and "
+            f"{names} are longer: leave them out, lower --max-tokens or raise --max-model-len"
+        )
+    return tokenized, num_left_out

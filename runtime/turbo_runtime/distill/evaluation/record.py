@@ -1,15 +1,26 @@
-"""What a run records of its draft: how it was trained, and how fast it is."""
+"""What a run records of its draft, how it was trained and how fast it is; and the report, one HTML file with
+its plots within.
+"""
 
 from __future__ import annotations
 
+import html
+import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from textwrap import fill
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
+from turbo_runtime.distill.progress import spell
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
 from turbo_runtime.files import checkpoint_digest, write_whole
@@ -17,6 +28,21 @@ from turbo_runtime.files import checkpoint_digest, write_whole
 _MIN_ANSWERS = 20  # that figures are to rest on
 _MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
 _DIGITS = 4  # behind the point: a manifest must fit a termination message
+REPORT_FILE = "report.html"
+_LEGEND = (
+    '<p class="small">Speedups are of this machine, over the same prompts without drafts; <i>before</i> '
+    "drafts from memory alone, <i>after</i> with this draft in addition. Prompts were held out; answers that "
+    "stand word for word among those learnt from are left out, but for the last column.</p>"
+)
+_TITLE_COLUMNS = 45  # characters that fit above one of two plots
+_BEFORE, _AFTER = "#9aa5b1", "#2563eb"
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933 }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .8rem; text-align: right }
+th:first-child, td:first-child { text-align: left } tr { border-bottom: 1px solid #d9e2ec }
+svg { max-width: 100%; height: auto } p.small { color: #52606d; font-size: .9rem }
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +78,10 @@ class Record:
     best: int  # epoch, from 0
     seconds: Mapping[str, float]  # by stage, but for what was lost with a run that was killed
 
-    def write(self, folder: Path) -> None:
-        """Write it into the folder of the checkpoint."""
+    def write(self, folder: Path, model: str) -> None:
+        """Write it and its report into the folder of the checkpoint of a draft for `model`."""
         write_whole(folder / EVALUATION_FILE, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        write_whole(folder / REPORT_FILE, render(self, model, folder.name))
 
     def summary(self) -> list[str]:
         """Summarize for the terminal: a line for each domain."""
@@ -119,3 +146,103 @@ def read_manifest(folder: Path) -> DraftManifest:
         "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
     }
     return DraftManifest.from_json(json.dumps(manifest))
+
+
+def render(record: Record, model: str, name: str) -> str:
+    """Render the whole page."""
+    body = [
+        f"<h1>{html.escape(name)}</h1>",
+        f"<p>A draft for {html.escape(model)}, learnt from the model's own answers: "
+        + ", ".join(f"{count} {part}" for part, count in record.answers.items())
+        + f"; {record.left_out} answers were left out, since they loop or end at once.</p>",
+        "<h2>Speedup</h2>",
+        _table(record),
+        _LEGEND,
+        _svg(*(partial(_plot_speedups, *item) for item in record.domains.items() if item[1].gains)),
+        "<h2>Acceptance by position</h2>",
+        _svg(partial(_plot_positions, record)),
+        "<h2>Loss and acceptance length by epoch</h2>",
+        _svg(partial(_plot_losses, record), partial(_plot_acceptance_lengths, record)),
+        f"<p>{', '.join(f'{stage} {spell(seconds)}' for stage, seconds in record.seconds.items())}.</p>",
+    ]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
+        f"<style>{_STYLE}</style>{''.join(body)}</html>\n"
+    )
+
+
+def _table(record: Record) -> str:
+    batches = sorted({gain.batch for domain in record.domains.values() for gain in domain.gains})
+    head = ["domain", "answers", "acceptance length"]
+    head += [f"speedup at {batch}, {when}" for batch in batches for when in ("before", "after")]
+    head += ["acceptance length, seen ones too"]
+    rows = []
+    for name, domain in record.domains.items():
+        gains = {gain.batch: gain for gain in domain.gains}
+        cells = [name, str(domain.unseen.answers), _length(domain.unseen)]
+        for batch in batches:
+            gain = gains.get(batch)
+            cells += ["", ""] if gain is None else [f"{gain.before:.2f}", f"{gain.after:.2f}"]
+        rows.append([*cells, _length(domain.whole)])
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    return f"<table><tr>{titles}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _length(evaluation: Evaluation) -> str:
+    return "-" if evaluation.acceptance_length is None else f"{evaluation.acceptance_length:.2f}"
+
+
+def _svg(*plots: Callable[[Axes], None]) -> str:
+    if not plots:
+        return ""
+    text = io.StringIO()
+    with rc_context({"text.parse_math": False}):  # a domain may have a dollar in its name
+        draw(plots).savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue().partition("<!DOCTYPE")[2].partition(">")[2]  # an HTML page has its own
+
+
+def draw(plots: Sequence[Callable[[Axes], None]]) -> Figure:
+    """Draw the plots side by side, two in a row."""
+    rows = -(-len(plots) // 2)
+    figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
+    for number, plot in enumerate(plots, 1):
+        plot(figure.add_subplot(rows, min(2, len(plots)), number))
+    return figure
+
+
+def _plot_speedups(name: str, domain: DomainRecord, axes: Axes) -> None:
+    before, after = [gain.before for gain in domain.gains], [gain.after for gain in domain.gains]
+    series = (("from memory alone", _BEFORE, before), ("with this draft", _AFTER, after))
+    for shift, (label, color, speedups) in enumerate(series):
+        places = [number + 0.4 * shift for number in range(len(speedups))]
+        axes.bar_label(axes.bar(places, speedups, 0.38, color=color, label=label), fmt="%.2f", fontsize=8)
+    axes.set_xticks(
+        [number + 0.2 for number in range(len(before))], [str(gain.batch) for gain in domain.gains]
+    )
+    axes.axhline(1, color="#1f2933", linewidth=0.8)
+    axes.set(xlabel="requests at a time", ylabel="speedup")
+    axes.set_title(fill(name, _TITLE_COLUMNS), fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _plot_positions(record: Record, axes: Axes) -> None:
+    curves = {name: domain.unseen.acceptance_per_position for name, domain in record.domains.items()}
+    for name, shares in curves.items():
+        # the space: a label that begins with _ would be left out
+        axes.plot(range(1, len(shares) + 1), shares, marker="o", label=f" {name}")
+    axes.set(xlabel="position in the draft", ylabel="acceptance, all before accepted", ylim=(0, 1))
+    axes.set_xticks(range(1, 1 + max(map(len, curves.values()))))
+    axes.legend(fontsize=8)
+
+
+def _plot_losses(record: Record, axes: Axes) -> None:
+    axes.plot(range(1, len(record.losses) + 1), record.losses, color=_BEFORE)
+    axes.set(xlabel="epoch", ylabel="training loss")
+
+
+def _plot_acceptance_lengths(record: Record, axes: Axes) -> None:
+    axes.plot(range(1, len(record.judged) + 1), record.judged, color=_AFTER)
+    axes.plot([record.best + 1], [record.judged[record.best]], "o", color=_AFTER)
+    axes.set_title("on prompts set apart; the dot is kept", fontsize=10)
+    axes.set(xlabel="epoch", ylabel="acceptance length")

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.drafters.heads.checkpoint import Heads
-from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams

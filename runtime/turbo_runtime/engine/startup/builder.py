@@ -14,14 +14,14 @@ import torch
 
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance, probe_tokens
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
-from turbo_runtime.messages import Drafting, EngineReady
+from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.loader import ExportedTokenizer, load_model, longest
@@ -59,9 +59,7 @@ def start_engine(
     report = adopt_bulk(model, report, config.max_num_batched_tokens)
     checked = time.monotonic()
     ledger = BlockPool(blocks)
-    steps = measure_steps(
-        model, ledger, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
-    )
+    steps = measure_steps(model, ledger, config)
     measured = time.monotonic()
     scheduler = Scheduler(
         ledger,
@@ -71,8 +69,8 @@ def start_engine(
         max_length=length,
         shared_tile=model.rule.shared_tile,
     )
-    end_ids = getattr(weights.generation_config, "eos_token_id", None)
-    end_ids = () if end_ids is None else end_ids  # one or several
+    end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
+    end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
     ready = EngineReady(
         guarantee=report.guarantee,
         guarantee_reason=report.reason,
@@ -83,7 +81,7 @@ def start_engine(
         kv_blocks=blocks,
         block_size=BLOCK_SIZE,
         vocab_size=model.vocabulary,
-        eos_token_ids=tuple(end_ids) if isinstance(end_ids, Iterable) else (end_ids,),
+        eos_token_ids=tuple(end_ids),
         digest=digest,
         load_seconds=loaded - start_time,
         check_seconds=checked - loaded,
@@ -103,25 +101,16 @@ def start_engine(
         report.guarantee,
     )
     if config.draft_config:
-        engine.speculation.drafters = _follow(Path(config.draft_config), engine, digest, config.speculation)
+        target = Target(digest, model.decoder.embedding, model.decoder.output_rows)
+        loader = DraftLoader(target, engine.noise, config.speculation)
+        file = WatchedFile(Path(config.draft_config), loader.load)
+        active = file.wait(time.monotonic()) or ActiveDrafts(config.speculation)
+        engine.speculation.drafters = Proposer(active, file=file)
     return engine, replace(ready, stats=engine.stats())
 
 
-def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Proposer:
-    """Build drafters that follow the file; `until_then` while it cannot be used."""
-    decoder = engine.model.decoder
-    target = Target(digest, decoder.embedding, decoder.output_rows)
-    file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
-    return Proposer(file.wait(time.monotonic()) or ActiveDrafts(until_then), file=file)
-
-
 def measure_steps(
-    model: ModelRunner,
-    ledger: BlockPool,
-    *,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    limit_seconds: float = BENCHMARK_SECONDS,
+    model: ModelRunner, ledger: BlockPool, config: RuntimeConfig, limit_seconds: float = BENCHMARK_SECONDS
 ) -> tuple[StepTime, ...] | None:
     """Measure the points by which the planner scales its step-time model, with passes as in serving: median
     times of one that decodes one row, one that decodes up to `ROWS` rows (left out if only one fits), and one
@@ -130,8 +119,9 @@ def measure_steps(
     """
     context = min(CONTEXT, model.max_length - 1)
     blocks_per_row = blocks_for(context + 1)
-    several = min(ROWS, max_num_seqs, max_num_batched_tokens, ledger.num_available // blocks_per_row)
-    chunk = min(max_num_batched_tokens, model.max_length)
+    max_tokens = config.max_num_batched_tokens
+    several = min(ROWS, config.max_num_seqs, max_tokens, ledger.num_available // blocks_per_row)
+    chunk = min(max_tokens, model.max_length)
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     share = limit_seconds / 3  # of each point
     try:
@@ -223,9 +213,8 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
             raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")
         length = config.max_model_len
     per_block = kv_bytes_per_block(model_config, dtype, BLOCK_SIZE)
-    if config.kv_cache_gib is None:
-        budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
-    else:
+    budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
+    if config.kv_cache_gib is not None:
         budget = int(config.kv_cache_gib * (1 << 30))
     blocks = min(budget // per_block, config.max_num_seqs * blocks_for(length))
     if blocks >= blocks_for(length):

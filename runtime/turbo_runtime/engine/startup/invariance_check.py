@@ -18,20 +18,19 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
+from math import inf
 
 import torch
 from torch import Tensor
 
 from turbo_runtime.contract.load import Guarantee
-from turbo_runtime.engine.startup.attention_check import (
-    NotProvenError,
-    are_tiles_invariant,
-    are_tiles_rows,
-    find_invariant_row_counts,
-    require_time,
-)
-from turbo_runtime.kv_cache.block_pool import blocks_for
-from turbo_runtime.models.attention import Rule
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.attention.pool import KVPool
+from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
+from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
+from turbo_runtime.models.attention.tiles import TileAttention
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear, MatmulKernel, padded_rows
 from turbo_runtime.models.runner import Chunk, ModelRunner
 
@@ -44,6 +43,25 @@ PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk 
 # then one by one.
 PROBE_RUNS = (59, 5, 5, 5, 17, 1, 32, 5)
 BULK_PIECE = 100  # rows: fewer than a full piece
+# Tokens of attention's probes: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
+# all numbers of keys within its block of 512 and one beyond; alone, a second and a third block.
+SPLIT_LENGTHS = (100, 300)
+FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
+FAR_LENGTHS = (832, 1024, 1088)
+# The rest of the batch: (sequences, whether they are as long, so that they are computed together)
+BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
+TILES = 8  # whole tiles of the probe prompt
+FIRST_BLOCK = 3  # of the probes: it does not begin where the cache does
+
+
+class NotProvenError(Exception):
+    """Rows depend on their number, or time is up; the text says which."""
+
+
+def require_time(deadline: float) -> None:
+    """Raise NotProvenError after `deadline` (monotonic)."""
+    if time.monotonic() > deadline:
+        raise NotProvenError("the start-up check took too long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +158,20 @@ def probe_tokens(model: ModelRunner, count: int) -> list[int]:
 
 def find_invariant_kernel(product: BatchInvariantLinear, deadline: float) -> MatmulKernel:
     """Find the first kernel whose rows hold, for weights of the shape and type of `product`."""
-    weight, row = build_cancelling(*product.shape, product.dtype)
-    row = row.repeat(1, product.heads)
     for kernel in product.forms:
-        probe = product.like(weight)
         assert kernel.counts is not None
-        counts = (*kernel.counts, kernel.counts[-1] + 1)  # and once where rows must be cut
-        if probe.adopt(kernel) and is_batch_invariant(probe, row, counts, deadline):
+        if _holds(product, kernel, (*kernel.counts, kernel.counts[-1] + 1), deadline):  # once rows are cut
             return kernel
     raise NotProvenError(f"no product form keeps the rows of a {product.name} weight equal")
+
+
+def _holds(
+    product: BatchInvariantLinear, kernel: MatmulKernel, counts: Iterable[int], deadline: float
+) -> bool:
+    """Whether the kernel works here and keeps rows, for weights of the shape and type of `product`."""
+    weight, row = build_cancelling(*product.shape, product.dtype)
+    probe = product.like(weight)
+    return probe.adopt(kernel) and is_batch_invariant(probe, row.repeat(1, product.heads), counts, deadline)
 
 
 def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: float) -> None:
@@ -209,10 +232,12 @@ def adopt_bulk(
     try:
         with torch.inference_mode():
             for name, products in _group_products(model):
+                kernel, counts = products[0].form, products[0].form.counts or (0,)
                 # logits of hundreds of rows are rare, and the check of so large a product takes long
-                if products[0].shape[0] < model.vocabulary and _holds_in_bulk(products[0], deadline):
+                tried = products[0].shape[0] < model.vocabulary and counts[-1] == COUNTS[-1]
+                if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
                     proven += [(product, product.form) for product in products]
-                    forms[name] = products[0].form.in_bulk().name
+                    forms[name] = kernel.in_bulk().name
             for product, kernel in proven:
                 product.use(kernel.in_bulk())
             _check_bulk_model(model, deadline)
@@ -222,16 +247,6 @@ def adopt_bulk(
             product.use(kernel)
         return report
     return replace(report, forms=forms)
-
-
-def _holds_in_bulk(product: BatchInvariantLinear, deadline: float) -> bool:
-    kernel = product.form
-    if kernel.counts is None or kernel.counts[-1] != COUNTS[-1]:
-        return False
-    weight, row = build_cancelling(*product.shape, product.dtype)
-    probe = product.like(weight)
-    probe.use(kernel.in_bulk())
-    return is_batch_invariant(probe, row.repeat(1, product.heads), (kernel.counts[0], *BULK), deadline)
 
 
 def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
@@ -249,3 +264,126 @@ def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
         if time.monotonic() + remaining_seconds > deadline:
             raise NotProvenError("the check takes too long")
     _require_equal(model.forward([chunk(0, count, 1, 1)]).logits, in_pieces)
+
+
+def find_invariant_row_counts(
+    pool: KVPool, deadline: float = inf, optional_deadline: float = inf
+) -> tuple[int, ...]:
+    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, in any batch; empty where even
+    a single row does not. Raises NotProvenError if single rows are not tried by `deadline`; leaves out counts
+    that are not tried by `optional_deadline`.
+    """
+    lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
+    probes: list[tuple[_Probe, Tensor]] = []
+    for length in lengths:
+        probe = _Probe(pool, length)
+        probes.append((probe, probe.rows(1, max(ROW_COUNTS) + 1)))  # more than one item at every count
+        require_time(deadline)
+        if not probe.is_invariant(1, probes[-1][1]):
+            return ()
+    return 1, *(
+        rows
+        for rows in ROW_COUNTS
+        if rows > 1
+        and all(
+            time.monotonic() <= optional_deadline and probe.is_invariant(rows, alone)
+            for probe, alone in probes
+        )
+    )
+
+
+def are_tiles_invariant(pool: KVPool) -> bool:
+    """Whether the last tile of a prompt gets the same bits at once and in parts, alone and after another."""
+    probe = _Probe(pool, TILES * PROMPT_TILE)
+    at_once = probe.tile([0, PROMPT_TILE], preceded=False)
+    return all(
+        torch.equal(probe.tile(cuts, preceded), at_once)
+        for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
+    )
+
+
+def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
+    """Whether tiles have the bits of rows, as the fused kernel's may; False if not proven by `deadline`."""
+    return is_fused(pool) and all(
+        time.monotonic() <= deadline
+        and torch.equal(probe.tile([0, PROMPT_TILE], preceded=False), probe.rows(1, PROMPT_TILE))
+        for probe in (_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
+    )
+
+
+class _Probe:
+    """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
+
+    def __init__(self, pool: KVPool, length: int) -> None:
+        blocks = FIRST_BLOCK + blocks_for(length)
+        self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            # numbers of many sizes and both signs: another order of summation shows in the last bits
+            sizes = torch.exp2(torch.randint(-4, 4, shape, generator=generator).float())
+            return (torch.randn(shape, generator=generator) * sizes).to(pool.dtype)
+
+        self._pool.keys[0].copy_(draw(*self._pool.keys[0].shape))
+        if not pool.shape.latent:
+            self._pool.values[0].copy_(draw(*self._pool.values[0].shape))
+        self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
+        self._length = length
+        self._table = list(range(FIRST_BLOCK, blocks))
+
+    def is_invariant(self, rows_each: int, alone: Tensor) -> bool:
+        """Whether the last rows, `rows_each` an item, equal `alone` (KV heads, rows * group, width)."""
+        group, step = self._pool.group, padded_queries(rows_each, 1)
+        expected = alone[:, -(rows_each + 1) * group :]
+        return all(
+            torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
+        ) and all(
+            torch.equal(self.rows(rows_each, rows_each, step_rows=rows), expected[:, group:])
+            for rows in (step, step + 4)
+        )
+
+    def batches(self) -> set[tuple[int, bool]]:
+        """Those of BATCHES that teach something: no more long sequences than a call has room for."""
+        if self._length in FAR_LENGTHS:
+            return {(0, False)}
+        together = items_together(self._pool, self._length)
+        return {(min(number, together) if long else number, long) for number, long in BATCHES}
+
+    def rows(
+        self, rows_each: int, count: int, others: int = 0, long: bool = False, step_rows: int = 0
+    ) -> Tensor:
+        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or, with
+        `step_rows`, as all of a step, which is padded up to them.
+        """
+        other = Span(self._length - 1 if long else 0, 1, self._table, 0)
+        probed = Span(self._length - count, count, self._table, 0)
+        before = others // 2
+        spans = Spans.join([other] * before + [probed] + [other] * (others - before))
+        attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
+        group = self._pool.group
+        idle, own = self._queries[:, :group], self._queries[:, -count * group :]
+        padding = self._queries[:, : max(0, step_rows - count) * group]
+        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
+        return self._attend(attention, queries, before, before + count)
+
+    def tile(self, cuts: list[int], preceded: bool) -> Tensor:
+        """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step between any two `cuts`."""
+        group, first = self._pool.group, self._length - PROMPT_TILE
+        before = [Span(0, PROMPT_TILE, self._table, PROMPT_TILE)] if preceded else []
+        own = self._queries[:, -PROMPT_TILE * group :]
+        parts = []
+        for start, end in pairwise(cuts):
+            spans = Spans.join([*before, Span(first + start, end - start, self._table, self._length)])
+            attention = TileAttention(self._pool, spans, aligned=True)
+            queries = own[:, start * group : end * group]
+            if preceded:
+                queries = torch.cat([own, queries], 1)
+            parts.append(self._attend(attention, queries, len(before) * PROMPT_TILE, None))
+        return torch.cat(parts, 1)
+
+    def _attend(
+        self, attention: RowAttention | TileAttention, queries: Tensor, start: int, end: int | None
+    ) -> Tensor:
+        """The outputs of the tokens from `start` to before `end` of the step."""
+        outputs = attention.attend(0, queries, self._pool.key_width**-0.5)
+        return outputs.index_select(1, torch.from_numpy(attention.output_rows[start:end].ravel()))

@@ -5,18 +5,3 @@ One call of a fixed shape computes each whole aligned tile of a prompt (`tiles`)
 way makes no difference. All other positions are rows, each computed as if it were alone, but batched over the
 whole step (`rows`). `metadata` decides between the two.
 """
-
-from turbo_runtime.models.attention.metadata import IMPLEMENTATION, AttentionMetadata, Rule, register
-from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool, cache_shape
-from turbo_runtime.models.attention.spans import Span
-
-__all__ = [
-    "IMPLEMENTATION",
-    "AttentionMetadata",
-    "KVCacheSpec",
-    "KVPool",
-    "Rule",
-    "Span",
-    "cache_shape",
-    "register",
-]

@@ -17,6 +17,7 @@ from turbo_runtime.models.attention.spans import Span, Spans
 from turbo_runtime.models.attention.tiles import TileAttention
 
 LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by row
+IMPLEMENTATION = "turbo_paged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,8 @@ class AttentionMetadata:
         columns = Spans.join(spans)
         self.tokens = int(columns.count.sum())  # rows that are not padding
         idle = np.zeros(rows - self.tokens, np.int64)
-        self.positions = self._tensor(np.concatenate([columns.positions(), idle]))
-        self._slots = self._tensor(columns.slots(pool.scratch))
+        self.positions = pool.tensor(np.concatenate([columns.positions(), idle]))
+        self._slots = pool.tensor(columns.slots(pool.scratch))
         self._count = columns.count
         tiled, single = _split(columns, spans, rule)
         self._parts: list[TileAttention | RowAttention] = []
@@ -61,7 +62,7 @@ class AttentionMetadata:
             self._parts.append(row_wise)
             if row_wise.in_order:
                 return
-        self._output_rows = self._tensor(output_rows.ravel())
+        self._output_rows = pool.tensor(output_rows.ravel())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
         """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
@@ -77,18 +78,12 @@ class AttentionMetadata:
             outputs = outputs.index_select(1, self._output_rows)
         return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
 
-    def spans_without(self, finite: Tensor) -> frozenset[int]:
-        """Indices of the spans that have a token which is not `finite` (tokens,)."""
-        parts = torch.split(finite.cpu(), self._count.tolist())
-        return frozenset(index for index, tokens in enumerate(parts) if not bool(tokens.all()))
-
-    def clear(self, spans: frozenset[int]) -> None:
-        """Write zeros to the slots of these spans' tokens."""
+    def clear_broken(self, finite: Tensor) -> frozenset[int]:
+        """Write zeros to the slots of spans with a token that is not `finite` (tokens,); return them."""
         span = np.repeat(np.arange(len(self._count)), self._count)
-        self._pool.clear_slots(self._slots[self._tensor(np.flatnonzero(np.isin(span, list(spans))))])
-
-    def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
-        return torch.from_numpy(values).to(self._pool.device)
+        broken = np.unique(span[~finite.cpu().numpy()])
+        self._pool.clear_slots(self._slots[self._pool.tensor(np.isin(span, broken))])
+        return frozenset(broken.tolist())
 
 
 def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:
@@ -100,9 +95,6 @@ def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]
     return columns.part(columns.start, whole), columns.part(whole, columns.end)
 
 
-IMPLEMENTATION = "turbo_paged"
-
-
 def paged_attention(
     module: nn.Module,
     query: Tensor,
@@ -110,10 +102,9 @@ def paged_attention(
     value: Tensor,
     attention_mask: Tensor | None,  # noqa: ARG001  transformers' interface; the step knows who sees what
     scaling: float,
-    dropout: float = 0.0,  # noqa: ARG001  serving has none
     *,
     paged_step: AttentionMetadata,
-    **_: Any,
+    **_: Any,  # a dropout of 0 among them
 ) -> tuple[Tensor, None]:
     """Attend: (1, heads, rows, width) and twice (1, KV heads, rows, width) -> (1, rows, heads, width)."""
     layer = module.layer_idx

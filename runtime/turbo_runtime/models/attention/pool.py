@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
@@ -70,6 +71,10 @@ class KVPool:
         self.key_width, self.value_width = shape.key_width, shape.value_width
         self.device, self.dtype = device, dtype
         self.blocks, self.scratch = blocks, blocks
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """Put an array on the pool's device."""
+        return torch.from_numpy(values).to(self.device)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor | None) -> None:
         """Store key (tokens, KV heads, width) and value at their slots; no value where it is in the key."""

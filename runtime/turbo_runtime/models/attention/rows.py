@@ -43,7 +43,7 @@ class RowAttention:
     def __init__(self, pool: KVPool, spans: Spans, row_counts: tuple[int, ...], step_rows: int = 0) -> None:
         """`row_counts`: allowed ones of ROW_COUNTS. `step_rows`: if the spans are all of the step, padded."""
         fused, group = is_fused(pool), pool.group
-        pieces = spans.split_at(PROMPT_TILE) if fused else spans
+        pieces = spans.pieces(PROMPT_TILE, aligned=True) if fused else spans
         rows_each = _cheapest(pieces, row_counts, group)
         pieces, item_rows = pieces.pieces(rows_each), padded_queries(rows_each, group)
         alone = len(pieces.count) == 1
@@ -122,14 +122,12 @@ class FusedItems:
         ).ravel()
         in_a_row = _in_a_row(blocks, pool) if in_place else None
         self._items = number
-        self._blocks = torch.from_numpy(blocks).to(pool.device) if in_a_row is None else in_a_row
-        self._queries: Tensor | slice = slice(items.queries.size)
-        if not in_place:
-            self._queries = torch.from_numpy(items.queries.ravel()).to(pool.device)
+        self._blocks = pool.tensor(blocks) if in_a_row is None else in_a_row
+        self._queries = slice(items.queries.size) if in_place else pool.tensor(items.queries.ravel())
         # (items, rows, keys); all that can come after a row lies in its own tile
         self._mask = torch.zeros(*items.queries.shape, keys, dtype=pool.dtype, device=pool.device)
         later = np.arange(keys - PROMPT_TILE, keys) > items.positions[:, :, None]
-        self._mask[..., -PROMPT_TILE:].masked_fill_(torch.from_numpy(later).to(pool.device), float("-inf"))
+        self._mask[..., -PROMPT_TILE:].masked_fill_(pool.tensor(later), float("-inf"))
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the step -> (KV heads, items * rows, value width)."""
@@ -137,10 +135,8 @@ class FusedItems:
         keys, values = pool.gather(layer, self._blocks)
         if pool.shape.latent:
             values = keys  # the fastest kernel needs values as wide as keys; the values lead the keys
-        if isinstance(self._queries, slice):
-            query = queries[:, self._queries]
-        else:
-            query = queries.index_select(1, self._queries)
+        own = self._queries
+        query = queries[:, own] if isinstance(own, slice) else queries.index_select(1, own)
         query, keys, values = (
             tensor.view(pool.kv_heads, self._items, -1, tensor.shape[-1]).transpose(0, 1)
             for tensor in (query, keys, values)
@@ -169,27 +165,23 @@ class SplitKVItems:
 
     def __init__(self, pool: KVPool, items: Items) -> None:
         self._pool = pool
-        device, chunks = pool.device, -(-items.spans.end // KEY_CHUNK)
+        chunks = -(-items.spans.end // KEY_CHUNK)
         self._items, self._rows = items.queries.shape
         self._max_chunks = int(chunks.max())  # chunks of an item
         item, chunk = np.repeat(np.arange(self._items), chunks), ragged(chunks)
         self._uniform = len(item) == self._items * self._max_chunks
-        self._place = torch.from_numpy(item * self._max_chunks + chunk).to(
-            device
-        )  # were all items of one length
-        self._item = torch.from_numpy(item).to(device)
-        self._queries = torch.from_numpy(items.queries[item].ravel()).to(device)
+        self._place = pool.tensor(item * self._max_chunks + chunk)  # were all items of one length
+        self._item = pool.tensor(item)
+        self._queries = pool.tensor(items.queries[item].ravel())
         per_chunk = KEY_CHUNK // BLOCK_SIZE
         logical = chunk[:, None] * per_chunk + np.arange(per_chunk)
-        blocks = items.spans.block_at(item[:, None], logical, pool.scratch)
-        self._blocks = torch.from_numpy(blocks.ravel()).to(device)
+        self._blocks = pool.tensor(items.spans.block_at(item[:, None], logical, pool.scratch).ravel())
         # only an item's last keys, of a chunk or two, come after a query
         tail = np.flatnonzero((chunk + 1) * KEY_CHUNK - 1 > items.spans.start[item])
-        self._tail = torch.from_numpy(tail).to(device)
-        position = torch.from_numpy(items.positions[item[tail]]).to(device)
-        key = torch.from_numpy(chunk[tail] * KEY_CHUNK).to(device)[:, None]
-        key = key + torch.arange(KEY_CHUNK, device=device)
-        self._hidden = key[:, None, :] > position[:, :, None]  # (tail, rows, KEY_CHUNK)
+        self._tail = pool.tensor(tail)
+        key = chunk[tail, None] * KEY_CHUNK + np.arange(KEY_CHUNK)
+        # (tail, rows, KEY_CHUNK)
+        self._hidden = pool.tensor(key[:, None, :] > items.positions[item[tail]][:, :, None])
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the step -> (KV heads, items * rows, value width)."""

@@ -60,33 +60,20 @@ class Spans:
         index = np.flatnonzero(start < end)
         return self._cut(index, start[index], end[index])
 
-    def pieces(self, size: int) -> Spans:
-        """Cut the spans after every `size` tokens."""
-        cuts = -(-self.count // size)
+    def pieces(self, size: int, *, aligned: bool = False) -> Spans:
+        """Cut the spans after every `size` tokens; or `aligned`, at every multiple of it within them."""
+        origin = self.start // size * size if aligned else self.start
+        cuts = -(-(self.end - origin) // size)
         index = np.repeat(np.arange(len(cuts)), cuts)
-        start = self.start[index] + ragged(cuts) * size
-        return self._cut(index, start, np.minimum(start + size, self.end[index]))
-
-    def split_at(self, size: int) -> Spans:
-        """Cut the spans at every multiple of `size` within them."""
-        first = self.start // size
-        cuts = -(-self.end // size) - first
-        index, begin = np.repeat(np.arange(len(cuts)), cuts), (np.repeat(first, cuts) + ragged(cuts)) * size
+        begin = origin[index] + ragged(cuts) * size
         start, end = np.maximum(begin, self.start[index]), np.minimum(begin + size, self.end[index])
         return self._cut(index, start, end)
 
     def select(self, which: Any) -> Spans:
         """Select spans by a slice, a mask or indices."""
-        return Spans(
-            self.start[which],
-            self.count[which],
-            self.row[which],
-            self.table[which],
-            self.table_length[which],
-            self.blocks,
-        )
+        return self._cut(which, self.start[which], self.end[which])
 
-    def _cut(self, index: Ints, start: Ints, end: Ints) -> Spans:
+    def _cut(self, index: Any, start: Ints, end: Ints) -> Spans:
         """The positions from `start` to before `end` of the spans at `index`."""
         return Spans(
             start=start,

@@ -8,7 +8,7 @@ Unneeded rows hold some other row of the step; no product mixes rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,13 +20,16 @@ from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.spans import Ints, Spans
 
 
-@dataclass(frozen=True, slots=True)
-class _Tile:
+class _Tile(NamedTuple):
     """Positions `first` to before `end`, computed in one call against all keys before `end`."""
 
     first: int
     end: int
     place: int  # of its first row in the output of `attend`, in tokens
+
+    @property
+    def rows(self) -> int:
+        return self.end - self.first
 
 
 class TileAttention:
@@ -49,19 +52,17 @@ class TileAttention:
             output_rows.append(place + np.arange(start, end) - tiles[0].first)
             logical = np.arange(blocks_for(tiles[-1].end))
             blocks = span.block_at(np.zeros_like(logical), logical, pool.scratch)
-            self._sources.append((torch.from_numpy(blocks).to(pool.device), tiles))
+            self._sources.append((pool.tensor(blocks), tiles))
             place += len(position)
         group = np.arange(pool.group)
         indices = np.concatenate(queries)[:, None] * pool.group + group
-        self._queries = torch.from_numpy(indices.ravel()).to(pool.device)
+        self._queries = pool.tensor(indices.ravel())
         self.padded = place * pool.group  # rows of what `attend` returns
         # (tokens, group): where each query of a token stands in it
         self.output_rows = np.concatenate(output_rows)[:, None] * pool.group + group
-        max_keys: dict[int, int] = {}
-        for tile in (tile for _, tiles in self._sources for tile in tiles):
-            rows = tile.end - tile.first
-            max_keys[rows] = max(max_keys.get(rows, 0), tile.end)
-        self._masks = {rows: causal_tail(rows, keys, pool) for rows, keys in max_keys.items()}  # by tile rows
+        # by tile rows; of equal ones the tile with most keys comes last
+        max_keys = dict(sorted((tile.rows, tile.end) for _, tiles in self._sources for tile in tiles))
+        self._masks = {rows: causal_tail(rows, keys, pool) for rows, keys in max_keys.items()}
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the whole step -> (KV heads, padded, value width)."""
@@ -73,13 +74,12 @@ class TileAttention:
             if pool.shape.latent:
                 values = keys  # the fastest kernel needs values as wide as keys; the values lead the keys
             for tile in tiles:
-                rows = tile.end - tile.first
-                here = slice(tile.place * pool.group, (tile.place + rows) * pool.group)
+                here = slice(tile.place * pool.group, (tile.place + tile.rows) * pool.group)
                 out[:, :, here] = F.scaled_dot_product_attention(
                     query[:, :, here],
                     keys[None, :, : tile.end],
                     values[None, :, : tile.end],
-                    attn_mask=self._masks[rows][:, -tile.end :],
+                    attn_mask=self._masks[tile.rows][:, -tile.end :],
                     scale=scaling,
                 )[..., : pool.value_width]
         return out[0]

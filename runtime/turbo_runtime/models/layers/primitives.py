@@ -106,19 +106,7 @@ class HeadNorm(Layer):
         return F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """cos and sin (rows, 1, width) for the positions of a step."""
-
-    cos: Tensor
-    sin: Tensor  # its first half negated
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotate x (rows, heads, width)."""
-        half = x.shape[-1] // 2
-        swapped = torch.cat([x[..., half:], x[..., :half]], -1)
-        # products and a sum: a fused multiply-add would round by where a row happens to stand
-        return x * self.cos + swapped * self.sin
+Rotation = Callable[[Tensor], Tensor]  # of x (rows, heads, width)
 
 
 class Rope:
@@ -132,12 +120,20 @@ class Rope:
             angles = tuple(torch.cat([part, part], -1).to(like.dtype) for part in (angles.real, angles.imag))
         cos, sin = angles
         half = sin.shape[-1] // 2
-        self._cos = cos[0]
-        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+        self._cos: Tensor = cos[0]
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)  # its first half negated
 
     def at(self, positions: Tensor) -> Rotation:
-        """The rotation of each row, by its position (rows)."""
-        return Rotation(self._cos[positions][:, None], self._sin[positions][:, None])
+        """Return the rotation of each row, by its position (rows)."""
+        cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
+
+        def rotate(x: Tensor) -> Tensor:
+            half = x.shape[-1] // 2
+            swapped = torch.cat([x[..., half:], x[..., :half]], -1)
+            # products and a sum: a fused multiply-add would round by where a row happens to stand
+            return x * cos + swapped * sin
+
+        return rotate
 
 
 class GatedMLP(Layer):

@@ -6,13 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import AttentionMetadata
+from turbo_runtime.models.attention.metadata import AttentionMetadata
 from turbo_runtime.models.layers.primitives import RowWise, Tap
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
@@ -37,14 +36,13 @@ class ModuleDecoder:
         """Replace the linear layers of `model`, which has `attn_implementation=IMPLEMENTATION`."""
         self._products = [layer.product for layer in replace_linears(model)]
         self._body = model.get_decoder()
-        self._head = model.get_output_embeddings()
+        self._head: RowLinear = model.get_output_embeddings()
         self.embedding: Tensor = model.get_input_embeddings().weight.detach()
         self._inner = int(model.config.intermediate_size)
 
     def output_rows(self, ids: Tensor) -> Tensor:
         """Return rows (n, width) of the LM head for ids (n)."""
-        rows: Tensor = self._head.product.output_rows(ids)
-        return rows
+        return self._head.product.output_rows(ids)
 
     def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights, the LM head included."""
@@ -65,7 +63,10 @@ class ModuleDecoder:
         with ExitStack() as hooks:
             if tap:
                 for number, layer in enumerate(self._body.layers):
-                    hook = partial(_call_tap, tap, number)
+
+                    def hook(_: nn.Module, args: Any, kwargs: Any, number: int = number) -> None:
+                        tap(number, (args[0] if args else kwargs["hidden_states"])[0])
+
                     hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
             hidden: Tensor = self._body(
                 input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
@@ -74,12 +75,7 @@ class ModuleDecoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""
-        logits: Tensor = self._head(hidden)
-        return logits
-
-
-def _call_tap(tap: Tap, number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    tap(number, (args[0] if args else kwargs["hidden_states"])[0])
+        return self._head.product(hidden)
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,14 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.sampling.grammar.compiler import GrammarError, compile_grammar, read_tokenizer, summarize
-from turbo_runtime.sampling.grammar.sandbox import GrammarTrial, SlowGrammarError
+from turbo_runtime.sampling.grammar.compiler import (
+    GrammarError,
+    GrammarTrial,
+    SlowGrammarError,
+    compile_grammar,
+    read_tokenizer,
+    summarize,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +118,7 @@ class Grammars:
         self.end_ids = tuple(sorted(end_ids))
         self._file = tokenizer_file
         self._tokenizer: LLTokenizer | None = None
-        lanes = (_Lane(GrammarTrial(tokenizer_file, vocabulary, self.end_ids)) for _ in range(2))
-        self._quick, self._slow = lanes
+        self._quick, self._slow = (GrammarTrial(tokenizer_file, vocabulary, self.end_ids) for _ in range(2))
         self._cache: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> Compiling:
@@ -142,24 +147,23 @@ class Grammars:
 
     def close(self) -> None:
         """Stop without waiting for what is being compiled."""
-        for lane in (self._quick, self._slow):
-            lane.thread.shutdown(wait=False, cancel_futures=True)
-            lane.trial.close()
+        self._quick.close()
+        self._slow.close()
 
     def _begin(self, grammar: Grammar) -> Future[LLMatcher]:
         future: Future[LLMatcher] = Future()
         self._quick.thread.submit(self._compile, self._quick, grammar, future)
         return future
 
-    def _compile(self, lane: _Lane, grammar: Grammar, future: Future[LLMatcher]) -> None:
-        """Compile on the lane's thread; the time starts here, after the grammars before it."""
-        is_quick = lane is self._quick
+    def _compile(self, trial: GrammarTrial, grammar: Grammar, future: Future[LLMatcher]) -> None:
+        """Compile on the trial's thread; the time starts here, after the grammars before it."""
+        is_quick = trial is self._quick
         seconds = min(QUICK_SECONDS, COMPILE_SECONDS) if is_quick else COMPILE_SECONDS
         try:
-            if self._tokenizer is None:  # the quick lane sees every grammar first
-                lane.trial.start()
+            if self._tokenizer is None:  # the quick trial sees every grammar first
+                trial.start()
                 self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
-            lane.trial.check(grammar, seconds)
+            trial.check(grammar, seconds)
             future.set_result(compile_grammar(self._tokenizer, grammar))
         except BaseException as error:  # as an executor does: waiters get it
             if isinstance(error, SlowGrammarError) and is_quick and COMPILE_SECONDS > QUICK_SECONDS:
@@ -172,11 +176,3 @@ def _is_transient(future: Future[LLMatcher]) -> bool:
     """Whether the grammar failed for a reason that may have passed; an invalid text stays invalid."""
     error = future.exception() if future.done() else None
     return error is not None and (not isinstance(error, GrammarError) or isinstance(error, SlowGrammarError))
-
-
-class _Lane:
-    """A thread that tries, then compiles one grammar at a time."""
-
-    def __init__(self, trial: GrammarTrial) -> None:
-        self.trial = trial
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
