@@ -9,13 +9,19 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from turbo_operator.api.validation import Duration, ObjectName, Quantity, Record, Rule, Text, amount, refusal
-
-_PATH = Text(
-    512,
-    r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
-    "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'",
+from turbo_operator.api.validation import (
+    Duration,
+    ObjectName,
+    Quantity,
+    Record,
+    Rule,
+    Text,
+    amount,
+    below_root,
+    refusal,
 )
+
+_PATH = "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'"
 
 
 def _is_pattern(text: str) -> str:
@@ -93,12 +99,10 @@ class PromptsConfigMap(Record):
     """The key that holds JSON lines, one prompt each."""
 
 
-class PromptsClaim(Record):
+class PromptsClaim(DraftsClaim):
     """Prompts on a PersistentVolumeClaim."""
 
-    claim_name: ObjectName
-    """Name of the claim, in the same namespace."""
-    path: Annotated[str, _PATH]
+    path: Annotated[str, below_root(_PATH)]
     """A file of JSON lines, or a folder of such files, below the claim's root."""
 
 
