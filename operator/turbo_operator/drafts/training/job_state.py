@@ -43,15 +43,6 @@ class JobRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedDraft:
-    """A TurboDraft that is to be applied."""
-
-    number: int
-    work: str
-    facts: DraftManifest
-
-
-@dataclass(frozen=True, slots=True)
 class TrainingDecision:
     """The condition, what the status keeps, and what is to be done; empty without spec.training."""
 
@@ -60,7 +51,7 @@ class TrainingDecision:
     query: AcceleratorQuery | None = None
     job_request: JobRequest | None = None
     kept_job: str | None = None  # the Job that stays; every other one that trains goes
-    finished: FinishedDraft | None = None
+    finished: DraftManifest | None = None  # of which a TurboDraft is to be applied
 
     def refused(self, message: str) -> TrainingDecision:
         """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
@@ -255,11 +246,9 @@ def _complete(
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
         return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
-    condition = unmet_condition(
-        TrainingReason.TRAINING, f"Training {state.number} is done: its TurboDraft is being made."
-    )
-    draft = FinishedDraft(state.number, state.input_hash, facts)
-    return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
+    message = f"Training {state.number} is done: its TurboDraft is being made."
+    condition = unmet_condition(TrainingReason.TRAINING, message)
+    return TrainingDecision(condition, state, kept_job=job.name, finished=facts)
 
 
 def _last_words(pods: Sequence[TrainPod]) -> str | None:
