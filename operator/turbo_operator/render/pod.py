@@ -39,9 +39,7 @@ def source_hash(td: api.TurboDeployment) -> str:
 def model_argument(td: api.TurboDeployment) -> str:
     """Return what the runtime gets as MODEL: a hub id, or a path below the mounted claim."""
     model = td.spec.model
-    if model.on_hub:
-        return model.hub_id
-    return f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
+    return model.hub_id if model.on_hub else f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
 
 
 def mounted_volume(
@@ -85,12 +83,9 @@ def build_container(
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build a container of the runtime's image."""
-    overlay = td.spec.template or api.Template()
+    overlay = [variable.dump() for variable in (td.spec.template or api.Template()).env or ()]
     # As the API server keeps them: an empty value is no value there.
-    variables = [
-        {key: value for key, value in variable.dump().items() if value != ""}
-        for variable in overlay.env or ()
-    ]
+    variables = [{key: value for key, value in variable.items() if value != ""} for variable in overlay]
     return {
         "name": name,
         "image": td.spec.engine.image or settings.runtime_image,
@@ -105,10 +100,8 @@ def build_container(
 def pod_metadata(td: api.TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
     """Build the metadata of a pod template: the overlay's, under our own labels."""
     overlay = td.spec.template or api.Template()
-    metadata: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
-    if overlay.annotations:
-        metadata["annotations"] = dict(overlay.annotations)
-    return metadata
+    metadata = {"labels": {**(overlay.labels or {}), **own}}
+    return metadata | ({"annotations": dict(overlay.annotations)} if overlay.annotations else {})
 
 
 def placement_labels(choice: Choice) -> dict[str, str]:

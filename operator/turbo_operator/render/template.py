@@ -20,6 +20,7 @@ from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
+from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.render import draft_volume
 from turbo_operator.render.metadata import configmap, digest, labels
 from turbo_operator.render.pod import (
@@ -47,8 +48,6 @@ KEYS_FOLDER = "/etc/turbo"
 KEYS_FILE = "api-keys"  # whatever the Secret calls it: a path of one's own needs no care about names
 CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
 CAPTURE_CLAIM_PATH = "/capture"
-CPU = "cpu"
-GIB = 1 << 30
 MIB = 1 << 20
 GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
 TRIAL_AUDIT_SHARE = 0.1  # of a new draft's answers: the default finds too little in the minutes of a trial
@@ -105,7 +104,7 @@ def runtime_config(
     td: api.TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
 ) -> RuntimeConfig:
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
-    cpu = choice.accelerator.resource_name == CPU
+    cpu = on_cpu(choice.accelerator)
     timeout = td.spec.engine.step_timeout
     config = RuntimeConfig(
         model=model_argument(td),
@@ -113,7 +112,8 @@ def runtime_config(
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
         dtype="float32" if choice.dtype == "float32" else "bfloat16",
-        threads=max(1, int(_cores(td, choice))) if cpu else None,
+        # All that the container may use, since a process cannot see its quota.
+        threads=max(1, int(api.quantity(resources(td, choice)["limits"]["cpu"]))) if cpu else None,
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
@@ -141,9 +141,8 @@ def pod_template(
     config = runtime_config(td, choice, facts, claim)
     if trial:
         config = dataclasses.replace(config, audit_fraction=TRIAL_AUDIT_SHARE)
-    container = build_container(
-        td, settings, "runtime", ["turbo", "serve"], config.to_argv(), resources(td, choice)
-    ) | {
+    command, amounts = ["turbo", "serve"], resources(td, choice)
+    container = build_container(td, settings, "runtime", command, config.to_argv(), amounts) | {
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         # Readiness is the model being loaded; the server process answers for a busy engine, so that slowness
         # is no death below spec.engine.stepTimeout.
@@ -174,7 +173,7 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
-    if accelerator.resource_name == CPU:
+    if on_cpu(accelerator):
         requests = {"cpu": amount, "memory": memory}
         limits = dict(requests)
     else:
@@ -185,11 +184,6 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
         requests |= overlay.requests or {}
         limits |= overlay.limits or {}
     return {"requests": requests, "limits": limits}
-
-
-def _cores(td: api.TurboDeployment, choice: Choice) -> Decimal:
-    """Return the cores that the container may use, since a process cannot see its quota."""
-    return api.quantity(resources(td, choice)["limits"][CPU])
 
 
 def _number(amount: Decimal) -> str:

@@ -122,10 +122,8 @@ def training_job(
     arguments = _arguments(td, training, begin, facts, prompts_path, out)
     container = pod.build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    drafts = {"persistentVolumeClaim": {"claimName": training.persistent_volume_claim.claim_name}}
-    volume = pod.mounted_volume(
-        "drafts", drafts, draft_volume.claim_path(training.persistent_volume_claim.claim_name)
-    )
+    drafts = {"persistentVolumeClaim": {"claimName": claim}}
+    volume = pod.mounted_volume("drafts", drafts, draft_volume.claim_path(claim))
     spec = pod.pod_spec(td, container, choice, [volume, prompts])
     spec["securityContext"] |= pod.OWN_GROUP
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}

@@ -126,8 +126,7 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
     choice = replace(choice, accelerator=accelerator, host_memory_bytes=memory)
     if (unaffordable := _unaffordable(case, choice)) is not None:
         return TrainingDecision(unaffordable, state)
-    price = choice.predicted.cost_per_hour
-    work = case.work_hash(accelerator)
+    price, work = choice.predicted.cost_per_hour, case.work_hash(accelerator)
     if old is not None and (old.start_time is None or old.input_hash == work):
         new = old.model_copy(update={"result": None, "message": None, "completion_time": None})
     else:
@@ -208,20 +207,15 @@ def question(
     """Ask for one replica: the planner knows of no trainings."""
     spec = td.spec
     allowed = spec.accelerators or api.Accelerators()
-    wanted = allowed.model_copy(
-        update={
-            "allowed": (query.pinned,) if query.pinned else allowed.allowed,
-            "max_per_replica": None,
-            "max_total": None,
-        }
-    )
+    names = (query.pinned,) if query.pinned else allowed.allowed
+    wanted = {"allowed": names, "max_per_replica": None, "max_total": None}
     dtype = api.DType.FLOAT32 if query.dtype == "float32" else api.DType.BFLOAT16
     replica = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"dtype": dtype}),
             "engine": spec.engine.model_copy(update={"type": api.EngineType.TURBO}),
             "speculation": api.Speculation(mode=api.Mode.DISABLED),
-            "accelerators": wanted,
+            "accelerators": allowed.model_copy(update=wanted),
             "replicas": 1,
             "scaling": api.Scaling(mode=api.ScalingMode.EXTERNAL),
             **dict.fromkeys(("parallelism", "workload", "targets", "cost")),
