@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,7 +34,7 @@ SCRIPT = (
 )
 
 
-def job_name(td: TurboDeployment, number: int | str) -> str:
+def job_name(td: TurboDeployment, number: int) -> str:
     """`NAME-train-NUMBER`."""
     return f"{td.metadata.name}-train-{number}"
 
@@ -48,20 +49,10 @@ def folder(td: TurboDeployment, number: int, work: str) -> str:
     return f"{td.metadata.name}/{number}-{work}"
 
 
-def is_training_job(td: TurboDeployment, name: str) -> bool:
-    """Whether a Job of that name trains."""
-    return _number_in(job_name(td, ""), name) is not None
-
-
 def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
     """Return the largest number of a TurboDraft among the names; 0 where there is none."""
-    return max((_number_in(draft_name(td, ""), name) or 0 for name in names), default=0)
-
-
-def _number_in(prefix: str, name: str) -> int | None:
-    """Return the number that follows the prefix; None where none does."""
-    rest = name.removeprefix(prefix)
-    return int(rest) if name.startswith(prefix) and rest.isascii() and rest.isdecimal() else None
+    pattern = re.compile(re.escape(draft_name(td, "")) + "([0-9]+)")
+    return max((int(found[1]) for name in names if (found := pattern.fullmatch(name))), default=0)
 
 
 def dtype(serving: Choice) -> str:
