@@ -21,18 +21,8 @@ from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.planner.performance.memory import GIB, on_cpu
-from turbo_operator.render import draft_volume
+from turbo_operator.render import draft_volume, pod
 from turbo_operator.render.metadata import configmap, digest, labels
-from turbo_operator.render.pod import (
-    OWN_GROUP,
-    MountedVolume,
-    build_container,
-    model_argument,
-    mounted_volume,
-    placement_labels,
-    pod_metadata,
-    pod_spec,
-)
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.config import RuntimeConfig
@@ -107,7 +97,7 @@ def runtime_config(
     cpu = on_cpu(choice.accelerator)
     timeout = td.spec.engine.step_timeout
     config = RuntimeConfig(
-        model=model_argument(td),
+        model=pod.model_argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
@@ -142,7 +132,7 @@ def pod_template(
     if trial:
         config = dataclasses.replace(config, audit_fraction=TRIAL_AUDIT_SHARE)
     command, amounts = ["turbo", "serve"], resources(td, choice)
-    container = build_container(td, settings, "runtime", command, config.to_argv(), amounts) | {
+    container = pod.build_container(td, settings, "runtime", command, config.to_argv(), amounts) | {
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         # Readiness is the model being loaded; the server process answers for a busy engine, so that slowness
         # is no death below spec.engine.stepTimeout.
@@ -152,20 +142,20 @@ def pod_template(
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
     volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, trial)]
-    spec = pod_spec(td, container, choice, volumes)
+    spec = pod.pod_spec(td, container, choice, volumes)
     if capture(td):
-        spec["securityContext"] |= OWN_GROUP
+        spec["securityContext"] |= pod.OWN_GROUP
     grace = config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     own = {
         **labels(td, api.ROLE_SERVING),
         api.LABEL_PLAN_HASH: variant,
         api.LABEL_OWNER_UID: td.metadata.uid,
-        **placement_labels(choice),
+        **pod.placement_labels(choice),
     }
     if trial and draft:
         own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
-    return {"metadata": pod_metadata(td, own), "spec": spec}
+    return {"metadata": pod.pod_metadata(td, own), "spec": spec}
 
 
 def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
@@ -243,15 +233,15 @@ def _capture_file(settings: Mapping[str, Any]) -> dict[str, str]:
     return {CAPTURE_FILE: json.dumps(settings, indent=2, sort_keys=True) + "\n"}
 
 
-def _server_volumes(td: api.TurboDeployment) -> list[MountedVolume]:
+def _server_volumes(td: api.TurboDeployment) -> list[pod.MountedVolume]:
     """Build the volumes of a serving pod."""
     volumes = []
     if keys := api_keys(td):
         secret = {"secretName": keys.name, "items": [{"key": keys.key, "path": KEYS_FILE}]}
-        volumes.append(mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
+        volumes.append(pod.mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
     if kept := capture(td):
         settings = {"configMap": {"name": capture_configmap_name(td)}}
         claim = {"persistentVolumeClaim": {"claimName": kept.persistent_volume_claim.claim_name}}
-        volumes.append(mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
-        volumes.append(mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
+        volumes.append(pod.mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
+        volumes.append(pod.mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
     return volumes

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.conditions import ConditionState, bounded
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
@@ -183,7 +183,7 @@ def read_job_state(
         return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
     reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
-        f"Training {state.number} failed: {_bounded(reason)} Mend that, then change "
+        f"Training {state.number} failed: {bounded(reason, MAX_MESSAGE)} Mend that, then change "
         "spec.speculation.training, or switch suspend on and off, to train again; until then kubectl logs "
         f"job/{job.name} says more."
     )
@@ -206,7 +206,7 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
     elif waiting := next((pod for pod in alive if pod.reason), None):
         if waiting.reason in ("Unschedulable", "SchedulingGated"):
             reason = TrainingReason.WAITING_FOR_ACCELERATOR
-        text = f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
+        text = f": Pod {waiting.name} waits: {bounded(waiting.message or waiting.reason or '', MAX_MESSAGE)}"
     elif placed_since is not None and now - placed_since >= STARTING_SECONDS:
         # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
         text = (
@@ -222,7 +222,7 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
             "node that is lost, once the Node object is deleted, or the pod by force."
         )
     elif words := _last_words(pods):
-        text = f": its pod ended ({_bounded(words)}) and another one follows after a pause."
+        text = f": its pod ended ({bounded(words, MAX_MESSAGE)}) and another one follows after a pause."
     else:
         reason = TrainingReason.WAITING_FOR_ACCELERATOR
         text = f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
@@ -256,10 +256,3 @@ def _last_words(pods: Sequence[TrainPod]) -> str | None:
     failed = [pod for pod in pods if pod.exit_code not in (None, 0)]
     failed.sort(key=lambda pod: (pod.exit_code != PERMANENT_ERROR, -(pod.ended or 0.0)))
     return (failed[0].message or failed[0].reason or f"exit code {failed[0].exit_code}") if failed else None
-
-
-def _bounded(text: str) -> str:
-    """Cut a text, and put it on one line, with a full stop."""
-    line = " ".join(text.split())
-    line = line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 3]}..."
-    return line if not line or line[-1] in ".!?" else f"{line}."
