@@ -126,17 +126,23 @@ def pod_spec(
     """
     overlay = td.spec.template or api.Template()
     volumes = [*_model_volumes(td), *volumes]
-    placed: dict[str, Any] = {}
-    selector: Mapping[str, str] = {}
-    tolerations: list[Mapping[str, Any]] = []
+    optional: dict[str, Any] = {
+        "nodeSelector": {**(overlay.node_selector or {})},
+        "tolerations": [toleration.dump() for toleration in overlay.tolerations or ()],
+        "serviceAccountName": overlay.service_account_name,
+        "imagePullSecrets": [{"name": secret.name} for secret in overlay.image_pull_secrets or ()],
+        "priorityClassName": overlay.priority_class_name,
+    }
     if choice is not None:
         constraint = build_constraint(choice.accelerator, choice.capacity_type)
-        placed["affinity"] = constraint.affinity
-        if overlay.runtime_class_name:
-            placed["runtimeClassName"] = overlay.runtime_class_name
-        selector = choice.accelerator.node_selector
-        tolerations = [*choice.accelerator.tolerations, *constraint.tolerations]
-    spec: dict[str, Any] = {
+        tolerations = map(dict, (*choice.accelerator.tolerations, *constraint.tolerations))
+        optional |= {
+            "affinity": constraint.affinity,
+            "runtimeClassName": overlay.runtime_class_name,
+            "nodeSelector": {**choice.accelerator.node_selector, **optional["nodeSelector"]},
+            "tolerations": [*tolerations, *optional["tolerations"]],
+        }
+    return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -154,16 +160,8 @@ def pod_spec(
             }
         ],
         "volumes": [volume for volume, _ in volumes],
+        **{name: value for name, value in optional.items() if value},
     }
-    optional = {
-        "nodeSelector": {**selector, **(overlay.node_selector or {})},
-        "tolerations": [dict(each) for each in tolerations]
-        + [toleration.dump() for toleration in overlay.tolerations or ()],
-        "serviceAccountName": overlay.service_account_name,
-        "imagePullSecrets": [{"name": secret.name} for secret in overlay.image_pull_secrets or ()],
-        "priorityClassName": overlay.priority_class_name,
-    }
-    return spec | placed | {name: value for name, value in optional.items() if value}
 
 
 def failing_at_once(container: str) -> dict[str, Any]:
