@@ -30,7 +30,7 @@ from measurements.speculative import Speculative, speculative
 from measurements.studies import calibrated, end_to_end_errors, halves, others, unseen
 
 from turbo_operator.api import EngineName
-from turbo_operator.catalog.accelerators import catalogue
+from turbo_operator.catalog import catalogue
 from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients
 
 BARS = {  # at most; a goal is a tenth less

@@ -16,7 +16,7 @@ from measurements.speculative import speculative
 from measurements.studies import calibrated, halves, unseen
 
 from turbo_operator.api import EngineName
-from turbo_operator.catalog.accelerators import catalogue
+from turbo_operator.catalog import catalogue
 from turbo_operator.planner.performance.step_time import BY_ENGINE, Coefficients
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data"

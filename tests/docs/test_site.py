@@ -15,7 +15,7 @@ import yaml
 from turbo_dev.documentation import __main__ as generators
 from turbo_dev.documentation import diagrams, figures
 from turbo_operator.api import TurboAccelerator, TurboDeployment, TurboDraft
-from turbo_operator.catalog.accelerators import shipped_objects
+from turbo_operator.catalog import shipped_objects
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"

@@ -295,7 +295,7 @@ def test_a_decoder_inside_a_model_of_several_inputs_is_read() -> None:
 
 
 def test_every_shipped_name_has_a_shape_and_no_name_stands_twice() -> None:
-    names = shapes.names()
+    names = list(shapes.table())
     assert len(names) > 200
     for name in names:
         it = shipped(name)
@@ -343,7 +343,7 @@ def test_a_shape_that_cannot_be_read_says_why(text: str, said: str) -> None:
         shapes.from_document(text, "given.json")
 
 
-WORDS = sorted({word for name in shapes.names() for word in shapes.configuration(name)})
+WORDS = sorted({word for config in shapes.table().values() for word in config})
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 1 << 70) | st.text(max_size=3) | st.just("re:("),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=3),
@@ -352,11 +352,11 @@ JUNK = st.recursive(
 
 
 @given(
-    name=st.sampled_from(shapes.names()),
+    name=st.sampled_from(list(shapes.table())),
     junk=st.dictionaries(st.sampled_from([*WORDS, "architectures", "text_config"]), JUNK, max_size=4),
 )
 def test_any_configuration_is_read_or_refused_in_a_sentence(name: str, junk: dict[str, Any]) -> None:
-    config = {**shapes.configuration(name), **junk}
+    config = {**shapes.table()[name], **junk}
     try:
         it = shapes.from_config(config, "x")
     except UnknownShapeError as error:

@@ -20,9 +20,13 @@ class ConditionState:
 
 def sentence(text: str | None) -> str:
     """Another program's message on one line, bounded, with a full stop; empty stays empty."""
-    line = _without_echo(" ".join((text or "").split()))
-    if len(line) > MAX_QUOTED:
-        line = line[: MAX_QUOTED - 3] + "..."
+    return bounded(_without_echo(" ".join((text or "").split())), MAX_QUOTED)
+
+
+def bounded(text: str, limit: int) -> str:
+    """A text on one line of at most `limit` characters, and a full stop; empty stays empty."""
+    line = " ".join(text.split())
+    line = line if len(line) <= limit else f"{line[: limit - 3]}..."
     return line if not line or line[-1] in ".!?" else f"{line}."
 
 

@@ -13,11 +13,7 @@ API_VERSION: Final = "serving.turbo.dev/v1alpha1"
 TURBODEPLOYMENT: Final = "TurboDeployment"
 TURBOACCELERATOR: Final = "TurboAccelerator"
 TURBODRAFT: Final = "TurboDraft"
-PLURALS = {
-    TURBODEPLOYMENT: "turbodeployments",
-    TURBOACCELERATOR: "turboaccelerators",
-    TURBODRAFT: "turbodrafts",
-}
+PLURALS = {kind: f"{kind.lower()}s" for kind in (TURBODEPLOYMENT, TURBOACCELERATOR, TURBODRAFT)}
 FIELD_MANAGER = "turbo-operator"
 
 # A child's name is the TurboDeployment's and a suffix of at most 13 characters, and must fit a label's 63.

@@ -56,6 +56,11 @@ _DRAFT_COLUMNS = (
     ("Claim", ".spec.location.claimName", 1),
     ("Path", ".spec.location.path", 1),
 )
+_SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
 _CHART_METADATA = """\
   labels:
     {{- include "turbo.labels" . | nindent 4 }}
@@ -70,25 +75,19 @@ _COLUMN_TYPES = dict.fromkeys(("Desired", "Ready", "Nodes", "Available", "Alloca
 
 def definitions() -> list[dict[str, Any]]:
     """The CustomResourceDefinitions of all kinds, as JSON."""
-    deployment = _definition(TurboDeployment, "Namespaced", ["td"], ["all", "turbo"], _DEPLOYMENT_COLUMNS)
-    scale = {
-        "specReplicasPath": ".spec.replicas",
-        "statusReplicasPath": ".status.replicas",
-        "labelSelectorPath": ".status.selector",
-    }
-    deployment["spec"]["versions"][0]["subresources"] = {"status": {}, "scale": scale}
-    accelerator = _definition(TurboAccelerator, "Cluster", ["ta"], ["turbo"], _ACCELERATOR_COLUMNS)
-    accelerator["spec"]["versions"][0]["subresources"] = {"status": {}}
-    draft = _definition(TurboDraft, "Namespaced", ["tdr"], ["turbo"], _DRAFT_COLUMNS)
-    return [accelerator, deployment, draft]
+    accelerator = _definition(TurboAccelerator, "Cluster", "ta", _ACCELERATOR_COLUMNS, {"status": {}})
+    subresources = {"status": {}, "scale": _SCALE}
+    deployment = _definition(TurboDeployment, "Namespaced", "td", _DEPLOYMENT_COLUMNS, subresources)
+    deployment["spec"]["names"]["categories"] = ["all", "turbo"]
+    return [accelerator, deployment, _definition(TurboDraft, "Namespaced", "tdr", _DRAFT_COLUMNS, {})]
 
 
 def _definition(
     record: type[Record],
     scope: str,
-    short_names: list[str],
-    categories: list[str],
+    short_name: str,
     columns: Sequence[tuple[str, str, int]],
+    subresources: Mapping[str, Any],
 ) -> dict[str, Any]:
     kind = record.__name__
     document = record.model_json_schema(mode="serialization", schema_generator=_WithoutNull)
@@ -107,14 +106,15 @@ def _definition(
             for name, path, priority in columns
         ]
         + [{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}],
+        **({"subresources": subresources} if subresources else {}),
     }
     names = {
         "kind": kind,
         "listKind": f"{kind}List",
         "plural": PLURALS[kind],
         "singular": kind.lower(),
-        "shortNames": short_names,
-        "categories": categories,
+        "shortNames": [short_name],
+        "categories": ["turbo"],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

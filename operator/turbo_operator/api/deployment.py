@@ -258,11 +258,9 @@ class TurboDeploymentSpec(Record):
         """Who decides on the number of replicas, the default worked out."""
         if self.scaling.mode is not None:
             return self.scaling.mode
-        asked = self.workload is not None and (
-            self.workload.requests_per_second is not None or self.workload.concurrency is not None
-        )
-        throughput = self.targets is not None and self.targets.tokens_per_second is not None
-        return ScalingMode.PLANNED if asked or throughput else ScalingMode.EXTERNAL
+        workload, targets = self.workload or Workload(), self.targets or Targets()
+        loads = (workload.requests_per_second, workload.concurrency, targets.tokens_per_second)
+        return ScalingMode.EXTERNAL if loads == (None, None, None) else ScalingMode.PLANNED
 
 
 # What the planner weighs and nothing runs yet.

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, TURBODRAFT
-from turbo_operator.api.validation import Metadata, ObjectName, Record, Text, amount
+from turbo_operator.api.validation import Metadata, ObjectName, Record, Text, amount, below_root
 
 _Digest = Annotated[
     str,
@@ -31,12 +31,7 @@ class DraftLocation(Record):
     claim_name: ObjectName
     """A PersistentVolumeClaim of the same namespace, which every serving pod mounts."""
     path: Annotated[
-        str,
-        Text(
-            512,
-            r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
-            "write a folder below the claim's root, like drafts/support-1, without '..'",
-        ),
+        str, below_root("write a folder below the claim's root, like drafts/support-1, without '..'")
     ]
     """The folder below the claim's root."""
 

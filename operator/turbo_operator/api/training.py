@@ -18,14 +18,11 @@ from turbo_operator.api.validation import (
     Rule,
     Text,
     amount,
+    below_root,
     refusal,
 )
 
-_PATH = Text(
-    512,
-    r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
-    "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'",
-)
+_PATH = "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'"
 
 
 def _is_pattern(text: str) -> str:
@@ -92,12 +89,10 @@ class PromptsConfigMap(Record):
     """The key that holds JSON lines, one prompt each."""
 
 
-class PromptsClaim(Record):
+class PromptsClaim(DraftsClaim):
     """Prompts on a PersistentVolumeClaim."""
 
-    claim_name: ObjectName
-    """Name of the claim, in the same namespace."""
-    path: Annotated[str, _PATH]
+    path: Annotated[str, below_root(_PATH)]
     """A file of JSON lines, or a folder of such files, below the claim's root."""
 
 

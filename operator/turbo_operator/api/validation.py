@@ -177,19 +177,13 @@ class Text:
             return text
         whole = re.compile(self.pattern, re.ASCII)  # as RE2 reads \d and \s
 
-        def only_text(value: object) -> object:
+        def read(value: object, bounded: core_schema.ValidatorFunctionWrapHandler) -> str:
             """What the pattern's message says is of more help than that a number is no string."""
-            if not isinstance(value, str):
-                raise refusal(self.message)
-            return value
-
-        def read(value: str) -> str:
-            if whole.fullmatch(value) is None:
+            if not isinstance(value, str) or whole.fullmatch(bounded(value)) is None:
                 raise refusal(self.message)
             return source(value)
 
-        matching = core_schema.no_info_after_validator_function(read, text)
-        return core_schema.no_info_before_validator_function(only_text, matching)
+        return core_schema.no_info_wrap_validator_function(read, text)
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         json_schema: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": self.max_length}
@@ -307,6 +301,12 @@ KEYED_BY_NAME = {"x-kubernetes-list-map-keys": ["name"]}
 """Of a list whose items are told apart by their names."""
 LabelValue = Annotated[str, StringConstraints(strict=True, max_length=63)]
 """The value of a label or node selector; may be empty."""
+
+
+def below_root(message: str) -> Text:
+    """A path below the root of a claim, whose parts begin with no dot."""
+    return Text(512, r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*", message)
+
 
 _HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]{0,95}/[A-Za-z0-9][-A-Za-z0-9_.]{0,95}"
 _CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[^/\s]+)*/?"

@@ -15,15 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from turbo_operator.api import (
-    PolicyType,
-    RatePolicy,
-    ScalingMode,
-    ScalingReason,
-    ScalingRules,
-    SelectPolicy,
-    TurboDeploymentSpec,
-)
+from turbo_operator import api
 from turbo_operator.autoscaler import limits
 from turbo_operator.autoscaler.load_signal import read_signal
 from turbo_operator.plan import Choice, Plan
@@ -38,8 +30,8 @@ MIN_EVENTS_KEPT = 5  # for the status, however old
 UP, DOWN = 1, -1
 WINDOWS = {UP: 0.0, DOWN: 300.0}  # seconds
 POLICIES = {
-    UP: (RatePolicy(type=PolicyType.PERCENT, value=100, period_seconds=60),),
-    DOWN: (RatePolicy(type=PolicyType.PODS, value=1, period_seconds=60),),
+    UP: (api.RatePolicy(type=api.PolicyType.PERCENT, value=100, period_seconds=60),),
+    DOWN: (api.RatePolicy(type=api.PolicyType.PODS, value=1, period_seconds=60),),
 }
 
 
@@ -108,13 +100,13 @@ class ScalingDecision:
     """
 
     replicas: int
-    reason: ScalingReason
+    reason: api.ScalingReason
     detail: str
     history: History
 
 
 def scale(
-    spec: TurboDeploymentSpec,
+    spec: api.TurboDeploymentSpec,
     plan: Plan | None = None,
     pods: Sequence[PodView] = (),
     history: History | None = None,
@@ -133,17 +125,17 @@ def scale(
     history = (history or History()).observe(present, now)
     policy, choice = spec.scaling_mode, plan.served if plan is not None else None
     if spec.suspend:
-        replicas, reason = 0, ScalingReason.SUSPENDED
+        replicas, reason = 0, api.ScalingReason.SUSPENDED
         detail = "spec.suspend is true: no pod is wanted until it is false."
-    elif policy == ScalingMode.EXTERNAL:
-        replicas, reason = spec.replicas, ScalingReason.EXTERNALLY_MANAGED
+    elif policy == api.ScalingMode.EXTERNAL:
+        replicas, reason = spec.replicas, api.ScalingReason.EXTERNALLY_MANAGED
         detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
     elif plan is None or choice is None:
         replicas = present or spec.scaling.min_replicas or 1
-        reason = ScalingReason.PLANNED if policy == ScalingMode.PLANNED else ScalingReason.STABLE
+        reason = api.ScalingReason.PLANNED if policy == api.ScalingMode.PLANNED else api.ScalingReason.STABLE
         detail = "What runs is kept while no plan is feasible."
-    elif policy == ScalingMode.PLANNED:
-        replicas, reason = plan.replicas, ScalingReason.PLANNED
+    elif policy == api.ScalingMode.PLANNED:
+        replicas, reason = plan.replicas, api.ScalingReason.PLANNED
         by_spec = plan.replicas <= (spec.scaling.min_replicas or 0)
         why = ": the load needs no more." if by_spec else " for spec.workload and spec.targets."
         detail = f"{_floor(spec, plan.replicas)}{why}"
@@ -155,27 +147,29 @@ def scale(
     return ScalingDecision(replicas, reason, detail, replace(history, reason=reason))
 
 
-def limit_rate(rules: ScalingRules, direction: int, events: Sequence[Event], present: int, now: float) -> int:
+def limit_rate(
+    rules: api.ScalingRules, direction: int, events: Sequence[Event], present: int, now: float
+) -> int:
     """Return how far one direction may go from `present` now, as a HorizontalPodAutoscaler counts.
 
     https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/#configurable-scaling-behavior
     """
-    if rules.select_policy == SelectPolicy.DISABLED:
+    if rules.select_policy == api.SelectPolicy.DISABLED:
         return present
     reached = []
     for policy in rules.policies or POLICIES[direction]:
         recent = (event for event in events if event.at > now - policy.period_seconds)
         start = present - sum(event.after - event.before for event in recent)
-        if policy.type == PolicyType.PODS:
+        if policy.type == api.PolicyType.PODS:
             reached.append(start + direction * policy.value)
         else:
             reached.append(direction * math.ceil(direction * start * (100 + direction * policy.value) / 100))
-    pick = max if (rules.select_policy == SelectPolicy.MIN) != (direction == UP) else min
+    pick = max if (rules.select_policy == api.SelectPolicy.MIN) != (direction == UP) else min
     return max(present, pick(reached)) if direction == UP else min(present, max(0, pick(reached)))
 
 
 def _autoscale(
-    spec: TurboDeploymentSpec,
+    spec: api.TurboDeploymentSpec,
     plan: Plan,
     choice: Choice,
     pods: Sequence[PodView],
@@ -184,7 +178,7 @@ def _autoscale(
     now: float,
     supply: Supply | None,
     fresh_seconds: float,
-) -> tuple[int, ScalingReason, str, History]:
+) -> tuple[int, api.ScalingReason, str, History]:
     """Return the replicas that the load needs within all bounds, with reason, sentence and new history."""
     min_replicas = max(spec.scaling.min_replicas or 1, plan.replicas)
     current = min_replicas if present is None else present
@@ -205,18 +199,18 @@ def _autoscale(
     if limit is not None:
         replicas = min(replicas, limit.replicas)
 
-    reason, as_before = ScalingReason.STABLE, f"{_count(current)} as before"
+    reason, as_before = api.ScalingReason.STABLE, f"{_count(current)} as before"
     # Replicas that are added are added for the load, though it needs more than the bound allows.
     if limit is not None and replicas == limit.replicas < desired and replicas <= current:
-        reason = ScalingReason.SCALING_LIMITED
+        reason = api.ScalingReason.SCALING_LIMITED
         detail = f"{_count(desired)} would be asked for, but {limit.sentence}: {_count(replicas)} now."
     elif replicas != current or desired != current:
-        reason = ScalingReason.SCALING
+        reason = api.ScalingReason.SCALING
         is_planned = min_replicas > max(current, steady)
         cause = _floor(spec, min_replicas) if is_planned else f"The load asks for {_count(desired)}"
         detail = f"{cause}: from {current} to {replicas} now."
     elif signal.silent or (signal.need is None and not signal.starting):
-        reason = ScalingReason.METRICS_UNAVAILABLE
+        reason = api.ScalingReason.METRICS_UNAVAILABLE
         silence = "No pod that answers has said its load yet"
         if signal.silent:
             silence = f"The load of {_name_some(signal.silent)} is not known"
@@ -234,7 +228,7 @@ def _autoscale(
     return replicas, reason, detail, history
 
 
-def _floor(spec: TurboDeploymentSpec, replicas: int) -> str:
+def _floor(spec: api.TurboDeploymentSpec, replicas: int) -> str:
     """Say who asks for at least so many replicas: the bound of the spec, or the plan."""
     by_spec = replicas <= (spec.scaling.min_replicas or 0)
     return f"{'spec.scaling.minReplicas asks for' if by_spec else 'The plan needs'} {_count(replicas)}"

@@ -15,7 +15,7 @@ from typing import Any
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.shapes import UnknownShapeError, from_config
 
-__all__ = ["UnknownShapeError", "configuration", "from_config", "from_document", "names", "shipped"]
+__all__ = ["UnknownShapeError", "from_config", "from_document", "shipped", "table"]
 
 
 def from_document(text: str, name: str) -> ModelShape:
@@ -41,27 +41,20 @@ def from_document(text: str, name: str) -> ModelShape:
 
 def shipped(hub_id: str) -> ModelShape | None:
     """Return the shape of a well-known model by its hub id in any case; None when it is not shipped."""
-    config = _table().get(hub_id.lower())
+    config = table().get(hub_id.lower())
     return None if config is None else from_config(config, hub_id)
 
 
-def configuration(hub_id: str) -> Mapping[str, Any]:
-    """Return the words of a shipped model's `config.json`; KeyError when it is not shipped."""
-    return _table()[hub_id.lower()]
-
-
-def names() -> tuple[str, ...]:
-    """Return the hub ids of the shipped models, in lower case."""
-    return tuple(_table())
-
-
 @cache
-def _table() -> dict[str, Mapping[str, Any]]:
-    """Configurations by hub id in lower case; a row may be `like` one before it, with words of its own."""
+def table() -> Mapping[str, Mapping[str, Any]]:
+    """Return the shipped configurations by hub id in lower case.
+
+    A row may be `like` one before it, with words of its own.
+    """
     text = resources.files(__package__).joinpath("shapes.toml").read_text(encoding="utf-8")
-    table: dict[str, Mapping[str, Any]] = {}
+    configs: dict[str, Mapping[str, Any]] = {}
     for row in tomllib.loads(text)["model"]:
-        like = table[row["like"].lower()] if "like" in row else {}
+        like = configs[row["like"].lower()] if "like" in row else {}
         config = {**like, **row.get("config", {})}
-        table |= {name.lower(): config for name in row["names"]}
-    return table
+        configs |= {name.lower(): config for name in row["names"]}
+    return configs

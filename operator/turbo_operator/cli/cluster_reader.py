@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from turbo_operator import api, resources
-from turbo_operator.catalog import as_row
 from turbo_operator.cli.manifests import BadInputError
-from turbo_operator.controller import kube
-from turbo_operator.controller.cache.projection import draft
+from turbo_operator.controller import feed, kube
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.snapshot_builder import build_snapshot
+from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, Snapshot
 
-Parsed = TypeVar("Parsed")
+_IN_NAMESPACE = (
+    *(resources.TURBODEPLOYMENT, resources.TURBODRAFT, resources.QUOTA),
+    *(*resources.CHILDREN.values(), resources.REPLICASET),
+)
+_IN_CLUSTER = (resources.TURBOACCELERATOR, resources.NODE, resources.POD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Cluster:
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
     """List what plans in these namespaces depend on (None: the context's own). Raises BadInputError."""
+    feed.log.setLevel(logging.ERROR)  # what was stored before a rule was, the operator skips too, and logs
     try:
         return asyncio.run(_read_cluster(context, frozenset(namespaces)))
     except kube.KubeError as error:
@@ -50,12 +54,6 @@ def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Clust
 
 async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) -> Cluster:
     async with kube.connect(context) as server:
-
-        async def bodies(
-            resource: resources.Resource, namespace: str | None = None, label: str | None = None
-        ) -> list[dict[str, Any]]:
-            return await server.list_all(resource, namespace, [("labelSelector", label)] if label else ())
-
         for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT):
             if not await server.serves(resource):
                 raise BadInputError(
@@ -63,31 +61,20 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
                 )
         cache = Cache()
         cluster = Cluster(cache, InventoryStore(cache.owner_of), server.namespace)
-        for namespace in {name or server.namespace for name in namespaces}:
-            for body in await bodies(resources.TURBODEPLOYMENT, namespace):
-                cache.put_deployment(body)
-            for body in await bodies(resources.TURBODRAFT, namespace):
-                cache.drafts.put(body, _parse(lambda body: draft(api.parse_draft(body)), body))
-            for body in await bodies(resources.QUOTA, namespace):
-                cluster.ledger.put(resources.QUOTA.kind, body)
-            for resource in resources.CHILDREN.values():
-                for body in await bodies(resource, namespace):
-                    cache.put_child(body)
-            for body in await bodies(resources.REPLICASET, namespace, api.LABEL_DEPLOYMENT):
-                cache.pods.put_replica_set(body)
-        for body in await bodies(resources.TURBOACCELERATOR):
-            cluster.accelerators[body["metadata"]["name"]] = body
-            cache.accelerators.put(body, _parse(lambda body: as_row(api.parse_accelerator(body)), body))
-        for resource in (resources.NODE, resources.POD):
-            for body in await bodies(resource):
-                cluster.ledger.put(resource.kind, body)
-                if resource is resources.POD:
-                    cache.pods.put(body)
+
+        def show(accelerator: Mapping[str, Any]) -> None:
+            cluster.accelerators[accelerator["metadata"]["name"]] = accelerator
+
+        sink = feed.Feed(cache, cluster.ledger, WorkQueue(_look_at_none), show)
+        places = {name or server.namespace for name in namespaces}
+        lists = [(resource, place) for place in places for resource in _IN_NAMESPACE]
+        for resource, namespace in (*lists, *((resource, None) for resource in _IN_CLUSTER)):
+            is_labeled = resource is resources.REPLICASET
+            selectors = [("labelSelector", api.LABEL_DEPLOYMENT)] if is_labeled else ()
+            for body in await server.list_all(resource, namespace, selectors):
+                sink.put(resource.kind, body)
         return cluster
 
 
-def _parse(parser: Callable[[dict[str, Any]], Parsed], body: dict[str, Any]) -> Parsed | None:
-    """None for an object that was stored before a rule was: the operator skips it too, and logs it."""
-    with suppress(api.InvalidObject):
-        return parser(body)
-    return None
+async def _look_at_none(_: Key) -> None:
+    """Nobody works on what a list concerns."""

@@ -190,7 +190,7 @@ def _shipped_shape(td: api.TurboDeployment) -> ModelShape:
 
 def _nearest(hub_id: str) -> str:
     """Suggest the shipped shape that may be meant, or nothing."""
-    near = difflib.get_close_matches(hub_id.lower(), shapes.names(), n=1, cutoff=0.8)
+    near = difflib.get_close_matches(hub_id.lower(), shapes.table(), n=1, cutoff=0.8)
     return f" Did you mean {near[0]}?" if near else ""
 
 

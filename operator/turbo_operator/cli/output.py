@@ -16,15 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from turbo_operator.api import (
-    CapacityType,
-    ConditionType,
-    EngineName,
-    PlanStatus,
-    Provenance,
-    RolloutReason,
-    TurboDeployment,
-)
+from turbo_operator import api
 from turbo_operator.api.conditions import ConditionState, sentence
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
@@ -37,10 +29,10 @@ NUM_REJECTED = 8  # rows; -o json has all of them
 COLUMNS = ("accelerator", "speculation", "replicas", "TTFT", "TPOT", "tokens/s", "$/h", "$/1M", "reason")
 NUMBERS = {*COLUMNS[2:-1], "difference"}
 TRUST = {
-    Provenance.ASSUMED: "rest on lengths or on an acceptance of drafts that are assumed, not measured",
-    Provenance.ROOFLINE: "come from the step-time model and the catalogue's figures",
-    Provenance.CALIBRATED: "come from the step-time model, scaled by what a pod measured at its start",
-    Provenance.MEASURED: "were measured",
+    api.Provenance.ASSUMED: "rest on lengths or on an acceptance of drafts that are assumed, not measured",
+    api.Provenance.ROOFLINE: "come from the step-time model and the catalogue's figures",
+    api.Provenance.CALIBRATED: "come from the step-time model, scaled by what a pod measured at its start",
+    api.Provenance.MEASURED: "were measured",
 }
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 UNKNOWN = "-"
@@ -49,7 +41,7 @@ _CHOICE = (
     *("accelerators_per_replica", "method", "placement", "max_draft_tokens", "dtype", "max_model_len"),
     *("memory_bytes", "kv_cache_bytes", "host_memory_bytes"),
 )
-_USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
+_USUAL = {api.EngineName.TURBO, api.CapacityType.ON_DEMAND}
 
 
 def as_document(answer: Answer) -> dict[str, Any]:
@@ -127,13 +119,13 @@ def _money(amount: Decimal | None) -> str | None:
     return None if amount is None else money(amount)
 
 
-def serves_another(td: TurboDeployment) -> bool:
+def serves_another(td: api.TurboDeployment) -> bool:
     """Whether the serving plan is not the plan of the spec."""
     plan, serving = td.status.plan, td.status.serving_plan
     return serving is not None and plan is not None and plan.hash != serving.hash
 
 
-def serving_document(td: TurboDeployment) -> dict[str, Any]:
+def serving_document(td: api.TurboDeployment) -> dict[str, Any]:
     """Return both plans of the status as plain data."""
     tried, serving = (
         plan and {name: value for name, value in plan.dump().items() if name != "rejected"}
@@ -142,14 +134,14 @@ def serving_document(td: TurboDeployment) -> dict[str, Any]:
     return {"tried": tried, "serving": serving, "rollout": td.status.rollout and td.status.rollout.dump()}
 
 
-def serving_sentences(td: TurboDeployment) -> tuple[str, ...]:
+def serving_sentences(td: api.TurboDeployment) -> tuple[str, ...]:
     """Describe both plans with hash, reason and predictions; empty where they are the same."""
     plan, serving, rollout = td.status.plan, td.status.serving_plan, td.status.rollout
     if plan is None or serving is None or not serves_another(td):
         return ()
-    stalled = td.status.condition(ConditionType.STALLED)
+    stalled = td.status.condition(api.ConditionType.STALLED)
     state = "waits to take over" if stalled is not None and stalled.status == "True" else "takes over"
-    if rollout is not None and rollout.reason == RolloutReason.ROLLED_BACK:
+    if rollout is not None and rollout.reason == api.RolloutReason.ROLLED_BACK:
         state = f"was rolled back ({sentence(rollout.message) or 'its pods did not become ready.'})"
     return (
         f"Plan {plan.hash} {state}: {_described(plan)}",
@@ -157,7 +149,7 @@ def serving_sentences(td: TurboDeployment) -> tuple[str, ...]:
     )
 
 
-def _described(plan: PlanStatus) -> str:
+def _described(plan: api.PlanStatus) -> str:
     what = f"{plan.accelerator or 'an unknown accelerator'} with {plan.method or 'unknown'} drafts"
     figures = []
     if predicted := plan.predicted:

@@ -117,8 +117,9 @@ def decide(
     job, draft_object = None, None
     if step.job_request is not None and observed.model is not None:
         job = training_job(td, step.job_request, observed.model, settings)
-    if step.finished is not None and td.spec.speculation.training is not None:
-        draft_object = turbo_draft(td, td.spec.speculation.training, step.finished)
+    training_spec = td.spec.speculation.training
+    if step.finished is not None and step.state is not None and training_spec is not None:
+        draft_object = turbo_draft(td, training_spec, step.state, step.finished)
     return Decision(
         scale,
         plan,

@@ -52,8 +52,7 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
     """
     if td.spec.speculation.draft_ref is not None or observed.model is None:
         return None
-    drafts = fitting(observed)
-    used = td.status.draft
+    drafts, used = fitting(observed), td.status.draft
     known = {identity(draft) for draft in (*td.status.rejected_drafts, used) if draft is not None}
     names = [draft.name for draft in drafts]
     first = names.index(used.name) if used is not None and used.name in names else 0
@@ -69,12 +68,7 @@ def update_canary(
 
     The tracker holds a run for as long as its variant shall exist.
     """
-    warm_seconds, run, verdict, draft = (
-        td.spec.rollout.canary.min_generation_duration.seconds,
-        None,
-        None,
-        None,
-    )
+    draft, verdict, run = None, None, None
     is_scaled_to_zero = td.spec.scaling_mode == ScalingMode.EXTERNAL and td.spec.replicas == 0
     if choice is not None and choice.method != OFF and not td.spec.suspend and not is_scaled_to_zero:
         draft = candidate(td, observed)
@@ -82,9 +76,9 @@ def update_canary(
         variant = render.plan_hash(td, choice, observed.model, draft, trial=True)
         verdict = _unaffordable(td, choice, draft, variant)
         if verdict is None:
-            run = speedups.trial
-            if run is None or run.variant != variant:
-                run = CanaryRun(variant, now)
+            last = speedups.trial
+            run = last if last is not None and last.variant == variant else CanaryRun(variant, now)
+    warm_seconds = td.spec.rollout.canary.min_generation_duration.seconds
     speedups = replace(speedups, trial=run).update(observed.pods, now, warm_seconds)
     if draft is None or speedups.trial is None:
         return speedups, verdict
@@ -207,10 +201,8 @@ def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> 
         if run.warmup.seconds < needed:
             return CanaryReason.EVALUATING, f"The pod that tries {version} warms up on live traffic."
         done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
-        message = (
-            f"{version} is compared with what the other pods use: {done} % of the answers needed are there."
-        )
-        return CanaryReason.EVALUATING, message
+        needed_part = f"{done} % of the answers needed are there"
+        return CanaryReason.EVALUATING, f"{version} is compared with what the other pods use: {needed_part}."
     if run.began is None or now - run.began < settings.min_duration.seconds:
         return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
     if not total.audits:

@@ -25,11 +25,12 @@ def verdicts(
 ) -> dict[ConditionType, ConditionState]:
     """Return the conditions on drafts that have something to say; `gain` is what the status shows."""
     pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
+    is_off = plan is not None and plan.choice is not None and plan.choice.method == api.OFF
     states = {
-        ConditionType.DRAFT_READY: _ready(td, observed, plan, pods),
+        ConditionType.DRAFT_READY: _ready(td, observed, is_off, pods),
         ConditionType.DRAFT_TRAINED: training,
         ConditionType.DRAFT_PROMOTED: _promoted(td, verdict),
-        ConditionType.SPECULATION_EFFECTIVE: _effective(plan, gain),
+        ConditionType.SPECULATION_EFFECTIVE: _effective(is_off, gain),
     }
     return {kind: state for kind, state in states.items() if state is not None}
 
@@ -47,8 +48,8 @@ def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionSt
     return ConditionState(last.status, last.reason, last.message)
 
 
-def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
-    if plan is not None and plan.choice is not None and plan.choice.method == api.OFF:
+def _effective(is_off: bool, gain: str | None) -> ConditionState:
+    if is_off:
         return ConditionState("False", api.EffectReason.DISABLED, "The plan is one without speculation.")
     if gain is None:
         message = "Too little was answered in the last ten minutes to tell what drafts gain."
@@ -58,7 +59,7 @@ def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
 
 
 def _ready(
-    td: TurboDeployment, observed: Snapshot, plan: Plan | None, current: Sequence[PodView]
+    td: TurboDeployment, observed: Snapshot, is_off: bool, current: Sequence[PodView]
 ) -> ConditionState | None:
     """Whether pods draft with the draft that they should; None where there is none."""
     ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
@@ -79,7 +80,7 @@ def _ready(
             "one that was trained for it."
         )
         return ConditionState("False", DraftReason.TARGET_MODEL_MISMATCH, message)
-    if plan is not None and plan.choice is not None and plan.choice.method == api.OFF:
+    if is_off:
         message = f"{named} is not used: the plan is one without speculation."
         return ConditionState("False", DraftReason.SPECULATION_DISABLED, message)
     if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):

@@ -250,11 +250,8 @@ class PlanEvaluation:
         if not self.requirements.unloaded:
             return loaded
         alone = capacity.closed(engines, demand, np.ones(len(places)))
-        return replace(
-            loaded,
-            time_to_first_token=alone.time_to_first_token,
-            time_per_output_token=alone.time_per_output_token,
-        )
+        first, token = alone.time_to_first_token, alone.time_per_output_token
+        return replace(loaded, time_to_first_token=first, time_per_output_token=token)
 
     def predict(self, indices: Indices, replicas: Numbers) -> list[Predicted | None]:
         """Predict each pair with so many replicas at the planned load; None where its speed is unknown.
@@ -328,13 +325,13 @@ class PlanEvaluation:
 def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
     """Evaluate all candidates; with `every` the speed of each, however little it matters."""
     candidates = enumerate_candidates(requirements)
-    conflicts = {row.name: requirements.find_resource_conflict(row) for row in requirements.rows}
+    conflicts = ((row.name, requirements.find_resource_conflict(row)) for row in requirements.rows)
     evaluation = PlanEvaluation(
         requirements=requirements,
         candidates=candidates,
         memory_use=estimate_memory(candidates, requirements),
         rates=candidate_curves.build_rates(requirements),
-        conflicts={name: message for name, message in conflicts.items() if message is not None},
+        conflicts={name: message for name, message in conflicts if message is not None},
         availability=compute_availability(candidates, requirements),
         speeds=_unknown(len(candidates)),
     )

@@ -71,11 +71,8 @@ def plan(inputs: PlannerInputs, now: float) -> Plan:
     mixture = suggest_mixture(evaluation, best)
     rejected = rejected if mixture is None else (*rejected, mixture)
     choice = _build_choice(evaluation, best, count, predicted)
-    is_alone = not any(
-        row.accelerator != choice.accelerator.name
-        and row.reason in (PlanReason.HIGHER_COST, PlanReason.NOT_PREFERRED)
-        for row in rejected
-    )
+    lost = (PlanReason.HIGHER_COST, PlanReason.NOT_PREFERRED)
+    is_alone = {row.accelerator for row in rejected if row.reason in lost} <= {choice.accelerator.name}
     detail = messages.chosen(choice, count, is_alone, requirements)
     detail += messages.short(evaluation.verdict.compared[best], requirements)
     return Plan(choice, count, PlanReason.FEASIBLE, detail, rejected, near_miss)

@@ -11,17 +11,8 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume
+from turbo_operator.render import draft_volume, metadata, pod
 from turbo_operator.render import template as pod_templates
-from turbo_operator.render.metadata import (
-    build_child,
-    configmap,
-    digest,
-    labels,
-    serving_selector,
-    traffic_selector,
-)
-from turbo_operator.render.pod import build_container, failing_at_once, model_argument, pod_metadata, pod_spec
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
 from turbo_operator.rollout import Variant
@@ -60,7 +51,7 @@ def children(
     """
     model = observed.model
     drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
-    selector = traffic_selector(td, observed.children)
+    selector = metadata.traffic_selector(td, observed.children)
     wanted = [service(td, selector), pdb(td, selector)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += pod_templates.capture_configmaps(td)
@@ -110,7 +101,7 @@ def _mounted_configmaps(
                 data = pod_templates.stopped_capture(data)
             elif child.name == draft_volume.configmap_name(td, trial=True):
                 data = draft_volume.after_trial(td, observed, templates)
-            configmaps.append(configmap(td, child.name, data))
+            configmaps.append(metadata.configmap(td, child.name, data))
     return configmaps
 
 
@@ -123,7 +114,7 @@ def service(td: api.TurboDeployment, selector: Mapping[str, str]) -> dict[str, A
     """Build `NAME`: port 80 of it is the OpenAI API."""
     port = {"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
     spec = {"selector": dict(selector), "ports": [port]}
-    return build_child(td, "Service", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
+    return metadata.build_child(td, "Service", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
 
 
 def url(td: api.TurboDeployment) -> str:
@@ -138,7 +129,7 @@ def pdb(td: api.TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:
         "selector": {"matchLabels": dict(selector)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
-    return build_child(td, "PodDisruptionBudget", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
+    return metadata.build_child(td, "PodDisruptionBudget", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
 
 
 def deployment(td: api.TurboDeployment, variant: Variant, template: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,20 +137,22 @@ def deployment(td: api.TurboDeployment, variant: Variant, template: Mapping[str,
     own = {api.LABEL_PLAN_HASH: variant.plan_hash}
     spec = {
         "replicas": variant.replicas,
-        "selector": {"matchLabels": {**serving_selector(td), **own}},
+        "selector": {"matchLabels": {**metadata.serving_selector(td), **own}},
         "template": template,
         "minReadySeconds": td.spec.rollout.min_ready_seconds,
         "progressDeadlineSeconds": PROGRESS_SECONDS + td.spec.rollout.min_ready_seconds,
         "revisionHistoryLimit": KEPT_REPLICA_SETS,
     }
     name = variant_name(td, variant.plan_hash)
-    return build_child(td, "Deployment", name, api.ROLE_SERVING, {"spec": spec}, own)
+    return metadata.build_child(td, "Deployment", name, api.ROLE_SERVING, {"spec": spec}, own)
 
 
 def revision(td: api.TurboDeployment, plan_hash: str, template: Mapping[str, Any]) -> dict[str, Any]:
     """Build `NAME-HASH`: the variant's pod template, as it was rendered when the variant was made."""
     body, own = {"revision": 1, "data": template}, {api.LABEL_PLAN_HASH: plan_hash}
-    return build_child(td, "ControllerRevision", variant_name(td, plan_hash), api.ROLE_SERVING, body, own)
+    return metadata.build_child(
+        td, "ControllerRevision", variant_name(td, plan_hash), api.ROLE_SERVING, body, own
+    )
 
 
 def variant_name(td: api.TurboDeployment, plan_hash: str) -> str:
@@ -180,27 +173,29 @@ def model_configmap_name(td: api.TurboDeployment) -> str:
 def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
     """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
     revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
-    arguments = [model_argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
+    arguments = [pod.model_argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
     # Configuration and headers only are read; what weighs is the interpreter.
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
-    container = build_container(td, settings, INSPECT_CONTAINER, ["turbo", "inspect"], arguments, resources)
+    container = pod.build_container(
+        td, settings, INSPECT_CONTAINER, ["turbo", "inspect"], arguments, resources
+    )
     spec = {
         "backoffLimit": RETRIES,
-        "podFailurePolicy": {"rules": [failing_at_once(INSPECT_CONTAINER)]},
+        "podFailurePolicy": {"rules": [pod.failing_at_once(INSPECT_CONTAINER)]},
         "template": {
-            "metadata": pod_metadata(td, labels(td, api.ROLE_INSPECT)),
-            "spec": {**pod_spec(td, container), "restartPolicy": "Never"},
+            "metadata": pod.pod_metadata(td, metadata.labels(td, api.ROLE_INSPECT)),
+            "spec": {**pod.pod_spec(td, container), "restartPolicy": "Never"},
         },
     }
-    return build_child(td, "Job", job_name(td), api.ROLE_INSPECT, {"spec": spec})
+    return metadata.build_child(td, "Job", job_name(td), api.ROLE_INSPECT, {"spec": spec})
 
 
 def facts_data(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, str]:
     """Return what the ConfigMap holds."""
     data = {FACTS_KEY: facts.to_json(), SOURCE_KEY: source_hash(td)}
-    return {**data, SEAL_KEY: digest(data)[:16]}
+    return {**data, SEAL_KEY: metadata.digest(data)[:16]}
 
 
 def model_configmap(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, Any]:
     """Build `NAME-model`: what the inspect Job found, so that its answer outlives its pod."""
-    return configmap(td, model_configmap_name(td), facts_data(td, facts), api.ROLE_INSPECT)
+    return metadata.configmap(td, model_configmap_name(td), facts_data(td, facts), api.ROLE_INSPECT)

@@ -39,9 +39,7 @@ def source_hash(td: api.TurboDeployment) -> str:
 def model_argument(td: api.TurboDeployment) -> str:
     """Return what the runtime gets as MODEL: a hub id, or a path below the mounted claim."""
     model = td.spec.model
-    if model.on_hub:
-        return model.hub_id
-    return f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
+    return model.hub_id if model.on_hub else f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
 
 
 def mounted_volume(
@@ -85,12 +83,9 @@ def build_container(
     resources: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Build a container of the runtime's image."""
-    overlay = td.spec.pod_template.spec
+    overlay = [variable.dump() for variable in td.spec.pod_template.spec.env or ()]
     # As the API server keeps them: an empty value is no value there.
-    variables = [
-        {key: value for key, value in variable.dump().items() if value != ""}
-        for variable in overlay.env or ()
-    ]
+    variables = [{key: value for key, value in variable.items() if value != ""} for variable in overlay]
     return {
         "name": name,
         "image": td.spec.engine.image or settings.runtime_image,
@@ -105,10 +100,8 @@ def build_container(
 def pod_metadata(td: api.TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
     """Build the metadata of a pod template: the overlay's, under our own labels."""
     overlay = td.spec.pod_template.metadata
-    metadata: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
-    if overlay.annotations:
-        metadata["annotations"] = dict(overlay.annotations)
-    return metadata
+    metadata = {"labels": {**(overlay.labels or {}), **own}}
+    return metadata | ({"annotations": dict(overlay.annotations)} if overlay.annotations else {})
 
 
 def placement_labels(choice: Choice) -> dict[str, str]:
@@ -133,17 +126,23 @@ def pod_spec(
     """
     overlay = td.spec.pod_template.spec
     volumes = [*_model_volumes(td), *volumes]
-    placed: dict[str, Any] = {}
-    selector: Mapping[str, str] = {}
-    tolerations: list[Mapping[str, Any]] = []
+    optional: dict[str, Any] = {
+        "nodeSelector": {**(overlay.node_selector or {})},
+        "tolerations": [toleration.dump() for toleration in overlay.tolerations or ()],
+        "serviceAccountName": overlay.service_account_name,
+        "imagePullSecrets": [{"name": secret.name} for secret in overlay.image_pull_secrets or ()],
+        "priorityClassName": overlay.priority_class_name,
+    }
     if choice is not None:
         constraint = build_constraint(choice.accelerator, choice.capacity_type)
-        placed["affinity"] = constraint.affinity
-        if overlay.runtime_class_name:
-            placed["runtimeClassName"] = overlay.runtime_class_name
-        selector = choice.accelerator.node_selector
-        tolerations = [*choice.accelerator.tolerations, *constraint.tolerations]
-    spec: dict[str, Any] = {
+        tolerations = map(dict, (*choice.accelerator.tolerations, *constraint.tolerations))
+        optional |= {
+            "affinity": constraint.affinity,
+            "runtimeClassName": overlay.runtime_class_name,
+            "nodeSelector": {**choice.accelerator.node_selector, **optional["nodeSelector"]},
+            "tolerations": [*tolerations, *optional["tolerations"]],
+        }
+    return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -161,16 +160,8 @@ def pod_spec(
             }
         ],
         "volumes": [volume for volume, _ in volumes],
+        **{name: value for name, value in optional.items() if value},
     }
-    optional = {
-        "nodeSelector": {**selector, **(overlay.node_selector or {})},
-        "tolerations": [dict(each) for each in tolerations]
-        + [toleration.dump() for toleration in overlay.tolerations or ()],
-        "serviceAccountName": overlay.service_account_name,
-        "imagePullSecrets": [{"name": secret.name} for secret in overlay.image_pull_secrets or ()],
-        "priorityClassName": overlay.priority_class_name,
-    }
-    return spec | placed | {name: value for name, value in optional.items() if value}
 
 
 def failing_at_once(container: str) -> dict[str, Any]:

@@ -20,18 +20,9 @@ from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import draft_volume
+from turbo_operator.planner.performance.memory import GIB, on_cpu
+from turbo_operator.render import draft_volume, pod
 from turbo_operator.render.metadata import configmap, digest, labels
-from turbo_operator.render.pod import (
-    OWN_GROUP,
-    MountedVolume,
-    build_container,
-    model_argument,
-    mounted_volume,
-    placement_labels,
-    pod_metadata,
-    pod_spec,
-)
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.config import RuntimeConfig
@@ -47,8 +38,6 @@ KEYS_FOLDER = "/etc/turbo"
 KEYS_FILE = "api-keys"  # whatever the Secret calls it: a path of one's own needs no care about names
 CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
 CAPTURE_CLAIM_PATH = "/capture"
-CPU = "cpu"
-GIB = 1 << 30
 MIB = 1 << 20
 GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
 TRIAL_AUDIT_SHARE = 0.1  # of a new draft's answers: the default finds too little in the minutes of a trial
@@ -105,15 +94,16 @@ def runtime_config(
     td: api.TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
 ) -> RuntimeConfig:
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
-    cpu = choice.accelerator.resource_name == CPU
+    cpu = on_cpu(choice.accelerator)
     timeout = td.spec.engine.step_timeout
     config = RuntimeConfig(
-        model=model_argument(td),
+        model=pod.model_argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
         dtype="float32" if choice.dtype == "float32" else "bfloat16",
-        threads=max(1, int(_cores(td, choice))) if cpu else None,
+        # All that the container may use, since a process cannot see its quota.
+        threads=max(1, int(api.quantity(resources(td, choice)["limits"]["cpu"]))) if cpu else None,
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
@@ -141,9 +131,8 @@ def pod_template(
     config = runtime_config(td, choice, facts, claim)
     if trial:
         config = dataclasses.replace(config, audit_fraction=TRIAL_AUDIT_SHARE)
-    container = build_container(
-        td, settings, "runtime", ["turbo", "serve"], config.to_argv(), resources(td, choice)
-    ) | {
+    command, amounts = ["turbo", "serve"], resources(td, choice)
+    container = pod.build_container(td, settings, "runtime", command, config.to_argv(), amounts) | {
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         # Readiness is the model being loaded; the server process answers for a busy engine, so that slowness
         # is no death below spec.engine.stepTimeout.
@@ -153,20 +142,20 @@ def pod_template(
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
     volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, trial)]
-    spec = pod_spec(td, container, choice, volumes)
+    spec = pod.pod_spec(td, container, choice, volumes)
     if capture(td):
-        spec["securityContext"] |= OWN_GROUP
+        spec["securityContext"] |= pod.OWN_GROUP
     grace = config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     own = {
         **labels(td, api.ROLE_SERVING),
         api.LABEL_PLAN_HASH: variant,
         api.LABEL_OWNER_UID: td.metadata.uid,
-        **placement_labels(choice),
+        **pod.placement_labels(choice),
     }
     if trial and draft:
         own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
-    return {"metadata": pod_metadata(td, own), "spec": spec}
+    return {"metadata": pod.pod_metadata(td, own), "spec": spec}
 
 
 def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
@@ -174,7 +163,7 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
-    if accelerator.resource_name == CPU:
+    if on_cpu(accelerator):
         requests = {"cpu": amount, "memory": memory}
         limits = dict(requests)
     else:
@@ -185,11 +174,6 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
         requests |= overlay.requests or {}
         limits |= overlay.limits or {}
     return {"requests": requests, "limits": limits}
-
-
-def _cores(td: api.TurboDeployment, choice: Choice) -> Decimal:
-    """Return the cores that the container may use, since a process cannot see its quota."""
-    return api.quantity(resources(td, choice)["limits"][CPU])
 
 
 def _number(amount: Decimal) -> str:
@@ -249,15 +233,15 @@ def _capture_file(settings: Mapping[str, Any]) -> dict[str, str]:
     return {CAPTURE_FILE: json.dumps(settings, indent=2, sort_keys=True) + "\n"}
 
 
-def _server_volumes(td: api.TurboDeployment) -> list[MountedVolume]:
+def _server_volumes(td: api.TurboDeployment) -> list[pod.MountedVolume]:
     """Build the volumes of a serving pod."""
     volumes = []
     if keys := api_keys(td):
         secret = {"secretName": keys.name, "items": [{"key": keys.key, "path": KEYS_FILE}]}
-        volumes.append(mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
+        volumes.append(pod.mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
     if kept := capture(td):
         settings = {"configMap": {"name": capture_configmap_name(td)}}
         claim = {"persistentVolumeClaim": {"claimName": kept.persistent_volume_claim.claim_name}}
-        volumes.append(mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
-        volumes.append(mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
+        volumes.append(pod.mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
+        volumes.append(pod.mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
     return volumes

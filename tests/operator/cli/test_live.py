@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from turbo_operator.cli import commands
+from turbo_operator import api, resources
+from turbo_operator.catalog import shipped_objects
+from turbo_operator.cli import cluster_reader, commands
+from turbo_operator.controller.cache.store import Key
 
 
 @contextmanager
@@ -86,3 +90,73 @@ def test_a_cluster_that_does_not_answer_is_told_so(
         "turbo explain: the API server did not answer: "
         f"no connection to 127.0.0.1:{port} (Connection refused).\n"
     )
+
+
+class Listed:
+    """An API server that only lists."""
+
+    namespace = "team"
+
+    def __init__(self, *bodies: dict[str, Any]) -> None:
+        self.bodies = [
+            {**body, "metadata": {"uid": f"u{number}", "resourceVersion": "1", **body["metadata"]}}
+            for number, body in enumerate(bodies)
+        ]
+        self.asked: list[tuple[str, str | None, object]] = []
+
+    async def serves(self, _: resources.Resource) -> bool:
+        return True
+
+    async def list_all(
+        self, resource: resources.Resource, namespace: str | None, selectors: object = ()
+    ) -> list[dict[str, Any]]:
+        self.asked.append((resource.kind, namespace, selectors))
+        return [
+            body
+            for body in self.bodies
+            if body["kind"] == resource.kind and body["metadata"].get("namespace") == namespace
+        ]
+
+
+def test_a_cluster_is_listed_once_and_what_cannot_be_read_is_left_out_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    h100 = next(body for body in shipped_objects() if body["metadata"]["name"] == "h100")
+    odd = {**h100, "metadata": {"name": "odd"}, "spec": {"max": -1}}
+    place = {"namespace": "team"}
+    td = {
+        "apiVersion": api.API_VERSION,
+        "kind": api.TURBODEPLOYMENT,
+        "metadata": {"name": "chat", **place},
+        "spec": {"model": {"uri": "hf://Qwen/Qwen3-8B"}},
+    }
+    owner = {"kind": api.TURBODEPLOYMENT, "name": "chat", "uid": "u2", "controller": True}
+    child = {"kind": "ConfigMap", "metadata": {"name": "chat-model", **place, "ownerReferences": [owner]}}
+    node = {
+        "kind": "Node",
+        "metadata": {"name": "n1", "labels": h100["spec"]["nodeSelector"]},
+        "status": {
+            "allocatable": {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "8"},
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    }
+    listed = Listed(h100, odd, td, child, node)
+
+    @asynccontextmanager
+    async def connect(_: str | None) -> AsyncIterator[Listed]:
+        yield listed
+
+    monkeypatch.setattr(cluster_reader.kube, "connect", connect)
+    with caplog.at_level(logging.INFO):
+        cluster = cluster_reader.read_cluster(None, [None, "team"])
+    assert len(listed.asked) == len({kind for kind, _, _ in listed.asked})
+    assert ("ReplicaSet", "team", [("labelSelector", api.LABEL_DEPLOYMENT)]) in listed.asked
+    assert not caplog.messages
+    assert set(cluster.accelerators) == {"h100", "odd"}
+    key = Key("team", "chat")
+    assert cluster.cache.deployments.get(key) is not None
+    snapshot = cluster.snapshot(key, api.parse(listed.bodies[2]), 0.0)
+    assert set(snapshot.accelerators) == {"h100"}
+    assert [view.name for view in snapshot.children] == ["chat-model"]
+    assert snapshot.supply is not None
+    assert [row.free for row in snapshot.supply["h100"].nodes] == [8]

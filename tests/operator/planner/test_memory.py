@@ -85,7 +85,7 @@ def test_more_tokens_hold_no_less_and_more_accelerators_no_more(
 
 
 def test_an_mlp_of_unknown_width_is_taken_to_hold_no_less_than_it_does_and_not_twice_as_much() -> None:
-    for known in map(shape, shapes.names()):
+    for known in map(shape, shapes.table()):
         assert memory.mlp_width(known) == known.mlp_width > 0
         taken = 3.0 * memory.mlp_width(replace(known, mlp_width=0))
         held = (3 if FAMILIES[known.architecture].gated else 2) * known.mlp_width

@@ -118,7 +118,7 @@ def pod(body: Mapping[str, Any]) -> PodView | JobPod:
 
 
 def trains(job: str) -> bool:
-    """Whether a Job of ours trains, by its name, as `training.names` makes it: labels can be edited."""
+    """Whether a Job of ours trains, by its name, as `training.manifests` makes it: labels can be edited."""
     return re.fullmatch(r".+-train-[0-9]+", job) is not None
 
 

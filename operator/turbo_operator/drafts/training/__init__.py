@@ -1,32 +1,173 @@
-"""Training of drafts: whether one is due, runs or has ended, and what follows. Pure: the time is a parameter.
+"""Training of drafts: whether one is due, what the one that runs is at, and how it has ended. Pure.
 
-Everything is read from what the cluster holds: the TurboDeployment's status, the Job and its pods, and the
-TurboDrafts. What decides is the same after a restart.
+    no draft for the model, or a gain below the bound for the window  ->  due  ->  Job  ->  TurboDraft
+
+A training is one number, one folder and one TurboDraft, however many Jobs and pods it takes. One that ended
+badly waits until the spec changes, so that nothing is paid twice for the same failure. Everything is read
+from what the cluster holds (the status, the Job and its pods, TurboDrafts): it is the same after a restart.
 """
 
-from turbo_operator.drafts.training.decision import decide, fitting
-from turbo_operator.drafts.training.job_state import (
-    NO_TRAINING,
-    AcceleratorQuery,
-    FinishedDraft,
-    JobRequest,
-    TrainingDecision,
-    format_progress,
-)
-from turbo_operator.drafts.training.names import dtype, is_training_job
-from turbo_operator.drafts.training.next_job import chosen, question
+from __future__ import annotations
 
-__all__ = [
-    "NO_TRAINING",
-    "AcceleratorQuery",
-    "FinishedDraft",
-    "JobRequest",
-    "TrainingDecision",
-    "chosen",
-    "decide",
-    "dtype",
-    "fitting",
-    "format_progress",
-    "is_training_job",
-    "question",
-]
+import math
+from dataclasses import replace
+
+from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
+from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.training import PromptsType
+from turbo_operator.drafts.training import job_state, manifests
+from turbo_operator.drafts.training.job_state import NO_TRAINING as NO_TRAINING
+from turbo_operator.drafts.training.job_state import AcceleratorQuery as AcceleratorQuery
+from turbo_operator.drafts.training.job_state import JobRequest as JobRequest
+from turbo_operator.drafts.training.job_state import TrainingDecision as TrainingDecision
+from turbo_operator.drafts.training.job_state import format_progress as format_progress
+from turbo_operator.drafts.training.job_state import unmet_condition
+from turbo_operator.drafts.training.manifests import dtype as dtype
+from turbo_operator.drafts.training.next_job import Case, replan, start_or_resume
+from turbo_operator.drafts.training.next_job import chosen as chosen
+from turbo_operator.drafts.training.next_job import question as question
+from turbo_operator.plan import Plan
+from turbo_operator.planner import OFF
+from turbo_operator.snapshot import DraftView, Snapshot, identity
+
+
+def decide(
+    td: TurboDeployment, observed: Snapshot, plan: Plan | None, answer: Plan | None, now: float
+) -> TrainingDecision:
+    """Decide once. `answer` is the planner's to what the step before it `query`, None at first."""
+    training, state = td.spec.speculation.training, td.status.training
+    name = manifests.job_name(td, state.number) if state is not None else ""
+    jobs = (child for child in observed.children if (child.kind, child.name) == ("Job", name))
+    job = next(jobs, None)
+    pods = [pod for pod in observed.trainings if pod.job == name]
+    if state is not None:
+        state = job_state.update_state(state, pods, now, job.ended if job is not None else None)
+    if training is None or training.suspend or td.spec.suspend:
+        if state is not None and state.result is not None:
+            state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
+        if training is None:
+            return TrainingDecision(state=state)
+        off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.suspend is true"
+        message = f"{off}: nothing is trained, and drafts stay."
+        return TrainingDecision(unmet_condition(TrainingReason.SUSPENDED, message), state)
+    if state is not None and state.result is None:
+        draft_name = manifests.draft_name(td, state.number)
+        if any(draft.name == draft_name for draft in observed.drafts):  # it is published
+            update = {"result": TrainingReason.TRAINED, "completion_time": rfc3339(now)}
+            state = state.model_copy(update=update)
+    serving, case = plan.served if plan is not None else None, None
+    if observed.model is not None and serving is not None and serving.method != OFF:
+        case = Case(td, training, observed, observed.model.digest, serving, answer, now, state)
+    if job is not None and state is not None and state.result is None:
+        if job.complete or job.failed or state.start_time is not None:
+            return job_state.read_job_state(training, job, state, pods, now)
+        waiting = job_state.wait(job, state, pods, now)
+        return waiting if case is None else replan(case, waiting, pods)
+    if case is None:
+        message = "A draft is trained once the model is known and a plan that drafts is feasible."
+        condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_PLAN, message)
+        step = TrainingDecision(condition, state)
+    else:
+        step = _decide_without_job(case)
+    state = step.state
+    if step.job_request is None and state is not None and state.result == TrainingReason.TRAINING_FAILED:
+        # with it stays what its pods have said
+        return replace(step, kept_job=manifests.job_name(td, state.number))
+    return step
+
+
+def fitting(observed: Snapshot) -> list[DraftView]:
+    """Return the drafts of the deployment that are for the model that is served, oldest first."""
+    digest = observed.model.digest if observed.model is not None else None
+    return [
+        draft
+        for draft in observed.drafts
+        if draft.target_digest == digest and draft.method == DraftMethod.TURBO_HEADS
+    ]
+
+
+def _decide_without_job(case: Case) -> TrainingDecision:
+    """Decide where every Job is over: what is waited for, or the next one."""
+    observed, state, training = case.observed, case.state, case.training
+    drafts = fitting(observed)
+    since = _below_since(case, drafts)
+    if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
+        state = TrainingStatus(number=0, input_hash="", spec_hash="", result=TrainingReason.TRAINED)
+    if state is not None:
+        state = state.model_copy(update={"below_threshold_time": None if since is None else rfc3339(since)})
+    case = replace(case, state=state)
+    unfinished = state is not None and state.result is None
+    is_measured = observed.gain is not None  # without requests, nothing is paid for
+    again = is_measured and since is not None and case.now - since >= training.trigger.window.seconds
+    if drafts and not again and not unfinished:
+        message = f"TurboDraft {drafts[-1].name} was trained for the model that is served."
+        if since is not None:
+            message += (
+                f" The measured gain is below {training.trigger.speedup_below} since {rfc3339(since)}: if it "
+                "stays there, another one is trained from "
+                f"{rfc3339(since + training.trigger.window.seconds)} on."
+            )
+        return TrainingDecision(ConditionState("True", TrainingReason.TRAINED, message), state)
+    if (blocked := _blocked(case, drafts)) is not None:
+        return TrainingDecision(blocked, state)
+    if training.prompts.type == PromptsType.CAPTURED and not drafts and not unfinished:
+        captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
+        if captured < training.trigger.min_prompts:
+            message = (
+                f"{captured} prompts were captured by the pods that run, and spec.speculation.training."
+                f"trigger.minPrompts asks for {training.trigger.min_prompts}: wait, or ask for less."
+            )
+            return TrainingDecision(unmet_condition(TrainingReason.WAITING_FOR_PROMPTS, message), state)
+    return start_or_resume(case)
+
+
+def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
+    """Return since when the gain is below the bound, in seconds since the epoch. A new draft has its own
+    time, which begins once it was promoted or turned down: until then another one would only take its place.
+    """
+    bound, gain, status = case.training.trigger.speedup_below, case.observed.gain, case.td.status
+    known = {identity(draft) for draft in (*status.rejected_drafts, status.draft) if draft is not None}
+    if bound is None or not drafts or identity(drafts[-1]) not in known:
+        return None
+    if gain is not None and gain >= bound:
+        return None
+    since = epoch(case.state.below_threshold_time) if case.state and case.state.below_threshold_time else None
+    if since is not None and since < drafts[-1].created:
+        since = None
+    return case.now if since is None and gain is not None else since
+
+
+def _blocked(case: Case, drafts: list[DraftView]) -> ConditionState | None:
+    """Say what ended badly and waits for a change of the spec, or for new captured prompts."""
+    state, training = case.state, case.training
+    if state is None or state.spec_hash != manifests.spec_hash(training):
+        return None
+    if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == case.digest:
+        return _useless(case, state)
+    if state.result not in (TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED):
+        return None
+    is_captured = training.prompts.type == PromptsType.CAPTURED
+    is_retried = is_captured and state.result == TrainingReason.TRAINING_FAILED
+    ended = epoch(state.completion_time) if is_retried and state.completion_time else math.inf
+    if case.now - ended >= training.trigger.window.seconds:
+        return None  # traffic has brought others
+    return unmet_condition(TrainingReason(state.result), state.message or "It left no message.")
+
+
+def _useless(case: Case, state: TrainingStatus) -> ConditionState:
+    """Say that a draft was made for this very model, and none fits: the next would fare no better."""
+    name, own = manifests.draft_name(case.td, state.number), case.td.metadata.name
+    draft = next((draft for draft in case.observed.drafts if draft.name == name), None)
+    if draft is not None:
+        message = (
+            f"TurboDraft {name} was trained for the model {draft.target_digest}, and {case.digest} is "
+            "served. Where another one lies under its path now, delete ConfigMap "
+            f"{own}-model: it is inspected anew."
+        )
+    else:
+        message = (
+            f"TurboDraft {name}, which was trained for the model that is served, is gone, cannot be read, or "
+            f"has lost its spec.deploymentName: apply it again, with spec.deploymentName: {own}."
+        )
+    message += " To train another one change spec.speculation.training, or switch suspend on and off."
+    return unmet_condition(TrainingReason.TRAINING_FAILED, message)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.conditions import ConditionState, bounded
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
@@ -43,15 +43,6 @@ class JobRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedDraft:
-    """A TurboDraft that is to be applied."""
-
-    number: int
-    work: str
-    facts: DraftManifest
-
-
-@dataclass(frozen=True, slots=True)
 class TrainingDecision:
     """The condition, what the status keeps, and what is to be done; empty without spec.training."""
 
@@ -60,7 +51,7 @@ class TrainingDecision:
     query: AcceleratorQuery | None = None
     job_request: JobRequest | None = None
     kept_job: str | None = None  # the Job that stays; every other one that trains goes
-    finished: FinishedDraft | None = None
+    finished: DraftManifest | None = None  # of which a TurboDraft is to be applied
 
     def refused(self, message: str) -> TrainingDecision:
         """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
@@ -192,7 +183,7 @@ def read_job_state(
         return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
     reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
-        f"Training {state.number} failed: {_bounded(reason)} Mend that, then change "
+        f"Training {state.number} failed: {bounded(reason, MAX_MESSAGE)} Mend that, then change "
         "spec.speculation.training, or switch suspend on and off, to train again; until then kubectl logs "
         f"job/{job.name} says more."
     )
@@ -215,7 +206,7 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
     elif waiting := next((pod for pod in alive if pod.reason), None):
         if waiting.reason in ("Unschedulable", "SchedulingGated"):
             reason = TrainingReason.WAITING_FOR_ACCELERATOR
-        text = f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
+        text = f": Pod {waiting.name} waits: {bounded(waiting.message or waiting.reason or '', MAX_MESSAGE)}"
     elif placed_since is not None and now - placed_since >= STARTING_SECONDS:
         # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
         text = (
@@ -231,7 +222,7 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
             "node that is lost, once the Node object is deleted, or the pod by force."
         )
     elif words := _last_words(pods):
-        text = f": its pod ended ({_bounded(words)}) and another one follows after a pause."
+        text = f": its pod ended ({bounded(words, MAX_MESSAGE)}) and another one follows after a pause."
     else:
         reason = TrainingReason.WAITING_FOR_ACCELERATOR
         text = f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
@@ -255,11 +246,9 @@ def _complete(
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
         return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
-    condition = unmet_condition(
-        TrainingReason.TRAINING, f"Training {state.number} is done: its TurboDraft is being made."
-    )
-    draft = FinishedDraft(state.number, state.input_hash, facts)
-    return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
+    message = f"Training {state.number} is done: its TurboDraft is being made."
+    condition = unmet_condition(TrainingReason.TRAINING, message)
+    return TrainingDecision(condition, state, kept_job=job.name, finished=facts)
 
 
 def _last_words(pods: Sequence[TrainPod]) -> str | None:
@@ -267,10 +256,3 @@ def _last_words(pods: Sequence[TrainPod]) -> str | None:
     failed = [pod for pod in pods if pod.exit_code not in (None, 0)]
     failed.sort(key=lambda pod: (pod.exit_code != PERMANENT_ERROR, -(pod.ended or 0.0)))
     return (failed[0].message or failed[0].reason or f"exit code {failed[0].exit_code}") if failed else None
-
-
-def _bounded(text: str) -> str:
-    """Cut a text, and put it on one line, with a full stop."""
-    line = " ".join(text.split())
-    line = line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 3]}..."
-    return line if not line or line[-1] in ".!?" else f"{line}."

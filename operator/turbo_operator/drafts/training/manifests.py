@@ -1,20 +1,26 @@
-"""The Job that trains a draft, and the TurboDraft that comes of it. Pure."""
+"""The Job that trains a draft, the TurboDraft that comes of it, and their names. Pure."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.api import Training, TurboDeployment
-from turbo_operator.drafts.training.job_state import FinishedDraft, JobRequest
-from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
+from turbo_operator.api import Training, TrainingStatus, TurboDeployment, quantity
+from turbo_operator.budget import DEVICE_POD_CORES
+from turbo_operator.drafts.training.job_state import JobRequest
+from turbo_operator.plan import Choice
 from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.render import TERMINATION_LOG, draft_volume, pod
-from turbo_operator.render.metadata import build_child, labels
+from turbo_operator.render.metadata import build_child, digest, labels
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
 from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.training import DraftManifest
+from turbo_runtime.version import turbo_version
 
 CONTAINER = "train"
 PROMPTS_PATH, PROMPTS_FILE = "/prompts", "prompts.jsonl"
@@ -26,6 +32,70 @@ SCRIPT = (
     'for work in "${0%/*}"/[0-9]*/work; do [ "$work" = "$0/work" ] || rm -rf "$work"; done; '
     'exec turbo distill "$@"'
 )
+
+
+def job_name(td: TurboDeployment, number: int) -> str:
+    """`NAME-train-NUMBER`."""
+    return f"{td.metadata.name}-train-{number}"
+
+
+def draft_name(td: TurboDeployment, number: int | str) -> str:
+    """`NAME-draft-NUMBER`."""
+    return f"{td.metadata.name}-draft-{number}"
+
+
+def folder(td: TurboDeployment, number: int, work: str) -> str:
+    """`NAME/NUMBER-WORK` below the root of the claim of drafts: what was begun otherwise is of no use."""
+    return f"{td.metadata.name}/{number}-{work}"
+
+
+def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
+    """Return the largest number of a TurboDraft among the names; 0 where there is none."""
+    pattern = re.compile(re.escape(draft_name(td, "")) + "([0-9]+)")
+    return max((int(found[1]) for name in names if (found := pattern.fullmatch(name))), default=0)
+
+
+def dtype(serving: Choice) -> str:
+    """Return what a training computes in: as what is served, so that answers are those that are served."""
+    return "float32" if serving.dtype == "float32" else "bfloat16"
+
+
+def threads(td: TurboDeployment, accelerator: Accelerator) -> int:
+    """Return the threads of a training: one for each core that its pod may use."""
+    if not on_cpu(accelerator):
+        return int(quantity(DEVICE_POD_CORES))
+    overlay = td.spec.pod_template.spec.resources
+    limits = (overlay.limits if overlay else None) or {}
+    return max(1, int(quantity(limits["cpu"]) if "cpu" in limits else accelerator.quantity))
+
+
+def spec_hash(training: Training) -> str:
+    """Hash all of the spec: what ended badly waits for another one."""
+    return digest(training.dump())[:8]
+
+
+def work_hash(
+    td: TurboDeployment, training: Training, model_digest: str, accelerator: Accelerator, dtype: str
+) -> str:
+    """Hash what decides the draft, as far as the operator knows it, and of whose it is: a folder that was
+    begun by one is of no use to another, as `turbo distill` would say of it.
+
+    The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
+    prompts say is not known; a TurboDeployment that is made again may well bring others under their name.
+    """
+    work = (
+        td.metadata.uid,
+        model_digest,
+        training.prompts.dump(),
+        training.domain or td.metadata.name,
+        training.max_output_tokens,
+        training.persistent_volume_claim.dump(),
+        accelerator.name,
+        threads(td, accelerator),
+        dtype,
+        td.spec.engine.image or turbo_version(),
+    )
+    return digest(work)[:8]
 
 
 def training_job(
@@ -43,10 +113,8 @@ def training_job(
     arguments = _arguments(td, training, begin, facts, prompts_path, out)
     container = pod.build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    drafts = {"persistentVolumeClaim": {"claimName": training.persistent_volume_claim.claim_name}}
-    volume = pod.mounted_volume(
-        "drafts", drafts, draft_volume.claim_path(training.persistent_volume_claim.claim_name)
-    )
+    drafts = {"persistentVolumeClaim": {"claimName": claim}}
+    volume = pod.mounted_volume("drafts", drafts, draft_volume.claim_path(claim))
     spec = pod.pod_spec(td, container, choice, [volume, prompts])
     spec["securityContext"] |= pod.OWN_GROUP
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
@@ -102,14 +170,16 @@ def _prompts(td: TurboDeployment, training: Training) -> tuple[pod.MountedVolume
     return pod.mounted_volume("prompts", volume, PROMPTS_PATH, read_only=True), f"{PROMPTS_PATH}/{file}"
 
 
-def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft) -> dict[str, Any]:
+def turbo_draft(
+    td: TurboDeployment, training: Training, state: TrainingStatus, facts: DraftManifest
+) -> dict[str, Any]:
     """Build `NAME-draft-NUMBER`. Nobody owns it: draft and folder outlive the TurboDeployment."""
-    facts, name, path = finished.facts, td.metadata.name, folder(td, finished.number, finished.work)
+    name, path = td.metadata.name, folder(td, state.number, state.input_hash)
     return {
         "apiVersion": api.API_VERSION,
         "kind": api.TURBODRAFT,
         "metadata": {
-            "name": draft_name(td, finished.number),
+            "name": draft_name(td, state.number),
             "namespace": td.metadata.namespace,
             "labels": {api.LABEL_MANAGED_BY: api.FIELD_MANAGER, api.LABEL_DEPLOYMENT: name},
         },

@@ -16,7 +16,7 @@ from turbo_operator import api
 from turbo_operator.api import PlanReason, TrainingReason, TrainingStatus
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.budget import footprint_of
-from turbo_operator.drafts.training import names
+from turbo_operator.drafts.training import manifests
 from turbo_operator.drafts.training.job_state import (
     MIN_SECONDS,
     AcceleratorQuery,
@@ -65,7 +65,9 @@ class Case:
 
     def work_hash(self, accelerator: Accelerator) -> str:
         """Hash what decides the draft of a training on an accelerator."""
-        return names.work_hash(self.td, self.training, self.digest, accelerator, names.dtype(self.serving))
+        return manifests.work_hash(
+            self.td, self.training, self.digest, accelerator, manifests.dtype(self.serving)
+        )
 
 
 def start_or_resume(case: Case) -> TrainingDecision:
@@ -76,7 +78,7 @@ def start_or_resume(case: Case) -> TrainingDecision:
         if row is not None and pinned in ("", row.name) and old.input_hash == case.work_hash(row):
             pinned = row.name  # another machine's threads and arithmetic make another draft
     passed_over = old.excluded_accelerators if old is not None else ()
-    query = AcceleratorQuery(pinned, names.dtype(case.serving), passed_over)
+    query = AcceleratorQuery(pinned, manifests.dtype(case.serving), passed_over)
     if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
         condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
@@ -102,7 +104,7 @@ def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> T
     passed_over = old.excluded_accelerators
     if is_timed_out:
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
-    query = AcceleratorQuery(pinned, names.dtype(case.serving), passed_over)
+    query = AcceleratorQuery(pinned, manifests.dtype(case.serving), passed_over)
     if case.answer is None:
         return replace(waiting, query=query)
     step = _begin(case, query, case.answer)
@@ -124,12 +126,11 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
     choice = replace(choice, accelerator=accelerator, host_memory_bytes=memory)
     if (unaffordable := _unaffordable(case, choice)) is not None:
         return TrainingDecision(unaffordable, state)
-    price = choice.predicted.cost_per_hour
-    work = case.work_hash(accelerator)
+    price, work = choice.predicted.cost_per_hour, case.work_hash(accelerator)
     if old is not None and (old.start_time is None or old.input_hash == work):
         new = old.model_copy(update={"result": None, "message": None, "completion_time": None})
     else:
-        last = names.last_draft(td, (draft.name for draft in case.observed.drafts))
+        last = manifests.last_draft(td, (draft.name for draft in case.observed.drafts))
         new = TrainingStatus(
             number=1 + max(last, state.number if state else 0),
             input_hash=work,
@@ -139,7 +140,7 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
     new = new.model_copy(
         update={
             "input_hash": work,
-            "spec_hash": names.spec_hash(training),
+            "spec_hash": manifests.spec_hash(training),
             "target_digest": case.digest,
             "accelerator_name": accelerator.name,
             "excluded_accelerators": query.passed_over,
@@ -210,20 +211,15 @@ def question(
     """Ask for one replica: the planner knows of no trainings."""
     spec = td.spec
     allowed = spec.accelerators or api.Accelerators()
-    wanted = allowed.model_copy(
-        update={
-            "allowed": (query.pinned,) if query.pinned else allowed.allowed,
-            "max_per_replica": None,
-            "max_total": None,
-        }
-    )
+    names = (query.pinned,) if query.pinned else allowed.allowed
+    wanted = {"allowed": names, "max_per_replica": None, "max_total": None}
     dtype = api.DType.FLOAT32 if query.dtype == "float32" else api.DType.BFLOAT16
     replica = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"dtype": dtype}),
             "engine": spec.engine.model_copy(update={"type": api.EngineType.TURBO}),
             "speculation": api.Speculation(mode=api.Mode.DISABLED),
-            "accelerators": wanted,
+            "accelerators": allowed.model_copy(update=wanted),
             "replicas": 1,
             "scaling": api.Scaling(mode=api.ScalingMode.EXTERNAL),
             **dict.fromkeys(("parallelism", "workload", "targets", "cost")),

@@ -86,11 +86,6 @@ class Filter:
     at: float = 0.0  # seconds since the epoch of the last measurement that was believed
     outliers: int = 0  # in a row
 
-    @property
-    def factor(self) -> float:
-        """Measured over predicted."""
-        return math.exp(self.logarithm)
-
     def update(self, measured: float, predicted: float, at: float) -> Filter:
         """Add a measurement at time `at`; both values are in the same unit and above 0."""
         variance = self.variance + DRIFT * max(0.0, at - self.at) if self.at else self.variance

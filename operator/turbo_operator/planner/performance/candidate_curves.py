@@ -105,10 +105,7 @@ def has_known_speed(candidates: Candidates, rates: Machine) -> Mask:
 
 
 def build_engines(
-    candidates: Candidates,
-    memory_use: MemoryUse,
-    rates: Machine,
-    requirements: Requirements,
+    candidates: Candidates, memory_use: MemoryUse, rates: Machine, requirements: Requirements
 ) -> tuple[queueing.Engines, Indices]:
     """Build the curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
     shape, nodes = requirements.shape, candidates.nodes

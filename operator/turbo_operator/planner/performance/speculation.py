@@ -85,10 +85,7 @@ class SpeculationOption:
 
 
 # At equal cost a method that is there for nothing comes first, the larger draft later, none last.
-ORDER = (
-    *map(str, (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)),
-    OFF,
-)
+ORDER = (*map(str, (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)), OFF)
 
 
 def list_options(

@@ -31,7 +31,7 @@ from turbo_dev.trainings import (
 )
 from turbo_operator.api import TrainingReason, TrainingStatus, rfc3339
 from turbo_operator.drafts import training
-from turbo_operator.drafts.training import names
+from turbo_operator.drafts.training import manifests
 from turbo_operator.snapshot import ChildView, DraftView, LoadSample, NodeSupply, PodView, Supply, TrainPod
 from turbo_runtime.contract.training import TrainingProgress
 
@@ -141,7 +141,7 @@ def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there(
     done = pod(phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=NOW)
     step = look(td(state), seen(children=(job(complete=True),), trainings=(done,)))
     assert step.kept_job == "chat-train-1"
-    assert step.finished == training.FinishedDraft(1, state.input_hash, MADE)
+    assert step.finished == MADE
     step = look(td(step.state), seen(children=(job(complete=True),), trainings=(done,), drafts=(draft(),)))
     assert (step.kept_job, step.finished, step.job_request) == (None, None, None)
     assert reason(step) == "Trained"
@@ -211,7 +211,7 @@ def test_after_an_upgrade_what_was_half_done_begins_anew_in_another_folder(
     on = look(td(state), seen()).job_request  # else it goes on under its number
     assert on is not None
     assert on.number == 1
-    monkeypatch.setattr(names, "turbo_version", lambda: "9.9.9")
+    monkeypatch.setattr(manifests, "turbo_version", lambda: "9.9.9")
     running = look(td(state), seen(children=(job(),), trainings=(pod(),)))
     anew = look(td(state), seen()).job_request
     assert anew is not None
@@ -307,8 +307,8 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
             del jobs[gone]
             pods.pop(gone, None)
         assert len(jobs) <= 1
-        if step.finished is not None and chance.random() < 0.8:
-            drafts[step.finished.number] = draft(step.finished.number, now)
+        if step.finished is not None and step.state is not None and chance.random() < 0.8:
+            drafts[step.state.number] = draft(step.state.number, now)
         if chance.random() < 0.8:  # else the operator dies before it writes
             status = step.state
         now += chance.choice((1.0, 60.0, 600.0))

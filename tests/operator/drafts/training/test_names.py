@@ -10,14 +10,14 @@ import pytest
 
 from turbo_dev.trainings import CORES, FACTS, HOUR, L4, NOW, job, look, pod, ran, seen, td
 from turbo_operator.api import TurboDeployment
-from turbo_operator.drafts.training import names
-from turbo_operator.drafts.training.names import draft_name, folder, job_name, threads
+from turbo_operator.drafts.training import manifests
+from turbo_operator.drafts.training.manifests import draft_name, folder, job_name, threads
 
 
 def work(it: TurboDeployment, accelerator: Any = CORES, dtype: str = "float32") -> str:
     training = it.spec.speculation.training
     assert training is not None
-    return names.work_hash(it, training, FACTS.digest, accelerator, dtype)
+    return manifests.work_hash(it, training, FACTS.digest, accelerator, dtype)
 
 
 def test_a_deployment_that_is_made_again_under_a_name_has_folders_of_its_own() -> None:
@@ -57,7 +57,7 @@ def test_an_upgrade_of_the_operator_is_another_work_only_where_it_brings_the_ima
 ) -> None:
     pinned = {"engine": {"image": "registry.example/runtime:1"}}
     before = work(td()), work(td(spec=pinned))
-    monkeypatch.setattr(names, "turbo_version", lambda: "9.9.9")
+    monkeypatch.setattr(manifests, "turbo_version", lambda: "9.9.9")
     assert (work(td()) == before[0], work(td(spec=pinned)) == before[1]) == (False, True)
 
 
