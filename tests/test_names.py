@@ -29,8 +29,10 @@ FIELDS = {
     "gainBelow",
     "gains",
     "left",
+    "memoryGiB",
     "minGain",
     "passedOver",
+    "perNode",
     "policy",
     "pvc",
     "runningSince",
@@ -38,6 +40,7 @@ FIELDS = {
     "spent",
     "started",
     "summary",
+    "template",
     "turnedDown",
     "work",
 }
