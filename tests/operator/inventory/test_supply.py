@@ -20,7 +20,6 @@ from turbo_operator.inventory.supply import (
     Node,
     Owner,
     PodUsage,
-    Quota,
     is_open,
     supply_of,
     take_stock,
@@ -201,78 +200,6 @@ def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them
     assert [each.name for each in supply_of(stock, MINE, anywhere)["h100"].nodes] == ["a", "b"]
 
 
-@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 4))
-def test_a_quota_leaves_what_it_has_left_and_what_we_hold_of_it(hard: int, used: int, mine: int) -> None:
-    quota = Quota("team", {"requests." + GPU: hard * 1000}, {"requests." + GPU: (used + mine) * 1000})
-    elsewhere = Quota("elsewhere", {"requests." + GPU: 0}, {})
-    pods = [pod(mine, on=None, owner=MINE)]
-    supply = supply_of(take_stock(CATALOGUE, [], pods, [quota, elsewhere]), MINE)
-    assert supply["h100"].quota == max(0, hard - used)
-    assert supply["cpu"].quota is None
-
-
-@given(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3))
-def test_no_place_in_a_quota_is_taken_twice_while_its_status_is_ahead_of_the_pods(
-    mine: int, theirs: int, gone: int
-) -> None:
-    """Found by the storm: a status that no longer counted a pod which was still seen left one more place."""
-    used = max(0, mine + theirs - gone)
-    quota = Quota("team", {"requests." + GPU: 8000}, {"requests." + GPU: used * 1000})
-    pods = [pod(mine, on=None, owner=MINE), pod(theirs, on=None, owner=THEIRS)]
-    assert supply_of(take_stock(CATALOGUE, [], pods, [quota]), MINE)["h100"].quota == 8 - theirs
-
-
-def test_pods_that_a_quota_does_not_charge_take_none_of_it() -> None:
-    quota = Quota("team", {"requests." + GPU: 8000}, {}, frozenset({"NotTerminating"}))
-    pods = [
-        pod(1, owner=THEIRS),
-        pod(1, owner=THEIRS, scopes=frozenset({"NotBestEffort"})),
-        pod(1, owner=MINE, leaving=True, overdue=99.0),
-        pod(1, owner=THEIRS, leaving=True, overdue=99.0),
-        pod(1, owner=THEIRS, leaving=True, overdue=101.0),
-        replace(pod(1), namespace="elsewhere"),
-    ]
-    assert supply_of(take_stock(CATALOGUE, [], pods, [quota], now=100.0), MINE)["h100"].quota == 6
-
-
-def test_our_pod_that_cannot_end_is_not_counted_twice() -> None:
-    """Found in review: a pod on a lost node, charged still, took the place of the one that followed it."""
-    quota = Quota("team", {"requests." + GPU: 2000}, {"requests." + GPU: 2000})
-    pods = [pod(1, owner=MINE), pod(1, owner=MINE, leaving=True, overdue=99.0)]
-    for used in (1000, 2000):
-        charged = replace(quota, used={"requests." + GPU: used})
-        assert supply_of(take_stock(CATALOGUE, [], pods, [charged], now=100.0), MINE)["h100"].quota == 2
-
-
-def test_a_place_in_a_quota_that_another_took_since_the_count_is_gone() -> None:
-    """Found in review: a share as old as the last count, and pods as they are, came to one more than all."""
-    store = InventoryStore(lambda uid: MINE if uid == "mine" else None)
-    quota = {
-        "metadata": {"name": "q", "uid": "q", "namespace": "team"},
-        "spec": {"hard": {f"requests.{GPU}": "4"}},
-    }
-
-    def put(name: str) -> None:
-        body = raw_pod(containers=[container(**{GPU: "1"})])
-        store.put("Pod", {**body, "metadata": {"name": name, "uid": name, "namespace": "team"}})
-
-    store.put("ResourceQuota", quota)
-    put("mine")
-    store.take_stock(CATALOGUE, 0.0)
-    put("theirs")
-    assert supply_of(store.stock, MINE)["h100"].quota == 4
-    assert supply_of(store.stock_for("team", 0.0), MINE)["h100"].quota == 3
-    assert supply_of(store.stock_for("elsewhere", 0.0), Owner("elsewhere", "chat"))["h100"].quota is None
-
-
-def test_the_tightest_quota_counts_and_limits_count_too() -> None:
-    quotas = [
-        Quota("team", {"cpu": 8000}, {}),
-        Quota("team", {"limits.memory": 9 * GIB * 1000}, {"limits.memory": GIB * 1000}),
-    ]
-    assert supply_of(take_stock(CATALOGUE, [], [], quotas), MINE)["cpu"].quota == 2
-
-
 def test_replicas_do_not_straddle_nodes() -> None:
     stock = take_stock(CATALOGUE, [node("a", 3), node("b", 5)], [])
     footprint = Footprint(H100, CapacityType.ON_DEMAND, 2)
@@ -371,15 +298,6 @@ def test_a_node_takes_pods_when_it_is_ready_and_not_cordoned() -> None:
     assert seen == Node("n", {}, ({"key": "b", "effect": "NoExecute"},), True, {GPU: 8000})
     assert not usage.node({**body, "spec": {"unschedulable": True}}).takes_pods
     assert not usage.node({**body, "status": {}}).takes_pods
-
-
-def test_a_quota_of_other_pods_is_left_out() -> None:
-    body = {"metadata": {"name": "q", "namespace": "team"}, "spec": {"hard": {"cpu": "1"}}}
-    assert usage.quota(body) == Quota("team", {"cpu": 1000}, {})
-    assert usage.quota({**body, "spec": {"scopes": ["BestEffort"]}}) is None
-    scoped = usage.quota({**body, "spec": {"scopes": ["NotTerminating"]}})
-    assert scoped is not None
-    assert scoped.scopes == {"NotTerminating"}
 
 
 # The ledger
