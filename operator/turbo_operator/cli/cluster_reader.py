@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ class Cluster:
     ) -> Snapshot:
         """Build the operator's snapshot of `td` at `now` (epoch seconds), with the `overlay`."""
         accelerators = {**self.cache.accelerators_by_name(), **(overlay or {})}
-        self.ledger.take_stock(accelerators, time.time())
+        self.ledger.take_stock(accelerators, now)
         return replace(build_snapshot(self.cache, self.ledger, key, td, now), accelerators=accelerators)
 
 
