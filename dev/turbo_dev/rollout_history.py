@@ -241,7 +241,7 @@ class World(Laws):
             self.replicas,
             self.serving,
             rolled_back,
-            None if rolled_back else self.canary,
+            self.canary,
             over_limits=self.over_limits,
         )
         mine = footprint(self.qualities[self.wanted][0])

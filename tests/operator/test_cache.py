@@ -295,7 +295,8 @@ def test_pods_that_an_earlier_object_of_the_name_left_are_no_room_for_its_succes
     cache, inventory = Cache(), InventoryStore(lambda uid: cache.owner_of(uid))
     feed = Feed(cache, inventory, WorkQueue(_nothing), lambda _: None)
     orphaned = child("ReplicaSet", "chat-abc-1", uid="rs")
-    orphaned["metadata"]["labels"] |= {f"{GROUP}/plan-hash": "abc", f"{GROUP}/owner-uid": "td"}
+    labels = {"plan-hash": "abc", "owner-uid": "td", "role": "serving"}
+    orphaned["metadata"]["labels"] |= {f"{GROUP}/{name}": value for name, value in labels.items()}
     del orphaned["metadata"]["ownerReferences"]
     for kind, body in (("ReplicaSet", orphaned), ("Pod", pod("p", 1)), ("TurboDeployment", deployment(1))):
         feed.put(kind, body)

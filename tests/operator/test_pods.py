@@ -167,7 +167,8 @@ def test_a_pod_whose_replica_set_was_taken_from_it_too_stays_ours_until_the_next
     (view,) = pods.of(KEY, "td")
     assert isinstance(view, PodView)
     assert (view.plan_hash, view.orphan) == ("abc", "7")
-    for other in (meta | {"name": "p"}, meta | {"labels": LABELS}):
+    isolated = {**meta["labels"], f"{GROUP}/role": "debug"}  # type: ignore[dict-item]
+    for other in (meta | {"name": "p"}, meta | {"labels": LABELS}, meta | {"labels": isolated}):
         assert Pods().put({"metadata": body("p")["metadata"] | other}) == set()
     pods.put_replica_set(SET)
     pods.put_root("d", ROOT)
@@ -180,6 +181,32 @@ def test_a_pod_whose_replica_set_was_taken_from_it_too_stays_ours_until_the_next
     pods.drop_root("d")
     pods.drop_replica_set(SET)
     assert len(pods) == 0
+
+
+def test_an_orphan_with_a_name_that_kubernetes_cut_is_ours() -> None:
+    pods, name = Pods(), "c" * 50
+    labels = LABELS | {f"{GROUP}/deployment": name, f"{GROUP}/owner-uid": "td"}
+    cut = f"{name}-abc-5cf9bcfb9b-"[:58] + "x7k2p"
+    lost = {"metadata": body("p", labels=labels)["metadata"] | {"name": cut, "resourceVersion": "7"}}
+    assert pods.put(lost) == {Key("team", name)}
+
+
+def test_an_orphan_is_to_be_relabeled_for_the_replica_set_that_its_variant_has() -> None:
+    pods = Pods()
+    labels = LABELS | {f"{GROUP}/owner-uid": "td", "pod-template-hash": "1"}
+    lost = body("p", labels=labels)
+    lost["metadata"] |= {"name": "chat-abc-1-x", "resourceVersion": "7"}
+    pods.put(lost)
+    pods.put_root("d", ROOT)
+    assert pods.adoptable(KEY, "td") == []
+    pods.put_replica_set(body("rs1", "Deployment", "d", "chat-abc", labels | {"pod-template-hash": "1"}))
+    assert pods.adoptable(KEY, "td") == [], "it adopts by itself"
+    pods.drop_replica_set(body("rs1"))
+    pods.put_replica_set(body("rs2", "Deployment", "d", "chat-abc", labels | {"pod-template-hash": "2"}))
+    assert [(pod.name, template_hash) for pod, template_hash in pods.adoptable(KEY, "td")] == [
+        ("chat-abc-1-x", "2")
+    ]
+    assert pods.adoptable(KEY, "an earlier one") == []
 
 
 def test_a_replica_set_that_is_deleted_without_its_pods_says_so_until_it_is_gone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,7 +38,7 @@ class Cluster:
     ) -> Snapshot:
         """Build the operator's snapshot of `td` at `now` (epoch seconds), with the `overlay`."""
         accelerators = {**self.cache.accelerators_by_name(), **(overlay or {})}
-        self.ledger.take_stock(accelerators, time.time())
+        self.ledger.take_stock(accelerators, now)
         return replace(build_snapshot(self.cache, self.ledger, key, td, now), accelerators=accelerators)
 
 

@@ -24,7 +24,14 @@ from turbo_operator.controller.cache.projection import controller, is_controlled
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
-from turbo_operator.controller.kube import ConflictError, Kube, LeftoverError, RefusedError, StrangerError
+from turbo_operator.controller.kube import (
+    ConflictError,
+    GoneError,
+    Kube,
+    LeftoverError,
+    RefusedError,
+    StrangerError,
+)
 from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, POD, TURBODRAFT
 from turbo_operator.resources import TURBODEPLOYMENT as OWNER
@@ -81,28 +88,33 @@ class ChildWriter:
     async def write_children(self, manifests: Sequence[Manifest]) -> None:
         """Apply what is missing or different, in order.
 
-        What the API server refuses holds up nothing that serves: the rest is written, but for Deployments
-        that would be lowered, and the first refusal is raised at the end.
+        What the API server refuses holds up nothing that serves: the rest is written, and the first refusal
+        is raised at the end. But no Deployment is lowered then, and none takes the place of what was to be.
         """
         cached = self._children()
         refusals = await self._check_names([it for it in manifests if _place(it) not in cached])
-        refused = set(refusals)
         cached = self._children()
+        is_stuck = False  # whether a Deployment keeps replicas that it was to lose
         for manifest in manifests:
             place = _place(manifest)
-            child = cached.get(place)
-            is_held_back = place in refused or (bool(refusals) and _lowers(manifest, child))
-            if is_held_back or not self._needs_write(manifest, child):
+            child, more = cached.get(place), _added_replicas(manifest, cached.get(place))
+            # A Deployment is never without its ControllerRevision.
+            is_refused = place in refusals or (child is None and (REVISION, place[1]) in refusals)
+            if is_refused or (refusals and more < 0) or (is_stuck and more > 0):
+                is_stuck = is_stuck or more < 0
+                continue
+            if not self._needs_write(manifest, child):
                 continue
             try:
                 await self._apply_or_clear(manifest, child)
             except RefusedError as error:
                 refusals[place] = error
+                is_stuck = is_stuck or more < 0
         for manifest in manifests:  # last: what serves does not wait for it
             if _place(manifest) not in refusals:
                 await self._remove_additions(manifest)
-        for refusal in refusals.values():
-            raise refusal
+        if refusals:
+            raise next(iter(refusals.values()))
 
     async def _apply_or_clear(self, manifest: Manifest, child: CachedChild | None) -> None:
         try:
@@ -131,8 +143,8 @@ class ChildWriter:
         child = self._children().get(_place(job)) if job is not None else None
         try:
             if job is not None and child is None:
-                for refusal in (await self._check_names([job])).values():
-                    raise refusal
+                if refusals := await self._check_names([job]):
+                    raise refusals[_place(job)]
                 await self._apply(job, None)
             elif job is not None and child is not None and child.view.applied_hash != _hash(job):
                 await self._remove(child.view)  # none of its pods has run: the next look makes it anew
@@ -161,13 +173,19 @@ class ChildWriter:
         """Relabel pods that nothing controls, so that the ReplicaSet of their variant adopts them.
 
         It has another name, and another label in its selector, where the one before was still being deleted
-        as it was made. Its pods come from the same template.
+        as it was made. Its pods come from the same template. Nothing waits for it: they serve as they are.
         """
         for pod, template_hash in self.cache.pods.adoptable(self.key, self.td.metadata.uid):
             labels = {LABEL_TEMPLATE_HASH: template_hash}
             patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
-            self.cache.pods.put(await self.api.merge(POD, self.key.namespace, pod.name, patch))
-            self._log("adopted", POD.kind, pod.name)
+            try:
+                await self.api.merge(POD, self.key.namespace, pod.name, patch)
+            except (GoneError, ConflictError):  # ended or adopted meanwhile: its event is on its way
+                continue
+            except RefusedError as error:
+                self._log_refusal(error)
+                return
+            self._log("relabeled", POD.kind, pod.name)
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)
@@ -192,9 +210,9 @@ class ChildWriter:
         self._log("created", REVISION, name)
         return revision
 
-    async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError]:
+    async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError | LeftoverError]:
         """Find what is not ours and has a name of what is to be created: it is never taken over."""
-        refusals: dict[Place, RefusedError] = {}
+        refusals: dict[Place, RefusedError | LeftoverError] = {}
         for kind, name in map(_place, missing):
             body = await self._find(kind, name)
             if body is None:
@@ -290,10 +308,12 @@ class ChildWriter:
         log.info(event, extra={"object": str(self.key), "kind": kind, "child": name, **details})
 
 
-def _lowers(manifest: Manifest, child: CachedChild | None) -> bool:
-    """Whether it is a Deployment with fewer replicas than there are."""
-    before = child.view.replicas if child is not None else None
-    return manifest["kind"] == DEPLOYMENT and before is not None and manifest["spec"]["replicas"] < before
+def _added_replicas(manifest: Manifest, child: CachedChild | None) -> int:
+    """Count the replicas that a Deployment gains; what it loses is negative."""
+    if manifest["kind"] != DEPLOYMENT:
+        return 0
+    replicas: int = manifest["spec"]["replicas"]
+    return replicas - ((child.view.replicas or 0) if child is not None else 0)
 
 
 def is_orphan(body: Mapping[str, Any], td: TurboDeployment) -> bool:

@@ -136,20 +136,20 @@ class Follower:
         is_labeled = self.resource in (*LABELED, REPLICASET)
         self._selectors = (("labelSelector", LABEL_DEPLOYMENT),) if is_labeled else ()
         self.listed = asyncio.Event()
+        self._version: str | None = None  # to go on from: what came before a break is not asked for again
         self._unreadable: dict[str, str] = {}  # by uid the version that was logged
 
     async def run(self) -> None:
         """Follow until cancelled: a new list after what cannot be gone on from."""
-        version: str | None = None
         while True:
             try:
-                if version is None:
-                    version = await self.list()
+                if self._version is None:
+                    self._version = await self.list()
                     self.listed.set()
-                version = await self._watch(version)
+                await self._watch(self._version)
             except KubeError as error:
                 if error.status == GONE:
-                    version = None
+                    self._version = None
                 else:
                     log.warning("%s cannot be watched: %s", self.resource.plural, error.message)
                     await asyncio.sleep(RETRY_SECONDS)
@@ -176,16 +176,15 @@ class Follower:
         self.feed.keep_only(kind, uids, version, self.namespace)
         return version
 
-    async def _watch(self, version: str) -> str:
-        """Watch from a version until the API server ends the watch; the version to go on from."""
+    async def _watch(self, version: str) -> None:
+        """Watch from a version until the API server ends the watch."""
         events = self.api.watch(self.resource, self.namespace, version, self._selectors)
         async for change, body in events:
-            version = body["metadata"]["resourceVersion"]
             if change == "DELETED":
                 self._hand(self.feed.drop, body)
             elif change != "BOOKMARK":
                 self._hand(self.feed.put, body)
-        return version
+            self._version = body["metadata"]["resourceVersion"]
 
     def _hand(self, take: Callable[[str, Body], None], body: Body) -> None:
         """Hand one object on: one that somebody wrote as nobody expected must not stop the others."""
@@ -196,6 +195,12 @@ class Follower:
             if self._unreadable.get(meta["uid"]) != meta["resourceVersion"]:
                 self._unreadable[meta["uid"]] = meta["resourceVersion"]
                 details = {"object": f"{meta.get('namespace', '')}/{meta['name']}"}
-                log.warning("%s is left out: %r", self.resource.kind, error, exc_info=error, extra=details)
+                log.warning(
+                    "%s cannot be read, and counts as it was before: %r",
+                    self.resource.kind,
+                    error,
+                    exc_info=error,
+                    extra=details,
+                )
             return
         self._unreadable.pop(meta["uid"], None)

@@ -90,15 +90,15 @@ class StrangerError(RefusedError):
         return self.message
 
 
-class LeftoverError(StrangerError):
+class LeftoverError(ConflictError):
     """An object of an earlier TurboDeployment of the name is still there."""
 
     def __init__(self, kind: str, name: str) -> None:
-        super().__init__(kind, name)
-        self.message = (
+        message = (
             f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or "
             "for a finalizer."
         )
+        super().__init__(409, "Leftover", message)
 
 
 class Kube:

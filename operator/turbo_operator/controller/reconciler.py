@@ -25,7 +25,14 @@ from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.decision import Decision, decide, restore_history
-from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError, StrangerError
+from turbo_operator.controller.kube import (
+    GoneError,
+    Kube,
+    KubeError,
+    LeftoverError,
+    RefusedError,
+    StrangerError,
+)
 from turbo_operator.controller.memo import Memo, Memos, Planner
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
@@ -125,15 +132,17 @@ class Reconciler:
         # Decide
         last = memo.plan, memo.training_plan
         plan = await self._plan(look)
-        await self._plan_training(look, plan)
+        choice = plan.served if plan is not None else None
+        tried = canary.update_canary(td, observed, choice, memo.speedups, now)
+        await self._plan_training(replace(look, observed=canary.add_verdict(observed, *tried)), plan)
         if memo.plan is not last[0] or memo.training_plan is not last[1]:
             # The planner was waited for: what pods and spec were before it is nothing to lower a replica by.
             if self.cache.deployments.get(key) is not body:
                 return 0.0
             now = self.clock()
             observed = build_snapshot(self.cache, self.inventory, key, td, now)
-        choice = plan.served if plan is not None else None
-        speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
+            tried = canary.update_canary(td, observed, choice, memo.speedups, now)
+        speedups, verdict = tried
         observed = canary.add_verdict(observed, speedups, verdict)
         look = replace(look, observed=observed, now=now)
         question = memo.training_plan.plan if memo.training_plan is not None else None
@@ -217,6 +226,9 @@ class Reconciler:
             decision = await writer.write_training(decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refusal = error
+        except LeftoverError as error:  # a matter of time that may be long: said
+            decision = replace(decision, takeover=replace(decision.takeover, waits=error.message))
+            failure = error
         except KubeError as error:  # a matter of time: the status is written all the same
             failure = error
         if refusal is not None:

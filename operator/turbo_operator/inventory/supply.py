@@ -262,11 +262,14 @@ def _left(stock: ClusterInventory, owner: Owner) -> dict[str, int]:
     have its owner take that pod's place a second time.
     """
     left: dict[str, int] = {}
+    taken = {name for row in stock.accelerators.values() for name in unit(row)}
     pods = stock.charged.get(owner.namespace, ())
     own = [pod for pod in pods if pod.owner == owner]
     for quota in (quota for quota in stock.quotas if quota.namespace == owner.namespace):
         others = [pod for pod in pods if pod.owner != owner and pod.counts(quota, stock.time)]
         for key, hard in quota.hard.items():
+            if resource_of(key) not in taken:
+                continue
             used = max(quota.used.get(key, 0) - _total(own, key), _total(others, key))
             left[key] = min(left.get(key, hard), max(0, hard - used))
     return left

@@ -85,7 +85,7 @@ def bounds_of(
     stock: dict[str, int] = {}
     by_type: dict[tuple[str, CapacityType], int] = {}
     trainings = trainings_holding(td, observed)
-    # A training that has no pod yet is in no count of the cluster.
+    # A Job that has no pod yet is in no count of the cluster.
     has_pod = any(pod.exit_code is None for pod in observed.trainings)
     coming = trainings[0][0] if trainings and not has_pod else None
     for footprint in known:
@@ -121,10 +121,16 @@ def _without(supply: Supply, accelerators: int) -> Supply:
 
 
 def trainings_holding(td: TurboDeployment, observed: Snapshot) -> tuple[Holding, ...]:
-    """Return what the running training holds; one without a pod yet holds what it was created with."""
+    """Return what the running training holds; a Job without a pod yet holds what it was created with."""
     pods = [pod for pod in observed.trainings if pod.exit_code is None]
     if pods:
         return tuple((labeled_footprint(pod, observed.accelerators), 1) for pod in pods)
     state = td.status.training
-    row = observed.accelerators.get(state.accelerator_name or "") if state and state.result is None else None
+    if state is None or not any(
+        (child.kind, child.complete, child.failed) == ("Job", False, False)
+        and child.name.endswith(f"-train-{state.number}")
+        for child in observed.children
+    ):
+        return ()
+    row = observed.accelerators.get(state.accelerator_name or "")
     return ((Footprint(row, CapacityType.ON_DEMAND, 1), 1),) if row is not None else ()

@@ -104,8 +104,9 @@ def next_step(
     # A lack of capacity never takes away what runs: its pods may only be between two nodes.
     desired = wanted.replicas
     fitting = max(bounds.most(new.footprint, desired), min(new.replicas, desired))
-    # What serves until another one has taken over is not given up for a canary.
-    is_alone = wanted.serving in (None, target, wanted.canary)
+    # What serves until another one has taken over is not given up for a canary, nor is it for one of a plan
+    # that failed.
+    is_alone = wanted.serving in (None, target, wanted.canary) and not wanted.rolled_back
     if wanted.canary is not None and wanted.canary != target and is_alone:
         canary = by_hash.get(wanted.canary) or VariantState(wanted.canary, exists=False)
         canary = replace(canary, footprint=new.footprint)

@@ -293,10 +293,13 @@ class Conditions:
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
-            message = f"All {replicas} replicas of the new plan answer, but not for {seconds} s yet."
+            whose = " of the new plan" if takeover.serving is not None else ""
+            since = f"but not for {seconds} s yet" if seconds else "and have yet to be counted"
+            message = f"All {replicas} replicas{whose} answer, {since}."
             return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
-        return _false(cause.reason, f"{self._serves_on}Of the new plan: {cause.message}")
+        whose = "Of the new plan: " if takeover.serving is not None else ""
+        return _false(cause.reason, f"{self._serves_on}{whose}{cause.message}")
 
     @property
     def _serves_on(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube
 from turbo_operator.controller.memo import CachedPlan, Planner
 from turbo_operator.controller.reconciler import Reconciler
+from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 NOW = 1_700_000_000.0
@@ -53,16 +56,37 @@ class Untouched:
         raise AssertionError(f"{name} was called")
 
 
+def reconciler_of(cache: Cache) -> Reconciler:
+    cache.put_deployment(body(1))
+    cache.put_child(facts(parse(body(1))))
+    api: Kube = Untouched()  # type: ignore[assignment]
+    settings = Settings(runtime_image="runtime:1")
+    return Reconciler(cache, InventoryStore(cache.owner_of), api, settings, lambda: NOW)
+
+
+async def test_a_training_is_asked_for_by_the_gain_it_is_decided_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found in review: the planner was asked before the gain was known, and a training waited for ever."""
+    decide, gains = training.decide, []
+
+    def remember(td: TurboDeployment, observed: Snapshot, *rest: Any) -> training.TrainingDecision:
+        gains.append(observed.gain)
+        return decide(td, observed, *rest)
+
+    monkeypatch.setattr(training, "decide", remember)
+    monkeypatch.setattr(canary, "add_verdict", lambda observed, *_: replace(observed, gain=1.5))
+    with pytest.raises(AssertionError, match="was called"):
+        await reconciler_of(Cache()).reconcile(KEY)
+    assert gains == [1.5, 1.5]
+
+
 async def test_a_spec_that_changed_while_the_planner_was_waited_for_is_looked_at_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Found in review: replicas were lowered by what pods and spec were before the planner's queue."""
     cache = Cache()
-    cache.put_deployment(body(1))
-    cache.put_child(facts(parse(body(1))))
-    api: Kube = Untouched()  # type: ignore[assignment]
-    settings = Settings(runtime_image="runtime:1")
-    reconciler = Reconciler(cache, InventoryStore(cache.owner_of), api, settings, lambda: NOW)
+    reconciler = reconciler_of(cache)
     compute = Planner.plan
 
     async def compute_slowly(

@@ -10,11 +10,21 @@ from turbo_dev.simulated_variants import footprint
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.rollout import Bounds, bounds_of
-from turbo_operator.snapshot import Accelerator, Host, NodeSupply, PodView, Snapshot, Supply, TrainPod
+from turbo_operator.snapshot import (
+    Accelerator,
+    ChildView,
+    Host,
+    NodeSupply,
+    PodView,
+    Snapshot,
+    Supply,
+    TrainPod,
+)
 
 NOW = 1_700_000_000.0
 CPU = Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 ONE = Footprint(CPU, CapacityType.ON_DEMAND, 1)
+JOB = ChildView("Job", "chat-train-1", "j", None)
 
 
 def td(status: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
@@ -71,14 +81,14 @@ def test_what_a_node_has_beside_its_accelerators_bounds_pods_whose_labels_do_not
 
 def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
     def reserved(status: dict[str, Any], *pods: TrainPod) -> int:
-        observed = Snapshot({"cpu": CPU}, trainings=pods)
+        observed = Snapshot({"cpu": CPU}, children=(JOB,), trainings=pods)
         return len(bounds_of(td({"training": status}), observed, (), NOW).reserved)
 
     begun = {"number": 1, "inputHash": "w", "specHash": "s", "acceleratorName": "cpu"}
     pod = TrainPod("t", "chat-train-1", "Running", accelerator="cpu")
     assert reserved(begun) == 1
     assert reserved(begun, pod) == 1
-    assert reserved({**begun, "result": "Trained"}) == 0
+    assert reserved({**begun, "number": 2}) == 0, "its Job is gone, or has yet to be made"
     assert reserved({**begun, "result": "Trained"}, pod) == 1, "its pod is still there"
 
 
@@ -88,8 +98,11 @@ def test_a_training_that_has_no_pod_yet_takes_its_place_in_the_stock() -> None:
     supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=3)}
     runs = TrainPod("t", "chat-train-1", "Running", accelerator="cpu")
     for pods, room in (((), 2), ((runs,), 3), ((replace(runs, exit_code=1),), 2)):
-        observed = Snapshot({"cpu": CPU}, supply, trainings=pods)
+        observed = Snapshot({"cpu": CPU}, supply, children=(JOB,), trainings=pods)
         assert bounds_of(td(begun), observed, (ONE,), NOW).most(ONE, 4) == room
+    for job in ((), (replace(JOB, complete=True),), (replace(JOB, failed=True),)):
+        observed = Snapshot({"cpu": CPU}, supply, children=job)
+        assert bounds_of(td(begun), observed, (ONE,), NOW).most(ONE, 4) == 3, "suspended, removed or waiting"
 
 
 def test_pods_whose_accelerator_was_deleted_count_still() -> None:

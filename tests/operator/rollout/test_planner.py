@@ -353,6 +353,9 @@ def test_what_serves_until_another_has_taken_over_is_not_given_up_for_a_canary()
     states = variant("old", 0, pods=0), variant("new", 2, 1)
     wanted = Wanted("new", 2, "old", canary="try")
     assert dict(next_step(states, wanted, A100, Bounds(max_total=2), NOW).replicas) == {"new": 2, "old": 0}
+    failed = replace(wanted, rolled_back=True)
+    states = variant("old", 2), variant("try", 0, pods=0)
+    assert dict(next_step(states, failed, A100, Bounds(max_total=2), NOW).replicas) == {"old": 2}
 
 
 def test_a_plan_of_which_fewer_replicas_fit_than_are_wanted_does_not_take_over_from_one_that_has_more() -> (

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_OWNER_UID, LABEL_PLAN_HASH
+from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_OWNER_UID, LABEL_PLAN_HASH, LABEL_ROLE, ROLE_SERVING
 from turbo_operator.controller.cache.object_versions import Key
 from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
@@ -26,6 +26,7 @@ from turbo_runtime.contract.training import TrainingProgress
 
 View = PodView | JobPod
 
+_GENERATED_NAME = 58  # of which Kubernetes makes the names of pods
 LABEL_TEMPLATE_HASH = "pod-template-hash"  # the Deployment controller's
 
 
@@ -88,17 +89,18 @@ class Pods:
     def put_replica_set(self, body: Mapping[str, Any]) -> set[Key]:
         """Store a ReplicaSet as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
-        self._releasing.pop(meta["uid"], None)
+        released = self._releasing.pop(meta["uid"], None)
+        keys = {released.key} if released is not None else set()  # what waited for its name may be made
         if owner is not None:
             template_hash = "" if "deletionTimestamp" in meta else _template_hash(meta)
             cached = _Controlled(meta["namespace"], owner["uid"], template_hash=template_hash)
-            return self._put(meta["uid"], cached)
+            return keys | self._put(meta["uid"], cached)
         root = _orphans_root(meta)
         if root is None:
-            return self.drop_replica_set(body, disowned=True)
+            return keys | self.drop_replica_set(body, disowned=True)
         if "deletionTimestamp" in meta and "orphan" in (meta.get("finalizers") or ()):
             self._releasing[meta["uid"]] = root
-        return self._put_orphan(meta, root)
+        return keys | self._put_orphan(meta, root)
 
     def drop_replica_set(self, body: Mapping[str, Any], *, disowned: bool = False) -> set[Key]:
         """Remove one that is gone, its pods go after it; or one that no Deployment owns, nor its pods."""
@@ -193,12 +195,15 @@ class Pods:
             self._roots[root_uid].plan_hash: self._controlled[uid].template_hash
             for root_uid in self._roots_of.get(key, ())
             for uid in self._under.get(root_uid, ())
-            if root_uid not in self._gone and self._controlled[uid].template_hash
+            if root_uid not in self._gone
+            and self._roots[root_uid].owner_uid == owner_uid
+            and self._controlled[uid].template_hash
         }
         return [
             (view, wanted[root.plan_hash])
             for uid, view, root in self._pods_of(key)
             if isinstance(view, PodView)
+            and view.is_serving
             and (view.orphan is not None, root.owner_uid) == (True, owner_uid)
             and wanted.get(root.plan_hash, "") not in ("", self._controlled[uid].template_hash)
         ]
@@ -272,8 +277,10 @@ def _orphans_root(meta: Mapping[str, Any]) -> Root | None:
     """Return what an orphaned ReplicaSet or pod comes from; None for a stranger's."""
     labels = meta.get("labels") or {}
     name, plan_hash = labels.get(LABEL_DEPLOYMENT, ""), labels.get(LABEL_PLAN_HASH, "")
-    owner_uid = labels.get(LABEL_OWNER_UID)
-    if not owner_uid or not meta["name"].startswith(f"{name}-{plan_hash}-"):
+    owner_uid, role = labels.get(LABEL_OWNER_UID), labels.get(LABEL_ROLE)
+    # What somebody isolates by another role is no longer ours, as it is no longer its ReplicaSet's.
+    prefix = f"{name}-{plan_hash}-"[:_GENERATED_NAME]
+    if not owner_uid or role != ROLE_SERVING or not meta["name"].startswith(prefix):
         return None
     return Root(Key(meta["namespace"], name), owner_uid, plan_hash)
 

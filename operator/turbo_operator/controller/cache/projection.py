@@ -54,7 +54,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
         unavailable_since=_since(status, "Available", "False") if is_deployment else None,
         terminating="deletionTimestamp" in meta,
         finalizers=tuple(meta.get("finalizers") or ()),
-        data=body.get("data") if kind in ("ConfigMap", "ControllerRevision") else None,
+        data=body.get("data") if kind == "ConfigMap" else _frozen_template(body),
         failed=failed,
         complete=is_job and _condition(status, "Complete") is not None,
         message=failure.get("message") if failure else None,
@@ -62,6 +62,13 @@ def child(body: Mapping[str, Any]) -> ChildView:
         ended=_since(status, "Failed" if failed else "Complete") if is_job else None,
         **_placement(template_labels(body)),
     )
+
+
+def _frozen_template(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the pod template that a ControllerRevision holds; None where it is none, or of another kind."""
+    data = body.get("data") if body["kind"] == "ControllerRevision" else None
+    parts = [data.get(name) for name in ("metadata", "spec")] if isinstance(data, Mapping) else [None]
+    return data if all(isinstance(part, Mapping) for part in parts) else None
 
 
 def template_labels(body: Mapping[str, Any]) -> Mapping[str, str]:

@@ -1,0 +1,112 @@
+"""What the API server refuses holds up nothing that serves, and lets nothing take its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, TurboDeployment, parse
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.child_writer import ChildWriter
+from turbo_operator.controller.kube import ConflictError, RefusedError
+from turbo_operator.resources import Resource
+
+KEY = Key("team", "chat")
+OWNER = {"kind": "TurboDeployment", "name": "chat", "uid": "u", "controller": True}
+
+
+def td() -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u"},
+            "spec": {"model": {"uri": "pvc://models/chat"}},
+        }
+    )
+
+
+def manifest(kind: str, name: str, replicas: int | None = None, version: int = 0) -> dict[str, Any]:
+    meta = {
+        "name": name,
+        "namespace": "team",
+        "annotations": {ANNOTATION_APPLIED_HASH: f"{kind} {name} {replicas}"},
+        "labels": {f"{GROUP}/deployment": "chat"},
+    }
+    spec = {} if replicas is None else {"spec": {"replicas": replicas}}
+    if version:
+        meta |= {"uid": f"{kind} {name}", "resourceVersion": str(version), "ownerReferences": [OWNER]}
+    return {"kind": kind, "metadata": meta, **spec}
+
+
+class Server:
+    """Takes what it is sent but for what it refuses, by kind and name; `theirs` are objects that exist."""
+
+    def __init__(
+        self, *refused: tuple[str, str], theirs: Mapping[tuple[str, str], Any] | None = None
+    ) -> None:
+        self.refused, self.theirs, self.applied = set(refused), dict(theirs or {}), []  # type: ignore[var-annotated]
+
+    async def find(self, resource: Resource, _: str, name: str) -> Any:
+        return self.theirs.get((resource.kind, name))
+
+    async def apply(self, resource: Resource, wanted: Mapping[str, Any]) -> Any:
+        name = wanted["metadata"]["name"]
+        if (resource.kind, name) in self.refused:
+            raise RefusedError(403, "Forbidden", f"no {name}")
+        self.applied.append((name, (wanted.get("spec") or {}).get("replicas")))
+        meta = {"uid": f"{resource.kind} {name}", "resourceVersion": "9", "ownerReferences": [OWNER]}
+        return {**wanted, "kind": resource.kind, "metadata": {**wanted["metadata"], **meta}}
+
+
+async def written(server: Server, existing: list[dict[str, Any]], *wanted: dict[str, Any]) -> Any:
+    cache = Cache()
+    for body in existing:
+        cache.put_child(body)
+    writer = ChildWriter(KEY, td(), cache, server, set())  # type: ignore[arg-type]
+    try:
+        await writer.write_children(wanted)
+    except (RefusedError, ConflictError) as error:
+        return error
+    return None
+
+
+async def test_what_serves_is_healed_though_its_successor_is_refused() -> None:
+    server = Server(("Deployment", "chat-new"))
+    existing = [manifest("Deployment", "chat-old", 0, version=1)]
+    new, old = manifest("Deployment", "chat-new", 1), manifest("Deployment", "chat-old", 2)
+    error = await written(server, existing, new, old)
+    assert isinstance(error, RefusedError)
+    assert server.applied == [("chat-old", 2)]
+
+
+@pytest.mark.parametrize("refused", [("Service", "chat"), ("Deployment", "chat-old")])
+async def test_nothing_is_lowered_beside_a_refusal_and_nothing_takes_its_place(
+    refused: tuple[str, str],
+) -> None:
+    """Found in review: the new variant grew with every look while the old one stayed as it was."""
+    server = Server(refused)
+    existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
+    service = manifest("Service", "chat")
+    old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
+    assert isinstance(await written(server, existing, service, old, new), RefusedError)
+    assert [name for name, _ in server.applied if name != "chat"] == []
+
+
+async def test_a_deployment_is_never_without_its_revision() -> None:
+    server = Server(("ControllerRevision", "chat-new"))
+    wanted = manifest("ControllerRevision", "chat-new"), manifest("Deployment", "chat-new", 1)
+    assert isinstance(await written(server, [], *wanted), RefusedError)
+    assert server.applied == []
+
+
+async def test_what_an_earlier_object_left_is_a_matter_of_time_and_says_so() -> None:
+    left = manifest("Service", "chat", version=1)
+    left["metadata"]["ownerReferences"] = [{**OWNER, "uid": "an earlier one"}]
+    server = Server(theirs={("Service", "chat"): left})
+    error = await written(server, [], manifest("Service", "chat"), manifest("PodDisruptionBudget", "chat"))
+    assert isinstance(error, ConflictError)
+    assert "Service chat of an earlier TurboDeployment is still being removed" in error.message
+    assert server.applied == [("chat", None)], "the rest is written"
