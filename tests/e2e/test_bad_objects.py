@@ -69,7 +69,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 def accelerator(name: str, memory: Any, **pricing: Any) -> dict[str, Any]:
-    spec = {"resourceName": "cpu", "quantity": "1", "memory": f"{memory}Gi", "provisioning": "Elastic"} | pricing
+    spec = {"resourceName": "cpu", "memory": f"{memory}Gi", "provisioning": "Elastic"} | pricing
     return {"apiVersion": API_VERSION, "kind": "TurboAccelerator", "metadata": {"name": name}, "spec": spec}
 
 
