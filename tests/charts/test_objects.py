@@ -50,6 +50,35 @@ def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None
     }
 
 
+def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
+    """A request that is refused fails a cluster test, and a right that nothing uses fails none but this."""
+    (role,) = (
+        item
+        for item in render()
+        if (item["kind"], item["metadata"]["name"]) == ("ClusterRole", "turbo")  # as the release is named
+    )
+    rules = [
+        (f"{group}/{resource}".lstrip("/"), rule["verbs"])
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    ]
+    assert rules == [
+        ("serving.turbo.dev/turbodeployments", ["list", "watch"]),
+        ("serving.turbo.dev/turbodrafts", ["list", "watch", "create", "patch"]),
+        ("serving.turbo.dev/turbodeployments/status", ["patch"]),
+        ("pods", ["list", "watch", "patch"]),
+        ("resourcequotas", ["list", "watch"]),
+        ("services", ["list", "watch", "create", "patch", "update"]),
+        ("configmaps", ["list", "watch", "create", "patch", "delete"]),
+        ("apps/deployments", ["list", "watch", "create", "patch", "update", "delete"]),
+        ("apps/controllerrevisions", ["list", "watch", "create", "patch", "delete"]),
+        ("apps/replicasets", ["list", "watch"]),
+        ("batch/jobs", ["list", "watch", "create", "patch", "delete"]),
+        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update"]),
+    ]
+
+
 def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:
     for item in render():
         for rule in item.get("rules", []):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -58,3 +59,75 @@ def test_chart_has_the_version_of_the_distribution() -> None:
     described = yaml.safe_load((ROOT / "charts" / "turbo" / "Chart.yaml").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert described["version"] == described["appVersion"] == project["version"]
+
+
+WORKFLOWS = ROOT / ".github" / "workflows"
+# Each prints nothing and keeps what it was asked; docker leaves the digest of what it pushed, helm a package.
+STAND_IN = """#!/bin/sh
+echo "${0##*/} $*" >> "$ASKED"
+case "$*" in
+    "buildx build --target operator"*) echo '{"containerimage.digest": "OPERATOR"}' > operator.json ;;
+    "buildx build --target runtime"*) echo '{"containerimage.digest": "RUNTIME"}' > runtime.json ;;
+    package*) touch turbo-1.tgz ;;
+esac
+"""
+
+
+def step(part: str) -> str:
+    """The script of the one step of the release whose name has `part`."""
+    steps = yaml.safe_load((WORKFLOWS / "release.yml").read_text())["jobs"]["publish"]["steps"]
+    (found,) = [str(each["run"]) for each in steps if part in each.get("name", "")]
+    return found
+
+
+def test_the_release_publishes_a_chart_that_names_what_it_has_pushed(tmp_path: Path) -> None:
+    tools, asked, outputs = (tmp_path / name for name in ("bin", "asked", "outputs"))
+    tools.mkdir()
+    for name in ("docker", "helm"):
+        (tools / name).write_text(STAND_IN.replace("OPERATOR", OPERATOR).replace("RUNTIME", RUNTIME))
+        (tools / name).chmod(0o755)
+    shutil.copytree(ROOT / ".github", tmp_path / ".github")
+    shutil.copytree(ROOT / "charts", tmp_path / "charts")
+    env = {"PATH": f"{tools}:/usr/bin:/bin", "ASKED": str(asked), "GITHUB_OUTPUT": str(outputs)}
+    env |= {"REGISTRY": "ghcr.io/Some/Turbo", "TAG": "v1.2.3", "URL": "https://github.com/Some/Turbo"}
+
+    def run(script: str) -> None:
+        subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, env=env, check=True, capture_output=True)
+
+    run(step("Build and push the images"))
+    told = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
+    env |= {"OUT": told["registry"], "OPERATOR": told["operator"], "RUNTIME": told["runtime"]}
+    run(step("Publish the chart"))
+    values = yaml.safe_load((tmp_path / "charts" / "turbo" / "values.yaml").read_text())["image"]
+    for image, digest in (("operator", OPERATOR), ("runtime", RUNTIME)):
+        repository = f"ghcr.io/some/turbo/turbo-{image}"
+        assert (values[image]["repository"], values[image]["digest"]) == (repository, digest)
+    lines = asked.read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["docker", "buildx"],
+        ["docker", "buildx"],
+        ["helm", "package"],
+        ["helm", "push"],
+    ]
+    for image, line in zip(("operator", "runtime"), lines, strict=False):
+        assert f"--target {image} --tag ghcr.io/some/turbo/turbo-{image}:v1.2.3 --push" in line
+    assert lines[-1].endswith(" oci://ghcr.io/some/turbo/charts")
+
+
+def test_nothing_is_published_before_every_test_has_passed_and_the_versions_agree() -> None:
+    jobs = yaml.safe_load((WORKFLOWS / "release.yml").read_text())["jobs"]
+    assert jobs["publish"]["needs"] == "test-full"
+    assert [each["run"] for each in jobs["test-full"]["steps"] if "run" in each][-1] == "make test-full"
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    check = ["bash", "-e", "-c", step("is the version of")]
+    for tag, status in ((f"v{version}", 0), (version, 1), ("v0.0.0", 1)):
+        env = {"PATH": "/usr/bin:/bin", "TAG": tag}
+        assert subprocess.run(check, cwd=ROOT, env=env, check=False).returncode == status
+
+
+@pytest.mark.parametrize("workflow", sorted(WORKFLOWS.glob("*.yml")), ids=lambda path: path.stem)
+def test_actions_of_others_are_named_by_commit(workflow: Path) -> None:
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    used = [each["uses"] for job in jobs for each in job["steps"] if "uses" in each]
+    assert used
+    assert [name for name in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", name)] == []

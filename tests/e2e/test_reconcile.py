@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from turbo_operator import resources
+from turbo_operator.controller.kube import StrangerError
 
 pytestmark = pytest.mark.cluster
 
@@ -146,10 +147,9 @@ def test_an_object_of_somebody_else_is_never_taken_over(cluster: Any) -> None:
     cluster.api.create(SERVICE, theirs)
     cluster.start(namespace)
     cluster.create_deployment(namespace)
+    refusal = StrangerError("Service", "chat").sentence
     cluster.until(
-        lambda: (
-            "belongs to somebody else" in cluster.condition(cluster.deployment(namespace), "Ready")["message"]
-        ),
+        lambda: cluster.condition(cluster.deployment(namespace), "Ready")["message"] == refusal,
         "the condition says whose it is",
     )
     assert cluster.api.get(SERVICE, namespace, "chat")["spec"]["selector"] == {"app": "theirs"}

@@ -96,3 +96,36 @@ def test_uri_says_where_the_model_is(
         assert model.hub_id == hub_id
     else:
         assert (model.claim, model.claim_path) == (claim, path)
+
+
+def test_what_nobody_writes_has_these_values() -> None:
+    """The API server and `parse` have their defaults from one source: a slip there is one of both."""
+
+    def filled(**spec: object) -> dict[str, object]:
+        document = {"kind": "TurboDeployment", "metadata": {"name": "x"}, "spec": spec}
+        return api.parse({"apiVersion": api.API_VERSION, **document}).spec.dump()
+
+    smallest = {
+        "model": {"uri": "hf://a/b", "dtype": "Auto"},
+        "engine": {"type": "Auto"},
+        "speculation": {"mode": "Auto", "method": "Auto", "placement": "Auto", "maxDraftTokens": 8},
+        "replicas": 1,
+        "scaling": {
+            "behavior": {"scaleUp": {"selectPolicy": "Max"}, "scaleDown": {"selectPolicy": "Max"}},
+        },
+        "planPolicy": {"minSavingFraction": "0.10"},
+        "rollout": {
+            "minReadySeconds": 10,
+            "progressDeadline": "10m",
+            "canary": {
+                "minGenerationDuration": "60s",
+                "minDuration": "10m",
+                "minSpeedupRatio": "1.02",
+            },
+        },
+        "drain": {"timeout": "120s"},
+        "suspend": False,
+    }
+    assert filled(model={"uri": "hf://a/b"}) == smallest
+    accelerators = {"capacityTypes": ["OnDemand"], "pendingTimeout": "10m"}
+    assert filled(model={"uri": "hf://a/b"}, accelerators={}) == {**smallest, "accelerators": accelerators}

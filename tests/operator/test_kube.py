@@ -16,7 +16,9 @@ from turbo_operator.controller.kube import (
     ConflictError,
     GoneError,
     KubeError,
+    LeftoverError,
     RefusedError,
+    StrangerError,
     _why,
     error_of,
 )
@@ -42,6 +44,33 @@ def test_an_error_is_of_the_kind_that_says_what_helps(status: int, kind: type[Ku
     error = error_of(status, json.dumps(body).encode())
     assert type(error) is kind
     assert (str(error), error.status, error.reason) == (body["message"], status, "Invalid")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RefusedError(422, "Invalid", "spec.replicas is 7"), "The API server refused: spec.replicas is 7"),
+        (
+            StrangerError("Service", "chat"),
+            (
+                "Service chat is there already and belongs to somebody else: delete it, or rename this "
+                "TurboDeployment."
+            ),
+        ),
+        (
+            LeftoverError("Service", "chat"),
+            (
+                "Service chat of an earlier TurboDeployment is still being removed: it waits for its pods or "
+                "for a finalizer."
+            ),
+        ),
+    ],
+    ids=["refused", "somebody else", "being removed"],
+)
+def test_only_what_the_api_server_refused_is_said_to_be_refused_by_it(
+    error: RefusedError, sentence: str
+) -> None:
+    assert error.sentence == sentence
 
 
 @pytest.mark.parametrize("text", [b"no JSON", b'"a string"', b"", b"\xff"])

@@ -332,6 +332,11 @@ def test_the_service_selects_serving_pods_of_all_variants_and_no_inspecting_one(
     assert children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == selector
 
 
+def test_a_drained_node_moves_one_pod_at_a_time_and_never_waits_for_one_that_does_not_serve() -> None:
+    spec = rendered(BASE)["PodDisruptionBudget"]["spec"]
+    assert (spec["maxUnavailable"], spec["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
 def test_traffic_goes_by_the_owners_uid_once_no_variant_is_left_that_was_made_without_it() -> None:
     label = "serving.turbo.dev/owner-uid"
     fresh = rendered(BASE)["ControllerRevision"]["data"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
-from turbo_dev.plan_cases import plan
+import pytest
+
+from turbo_dev.plan_cases import changed, plan
 from turbo_dev.plan_examples import (
     LARGE,
     LOAD,
@@ -21,6 +24,7 @@ from turbo_dev.plan_examples import (
 )
 from turbo_operator.api import CapacityType, PlanReason
 from turbo_operator.catalog import catalogue
+from turbo_operator.plan import Plan
 from turbo_operator.snapshot import Supply
 
 
@@ -185,3 +189,25 @@ def test_an_accelerator_without_a_profile_serves_until_speed_is_asked_for() -> N
     assert (asked.choice, asked.reason) == (None, PlanReason.PERFORMANCE_UNKNOWN)
     assert "spec.memoryBandwidthGBps and spec.tflops" in asked.detail
     assert "There are" not in asked.detail  # it is there, and another name would be no remedy
+
+
+def figures(found: Plan) -> list[Any]:
+    """All that is told of each candidate but what it is called."""
+    made = found.choice
+    chosen = made and (made.engine, made.method, made.capacity, made.predicted)
+    return [chosen, *((r.engine, r.method, r.tensor, r.reason, r.predicted) for r in found.rejected)]
+
+
+@pytest.mark.parametrize("name", [name for name, row in catalogue().items() if row.memory_bandwidth])
+def test_no_time_depends_on_what_an_accelerator_or_a_model_is_called(name: str) -> None:
+    """What is an accelerator's own stands in the catalogue's efficiency, whatever its name."""
+    row = replace(catalogue()[name], prices={CapacityType.ON_DEMAND: Decimal(1)}, most=64)
+    asked, other = spec(workload=LOAD), replace(row, name="other")
+    told: list[Any] = []
+    for known in (SMALL, MIDDLE):
+        expected = plan(asked, known, named(row))
+        told += [expected.choice, *expected.rejected]
+        renamed = changed(asked, model={"uri": "hf://other/model"})
+        unlike = replace(known, architecture="MistralForCausalLM")
+        assert figures(plan(renamed, unlike, named(other))) == figures(expected)
+    assert any(one and one.predicted and one.predicted.time_per_output_token for one in told)

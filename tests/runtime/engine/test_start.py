@@ -17,11 +17,13 @@ from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.engine.startup import builder
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, size_cache, start_engine
+from turbo_runtime.engine.startup.invariance_check import LIMIT_SECONDS, ArithmeticReport
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import DraftStats
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.runner import ModelRunner
 
 LONGEST = 256
 SIZES = LlamaConfig(
@@ -177,6 +179,27 @@ def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
     )
     _, ready = start_engine(config, time.monotonic())
     assert (ready.guarantee, ready.guarantee_reason) == ("distribution", "the start-up check took too long")
+
+
+def test_the_whole_check_has_20_seconds(config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, late, limits = time.monotonic, 0.0, list[float]()
+
+    def check(model: ModelRunner, tokens: int, limit_seconds: float = LIMIT_SECONDS) -> ArithmeticReport:
+        nonlocal late
+        limits.append(limit_seconds)
+        late += 17.0
+        return ArithmeticReport("bitwise")
+
+    def bulk(model: ModelRunner, report: ArithmeticReport, tokens: int, limit: float) -> ArithmeticReport:
+        limits.append(limit)
+        return report
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + late)
+    monkeypatch.setattr(builder, "check_batch_invariance", check)
+    monkeypatch.setattr(builder, "adopt_bulk", bulk)
+    start_engine(config, time.monotonic())
+    assert limits[0] == 20
+    assert 0 < limits[1] <= 3
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -208,6 +208,35 @@ def test_every_metric_is_documented_and_no_other(server) -> None:
     assert named == suffixed - {metrics.ITERATION_TOKENS.name.removesuffix("_total")}
 
 
+def test_what_vllm_measures_too_has_vllms_name_and_type() -> None:
+    """Its dashboards and autoscalers ask for these; a name that changed everywhere here would reach none."""
+    lines = Metrics("m").render().decode().splitlines()
+    served = [tuple(line.split()[2:]) for line in lines if line.startswith("# TYPE vllm:")]
+    assert sorted((name, kind) for name, kind in served if not name.endswith("_created")) == [
+        ("vllm:e2e_request_latency_seconds", "histogram"),
+        ("vllm:generation_tokens_total", "counter"),
+        ("vllm:inter_token_latency_seconds", "histogram"),
+        ("vllm:iteration_tokens_total", "histogram"),
+        ("vllm:kv_cache_usage_perc", "gauge"),
+        ("vllm:num_preemptions_total", "counter"),
+        ("vllm:num_requests_running", "gauge"),
+        ("vllm:num_requests_waiting", "gauge"),
+        ("vllm:prefix_cache_hits_total", "counter"),
+        ("vllm:prefix_cache_queries_total", "counter"),
+        ("vllm:prompt_tokens_total", "counter"),
+        ("vllm:request_generation_tokens", "histogram"),
+        ("vllm:request_prompt_tokens", "histogram"),
+        ("vllm:request_queue_time_seconds", "histogram"),
+        ("vllm:request_success_total", "counter"),
+        ("vllm:request_time_per_output_token_seconds", "histogram"),
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "counter"),
+        ("vllm:spec_decode_num_accepted_tokens_total", "counter"),
+        ("vllm:spec_decode_num_draft_tokens_total", "counter"),
+        ("vllm:spec_decode_num_drafts_total", "counter"),
+        ("vllm:time_to_first_token_seconds", "histogram"),
+    ]
+
+
 def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:
     server = launch("--max-num-seqs=1", "--max-queued-requests=1")
     with connect_to(server) as client:
