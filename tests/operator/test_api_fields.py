@@ -113,7 +113,8 @@ def test_what_nobody_writes_has_these_values() -> None:
         "scaling": {
             "behavior": {"scaleUp": {"selectPolicy": "Max"}, "scaleDown": {"selectPolicy": "Max"}},
         },
-        "planPolicy": {"minSavingFraction": "0.10"},
+        "planPolicy": {"objective": "Cost", "minSavingFraction": "0.10"},
+        "podTemplate": {"metadata": {}, "spec": {}},
         "rollout": {
             "minReadySeconds": 10,
             "progressDeadline": "10m",

@@ -16,7 +16,6 @@ from turbo_operator.controller.kube import (
     ConflictError,
     GoneError,
     KubeError,
-    LeftoverError,
     RefusedError,
     StrangerError,
     _why,
@@ -57,15 +56,8 @@ def test_an_error_is_of_the_kind_that_says_what_helps(status: int, kind: type[Ku
                 "TurboDeployment."
             ),
         ),
-        (
-            LeftoverError("Service", "chat"),
-            (
-                "Service chat of an earlier TurboDeployment is still being removed: it waits for its pods or "
-                "for a finalizer."
-            ),
-        ),
     ],
-    ids=["refused", "somebody else", "being removed"],
+    ids=["refused", "somebody else"],
 )
 def test_only_what_the_api_server_refused_is_said_to_be_refused_by_it(
     error: RefusedError, sentence: str
