@@ -109,6 +109,15 @@ def test_a_child_that_is_renamed_by_its_label_and_scaled_to_nothing_serves_again
     chat.access.kubectl("scale", "deployment", name, "--replicas=0")
     chat.until(lambda: variant(chat)["spec"]["replicas"] == 1, "its replica is asked for again", SOON)
     assert variant(chat)["metadata"]["labels"][LABEL_DEPLOYMENT] == "chat"
+
+    def has_settled() -> bool:
+        """The pod that ends may answer still, and the status of the TurboDeployment be of before."""
+        child = variant(chat)
+        is_seen = child["status"]["observedGeneration"] == child["metadata"]["generation"]
+        serves = child["status"].get("availableReplicas") == len(chat.pods()) == len(chat.endpoints()) == 1
+        return bool(is_seen and serves)
+
+    chat.until(has_settled, "one pod serves")
     chat.until(chat.in_force, "it serves again")
     until_answered(chat, pulse)
 
