@@ -7,8 +7,9 @@ other one must not be lost. What lost its label is found by its name; what lost 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import render
@@ -40,6 +41,7 @@ from turbo_operator.snapshot import ChildView
 DEPLOYMENT, REVISION, JOB = "Deployment", "ControllerRevision", "Job"
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({REVISION, JOB})
+FRESH_SECONDS = 3.0  # for which what was seen is good enough to take something away by
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class ChildWriter:
     cache: Cache
     api: Kube
     noop_applies: set[tuple[str, str]]
+    seen_time: float = field(default_factory=time.monotonic)  # of what is written by
 
     async def restore_variants(self) -> RefusedError | None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
@@ -105,6 +108,8 @@ class ChildWriter:
                 continue
             if not self._needs_write(manifest, child):
                 continue
+            if more < 0:
+                self._check_fresh()
             try:
                 await self._apply_or_clear(manifest, child)
             except RefusedError as error:
@@ -167,6 +172,7 @@ class ChildWriter:
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
             if place not in places:
+                self._check_fresh()
                 await self._remove(child.view)
 
     async def adopt_pods(self) -> None:
@@ -186,6 +192,11 @@ class ChildWriter:
                 self._log_refusal(error)
                 return
             self._log("relabeled", POD.kind, pod.name)
+
+    def _check_fresh(self) -> None:
+        """Raise ConflictError where the writes before took long: what would go may be what answers by now."""
+        if time.monotonic() - self.seen_time > FRESH_SECONDS:
+            raise ConflictError(409, "Stale", "the API server is slow: what was seen is looked at anew")
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)

@@ -144,6 +144,7 @@ class Reconciler:
             tried = canary.update_canary(td, observed, choice, memo.speedups, now)
         speedups, verdict = tried
         observed = canary.add_verdict(observed, speedups, verdict)
+        writer.seen_time = time.monotonic() - (self.clock() - now)
         look = replace(look, observed=observed, now=now)
         question = memo.training_plan.plan if memo.training_plan is not None else None
         step = training.decide(td, observed, plan, question, now)

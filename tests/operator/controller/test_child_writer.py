@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, TurboDeployment, parse
+from turbo_operator.controller import child_writer
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.kube import ConflictError, RefusedError
@@ -93,6 +94,16 @@ async def test_nothing_is_lowered_beside_a_refusal_and_nothing_takes_its_place(
     old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
     assert isinstance(await written(server, existing, service, old, new), RefusedError)
     assert [name for name, _ in server.applied if name != "chat"] == []
+
+
+async def test_nothing_is_lowered_by_what_was_seen_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the storm: each write took seconds, and the last one ended a pod that had become ready."""
+    monkeypatch.setattr(child_writer, "FRESH_SECONDS", 0.0)
+    server = Server()
+    existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
+    old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
+    assert isinstance(await written(server, existing, new, old), ConflictError)
+    assert server.applied == [("chat-new", 3)]
 
 
 async def test_a_deployment_is_never_without_its_revision() -> None:
