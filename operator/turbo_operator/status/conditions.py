@@ -293,12 +293,12 @@ class Conditions:
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
-            whose = " of the new plan" if takeover.serving is not None else ""
+            whose = " of the new plan" if self._serves_on else ""
             since = f"but not for {seconds} s yet" if seconds else "and have yet to be counted"
             message = f"All {replicas} replicas{whose} answer, {since}."
             return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
-        whose = "Of the new plan: " if takeover.serving is not None else ""
+        whose = "Of the new plan: " if self._serves_on else ""
         return _false(cause.reason, f"{self._serves_on}{whose}{cause.message}")
 
     @property
