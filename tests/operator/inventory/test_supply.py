@@ -131,7 +131,7 @@ def test_the_cores_of_a_pod_that_holds_gpus_are_none_to_plan_with_where_no_pod_o
 
 
 def test_what_a_pod_leaves_on_a_node_that_takes_no_other_is_no_place_to_plan_with() -> None:
-    """A drain, or a dead node, whose pods are told to end and stay for as long as it is dead."""
+    """A drain, or a dead node, whose pods should end and stay for as long as it is dead."""
     pods = [pod(2, owner=MINE), pod(1, owner=MINE, leaving=True)]
     assert free(take_stock(CATALOGUE, [node(takes_pods=False)], pods)) == [2]
     assert free(take_stock(CATALOGUE, [node()], pods)) == [8]
@@ -242,14 +242,14 @@ def test_a_pod_holds_what_the_scheduler_counts(before: list[dict[str, Any]], cpu
     assert held.requests == {"cpu": cpu + 100, "memory": GIB * 1000}
     assert (held.owner, held.node, held.leaving) == (None, "n", False)
     body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    told = usage.holding(body)
-    assert told is not None
-    assert told.leaving
-    assert (held.overdue, told.overdue) == (math.inf, 1767225600.0)
+    ending = usage.holding(body)
+    assert ending is not None
+    assert ending.leaving
+    assert (held.overdue, ending.overdue) == (math.inf, 1767225600.0)
     body["metadata"]["deletionGracePeriodSeconds"] = 30
-    told = usage.holding(body)
-    assert told is not None
-    assert told.overdue == 1767225630.0
+    ending = usage.holding(body)
+    assert ending is not None
+    assert ending.overdue == 1767225630.0
 
 
 def test_the_scopes_of_a_pod_are_those_that_kubernetes_sees() -> None:
