@@ -11,7 +11,7 @@ from turbo_operator.api import GROUP
 DEPLOYMENT, REVISION = resources.CHILDREN["Deployment"], resources.CHILDREN["ControllerRevision"]
 POD = resources.POD
 LABEL = f"{GROUP}/deployment"
-SOON_SECONDS = 5.0
+SOON_SECONDS = 45.0  # a busy machine may take them; an object is looked at again after a minute anyway
 
 
 class ServingObject:

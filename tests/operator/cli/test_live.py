@@ -17,6 +17,7 @@ import pytest
 from turbo_operator import api, resources
 from turbo_operator.catalog import shipped_objects
 from turbo_operator.cli import cluster_reader, commands
+from turbo_operator.controller import feed
 from turbo_operator.controller.cache.store import Key
 
 
@@ -119,7 +120,7 @@ class Listed:
 
 
 def test_a_cluster_is_listed_once_and_what_cannot_be_read_is_left_out_in_silence(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     h100 = next(body for body in shipped_objects() if body["metadata"]["name"] == "h100")
     odd = {**h100, "metadata": {"name": "odd"}, "spec": {"max": -1}}
@@ -147,11 +148,13 @@ def test_a_cluster_is_listed_once_and_what_cannot_be_read_is_left_out_in_silence
         yield listed
 
     monkeypatch.setattr(cluster_reader.kube, "connect", connect)
-    with caplog.at_level(logging.INFO):
+    with monkeypatch.context() as bare:
+        bare.setattr(logging.getLogger(), "handlers", [])
         cluster = cluster_reader.read_cluster(None, [None, "team"])
+    assert not capsys.readouterr().err
+    assert feed.log.isEnabledFor(logging.WARNING)
     assert len(listed.asked) == len({kind for kind, _, _ in listed.asked})
     assert ("ReplicaSet", "team", [("labelSelector", api.LABEL_DEPLOYMENT)]) in listed.asked
-    assert not caplog.messages
     assert set(cluster.accelerators) == {"h100", "odd"}
     key = Key("team", "chat")
     assert cluster.cache.deployments.get(key) is not None
