@@ -16,7 +16,7 @@ CONTEXT ?=
 REGISTRY ?=
 NAME ?=
 ARGS ?=
-LANES ?= 2
+LANES ?= 3
 
 .PHONY: help
 help: ## Show this list

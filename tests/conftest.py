@@ -89,6 +89,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: lanes.order(item.path))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave the processor to tests of a cluster that run side by side with this one."""
+    lanes.give_way(item.path)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> lanes.Lanes:
     """Where tests run side by side (`make test`), those that share a cluster follow one another."""
