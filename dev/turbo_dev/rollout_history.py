@@ -229,8 +229,9 @@ class World(Laws):
                 str(self.generation),
                 new.replicas,
                 new.available,
-                any(pod.placed and not pod.ready for pod in pods),
-                any(not pod.placed for pod in pods),
+                ready=sum(pod.ready for pod in pods),
+                has_placed=any(pod.placed and not pod.ready for pod in pods),
+                is_waiting=any(not pod.placed for pod in pods),
                 over_limits=self.bounds.is_overspent((each.footprint, each.replicas) for each in states),
             )
             self.rollout = follow(self.rollout, progress, self.serving, self.now, DEADLINE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from turbo_dev.plan_cases import plan as plan_of
@@ -111,10 +112,21 @@ def decided(
     verdict: CanaryVerdict | None,
     now: float = NOW,
 ) -> Decision:
-    """What is made of it."""
-    observed = canary.add_verdict(observed, gains, verdict)
+    """What is made of it; Deployments have the pods that they count."""
+    observed = canary.add_verdict(with_pods(observed), gains, verdict)
     trial = gains.trial
     return decide(it, observed, SETTINGS, now, planned(it), History(), trial=trial, verdict=verdict)
+
+
+def with_pods(observed: Snapshot) -> Snapshot:
+    """Add the ready pods that Deployments count and that are not among those that were seen."""
+    pods = list(observed.pods)
+    for child in observed.children:
+        known = sum(pod.ready and pod.plan_hash == child.plan_hash for pod in pods)
+        for number in range(known, child.available_replicas):
+            about = (child.plan_hash or "", "Running", True, "10.0.0.9", None, None)
+            pods.append(PodView(f"{child.name}-{number}", *about))
+    return replace(observed, pods=tuple(pods))
 
 
 def children(

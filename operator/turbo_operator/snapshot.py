@@ -1,4 +1,4 @@
-"""What is seen, as plain, frozen records that cross between the rooms; what is decided is in `planned`.
+"""What is seen, as plain, frozen records that cross between packages; what is decided is in `plan`.
 
 Pure: no client, no clock. Records are projections: a few fields of what the API server holds, never its raw
 dictionaries. Memory is in bytes, money in US dollars per hour as `Decimal`, times in seconds since the epoch.
@@ -104,6 +104,7 @@ class PodView(Paid):
     placed_since: float | None = None  # when a node took it
     overdue: float = math.inf  # when it should have ended at the latest; later it stands in nobody's way
     orphan: str | None = None  # its resource version, where nothing controls it any more
+    owner_uid: str | None = None  # by its label, without which the Service does not select it
     load: LoadSample | None = None  # the latest that was read
 
     @property
@@ -261,3 +262,4 @@ class Snapshot:
     releasing: frozenset[str] = frozenset()
     # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
     free: Mapping[str, Supply] | None = None
+    counted_time: float = math.inf  # when what nodes have free was counted, in seconds since the epoch

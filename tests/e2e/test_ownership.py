@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from turbo_dev import pod_reports
+from turbo_dev.api import ApiRefusalError
 from turbo_dev.serving_object import DEPLOYMENT, LABEL, POD, REVISION, ServingObject
 from turbo_operator import resources
 
@@ -299,3 +300,43 @@ def test_a_field_that_somebody_adds_to_a_child_is_taken_out_again(
     served.soon(is_back, f"it is as before: {served.child(resource, name)}")
     cluster.until(served.rested, "nobody fights for it")
     served.until_ready()
+
+
+def test_a_pod_that_loses_the_label_by_which_traffic_finds_it_gets_it_back(cluster: Any) -> None:
+    """Found on the real node: its ReplicaSet kept it, the Service did not, and nothing answered any more."""
+    served = ServingObject(cluster, "pod-label")
+    (pod,) = served.pods()
+    label, name = "serving.turbo.dev/owner-uid", pod["metadata"]["name"]
+    for edit in (f"{label}-", f"{label}=foo"):
+        served.kubectl("label", "pod", name, edit, "--overwrite")
+        served.soon(
+            lambda: served.pods()[0]["metadata"]["labels"].get(label) == pod["metadata"]["labels"][label],
+            "the label is back",
+        )
+    assert served.pod_names() == {name}
+
+
+def test_no_drain_takes_the_last_replica_while_a_rollout_has_one_go_first(cluster: Any) -> None:
+    """Found on the real node: the budget counted what Deployments asked for, and let the last one go."""
+    in_place = {"maxSurge": 0, "maxUnavailable": 1, "minReadySeconds": 0}
+    served = ServingObject(cluster, "drained", replicas=2, rollout=in_place)
+    old = served.pod_names()
+    cluster.kubelet.refused.add("chat-")
+    try:
+        served.write(**OTHER_PLAN)
+        served.soon(lambda: len(old & served.pod_names()) == 1, "one goes for the next")
+        (last,) = old & served.pod_names()
+        eviction = {
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": last, "namespace": served.namespace},
+        }
+        budget = resources.CHILDREN["PodDisruptionBudget"]
+        served.soon(lambda: served.child(budget, "chat")["status"]["currentHealthy"] == 1, "it was counted")
+        path = f"/api/v1/namespaces/{served.namespace}/pods/{last}/eviction"
+        with pytest.raises(ApiRefusalError, match="disruption budget"):
+            cluster.api.send("POST", path, eviction)
+        assert last in served.pod_names()
+    finally:
+        cluster.kubelet.refused.discard("chat-")
+    cluster.until_ready(served.namespace, replicas=2)

@@ -28,7 +28,14 @@ from turbo_dev.trials import (
     up,
     variant_of,
 )
-from turbo_operator.api import API_VERSION, CanaryReason, Provisioning, TurboDeployment
+from turbo_operator.api import (
+    API_VERSION,
+    LABEL_DEPLOYMENT,
+    LABEL_OWNER_UID,
+    CanaryReason,
+    Provisioning,
+    TurboDeployment,
+)
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, RefusedError
 from turbo_operator.controller.reconciler import Reconciler
@@ -84,6 +91,13 @@ def test_a_pod_of_an_earlier_trial_does_not_take_up_the_draft_that_is_tried_next
 
 
 META = {"namespace": "team", "generation": 1, "resourceVersion": "1"}
+READY = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+def owned(kind: str, name: str, owner: str, uid: str) -> dict[str, Any]:
+    reference = {"kind": owner, "name": uid, "uid": uid, "controller": True}
+    meta = {**META, "name": name, "uid": name, "labels": {LABEL_DEPLOYMENT: "chat", LABEL_OWNER_UID: "u"}}
+    return {"kind": kind, "metadata": {**meta, "ownerReferences": [reference]}}
 
 
 class Server(Kube):
@@ -143,6 +157,8 @@ def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_u
     async def look_on() -> None:
         for _ in range(4):  # the plan is told, its Deployment made, what tries refused, and once more
             await operator.reconcile(Key("team", "chat"))
+            cache.pods.put_replica_set(owned("ReplicaSet", "rs", "Deployment", f"chat-{STABLE}"))
+            cache.pods.put({**owned("Pod", "pod", "ReplicaSet", "rs"), "spec": {"nodeName": "n"}, **READY})
 
     asyncio.run(look_on())
     assert f"Deployment chat-{STABLE}" in server.kept
@@ -151,4 +167,4 @@ def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_u
     promoted = told["DraftPromoted"]
     assert (promoted["status"], promoted["reason"]) == ("Unknown", CanaryReason.APPLY_REJECTED)
     assert "no such pod is wanted here" in promoted["message"]
-    assert (told["Stalled"]["status"], told["Ready"]["reason"]) == ("False", "ModelLoading")
+    assert (told["Stalled"]["status"], told["Ready"]["reason"]) == ("False", "Serving")

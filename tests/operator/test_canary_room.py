@@ -14,6 +14,7 @@ from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, rep
 from turbo_operator.api import CanaryReason, TurboDeployment
 from turbo_operator.drafts import canary
 from turbo_operator.drafts.speedup import SpeedupTracker
+from turbo_operator.render.metadata import digest
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
 PENDING = 600.0  # spec.accelerators.pendingTimeout by default
@@ -120,3 +121,30 @@ def test_the_autoscaler_counts_the_pod_that_tries() -> None:
     observed = replace(seen(), children=(up(STABLE, 2), up(TRY), FILE))
     gains, verdict = look(it, observed, SpeedupTracker(), NOW)
     assert decided(it, observed, gains, verdict).scale.replicas == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "why"),
+    [
+        ({}, {"rollout": {"planHash": STABLE, "reason": "RolledBack"}}, "a change of the spec"),
+        ({}, {"rollout": {"planHash": STABLE}}, "the end of the rollout"),
+        ({"rollout": {"maxSurge": 0, "maxUnavailable": 1}}, {}, "room for a pod"),
+    ],
+)
+def test_a_trial_whose_pod_may_not_be_made_says_what_it_waits_for(
+    spec: dict[str, Any], more: dict[str, Any], why: str
+) -> None:
+    """Found in review: a pod was said to start beside the others, for days."""
+    it = td({**promoted(OLD), "desiredReplicas": 1}, **spec)
+    if more:
+        spec_hash = digest(it.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16]
+        rollout = {**more["rollout"], "specHash": spec_hash, "availableReplicas": 0}
+        more = {"servingPlan": {"hash": "v0", "replicas": 1}, "rollout": rollout}
+        it = td({**promoted(OLD), "desiredReplicas": 1, **more}, **spec)
+    serves = up("v0" if more else STABLE)
+    observed = replace(seen(), children=(serves,))
+    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
+    made = decided(it, observed, gains, verdict)
+    assert made.canary_children == ()
+    assert made.verdict is not None
+    assert made.verdict.detail.startswith(f"The trial of chat-draft-2 waits for {why}")

@@ -3,120 +3,15 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
 
-from turbo_dev.trainings import CORES, NOW, seen, td
-from turbo_operator import render
-from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, Provisioning, TurboDeployment
-from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.kube import GoneError, KubeError
-from turbo_operator.controller.reconciler import Reconciler
-from turbo_operator.inventory.store import InventoryStore
-from turbo_operator.resources import CHILDREN, TURBODEPLOYMENT
-from turbo_operator.settings import Settings
-
-KEY = Key("team", "chat")
-SETTINGS = Settings(runtime_image="r:1")
-
-
-class Server:
-    """Keeps what is applied, and gives it back."""
-
-    def __init__(self) -> None:
-        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
-        self.deleted: list[str] = []
-        self.unable = False  # to take a status
-        self.gone = False  # the TurboDeployment is: its event has yet to come
-        self._versions = itertools.count(1)
-
-    async def apply(self, resource: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        body, number = copy.deepcopy(dict(wanted)), str(next(self._versions))
-        place = (resource.kind, body["metadata"]["name"])
-        held = self.objects.get(place, {"metadata": {}})
-        body["metadata"] = {"uid": f"uid-{number}"} | held["metadata"] | body["metadata"]
-        if body != held:
-            body["metadata"]["resourceVersion"] = number
-            self.objects[place] = body
-        return body
-
-    async def apply_status(self, resource: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        if self.gone:
-            raise GoneError(404, "NotFound", "there is no such object")
-        if self.unable:
-            raise KubeError(500, "Unable", "no status is taken")
-        body = self.objects[resource.kind, wanted["metadata"]["name"]]
-        body |= {"status": copy.deepcopy(wanted["status"])}
-        body["metadata"]["resourceVersion"] = str(next(self._versions))
-        return body
-
-    async def delete(self, resource: Any, namespace: str, name: str, uid: str) -> None:
-        self.deleted.append(name)
-        del self.objects[resource.kind, name]
-
-    async def find(self, resource: Any, namespace: str, name: str) -> dict[str, Any] | None:
-        return self.objects.get((resource.kind, name))
-
-
-class World:
-    """A cluster of cores, a TurboDeployment whose model is known, and its reconciler."""
-
-    def __init__(self) -> None:
-        self.server, self.cache, self.now = Server(), Cache(), NOW
-        api: Any = self.server
-        self.reconciler = Reconciler(
-            self.cache, InventoryStore(lambda _: None), api, SETTINGS, lambda: self.now
-        )
-        row = replace(CORES, provisioning=Provisioning.ELASTIC)
-        self.cache.accelerators.put({"metadata": {"name": "cpu", "uid": "a", "resourceVersion": "1"}}, row)
-
-    async def written(self, it: TurboDeployment) -> None:
-        """Somebody applies the spec."""
-        spec = it.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
-        meta = {"name": "chat", "namespace": "team", "uid": it.metadata.uid, "generation": 1}
-        kind = {"apiVersion": API_VERSION, "kind": "TurboDeployment"}
-        before = self.server.objects.get(("TurboDeployment", "chat"), {})
-        body = {**kind, "metadata": meta, "spec": spec, "status": before.get("status", {})}
-        self.cache.put_deployment(await self.server.apply(TURBODEPLOYMENT, body))
-        model = next(each for each in render.children(it, seen(), None, (), SETTINGS) if "data" in each)
-        self.cache.put_child(await self.server.apply(CHILDREN["ConfigMap"], model))
-
-    async def settled(self) -> None:
-        """Look as long as there is something to write."""
-        for _ in range(10):
-            before = copy.deepcopy(self.server.objects)
-            await self.reconciler.reconcile(KEY)
-            if before == self.server.objects:
-                return
-        raise AssertionError("it writes on and on")
-
-    def pod_of(self, job: str, **status: Any) -> None:
-        """Its pod, as a watch shows it."""
-        labels = {LABEL_DEPLOYMENT: "chat", LABEL_ROLE: "train"}
-        owner = {"kind": "Job", "name": job, "uid": self.jobs[job], "controller": True}
-        meta = {"name": f"{job}-p", "namespace": "team", "uid": "p", "resourceVersion": "9", "labels": labels}
-        self.cache.pods.put(
-            {"metadata": {**meta, "ownerReferences": [owner]}, "spec": {"nodeName": "n"}, "status": status}
-        )
-
-    @property
-    def jobs(self) -> dict[str, str]:
-        """The uids of those that train."""
-        return {
-            name: body["metadata"]["uid"]
-            for (kind, name), body in self.server.objects.items()
-            if kind == "Job"
-        }
-
-    @property
-    def status(self) -> dict[str, Any]:
-        told: dict[str, Any] = self.server.objects["TurboDeployment", "chat"]["status"]
-        return told
+from turbo_dev.small_world import KEY, World
+from turbo_dev.trainings import td
+from turbo_operator.api import TurboDeployment
+from turbo_operator.controller.kube import KubeError
 
 
 def asked(**more: Any) -> TurboDeployment:
@@ -198,3 +93,25 @@ async def test_an_object_that_is_gone_is_not_looked_at_again_until_its_event_com
     await world.written(td(absent=True))
     world.server.gone = True
     assert await world.reconciler.reconcile(KEY) is None
+
+
+async def test_a_training_and_a_replica_that_is_added_never_begin_in_one_look() -> None:
+    """Found in review: each was decided by a count without the other, and four held what three may."""
+    limits = {"accelerators": {"allowed": ["cpu"], "maxTotal": 3}}
+    spec = {**limits, "replicas": 2, "scaling": {"mode": "External"}}
+    world = World()
+    await world.written(asked(absent=True, spec=spec))
+    await world.settled()
+    world.run_pods()
+    await world.written(
+        asked(spec={**spec, "podTemplate": {"spec": {"imagePullSecrets": [{"name": "new"}]}}})
+    )
+    held = []
+    for _ in range(12):
+        await world.reconciler.reconcile(KEY)
+        held.append(sum(world.replicas.values()) + len(world.jobs))
+        world.run_pods()
+    assert max(held) == 3
+    assert "chat-train-1" not in world.server.deleted
+    assert list(world.jobs) == ["chat-train-1"]
+    assert sorted(world.replicas.values()) == [2]

@@ -241,3 +241,33 @@ def test_min_replicas_is_named_where_it_asks_for_the_replicas() -> None:
     decision = autoscaler.scale(spec, plan_of(spec, FACTS.shape, {"cpu": CPU}, None))
     assert decision.replicas == 2
     assert decision.detail.startswith("spec.scaling.minReplicas asks for 2 replicas")
+
+
+def test_what_served_and_is_silent_is_named_before_what_holds_up_its_successor() -> None:
+    """Found on the real node: the frozen pod was named nowhere, only the next one's image."""
+    new = wanted({})
+    status = {"servingPlan": {"hash": OLD, "replicas": 1}, "desiredReplicas": 1}
+    stuck = replace(pod("next", new, ready=False), reason="ImagePullBackOff", message="no such image")
+    observed = seen(pod("old", OLD, ready=False), stuck, children=(*variant(OLD, 1, 0), *variant(new, 1, 0)))
+    status, conditions = look({}, status, observed)
+    assert f"Pod old of plan {OLD}, which serves, does not answer." in conditions["Available"]["message"]
+    deadline = f"Plan {new} has 10m from its last progress to make some."
+    assert (told(conditions, "Stalled")[0], conditions["Stalled"]["message"]) == ("False", deadline)
+
+
+@pytest.mark.parametrize(
+    ("finalizer", "why"),
+    [
+        ("example.com/hold", "and finalizer example.com/hold keeps it: remove that."),
+        ("foregroundDeletion", "and is made again when its pods have ended."),
+    ],
+)
+def test_a_deployment_that_was_deleted_and_is_still_there_is_named(finalizer: str, why: str) -> None:
+    """Found in review: its pods were said to start or load for ever."""
+    new = wanted({})
+    going = [replace(each, terminating=each.kind == "Deployment") for each in variant(new, 1, 0)]
+    going = [replace(each, finalizers=(finalizer,) if each.terminating else ()) for each in going]
+    status: dict[str, Any] = {}
+    for hours in range(3):
+        status, conditions = look({}, status, seen(children=tuple(going)), NOW + 3600 * hours)
+        assert f"Deployment chat-{new} was deleted, {why}" in conditions["Ready"]["message"]

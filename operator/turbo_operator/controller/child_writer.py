@@ -10,37 +10,38 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
-    LABEL_DEPLOYMENT,
     LABEL_OWNER_UID,
     TURBODEPLOYMENT,
     TurboDeployment,
 )
+from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
-from turbo_operator.controller.cache.projection import controller, is_controlled_by, template_labels
+from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
-from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
+from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
 from turbo_operator.controller.kube import (
     ConflictError,
     GoneError,
     Kube,
     LeftoverError,
+    OutdatedError,
     RefusedError,
     StrangerError,
 )
-from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, POD, TURBODRAFT
-from turbo_operator.resources import TURBODEPLOYMENT as OWNER
-from turbo_operator.snapshot import ChildView
+from turbo_operator.snapshot import ChildView, PodView
 
 DEPLOYMENT, REVISION, JOB = "Deployment", "ControllerRevision", "Job"
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({REVISION, JOB})
+MOUNTED = frozenset({DEPLOYMENT, REVISION, "ConfigMap"})  # without which a pod does not start
 FRESH_SECONDS = 3.0  # for which what was seen is good enough to take something away by
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class ChildWriter:
     cache: Cache
     api: Kube
     noop_applies: set[tuple[str, str]]
-    seen_time: float = field(default_factory=time.monotonic)  # of what is written by
+    # When the snapshot was taken that the decision rests on.
+    seen_time: float = field(default_factory=time.monotonic)
 
     async def restore_variants(self) -> RefusedError | None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
@@ -88,22 +90,28 @@ class ChildWriter:
                 refusal = error
         return refusal
 
-    async def write_children(self, manifests: Sequence[Manifest]) -> None:
-        """Apply what is missing or different, in order.
+    async def write_children(
+        self, manifests: Sequence[Manifest], untemplated: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Apply what is missing or different, in order; `untemplated` are replicas of other Deployments.
 
         What the API server refuses holds up nothing that serves: the rest is written, and the first refusal
-        is raised at the end. But no Deployment is lowered then, and none takes the place of what was to be.
+        is raised at the end. Where pods cannot start without it, no Deployment that serves is lowered, and
+        none takes the place of what was to be.
         """
         cached = self._children()
         refusals = await self._check_names([it for it in manifests if _place(it) not in cached])
         cached = self._children()
+        await self._lower(untemplated)
+        asked = [manifest["spec"]["replicas"] for manifest in manifests if manifest["kind"] == DEPLOYMENT]
         is_stuck = False  # whether a Deployment keeps replicas that it was to lose
         for manifest in manifests:
             place = _place(manifest)
             child, more = cached.get(place), _added_replicas(manifest, cached.get(place))
             # A Deployment is never without its ControllerRevision.
             is_refused = place in refusals or (child is None and (REVISION, place[1]) in refusals)
-            if is_refused or (refusals and more < 0) or (is_stuck and more > 0):
+            is_held = more < 0 and any(asked) and any(kind in MOUNTED for kind, _ in refusals)
+            if is_refused or (is_held and self._serves(place)) or (is_stuck and more > 0):
                 is_stuck = is_stuck or more < 0
                 continue
             if not self._needs_write(manifest, child):
@@ -120,6 +128,27 @@ class ChildWriter:
                 await self._remove_additions(manifest)
         if refusals:
             raise next(iter(refusals.values()))
+
+    async def _lower(self, replicas: Mapping[str, int]) -> None:
+        """Lower Deployments whose template is not at hand: they end, or make way, without one."""
+        for name, number in replicas.items():
+            child = self._children().get((DEPLOYMENT, name))
+            if child is not None and (child.view.replicas or 0) > number and not child.view.terminating:
+                self._check_fresh()
+                patch = {
+                    "metadata": {"resourceVersion": child.resource_version},
+                    "spec": {"replicas": number},
+                }
+                body = await self.api.merge(CHILDREN[DEPLOYMENT], self.key.namespace, name, patch)
+                self.cache.put_child(body)
+                self._log("lowered", DEPLOYMENT, name)
+
+    def _serves(self, place: Place) -> bool:
+        """Whether a pod of a Deployment answers, or did when its controller counted last."""
+        view = self._children()[place].view
+        pods = [pod for pod in self.cache.pods.of(self.key, self.td.metadata.uid) if isinstance(pod, PodView)]
+        is_ready = any(pod.ready and pod.plan_hash == view.plan_hash for pod in pods)
+        return view.available_replicas > 0 or is_ready
 
     async def _apply_or_clear(self, manifest: Manifest, child: CachedChild | None) -> None:
         try:
@@ -172,17 +201,21 @@ class ChildWriter:
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
             if place not in places:
-                self._check_fresh()
+                if child.view.replicas:
+                    self._check_fresh()
                 await self._remove(child.view)
 
-    async def adopt_pods(self) -> None:
-        """Relabel pods that nothing controls, so that the ReplicaSet of their variant adopts them.
+    async def relabel_pods(self) -> None:
+        """Put back the label that the Service selects pods by, and have ReplicaSets adopt their orphans.
 
-        It has another name, and another label in its selector, where the one before was still being deleted
-        as it was made. Its pods come from the same template. Nothing waits for it: they serve as they are.
+        The ReplicaSet of a variant has another name, and another label in its selector, where the one before
+        was still being deleted as it was made. Its pods come from the same template.
         """
-        for pod, template_hash in self.cache.pods.adoptable(self.key, self.td.metadata.uid):
-            labels = {LABEL_TEMPLATE_HASH: template_hash}
+        uid = self.td.metadata.uid
+        pods = [pod for pod in self.cache.pods.of(self.key, uid) if isinstance(pod, PodView)]
+        lost = [(pod, {LABEL_OWNER_UID: uid}) for pod in pods if pod.is_serving and pod.owner_uid != uid]
+        orphans = self.cache.pods.adoptable(self.key, uid)
+        for pod, labels in [*lost, *((pod, {LABEL_TEMPLATE_HASH: value}) for pod, value in orphans)]:
             patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
             try:
                 await self.api.merge(POD, self.key.namespace, pod.name, patch)
@@ -194,9 +227,9 @@ class ChildWriter:
             self._log("relabeled", POD.kind, pod.name)
 
     def _check_fresh(self) -> None:
-        """Raise ConflictError where the writes before took long: what would go may be what answers by now."""
+        """Raise OutdatedError where the writes before took long: what would go may be what answers by now."""
         if time.monotonic() - self.seen_time > FRESH_SECONDS:
-            raise ConflictError(409, "Stale", "the API server is slow: what was seen is looked at anew")
+            raise OutdatedError("The API server is slow: what was seen is looked at anew.")
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)
@@ -221,9 +254,9 @@ class ChildWriter:
         self._log("created", REVISION, name)
         return revision
 
-    async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError | LeftoverError]:
+    async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError]:
         """Find what is not ours and has a name of what is to be created: it is never taken over."""
-        refusals: dict[Place, RefusedError | LeftoverError] = {}
+        refusals: dict[Place, RefusedError] = {}
         for kind, name in map(_place, missing):
             body = await self._find(kind, name)
             if body is None:
@@ -231,7 +264,7 @@ class ChildWriter:
             if is_orphan(body, self.td):
                 self.cache.put_child(await adopt(self.api, self.td, body))
                 # The decision was made without it.
-                raise ConflictError(409, "Adopted", f"{kind} {name} had lost its owner, and has it again")
+                raise OutdatedError(f"{kind} {name} had lost its owner, and has it again.")
             if not is_controlled_by(body, self.td.metadata.uid):
                 owner = controller(body) or {}
                 is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
@@ -278,7 +311,7 @@ class ChildWriter:
         self.cache.put_child(body)
         if remaining := added_fields(kind, body["metadata"].get("managedFields") or ()):
             self.noop_applies.add((uid, " ".join(remaining)))
-        self._log("taken out", kind, name, fields=fields)
+        self._log("fields removed", kind, name, fields=fields)
         return True
 
     async def _remove(self, child: ChildView) -> None:
@@ -325,53 +358,6 @@ def _added_replicas(manifest: Manifest, child: CachedChild | None) -> int:
         return 0
     replicas: int = manifest["spec"]["replicas"]
     return replicas - ((child.view.replicas or 0) if child is not None else 0)
-
-
-def is_orphan(body: Mapping[str, Any], td: TurboDeployment) -> bool:
-    """Whether an object that the operator applied for `td` has lost its owner, and nobody else took it.
-
-    What an earlier TurboDeployment of the name left on purpose (`kubectl delete --cascade=orphan`) is not an
-    orphan of this one: it is older, and its pods have the uid of the earlier one.
-    """
-    meta = body["metadata"]
-    is_ours = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT) == td.metadata.name
-    created = td.metadata.creation_timestamp
-    return (
-        is_ours
-        and controller(body) is None
-        and bool(owned_fields(meta.get("managedFields") or ()))
-        and created is not None
-        and meta["creationTimestamp"] >= created  # RFC 3339 in UTC, both in seconds
-        and _owner_uid(body) in (None, td.metadata.uid)
-    )
-
-
-async def adopt(api: Kube, td: TurboDeployment, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Give an orphan its owner back, as the controllers of Kubernetes adopt pods.
-
-    Raises ConflictError while the TurboDeployment is being removed: the garbage collector has let the orphan
-    go, and would remove it next.
-    """
-    key, kind, name = Key(td.metadata.namespace, td.metadata.name), body["kind"], body["metadata"]["name"]
-    owner = await api.find(OWNER, key.namespace, key.name)
-    meta = owner["metadata"] if owner is not None else {}
-    if meta.get("uid") != td.metadata.uid or "deletionTimestamp" in meta:
-        raise ConflictError(409, "Leaving", f"{TURBODEPLOYMENT} {key.name} is being removed")
-    others = body["metadata"].get("ownerReferences") or ()
-    owners = [*(other for other in others if other["uid"] != td.metadata.uid), owner_reference(td)]
-    patch = {"resourceVersion": body["metadata"]["resourceVersion"], "ownerReferences": owners}
-    adopted = await api.merge(CHILDREN[kind], key.namespace, name, {"metadata": patch})
-    log.info("adopted", extra={"object": str(key), "kind": kind, "child": name})
-    return adopted
-
-
-def _owner_uid(body: Mapping[str, Any]) -> str | None:
-    """Return the owner's uid that the pods have which the object makes or selects; None where it has none."""
-    selector = (body.get("spec") or {}).get("selector") or {}
-    for labels in (template_labels(body), selector.get("matchLabels"), selector):
-        if labels and LABEL_OWNER_UID in labels:
-            return str(labels[LABEL_OWNER_UID])
-    return None
 
 
 def _place(manifest: Manifest) -> Place:

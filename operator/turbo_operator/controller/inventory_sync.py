@@ -58,14 +58,17 @@ class InventorySync:
                 self.wake(key)
 
     async def run(self) -> None:
-        """Count until cancelled."""
-        write_time = -STATUS_SECONDS
+        """Count, and write the counts, until cancelled; a slow API server delays no count."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._count_forever())
+            while True:
+                await self._write_counts()
+                await asyncio.sleep(STATUS_SECONDS)
+
+    async def _count_forever(self) -> None:
         while True:
             if self.inventory.moved:
                 self.count()
-            if time.monotonic() - write_time >= STATUS_SECONDS:
-                write_time = time.monotonic()
-                await self._write_counts()
             await asyncio.sleep(SETTLE_SECONDS)
 
     async def _write_counts(self) -> None:

@@ -68,6 +68,8 @@ class ConflictError(KubeError):
 class RefusedError(KubeError):
     """The object breaks a rule, a quota or a policy: the same request will be refused again."""
 
+    is_final = True  # nothing but a change by somebody helps
+
     @property
     def sentence(self) -> str:
         """The refusal in a sentence."""
@@ -90,15 +92,29 @@ class StrangerError(RefusedError):
         return self.message
 
 
-class LeftoverError(ConflictError):
-    """An object of an earlier TurboDeployment of the name is still there."""
+class LeftoverError(RefusedError):
+    """An object of an earlier TurboDeployment of the name is still there, and on its way out."""
+
+    is_final = False
 
     def __init__(self, kind: str, name: str) -> None:
         message = (
             f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or "
             "for a finalizer."
         )
-        super().__init__(409, "Leftover", message)
+        super().__init__(409, "AlreadyExists", message)
+
+    @property
+    def sentence(self) -> str:
+        """The operator's own message: the API server rejected nothing."""
+        return self.message
+
+
+class OutdatedError(ConflictError):
+    """What was decided rests on what is no longer so, or was seen too long ago: the next look decides."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(409, "Conflict", message)
 
 
 class Kube:

@@ -30,6 +30,7 @@ from turbo_operator.controller.kube import (
     Kube,
     KubeError,
     LeftoverError,
+    OutdatedError,
     RefusedError,
     StrangerError,
 )
@@ -51,6 +52,7 @@ LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
 ROLLOUT_SECONDS = 10.0  # and at a rollout: that there is room again is no event of its own
 STRANGER_SECONDS = 3.0  # and while an object of somebody else's is in the way: no watch shows it
 REFUSED_SECONDS = 30.0  # and while the API server refuses a child, which the spec alone may not mend
+OUTDATED_SECONDS = 1.0  # and where what was seen was too old to act on
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +71,8 @@ class _Look:
 
     def status(self, decision: Decision, refusal: RefusedError | None) -> TurboDeploymentStatus:
         """Compute the status that tells of a decision, and of what the API server has refused."""
-        why = refusal.sentence if refusal else None
-        return status.compute(self.td, self.observed, decision, self.now, why)
+        why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
+        return status.compute(self.td, self.observed, decision, self.now, why, passes=passes)
 
 
 @dataclass(eq=False)
@@ -158,7 +160,7 @@ class Reconciler:
         if await self._write_status_first(look, decision, refusal):
             memo.speedups = speedups
             return 0.0
-        return min(resync, await self._write(look, decision, writer, refusal))
+        return await self._write(look, decision, writer, refusal)
 
     async def _plan(self, look: _Look) -> Plan | None:
         """Plan for what was observed; None while the model is unknown."""
@@ -217,19 +219,21 @@ class Reconciler:
 
         `refusal` is what the API server has refused before.
         """
+        seconds = [self.settings.resync_seconds]
         failure: KubeError | None = None
         try:
-            await writer.write_children(decision.children)
-            decision = await writer.write_canary(decision)
+            await writer.write_children(decision.children, decision.untemplated)
             manifests = (*decision.children, *decision.canary_children)
             await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
-            await writer.adopt_pods()
+            decision = await writer.write_canary(decision)
+            await writer.relabel_pods()
             decision = await writer.write_training(decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refusal = error
-        except LeftoverError as error:  # a matter of time that may be long: said
-            decision = replace(decision, takeover=replace(decision.takeover, waits=error.message))
-            failure = error
+        except OutdatedError as error:  # no failure: what was written counts
+            waits = decision.takeover.waits or error.message
+            decision = replace(decision, takeover=replace(decision.takeover, waits=waits))
+            seconds.append(OUTDATED_SECONDS)
         except KubeError as error:  # a matter of time: the status is written all the same
             failure = error
         if refusal is not None:
@@ -240,10 +244,10 @@ class Reconciler:
         await self._write_status(look.key, look.body, new)
         if failure is not None:
             raise failure
-        seconds = self._next_look(look, decision)
         if refusal is not None:
-            return min(seconds, STRANGER_SECONDS if isinstance(refusal, StrangerError) else REFUSED_SECONDS)
-        return seconds
+            is_soon = isinstance(refusal, StrangerError | LeftoverError)
+            seconds.append(STRANGER_SECONDS if is_soon else REFUSED_SECONDS)
+        return min(*seconds, self._next_look(look, decision))
 
     def _next_look(self, look: _Look, decision: Decision) -> float:
         """Return the seconds until something may be different that no event tells of."""
@@ -252,6 +256,8 @@ class Reconciler:
             return INSPECTING_SECONDS
         rollout, seconds = decision.takeover.rollout, [LIVE_SECONDS]
         deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline.seconds)
+        # A pod that has just become ready is waited for beyond the deadline.
+        deadline = ROLLOUT_SECONDS if deadline == 0.0 else deadline
         seconds += [max(1.0, due) for due in (next_look(td, observed.pods, now), deadline) if due is not None]
         if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)

@@ -42,6 +42,7 @@ def build_snapshot(
     return dataclasses.replace(
         observed,
         supply=supply,
+        counted_time=stock.counted_time,
         free=free,
         model=facts,
         model_error=error,

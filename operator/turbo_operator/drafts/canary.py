@@ -40,6 +40,17 @@ class CanaryVerdict:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
 
+    def held_up(self, rolled_back: bool, takes_over: bool) -> CanaryVerdict:
+        """Tell what the pod that tries it waits for, where it may not be made yet."""
+        if self.reason != CanaryReason.STARTING:
+            return self
+        waits = "room for a pod beside the replicas that serve"
+        if rolled_back:
+            waits = "a change of the spec, whose plan was rolled back"
+        elif takes_over:
+            waits = "the end of the rollout"
+        return replace(self, detail=f"The trial of {self.draft.version} waits for {waits}.")
+
     def refused(self, message: str) -> CanaryVerdict:
         """Tell that what it is tried on was not taken, for what `message` says: all else goes on."""
         return replace(self, reason=CanaryReason.APPLY_REJECTED, detail=message)

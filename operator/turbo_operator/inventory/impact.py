@@ -23,10 +23,11 @@ class Change:
 
     grown: frozenset[str]  # accelerators of which a node has more than before, or more beside free ones
     shrunk: frozenset[str]  # accelerators of which a node has less than before
+    lost: frozenset[Owner]  # whose pods are on fewer nodes' accelerators: another's may have taken the place
     quotas: frozenset[str]  # namespaces
 
     def __bool__(self) -> bool:
-        return bool(self.grown or self.shrunk or self.quotas)
+        return bool(self.grown or self.shrunk or self.lost or self.quotas)
 
 
 def compare(before: ClusterInventory, after: ClusterInventory) -> Change:
@@ -43,6 +44,7 @@ def compare(before: ClusterInventory, after: ClusterInventory) -> Change:
     return Change(
         grown=find_grown(before, after, _free) | find_grown(before, after, _hosted),
         shrunk=find_grown(after, before, _free),
+        lost=frozenset(owner for owner in before.own if _placed(after, owner) < _placed(before, owner)),
         quotas=frozenset(name for name in namespaces if old_quotas.get(name) != new_quotas.get(name)),
     )
 
@@ -61,7 +63,7 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) 
     ):
         return True
     choice = plan.choice
-    if choice is None or choice.accelerator.name not in change.shrunk:
+    if choice is None or (choice.accelerator.name not in change.shrunk and owner not in change.lost):
         return False
     made_for = label_value(choice.accelerator.name)  # no pod that inspects, and none of a plan before
     placed = [usage for usage in stock.own.get(owner, ()) if usage.node is not None]
@@ -69,6 +71,10 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) 
     nodes = stock.supply.get(choice.accelerator.name, ())
     free = (node.free for node in nodes if choice.capacity_type in node.capacity_types)
     return missing > 0 and sum(number // choice.accelerators_per_replica for number in free) < missing
+
+
+def _placed(stock: ClusterInventory, owner: Owner) -> int:
+    return sum(usage.node is not None for usage in stock.own.get(owner, ()))
 
 
 def _free(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:

@@ -95,7 +95,8 @@ class ClusterInventory:
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
     # By accelerator: the nodes that would be open to more, were their taints tolerated.
     tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
-    time: float = 0.0  # in seconds since the epoch
+    time: float = 0.0  # of quotas and their pods, in seconds since the epoch
+    counted_time: float = 0.0  # of nodes and what they have free
 
 
 def take_stock(
@@ -135,7 +136,7 @@ def take_stock(
         if pod.namespace in limited:
             charged[pod.namespace].append(pod)
     rows = tuple(quotas)
-    return ClusterInventory(dict(accelerators), by_name, held, own, rows, charged, supply, tainted, now)
+    return ClusterInventory(dict(accelerators), by_name, held, own, rows, charged, supply, tainted, now, now)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: PodSpec | None = None) -> dict[str, Supply]:

@@ -11,6 +11,9 @@ from turbo_operator.api import Accelerators, CapacityType, Cost, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.snapshot import Snapshot, Supply
 
+# The count of the cluster may be of just before, and its clock is another one.
+SETTLED_SECONDS = 5.0
+
 Holding = tuple[Footprint | None, int]  # what one replica holds, and of how many
 
 
@@ -85,9 +88,7 @@ def bounds_of(
     stock: dict[str, int] = {}
     by_type: dict[tuple[str, CapacityType], int] = {}
     trainings = trainings_holding(td, observed)
-    # A Job that has no pod yet is in no count of the cluster.
-    has_pod = any(pod.exit_code is None for pod in observed.trainings)
-    coming = trainings[0][0] if trainings and not has_pod else None
+    coming = trainings[0][0] if trainings and not _is_counted(td, observed, now) else None
     for footprint in known:
         name = footprint.accelerator.name
         if (supply := (observed.supply or {}).get(name)) is None:
@@ -109,6 +110,17 @@ def bounds_of(
         by_type,
         trainings,
     )
+
+
+def _is_counted(td: TurboDeployment, observed: Snapshot, now: float) -> bool:
+    """Whether the count of the cluster has the pod that trains, or nothing waits for it any longer."""
+    timeout = (td.spec.accelerators or Accelerators()).pending_timeout.seconds
+    pod = next((pod for pod in observed.trainings if pod.exit_code is None), None)
+    if pod is not None and pod.placed_since is not None:
+        return pod.placed_since + SETTLED_SECONDS <= observed.counted_time
+    if pod is not None and pod.pending_since is not None:
+        return now - pod.pending_since >= timeout
+    return pod is not None
 
 
 def _without(supply: Supply, accelerators: int) -> Supply:

@@ -21,6 +21,7 @@ class Progress:
     spec_hash: str  # of the spec that the plan was made for
     replicas: int  # that its Deployment asks for
     available: int
+    ready: int = 0  # of its pods
     has_placed: bool = False  # whether a node has, or had, one of its pods that is not ready
     is_waiting: bool = False  # whether one of its pods waits for a node
     failure: str = ""  # what its first failing pod says, as a sentence
@@ -31,12 +32,14 @@ class Progress:
         cls, plan_hash: str, spec_hash: str, replicas: int, available: int, pods: Iterable[PodView]
     ) -> Progress:
         """Build it from the variant's pods; a failed one counts, since the next may only wait to fail too."""
-        unready = [pod for pod in pods if not (pod.ready or pod.terminating)]
+        present = [pod for pod in pods if not pod.terminating]
+        unready = [pod for pod in present if not pod.ready]
         return cls(
             plan_hash,
             spec_hash,
             replicas,
             available,
+            len(present) - len(unready),
             any(pod.pending_since is None or pod.phase in ENDED_PHASES for pod in unready),
             any(pod.waits_for_node and pod.phase not in ENDED_PHASES for pod in unready),
         )
@@ -48,7 +51,8 @@ def follow(
     """Update the rollout's status; None once the wanted variant serves. `now` is in epoch seconds.
 
     The deadline counts while a replica that is asked for is not available though a node has, or could have,
-    its pod: waiting for room or for a node is no failure of the plan.
+    its pod: waiting for room or for a node is no failure of the plan. Nor is minReadySeconds, which all that
+    are asked for may have yet to stay ready for when it has passed.
     """
     if progress.plan_hash == serving:
         return None
@@ -69,7 +73,7 @@ def follow(
         return state if since is None else state.model_copy(update={"last_progress_time": None})
     if since is None:
         return state.model_copy(update={"last_progress_time": rfc3339(now)}) if progress.has_placed else state
-    if state.reason is not None or now - since < deadline_seconds:
+    if state.reason is not None or now - since < deadline_seconds or progress.ready >= progress.replicas:
         return state
     reason = RolloutReason.PROGRESS_DEADLINE_EXCEEDED if serving is None else RolloutReason.ROLLED_BACK
     return state.model_copy(update={"reason": reason, "message": progress.failure or None})

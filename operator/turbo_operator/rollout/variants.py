@@ -89,16 +89,18 @@ def _deployed(state: VariantState, deployment: ChildView, pods: Sequence[PodView
     replicas = deployment.replicas or 0
     was_seen = deployment.observed_generation >= deployment.generation
     alive = [pod for pod in pods if not pod.terminating]
+    ready = sum(pod.ready for pod in alive)
     return replace(
         state,
         replicas=replicas,
-        available=min(deployment.available_replicas, replicas) if was_seen else 0,  # as it is, not as it was
+        # As it is, not as it was; pods come by another watch, and may say that they no longer answer.
+        available=min(deployment.available_replicas, replicas, ready) if was_seen else 0,
         exists=True,
         silent_since=deployment.unavailable_since,
         unschedulable=any(pod.waits_for_node for pod in alive),
         pods=max(len(pods), deployment.pods + state.ending),
         seen=was_seen,
-        ready=sum(pod.ready for pod in alive),
+        ready=ready,
     )
 
 

@@ -20,22 +20,29 @@ from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
 from turbo_operator.status import fields
-from turbo_operator.status.conditions import Conditions, Outcome, Takeover, failure, in_force
+from turbo_operator.status.conditions import Conditions, Outcome, Takeover, in_force
+from turbo_operator.status.failures import failure
 
 __all__ = ["Outcome", "Takeover", "compute", "failure", "in_force", "invalid"]
 
 
 def compute(
-    td: api.TurboDeployment, observed: Snapshot, outcome: Outcome, now: float, refused: str | None = None
+    td: api.TurboDeployment,
+    observed: Snapshot,
+    outcome: Outcome,
+    now: float,
+    refused: str | None = None,
+    *,
+    passes: bool = False,
 ) -> api.TurboDeploymentStatus:
     """Compute the whole status; `now` is in seconds since the epoch.
 
-    `refused` says in a sentence why a child of ours was not taken.
+    `refused` says in a sentence why a child of ours was not taken; whether that `passes` by itself.
     """
     plan_hash, verdict, takeover = outcome.plan_hash, outcome.verdict, outcome.takeover
     scale = in_force(td, outcome.scale, plan_hash)
     outcome = dataclasses.replace(outcome, scale=scale)
-    states = Conditions(td, observed, outcome, now, refused).states()
+    states = Conditions(td, observed, outcome, now, refused, passes).states()
     if scale.replicas == 0:  # what was measured is of pods that are not wanted any more
         observed = dataclasses.replace(observed, gain=None)
     gain = fields.shown_gain(td.status.observed, observed)

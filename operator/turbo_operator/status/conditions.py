@@ -7,7 +7,7 @@ https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -20,26 +20,12 @@ from turbo_operator.plan import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import job_name, url
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
+from turbo_operator.status.failures import first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
 
 _true = partial(ConditionState, "True")
 _false = partial(ConditionState, "False")
 _unknown = partial(ConditionState, "Unknown")
-_FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}
-# What Kubernetes says of a pod, and what it means for the user.
-POD_REASONS: Mapping[str, api.AvailableReason] = {
-    reason: meaning
-    for meaning, reasons in {
-        api.AvailableReason.WAITING_FOR_ACCELERATOR: "Unschedulable SchedulingGated",
-        api.AvailableReason.IMAGE_PULL_BACK_OFF: "ErrImagePull ImagePullBackOff ImageInspectError "
-        "InvalidImageName ErrImageNeverPull RegistryUnavailable",
-        api.AvailableReason.OOM_KILLED: "OOMKilled",
-        api.AvailableReason.CRASH_LOOP_BACK_OFF: "CrashLoopBackOff CreateContainerConfigError "
-        "CreateContainerError RunContainerError StartError ContainerCannotRun Error Evicted",
-    }.items()
-    for reason in reasons.split()
-}
-_IMAGE_REMEDY = " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
 
 
 def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
@@ -52,39 +38,6 @@ def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | N
         wanted = td.status.desired_replicas or last.replicas
         return dataclasses.replace(scale, replicas=min(scale.replicas, wanted))
     return scale
-
-
-def failure(observed: Snapshot, plan_hash: str) -> str:
-    """Say what holds up the pods of a variant, in a sentence; empty where they say nothing."""
-    pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
-    # else one that has ended
-    failing = _first_failing(pod for pod in pods if pod.is_serving) or _first_failing(pods)
-    if failing:
-        return failing.message
-    messages = (child.message for child in observed.children if child.plan_hash == plan_hash)
-    if message := next((sentence(message) for message in messages if message), ""):
-        return message
-    loading = sorted(pod.name for pod in pods if pod.is_serving and not pod.ready and not pod.pending_since)
-    if not loading:
-        return ""
-    return f"Pod {loading[0]} runs and is not ready: if it needs longer, raise spec.rollout.progressDeadline."
-
-
-def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
-    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
-    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
-    if not failing:
-        return None
-    pod = failing[0]
-    reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
-    message = sentence(pod.message) or "it left no message."
-    remedy = _remedy(pod.reason)
-    return _false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
-
-
-def _remedy(reason: str | None) -> str:
-    is_image = POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF
-    return _IMAGE_REMEDY if is_image else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +94,16 @@ class Conditions:
     """Each condition that a deployment's facts come to; the outcome's scale is the one in force."""
 
     def __init__(
-        self, td: api.TurboDeployment, observed: Snapshot, outcome: Outcome, now: float, refused: str | None
+        self,
+        td: api.TurboDeployment,
+        observed: Snapshot,
+        outcome: Outcome,
+        now: float,
+        refused: str | None,
+        passes: bool,
     ) -> None:
         self._td, self._outcome, self._now, self._refused = td, outcome, now, refused
+        self._passes = passes
         if outcome.inspects_anew:
             others = tuple(child for child in observed.children if child.name != job_name(td))
             observed = dataclasses.replace(observed, children=others, model_error=None, inspecting=())
@@ -185,7 +145,7 @@ class Conditions:
             return _false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
         message = "The inspect Job reads the model's shape."
         if error:
-            remedies = (_remedy(pod.reason) for pod in self._observed.inspecting)
+            remedies = (remedy_of(pod.reason) for pod in self._observed.inspecting)
             message = f"{message} Its last attempt said: {error}{next(filter(None, remedies), '')}"
         return _unknown(api.ModelInspectedReason.INSPECTING, message)
 
@@ -214,11 +174,22 @@ class Conditions:
         if self._plan_hash is None and not self._serving:
             message = f"0 of {scale.replicas} replicas answer. {self._feasible.message}"
             return _false(api.AvailableReason.NO_PLAN, message)
+        if silent := self._silent():
+            return _false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
         cause = self._held_up(current or self._serving, self._target, ready)
         waits = self._takeover.waits
         if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
         return cause
+
+    def _silent(self) -> str | None:
+        """Say in a sentence which pod of the plan that serves, while another is to take over, is silent."""
+        serving = self._takeover.serving
+        if serving in (None, self._target):
+            return None
+        pods = [pod for pod in self._serving if pod.plan_hash == serving and not pod.ready]
+        placed = sorted(pod.name for pod in pods if pod.pending_since is None)
+        return f"Pod {placed[0]} of plan {serving}, which serves, does not answer." if placed else None
 
     @property
     def _minimum(self) -> int:
@@ -229,7 +200,7 @@ class Conditions:
         """Say what holds up those that do not answer yet, after how many do; nothing where all do."""
         if ready >= self._scale.replicas:
             return ""
-        failing = _first_failing(self._current)
+        failing = first_failing(self._current)
         why = failing.message if failing else self._takeover.waits
         return f" {why}" if why else ""
 
@@ -238,10 +209,19 @@ class Conditions:
 
         A pod that has ended is quoted only where there is no other.
         """
-        if failing := _first_failing(pods):
+        if failing := first_failing(pods):
             return failing
         for child in self._observed.children:
-            if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
+            if child.kind != "Deployment" or plan_hash not in (None, child.plan_hash):
+                continue
+            if kept := kept_by_finalizer(child):
+                return _false(api.AvailableReason.FAILED_CREATE, f"No pod can be made: {kept}")
+            if child.terminating:
+                message = (
+                    f"{child.kind} {child.name} was deleted, and is made again when its pods have ended."
+                )
+                return _false(api.AvailableReason.FAILED_CREATE, f"No pod can be made: {message}")
+            if child.message:
                 why = (
                     api.AvailableReason.QUOTA_EXCEEDED
                     if child.is_over_quota
@@ -249,7 +229,7 @@ class Conditions:
                 )
                 return _false(why, f"No pod can be made: {sentence(child.message)}")
         ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
-        if not pods and (failed := _first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
+        if not pods and (failed := first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
         answering = f"{ready} of {self._scale.replicas} replicas answer; others"
         ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]
@@ -338,7 +318,7 @@ class Conditions:
     def _stalled(self) -> ConditionState:
         """Whether nothing will get better unless somebody changes something."""
         takeover = self._takeover
-        if self._refused:
+        if self._refused and not self._passes:
             return _true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
         for reason in api.RolloutReason:
             if self._scale.replicas and takeover.is_over(reason):
@@ -357,6 +337,8 @@ class Conditions:
             message = f"There is no answer after {deadline}. {self._inspected.message}"
             return _true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
         message = "Nothing waits for a change of the spec."
+        if (rollout := takeover.rollout) is not None and rollout.last_progress_time is not None:
+            message = f"Plan {rollout.plan_hash} has {deadline} from its last progress to make some."
         if self._scale.reason == api.ScalingReason.SUSPENDED:
             message = "It rests, as the spec asks: write spec.suspend: false to serve."
         return _false(api.StalledReason.PROGRESSING, message)
@@ -382,10 +364,8 @@ class Conditions:
     def _remaining(self) -> str | None:
         """Say in a sentence what there is beyond the wanted replicas, or has yet to end."""
         for child in self._observed.children:
-            foreign = [name for name in child.finalizers if name not in _FINALIZERS_OF_KUBERNETES]
-            if child.terminating and foreign:
-                remedy = f"and finalizer {foreign[0]} keeps it: remove that."
-                return f"{child.kind} {child.name} was deleted, {remedy}"
+            if kept := kept_by_finalizer(child):
+                return kept
         target, replicas = self._takeover.target, self._scale.replicas
         present = [pod for pod in self._observed.pods if pod.is_present]
         others = [pod for pod in present if target is not None and pod.plan_hash != target]

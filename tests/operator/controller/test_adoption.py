@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from turbo_operator.api import FIELD_MANAGER, LABEL_DEPLOYMENT, LABEL_OWNER_UID, TurboDeployment, parse
-from turbo_operator.controller.child_writer import adopt, is_orphan
+from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.kube import ConflictError
 
 EARLIER, CREATED, LATER = (f"2026-01-01T00:00:0{second}Z" for second in range(3))

@@ -11,7 +11,7 @@ from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, TurboDeployment, 
 from turbo_operator.controller import child_writer
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
-from turbo_operator.controller.kube import ConflictError, RefusedError
+from turbo_operator.controller.kube import LeftoverError, OutdatedError, RefusedError
 from turbo_operator.resources import Resource
 
 KEY = Key("team", "chat")
@@ -69,7 +69,7 @@ async def written(server: Server, existing: list[dict[str, Any]], *wanted: dict[
     writer = ChildWriter(KEY, td(), cache, server, set())  # type: ignore[arg-type]
     try:
         await writer.write_children(wanted)
-    except (RefusedError, ConflictError) as error:
+    except (RefusedError, OutdatedError) as error:
         return error
     return None
 
@@ -83,17 +83,19 @@ async def test_what_serves_is_healed_though_its_successor_is_refused() -> None:
     assert server.applied == [("chat-old", 2)]
 
 
-@pytest.mark.parametrize("refused", [("Service", "chat"), ("Deployment", "chat-old")])
+@pytest.mark.parametrize("refused", [("ConfigMap", "chat-model"), ("Deployment", "chat-old")])
 async def test_nothing_is_lowered_beside_a_refusal_and_nothing_takes_its_place(
     refused: tuple[str, str],
 ) -> None:
     """Found in review: the new variant grew with every look while the old one stayed as it was."""
     server = Server(refused)
     existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
-    service = manifest("Service", "chat")
+    for body in existing:
+        body["status"] = {"availableReplicas": 2}
+    mounted = manifest("ConfigMap", "chat-model")
     old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
-    assert isinstance(await written(server, existing, service, old, new), RefusedError)
-    assert [name for name, _ in server.applied if name != "chat"] == []
+    assert isinstance(await written(server, existing, mounted, old, new), RefusedError)
+    assert [name for name, _ in server.applied if name != "chat-model"] == []
 
 
 async def test_nothing_is_lowered_by_what_was_seen_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +104,7 @@ async def test_nothing_is_lowered_by_what_was_seen_long_ago(monkeypatch: pytest.
     server = Server()
     existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
     old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
-    assert isinstance(await written(server, existing, new, old), ConflictError)
+    assert isinstance(await written(server, existing, new, old), OutdatedError)
     assert server.applied == [("chat-new", 3)]
 
 
@@ -118,6 +120,7 @@ async def test_what_an_earlier_object_left_is_a_matter_of_time_and_says_so() -> 
     left["metadata"]["ownerReferences"] = [{**OWNER, "uid": "an earlier one"}]
     server = Server(theirs={("Service", "chat"): left})
     error = await written(server, [], manifest("Service", "chat"), manifest("PodDisruptionBudget", "chat"))
-    assert isinstance(error, ConflictError)
+    assert isinstance(error, LeftoverError)
+    assert not error.is_final
     assert "Service chat of an earlier TurboDeployment is still being removed" in error.message
     assert server.applied == [("chat", None)], "the rest is written"

@@ -49,7 +49,9 @@ def is_woken(it: Plan, before: ClusterInventory, after: ClusterInventory) -> boo
 
 def test_the_same_stock_is_no_change() -> None:
     assert not compare(stock(4, 2), stock(4, 2))
-    assert compare(stock(4, 2), stock(3, 3)) == Change(frozenset({"l4"}), frozenset({"h100"}), frozenset())
+    none: frozenset[str] = frozenset()
+    change = Change(frozenset({"l4"}), frozenset({"h100"}), frozenset(), none)
+    assert compare(stock(4, 2), stock(3, 3)) == change
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,13 @@ def test_a_node_that_becomes_one_of_another_capacity_type_wakes_whom_it_is_lost_
 def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
     elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
     assert not is_woken(plan(2), stock(4), elsewhere)
+
+
+def test_whose_place_another_one_takes_at_once_is_planned_anew() -> None:
+    """Found on the real node: in a rollout a stranger's pod took the place, and the plan was said to hold."""
+    before, one = stock(2, mine=2), stock(2, mine=1)
+    stranger = PodUsage(None, "H100", {GPU: 1000}, {})
+    taken = take_stock(one.accelerators, one.nodes.values(), [*one.own[ME], stranger])
+    assert is_woken(plan(2), before, taken)
+    assert not is_woken(plan(2), before, one), "it is free for its own next pod"
+    assert not is_woken(plan(1), before, taken), "one replica was too many"

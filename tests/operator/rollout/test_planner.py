@@ -394,3 +394,11 @@ def test_the_same_again_changes_nothing() -> None:
     first = step(variant("old", 2), replicas=2)
     after = (variant("old", 2), replace(VariantState("new", 1), pods=0))
     assert step(*after, replicas=2).replicas == first.replicas
+
+
+def test_a_replica_whose_pod_no_longer_answers_is_not_available_whatever_was_counted() -> None:
+    """Found in review: the pod's event came before the Deployment's, and the last good replica went."""
+    counted = ChildView("Deployment", "new", "u", None, "new", 2, 2, 1, 1)
+    pods = [PodView(f"p{number}", "new", "Running", number > 0, None, None, None) for number in range(2)]
+    (state,) = variant_states([counted], pods, {}, NOW)
+    assert (state.available, state.replicas) == (1, 2)

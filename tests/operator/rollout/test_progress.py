@@ -127,3 +127,15 @@ def test_a_stamp_that_no_clock_of_ours_can_have_written_holds_nothing_up() -> No
     assert seconds_left(ahead, NOW, DEADLINE) == DEADLINE
     odd = begun().model_copy(update={"last_progress_time": "yesterday"})
     assert seconds_left(odd, NOW, DEADLINE) == DEADLINE
+
+
+def test_a_plan_whose_pods_are_all_ready_is_waited_for_beyond_the_deadline() -> None:
+    """Found in review: it was rolled back in the middle of minReadySeconds, as if its pods had failed."""
+    late = NOW + DEADLINE + 1
+    assert follow(begun(), replace(FAILING, ready=2), "old", late, DEADLINE) == begun()
+    back = follow(begun(), replace(FAILING, ready=1), "old", late, DEADLINE)
+    assert back is not None
+    assert back.reason == RolloutReason.ROLLED_BACK
+    pods = [PodView(f"p{number}", "new", "Running", number > 0, None, None, None) for number in range(3)]
+    leaving = replace(pods[2], terminating=True)
+    assert Progress.of_pods("new", "spec", 3, 0, [*pods, leaving]).ready == 2

@@ -15,6 +15,7 @@ from turbo_operator.api import (
     LABEL_ACCELERATOR,
     LABEL_ACCELERATOR_COUNT,
     LABEL_CAPACITY_TYPE,
+    LABEL_OWNER_UID,
     LABEL_PLAN_HASH,
     CapacityType,
     TurboDraft,
@@ -132,9 +133,10 @@ def trains(job: str) -> bool:
 def serving_pod(body: Mapping[str, Any]) -> PodView:
     """Project a serving pod, with what holds it up."""
     meta, status = body["metadata"], body.get("status") or {}
-    ready = _condition(status, "Ready") is not None
+    ready, labels = _condition(status, "Ready") is not None, meta.get("labels") or {}
     return PodView(
-        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH, ""),
+        plan_hash=labels.get(LABEL_PLAN_HASH, ""),
+        owner_uid=labels.get(LABEL_OWNER_UID),
         ready=ready,
         ready_since=_since(status, "Ready"),
         overdue=overdue(meta),

@@ -1,0 +1,68 @@
+"""What holds up pods and children, in the words of Kubernetes and with a remedy. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from turbo_operator import api
+from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.snapshot import ChildView, PodView, Snapshot
+
+_FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}
+# What Kubernetes says of a pod, and what it means for the user.
+POD_REASONS: Mapping[str, api.AvailableReason] = {
+    reason: meaning
+    for meaning, reasons in {
+        api.AvailableReason.WAITING_FOR_ACCELERATOR: "Unschedulable SchedulingGated",
+        api.AvailableReason.IMAGE_PULL_BACK_OFF: "ErrImagePull ImagePullBackOff ImageInspectError "
+        "InvalidImageName ErrImageNeverPull RegistryUnavailable",
+        api.AvailableReason.OOM_KILLED: "OOMKilled",
+        api.AvailableReason.CRASH_LOOP_BACK_OFF: "CrashLoopBackOff CreateContainerConfigError "
+        "CreateContainerError RunContainerError StartError ContainerCannotRun Error Evicted",
+    }.items()
+    for reason in reasons.split()
+}
+_IMAGE_REMEDY = " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
+
+
+def failure(observed: Snapshot, plan_hash: str) -> str:
+    """Say what holds up the pods of a variant, in a sentence; empty where they say nothing."""
+    pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
+    # else one that has ended
+    failing = first_failing(pod for pod in pods if pod.is_serving) or first_failing(pods)
+    if failing:
+        return failing.message
+    messages = (child.message for child in observed.children if child.plan_hash == plan_hash)
+    if message := next((sentence(message) for message in messages if message), ""):
+        return message
+    loading = sorted(pod.name for pod in pods if pod.is_serving and not pod.ready and not pod.pending_since)
+    if not loading:
+        return ""
+    return f"Pod {loading[0]} runs and is not ready: if it needs longer, raise spec.rollout.progressDeadline."
+
+
+def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
+    """Return what the first pod that is not ready says, what Kubernetes names clearly first."""
+    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
+    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
+    if not failing:
+        return None
+    pod = failing[0]
+    reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
+    message = sentence(pod.message) or "it left no message."
+    remedy = remedy_of(pod.reason)
+    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
+
+
+def kept_by_finalizer(child: ChildView) -> str | None:
+    """Say in a sentence which finalizer of somebody's keeps a deleted child."""
+    foreign = [name for name in child.finalizers if name not in _FINALIZERS_OF_KUBERNETES]
+    if not (child.terminating and foreign):
+        return None
+    return f"{child.kind} {child.name} was deleted, and finalizer {foreign[0]} keeps it: remove that."
+
+
+def remedy_of(reason: str | None) -> str:
+    """Return a sentence, after a space, on what helps a pod of this reason; empty where none is known."""
+    is_image = POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF
+    return _IMAGE_REMEDY if is_image else ""
