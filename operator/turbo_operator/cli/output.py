@@ -143,9 +143,12 @@ def serving_sentences(td: api.TurboDeployment) -> tuple[str, ...]:
     state = "waits to take over" if stalled is not None and stalled.status == "True" else "takes over"
     if rollout is not None and rollout.reason == api.RolloutReason.ROLLED_BACK:
         state = f"was rolled back ({sentence(rollout.message) or 'its pods did not become ready.'})"
+    ready = td.status.condition(api.ConditionType.READY)
+    held_up = () if ready is None or ready.status == "True" else (f"{ready.reason}: {ready.message}",)
     return (
         f"Plan {plan.hash} {state}: {_described(plan)}",
         f"Plan {serving.hash} serves: {_described(serving)}",
+        *(held_up if rollout is None or rollout.reason is None else ()),
     )
 
 

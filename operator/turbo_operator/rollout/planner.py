@@ -225,15 +225,13 @@ class _Rollout:
         new, others, fitting, bounds, surge = self.new, self.others, self.fitting, self.on_the_way, self.surge
         serving = next((state for state in others if state.plan_hash == self.wanted.serving), None)
         old = serving or next((state for state in reversed(others) if state.replicas > 0), None)
-        crowded = None
+        crowded = NO_SURGE if surge == 0 else None
         if self.finds_no_node:
             crowded = "no node has room for its pod"
-        elif surge == 0:
-            crowded = NO_SURGE
         elif old is not None:
             # The mixtures on the way lie between these two.
             ways = [[(old.footprint, fitting + 1 - count), (new.footprint, count)] for count in (1, fitting)]
-            crowded = next((broken for way in ways if (broken := bounds.exceeded(way))), None)
+            crowded = next((broken for way in ways if (broken := bounds.exceeded(way))), crowded)
         written = bounds.max_unavailable
         if crowded is None or old is None:
             # Even where all may go at once, nobody needs to be without an answer.

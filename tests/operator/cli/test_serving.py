@@ -62,3 +62,14 @@ def test_a_plan_that_was_rolled_back_is_told_with_what_its_pod_said() -> None:
     assert (found["tried"]["hash"], found["serving"]["hash"]) == ("v1new", "v1old")
     assert found["rollout"]["reason"] == "RolledBack"
     assert "rejected" not in found["serving"]
+
+
+def test_what_holds_up_a_plan_that_takes_over_is_told() -> None:
+    """Found on the real node: for ten minutes a plan took over whose image did not exist."""
+    ready = {"type": "Ready", "status": "False", "reason": "ImagePullBackOff", "message": "Pod p: no image."}
+    conditions = [{**ready, "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}]
+    rollout = {"planHash": "v1new", "specHash": "s"}
+    told = serving_sentences(td(plan=NEW, servingPlan=OLD, rollout=rollout, conditions=conditions))
+    assert told[-1] == "ImagePullBackOff: Pod p: no image."
+    over = {**rollout, "reason": "RolledBack", "message": "Pod p: no image."}
+    assert len(serving_sentences(td(plan=NEW, servingPlan=OLD, rollout=over, conditions=conditions))) == 2

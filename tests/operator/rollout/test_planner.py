@@ -103,6 +103,16 @@ def test_a_pod_that_finds_no_node_is_told_of_before_a_surge_of_zero_that_would_n
     assert not held.waits_for_spec
 
 
+def test_room_that_lacks_is_told_of_before_a_surge_of_zero_that_would_not_help() -> None:
+    """Found on the real node: maxSurge was named, was raised as told, and nothing moved."""
+    full = Bounds(max_surge=0, max_unavailable=1, stock={"a100": 1})
+    held = step(variant("old", 1), variant("new", 0, pods=0), replicas=2, bounds=full)
+    assert held.waits is not None
+    assert "the cluster and its quotas hold 1 of a100" in held.waits
+    assert "maxSurge" not in held.waits
+    assert not held.waits_for_spec
+
+
 def test_a_rollout_whose_own_pod_has_yet_to_start_waits_for_that_and_not_for_room() -> None:
     for written in (None, 1):
         full = Bounds(max_total=2, max_unavailable=written)
