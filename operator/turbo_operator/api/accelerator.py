@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -29,13 +28,6 @@ _Price = Annotated[
 _Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"')]
 
 
-class BillingUnit(StrEnum):
-    """What a price is paid for in whole."""
-
-    ACCELERATOR = "Accelerator"
-    NODE = "Node"
-
-
 class PerAcceleratorHour(Record):
     """Prices of one accelerator for one hour; one left out is unknown, never zero."""
 
@@ -52,7 +44,7 @@ class Pricing(Record):
 
     per_accelerator_hour: PerAcceleratorHour
     """Prices of one accelerator for one hour."""
-    billing_unit: BillingUnit = BillingUnit.ACCELERATOR
+    billing_unit: Literal["Accelerator", "Node"] = "Accelerator"
     """Node where nodes are bought whole: a plan then pays for all accelerators of every node it needs."""
     currency: Literal["USD"] = "USD"
     """US dollars."""
@@ -104,7 +96,6 @@ class CapacityNodes(Record):
         Rule(
             "self.nodeSelector.size() > 0",
             "name a label that these nodes have and no others, or leave this capacity type out",
-            lambda it: len(it.node_selector) > 0,
             "nodeSelector",
         ),
     )
@@ -167,7 +158,6 @@ class TurboAcceleratorSpec(Record):
         Rule(
             "!has(self.maxCount) || self.provisioning == 'Elastic'",
             "leave maxCount out, or write provisioning: Elastic: Fixed has what nodes have",
-            lambda it: it.max_count is None or it.provisioning == Provisioning.ELASTIC,
             "maxCount",
         ),
     )

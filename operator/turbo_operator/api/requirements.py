@@ -46,7 +46,6 @@ class Lengths(Record):
         Rule(
             "!has(self.p95) || self.p95 >= self.mean",
             "write a p95 that is not below the mean",
-            lambda it: it.p95 is None or it.p95 >= it.mean,
             "p95",
         ),
     )
@@ -68,7 +67,6 @@ class Workload(Record):
         Rule(
             "!(has(self.requestsPerSecond) && has(self.concurrency))",
             "write requestsPerSecond or concurrency, not both: one follows from the other",
-            lambda it: it.requests_per_second is None or it.concurrency is None,
             "concurrency",
         ),
     )
@@ -82,7 +80,7 @@ class Latency(Record):
         Rule(
             duration_cel("duration(self) > duration('0s')"),
             "write a time above 0, like 25ms",
-            lambda duration: duration.seconds > 0,
+            holds=lambda duration: duration.seconds > 0,
         ),
     ]
     """The longest time, like 25ms."""
@@ -120,26 +118,24 @@ class Accelerators(Record):
         Rule(
             "!has(self.allowed) || self.allowed.size() > 0",
             "name a TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all of them",
-            lambda it: it.allowed is None or len(it.allowed) > 0,
             "allowed",
         ),
         Rule(
             "!has(self.allowed) || self.allowed.all(name, self.allowed.exists_one(other, other == name))",
             "name each TurboAccelerator once",
-            lambda it: it.allowed is None or len(set(it.allowed)) == len(it.allowed),
             "allowed",
+            holds=lambda it: it.allowed is None or len(set(it.allowed)) == len(it.allowed),
         ),
         Rule(
             "self.capacityTypes.size() > 0",
             "name OnDemand, Spot or Reserved, or leave capacityTypes out for OnDemand",
-            lambda it: len(it.capacity_types) > 0,
             "capacityTypes",
         ),
         Rule(
             "self.capacityTypes.all(name, self.capacityTypes.exists_one(other, other == name))",
             "name each capacity type once",
-            lambda it: len(set(it.capacity_types)) == len(it.capacity_types),
             "capacityTypes",
+            holds=lambda it: len(set(it.capacity_types)) == len(it.capacity_types),
         ),
     )
 

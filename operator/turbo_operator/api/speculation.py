@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from turbo_operator.api.training import Training
 from turbo_operator.api.validation import KEYED_BY_NAME, ModelURI, ObjectName, Record, Rule, Text
-
-
-class Mode(StrEnum):
-    """Whether to speculate."""
-
-    AUTO = "Auto"
-    REQUIRED = "Required"
-    DISABLED = "Disabled"
 
 
 class Method(StrEnum):
@@ -28,15 +20,6 @@ class Method(StrEnum):
     EAGLE3 = "EAGLE3"
     DRAFT_MODEL = "DraftModel"
     MTP = "MTP"
-
-
-class DraftPlacement(StrEnum):
-    """Where a draft model runs."""
-
-    AUTO = "Auto"
-    COLOCATED = "Colocated"
-    SEPARATE = "Separate"
-    CPU = "CPU"
 
 
 class DraftModel(Record):
@@ -72,7 +55,6 @@ class NamedDraft(Record):
         Rule(
             "self.name != 'default'",
             "choose another name: default is the deployment's own draft",
-            lambda it: it.name != "default",
             "name",
         ),
     )
@@ -81,7 +63,7 @@ class NamedDraft(Record):
 class Speculation(Record):
     """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
 
-    mode: Mode = Mode.AUTO
+    mode: Literal["Auto", "Required", "Disabled"] = "Auto"
     """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
     method: Method = Method.AUTO
     """Suffix drafts from what was said before, the others learn or are models; Auto leaves it to
@@ -96,7 +78,7 @@ class Speculation(Record):
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
     """The small model of method DraftModel."""
-    placement: DraftPlacement = DraftPlacement.AUTO
+    placement: Literal["Auto", "Colocated", "Separate", "CPU"] = "Auto"
     """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
     planner."""
     max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
@@ -106,34 +88,27 @@ class Speculation(Record):
         Rule(
             "self.mode != 'Disabled' || self.method == 'Auto'",
             "leave method out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: it.mode != Mode.DISABLED or it.method == Method.AUTO,
             "method",
         ),
         Rule(
             "self.mode != 'Disabled' || !has(self.draftRef) && !has(self.draftModel) && !has(self.training)",
             "leave draftRef, draftModel and training out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: it.mode != Mode.DISABLED or not (it.draft_ref or it.draft_model or it.training),
             "mode",
         ),
         Rule(
             "self.mode != 'Required' || self.maxDraftTokens > 0",
             "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
-            lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
             "maxDraftTokens",
         ),
         Rule(
             "!has(self.draftModel) || self.method in ['Auto', 'DraftModel']",
             "leave draftModel out, or write method: DraftModel: no other method uses one",
-            lambda it: it.draft_model is None or it.method in (Method.AUTO, Method.DRAFT_MODEL),
             "draftModel",
         ),
         Rule(
             "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
             "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
             "other method",
-            lambda it: (
-                not it.draft_ref or (not it.draft_model and it.method in ("Auto", "TurboHeads", "EAGLE3"))
-            ),
             "draftRef",
         ),
         Rule(
@@ -141,29 +116,22 @@ class Speculation(Record):
             " && self.method in ['Auto', 'TurboHeads']",
             "leave training out, or write method: Auto without draftRef and draftModel: what is trained are "
             "TurboHeads, taken into use by the operator",
-            lambda it: (
-                not it.training
-                or (not (it.draft_ref or it.draft_model) and it.method in ("Auto", "TurboHeads"))
-            ),
             "training",
         ),
         Rule(
             "!has(self.namedDrafts) || has(self.draftRef) || has(self.training)",
             "leave namedDrafts out, or write draftRef or training beside it: those are on the claim of the "
             "deployment's own drafts",
-            lambda it: it.named_drafts is None or it.draft_ref is not None or it.training is not None,
             "namedDrafts",
         ),
         Rule(
             "self.method != 'DraftModel' || has(self.draftModel)",
             "name the draft model in draftModel.uri: method DraftModel needs one",
-            lambda it: it.method != Method.DRAFT_MODEL or it.draft_model is not None,
             "method",
         ),
         Rule(
             "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
             "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
-            lambda it: it.placement not in ("Separate", "CPU") or it.draft_model is not None,
             "placement",
         ),
     )

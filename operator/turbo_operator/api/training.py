@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -61,7 +60,7 @@ class Capture(Record):
             r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
             " && duration(self) > duration('0s')",
             "write hours, like 720h, at least 1h and at most 8760h",
-            lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
+            holds=lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
         ),
     ] = Duration("720h")
     """Of a prompt."""
@@ -96,18 +95,10 @@ class PromptsClaim(DraftsClaim):
     """A file of JSON lines, or a folder of such files, below the claim's root."""
 
 
-class PromptsType(StrEnum):
-    """Where prompts come from."""
-
-    CAPTURED = "Captured"
-    CONFIG_MAP = "ConfigMap"
-    PERSISTENT_VOLUME_CLAIM = "PersistentVolumeClaim"
-
-
 class Prompts(Record):
     """The prompts that the model answers, so that a draft learns from its answers."""
 
-    type: PromptsType
+    type: Literal["Captured", "ConfigMap", "PersistentVolumeClaim"]
     """Captured: prompts of this deployment's own traffic, which spec.capture keeps."""
     config_map: PromptsConfigMap | None = None
     """Prompts of a ConfigMap."""
@@ -118,13 +109,11 @@ class Prompts(Record):
         Rule(
             "has(self.configMap) == (self.type == 'ConfigMap')",
             "write configMap with the type ConfigMap, and with no other",
-            lambda it: bool(it.config_map) == (it.type == PromptsType.CONFIG_MAP),
             "configMap",
         ),
         Rule(
             "has(self.persistentVolumeClaim) == (self.type == 'PersistentVolumeClaim')",
             "write persistentVolumeClaim with the type PersistentVolumeClaim, and with no other",
-            lambda it: bool(it.persistent_volume_claim) == (it.type == PromptsType.PERSISTENT_VOLUME_CLAIM),
             "persistentVolumeClaim",
         ),
     )
@@ -143,7 +132,7 @@ class Trigger(Record):
             r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
             " && duration(self) >= duration('1s')",
             "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
-            lambda duration: 1 <= duration.seconds <= 8760 * 3600,
+            holds=lambda duration: 1 <= duration.seconds <= 8760 * 3600,
         ),
     ] = Duration("24h")
     """How long the gain must stay below; also how long after a failed training on captured prompts the next

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turbo_operator.api import DraftMethod, TurboDeployment
+from turbo_operator.api import Method, TurboDeployment
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.metadata import configmap
@@ -31,7 +31,7 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str |
 def _claim(td: TurboDeployment, draft: DraftView | None) -> str | None:
     """That of a draft which the engine can use; without one, that on which drafts are to come."""
     if draft is not None:
-        return draft.claim_name if draft.method == DraftMethod.TURBO_HEADS else None
+        return draft.claim_name if draft.method == Method.TURBO_HEADS else None
     speculation = td.spec.speculation
     training = speculation.training
     awaited = training is not None and (not training.suspend or speculation.named_drafts)
@@ -86,7 +86,7 @@ def _file(observed: Snapshot, draft: DraftView | None, claim: str) -> dict[str, 
 
 def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
     """Say in a few words why pods that mount a claim cannot use a further draft."""
-    if draft.method != DraftMethod.TURBO_HEADS:
+    if draft.method != Method.TURBO_HEADS:
         return f"drafts by {draft.method}, which the engine Turbo cannot yet"
     if draft.target_digest != target_digest:
         return f"was trained for the model {draft.target_digest}"
