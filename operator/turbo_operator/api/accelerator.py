@@ -12,6 +12,7 @@ from turbo_operator.api.constants import API_VERSION, TURBOACCELERATOR, Provisio
 from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import Labels, Toleration
 from turbo_operator.api.validation import (
+    Amount,
     LabelValue,
     Memory,
     Metadata,
@@ -19,13 +20,12 @@ from turbo_operator.api.validation import (
     Record,
     Rule,
     Text,
-    amount,
 )
 
 _Price = Annotated[
-    Decimal, amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
+    Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
 ]
-_Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"')]
+_Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "3350"')]
 
 
 class PerAcceleratorHour(Record):
@@ -67,8 +67,8 @@ class TeraFlops(Record):
     """4-bit floating point, where there is hardware for it."""
 
 
-_Share = Annotated[Decimal, amount('write a share of the peak above 0 as a string, like "0.85"')]
-_Seconds = Annotated[Decimal, amount('write seconds above 0 as a string, like "0.00007"')]
+_Share = Annotated[Decimal, Amount('write a share of the peak above 0 as a string, like "0.85"')]
+_Seconds = Annotated[Decimal, Amount('write seconds above 0 as a string, like "0.00007"')]
 
 
 class Efficiency(Record):

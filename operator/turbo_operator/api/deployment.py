@@ -17,10 +17,9 @@ from turbo_operator.api.requirements import (
     Workload,
 )
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
-from turbo_operator.api.speculation import Speculation
+from turbo_operator.api.speculation import Capture, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import PodTemplate
-from turbo_operator.api.training import Capture
 from turbo_operator.api.validation import (
     ASecondToAnHour,
     Duration,

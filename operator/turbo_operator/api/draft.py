@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, TURBODRAFT
-from turbo_operator.api.validation import Metadata, ObjectName, Record, Text, amount, below_root
+from turbo_operator.api.validation import Amount, Metadata, ObjectName, Record, Text, below_root
 
 _Digest = Annotated[
     str,
     Text(71, r"sha256:[0-9a-f]{64}", "write the digest that `turbo drafts show` tells, like sha256:4f5..."),
 ]
-_Ratio = Annotated[Decimal, amount('write a number as a string, like "2.35"', positive=False)]
+_Ratio = Annotated[Decimal, Amount('write a number as a string, like "2.35"', positive=False)]
 
 
 class DraftLocation(Record):

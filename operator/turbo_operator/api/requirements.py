@@ -10,6 +10,7 @@ from pydantic import Field
 
 from turbo_operator.api.constants import CapacityType
 from turbo_operator.api.validation import (
+    Amount,
     ASecondToAnHour,
     Duration,
     Fraction,
@@ -17,7 +18,6 @@ from turbo_operator.api.validation import (
     Record,
     Rule,
     UpToAnHour,
-    amount,
     duration_cel,
 )
 
@@ -27,10 +27,10 @@ DEFAULT_OUTPUT_TOKENS = 256
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
 Degree = Annotated[int, Field(strict=True, ge=1, le=64)]
-Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "4" or "0.25"')]
+Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "4" or "0.25"')]
 _HOURLY = 'write US dollars per hour above 0 as a string, like "24.00"'
-_Hourly = Annotated[Decimal, amount(_HOURLY)]
-_Dollars = Annotated[Decimal, amount('write US dollars above 0 as a string, like "0.60"')]
+_Hourly = Annotated[Decimal, Amount(_HOURLY)]
+_Dollars = Annotated[Decimal, Amount('write US dollars above 0 as a string, like "0.60"')]
 
 
 class Lengths(Record):

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.validation import Duration, Record, Rule, UpToAnHour, amount, duration_cel
+from turbo_operator.api.validation import Amount, Duration, Record, Rule, UpToAnHour, duration_cel
 
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 _SomeReplicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Ratio = Annotated[Decimal, amount('write a ratio as a string, like "1.05"')]
+Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"')]
 
 
 class ScalingMode(StrEnum):

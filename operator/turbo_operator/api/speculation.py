@@ -1,14 +1,170 @@
-"""Speculative decoding: the part of a TurboDeployment about drafts."""
+"""Speculative decoding: a TurboDeployment's drafts, the prompts kept for them, and how they are trained."""
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from turbo_operator.api.training import Training
-from turbo_operator.api.validation import KEYED_BY_NAME, ModelURI, ObjectName, Record, Rule, Text
+from turbo_operator.api.validation import (
+    KEYED_BY_NAME,
+    Amount,
+    Duration,
+    Fraction,
+    ModelURI,
+    ObjectName,
+    Quantity,
+    Record,
+    Rule,
+    Text,
+    below_root,
+    refusal,
+)
+
+_PATH = "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'"
+
+
+def _is_pattern(text: str) -> str:
+    """What the API server cannot try, the operator does before a pod would."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise refusal(f"write a regular expression: {error}") from error
+    return text
+
+
+class CaptureClaim(Record):
+    """A PersistentVolumeClaim that pods may write to."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace; with several replicas one that several nodes may mount."""
+
+
+class Capture(Record):
+    """Prompts of this deployment's own traffic, kept for drafts to learn from. A request refuses by the
+    header X-Turbo-Capture: off.
+    """
+
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True keeps no further prompt, and leaves what is kept."""
+    persistent_volume_claim: CaptureClaim
+    """Where prompts are kept, in a folder of the deployment's name."""
+    sample_fraction: Fraction = Decimal(1)
+    """Share of the requests that is kept."""
+    max_size: Quantity = "1Gi"
+    """Of the folder; the oldest prompts go first."""
+    max_age: Annotated[
+        Duration,
+        Text(16, r"\d{1,4}h", "write hours, like 720h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
+            " && duration(self) > duration('0s')",
+            "write hours, like 720h, at least 1h and at most 8760h",
+            holds=lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
+        ),
+    ] = Duration("720h")
+    """Of a prompt."""
+    redact: Annotated[
+        list[Annotated[str, Text(512), AfterValidator(_is_pattern)]] | None, Field(max_length=32)
+    ] = None
+    """Regular expressions; what they match is taken out of prompts before they are written."""
+
+
+class DraftsClaim(Record):
+    """A PersistentVolumeClaim that a training writes to and serving pods read."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace."""
+
+
+class PromptsConfigMap(Record):
+    """A ConfigMap of prompts."""
+
+    name: ObjectName
+    """Its name, in the same namespace."""
+    key: Annotated[str, Text(253, r"[-._A-Za-z0-9]+", "write a key of the ConfigMap, like prompts.jsonl")] = (
+        "prompts.jsonl"
+    )
+    """The key that holds JSON lines, one prompt each."""
+
+
+class PromptsClaim(DraftsClaim):
+    """Prompts on a PersistentVolumeClaim."""
+
+    path: Annotated[str, below_root(_PATH)]
+    """A file of JSON lines, or a folder of such files, below the claim's root."""
+
+
+class Prompts(Record):
+    """The prompts that the model answers, so that a draft learns from its answers."""
+
+    type: Literal["Captured", "ConfigMap", "PersistentVolumeClaim"]
+    """Captured: prompts of this deployment's own traffic, which spec.capture keeps."""
+    config_map: PromptsConfigMap | None = None
+    """Prompts of a ConfigMap."""
+    persistent_volume_claim: PromptsClaim | None = None
+    """Prompts on a claim."""
+
+    rules = (
+        Rule(
+            "has(self.configMap) == (self.type == 'ConfigMap')",
+            "write configMap with the type ConfigMap, and with no other",
+            "configMap",
+        ),
+        Rule(
+            "has(self.persistentVolumeClaim) == (self.type == 'PersistentVolumeClaim')",
+            "write persistentVolumeClaim with the type PersistentVolumeClaim, and with no other",
+            "persistentVolumeClaim",
+        ),
+    )
+
+
+class Trigger(Record):
+    """When a draft is trained again."""
+
+    speedup_below: Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"')] | None = None
+    """Train again once the measured gain of what serves has stayed below this for the window; not while a
+    draft is yet to be tried. Default: a draft is trained once for each model."""
+    window: Annotated[
+        Duration,
+        Text(16, r"\d{1,6}(s|m|h)", "write seconds, minutes or hours, like 24h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
+            " && duration(self) >= duration('1s')",
+            "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
+            holds=lambda duration: 1 <= duration.seconds <= 8760 * 3600,
+        ),
+    ] = Duration("24h")
+    """How long the gain must stay below; also how long after a failed training on captured prompts the next
+    one waits."""
+    min_prompts: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
+    """Of captured prompts: how many pods must have kept before the first training."""
+
+
+class Training(Record):
+    """A draft that the operator has trained by a Job, from the model's own answers."""
+
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True stops a training that runs and starts none; drafts stay."""
+    persistent_volume_claim: DraftsClaim
+    """Where drafts are kept, in a folder of the deployment's name, whose folders with a number are the
+    operator's; with pods on several nodes a claim that several may mount."""
+    prompts: Prompts
+    """What the model is asked."""
+    trigger: Trigger = Field(default_factory=Trigger)
+    """When a draft is trained again."""
+    accelerator_name: ObjectName | None = None
+    """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
+    max_cost: Annotated[Decimal, Amount('write US dollars as a string, like "5.00"')] | None = None
+    """US dollars of one training at most, also of one that runs. Default: no bound."""
+    domain: Annotated[str, Text(253)] | None = None
+    """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,
+    that name none. Default: the deployment's name."""
+    max_output_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
+    """Tokens of an answer at most."""
 
 
 class Method(StrEnum):

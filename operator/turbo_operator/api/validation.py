@@ -161,7 +161,7 @@ class Record(BaseModel):
 class Metadata(Record):
     """The part of an object's metadata that the operator reads."""
 
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+    model_config = ConfigDict(extra="ignore")
 
     name: str
     namespace: str = "default"
@@ -202,72 +202,52 @@ class Text:
         return json_schema | ({CEL_RULES: [rule]} if self.pattern is not None else {})
 
 
-@dataclass(frozen=True, eq=False)
-class Number:
-    """Annotation of a number that is read from text: YAML's floats would lose cents."""
+@dataclass(frozen=True)
+class Amount:
+    """Annotation of a number written as a string such as "24.00", since YAML's floats would lose cents; or as
+    `keep` str of a Kubernetes quantity, which if `whole` may be written as an integer too.
+    """
 
-    read: Callable[[object], object]
-    schema: dict[str, Any]
+    message: str
+    pattern: re.Pattern[str] = _AMOUNT
+    positive: bool = True
+    whole: bool = False
+    keep: type[Decimal | str] = Decimal
+
+    def read(self, value: object) -> object:
+        """Return the number, and refuse what is none."""
+        if isinstance(value, Decimal):
+            return value
+        if isinstance(value, str):
+            fits = self.pattern.fullmatch(value) is not None and (quantity(value) > 0 or not self.positive)
+        else:
+            fits = self.whole and isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not fits:
+            raise refusal(self.message)
+        return self.keep(str(value))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         text = core_schema.to_string_ser_schema(when_used="json")
         return core_schema.no_info_plain_validator_function(self.read, serialization=text)
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return dict(self.schema)
+        text = "string(self)" if self.whole else "self"
+        max_length, above_zero = 16, f"double({text}) > 0.0"
+        if self.keep is str:
+            max_length, above_zero = 32, f"quantity({text}).isGreaterThan(quantity('0'))"
+        cel = f"{text}.matches(r'^{self.pattern.pattern}$')" + (f" && {above_zero}" if self.positive else "")
+        kind: dict[str, Any] = {"type": "string"}
+        if self.whole:
+            kind, cel = {"x-kubernetes-int-or-string": True}, f"type(self) == int ? self > 0 : ({cel})"
+        return {**kind, "maxLength": max_length, CEL_RULES: [{"rule": cel, "message": self.message}]}
 
 
-def amount(
-    message: str,
-    *,
-    positive: bool = True,
-    whole: bool = False,
-    pattern: re.Pattern[str] = _AMOUNT,
-    above_zero: str = "double({}) > 0.0",
-    max_length: int = 16,
-    keep: Callable[[str], object] = Decimal,
-) -> Number:
-    """A number written as a string such as "24.00", or if `whole` as an integer, kept as `keep` makes it."""
-
-    def read(value: object) -> object:
-        if isinstance(value, Decimal):
-            return value
-        if isinstance(value, str):
-            fits = pattern.fullmatch(value) is not None and (quantity(value) > 0 or not positive)
-        else:
-            fits = whole and isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if not fits:
-            raise refusal(message)
-        return keep(str(value))
-
-    text = "string(self)" if whole else "self"
-    cel = f"{text}.matches(r'^{pattern.pattern}$')" + (f" && {above_zero.format(text)}" if positive else "")
-    rule = {"rule": f"type(self) == int ? self > 0 : ({cel})" if whole else cel, "message": message}
-    kind: dict[str, Any] = {"x-kubernetes-int-or-string": True} if whole else {"type": "string"}
-    return Number(read, {**kind, "maxLength": max_length, CEL_RULES: [rule]})
-
-
-Fraction = Annotated[
-    Decimal,
-    amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False, pattern=_FRACTION),
-]
-_ABOVE_ZERO = "quantity({}).isGreaterThan(quantity('0'))"
+_FRACTION_MESSAGE = 'write a fraction from "0" to "1" as a string, like "0.10"'
+Fraction = Annotated[Decimal, Amount(_FRACTION_MESSAGE, _FRACTION, positive=False)]
 _QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
-Quantity = Annotated[
-    str,
-    amount(_QUANTITY_MESSAGE, whole=True, pattern=_QUANTITY, above_zero=_ABOVE_ZERO, max_length=32, keep=str),
-]
+Quantity = Annotated[str, Amount(_QUANTITY_MESSAGE, _QUANTITY, whole=True, keep=str)]
 """A Kubernetes quantity above 0 as it was written; `quantity` gives its value."""
-Memory = Annotated[
-    str,
-    amount(
-        "write memory with its unit, like 80Gi",
-        pattern=_MEMORY,
-        above_zero=_ABOVE_ZERO,
-        max_length=32,
-        keep=str,
-    ),
-]
+Memory = Annotated[str, Amount("write memory with its unit, like 80Gi", _MEMORY, keep=str)]
 """Bytes above 0 as they were written; `quantity` gives their number."""
 
 _DURATION = r"(\d{1,6}(\.\d{1,3})?(ms|s|m|h))+"
