@@ -11,17 +11,9 @@ from pydantic import Field
 from turbo_operator.api.constants import API_VERSION, TURBOACCELERATOR, Provisioning
 from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import Labels, Toleration
-from turbo_operator.api.validation import (
-    Amount,
-    LabelValue,
-    Memory,
-    Metadata,
-    Quantity,
-    Record,
-    Rule,
-    Text,
-)
+from turbo_operator.api.validation import Amount, LabelValue, Memory, Metadata, Quantity, Record, Rule, Text
 
+_RESOURCE = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _Price = Annotated[
     Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
 ]
@@ -117,12 +109,7 @@ class TurboAcceleratorSpec(Record):
     """One class of accelerator."""
 
     resource_name: Annotated[
-        str,
-        Text(
-            253,
-            r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
-            "write a resource that nodes have, like nvidia.com/gpu or cpu",
-        ),
+        str, Text(253, _RESOURCE, "write a resource that nodes have, like nvidia.com/gpu or cpu")
     ]
     """The resource of nodes that is asked for, like nvidia.com/gpu or cpu."""
     quantity: Quantity = "1"

@@ -8,14 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
-from turbo_operator.api.requirements import (
-    Accelerators,
-    Cost,
-    Parallelism,
-    PlanPolicy,
-    Targets,
-    Workload,
-)
+from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Capture, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus

@@ -43,11 +43,7 @@ class Lengths(Record):
     where maxModelLen leaves room for the mean of the other lengths."""
 
     rules = (
-        Rule(
-            "!has(self.p95) || self.p95 >= self.mean",
-            "write a p95 that is not below the mean",
-            "p95",
-        ),
+        Rule("!has(self.p95) || self.p95 >= self.mean", "write a p95 that is not below the mean", "p95"),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from turbo_operator.api.validation import (
+    DNS_LABEL,
     KEYED_BY_NAME,
     Amount,
     Duration,
@@ -196,23 +197,14 @@ class NamedDraft(Record):
     """A further draft, that a request chooses by the header X-Turbo-Draft."""
 
     name: Annotated[
-        str,
-        Text(
-            63,
-            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-            "write a name of lower-case letters, digits and '-', like latex",
-        ),
+        str, Text(63, DNS_LABEL, "write a name of lower-case letters, digits and '-', like latex")
     ]
     """What the header says; default is the deployment's own draft."""
     draft_ref: DraftRef
     """The TurboDraft; it must lie on the claim of the deployment's own drafts."""
 
     rules = (
-        Rule(
-            "self.name != 'default'",
-            "choose another name: default is the deployment's own draft",
-            "name",
-        ),
+        Rule("self.name != 'default'", "choose another name: default is the deployment's own draft", "name"),
     )
 
 

@@ -278,12 +278,12 @@ ASecondToAnHour = Annotated[
     ),
 ]
 
-_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 ObjectName = Annotated[
     str,
     Text(
         253,
-        rf"{_DNS_LABEL}(\.{_DNS_LABEL})*",
+        rf"{DNS_LABEL}(\.{DNS_LABEL})*",
         "write the name of a Kubernetes object: lower-case letters, digits, '-' and '.', like my-object",
     ),
 ]

@@ -31,8 +31,8 @@ CONTAINER_SECURITY = {
 
 
 def source_hash(td: api.TurboDeployment) -> str:
-    """Hash what decides which model it is: the inspect Job's answer is good for one such hash. Four letters of
-    base 32 are enough to tell the few sources that one object ever had apart.
+    """Hash what decides which model it is: the inspect Job's answer is good for one such hash. Four letters
+    of base 32 are enough to tell the few sources that one object ever had apart.
     """
     model = td.spec.model
     token = model.token_secret_ref.dump() if model.token_secret_ref else None
