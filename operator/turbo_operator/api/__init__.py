@@ -15,5 +15,4 @@ from turbo_operator.api.scaling import *
 from turbo_operator.api.speculation import *
 from turbo_operator.api.status import *
 from turbo_operator.api.template import *
-from turbo_operator.api.training import *
 from turbo_operator.api.validation import *

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -12,28 +11,13 @@ from pydantic import Field
 from turbo_operator.api.constants import API_VERSION, TURBOACCELERATOR, Provisioning
 from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import Labels, Toleration
-from turbo_operator.api.validation import (
-    LabelValue,
-    Memory,
-    Metadata,
-    Quantity,
-    Record,
-    Rule,
-    Text,
-    amount,
-)
+from turbo_operator.api.validation import Amount, LabelValue, Memory, Metadata, Quantity, Record, Rule, Text
 
+_RESOURCE = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
 _Price = Annotated[
-    Decimal, amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
+    Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
 ]
-_Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"')]
-
-
-class BillingUnit(StrEnum):
-    """What a price is paid for in whole."""
-
-    ACCELERATOR = "Accelerator"
-    NODE = "Node"
+_Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "3350"')]
 
 
 class PerAcceleratorHour(Record):
@@ -52,7 +36,7 @@ class Pricing(Record):
 
     per_accelerator_hour: PerAcceleratorHour
     """Prices of one accelerator for one hour."""
-    billing_unit: BillingUnit = BillingUnit.ACCELERATOR
+    billing_unit: Literal["Accelerator", "Node"] = "Accelerator"
     """Node where nodes are bought whole: a plan then pays for all accelerators of every node it needs."""
     currency: Literal["USD"] = "USD"
     """US dollars."""
@@ -75,8 +59,8 @@ class TeraFlops(Record):
     """4-bit floating point, where there is hardware for it."""
 
 
-_Share = Annotated[Decimal, amount('write a share of the peak above 0 as a string, like "0.85"')]
-_Seconds = Annotated[Decimal, amount('write seconds above 0 as a string, like "0.00007"')]
+_Share = Annotated[Decimal, Amount('write a share of the peak above 0 as a string, like "0.85"')]
+_Seconds = Annotated[Decimal, Amount('write seconds above 0 as a string, like "0.00007"')]
 
 
 class Efficiency(Record):
@@ -104,7 +88,6 @@ class CapacityNodes(Record):
         Rule(
             "self.nodeSelector.size() > 0",
             "name a label that these nodes have and no others, or leave this capacity type out",
-            lambda it: len(it.node_selector) > 0,
             "nodeSelector",
         ),
     )
@@ -126,12 +109,7 @@ class TurboAcceleratorSpec(Record):
     """One class of accelerator."""
 
     resource_name: Annotated[
-        str,
-        Text(
-            253,
-            r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?",
-            "write a resource that nodes have, like nvidia.com/gpu or cpu",
-        ),
+        str, Text(253, _RESOURCE, "write a resource that nodes have, like nvidia.com/gpu or cpu")
     ]
     """The resource of nodes that is asked for, like nvidia.com/gpu or cpu."""
     quantity: Quantity = "1"
@@ -167,7 +145,6 @@ class TurboAcceleratorSpec(Record):
         Rule(
             "!has(self.maxCount) || self.provisioning == 'Elastic'",
             "leave maxCount out, or write provisioning: Elastic: Fixed has what nodes have",
-            lambda it: it.max_count is None or it.provisioning == Provisioning.ELASTIC,
             "maxCount",
         ),
     )

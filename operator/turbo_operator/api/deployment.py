@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
-from turbo_operator.api.requirements import (
-    Accelerators,
-    Cost,
-    Objective,
-    Parallelism,
-    PlanPolicy,
-    Targets,
-    Workload,
-)
+from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
-from turbo_operator.api.speculation import DraftPlacement, Method, Speculation
+from turbo_operator.api.speculation import Capture, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import PodTemplate
-from turbo_operator.api.training import Capture
 from turbo_operator.api.validation import (
     ASecondToAnHour,
     Duration,
@@ -74,14 +64,6 @@ class Server(Record):
     """API keys that requests must bear. Default: none are asked for."""
 
 
-class DType(StrEnum):
-    """What the model is computed in; in lower case it is the runtime's own word."""
-
-    AUTO = "Auto"
-    FLOAT32 = "Float32"
-    BFLOAT16 = "BFloat16"
-
-
 class Model(Record):
     """The model that is served."""
 
@@ -89,7 +71,7 @@ class Model(Record):
     """hf://ORGANISATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
     revision: _Revision | None = None
     """Commit, tag or branch of a model of the hub."""
-    dtype: DType = DType.AUTO
+    dtype: Literal["Auto", "Float32", "BFloat16"] = "Auto"
     """What the model is computed in; Auto takes what the weights are stored in where the hardware can."""
     max_model_len: Annotated[int, Field(strict=True, ge=16, le=16_777_216)] | None = None
     """Longest prompt plus answer in tokens. Default: the model's own."""
@@ -102,13 +84,11 @@ class Model(Record):
         Rule(
             "self.uri.startsWith('hf://') || !has(self.revision)",
             "leave revision out: only models of the hub (hf://) have one, on a claim the path says which",
-            lambda it: it.on_hub or it.revision is None,
             "revision",
         ),
         Rule(
             "self.uri.startsWith('hf://') || !has(self.tokenSecretRef)",
             "leave tokenSecretRef out: only models of the hub (hf://) need a token",
-            lambda it: it.on_hub or it.token_secret_ref is None,
             "tokenSecretRef",
         ),
     )
@@ -134,18 +114,10 @@ class Model(Record):
         return self.uri.removeprefix("pvc://").partition("/")[2].strip("/")
 
 
-class EngineType(StrEnum):
-    """The program that serves."""
-
-    AUTO = "Auto"
-    TURBO = "Turbo"
-    VLLM = "VLLM"
-
-
 class Engine(Record):
     """The engine that serves the model."""
 
-    type: EngineType = EngineType.AUTO
+    type: Literal["Auto", "Turbo", "VLLM"] = "Auto"
     """Auto leaves it to the planner."""
     image: _Image | None = None
     """Image of the engine. Default: the one that the operator was installed with."""
@@ -214,33 +186,23 @@ class TurboDeploymentSpec(Record):
         Rule(
             "self.engine.type != 'VLLM' || self.speculation.method != 'TurboHeads'",
             "choose another method, or engine.type Turbo: only Turbo has TurboHeads",
-            lambda it: it.engine.type != EngineType.VLLM or it.speculation.method != Method.TURBO_HEADS,
             "speculation.method",
         ),
         Rule(
             "self.engine.type != 'Turbo' || self.speculation.method != 'MTP'",
             "choose another method, or engine.type VLLM: Turbo has no MTP",
-            lambda it: it.engine.type != EngineType.TURBO or it.speculation.method != Method.MTP,
             "speculation.method",
         ),
         Rule(
             "!has(self.speculation.training) || self.speculation.training.prompts.type != 'Captured'"
             " || has(self.capture)",
             "write spec.capture, which keeps the prompts, or take those of a ConfigMap or a claim",
-            lambda it: (
-                not (training := it.speculation.training) or training.prompts.type != "Captured" or it.capture
-            ),
             "speculation.training.prompts.type",
         ),
         Rule(
             "self.planPolicy.objective == 'Cost' || has(self.cost) && has(self.cost.maxPerHour)"
             " || has(self.accelerators) && has(self.accelerators.maxTotal)",
             "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",
-            lambda it: (
-                it.plan_policy.objective == Objective.COST
-                or (it.cost and it.cost.max_per_hour is not None)
-                or (it.accelerators and it.accelerators.max_total is not None)
-            ),
             "planPolicy.objective",
         ),
         Rule(
@@ -248,8 +210,8 @@ class TurboDeploymentSpec(Record):
             f" || !({_has_load('self')})",
             "write scaling.mode too: with Planned the load decides on the replicas, with External kubectl "
             "scale and other autoscalers keep them",
-            lambda _: True,  # it is of a change, and one object alone has none before
             "scaling.mode",
+            holds=lambda _: True,
         ),
     )
 
@@ -268,19 +230,16 @@ _NOT_YET_SUPPORTED = (
     Rule(
         "self.spec.engine.type != 'VLLM'",
         "write Auto or Turbo: VLLM is not supported yet",
-        lambda it: it.spec.engine.type != EngineType.VLLM,
         "spec.engine.type",
     ),
     Rule(
         "!(self.spec.speculation.method in ['EAGLE3', 'DraftModel', 'MTP'])",
         "write Auto, Suffix or TurboHeads: EAGLE3, DraftModel and MTP are not supported yet",
-        lambda it: it.spec.speculation.method not in (Method.EAGLE3, Method.DRAFT_MODEL, Method.MTP),
         "spec.speculation.method",
     ),
     Rule(
         "self.spec.speculation.placement == 'Auto'",
         "leave placement out: a draft model of its own is not supported yet",
-        lambda it: it.spec.speculation.placement == DraftPlacement.AUTO,
         "spec.speculation.placement",
     ),
     Rule(
@@ -288,7 +247,6 @@ _NOT_YET_SUPPORTED = (
         " || (!has(self.spec.parallelism.tensor) || self.spec.parallelism.tensor < 2)"
         " && (!has(self.spec.parallelism.pipeline) || self.spec.parallelism.pipeline < 2)",
         "leave parallelism out: a replica on more than one accelerator is not supported yet",
-        lambda it: not (wanted := it.spec.parallelism) or max(wanted.tensor or 1, wanted.pipeline or 1) < 2,
         "spec.parallelism",
     ),
 )
@@ -311,7 +269,7 @@ class TurboDeployment(Record):
             f" && self.metadata.name.matches(r'^{_SERVICE_NAME}$')",
             f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then "
             "lower-case letters, digits and '-', since a Service of that name is made",
-            lambda it: (
+            holds=lambda it: (
                 len(it.metadata.name) <= MAX_NAME_LENGTH
                 and re.fullmatch(_SERVICE_NAME, it.metadata.name) is not None
             ),

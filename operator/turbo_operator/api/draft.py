@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, TURBODRAFT
-from turbo_operator.api.validation import Metadata, ObjectName, Record, Text, amount, below_root
+from turbo_operator.api.validation import Amount, Metadata, ObjectName, Record, Text, below_root
 
 _Digest = Annotated[
     str,
     Text(71, r"sha256:[0-9a-f]{64}", "write the digest that `turbo drafts show` tells, like sha256:4f5..."),
 ]
-_Ratio = Annotated[Decimal, amount('write a number as a string, like "2.35"', positive=False)]
-
-
-class DraftMethod(StrEnum):
-    """How it drafts."""
-
-    TURBO_HEADS = "TurboHeads"
-    EAGLE3 = "EAGLE3"
+_Ratio = Annotated[Decimal, Amount('write a number as a string, like "2.35"', positive=False)]
 
 
 class DraftLocation(Record):
@@ -63,7 +55,7 @@ class DomainEvaluation(Record):
 class TurboDraftSpec(Record):
     """What it is and where."""
 
-    method: DraftMethod
+    method: Literal["TurboHeads", "EAGLE3"]
     """How it drafts; the engine Turbo takes TurboHeads."""
     location: DraftLocation
     """Where its folder lies."""

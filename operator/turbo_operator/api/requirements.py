@@ -10,6 +10,7 @@ from pydantic import Field
 
 from turbo_operator.api.constants import CapacityType
 from turbo_operator.api.validation import (
+    Amount,
     ASecondToAnHour,
     Duration,
     Fraction,
@@ -17,7 +18,6 @@ from turbo_operator.api.validation import (
     Record,
     Rule,
     UpToAnHour,
-    amount,
     duration_cel,
 )
 
@@ -27,10 +27,10 @@ DEFAULT_OUTPUT_TOKENS = 256
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
 Degree = Annotated[int, Field(strict=True, ge=1, le=64)]
-Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "4" or "0.25"')]
+Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "4" or "0.25"')]
 _HOURLY = 'write US dollars per hour above 0 as a string, like "24.00"'
-_Hourly = Annotated[Decimal, amount(_HOURLY)]
-_Dollars = Annotated[Decimal, amount('write US dollars above 0 as a string, like "0.60"')]
+_Hourly = Annotated[Decimal, Amount(_HOURLY)]
+_Dollars = Annotated[Decimal, Amount('write US dollars above 0 as a string, like "0.60"')]
 
 
 class Lengths(Record):
@@ -43,12 +43,7 @@ class Lengths(Record):
     where maxModelLen leaves room for the mean of the other lengths."""
 
     rules = (
-        Rule(
-            "!has(self.p95) || self.p95 >= self.mean",
-            "write a p95 that is not below the mean",
-            lambda it: it.p95 is None or it.p95 >= it.mean,
-            "p95",
-        ),
+        Rule("!has(self.p95) || self.p95 >= self.mean", "write a p95 that is not below the mean", "p95"),
     )
 
 
@@ -68,7 +63,6 @@ class Workload(Record):
         Rule(
             "!(has(self.requestsPerSecond) && has(self.concurrency))",
             "write requestsPerSecond or concurrency, not both: one follows from the other",
-            lambda it: it.requests_per_second is None or it.concurrency is None,
             "concurrency",
         ),
     )
@@ -82,7 +76,7 @@ class Latency(Record):
         Rule(
             duration_cel("duration(self) > duration('0s')"),
             "write a time above 0, like 25ms",
-            lambda duration: duration.seconds > 0,
+            holds=lambda duration: duration.seconds > 0,
         ),
     ]
     """The longest time, like 25ms."""
@@ -120,26 +114,24 @@ class Accelerators(Record):
         Rule(
             "!has(self.allowed) || self.allowed.size() > 0",
             "name a TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all of them",
-            lambda it: it.allowed is None or len(it.allowed) > 0,
             "allowed",
         ),
         Rule(
             "!has(self.allowed) || self.allowed.all(name, self.allowed.exists_one(other, other == name))",
             "name each TurboAccelerator once",
-            lambda it: it.allowed is None or len(set(it.allowed)) == len(it.allowed),
             "allowed",
+            holds=lambda it: it.allowed is None or len(set(it.allowed)) == len(it.allowed),
         ),
         Rule(
             "self.capacityTypes.size() > 0",
             "name OnDemand, Spot or Reserved, or leave capacityTypes out for OnDemand",
-            lambda it: len(it.capacity_types) > 0,
             "capacityTypes",
         ),
         Rule(
             "self.capacityTypes.all(name, self.capacityTypes.exists_one(other, other == name))",
             "name each capacity type once",
-            lambda it: len(set(it.capacity_types)) == len(it.capacity_types),
             "capacityTypes",
+            holds=lambda it: len(set(it.capacity_types)) == len(it.capacity_types),
         ),
     )
 

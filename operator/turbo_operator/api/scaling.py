@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.validation import Duration, Record, Rule, UpToAnHour, amount, duration_cel
+from turbo_operator.api.validation import Amount, Duration, Record, Rule, UpToAnHour, duration_cel
 
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 _SomeReplicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Ratio = Annotated[Decimal, amount('write a ratio as a string, like "1.05"')]
+Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"')]
 
 
 class ScalingMode(StrEnum):
@@ -23,25 +23,10 @@ class ScalingMode(StrEnum):
     EXTERNAL = "External"
 
 
-class PolicyType(StrEnum):
-    """What a scaling policy counts."""
-
-    PODS = "Pods"
-    PERCENT = "Percent"
-
-
-class SelectPolicy(StrEnum):
-    """Which of several policies counts."""
-
-    MAX = "Max"
-    MIN = "Min"
-    DISABLED = "Disabled"
-
-
 class RatePolicy(Record):
     """The largest change within a period."""
 
-    type: PolicyType
+    type: Literal["Pods", "Percent"]
     """Pods counts replicas, Percent a share of those at the period's start."""
     value: Annotated[int, Field(strict=True, ge=1, le=10_000)]
     """So many replicas, or so many per cent, rounded up to whole replicas."""
@@ -56,14 +41,13 @@ class ScalingRules(Record):
     """The direction must have been wanted for this long. Default: up 0, down 300."""
     policies: Annotated[tuple[RatePolicy, ...], Field(max_length=8)] | None = None
     """Bounds on the change within a period. Default: up 100 Percent, down 1 of Pods, in 60 seconds."""
-    select_policy: SelectPolicy = SelectPolicy.MAX
+    select_policy: Literal["Max", "Min", "Disabled"] = "Max"
     """Max takes the policy that allows the largest change, Min the smallest; Disabled never goes this way."""
 
     rules = (
         Rule(
             "!has(self.policies) || self.policies.size() > 0",
             "write a policy with type, value and periodSeconds, or leave policies out",
-            lambda it: it.policies is None or len(it.policies) > 0,
             "policies",
         ),
     )
@@ -96,7 +80,6 @@ class Scaling(Record):
         Rule(
             "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
             "write a minReplicas that is not above maxReplicas",
-            lambda it: None in (it.min_replicas, it.max_replicas) or it.min_replicas <= it.max_replicas,
             "minReplicas",
         ),
     )
@@ -140,7 +123,6 @@ class Rollout(Record):
             "!has(self.maxSurge) || !has(self.maxUnavailable)"
             " || self.maxSurge > 0 || self.maxUnavailable > 0",
             "write 1 or more for maxSurge or maxUnavailable: with 0 for both no replica can be replaced",
-            lambda it: it.max_surge != 0 or it.max_unavailable != 0,
             "maxUnavailable",
         ),
         Rule(
@@ -151,7 +133,7 @@ class Rollout(Record):
                 "self.progressDeadline",
             ),
             "write a progressDeadline above minReadySeconds, within which no pod counts as available",
-            lambda it: it.progress_deadline.seconds > it.min_ready_seconds,
             "progressDeadline",
+            holds=lambda it: it.progress_deadline.seconds > it.min_ready_seconds,
         ),
     )

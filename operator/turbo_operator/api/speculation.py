@@ -1,22 +1,171 @@
-"""Speculative decoding: the part of a TurboDeployment about drafts."""
+"""Speculative decoding: a TurboDeployment's drafts, the prompts kept for them, and how they are trained."""
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from turbo_operator.api.training import Training
-from turbo_operator.api.validation import KEYED_BY_NAME, ModelURI, ObjectName, Record, Rule, Text
+from turbo_operator.api.validation import (
+    DNS_LABEL,
+    KEYED_BY_NAME,
+    Amount,
+    Duration,
+    Fraction,
+    ModelURI,
+    ObjectName,
+    Quantity,
+    Record,
+    Rule,
+    Text,
+    below_root,
+    refusal,
+)
+
+_PATH = "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'"
 
 
-class Mode(StrEnum):
-    """Whether to speculate."""
+def _is_pattern(text: str) -> str:
+    """What the API server cannot try, the operator does before a pod would."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise refusal(f"write a regular expression: {error}") from error
+    return text
 
-    AUTO = "Auto"
-    REQUIRED = "Required"
-    DISABLED = "Disabled"
+
+class CaptureClaim(Record):
+    """A PersistentVolumeClaim that pods may write to."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace; with several replicas one that several nodes may mount."""
+
+
+class Capture(Record):
+    """Prompts of this deployment's own traffic, kept for drafts to learn from. A request refuses by the
+    header X-Turbo-Capture: off.
+    """
+
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True keeps no further prompt, and leaves what is kept."""
+    persistent_volume_claim: CaptureClaim
+    """Where prompts are kept, in a folder of the deployment's name."""
+    sample_fraction: Fraction = Decimal(1)
+    """Share of the requests that is kept."""
+    max_size: Quantity = "1Gi"
+    """Of the folder; the oldest prompts go first."""
+    max_age: Annotated[
+        Duration,
+        Text(16, r"\d{1,4}h", "write hours, like 720h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
+            " && duration(self) > duration('0s')",
+            "write hours, like 720h, at least 1h and at most 8760h",
+            holds=lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
+        ),
+    ] = Duration("720h")
+    """Of a prompt."""
+    redact: Annotated[
+        list[Annotated[str, Text(512), AfterValidator(_is_pattern)]] | None, Field(max_length=32)
+    ] = None
+    """Regular expressions; what they match is taken out of prompts before they are written."""
+
+
+class DraftsClaim(Record):
+    """A PersistentVolumeClaim that a training writes to and serving pods read."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace."""
+
+
+class PromptsConfigMap(Record):
+    """A ConfigMap of prompts."""
+
+    name: ObjectName
+    """Its name, in the same namespace."""
+    key: Annotated[str, Text(253, r"[-._A-Za-z0-9]+", "write a key of the ConfigMap, like prompts.jsonl")] = (
+        "prompts.jsonl"
+    )
+    """The key that holds JSON lines, one prompt each."""
+
+
+class PromptsClaim(DraftsClaim):
+    """Prompts on a PersistentVolumeClaim."""
+
+    path: Annotated[str, below_root(_PATH)]
+    """A file of JSON lines, or a folder of such files, below the claim's root."""
+
+
+class Prompts(Record):
+    """The prompts that the model answers, so that a draft learns from its answers."""
+
+    type: Literal["Captured", "ConfigMap", "PersistentVolumeClaim"]
+    """Captured: prompts of this deployment's own traffic, which spec.capture keeps."""
+    config_map: PromptsConfigMap | None = None
+    """Prompts of a ConfigMap."""
+    persistent_volume_claim: PromptsClaim | None = None
+    """Prompts on a claim."""
+
+    rules = (
+        Rule(
+            "has(self.configMap) == (self.type == 'ConfigMap')",
+            "write configMap with the type ConfigMap, and with no other",
+            "configMap",
+        ),
+        Rule(
+            "has(self.persistentVolumeClaim) == (self.type == 'PersistentVolumeClaim')",
+            "write persistentVolumeClaim with the type PersistentVolumeClaim, and with no other",
+            "persistentVolumeClaim",
+        ),
+    )
+
+
+class Trigger(Record):
+    """When a draft is trained again."""
+
+    speedup_below: Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"')] | None = None
+    """Train again once the measured gain of what serves has stayed below this for the window; not while a
+    draft is yet to be tried. Default: a draft is trained once for each model."""
+    window: Annotated[
+        Duration,
+        Text(16, r"\d{1,6}(s|m|h)", "write seconds, minutes or hours, like 24h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
+            " && duration(self) >= duration('1s')",
+            "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
+            holds=lambda duration: 1 <= duration.seconds <= 8760 * 3600,
+        ),
+    ] = Duration("24h")
+    """How long the gain must stay below; also how long after a failed training on captured prompts the next
+    one waits."""
+    min_prompts: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
+    """Of captured prompts: how many pods must have kept before the first training."""
+
+
+class Training(Record):
+    """A draft that the operator has trained by a Job, from the model's own answers."""
+
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True stops a training that runs and starts none; drafts stay."""
+    persistent_volume_claim: DraftsClaim
+    """Where drafts are kept, in a folder of the deployment's name, whose folders with a number are the
+    operator's; with pods on several nodes a claim that several may mount."""
+    prompts: Prompts
+    """What the model is asked."""
+    trigger: Trigger = Field(default_factory=Trigger)
+    """When a draft is trained again."""
+    accelerator_name: ObjectName | None = None
+    """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
+    max_cost: Annotated[Decimal, Amount('write US dollars as a string, like "5.00"')] | None = None
+    """US dollars of one training at most, also of one that runs. Default: no bound."""
+    domain: Annotated[str, Text(253)] | None = None
+    """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,
+    that name none. Default: the deployment's name."""
+    max_output_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
+    """Tokens of an answer at most."""
 
 
 class Method(StrEnum):
@@ -28,15 +177,6 @@ class Method(StrEnum):
     EAGLE3 = "EAGLE3"
     DRAFT_MODEL = "DraftModel"
     MTP = "MTP"
-
-
-class DraftPlacement(StrEnum):
-    """Where a draft model runs."""
-
-    AUTO = "Auto"
-    COLOCATED = "Colocated"
-    SEPARATE = "Separate"
-    CPU = "CPU"
 
 
 class DraftModel(Record):
@@ -57,31 +197,21 @@ class NamedDraft(Record):
     """A further draft, that a request chooses by the header X-Turbo-Draft."""
 
     name: Annotated[
-        str,
-        Text(
-            63,
-            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?",
-            "write a name of lower-case letters, digits and '-', like latex",
-        ),
+        str, Text(63, DNS_LABEL, "write a name of lower-case letters, digits and '-', like latex")
     ]
     """What the header says; default is the deployment's own draft."""
     draft_ref: DraftRef
     """The TurboDraft; it must lie on the claim of the deployment's own drafts."""
 
     rules = (
-        Rule(
-            "self.name != 'default'",
-            "choose another name: default is the deployment's own draft",
-            lambda it: it.name != "default",
-            "name",
-        ),
+        Rule("self.name != 'default'", "choose another name: default is the deployment's own draft", "name"),
     )
 
 
 class Speculation(Record):
     """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
 
-    mode: Mode = Mode.AUTO
+    mode: Literal["Auto", "Required", "Disabled"] = "Auto"
     """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
     method: Method = Method.AUTO
     """Suffix drafts from what was said before, the others learn or are models; Auto leaves it to
@@ -96,7 +226,7 @@ class Speculation(Record):
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
     """The small model of method DraftModel."""
-    placement: DraftPlacement = DraftPlacement.AUTO
+    placement: Literal["Auto", "Colocated", "Separate", "CPU"] = "Auto"
     """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
     planner."""
     max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
@@ -106,34 +236,27 @@ class Speculation(Record):
         Rule(
             "self.mode != 'Disabled' || self.method == 'Auto'",
             "leave method out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: it.mode != Mode.DISABLED or it.method == Method.AUTO,
             "method",
         ),
         Rule(
             "self.mode != 'Disabled' || !has(self.draftRef) && !has(self.draftModel) && !has(self.training)",
             "leave draftRef, draftModel and training out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: it.mode != Mode.DISABLED or not (it.draft_ref or it.draft_model or it.training),
             "mode",
         ),
         Rule(
             "self.mode != 'Required' || self.maxDraftTokens > 0",
             "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
-            lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
             "maxDraftTokens",
         ),
         Rule(
             "!has(self.draftModel) || self.method in ['Auto', 'DraftModel']",
             "leave draftModel out, or write method: DraftModel: no other method uses one",
-            lambda it: it.draft_model is None or it.method in (Method.AUTO, Method.DRAFT_MODEL),
             "draftModel",
         ),
         Rule(
             "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
             "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
             "other method",
-            lambda it: (
-                not it.draft_ref or (not it.draft_model and it.method in ("Auto", "TurboHeads", "EAGLE3"))
-            ),
             "draftRef",
         ),
         Rule(
@@ -141,29 +264,22 @@ class Speculation(Record):
             " && self.method in ['Auto', 'TurboHeads']",
             "leave training out, or write method: Auto without draftRef and draftModel: what is trained are "
             "TurboHeads, taken into use by the operator",
-            lambda it: (
-                not it.training
-                or (not (it.draft_ref or it.draft_model) and it.method in ("Auto", "TurboHeads"))
-            ),
             "training",
         ),
         Rule(
             "!has(self.namedDrafts) || has(self.draftRef) || has(self.training)",
             "leave namedDrafts out, or write draftRef or training beside it: those are on the claim of the "
             "deployment's own drafts",
-            lambda it: it.named_drafts is None or it.draft_ref is not None or it.training is not None,
             "namedDrafts",
         ),
         Rule(
             "self.method != 'DraftModel' || has(self.draftModel)",
             "name the draft model in draftModel.uri: method DraftModel needs one",
-            lambda it: it.method != Method.DRAFT_MODEL or it.draft_model is not None,
             "method",
         ),
         Rule(
             "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
             "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
-            lambda it: it.placement not in ("Separate", "CPU") or it.draft_model is not None,
             "placement",
         ),
     )

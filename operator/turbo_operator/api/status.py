@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
-from pydantic.alias_generators import to_camel
 
 from turbo_operator.api.validation import Record
 
@@ -21,7 +20,7 @@ _Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 class StatusRecord(Record):
     """Base of what the operator writes; unknown fields, of a newer operator, are passed over."""
 
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+    model_config = ConfigDict(extra="ignore")
 
 
 class Condition(StatusRecord):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -19,7 +18,7 @@ def _foreign(what: str, *prefixes: str) -> Rule:
     return Rule(
         f"self.all(key, {free})",
         f"choose {what} without the prefix {' or '.join(prefixes)}: it is the operator's",
-        lambda entries: not any(key.startswith(prefixes) for key in entries),
+        holds=lambda entries: not any(key.startswith(prefixes) for key in entries),
     )
 
 
@@ -31,31 +30,16 @@ _Annotations = Annotated[
 ]
 
 
-class TolerationOperator(StrEnum):
-    """How a toleration compares."""
-
-    EXISTS = "Exists"
-    EQUAL = "Equal"
-
-
-class TaintEffect(StrEnum):
-    """The effect of a taint that is tolerated."""
-
-    NO_SCHEDULE = "NoSchedule"
-    PREFER_NO_SCHEDULE = "PreferNoSchedule"
-    NO_EXECUTE = "NoExecute"
-
-
 class Toleration(Record):
     """A taint of nodes that pods tolerate, as in a PodSpec."""
 
     key: Annotated[str, Text(253)] | None = None
     """The taint's key; left out with operator Exists it stands for every taint."""
-    operator: TolerationOperator | None = None
+    operator: Literal["Exists", "Equal"] | None = None
     """Exists, or Equal (the default) which compares value."""
     value: LabelValue | None = None
     """The taint's value, for Equal."""
-    effect: TaintEffect | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """The effect tolerated; left out for all of them."""
     toleration_seconds: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
     """How long a NoExecute taint is borne, in seconds."""
@@ -82,7 +66,6 @@ class EnvSource(Record):
         Rule(
             "has(self.secretKeyRef) != has(self.configMapKeyRef)",
             "write exactly one of secretKeyRef and configMapKeyRef",
-            lambda it: (it.secret_key_ref is None) != (it.config_map_key_ref is None),
         ),
     )
 
@@ -106,12 +89,10 @@ class EnvVar(Record):
         Rule(
             "has(self.value) != has(self.valueFrom)",
             "write exactly one of value and valueFrom; an empty value is value: ''",
-            lambda it: (it.value is None) != (it.value_from is None),
         ),
         Rule(
             "self.name != 'HF_TOKEN' && self.name != 'HF_HOME'",
             "leave HF_TOKEN and HF_HOME to the operator: write spec.model.tokenSecretRef for the token",
-            lambda it: it.name not in ("HF_TOKEN", "HF_HOME"),
             "name",
         ),
     )
@@ -124,7 +105,7 @@ Amounts = Annotated[
         "self.all(key, key in ['cpu', 'memory', 'ephemeral-storage'])",
         "write only cpu, memory and ephemeral-storage: accelerators come from the plan, "
         "choose them with spec.accelerators.allowed",
-        lambda amounts: amounts.keys() <= {"cpu", "memory", "ephemeral-storage"},
+        holds=lambda amounts: amounts.keys() <= {"cpu", "memory", "ephemeral-storage"},
     ),
 ]
 

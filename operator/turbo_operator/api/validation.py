@@ -1,18 +1,19 @@
 """The scalar types and the rules of the API: each says once what is wrong, to the API server and to Python.
 
-A rule carries its CEL expression (for the CRD, so that a bad object is refused even while the operator is
-down), the same predicate in Python (for `turbo plan`, and for objects stored before the rule), and one
-message that says what to write instead.
+A rule carries its CEL expression and one message that says what to write instead. The API server refuses a
+bad object by the CRD even while the operator is down; Python tries the same expression for `turbo plan`, and
+on objects stored before the rule.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -87,18 +88,28 @@ def refusal(message: str, field: str | None = None) -> PydanticCustomError:
     return PydanticCustomError("rule", "{message}", {"message": message, "field": field})
 
 
+@functools.cache
+def _predicate(cel: str) -> Callable[[Any], bool]:
+    """Write a condition of operators, fields, `has`, `size` and `startsWith` in Python."""
+    python = re.sub(r"has\(([\w.]+)\)", r"(\1 is not None)", cel)
+    python = re.sub(r"([\w.]+)\.size\(\)", r"len(\1)", python.replace(".startsWith(", ".startswith("))
+    python = re.sub(r"!(?!=)", "not ", python).replace("||", "or").replace("&&", "and")
+    python = re.sub(r"\.\w+", lambda name: re.sub("[A-Z]", r"_\g<0>", name[0]).lower(), python)
+    return cast("Callable[[Any], bool]", eval(f"lambda self: {python}"))  # noqa: S307  a constant of ours
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A condition on an object, or as an annotation on a value: `cel` and `holds` say the same."""
+    """A condition on an object, or as an annotation on a value."""
 
     cel: str
     message: str
-    holds: Callable[[Any], bool]
     field: str | None = None  # camelCase name below the object, where it goes wrong
+    holds: Callable[[Any], bool] | None = None  # the same in Python, where `_predicate` cannot tell
 
     def check(self, value: _T) -> _T:
         """Return what keeps the rule, and refuse what breaks it."""
-        if not self.holds(value):
+        if not (self.holds or _predicate(self.cel))(value):
             raise refusal(self.message, self.field)
         return value
 
@@ -150,7 +161,7 @@ class Record(BaseModel):
 class Metadata(Record):
     """The part of an object's metadata that the operator reads."""
 
-    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+    model_config = ConfigDict(extra="ignore")
 
     name: str
     namespace: str = "default"
@@ -191,72 +202,52 @@ class Text:
         return json_schema | ({CEL_RULES: [rule]} if self.pattern is not None else {})
 
 
-@dataclass(frozen=True, eq=False)
-class Number:
-    """Annotation of a number that is read from text: YAML's floats would lose cents."""
+@dataclass(frozen=True)
+class Amount:
+    """Annotation of a number written as a string such as "24.00", since YAML's floats would lose cents; or as
+    `keep` str of a Kubernetes quantity, which if `whole` may be written as an integer too.
+    """
 
-    read: Callable[[object], object]
-    schema: dict[str, Any]
+    message: str
+    pattern: re.Pattern[str] = _AMOUNT
+    positive: bool = True
+    whole: bool = False
+    keep: type[Decimal | str] = Decimal
+
+    def read(self, value: object) -> object:
+        """Return the number, and refuse what is none."""
+        if isinstance(value, Decimal):
+            return value
+        if isinstance(value, str):
+            fits = self.pattern.fullmatch(value) is not None and (quantity(value) > 0 or not self.positive)
+        else:
+            fits = self.whole and isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not fits:
+            raise refusal(self.message)
+        return self.keep(str(value))
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         text = core_schema.to_string_ser_schema(when_used="json")
         return core_schema.no_info_plain_validator_function(self.read, serialization=text)
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return dict(self.schema)
+        text = "string(self)" if self.whole else "self"
+        max_length, above_zero = 16, f"double({text}) > 0.0"
+        if self.keep is str:
+            max_length, above_zero = 32, f"quantity({text}).isGreaterThan(quantity('0'))"
+        cel = f"{text}.matches(r'^{self.pattern.pattern}$')" + (f" && {above_zero}" if self.positive else "")
+        kind: dict[str, Any] = {"type": "string"}
+        if self.whole:
+            kind, cel = {"x-kubernetes-int-or-string": True}, f"type(self) == int ? self > 0 : ({cel})"
+        return {**kind, "maxLength": max_length, CEL_RULES: [{"rule": cel, "message": self.message}]}
 
 
-def amount(
-    message: str,
-    *,
-    positive: bool = True,
-    whole: bool = False,
-    pattern: re.Pattern[str] = _AMOUNT,
-    above_zero: str = "double({}) > 0.0",
-    max_length: int = 16,
-    keep: Callable[[str], object] = Decimal,
-) -> Number:
-    """A number written as a string such as "24.00", or if `whole` as an integer, kept as `keep` makes it."""
-
-    def read(value: object) -> object:
-        if isinstance(value, Decimal):
-            return value
-        if isinstance(value, str):
-            fits = pattern.fullmatch(value) is not None and (quantity(value) > 0 or not positive)
-        else:
-            fits = whole and isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if not fits:
-            raise refusal(message)
-        return keep(str(value))
-
-    text = "string(self)" if whole else "self"
-    cel = f"{text}.matches(r'^{pattern.pattern}$')" + (f" && {above_zero.format(text)}" if positive else "")
-    rule = {"rule": f"type(self) == int ? self > 0 : ({cel})" if whole else cel, "message": message}
-    kind: dict[str, Any] = {"x-kubernetes-int-or-string": True} if whole else {"type": "string"}
-    return Number(read, {**kind, "maxLength": max_length, CEL_RULES: [rule]})
-
-
-Fraction = Annotated[
-    Decimal,
-    amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False, pattern=_FRACTION),
-]
-_ABOVE_ZERO = "quantity({}).isGreaterThan(quantity('0'))"
+_FRACTION_MESSAGE = 'write a fraction from "0" to "1" as a string, like "0.10"'
+Fraction = Annotated[Decimal, Amount(_FRACTION_MESSAGE, _FRACTION, positive=False)]
 _QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
-Quantity = Annotated[
-    str,
-    amount(_QUANTITY_MESSAGE, whole=True, pattern=_QUANTITY, above_zero=_ABOVE_ZERO, max_length=32, keep=str),
-]
+Quantity = Annotated[str, Amount(_QUANTITY_MESSAGE, _QUANTITY, whole=True, keep=str)]
 """A Kubernetes quantity above 0 as it was written; `quantity` gives its value."""
-Memory = Annotated[
-    str,
-    amount(
-        "write memory with its unit, like 80Gi",
-        pattern=_MEMORY,
-        above_zero=_ABOVE_ZERO,
-        max_length=32,
-        keep=str,
-    ),
-]
+Memory = Annotated[str, Amount("write memory with its unit, like 80Gi", _MEMORY, keep=str)]
 """Bytes above 0 as they were written; `quantity` gives their number."""
 
 _DURATION = r"(\d{1,6}(\.\d{1,3})?(ms|s|m|h))+"
@@ -275,7 +266,7 @@ UpToAnHour = Annotated[
     Rule(
         duration_cel("duration(self) <= duration('1h')"),
         "write at most 1h",
-        lambda duration: duration.seconds <= 3600,
+        holds=lambda duration: duration.seconds <= 3600,
     ),
 ]
 ASecondToAnHour = Annotated[
@@ -283,16 +274,16 @@ ASecondToAnHour = Annotated[
     Rule(
         duration_cel("duration(self) >= duration('1s')"),
         "write at least 1s",
-        lambda duration: duration.seconds >= 1,
+        holds=lambda duration: duration.seconds >= 1,
     ),
 ]
 
-_DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 ObjectName = Annotated[
     str,
     Text(
         253,
-        rf"{_DNS_LABEL}(\.{_DNS_LABEL})*",
+        rf"{DNS_LABEL}(\.{DNS_LABEL})*",
         "write the name of a Kubernetes object: lower-case letters, digits, '-' and '.', like my-object",
     ),
 ]
@@ -321,7 +312,7 @@ ModelURI = Annotated[
     Rule(
         "!self.split('/').exists(part, part == '..')",
         "write the path below the claim without '..'",
-        lambda uri: ".." not in uri.split("/"),
+        holds=lambda uri: ".." not in uri.split("/"),
     ),
 ]
 """Where a model lies."""

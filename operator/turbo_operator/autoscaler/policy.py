@@ -30,8 +30,8 @@ MIN_EVENTS_KEPT = 5  # for the status, however old
 UP, DOWN = 1, -1
 WINDOWS = {UP: 0.0, DOWN: 300.0}  # seconds
 POLICIES = {
-    UP: (api.RatePolicy(type=api.PolicyType.PERCENT, value=100, period_seconds=60),),
-    DOWN: (api.RatePolicy(type=api.PolicyType.PODS, value=1, period_seconds=60),),
+    UP: (api.RatePolicy(type="Percent", value=100, period_seconds=60),),
+    DOWN: (api.RatePolicy(type="Pods", value=1, period_seconds=60),),
 }
 
 
@@ -154,17 +154,17 @@ def limit_rate(
 
     https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/#configurable-scaling-behavior
     """
-    if rules.select_policy == api.SelectPolicy.DISABLED:
+    if rules.select_policy == "Disabled":
         return present
     reached = []
     for policy in rules.policies or POLICIES[direction]:
         recent = (event for event in events if event.at > now - policy.period_seconds)
         start = present - sum(event.after - event.before for event in recent)
-        if policy.type == api.PolicyType.PODS:
+        if policy.type == "Pods":
             reached.append(start + direction * policy.value)
         else:
             reached.append(direction * math.ceil(direction * start * (100 + direction * policy.value) / 100))
-    pick = max if (rules.select_policy == api.SelectPolicy.MIN) != (direction == UP) else min
+    pick = max if (rules.select_policy == "Min") != (direction == UP) else min
     return max(present, pick(reached)) if direction == UP else min(present, max(0, pick(reached)))
 
 

@@ -50,7 +50,7 @@ def as_row(accelerator: api.TurboAccelerator) -> Accelerator:
         network_bandwidth=_giga(spec.network_gbps),
         per_node=spec.count_per_node,
         prices=_by_type(pricing.per_accelerator_hour if pricing else None),
-        price_per_node=pricing.billing_unit == api.BillingUnit.NODE if pricing else False,
+        price_per_node=pricing.billing_unit == "Node" if pricing else False,
         price_source=pricing.source if pricing else None,
         provisioning=spec.provisioning,
         most=spec.max_count,

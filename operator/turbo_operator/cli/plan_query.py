@@ -121,11 +121,11 @@ def _names(value: str) -> list[str]:
 def _speculation(value: str) -> dict[str, str]:
     """Off, auto, required, or the name of a method that is then required."""
     words = {
-        "off": {"mode": str(api.Mode.DISABLED)},
-        "auto": {"mode": str(api.Mode.AUTO)},
-        "required": {"mode": str(api.Mode.REQUIRED)},
+        "off": {"mode": "Disabled"},
+        "auto": {"mode": "Auto"},
+        "required": {"mode": "Required"},
     } | {
-        method.lower(): {"mode": str(api.Mode.REQUIRED), "method": str(method)}
+        method.lower(): {"mode": "Required", "method": str(method)}
         for method in api.Method
         if method != api.Method.AUTO
     }

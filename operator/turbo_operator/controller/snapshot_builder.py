@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from turbo_operator import render
-from turbo_operator.api import DraftMethod, TurboDeployment
+from turbo_operator.api import Method, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
@@ -63,7 +63,7 @@ def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
     used: DraftView | None = None
     if last is not None:
         place = (last.claim_name, last.path, last.version, last.target_digest)
-        used = DraftView(last.name, DraftMethod.TURBO_HEADS, *place, gone=True, digest=last.digest)
+        used = DraftView(last.name, Method.TURBO_HEADS, *place, gone=True, digest=last.digest)
     if ref is not None:
         return cache.drafts.get(Key(key.namespace, ref.name)) or used
     if last is None or used is None:

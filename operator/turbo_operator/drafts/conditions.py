@@ -71,7 +71,7 @@ def _ready(
         if draft is not None:
             message += f" Meanwhile pods draft on with {draft.version}."
         return ConditionState("False", DraftReason.NOT_FOUND, message)
-    if draft.method != api.DraftMethod.TURBO_HEADS:
+    if draft.method != api.Method.TURBO_HEADS:
         message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
         return ConditionState("False", DraftReason.NOT_YET_SUPPORTED, message)
     if model is not None and draft.target_digest != model.digest:

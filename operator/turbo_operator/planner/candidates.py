@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.api import EngineName, EngineType, Method, Placement
+from turbo_operator.api import EngineName, Method, Placement
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.capabilities import ENGINES, Engine
 from turbo_operator.planner.performance import memory, speculation
@@ -63,7 +63,7 @@ def enumerate_candidates(requirements: Requirements) -> Candidates:
     options = [
         (number, option)
         for number, engine in enumerate(ENGINES)
-        if spec.engine.type in (EngineType.AUTO, engine.name)
+        if spec.engine.type in ("Auto", engine.name)
         for option in speculation.list_options(spec.speculation, engine, requirements.shape, draft)
     ]
     layouts = [_layouts(requirements, row) for row in requirements.rows]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from turbo_operator import api
-from turbo_operator.api import CapacityType, DType, Objective, ScalingMode, TurboDeploymentSpec, quantity
+from turbo_operator.api import CapacityType, Objective, ScalingMode, TurboDeploymentSpec, quantity
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
 from turbo_operator.budget import beside
@@ -238,7 +238,7 @@ class Requirements:
         bfloat16 is emulated on many. On a device it is bfloat16, unless the weights are stored in float32.
         """
         dtype = self.inputs.spec.model.dtype
-        if dtype != DType.AUTO:
+        if dtype != "Auto":
             return dtype.lower()
         return "float32" if memory.on_cpu(accelerator) or self.shape.dtype == "float32" else "bfloat16"
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turbo_operator.api import DraftMethod, TurboDeployment
+from turbo_operator.api import Method, TurboDeployment
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.metadata import configmap
@@ -21,17 +21,14 @@ CLAIM_PATH = "/drafts"
 _VOLUME = "drafts"  # of the claim
 
 
-def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str | None:
-    """Return the claim that pods mount: the draft's, or before the first one that on which drafts are
-    trained, so that the first one needs no rollout either.
+def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = None) -> str | None:
+    """Return the claim that pods of a plan mount: that of a draft which the engine can use, or before the
+    first one that on which drafts are trained, so that the first one needs no rollout either.
     """
-    return None if choice.method == OFF else _claim(td, draft)
-
-
-def _claim(td: TurboDeployment, draft: DraftView | None) -> str | None:
-    """That of a draft which the engine can use; without one, that on which drafts are to come."""
+    if choice is not None and choice.method == OFF:
+        return None
     if draft is not None:
-        return draft.claim_name if draft.method == DraftMethod.TURBO_HEADS else None
+        return draft.claim_name if draft.method == Method.TURBO_HEADS else None
     speculation = td.spec.speculation
     training = speculation.training
     awaited = training is not None and (not training.suspend or speculation.named_drafts)
@@ -47,8 +44,10 @@ def configmaps(
     td: TurboDeployment, observed: Snapshot, draft: DraftView | None, trial: bool = False
 ) -> list[dict[str, Any]]:
     """Build the file of pods that are to use the draft; none where pods mount no claim."""
-    claim = _claim(td, draft)
-    return [] if claim is None else [configmap(td, configmap_name(td, trial), _file(observed, draft, claim))]
+    mounted = claim(td, draft)
+    if mounted is None:
+        return []
+    return [configmap(td, configmap_name(td, trial), _file(observed, draft, mounted))]
 
 
 def after_trial(
@@ -86,7 +85,7 @@ def _file(observed: Snapshot, draft: DraftView | None, claim: str) -> dict[str, 
 
 def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
     """Say in a few words why pods that mount a claim cannot use a further draft."""
-    if draft.method != DraftMethod.TURBO_HEADS:
+    if draft.method != Method.TURBO_HEADS:
         return f"drafts by {draft.method}, which the engine Turbo cannot yet"
     if draft.target_digest != target_digest:
         return f"was trained for the model {draft.target_digest}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -19,11 +18,6 @@ def digest(value: object) -> str:
     """Return the sha256, in hex, of the one JSON text of a value: the same input gives the same bytes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def short(value: object) -> str:
-    """Return four letters of base 32: enough to tell the few sources that one object ever had apart."""
-    return base64.b32encode(bytes.fromhex(digest(value))).decode().lower()[:4]
 
 
 def labels(td: api.TurboDeployment, role: str) -> dict[str, str]:

@@ -40,7 +40,7 @@ def model(observed: Snapshot) -> api.ModelStatus | None:
 def draft(observed: Snapshot) -> api.DraftStatus | None:
     """Return the trained draft that pods use wherever they draft; None where there is none that fits."""
     view, model = observed.draft, observed.model
-    if view is None or view.method != api.DraftMethod.TURBO_HEADS:
+    if view is None or view.method != api.Method.TURBO_HEADS:
         return None
     return _draft(view) if model is None or view.target_digest == model.digest else None
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
+from turbo_operator.api import Method, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.conditions import ConditionState
-from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training import job_state, manifests
 from turbo_operator.drafts.training.job_state import NO_TRAINING as NO_TRAINING
 from turbo_operator.drafts.training.job_state import AcceleratorQuery as AcceleratorQuery
@@ -82,7 +81,7 @@ def fitting(observed: Snapshot) -> list[DraftView]:
     return [
         draft
         for draft in observed.drafts
-        if draft.target_digest == digest and draft.method == DraftMethod.TURBO_HEADS
+        if draft.target_digest == digest and draft.method == Method.TURBO_HEADS
     ]
 
 
@@ -110,7 +109,7 @@ def _decide_without_job(case: Case) -> TrainingDecision:
         return TrainingDecision(ConditionState("True", TrainingReason.TRAINED, message), state)
     if (blocked := _blocked(case, drafts)) is not None:
         return TrainingDecision(blocked, state)
-    if training.prompts.type == PromptsType.CAPTURED and not drafts and not unfinished:
+    if training.prompts.type == "Captured" and not drafts and not unfinished:
         captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
         if captured < training.trigger.min_prompts:
             message = (
@@ -146,7 +145,7 @@ def _blocked(case: Case, drafts: list[DraftView]) -> ConditionState | None:
         return _useless(case, state)
     if state.result not in (TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED):
         return None
-    is_captured = training.prompts.type == PromptsType.CAPTURED
+    is_captured = training.prompts.type == "Captured"
     is_retried = is_captured and state.result == TrainingReason.TRAINING_FAILED
     ended = epoch(state.completion_time) if is_retried and state.completion_time else math.inf
     if case.now - ended >= training.trigger.window.seconds:

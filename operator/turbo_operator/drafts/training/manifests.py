@@ -184,7 +184,7 @@ def turbo_draft(
             "labels": {api.LABEL_MANAGED_BY: api.FIELD_MANAGER, api.LABEL_DEPLOYMENT: name},
         },
         "spec": {
-            "method": api.DraftMethod.TURBO_HEADS if facts.method == "heads" else api.DraftMethod.EAGLE3,
+            "method": api.Method.TURBO_HEADS if facts.method == "heads" else api.Method.EAGLE3,
             "location": {"claimName": training.persistent_volume_claim.claim_name, "path": path},
             "version": facts.version,
             "digest": facts.digest,

@@ -213,12 +213,12 @@ def question(
     allowed = spec.accelerators or api.Accelerators()
     names = (query.pinned,) if query.pinned else allowed.allowed
     wanted = {"allowed": names, "max_per_replica": None, "max_total": None}
-    dtype = api.DType.FLOAT32 if query.dtype == "float32" else api.DType.BFLOAT16
+    dtype = "Float32" if query.dtype == "float32" else "BFloat16"
     replica = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"dtype": dtype}),
-            "engine": spec.engine.model_copy(update={"type": api.EngineType.TURBO}),
-            "speculation": api.Speculation(mode=api.Mode.DISABLED),
+            "engine": spec.engine.model_copy(update={"type": "Turbo"}),
+            "speculation": api.Speculation(mode="Disabled"),
             "accelerators": allowed.model_copy(update=wanted),
             "replicas": 1,
             "scaling": api.Scaling(mode=api.ScalingMode.EXTERNAL),

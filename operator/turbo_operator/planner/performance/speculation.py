@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turbo_operator.api import OFF, DraftPlacement, Method, Mode, Placement, Speculation
+from turbo_operator.api import OFF, Method, Placement, Speculation
 from turbo_operator.planner.arrays import Indices, Numbers
 from turbo_operator.planner.capabilities import TRAINED_METHODS, Engine
 from turbo_runtime.contract.model import ModelShape
@@ -94,14 +94,14 @@ def list_options(
     """List the ways that the spec leaves open with this engine, the preferred one first."""
     limit = speculation.max_draft_tokens
     none = SpeculationOption(OFF, None, 0)
-    if speculation.mode == Mode.DISABLED or limit == 0:
+    if speculation.mode == "Disabled" or limit == 0:
         return (none,)
     # A trained draft drafts together with the suffix drafter, and its speedup is measured where it runs:
     # until then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
     requested = speculation.method
     if speculation.draft_ref or (requested in TRAINED_METHODS and requested in engine.methods):
         requested = Method.SUFFIX
-    named = [place for place in Placement if speculation.placement in (DraftPlacement.AUTO, place)]
+    named = [place for place in Placement if speculation.placement in ("Auto", place)]
     placements: dict[str, list[Placement | None]] = {
         Method.SUFFIX: [None],
         Method.DRAFT_MODEL: [*named] if draft is not None else [],
@@ -113,7 +113,7 @@ def list_options(
         if method != OFF and method in engine.methods and requested in (Method.AUTO, method)
         for placement in placements.get(method, [Placement.COLOCATED])
     ]
-    return (*options, none) if speculation.mode == Mode.AUTO else tuple(options)
+    return (*options, none) if speculation.mode == "Auto" else tuple(options)
 
 
 def head_parameters(method: str, shape: ModelShape, max_draft_tokens: int) -> int:
