@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import TypeAlias
 
 import pytest
@@ -27,6 +28,36 @@ LENGTHS = (4, 9, 13, 17, 6, 21, 11, 30, 100, 148)  # of prompts: in one block, i
 
 MakeEngine: TypeAlias = Callable[..., Engine]
 Ask: TypeAlias = Callable[[float], list[GenerationRequest]]
+
+
+@pytest.fixture(scope="session")
+def made() -> Iterator[list[Scheduler | Engine]]:
+    """Every scheduler that was made since the list was last emptied, and every engine after its own."""
+    found: list[Scheduler | Engine] = []
+    with pytest.MonkeyPatch.context() as patched:
+        for kind in (Scheduler, Engine):
+            patched.setattr(kind, "__init__", _kept(kind.__init__, found))
+        yield found
+
+
+def _kept(init: Callable[..., None], found: list[Scheduler | Engine]) -> Callable[..., None]:
+    @wraps(init)
+    def keep(self: Scheduler | Engine, *args: object, **named: object) -> None:
+        init(self, *args, **named)
+        found.append(self)
+
+    return keep
+
+
+@pytest.fixture(autouse=True)
+def no_block_leaks(made: list[Scheduler | Engine]) -> Iterator[None]:
+    """However a test leaves its engines, the books of their blocks are right."""
+    yield
+    held = {id(one.scheduler): one.audit.table for one in made if isinstance(one, Engine)}
+    schedulers = [one for one in made if isinstance(one, Scheduler)]
+    made.clear()
+    for scheduler in schedulers:
+        scheduler.check(held.get(id(scheduler), ()))
 
 
 @pytest.fixture(scope="module")

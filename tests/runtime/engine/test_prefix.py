@@ -225,7 +225,7 @@ def test_keys_are_equal_as_far_as_blocks_are(
     assert not set(first[equal:]) & set(second[equal:])
 
 
-def test_damage_to_what_is_shared_is_noticed() -> None:
+def test_damage_to_what_is_shared_is_noticed(made: list[object]) -> None:
     def broken(simulation: Simulation) -> None:
         with pytest.raises(CorruptBlockPoolError):
             simulation.scheduler.check()
@@ -252,6 +252,7 @@ def test_damage_to_what_is_shared_is_noticed() -> None:
     simulation, sequence = running()
     del simulation.scheduler.ledger._block[sequence.keys[2]]
     broken(simulation)
+    made.clear()  # it stays damaged
 
 
 class Serving(RuleBasedStateMachine):
