@@ -15,6 +15,7 @@ from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
 from turbo_runtime.models.attention.pool import KVPool, cache_shape
 from turbo_runtime.models.attention.spans import Span
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
+from turbo_runtime.models.layers.primitives import Decoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
 
@@ -53,7 +54,7 @@ class ModelRunner:
         shape, layers = cache_shape(config), config.num_hidden_layers
         self.pool = KVPool(shape, layers=layers, blocks=blocks, dtype=model.dtype, device=model.device)
         lean = type(model).__name__ in LEAN_ARCHITECTURES
-        self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
+        self.decoder: Decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
@@ -67,13 +68,7 @@ class ModelRunner:
         spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
         step = AttentionMetadata(self.pool, spans, rows, self.rule)
         tokens += [0] * (rows - len(tokens))
-        streams: dict[int, Tensor] = {}
-
-        def tap(layer: int, entering: Tensor) -> None:
-            if layer in layers:
-                streams[layer] = entering
-
-        hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, tap if layers else None)
+        hidden, streams = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, layers)
         finite = hidden[: step.tokens].isfinite().all(1)
         ends = accumulate(len(chunk.tokens) for chunk in chunks)
         indices = [

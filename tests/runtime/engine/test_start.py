@@ -221,9 +221,11 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     ],
 )
 def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_faster(
-    vendor: str, flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    vendor: str, flags: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags} sse\n\n"
-    monkeypatch.setattr(builder, "cpu_info", lambda: info + info.replace("0", "1", 1))
+    file = tmp_path / "cpuinfo"
+    file.write_text(info + info.replace("0", "1", 1))
+    monkeypatch.setattr(builder, "CPU_INFO", file)
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32

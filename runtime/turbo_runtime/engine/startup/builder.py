@@ -45,6 +45,7 @@ BENCHMARK_SECONDS = 2.0  # of all passes
 REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
 ROWS = 8  # of the second point
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def start_engine(
@@ -132,7 +133,8 @@ def measure_steps(
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     share = limit_seconds / 3  # of each point
     try:
-        model.pool.clear(blocks)
+        slots = torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)
+        model.pool.clear(slots.ravel().to(model.device))
         points = [_measure(model, blocks, share, rows, 1, context) for rows in sorted({1, several})]
         tokens = min(COUNTS[-1], chunk)  # doubled while there is time for three passes over the double
         while tokens < chunk and 3 * 2 * _time_pass(model, blocks, 1, tokens, 0) < share:
@@ -188,7 +190,7 @@ def choose_device(requested: str) -> torch.device:
 def choose_dtype(requested: DType, device: torch.device) -> torch.dtype:
     """Choose the type of weights; `auto` is bfloat16 where the hardware multiplies it faster than float32."""
     if requested == "auto":
-        fast = device.type == "cuda" or is_bfloat16_fast(cpu_info())
+        fast = device.type == "cuda" or is_bfloat16_fast(CPU_INFO.read_text())
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
@@ -202,14 +204,6 @@ def is_bfloat16_fast(info: str) -> bool:
     facts = {name.strip(): value.strip() for name, _, value in lines}
     flags = facts.get("flags", "").split()
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
-
-
-def cpu_info() -> str:
-    """Read /proc/cpuinfo; empty if there is none."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
 
 
 def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:

@@ -90,14 +90,8 @@ class KVPool:
             return keys, keys[..., : self.value_width]
         return keys, _gather(self.values[layer], blocks)
 
-    def clear(self, blocks: list[int]) -> None:
-        """Write zeros to all slots of these blocks, which also makes the system commit the memory."""
-        indices = torch.tensor(blocks, device=self.device)
-        for tensor in self._stored:
-            tensor.view(self.kv_heads, -1, BLOCK_SIZE * tensor.shape[2]).index_fill_(1, indices, 0)
-
-    def clear_slots(self, slots: Tensor) -> None:
-        """Write zeros to these slots of all layers."""
+    def clear(self, slots: Tensor) -> None:
+        """Write zeros to these slots of all layers, which also makes the system commit the memory."""
         for tensor in self._stored:
             tensor.index_fill_(1, slots, 0)
 

@@ -89,6 +89,14 @@ class Spans:
         inside = logical < self.table_length[span]
         return np.where(inside, self.blocks[np.where(inside, self.table[span] + logical, 0)], scratch)
 
+    def item_rows(self, rows_each: int, group: int) -> tuple[Ints, Ints]:
+        """(items, rows): where each row of the spans, of at most `rows_each` tokens, stands among the step's
+        queries, `group` a KV head, and its position. Rows beyond an item's own repeat its last one.
+        """
+        query = np.minimum(np.arange(padded_queries(rows_each, group)), rows_each * group - 1)
+        token = np.minimum(query // group, self.count[:, None] - 1)
+        return (self.row[:, None] + token) * group + query % group, self.start[:, None] + token
+
     def positions(self) -> Ints:
         """The position of every token."""
         return np.repeat(self.start, self.count) + ragged(self.count)
@@ -115,25 +123,6 @@ def ragged(counts: Ints) -> Ints:
 
 def _array(values: list[int]) -> Ints:
     return np.array(values, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """Consecutive positions of one sequence each, which attend together; all items have as many rows.
-
-    Rows beyond an item's own repeat its last one.
-    """
-
-    spans: Spans  # each of at most so many tokens
-    queries: Ints  # (items, rows): where each stands among the step's queries
-    positions: Ints  # (items, rows)
-
-    @classmethod
-    def build(cls, spans: Spans, rows_each: int, group: int) -> Items:
-        """Build items of spans of at most `rows_each` tokens, with `group` queries a KV head."""
-        query = np.minimum(np.arange(padded_queries(rows_each, group)), rows_each * group - 1)
-        token = np.minimum(query // group, spans.count[:, None] - 1)
-        return cls(spans, (spans.row[:, None] + token) * group + query % group, spans.start[:, None] + token)
 
 
 def padded_queries(rows_each: int, group: int) -> int:

@@ -6,7 +6,7 @@ experts. All of that comes from the modules that transformers built, as does eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.spans import Ints, ragged
 from turbo_runtime.models.layers.primitives import (
     Affine,
+    Decoder,
     GatedMLP,
     HeadNorm,
     Layer,
@@ -26,7 +27,6 @@ from turbo_runtime.models.layers.primitives import (
     Rope,
     Rotation,
     RowWise,
-    Tap,
     fused,
 )
 from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct, padded_rows
@@ -248,13 +248,13 @@ class LeanBlock(Layer):
         return x + (self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed))
 
 
-class LeanDecoder(Layer):
+class LeanDecoder(Decoder):
     """The whole model; takes over each layer's weights and frees the layer."""
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
         """`max_length`: tokens of a sequence."""
         body, cached = model.get_decoder(), cache_shape(model.config)
-        self.embedding: Tensor = body.embed_tokens.weight.detach()
+        self.embedding = body.embed_tokens.weight.detach()
         self._rope = Rope(body.rotary_emb, max_length, self.embedding)
         self._norm = RMSNorm(body.norm)
         self._blocks: list[LeanBlock] = []
@@ -263,27 +263,15 @@ class LeanDecoder(Layer):
             body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
 
-    def output_rows(self, ids: Tensor) -> Tensor:
-        """Return rows (n, width) of the LM head for ids (n)."""
-        return self._head.output_rows(ids)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield every other operation that could mix rows, one of a kind."""
-        kinds: dict[tuple[str, int], RowWise] = {}
-        for operation in super().row_wise():
-            kinds.setdefault((operation.name, operation.width), operation)
-        yield from kinds.values()
-
-    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
-        """tokens (rows) -> (rows, width), after the final norm."""
+    def hidden(
+        self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Compute `Decoder.hidden`."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)
+        streams: dict[int, Tensor] = {}
         for layer, block in enumerate(self._blocks):
-            if tap:
-                tap(layer, x)
+            if layer in layers:
+                streams[layer] = x
             x = block(x, rotation, step)
-        return self._norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, width) -> (rows, vocabulary)."""
-        return self._head(hidden)
+        return self._norm(x), streams

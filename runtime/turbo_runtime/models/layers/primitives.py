@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from turbo_runtime.models.attention.metadata import AttentionMetadata
 from turbo_runtime.models.matmul import BatchInvariantLinear
-
-Tap = Callable[[int, Tensor], None]  # gets a layer's number and the residual stream that enters it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,27 @@ class Layer:
     def _parts(self) -> Iterator[object]:
         for value in vars(self).values():
             yield from value if isinstance(value, list) else (value,)
+
+
+class Decoder(Layer):
+    """A whole model."""
+
+    embedding: Tensor  # (vocabulary, width)
+    _head: BatchInvariantLinear
+
+    def hidden(
+        self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int] = ()
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """tokens (rows) -> (rows, width), after the final norm; and the residual streams into `layers`."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, width) -> (rows, vocabulary)."""
+        return self._head(hidden)
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """Return rows (n, width) of the LM head for ids (n)."""
+        return self._head.output_rows(ids)
 
 
 class Affine(NamedTuple):
