@@ -80,11 +80,6 @@ class BlockPool:
         """Blocks with holders."""
         return self.num_blocks - self.num_available
 
-    @property
-    def num_cached(self) -> int:
-        """Blocks with content to share."""
-        return len(self._key)
-
     def references(self, block: int) -> int:
         """Return the number of the block's holders."""
         return self._references[block]

@@ -71,7 +71,6 @@ FREE_FORMS = (
     MatmulKernel("packed, any rows", "packed", None),
     MatmulKernel("linear, any rows", "rows", None),
 )
-PLAIN = FREE_FORMS[-1]
 
 
 def padded_rows(rows: int) -> int:

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from math import inf
 
@@ -279,21 +279,16 @@ def find_invariant_row_counts(
     that are not tried by `optional_deadline`.
     """
     lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
-    probes: list[tuple[_Probe, Tensor]] = []
-    for length in lengths:
-        probe = _Probe(pool, length)
-        probes.append((probe, probe.rows(1, max(ROW_COUNTS) + 1)))  # more than one item at every count
+    probes = [_Probe(pool, length) for length in lengths]
+    for probe in probes:
         require_time(deadline)
-        if not probe.is_invariant(1, probes[-1][1]):
+        if not probe.is_invariant(1):
             return ()
     return 1, *(
         rows
         for rows in ROW_COUNTS
         if rows > 1
-        and all(
-            time.monotonic() <= optional_deadline and probe.is_invariant(rows, alone)
-            for probe, alone in probes
-        )
+        and all(time.monotonic() <= optional_deadline and probe.is_invariant(rows) for probe in probes)
     )
 
 
@@ -336,10 +331,15 @@ class _Probe:
         self._length = length
         self._table = list(range(FIRST_BLOCK, blocks))
 
-    def is_invariant(self, rows_each: int, alone: Tensor) -> bool:
-        """Whether the last rows, `rows_each` an item, equal `alone` (KV heads, rows * group, width)."""
+    @cached_property
+    def alone(self) -> Tensor:
+        """(KV heads, rows * group, width) of the last rows, one an item: more than an item of any count."""
+        return self.rows(1, max(ROW_COUNTS) + 1)
+
+    def is_invariant(self, rows_each: int) -> bool:
+        """Whether the last rows, `rows_each` an item, equal those `alone`."""
         group, step = self._pool.group, padded_queries(rows_each, 1)
-        expected = alone[:, -(rows_each + 1) * group :]
+        expected = self.alone[:, -(rows_each + 1) * group :]
         return all(
             torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
         ) and all(

@@ -6,7 +6,7 @@ experts. All of that comes from the modules that transformers built, as does eve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -145,10 +145,7 @@ class Router(Layer):
         self.num_top_groups = int(module.topk_group) if grouped else 1
         self.normalized = self.correction is not None and bool(module.norm_topk_prob)
         self.scale = float(module.routed_scaling_factor)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield itself."""
-        yield RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
+        self.checked = RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, width) -> weights (rows, experts each) float32, best first, and the experts' numbers."""

@@ -4,7 +4,7 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -39,14 +39,14 @@ class ModuleDecoder(Decoder):
         self._head = model.get_output_embeddings().product
         self._products = [product for product in products if product is not self._head]
         self.embedding = model.get_input_embeddings().weight.detach()
-        self._inner = int(model.config.intermediate_size)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield norms and activations."""
-        for name, module in self._body.named_modules():
-            width = self._inner if name.endswith("act_fn") else _width_of(module)
-            if width:
-                yield RowWise(type(module).__name__, width, module)
+        inner = int(model.config.intermediate_size)
+        modules = {
+            module: inner if name.endswith("act_fn") else _width_of(module)
+            for name, module in self._body.named_modules()
+        }
+        self._norms_and_activations = [
+            RowWise(type(module).__name__, width, module) for module, width in modules.items() if width
+        ]
 
     def hidden(
         self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int] = ()
