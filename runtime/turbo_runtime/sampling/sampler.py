@@ -14,7 +14,7 @@ from torch import Tensor
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.sampling.draw import NOTHING, cuts, excess, greedy_tokens, keep_candidates, sampled_tokens
 from turbo_runtime.sampling.grammar.compiler import GrammarError
-from turbo_runtime.sampling.grammar.matcher import Compiling, GrammarMatcher, Grammars
+from turbo_runtime.sampling.grammar.matcher import GrammarMatcher, Grammars
 from turbo_runtime.sampling.logprobs import PromptLogprobs
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Processors
@@ -191,7 +191,7 @@ class SamplerRegistry:
         self._noise = noise
         self._grammars = grammars
         self._samplers: dict[str, Sampler] = {}
-        self._compiling: dict[str, tuple[GenerationRequest, Compiling]] = {}
+        self._compiling: dict[str, tuple[GenerationRequest, Future[LLMatcher]]] = {}
         self._renewing: dict[str, Future[LLMatcher]] = {}
 
     def __getitem__(self, request_id: str) -> Sampler:
@@ -223,15 +223,16 @@ class SamplerRegistry:
             return self._build(request, None)
         if self._grammars is None or not self._grammars.has(grammar):
             return None
-        return self._build(request, self._grammars.compile(grammar).matcher())
+        return self._build(request, self._grammars.matcher(self._grammars.compile(grammar)))
 
     def compiled(self) -> list[tuple[GenerationRequest, ValueError | None]]:
         """Answers that waited and have their sampler now, or the reason why they get none."""
         outcomes: list[tuple[GenerationRequest, ValueError | None]] = []
-        for name in [name for name, (_, compiling) in self._compiling.items() if compiling.future.done()]:
+        for name in [name for name, (_, compiling) in self._compiling.items() if compiling.done()]:
             request, compiling = self._compiling.pop(name)
+            assert self._grammars is not None
             try:
-                self._samplers[name] = self._build(request, compiling.matcher())
+                self._samplers[name] = self._build(request, self._grammars.matcher(compiling))
                 outcomes.append((request, None))
             except ValueError as error:
                 outcomes.append((request, error))
@@ -239,7 +240,7 @@ class SamplerRegistry:
 
     def wait(self, seconds: float) -> None:
         """Wait for a grammar, at most `seconds`."""
-        futures = [compiling.future for _, compiling in self._compiling.values()]
+        futures = [compiling for _, compiling in self._compiling.values()]
         wait([*futures, *self._renewing.values()], seconds, FIRST_COMPLETED)
 
     def renew(self, request_id: str) -> None:

@@ -128,7 +128,7 @@ def test_requests_that_want_the_blocks_get_them_and_the_audit_begins_again(
 ) -> None:
     for request in requests():  # when a request's grammar is compiled, it would begin
         if request.params.grammar:
-            compiled.compile(request.params.grammar).matcher()
+            compiled.matcher(compiled.compile(request.params.grammar))
 
     def served(share: float) -> tuple[object, ...]:
         server = make(share=share, blocks=16)

@@ -19,13 +19,7 @@ from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import (
-    BULK_LIMIT_SECONDS,
-    LIMIT_SECONDS,
-    adopt_bulk,
-    check_batch_invariance,
-    probe_tokens,
-)
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
@@ -63,8 +57,6 @@ def start_engine(
     model = ModelRunner(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
     report = check_batch_invariance(model, config.max_num_batched_tokens)
-    rest_seconds = min(BULK_LIMIT_SECONDS, loaded + LIMIT_SECONDS - time.monotonic())
-    report = adopt_bulk(model, report, config.max_num_batched_tokens, rest_seconds)
     checked = time.monotonic()
     ledger = BlockPool(blocks)
     steps = measure_steps(model, ledger, config)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
 from math import inf
@@ -99,6 +99,9 @@ def check_batch_invariance(
                 raise NotProvenError("attention in a prompt depends on how the prompt is cut")
             model.rule = Rule(row_counts=row_counts, uniform=are_tiles_rows(model.pool, optional_deadline))
             _check_model(model, deadline)
+            forms |= adopt_bulk(
+                model, max_num_batched_tokens, min(BULK_LIMIT_SECONDS, deadline - time.monotonic())
+            )
     except NotProvenError as outcome:
         log.info("guarantee law: %s", outcome)
         set_free(model)
@@ -222,36 +225,30 @@ def _require_equal(logits: Tensor, expected: Tensor) -> None:
         raise NotProvenError("the model's logits depend on the number of rows")
 
 
-def adopt_bulk(
-    model: ModelRunner,
-    report: ArithmeticReport,
-    max_num_batched_tokens: int,
-    limit_seconds: float = BULK_LIMIT_SECONDS,
-) -> ArithmeticReport:
-    """Use full pieces of hundreds of rows where they hold; the report with the kernels in use then."""
-    if report.guarantee != "bitwise" or max_num_batched_tokens < BULK[0]:
-        return report
+@torch.inference_mode()
+def adopt_bulk(model: ModelRunner, max_num_batched_tokens: int, limit_seconds: float) -> dict[str, str]:
+    """Use full pieces of hundreds of rows where they hold; the products that do, and their new kernels."""
+    if max_num_batched_tokens < BULK[0]:
+        return {}
     deadline = time.monotonic() + limit_seconds
-    proven: list[tuple[BatchInvariantLinear, MatmulKernel]] = []
-    forms = dict(report.forms)
+    before = [(product, product.form) for product in model.decoder.products()]
+    forms: dict[str, str] = {}
     try:
-        with torch.inference_mode():
-            for name, products in _group_products(model):
-                kernel, counts = products[0].form, products[0].form.counts or (0,)
-                # logits of hundreds of rows are rare, and the check of so large a product takes long
-                tried = products[0].shape[0] < model.vocabulary and counts[-1] == COUNTS[-1]
-                if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
-                    proven += [(product, product.form) for product in products]
-                    forms[name] = kernel.in_bulk().name
-            for product, kernel in proven:
-                product.use(kernel.in_bulk())
-            _check_bulk_model(model, deadline)
+        for name, products in _group_products(model):
+            kernel, counts = products[0].form, products[0].form.counts or (0,)
+            # logits of hundreds of rows are rare, and the check of so large a product takes long
+            tried = products[0].shape[0] < model.vocabulary and counts[-1] == COUNTS[-1]
+            if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
+                forms[name] = kernel.in_bulk().name
+                for product in products:
+                    product.use(kernel.in_bulk())
+        _check_bulk_model(model, deadline)
     except NotProvenError as outcome:
         log.info("prompts are computed in pieces of %d rows: %s", COUNTS[-1], outcome)
-        for product, kernel in proven:
+        for product, kernel in before:
             product.use(kernel)
-        return report
-    return replace(report, forms=forms)
+        return {}
+    return forms
 
 
 def _check_bulk_model(model: ModelRunner, deadline: float) -> None:

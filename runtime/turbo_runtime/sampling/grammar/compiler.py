@@ -123,17 +123,13 @@ class GrammarTrial:
     def check(self, grammar: Grammar, seconds: float) -> None:
         """Compile for at most `seconds`. Raises GrammarError if the grammar must not be compiled."""
         with self._lock:
-            stdin = self._running().stdin
-            assert stdin
+            process = self._running()
+            assert process.stdin
+            assert process.stdout
             with suppress(BrokenPipeError):  # it has ended: no line follows
-                stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
-                stdin.flush()
-        process = self._process
-        if process is None:
-            raise GrammarError("the engine ends")
-        assert process.stdout
-        line = process.stdout.readline()
-        if line:
+                process.stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
+                process.stdin.flush()
+        if line := process.stdout.readline():
             if error := json.loads(line):
                 raise GrammarError(error)
             return
@@ -170,14 +166,9 @@ class GrammarTrial:
 
     def _drop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with suppress(BrokenPipeError):  # of what it did not read
-                    pipe.close()
+        if process:
+            with suppress(BrokenPipeError), process:  # of what it did not read
+                process.kill()
 
 
 def main(file: str, vocabulary: int, end_ids: Sequence[int], max_bytes: int) -> None:
