@@ -15,7 +15,6 @@ from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
 from turbo_runtime.models.attention.pool import KVPool, cache_shape
 from turbo_runtime.models.attention.spans import Span
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
-from turbo_runtime.models.layers.primitives import Decoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
 
@@ -54,14 +53,13 @@ class ModelRunner:
         shape, layers = cache_shape(config), config.num_hidden_layers
         self.pool = KVPool(shape, layers=layers, blocks=blocks, dtype=model.dtype, device=model.device)
         lean = type(model).__name__ in LEAN_ARCHITECTURES
-        self.decoder: Decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
+        self.decoder: LeanDecoder | ModuleDecoder
+        self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
-        """Compute all chunks in one pass; `streams` get the inputs of `layers`.
-
-        A broken chunk leaves zeros in its slots: later readers of its blocks would get NaN, even from masked
-        slots.
+        """Compute all chunks in one pass; `streams` get the inputs of `layers`. A broken chunk leaves zeros
+        in its slots: later readers of its blocks would get NaN, even from masked slots.
         """
         tokens = [token for chunk in chunks for token in chunk.tokens]
         rows = padded_rows(len(tokens))

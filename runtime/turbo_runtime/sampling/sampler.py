@@ -60,7 +60,6 @@ class Sampler:
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
         """Return the token of the row (vocabulary,) after `tokens`, from the prompt on, and then `drafts`.
-
         Raises NoTokenError, SpentError (call again after `renew`), GrammarError for a too costly grammar.
         """
         row = self._process(logits, tokens, drafts)
@@ -148,14 +147,19 @@ def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) ->
     alone.
     """
     drawn: dict[int, int] = {}
-    greedy = [row for part in parts if part.sampler.plain and part.sampler.greedy for row in _rows(part)]
+    plain = [
+        (part.first + i, part.sampler, len(part.tokens) + i)
+        for part in parts
+        if part.sampler.plain
+        for i in range(len(part.drafts) + 1)
+    ]
+    greedy = [row for row, sampler, _ in plain if sampler.greedy]
     if greedy:
         drawn.update(zip(greedy, greedy_tokens(_picked(logits, greedy)).tolist(), strict=True))
     sampled = [
-        (row, part.sampler.params.temperature, position_key(part.sampler.key, len(part.tokens) + i))
-        for part in parts
-        if part.sampler.plain and not part.sampler.greedy
-        for i, row in enumerate(_rows(part))
+        (row, sampler.params.temperature, position_key(sampler.key, position))
+        for row, sampler, position in plain
+        if not sampler.greedy
     ]
     if sampled:
         rows, temperatures, keys = zip(*sampled, strict=True)
@@ -173,10 +177,6 @@ def _token_at(logits: Tensor, part: AnswerRows, drawn: dict[int, int]) -> TokenA
     if part.sampler.plain:
         return lambda i: part.sampler.require(drawn[part.first + i])
     return lambda i: part.sampler.token(logits[part.first + i], part.tokens, part.drafts[:i])
-
-
-def _rows(part: AnswerRows) -> range:
-    return range(part.first, part.first + len(part.drafts) + 1)
 
 
 def _picked(logits: Tensor, rows: Sequence[int]) -> Tensor:

@@ -38,10 +38,10 @@ class Spans:
     @classmethod
     def join(cls, spans: list[Span]) -> Spans:
         """Lay the spans out one after the other in the flat batch."""
-        count = _array([span.count for span in spans])
-        lengths = _array([len(span.table) for span in spans])
+        count = np.array([span.count for span in spans], np.int64)
+        lengths = np.array([len(span.table) for span in spans], np.int64)
         return cls(
-            start=_array([span.start for span in spans]),
+            start=np.array([span.start for span in spans], np.int64),
             count=count,
             row=np.cumsum(count) - count,
             table=np.cumsum(lengths) - lengths,
@@ -119,10 +119,6 @@ def ragged(counts: Ints) -> Ints:
     """0, 1, ... up to before each count, one run after the other."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def _array(values: list[int]) -> Ints:
-    return np.array(values, dtype=np.int64)
 
 
 def padded_queries(rows_each: int, group: int) -> int:

@@ -22,6 +22,7 @@ from turbo_runtime.models.layers.primitives import (
     Decoder,
     GatedMLP,
     HeadNorm,
+    Hidden,
     Layer,
     RMSNorm,
     Rope,
@@ -170,10 +171,8 @@ class Router(Layer):
 
 
 class Experts(Layer):
-    """Routed experts, and shared ones that see every row.
-
-    An expert's rows are padded like a step's, and a row adds up its experts in its own order, best first:
-    no sum depends on the batch.
+    """Routed experts, and shared ones that see every row. An expert's rows are padded like a step's, and a
+    row adds up its experts in its own order, best first: no sum depends on the batch.
     """
 
     def __init__(self, module: Any) -> None:
@@ -207,10 +206,8 @@ class Experts(Layer):
 
 
 def _group_by_expert(experts: Ints) -> tuple[list[int], list[int], Ints, Ints]:
-    """Order the entries of `experts` (rows, each) by expert, with each one's rows padded.
-
-    Returns the used experts, where each but the last ends, the row at every place, and the place of every
-    entry of `experts`.
+    """Order the entries of `experts` (rows, each) by expert, with each one's rows padded. Returns the used
+    experts, where each but the last ends, the row at every place, and the place of every entry of `experts`.
     """
     flat = experts.ravel()
     order = np.argsort(flat, kind="stable")
@@ -251,7 +248,7 @@ class LeanDecoder(Decoder):
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
         """`max_length`: tokens of a sequence."""
         body, cached = model.get_decoder(), cache_shape(model.config)
-        self.embedding = body.embed_tokens.weight.detach()
+        self.embedding: Tensor = body.embed_tokens.weight.detach()
         self._rope = Rope(body.rotary_emb, max_length, self.embedding)
         self._norm = RMSNorm(body.norm)
         self._blocks: list[LeanBlock] = []
@@ -260,10 +257,8 @@ class LeanDecoder(Decoder):
             body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
 
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Compute `Decoder.hidden`."""
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
+        """tokens (rows) -> (rows, width); and what enters `layers`."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)
         streams: dict[int, Tensor] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from turbo_runtime.models.attention.metadata import AttentionMetadata
 from turbo_runtime.models.matmul import BatchInvariantLinear
+
+Hidden = tuple[Tensor, dict[int, Tensor]]  # after the final norm; and the residual streams into some layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +50,7 @@ class Layer:
 class Decoder(Layer):
     """A whole model."""
 
-    embedding: Tensor  # (vocabulary, width)
     _head: BatchInvariantLinear
-
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """tokens (rows) -> (rows, width), after the final norm; and the residual streams into `layers`."""
-        raise NotImplementedError
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""

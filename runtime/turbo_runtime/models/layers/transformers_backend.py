@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention.metadata import AttentionMetadata
-from turbo_runtime.models.layers.primitives import Decoder, RowWise
+from turbo_runtime.models.layers.primitives import Decoder, Hidden, RowWise
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
@@ -38,7 +38,7 @@ class ModuleDecoder(Decoder):
         self._body = model.get_decoder()
         self._head = model.get_output_embeddings().product
         self._products = [product for product in products if product is not self._head]
-        self.embedding = model.get_input_embeddings().weight.detach()
+        self.embedding: Tensor = model.get_input_embeddings().weight.detach()
         inner = int(model.config.intermediate_size)
         modules = {
             module: inner if name.endswith("act_fn") else _width_of(module)
@@ -48,10 +48,8 @@ class ModuleDecoder(Decoder):
             RowWise(type(module).__name__, width, module) for module, width in modules.items() if width
         ]
 
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int] = ()
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Compute `Decoder.hidden`."""
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
+        """tokens (rows) -> (rows, width); and what enters `layers`."""
         streams: dict[int, Tensor] = {}
         with ExitStack() as hooks:
             for number in layers:
