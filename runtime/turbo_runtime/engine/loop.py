@@ -218,8 +218,7 @@ class Engine:
             )
         )
         if verdict.finish_reason:
-            output = sequence.tokens[sequence.prompt_length :]
-            self.audit.offer(sequence.submit, output, verdict.finish_reason)
+            self.audit.offer(sequence, verdict.finish_reason)
             self._end(request_id)
 
     def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:

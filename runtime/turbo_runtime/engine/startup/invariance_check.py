@@ -31,7 +31,6 @@ from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
 from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
 from turbo_runtime.models.attention.tiles import TileAttention
-from turbo_runtime.models.layers.primitives import RowWise
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear, MatmulKernel, padded_rows
 from turbo_runtime.models.runner import Chunk, ModelRunner
 
@@ -182,9 +181,7 @@ def _holds(
 def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: float) -> None:
     """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
     counts = sorted({padded_rows(rows) for rows in range(1, max_num_batched_tokens + 1)})
-    kinds: dict[tuple[str, int], RowWise] = {}
-    for operation in model.decoder.row_wise():
-        kinds.setdefault((operation.name, operation.width), operation)
+    kinds = {(operation.name, operation.width): operation for operation in model.decoder.row_wise()}
     for operation in kinds.values():
         row = torch.randn(1, operation.width, generator=torch.Generator().manual_seed(0))
         if not is_batch_invariant(operation.apply, row.to(model.pool.dtype), counts, deadline):

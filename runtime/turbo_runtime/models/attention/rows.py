@@ -20,6 +20,7 @@ Flash-Decoding) with a fixed order of sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,16 +53,9 @@ class RowAttention:
         in_place = alone and item_rows <= step_rows * group
         order = np.argsort(_tiles(pieces), kind="stable")  # equal lengths together
         ordered = pieces.select(order)
-        self._groups: list[FusedItems | SplitKVItems] = []
-        for part in _parts(pool, ordered, alike=fused):
-            items = ordered.select(part)
-            rows = items.item_rows(rows_each, group)
-            self._groups.append(
-                FusedItems(pool, items, *rows, in_place=in_place)
-                if fused
-                else SplitKVItems(pool, items, *rows)
-            )
-        self.padded = len(order) * item_rows  # rows of what `attend` returns
+        build = partial(FusedItems, in_place=in_place) if fused else SplitKVItems
+        groups = [ordered.select(part) for part in _parts(pool, ordered, alike=fused)]
+        self._groups = [build(pool, items, *items.item_rows(rows_each, group)) for items in groups]
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         first = np.repeat(place, pieces.count) * item_rows + ragged(pieces.count) * group
