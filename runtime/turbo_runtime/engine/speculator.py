@@ -150,16 +150,10 @@ class Speculator:
     def learn(self, seconds: float) -> None:
         """Learn from the time of the whole step."""
         if self._outcomes or self._shape.tile_reads:
-            self.control.learn(
-                self._shape,
-                self._outcomes,
-                StepTimes(
-                    self._drafting,
-                    seconds - self._drafting - self._read,
-                    self._read,
-                    self.drafters.heads_seconds if self._drafted else {},
-                ),
-            )
+            rest = seconds - self._drafting - self._read
+            heads = self.drafters.heads_seconds if self._drafted else {}
+            times = StepTimes(self._drafting, rest, self._read, heads)
+            self.control.learn(self._shape, self._outcomes, times)
         for request_id in self._ended:
             self.control.forget(request_id)
             self.demand.forget(request_id)

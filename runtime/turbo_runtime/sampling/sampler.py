@@ -163,12 +163,8 @@ def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) ->
     ]
     if sampled:
         rows, temperatures, keys = zip(*sampled, strict=True)
-        tokens = sampled_tokens(
-            _picked(logits, rows),
-            torch.tensor(temperatures, dtype=torch.float64, device=logits.device),
-            torch.tensor(keys, device=logits.device),
-            noise,
-        )
+        heat = torch.tensor(temperatures, dtype=torch.float64, device=logits.device)
+        tokens = sampled_tokens(_picked(logits, rows), heat, torch.tensor(keys, device=logits.device), noise)
         drawn.update(zip(rows, tokens.tolist(), strict=True))
     return [_token_at(logits, part, drawn) for part in parts]
 

@@ -91,15 +91,8 @@ def start_engine(
     grammars = None
     if tokenizer:
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
-    engine = Engine(
-        model,
-        scheduler,
-        Proposer(ActiveDrafts(config.speculation)),
-        grammars,
-        GoodputController(steps, padded_rows),
-        config.audit_fraction,
-        report.guarantee,
-    )
+    drafters, control = Proposer(ActiveDrafts(config.speculation)), GoodputController(steps, padded_rows)
+    engine = Engine(model, scheduler, drafters, grammars, control, config.audit_fraction, report.guarantee)
     if config.draft_config:
         target = Target(digest, model.decoder.embedding, model.decoder.output_rows)
         loader = DraftLoader(target, engine.noise, config.speculation)

@@ -144,10 +144,9 @@ class FusedItems:
 
 
 def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:
-    """The slots of the only sequence's blocks if they are contiguous and need no gathering.
-
-    Beyond its table the slice reads other sequences' slots. The mask hides them like the scratch block, since
-    they are finite: other sequences in the step might have just written NaN, but there are none.
+    """The slots of the only sequence's blocks if they are contiguous and need no gathering. Beyond its table
+    the slice reads other sequences' slots. The mask hides them like the scratch block, since they are finite:
+    other sequences in the step might have just written NaN, but there are none.
     """
     begin, count = int(blocks[0]), len(blocks)
     own = blocks[blocks != pool.scratch]

@@ -38,16 +38,11 @@ class Spans:
     @classmethod
     def join(cls, spans: list[Span]) -> Spans:
         """Lay the spans out one after the other in the flat batch."""
+        start = np.array([span.start for span in spans], np.int64)
         count = np.array([span.count for span in spans], np.int64)
-        lengths = np.array([len(span.table) for span in spans], np.int64)
-        return cls(
-            start=np.array([span.start for span in spans], np.int64),
-            count=count,
-            row=np.cumsum(count) - count,
-            table=np.cumsum(lengths) - lengths,
-            table_length=lengths,
-            blocks=np.fromiter(chain.from_iterable(span.table for span in spans), np.int64, lengths.sum()),
-        )
+        length = np.array([len(span.table) for span in spans], np.int64)
+        blocks = np.fromiter(chain.from_iterable(span.table for span in spans), np.int64, length.sum())
+        return cls(start, count, np.cumsum(count) - count, np.cumsum(length) - length, length, blocks)
 
     @property
     def end(self) -> Ints:
@@ -75,14 +70,8 @@ class Spans:
 
     def _cut(self, index: Any, start: Ints, end: Ints) -> Spans:
         """The positions from `start` to before `end` of the spans at `index`."""
-        return Spans(
-            start=start,
-            count=end - start,
-            row=self.row[index] + start - self.start[index],
-            table=self.table[index],
-            table_length=self.table_length[index],
-            blocks=self.blocks,
-        )
+        row = self.row[index] + start - self.start[index]
+        return Spans(start, end - start, row, self.table[index], self.table_length[index], self.blocks)
 
     def block_at(self, span: Ints, logical: Ints, scratch: int) -> Ints:
         """The physical block of each span's logical one; `scratch` beyond the end of its table."""

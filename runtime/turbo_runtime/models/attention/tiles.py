@@ -73,12 +73,10 @@ class TileAttention:
                 values = keys  # the fastest kernel needs values as wide as keys; the values lead the keys
             for tile in tiles:
                 here = slice(tile.place * pool.group, (tile.place + tile.rows) * pool.group)
+                key, value = keys[None, :, : tile.keys], values[None, :, : tile.keys]
+                mask = self._masks[tile.rows][:, -tile.keys :]
                 out[:, :, here] = F.scaled_dot_product_attention(
-                    query[:, :, here],
-                    keys[None, :, : tile.keys],
-                    values[None, :, : tile.keys],
-                    attn_mask=self._masks[tile.rows][:, -tile.keys :],
-                    scale=scaling,
+                    query[:, :, here], key, value, attn_mask=mask, scale=scaling
                 )[..., : pool.value_width]
         return out[0]
 

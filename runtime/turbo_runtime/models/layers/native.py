@@ -107,13 +107,9 @@ class LatentAttention(Layer):
         query, query_rope = query.tensor_split((heads * self.nope,), 1)
         rotated = rotation(torch.cat([query_rope, key_rope], 1).view(rows, heads + 1, self.rope))
         absorbed = self.absorb(query).view(rows, heads, self.rank)
-        outputs = step.attend(
-            self.layer,
-            torch.cat([absorbed, rotated[:, :heads]], 2),
-            torch.cat([self.latent_norm(latent)[:, None], rotated[:, heads:]], 2),
-            None,
-            self.scaling,
-        )
+        queries = torch.cat([absorbed, rotated[:, :heads]], 2)
+        cached = torch.cat([self.latent_norm(latent)[:, None], rotated[:, heads:]], 2)
+        outputs = step.attend(self.layer, queries, cached, None, self.scaling)
         return self.output(self.expand(outputs.flatten(1)))
 
     def _query_order(self, interleaved: bool) -> Tensor:
@@ -131,10 +127,8 @@ def _rope_order(width: int, interleaved: bool) -> Tensor:
 
 class Router(Layer):
     """The routers of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) and DeepSeek-V2 (arXiv 2405.04434, section
-    2.2): the best experts of the best groups.
-
-    V3 scores by a sigmoid, corrects the scores for the choice alone and ranks a group by its best two; V2
-    scores by a softmax and ranks a group by its best.
+    2.2): the best experts of the best groups. V3 scores by a sigmoid, corrects the scores for the choice
+    alone and ranks a group by its best two; V2 scores by a softmax and ranks a group by its best.
     """
 
     def __init__(self, module: Any) -> None:

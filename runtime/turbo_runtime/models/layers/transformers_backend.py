@@ -40,12 +40,10 @@ class ModuleDecoder(Decoder):
         self._products = [product for product in products if product is not self._head]
         self.embedding: Tensor = model.get_input_embeddings().weight.detach()
         inner = int(model.config.intermediate_size)
-        modules = {
-            module: inner if name.endswith("act_fn") else _width_of(module)
-            for name, module in self._body.named_modules()
-        }
         self._norms_and_activations = [
-            RowWise(type(module).__name__, width, module) for module, width in modules.items() if width
+            RowWise(type(module).__name__, width, module)
+            for name, module in self._body.named_modules()
+            if (width := inner if name.endswith("act_fn") else _width_of(module))
         ]
 
     def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:

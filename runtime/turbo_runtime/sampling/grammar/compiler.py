@@ -44,10 +44,9 @@ def read_tokenizer(file: Path, vocabulary: int, end_ids: Sequence[int]) -> LLTok
         raise GrammarError("the model has no end-of-sequence token, which a grammar needs")
     try:
         text = file.read_text(encoding="utf-8")
+        return LLTokenizer(text, n_vocab=vocabulary, eos_token=list(end_ids))
     except OSError as error:
         raise GrammarError("the model's tokenizer has no tokenizer.json, which a grammar needs") from error
-    try:
-        return LLTokenizer(text, n_vocab=vocabulary, eos_token=list(end_ids))
     except ValueError as error:
         raise GrammarError(f"the model's tokenizer cannot be used with a grammar: {error}") from error
 
