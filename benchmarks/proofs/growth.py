@@ -56,7 +56,8 @@ class Growth:
         ledger = self.engine.scheduler.ledger
         grammars_asked = self._asked // ONE_GRAMMAR_IN
         remembered = self._memory.num_bytes > 0.9 * REMEMBERED_BYTES
-        return remembered and ledger.num_cached > 0.8 * BLOCKS and grammars_asked > 100
+        num_cached = sum(map(ledger.is_cached, ledger.blocks))
+        return remembered and num_cached > 0.8 * BLOCKS and grammars_asked > 100
 
     def ask(self, count: int) -> float:
         """Answer so many requests more; MiB that are resident afterwards."""

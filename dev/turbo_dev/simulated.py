@@ -93,7 +93,7 @@ class Simulation:
             slot = sequence.table[block] * BLOCK_SIZE + within
             content = Content(tenant, position < tiles, history)
             if position >= work.start:
-                assert self.scheduler.ledger.references(sequence.table[block]) == 1, (
+                assert self.scheduler.ledger.references[sequence.table[block]] == 1, (
                     "a shared block is written"
                 )
                 assert not self.scheduler.ledger.is_cached(sequence.table[block]), "a cached block is written"

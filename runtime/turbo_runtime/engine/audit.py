@@ -24,7 +24,6 @@ from torch import Tensor
 from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.engine.scheduler import Scheduler, Sequence
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
-from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.models.runner import Chunk, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import SpentError
@@ -42,14 +41,9 @@ MAX_WAITING = 16  # answers; the oldest is dropped for one more
 _ROUNDINGS = {torch.float32: 128.0, torch.bfloat16: 4.0}
 
 
-class _Finished(NamedTuple):
-    submit: GenerationRequest
-    answer: tuple[int, ...]
-    reason: str  # why it ended
-
-
 class _Replay(NamedTuple):
-    finished: _Finished
+    finished: Sequence
+    reason: str  # why it ended
     sampler: Sampler
     sequence: Sequence  # without keys: the prefix cache has no part in it
 
@@ -68,7 +62,7 @@ class Audit:
         """`fraction`: of finished answers; `guarantee`: the one that they must meet."""
         self._model, self._scheduler, self._samplers = model, scheduler, samplers
         self._fraction, self._guarantee = fraction, guarantee
-        self._waiting: deque[_Finished] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[tuple[Sequence, str]] = deque(maxlen=MAX_WAITING)
         self._replay: _Replay | None = None
         self._off = _ROUNDINGS[model.pool.dtype] * torch.finfo(model.pool.dtype).eps
 
@@ -82,19 +76,19 @@ class Audit:
         """The blocks of the replay."""
         return self._replay.sequence.table if self._replay else ()
 
-    def offer(self, submit: GenerationRequest, answer: Tokens[int], reason: str) -> None:
+    def offer(self, finished: Sequence, reason: str) -> None:
         """Offer an answer that ended by itself, with drafts or without; its id alone decides."""
-        digest = blake2b(submit.request_id.encode(), digest_size=8).digest()
+        digest = blake2b(finished.request_id.encode(), digest_size=8).digest()
         if int.from_bytes(digest, "big") < self._fraction * 2.0**64:
-            self._waiting.append(_Finished(submit, tuple(answer), reason))
+            self._waiting.append((finished, reason))
 
     def yield_blocks(self) -> None:
         """Release all blocks if the next step might need them, and begin again later."""
         if self._replay and self._scheduler.max_demand > self._scheduler.ledger.num_available:
-            finished = self._replay.finished
+            finished, reason = self._replay[:2]
             self._end()
             if len(self._waiting) < MAX_WAITING:  # else drop it as the oldest
-                self._waiting.appendleft(finished)
+                self._waiting.appendleft((finished, reason))
 
     def step(self) -> bool | None:
         """Compute a tile of a prompt or one token; whether the answer passed, once known."""
@@ -110,16 +104,17 @@ class Audit:
         except SpentError:  # by others: nothing is known of this answer
             pass
         except Exception:  # the engine goes on
-            log.exception("the audit of request %s failed", replay.finished.submit.request_id)
+            log.exception("the audit of request %s failed", replay.finished.request_id)
         self._end()
         return passed
 
     def _begin(self) -> _Replay | None:
         while self._waiting:
-            finished = self._waiting.popleft()
-            sampler = self._samplers.again(finished.submit)
+            finished, reason = self._waiting.popleft()
+            submit = finished.submit
+            sampler = self._samplers.again(submit)
             if sampler is not None:  # else its grammar would need compilation, and other requests would wait
-                return _Replay(finished, sampler, Sequence(finished.submit, list(finished.submit.prompt), ()))
+                return _Replay(finished, reason, sampler, Sequence(submit, list(submit.prompt), ()))
         return None
 
     def _end(self) -> None:
@@ -141,17 +136,18 @@ class Audit:
     def _compare(self, replay: _Replay, row: Tensor) -> bool | None:
         """Whether the answer passed, at its end or at the first mismatch; None before."""
         finished, sequence = replay.finished, replay.sequence
-        place, length = sequence.generated, len(finished.answer)
-        token, last = finished.answer[place], place + 1 == length
+        token = finished.tokens[len(sequence.tokens)]
+        place, length = sequence.generated + 1, finished.generated
+        last = place == length
         ending = verify(
             lambda _: token, (), stop_ids=replay.sampler.stop_ids, room=self._scheduler.room(sequence)
         ).finish_reason
-        if ending != (finished.reason if last else None) or not self._agrees(replay, row, token):
+        if ending != (replay.reason if last else None) or not self._agrees(replay, row, token):
             # the place alone: prompts and answers are not for logs
             log.error(
                 "audit: the answer to request %s is not what the model gives without speculation "
                 "(guarantee %s): it differs from token %d of %d on",
-                *(finished.submit.request_id, self._guarantee, place + 1, length),
+                *(finished.request_id, self._guarantee, place, length),
             )
             return False
         sequence.tokens.append(token)

@@ -203,23 +203,21 @@ class Engine:
         first = sequence.generated == len(verdict.tokens)
         if first:
             self._totals["begun_prompt_tokens"] += sequence.prompt_length
-        self._events.append(
-            TokenEvent(
-                request_id,
-                verdict.tokens,
-                verdict.finish_reason,
-                drafted=len(drafts),
-                accepted=verdict.accepted,
-                logprobs=logprobs,
-                prompt_logprobs=sampler.prompt_logprobs.take(),
-                cached_tokens=sequence.cached if first else None,
-                queued_seconds=self._queued.pop(request_id, None),
-                speedup=self.speculation.control.speedup_of(request_id),
-            )
+        event = TokenEvent(
+            request_id,
+            verdict.tokens,
+            verdict.finish_reason,
+            drafted=len(drafts),
+            accepted=verdict.accepted,
+            logprobs=logprobs,
+            prompt_logprobs=sampler.prompt_logprobs.take(),
+            cached_tokens=sequence.cached if first else None,
+            queued_seconds=self._queued.pop(request_id, None),
+            speedup=self.speculation.control.speedup_of(request_id),
         )
+        self._events.append(event)
         if verdict.finish_reason:
-            output = sequence.tokens[sequence.prompt_length :]
-            self.audit.offer(sequence.submit, output, verdict.finish_reason)
+            self.audit.offer(sequence, verdict.finish_reason)
             self._end(request_id)
 
     def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:

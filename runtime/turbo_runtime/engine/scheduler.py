@@ -219,7 +219,7 @@ class Scheduler:
                     f"the first {known} blocks of request {name} are not those of the cache"
                 )
             for block in sequence.table[known:]:
-                if self.ledger.references(block) != 1 or self.ledger.is_cached(block):
+                if self.ledger.references[block] != 1 or self.ledger.is_cached(block):
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
     def _find_block(self, sequence: Sequence) -> bool:
@@ -267,7 +267,7 @@ class Scheduler:
             cached = self.ledger.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return
-            revived = sum(self.ledger.references(block) == 0 for block in cached)
+            revived = sum(self.ledger.references[block] == 0 for block in cached)
             lacking = blocks_for(len(sequence.tokens) + 1) - len(cached) + len(self.running)
             if lacking > self.ledger.num_available - revived:
                 return

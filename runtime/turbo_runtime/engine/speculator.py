@@ -79,17 +79,13 @@ class Reading:
         tokens = min(_MAX_SLICE, int(self._spare / self._pace))
         if tokens < _MIN_SLICE:
             return 0.0
-        seconds = self._read(reader, tokens)
+        seconds = self.read(reader, tokens)
         # later steps make up for a slow slice, unless only a stall of the machine explains it
         self._spare = min(0.0, max(self._spare - seconds, -_MAX_DEBT * spare))
         return seconds
 
-    def rest(self, reader: Proposer) -> None:
-        """Read while the engine is idle."""
-        if reader.waiting:
-            self._read(reader, _IDLE_SLICE)
-
-    def _read(self, reader: Proposer, tokens: int) -> float:
+    def read(self, reader: Proposer, tokens: int) -> float:
+        """Read so many tokens; the seconds it took."""
         start_time = self._clock()
         num_read = reader.read(tokens)
         seconds = self._clock() - start_time
@@ -154,16 +150,10 @@ class Speculator:
     def learn(self, seconds: float) -> None:
         """Learn from the time of the whole step."""
         if self._outcomes or self._shape.tile_reads:
-            self.control.learn(
-                self._shape,
-                self._outcomes,
-                StepTimes(
-                    self._drafting,
-                    seconds - self._drafting - self._read,
-                    self._read,
-                    self.drafters.heads_seconds if self._drafted else {},
-                ),
-            )
+            rest = seconds - self._drafting - self._read
+            heads = self.drafters.heads_seconds if self._drafted else {}
+            times = StepTimes(self._drafting, rest, self._read, heads)
+            self.control.learn(self._shape, self._outcomes, times)
         for request_id in self._ended:
             self.control.forget(request_id)
             self.demand.forget(request_id)
@@ -178,7 +168,8 @@ class Speculator:
 
     def rest(self) -> None:
         """Do a little background work while the engine is idle."""
-        self._reading.rest(self.drafters)
+        if self.drafters.waiting:
+            self._reading.read(self.drafters, _IDLE_SLICE)
 
     def _read_on(self, parts: Sequence[BatchEntry]) -> None:
         """Index prompts while they are computed, and finished answers."""

@@ -65,7 +65,7 @@ class BlockPool:
         # a stack: the block freed last is warm in the CPU's cache
         self._free = list(reversed(self.blocks))
         self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
-        self._references = dict.fromkeys(self.blocks, 0)
+        self.references = dict.fromkeys(self.blocks, 0)  # the number of holders, by block
         self._block: dict[bytes, int] = {}  # cached, by key
         self._key: dict[int, bytes] = {}
         self.evictions = 0  # tokens
@@ -79,15 +79,6 @@ class BlockPool:
     def num_used(self) -> int:
         """Blocks with holders."""
         return self.num_blocks - self.num_available
-
-    @property
-    def num_cached(self) -> int:
-        """Blocks with content to share."""
-        return len(self._key)
-
-    def references(self, block: int) -> int:
-        """Return the number of the block's holders."""
-        return self._references[block]
 
     def is_cached(self, block: int) -> bool:
         """Whether the block's content outlives its holders."""
@@ -108,25 +99,25 @@ class BlockPool:
             self.evictions += BLOCK_SIZE
         taken = [self._free.pop() for _ in range(count)]
         for block in taken:
-            self._references[block] = 1
+            self.references[block] = 1
         return taken
 
     def share(self, blocks: Sequence[int]) -> None:
         """Add a holder to each of these blocks, which must be used or idle."""
         for block in blocks:
-            if self._references[block] == 0 and block not in self._key:
+            if self.references[block] == 0 and block not in self._key:
                 raise ValueError(f"block {block} is free and cannot be shared")
         for block in blocks:
             self._idle.pop(block, None)
-            self._references[block] += 1
+            self.references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """Remove a holder from each of these blocks in order; without holders they are idle or free."""
         for block in blocks:
-            if self._references[block] == 0:
+            if self.references[block] == 0:
                 raise ValueError(f"block {block} has no holder to let go of it")
-            self._references[block] -= 1
-            if self._references[block] == 0:
+            self.references[block] -= 1
+            if self.references[block] == 0:
                 if block in self._key:
                     self._idle[block] = None
                 else:
@@ -161,7 +152,7 @@ class BlockPool:
         """Raise CorruptBlockPoolError unless `tables` are all holders and every block has one state."""
         holders, free = Counter(block for table in tables for block in table), Counter(self._free)
         for block in self.blocks:
-            references, key, idle = self._references[block], self._key.get(block), block in self._idle
+            references, key, idle = self.references[block], self._key.get(block), block in self._idle
             where = f"idle {idle}, {free[block]} times free, cached {key is not None}, {references} holders"
             if references != holders[block]:
                 raise CorruptBlockPoolError(

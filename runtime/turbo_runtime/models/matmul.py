@@ -71,7 +71,6 @@ FREE_FORMS = (
     MatmulKernel("packed, any rows", "packed", None),
     MatmulKernel("linear, any rows", "rows", None),
 )
-PLAIN = FREE_FORMS[-1]
 
 
 def padded_rows(rows: int) -> int:
@@ -90,10 +89,10 @@ class BatchInvariantLinear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """`weight` (out, in) stays as it is until a kernel needs another layout."""
-        self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
+        self.shape = (int(weight.shape[-2]), int(weight.shape[-1]))  # (out, in)
         self.dtype = weight.dtype
         self.bias = bias
-        self.form = PLAIN
+        self.form = self.free_forms[-1]
         self._stored = weight
 
     @property
@@ -179,11 +178,8 @@ class HeadProduct(BatchInvariantLinear):
 
     def __init__(self, weight: Tensor) -> None:
         """`weight` (heads, out, in); copied."""
-        self.heads = int(weight.shape[0])
-        self.shape = (int(weight.shape[1]), int(weight.shape[2]))  # of one head
-        self.dtype = weight.dtype
-        self.bias = None
-        self.form = self.free_forms[0]
+        super().__init__(weight)
+        self.heads = len(weight)
         self._stored = weight.transpose(1, 2).contiguous()
 
     @property
@@ -194,10 +190,6 @@ class HeadProduct(BatchInvariantLinear):
     def like(self, weight: Tensor) -> HeadProduct:
         """Build the same number of heads, each with `weight` (out, in)."""
         return HeadProduct(weight.expand(self.heads, -1, -1))
-
-    def use(self, form: MatmulKernel) -> None:
-        """Change how rows are cut; all kernels have the same layout."""
-        self.form = form
 
     def _multiply(self, x: Tensor) -> Tensor:
         # a copy, so that the kernel sees the same strides whatever `x` was cut from

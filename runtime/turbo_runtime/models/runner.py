@@ -53,27 +53,20 @@ class ModelRunner:
         shape, layers = cache_shape(config), config.num_hidden_layers
         self.pool = KVPool(shape, layers=layers, blocks=blocks, dtype=model.dtype, device=model.device)
         lean = type(model).__name__ in LEAN_ARCHITECTURES
+        self.decoder: LeanDecoder | ModuleDecoder
         self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
-        """Compute all chunks in one pass; `streams` get the inputs of `layers`.
-
-        A broken chunk leaves zeros in its slots: later readers of its blocks would get NaN, even from masked
-        slots.
+        """Compute all chunks in one pass; `streams` get the inputs of `layers`. A broken chunk leaves zeros
+        in its slots: later readers of its blocks would get NaN, even from masked slots.
         """
         tokens = [token for chunk in chunks for token in chunk.tokens]
         rows = padded_rows(len(tokens))
         spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
         step = AttentionMetadata(self.pool, spans, rows, self.rule)
         tokens += [0] * (rows - len(tokens))
-        streams: dict[int, Tensor] = {}
-
-        def tap(layer: int, entering: Tensor) -> None:
-            if layer in layers:
-                streams[layer] = entering
-
-        hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, tap if layers else None)
+        hidden, streams = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, layers)
         finite = hidden[: step.tokens].isfinite().all(1)
         ends = accumulate(len(chunk.tokens) for chunk in chunks)
         indices = [

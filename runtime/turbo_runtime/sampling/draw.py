@@ -85,9 +85,8 @@ def blocked(logits: Tensor) -> Tensor:
 
 
 def head(logits: Tensor, count: int) -> Tensor:
-    """Return the first `count` finite token ids of one row (vocabulary,), by logit, then by lower id.
-
-    They lie in the blocks with the highest `count` maxima: few, unless count is large.
+    """Return the first `count` finite token ids of one row (vocabulary,), by logit, then by lower id. They
+    lie in the blocks with the highest `count` maxima: few, unless count is large.
     """
     blocks = blocked(logits[None])[0]
     peaks = blocks.amax(1)

@@ -81,11 +81,8 @@ class Noise:
     def gumbel(self, key: int, ids: Tensor) -> Tensor:
         """Return standard Gumbel noise (n,) float64 of these tokens at one position."""
         keys = torch.tensor([key], device=self.device)
-        minima, places = self.block_minima(keys)
-        blocks = ids // BLOCK
-        return self.gumbel_within(
-            keys, ids, minima[0].index_select(0, blocks), places[0].index_select(0, blocks)
-        )
+        minima, places = (column[0].index_select(0, ids // BLOCK) for column in self.block_minima(keys))
+        return self.gumbel_within(keys, ids, minima, places)
 
 
 def _mix(x: Tensor) -> Tensor:

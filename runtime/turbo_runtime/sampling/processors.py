@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import count
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,14 +82,16 @@ class Penalties:
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self._params = params
         penalized = prompt if params.repetition_penalty != 1.0 else ()
-        self._prompt_ids = np.unique(np.fromiter(penalized, np.int64, len(penalized)))
-        self._place: dict[int, int] = {}  # of tokens in these two, which begin with the prompt's
-        self._ids = torch.from_numpy(self._prompt_ids).to(device)
+        self._place = {token: place for place, token in enumerate(dict.fromkeys(penalized))}  # in these two
+        self._ids = torch.tensor([*self._place], device=device).long()
         self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
-        self._add_new(tokens)
+        if new := [token for token in dict.fromkeys(tokens) if token not in self._place]:
+            self._place.update(zip(new, count(len(self._place)), strict=False))
+            self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device)])
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(len(new))])
         places = torch.tensor([self._place[token] for token in tokens], device=self._ids.device).long()
         self._counts.index_add_(0, places, torch.ones(len(tokens), device=places.device))
 
@@ -101,19 +103,6 @@ class Penalties:
         values -= counts * self._params.frequency_penalty
         values -= (counts > 0) * self._params.presence_penalty
         return row.index_copy_(0, self._ids, values)
-
-    def _add_new(self, tokens: Sequence[int]) -> None:
-        new: list[int] = []
-        for token in tokens:
-            if token not in self._place:
-                place = int(self._prompt_ids.searchsorted(token))
-                if place == len(self._prompt_ids) or self._prompt_ids[place] != token:
-                    place = len(self._ids) + len(new)
-                    new.append(token)
-                self._place[token] = place
-        if new:
-            self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device)])
-            self._counts = torch.cat([self._counts, self._counts.new_zeros(len(new))])
 
 
 def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.sampling.draw import NOTHING, cuts, excess, greedy_tokens, keep_candidates, sampled_tokens
 from turbo_runtime.sampling.grammar.compiler import GrammarError
-from turbo_runtime.sampling.grammar.matcher import Compiling, GrammarMatcher, Grammars
+from turbo_runtime.sampling.grammar.matcher import GrammarMatcher, Grammars
 from turbo_runtime.sampling.logprobs import PromptLogprobs
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Processors
@@ -60,7 +60,6 @@ class Sampler:
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
         """Return the token of the row (vocabulary,) after `tokens`, from the prompt on, and then `drafts`.
-
         Raises NoTokenError, SpentError (call again after `renew`), GrammarError for a too costly grammar.
         """
         row = self._process(logits, tokens, drafts)
@@ -148,23 +147,24 @@ def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) ->
     alone.
     """
     drawn: dict[int, int] = {}
-    greedy = [row for part in parts if part.sampler.plain and part.sampler.greedy for row in _rows(part)]
+    plain = [
+        (part.first + i, part.sampler, len(part.tokens) + i)
+        for part in parts
+        if part.sampler.plain
+        for i in range(len(part.drafts) + 1)
+    ]
+    greedy = [row for row, sampler, _ in plain if sampler.greedy]
     if greedy:
         drawn.update(zip(greedy, greedy_tokens(_picked(logits, greedy)).tolist(), strict=True))
     sampled = [
-        (row, part.sampler.params.temperature, position_key(part.sampler.key, len(part.tokens) + i))
-        for part in parts
-        if part.sampler.plain and not part.sampler.greedy
-        for i, row in enumerate(_rows(part))
+        (row, sampler.params.temperature, position_key(sampler.key, position))
+        for row, sampler, position in plain
+        if not sampler.greedy
     ]
     if sampled:
         rows, temperatures, keys = zip(*sampled, strict=True)
-        tokens = sampled_tokens(
-            _picked(logits, rows),
-            torch.tensor(temperatures, dtype=torch.float64, device=logits.device),
-            torch.tensor(keys, device=logits.device),
-            noise,
-        )
+        heat = torch.tensor(temperatures, dtype=torch.float64, device=logits.device)
+        tokens = sampled_tokens(_picked(logits, rows), heat, torch.tensor(keys, device=logits.device), noise)
         drawn.update(zip(rows, tokens.tolist(), strict=True))
     return [_token_at(logits, part, drawn) for part in parts]
 
@@ -173,10 +173,6 @@ def _token_at(logits: Tensor, part: AnswerRows, drawn: dict[int, int]) -> TokenA
     if part.sampler.plain:
         return lambda i: part.sampler.require(drawn[part.first + i])
     return lambda i: part.sampler.token(logits[part.first + i], part.tokens, part.drafts[:i])
-
-
-def _rows(part: AnswerRows) -> range:
-    return range(part.first, part.first + len(part.drafts) + 1)
 
 
 def _picked(logits: Tensor, rows: Sequence[int]) -> Tensor:
@@ -191,7 +187,7 @@ class SamplerRegistry:
         self._noise = noise
         self._grammars = grammars
         self._samplers: dict[str, Sampler] = {}
-        self._compiling: dict[str, tuple[GenerationRequest, Compiling]] = {}
+        self._compiling: dict[str, tuple[GenerationRequest, Future[LLMatcher]]] = {}
         self._renewing: dict[str, Future[LLMatcher]] = {}
 
     def __getitem__(self, request_id: str) -> Sampler:
@@ -223,15 +219,16 @@ class SamplerRegistry:
             return self._build(request, None)
         if self._grammars is None or not self._grammars.has(grammar):
             return None
-        return self._build(request, self._grammars.compile(grammar).matcher())
+        return self._build(request, self._grammars.matcher(self._grammars.compile(grammar)))
 
     def compiled(self) -> list[tuple[GenerationRequest, ValueError | None]]:
         """Answers that waited and have their sampler now, or the reason why they get none."""
         outcomes: list[tuple[GenerationRequest, ValueError | None]] = []
-        for name in [name for name, (_, compiling) in self._compiling.items() if compiling.future.done()]:
+        for name in [name for name, (_, compiling) in self._compiling.items() if compiling.done()]:
             request, compiling = self._compiling.pop(name)
+            assert self._grammars is not None
             try:
-                self._samplers[name] = self._build(request, compiling.matcher())
+                self._samplers[name] = self._build(request, self._grammars.matcher(compiling))
                 outcomes.append((request, None))
             except ValueError as error:
                 outcomes.append((request, error))
@@ -239,7 +236,7 @@ class SamplerRegistry:
 
     def wait(self, seconds: float) -> None:
         """Wait for a grammar, at most `seconds`."""
-        futures = [compiling.future for _, compiling in self._compiling.values()]
+        futures = [compiling for _, compiling in self._compiling.values()]
         wait([*futures, *self._renewing.values()], seconds, FIRST_COMPLETED)
 
     def renew(self, request_id: str) -> None:

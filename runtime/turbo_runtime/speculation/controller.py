@@ -296,10 +296,8 @@ def select_draft_lengths(
     rising. `answers` get a token anyway. `seconds[n]`: of a step with n drafted tokens, which depend on n
     alone; so the best n tokens are those of the greatest acceptances, which are prefixes. `spent`: already.
     """
-    order = sorted(
-        ((chance, draft) for draft, chances in enumerate(acceptances) for chance in chances),
-        key=lambda candidate: -candidate[0],
-    )
+    candidates = ((chance, draft) for draft, chances in enumerate(acceptances) for chance in chances)
+    order = sorted(candidates, key=lambda candidate: -candidate[0])
     gains = np.concatenate([[0.0], np.cumsum([chance for chance, _ in order])])
     rates = (answers + gains) / (spent + np.asarray(seconds[: len(order) + 1]))
     counts = [0] * len(acceptances)

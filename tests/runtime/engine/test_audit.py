@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import pytest
@@ -25,8 +25,9 @@ from turbo_dev.tiny_engine import VOCABULARY, WANTED
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.audit import MAX_WAITING, Audit
 from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.scheduler import Sequence
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.messages import Abort, Grammar
+from turbo_runtime.messages import Abort, GenerationRequest, Grammar
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
@@ -47,6 +48,10 @@ def make(models: dict[str, ModelRunner], compiled: Grammars) -> Make:
         return engine(models[kind], compiled, terms(kind, share), blocks)
 
     return made
+
+
+def finished(request: GenerationRequest, answer: Iterable[int]) -> Sequence:
+    return Sequence(request, [*request.prompt, *answer], ())
 
 
 # -- what is right ----------------------------------------------------------------------------------------
@@ -113,7 +118,7 @@ def test_one_wrong_token_or_a_wrong_end_is_found_and_told_by_its_place_without_i
     wrong = ((other, "length", 7), (answer[:-3], "length", 9), (answer, "stop", 12))
     for number, (said, reason, place) in enumerate(wrong, 1):
         caplog.clear()
-        server.audit.offer(submit, said, reason)
+        server.audit.offer(finished(submit, said), reason)
         assert finish_audits(server) == (1 + number, number)
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
@@ -129,11 +134,11 @@ def test_a_token_that_the_parameters_forbid_is_found(make: Make, kind: str) -> N
     answer = run(server, submit)["r"]
     assert finish_audits(server) == (1, 0)
     forbidden = replace(submit, params=replace(submit.params, bad_words=((answer[4],),)))
-    server.audit.offer(forbidden, answer, "length")
+    server.audit.offer(finished(forbidden, answer), "length")
     ungrammatical = replace(submit, params=replace(submit.params, grammar=Grammar("regex", "[a-f]{3,30}")))
     run(server, ungrammatical)
     finish_audits(server)
-    server.audit.offer(ungrammatical, answer, "length")
+    server.audit.offer(finished(ungrammatical, answer), "length")
     assert finish_audits(server) == (4, 2)
 
 
@@ -152,7 +157,7 @@ def test_the_id_says_which_and_the_share_how_many(make: Make) -> None:
         server, found = make(), []
         for number in range(2000):
             audit = Audit(server.model, server.scheduler, server.samplers, share, "bitwise")
-            audit.offer(asked(f"chatcmpl-{number}"), (1,), "length")
+            audit.offer(finished(asked(f"chatcmpl-{number}"), (1,)), "length")
             found.append(audit.pending)
         return found
 
@@ -177,7 +182,7 @@ def test_of_many_answers_the_latest_are_kept(make: Make, caplog: pytest.LogCaptu
     assert finish_audits(server) == (1, 0)
     wrong = (*answer[:-1], (answer[-1] + 1) % VOCABULARY)
     for number in range(MAX_WAITING + 5):
-        server.audit.offer(replace(submit, request_id=f"r{number}"), wrong, "length")
+        server.audit.offer(finished(replace(submit, request_id=f"r{number}"), wrong), "length")
     assert finish_audits(server) == (1 + MAX_WAITING, MAX_WAITING)
     assert "request r5 " in caplog.records[0].getMessage()
 

@@ -207,9 +207,9 @@ def test_a_model_whose_rows_depend_on_their_number_is_served_under_law(
     model = paged("llama, tied")
     real = model.decoder.hidden
 
-    def crowded(ids: Tensor, step: object, tap: None = None) -> Tensor:
-        hidden = real(ids, step, tap)  # type: ignore[arg-type]
-        return hidden if len(ids) > COUNTS[0] else hidden * (1 + 2**-20)
+    def crowded(ids: Tensor, step: object, layers: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor]]:
+        hidden, streams = real(ids, step, layers)  # type: ignore[arg-type]
+        return hidden if len(ids) > COUNTS[0] else hidden * (1 + 2**-20), streams
 
     monkeypatch.setattr(model.decoder, "hidden", crowded)
     report = check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=60)

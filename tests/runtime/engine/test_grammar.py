@@ -67,7 +67,7 @@ def answer(
     """The answer's tokens, why it ended, and in how many steps."""
     assert params.grammar is not None
     noise = Noise(len(table))
-    matcher = grammars.compile(params.grammar).matcher()
+    matcher = grammars.matcher(grammars.compile(params.grammar))
     law = Sampler(params, PROMPT, answer_key(params.seed, PROMPT, 0), noise, matcher)
     tokens = list(PROMPT)
     for step in range(params.max_tokens):
@@ -244,7 +244,7 @@ def test_tokens_without_a_choice_are_drafted_and_save_steps(grammars: Grammars, 
 def test_drafts_are_cut_before_the_first_that_the_grammar_forbids(
     grammars: Grammars, tokenizer: Tokenizer, vocabulary: int
 ) -> None:
-    matcher = grammars.compile(Grammar("regex", "abc[0-9]")).matcher()
+    matcher = grammars.matcher(grammars.compile(Grammar("regex", "abc[0-9]")))
     law = Sampler(SamplingParams(), PROMPT, 1, Noise(vocabulary), matcher)
     a, b, c, x = (tokenizer.encode(letter).ids[0] for letter in "abcx")
     assert list(law.allowed_prefix(PROMPT, [a, b, x, c])) == [a, b]
@@ -291,7 +291,7 @@ def test_a_grammar_that_cannot_be_used_is_refused_by_one_sentence(
     grammars: Grammars, grammar: Grammar, said: str
 ) -> None:
     with pytest.raises(GrammarError, match=said) as refusal:
-        grammars.compile(grammar).matcher()
+        grammars.matcher(grammars.compile(grammar))
     assert "\n" not in str(refusal.value)
 
 
@@ -299,8 +299,8 @@ def test_one_grammar_is_compiled_once_and_each_answer_has_its_own_place_in_it(
     grammars: Grammars, tokenizer: Tokenizer
 ) -> None:
     first, second = (grammars.compile(Grammar("regex", "ab")) for _ in range(2))
-    assert first.future is second.future
-    one, two = first.matcher(), second.matcher()
+    assert first is second
+    one, two = grammars.matcher(first), grammars.matcher(second)
     a, b = (tokenizer.encode(letter).ids[0] for letter in "ab")
     one.read([a])
     assert one.allowed()[b]
@@ -311,7 +311,7 @@ def test_one_grammar_is_compiled_once_and_each_answer_has_its_own_place_in_it(
 def test_a_matcher_that_has_given_up_drafts_nothing_and_says_so_when_a_token_is_drawn(
     grammars: Grammars, tokenizer: Tokenizer, table: torch.Tensor
 ) -> None:
-    matcher = grammars.compile(Grammar("regex", "abc[0-9]")).matcher()
+    matcher = grammars.matcher(grammars.compile(Grammar("regex", "abc[0-9]")))
     law = Sampler(SamplingParams(), PROMPT, 1, Noise(len(table)), matcher)
     a, x = (tokenizer.encode(letter).ids[0] for letter in "ax")
     context = [*PROMPT, a, x]  # x is forbidden: a matcher in error, as at its limits
@@ -332,5 +332,5 @@ def test_a_model_whose_tokenizer_is_not_fit_for_grammars_refuses_them(
     ]:
         grammars = Grammars(tmp_path / file, vocabulary, ends)
         with pytest.raises(GrammarError, match=said):
-            grammars.compile(Grammar("regex", "a")).matcher()
+            grammars.matcher(grammars.compile(Grammar("regex", "a")))
         grammars.close()

@@ -24,8 +24,8 @@ def test_a_grammar_that_takes_too_long_is_refused_and_keeps_no_other_waiting(
     behind = compiled.compile(Grammar("regex", "abc"))  # has its own time from when it begins
     for each in late:
         with pytest.raises(GrammarError, match="takes more than 1 s to compile; simplify it"):
-            each.matcher()
-    assert behind.matcher().allowed()[tokenizer().encode("a").ids[0]]
+            compiled.matcher(each)
+    assert compiled.matcher(behind).allowed()[tokenizer().encode("a").ids[0]]
 
 
 def test_a_grammar_that_failed_for_want_of_something_is_tried_again_and_a_wrong_one_is_not(
@@ -36,16 +36,16 @@ def test_a_grammar_that_failed_for_want_of_something_is_tried_again_and_a_wrong_
 
     wrong, right = Grammar("regex", "wrong("), Grammar("regex", "right")
     with pytest.raises(GrammarError, match="mend or simplify it") as refused:
-        compiled.compile(wrong).matcher()
+        compiled.matcher(compiled.compile(wrong))
     with monkeypatch.context() as patch:
         patch.setattr(GrammarTrial, "check", check)
         with pytest.raises(GrammarError, match=r"compiled just now \(no process is to be had\); try again"):
-            compiled.compile(right).matcher()
+            compiled.matcher(compiled.compile(right))
         assert not compiled.has(right)
         with pytest.raises(GrammarError) as again:
-            compiled.compile(wrong).matcher()
+            compiled.matcher(compiled.compile(wrong))
     assert str(again.value) == str(refused.value)
-    assert compiled.compile(right).matcher().allowed().any()
+    assert compiled.matcher(compiled.compile(right)).allowed().any()
     assert compiled.has(right)
 
 
@@ -58,10 +58,10 @@ def test_a_slow_grammar_keeps_no_quick_one_waiting(
         patch.setattr(module, "QUICK_SECONDS", 0.001)
         slow = compiled.compile(Grammar("json_schema", '{"type": "integer", "multipleOf": 99991}'))
         compiled._quick.thread.submit(lambda: None).result()  # that one was too slow by now
-    assert compiled.compile(Grammar("regex", "abcd")).matcher().allowed().any()
-    assert not slow.future.done()
+    assert compiled.matcher(compiled.compile(Grammar("regex", "abcd"))).allowed().any()
+    assert not slow.done()
     others.set()
-    assert slow.matcher().allowed().any()
+    assert compiled.matcher(slow).allowed().any()
 
 
 def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_blocks_are_free_or_in_one_table_whatever_sequences_grow_and_shrink(
         held = [block for each in tables for block in each]
         assert len(held) == len(set(held)) == ledger.num_used
         assert ledger.num_used + ledger.num_available == SIZE
-        assert all(ledger.references(block) == 1 for block in held)
+        assert all(ledger.references[block] == 1 for block in held)
         ledger.check(tables)
 
 
@@ -73,7 +73,7 @@ def test_a_cached_block_is_idle_between_its_holders_and_gone_once_its_place_is_n
     first, second = table
     ledger.release([second])
     ledger.release([first])
-    assert (ledger.num_used, ledger.num_available, ledger.num_cached) == (0, 3, 2)
+    assert (ledger.num_used, ledger.num_available, sum(map(ledger.is_cached, ledger.blocks))) == (0, 3, 2)
     with pytest.raises(OutOfBlocks):
         ledger.take(4)
     assert ledger.find(KEYS) == [first, second]
@@ -92,7 +92,8 @@ def test_a_block_that_another_published_before_takes_the_place_of_an_equal_one()
     ledger.publish(KEYS[:1], one, 0)
     ledger.publish(KEYS[:2], other, 0)
     assert other[0] == one[0]
-    assert (ledger.references(one[0]), ledger.num_used, ledger.num_cached) == (2, 3, 2)
+    assert (ledger.references[one[0]], ledger.num_used) == (2, 3)
+    assert sum(map(ledger.is_cached, ledger.blocks)) == 2
     ledger.check([one, other])
 
 

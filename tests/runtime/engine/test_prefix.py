@@ -179,7 +179,7 @@ def test_idle_tiles_are_given_up_longest_idle_first_and_the_deepest_of_a_prompt_
     scheduler = simulation.scheduler
     served(simulation, ask("old", 193, tenant="old"))
     served(simulation, ask("new", 193, tenant="new"))
-    assert scheduler.ledger.num_cached == 2 * 12
+    assert sum(map(scheduler.ledger.is_cached, scheduler.ledger.blocks)) == 2 * 12
     served(simulation, ask("short", 80, tenant="short"))  # needs six blocks, two are free
     assert scheduler.ledger.evictions == PROMPT_TILE
     keys = {tenant: block_keys(tenant, BASE[:193]) for tenant in ("old", "new")}
@@ -193,7 +193,7 @@ def test_nothing_is_given_up_for_a_table_that_cannot_be_had() -> None:
     ledger = simulation.scheduler.ledger
     with pytest.raises(OutOfBlocks):
         ledger.extend([], 17 * BLOCK_SIZE)
-    assert ledger.num_cached == 12
+    assert sum(map(ledger.is_cached, ledger.blocks)) == 12
 
 
 def test_a_prompt_whose_prefix_is_cached_starts_where_its_whole_would_not_fit() -> None:

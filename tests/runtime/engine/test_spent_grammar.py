@@ -109,9 +109,9 @@ def test_an_answer_that_is_too_much_by_itself_fails_at_the_same_token_with_any_d
 def test_a_spent_grammar_is_compiled_anew_for_those_to_come(model: ModelRunner, few_states: Grammars) -> None:
     server = engine(model, few_states, drafts=False)
     run(server, [ask(number) for number in range(4)])
-    spent = few_states.compile(COSTLY).future
+    spent = few_states.compile(COSTLY)
     run(server, [ask(number) for number in range(4, 9)])
-    assert few_states.compile(COSTLY).future is not spent
+    assert few_states.compile(COSTLY) is not spent
 
 
 def test_an_answer_may_leave_while_its_grammar_is_compiled_again(

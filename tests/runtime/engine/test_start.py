@@ -15,9 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from turbo_dev.fitting import write
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.heads import Heads, Target
-from turbo_runtime.engine.startup import builder
+from turbo_runtime.engine.startup import builder, invariance_check
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, size_cache, start_engine
-from turbo_runtime.engine.startup.invariance_check import LIMIT_SECONDS, ArithmeticReport
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import DraftStats
 from turbo_runtime.model_files.inspector import inspect_model
@@ -184,21 +183,29 @@ def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
 def test_the_whole_check_has_20_seconds(config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, late, limits = time.monotonic, 0.0, list[float]()
 
-    def check(model: ModelRunner, tokens: int, limit_seconds: float = LIMIT_SECONDS) -> ArithmeticReport:
+    def check(model: ModelRunner, deadline: float) -> None:
         nonlocal late
-        limits.append(limit_seconds)
+        limits.append(deadline - time.monotonic())
         late += 17.0
-        return ArithmeticReport("bitwise")
 
-    def bulk(model: ModelRunner, report: ArithmeticReport, tokens: int, limit: float) -> ArithmeticReport:
+    def bulk(model: ModelRunner, tokens: int, limit: float) -> dict[str, str]:
         limits.append(limit)
-        return report
+        return {}
 
     monkeypatch.setattr(time, "monotonic", lambda: clock() + late)
-    monkeypatch.setattr(builder, "check_batch_invariance", check)
-    monkeypatch.setattr(builder, "adopt_bulk", bulk)
+    proven = {
+        "_group_products": [],
+        "_check_row_wise": None,
+        "find_invariant_row_counts": (1,),
+        "are_tiles_invariant": True,
+        "are_tiles_rows": False,
+    }
+    for name, outcome in proven.items():
+        monkeypatch.setattr(invariance_check, name, lambda *_, outcome=outcome: outcome)
+    monkeypatch.setattr(invariance_check, "_check_model", check)
+    monkeypatch.setattr(invariance_check, "adopt_bulk", bulk)
     start_engine(config, time.monotonic())
-    assert limits[0] == 20
+    assert 17 < limits[0] <= 20
     assert 0 < limits[1] <= 3
 
 
@@ -221,9 +228,11 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     ],
 )
 def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_faster(
-    vendor: str, flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    vendor: str, flags: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags} sse\n\n"
-    monkeypatch.setattr(builder, "cpu_info", lambda: info + info.replace("0", "1", 1))
+    file = tmp_path / "cpuinfo"
+    file.write_text(info + info.replace("0", "1", 1))
+    monkeypatch.setattr(builder, "CPU_INFO", file)
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32

@@ -19,13 +19,7 @@ from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import (
-    BULK_LIMIT_SECONDS,
-    LIMIT_SECONDS,
-    adopt_bulk,
-    check_batch_invariance,
-    probe_tokens,
-)
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
@@ -45,6 +39,7 @@ BENCHMARK_SECONDS = 2.0  # of all passes
 REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
 ROWS = 8  # of the second point
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def start_engine(
@@ -62,8 +57,6 @@ def start_engine(
     model = ModelRunner(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
     report = check_batch_invariance(model, config.max_num_batched_tokens)
-    rest_seconds = min(BULK_LIMIT_SECONDS, loaded + LIMIT_SECONDS - time.monotonic())
-    report = adopt_bulk(model, report, config.max_num_batched_tokens, rest_seconds)
     checked = time.monotonic()
     ledger = BlockPool(blocks)
     steps = measure_steps(model, ledger, config)
@@ -98,15 +91,8 @@ def start_engine(
     grammars = None
     if tokenizer:
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
-    engine = Engine(
-        model,
-        scheduler,
-        Proposer(ActiveDrafts(config.speculation)),
-        grammars,
-        GoodputController(steps, padded_rows),
-        config.audit_fraction,
-        report.guarantee,
-    )
+    drafters, control = Proposer(ActiveDrafts(config.speculation)), GoodputController(steps, padded_rows)
+    engine = Engine(model, scheduler, drafters, grammars, control, config.audit_fraction, report.guarantee)
     if config.draft_config:
         target = Target(digest, model.decoder.embedding, model.decoder.output_rows)
         loader = DraftLoader(target, engine.noise, config.speculation)
@@ -132,7 +118,8 @@ def measure_steps(
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     share = limit_seconds / 3  # of each point
     try:
-        model.pool.clear(blocks)
+        slots = torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)
+        model.pool.clear(slots.ravel().to(model.device))
         points = [_measure(model, blocks, share, rows, 1, context) for rows in sorted({1, several})]
         tokens = min(COUNTS[-1], chunk)  # doubled while there is time for three passes over the double
         while tokens < chunk and 3 * 2 * _time_pass(model, blocks, 1, tokens, 0) < share:
@@ -188,7 +175,7 @@ def choose_device(requested: str) -> torch.device:
 def choose_dtype(requested: DType, device: torch.device) -> torch.dtype:
     """Choose the type of weights; `auto` is bfloat16 where the hardware multiplies it faster than float32."""
     if requested == "auto":
-        fast = device.type == "cuda" or is_bfloat16_fast(cpu_info())
+        fast = device.type == "cuda" or is_bfloat16_fast(CPU_INFO.read_text())
         return torch.bfloat16 if fast else torch.float32
     return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
@@ -202,14 +189,6 @@ def is_bfloat16_fast(info: str) -> bool:
     facts = {name.strip(): value.strip() for name, _, value in lines}
     flags = facts.get("flags", "").split()
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
-
-
-def cpu_info() -> str:
-    """Read /proc/cpuinfo; empty if there is none."""
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
 
 
 def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import pairwise
 from math import inf
 
@@ -98,6 +98,9 @@ def check_batch_invariance(
                 raise NotProvenError("attention in a prompt depends on how the prompt is cut")
             model.rule = Rule(row_counts=row_counts, uniform=are_tiles_rows(model.pool, optional_deadline))
             _check_model(model, deadline)
+            forms |= adopt_bulk(
+                model, max_num_batched_tokens, min(BULK_LIMIT_SECONDS, deadline - time.monotonic())
+            )
     except NotProvenError as outcome:
         log.info("guarantee law: %s", outcome)
         set_free(model)
@@ -178,7 +181,8 @@ def _holds(
 def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: float) -> None:
     """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
     counts = sorted({padded_rows(rows) for rows in range(1, max_num_batched_tokens + 1)})
-    for operation in model.decoder.row_wise():
+    kinds = {(operation.name, operation.width): operation for operation in model.decoder.row_wise()}
+    for operation in kinds.values():
         row = torch.randn(1, operation.width, generator=torch.Generator().manual_seed(0))
         if not is_batch_invariant(operation.apply, row.to(model.pool.dtype), counts, deadline):
             raise NotProvenError(
@@ -218,36 +222,30 @@ def _require_equal(logits: Tensor, expected: Tensor) -> None:
         raise NotProvenError("the model's logits depend on the number of rows")
 
 
-def adopt_bulk(
-    model: ModelRunner,
-    report: ArithmeticReport,
-    max_num_batched_tokens: int,
-    limit_seconds: float = BULK_LIMIT_SECONDS,
-) -> ArithmeticReport:
-    """Use full pieces of hundreds of rows where they hold; the report with the kernels in use then."""
-    if report.guarantee != "bitwise" or max_num_batched_tokens < BULK[0]:
-        return report
+@torch.inference_mode()
+def adopt_bulk(model: ModelRunner, max_num_batched_tokens: int, limit_seconds: float) -> dict[str, str]:
+    """Use full pieces of hundreds of rows where they hold; the products that do, and their new kernels."""
+    if max_num_batched_tokens < BULK[0]:
+        return {}
     deadline = time.monotonic() + limit_seconds
-    proven: list[tuple[BatchInvariantLinear, MatmulKernel]] = []
-    forms = dict(report.forms)
+    before = [(product, product.form) for product in model.decoder.products()]
+    forms: dict[str, str] = {}
     try:
-        with torch.inference_mode():
-            for name, products in _group_products(model):
-                kernel, counts = products[0].form, products[0].form.counts or (0,)
-                # logits of hundreds of rows are rare, and the check of so large a product takes long
-                tried = products[0].shape[0] < model.vocabulary and counts[-1] == COUNTS[-1]
-                if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
-                    proven += [(product, product.form) for product in products]
-                    forms[name] = kernel.in_bulk().name
-            for product, kernel in proven:
-                product.use(kernel.in_bulk())
-            _check_bulk_model(model, deadline)
+        for name, products in _group_products(model):
+            kernel, counts = products[0].form, products[0].form.counts or (0,)
+            # logits of hundreds of rows are rare, and the check of so large a product takes long
+            tried = products[0].shape[0] < model.vocabulary and counts[-1] == COUNTS[-1]
+            if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
+                forms[name] = kernel.in_bulk().name
+                for product in products:
+                    product.use(kernel.in_bulk())
+        _check_bulk_model(model, deadline)
     except NotProvenError as outcome:
         log.info("prompts are computed in pieces of %d rows: %s", COUNTS[-1], outcome)
-        for product, kernel in proven:
+        for product, kernel in before:
             product.use(kernel)
-        return report
-    return replace(report, forms=forms)
+        return {}
+    return forms
 
 
 def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
@@ -275,21 +273,16 @@ def find_invariant_row_counts(
     that are not tried by `optional_deadline`.
     """
     lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
-    probes: list[tuple[_Probe, Tensor]] = []
-    for length in lengths:
-        probe = _Probe(pool, length)
-        probes.append((probe, probe.rows(1, max(ROW_COUNTS) + 1)))  # more than one item at every count
+    probes = [_Probe(pool, length) for length in lengths]
+    for probe in probes:
         require_time(deadline)
-        if not probe.is_invariant(1, probes[-1][1]):
+        if not probe.is_invariant(1):
             return ()
     return 1, *(
         rows
         for rows in ROW_COUNTS
         if rows > 1
-        and all(
-            time.monotonic() <= optional_deadline and probe.is_invariant(rows, alone)
-            for probe, alone in probes
-        )
+        and all(time.monotonic() <= optional_deadline and probe.is_invariant(rows) for probe in probes)
     )
 
 
@@ -332,10 +325,15 @@ class _Probe:
         self._length = length
         self._table = list(range(FIRST_BLOCK, blocks))
 
-    def is_invariant(self, rows_each: int, alone: Tensor) -> bool:
-        """Whether the last rows, `rows_each` an item, equal `alone` (KV heads, rows * group, width)."""
+    @cached_property
+    def alone(self) -> Tensor:
+        """(KV heads, rows * group, width) of the last rows, one an item: more than an item of any count."""
+        return self.rows(1, max(ROW_COUNTS) + 1)
+
+    def is_invariant(self, rows_each: int) -> bool:
+        """Whether the last rows, `rows_each` an item, equal those `alone`."""
         group, step = self._pool.group, padded_queries(rows_each, 1)
-        expected = alone[:, -(rows_each + 1) * group :]
+        expected = self.alone[:, -(rows_each + 1) * group :]
         return all(
             torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
         ) and all(

@@ -82,7 +82,7 @@ class AttentionMetadata:
         """Write zeros to the slots of spans with a token that is not `finite` (tokens,); return them."""
         span = np.repeat(np.arange(len(self._count)), self._count)
         broken = np.unique(span[~finite.cpu().numpy()])
-        self._pool.clear_slots(self._slots[self._pool.tensor(np.isin(span, broken))])
+        self._pool.clear(self._slots[self._pool.tensor(np.isin(span, broken))])
         return frozenset(broken.tolist())
 
 

@@ -57,15 +57,13 @@ class KVPool:
 
         def allocate(width: int) -> list[Tensor]:
             # zeros: a masked slot is still multiplied by 0 and must never hold a NaN (`ModelRunner.forward`)
-            options: dict[str, Any] = {"dtype": dtype, "device": device}
-            return [torch.zeros(shape.kv_heads, slots, width, **options) for _ in range(layers)]
+            size = (shape.kv_heads, slots, width)
+            return [torch.zeros(size, dtype=dtype, device=device) for _ in range(layers)]
 
         self.keys = allocate(shape.key_width)
-        if shape.latent:
-            self.values = [keys[..., : shape.value_width] for keys in self.keys]
-        else:
-            self.values = allocate(shape.value_width)
-        self._stored = self.keys if shape.latent else [*self.keys, *self.values]
+        own_values = [] if shape.latent else allocate(shape.value_width)
+        self.values = own_values or [keys[..., : shape.value_width] for keys in self.keys]
+        self._stored = self.keys + own_values
         self.shape = shape
         self.kv_heads, self.group = shape.kv_heads, shape.group
         self.key_width, self.value_width = shape.key_width, shape.value_width
@@ -90,14 +88,8 @@ class KVPool:
             return keys, keys[..., : self.value_width]
         return keys, _gather(self.values[layer], blocks)
 
-    def clear(self, blocks: list[int]) -> None:
-        """Write zeros to all slots of these blocks, which also makes the system commit the memory."""
-        indices = torch.tensor(blocks, device=self.device)
-        for tensor in self._stored:
-            tensor.view(self.kv_heads, -1, BLOCK_SIZE * tensor.shape[2]).index_fill_(1, indices, 0)
-
-    def clear_slots(self, slots: Tensor) -> None:
-        """Write zeros to these slots of all layers."""
+    def clear(self, slots: Tensor) -> None:
+        """Write zeros to these slots of all layers, which also makes the system commit the memory."""
         for tensor in self._stored:
             tensor.index_fill_(1, slots, 0)
 

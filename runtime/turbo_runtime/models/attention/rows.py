@@ -20,6 +20,7 @@ Flash-Decoding) with a fixed order of sums.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.spans import Ints, Items, Spans, padded_queries, ragged
+from turbo_runtime.models.attention.spans import Ints, Spans, padded_queries, ragged
 
 # Query rows of one item: one, or one and its drafts; few shapes, all checked at start.
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)
@@ -52,13 +53,9 @@ class RowAttention:
         in_place = alone and item_rows <= step_rows * group
         order = np.argsort(_tiles(pieces), kind="stable")  # equal lengths together
         ordered = pieces.select(order)
-        self._groups: list[FusedItems | SplitKVItems] = []
-        for part in _parts(pool, ordered, alike=fused):
-            items = Items.build(ordered.select(part), rows_each, group)
-            self._groups.append(
-                FusedItems(pool, items, in_place=in_place) if fused else SplitKVItems(pool, items)
-            )
-        self.padded = len(order) * item_rows  # rows of what `attend` returns
+        build = partial(FusedItems, in_place=in_place) if fused else SplitKVItems
+        groups = [ordered.select(part) for part in _parts(pool, ordered, alike=fused)]
+        self._groups = [build(pool, items, *items.item_rows(rows_each, group)) for items in groups]
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         first = np.repeat(place, pieces.count) * item_rows + ragged(pieces.count) * group
@@ -113,20 +110,19 @@ def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
 class FusedItems:
     """Items in one call of the fused kernel."""
 
-    def __init__(self, pool: KVPool, items: Items, *, in_place: bool = False) -> None:
+    def __init__(self, pool: KVPool, items: Spans, queries: Ints, positions: Ints, *, in_place: bool) -> None:
         """`in_place`: the only item is all of the step, so its queries come first and padding follows."""
         self._pool = pool
-        number, keys = len(items.queries), -(-int(items.spans.end[0]) // PROMPT_TILE) * PROMPT_TILE
-        blocks = items.spans.block_at(
-            np.arange(number)[:, None], np.arange(keys // BLOCK_SIZE), pool.scratch
-        ).ravel()
+        number, keys = len(queries), int(_tiles(items)[0]) * PROMPT_TILE
+        logical = np.arange(keys // BLOCK_SIZE)
+        blocks = items.block_at(np.arange(number)[:, None], logical, pool.scratch).ravel()
         in_a_row = _in_a_row(blocks, pool) if in_place else None
         self._items = number
         self._blocks = pool.tensor(blocks) if in_a_row is None else in_a_row
-        self._queries = slice(items.queries.size) if in_place else pool.tensor(items.queries.ravel())
+        self._queries = slice(queries.size) if in_place else pool.tensor(queries.ravel())
         # (items, rows, keys); all that can come after a row lies in its own tile
-        self._mask = torch.zeros(*items.queries.shape, keys, dtype=pool.dtype, device=pool.device)
-        later = np.arange(keys - PROMPT_TILE, keys) > items.positions[:, :, None]
+        self._mask = torch.zeros(*queries.shape, keys, dtype=pool.dtype, device=pool.device)
+        later = np.arange(keys - PROMPT_TILE, keys) > positions[:, :, None]
         self._mask[..., -PROMPT_TILE:].masked_fill_(pool.tensor(later), float("-inf"))
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
@@ -148,10 +144,9 @@ class FusedItems:
 
 
 def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:
-    """The slots of the only sequence's blocks if they are contiguous and need no gathering.
-
-    Beyond its table the slice reads other sequences' slots. The mask hides them like the scratch block, since
-    they are finite: other sequences in the step might have just written NaN, but there are none.
+    """The slots of the only sequence's blocks if they are contiguous and need no gathering. Beyond its table
+    the slice reads other sequences' slots. The mask hides them like the scratch block, since they are finite:
+    other sequences in the step might have just written NaN, but there are none.
     """
     begin, count = int(blocks[0]), len(blocks)
     own = blocks[blocks != pool.scratch]
@@ -163,25 +158,25 @@ def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:
 class SplitKVItems:
     """Items in batched products over chunks of their keys."""
 
-    def __init__(self, pool: KVPool, items: Items) -> None:
+    def __init__(self, pool: KVPool, items: Spans, queries: Ints, positions: Ints) -> None:
         self._pool = pool
-        chunks = -(-items.spans.end // KEY_CHUNK)
-        self._items, self._rows = items.queries.shape
+        chunks = -(-items.end // KEY_CHUNK)
+        self._items, self._rows = queries.shape
         self._max_chunks = int(chunks.max())  # chunks of an item
         item, chunk = np.repeat(np.arange(self._items), chunks), ragged(chunks)
         self._uniform = len(item) == self._items * self._max_chunks
         self._place = pool.tensor(item * self._max_chunks + chunk)  # were all items of one length
         self._item = pool.tensor(item)
-        self._queries = pool.tensor(items.queries[item].ravel())
+        self._queries = pool.tensor(queries[item].ravel())
         per_chunk = KEY_CHUNK // BLOCK_SIZE
         logical = chunk[:, None] * per_chunk + np.arange(per_chunk)
-        self._blocks = pool.tensor(items.spans.block_at(item[:, None], logical, pool.scratch).ravel())
+        self._blocks = pool.tensor(items.block_at(item[:, None], logical, pool.scratch).ravel())
         # only an item's last keys, of a chunk or two, come after a query
-        tail = np.flatnonzero((chunk + 1) * KEY_CHUNK - 1 > items.spans.start[item])
+        tail = np.flatnonzero((chunk + 1) * KEY_CHUNK - 1 > items.start[item])
         self._tail = pool.tensor(tail)
         key = chunk[tail, None] * KEY_CHUNK + np.arange(KEY_CHUNK)
         # (tail, rows, KEY_CHUNK)
-        self._hidden = pool.tensor(key[:, None, :] > items.positions[item[tail]][:, :, None])
+        self._hidden = pool.tensor(key[:, None, :] > positions[item[tail]][:, :, None])
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the step -> (KV heads, items * rows, value width)."""

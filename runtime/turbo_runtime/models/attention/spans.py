@@ -38,16 +38,11 @@ class Spans:
     @classmethod
     def join(cls, spans: list[Span]) -> Spans:
         """Lay the spans out one after the other in the flat batch."""
-        count = _array([span.count for span in spans])
-        lengths = _array([len(span.table) for span in spans])
-        return cls(
-            start=_array([span.start for span in spans]),
-            count=count,
-            row=np.cumsum(count) - count,
-            table=np.cumsum(lengths) - lengths,
-            table_length=lengths,
-            blocks=np.fromiter(chain.from_iterable(span.table for span in spans), np.int64, lengths.sum()),
-        )
+        start = np.array([span.start for span in spans], np.int64)
+        count = np.array([span.count for span in spans], np.int64)
+        length = np.array([len(span.table) for span in spans], np.int64)
+        blocks = np.fromiter(chain.from_iterable(span.table for span in spans), np.int64, length.sum())
+        return cls(start, count, np.cumsum(count) - count, np.cumsum(length) - length, length, blocks)
 
     @property
     def end(self) -> Ints:
@@ -75,19 +70,21 @@ class Spans:
 
     def _cut(self, index: Any, start: Ints, end: Ints) -> Spans:
         """The positions from `start` to before `end` of the spans at `index`."""
-        return Spans(
-            start=start,
-            count=end - start,
-            row=self.row[index] + start - self.start[index],
-            table=self.table[index],
-            table_length=self.table_length[index],
-            blocks=self.blocks,
-        )
+        row = self.row[index] + start - self.start[index]
+        return Spans(start, end - start, row, self.table[index], self.table_length[index], self.blocks)
 
     def block_at(self, span: Ints, logical: Ints, scratch: int) -> Ints:
         """The physical block of each span's logical one; `scratch` beyond the end of its table."""
         inside = logical < self.table_length[span]
         return np.where(inside, self.blocks[np.where(inside, self.table[span] + logical, 0)], scratch)
+
+    def item_rows(self, rows_each: int, group: int) -> tuple[Ints, Ints]:
+        """(items, rows): where each row of the spans, of at most `rows_each` tokens, stands among the step's
+        queries, `group` a KV head, and its position. Rows beyond an item's own repeat its last one.
+        """
+        query = np.minimum(np.arange(padded_queries(rows_each, group)), rows_each * group - 1)
+        token = np.minimum(query // group, self.count[:, None] - 1)
+        return (self.row[:, None] + token) * group + query % group, self.start[:, None] + token
 
     def positions(self) -> Ints:
         """The position of every token."""
@@ -111,29 +108,6 @@ def ragged(counts: Ints) -> Ints:
     """0, 1, ... up to before each count, one run after the other."""
     ends = np.cumsum(counts)
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def _array(values: list[int]) -> Ints:
-    return np.array(values, dtype=np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class Items:
-    """Consecutive positions of one sequence each, which attend together; all items have as many rows.
-
-    Rows beyond an item's own repeat its last one.
-    """
-
-    spans: Spans  # each of at most so many tokens
-    queries: Ints  # (items, rows): where each stands among the step's queries
-    positions: Ints  # (items, rows)
-
-    @classmethod
-    def build(cls, spans: Spans, rows_each: int, group: int) -> Items:
-        """Build items of spans of at most `rows_each` tokens, with `group` queries a KV head."""
-        query = np.minimum(np.arange(padded_queries(rows_each, group)), rows_each * group - 1)
-        token = np.minimum(query // group, spans.count[:, None] - 1)
-        return cls(spans, (spans.row[:, None] + token) * group + query % group, spans.start[:, None] + token)
 
 
 def padded_queries(rows_each: int, group: int) -> int:

@@ -7,7 +7,7 @@ Unneeded rows hold some other row of the step; no product mixes rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,15 +21,11 @@ from turbo_runtime.models.attention.spans import Ints, Spans
 
 
 class _Tile(NamedTuple):
-    """Positions `first` to before `end`, computed in one call against all keys before `end`."""
+    """The last `rows` of the first `keys` positions, computed in one call against all of these."""
 
-    first: int
-    end: int
+    rows: int
+    keys: int
     place: int  # of its first row in the output of `attend`, in tokens
-
-    @property
-    def rows(self) -> int:
-        return self.end - self.first
 
 
 class TileAttention:
@@ -46,11 +42,13 @@ class TileAttention:
             span = spans.select(slice(index, index + 1))
             start, end, row = int(span.start[0]), int(span.end[0]), int(span.row[0])
             size = PROMPT_TILE if aligned or pool.device.type == "cpu" else end - start
-            tiles = list(_tiles(start, end, place, size, aligned=aligned))
-            position = np.arange(tiles[0].first, tiles[-1].end)
+            begin, stop = (start // size * size, -(-end // size) * size) if aligned else (start, end)
+            cuts = [*range(begin, stop, size), stop]
+            tiles = [_Tile(after - first, after, place + first - begin) for first, after in pairwise(cuts)]
+            position = np.arange(begin, stop)
             queries.append(np.clip(position, start, end - 1) - start + row)
-            output_rows.append(place + np.arange(start, end) - tiles[0].first)
-            logical = np.arange(blocks_for(tiles[-1].end))
+            output_rows.append(place + np.arange(start, end) - begin)
+            logical = np.arange(blocks_for(stop))
             blocks = span.block_at(np.zeros_like(logical), logical, pool.scratch)
             self._sources.append((pool.tensor(blocks), tiles))
             place += len(position)
@@ -61,7 +59,7 @@ class TileAttention:
         # (tokens, group): where each query of a token stands in it
         self.output_rows = np.concatenate(output_rows)[:, None] * pool.group + group
         # by tile rows; of equal ones the tile with most keys comes last
-        max_keys = dict(sorted((tile.rows, tile.end) for _, tiles in self._sources for tile in tiles))
+        max_keys = dict(sorted((tile.rows, tile.keys) for _, tiles in self._sources for tile in tiles))
         self._masks = {rows: causal_tail(rows, keys, pool) for rows, keys in max_keys.items()}
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
@@ -75,20 +73,12 @@ class TileAttention:
                 values = keys  # the fastest kernel needs values as wide as keys; the values lead the keys
             for tile in tiles:
                 here = slice(tile.place * pool.group, (tile.place + tile.rows) * pool.group)
+                key, value = keys[None, :, : tile.keys], values[None, :, : tile.keys]
+                mask = self._masks[tile.rows][:, -tile.keys :]
                 out[:, :, here] = F.scaled_dot_product_attention(
-                    query[:, :, here],
-                    keys[None, :, : tile.end],
-                    values[None, :, : tile.end],
-                    attn_mask=self._masks[tile.rows][:, -tile.end :],
-                    scale=scaling,
+                    query[:, :, here], key, value, attn_mask=mask, scale=scaling
                 )[..., : pool.value_width]
         return out[0]
-
-
-def _tiles(start: int, end: int, place: int, size: int, *, aligned: bool) -> Iterator[_Tile]:
-    begin = start // size * size if aligned else start
-    for first in range(begin, end, size):
-        yield _Tile(first, first + size if aligned else min(first + size, end), place + first - begin)
 
 
 def causal_tail(rows: int, keys: int, pool: KVPool) -> Tensor:

@@ -6,7 +6,7 @@ experts. All of that comes from the modules that transformers built, as does eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,15 @@ from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.spans import Ints, ragged
 from turbo_runtime.models.layers.primitives import (
     Affine,
+    Decoder,
     GatedMLP,
     HeadNorm,
+    Hidden,
     Layer,
     RMSNorm,
     Rope,
     Rotation,
     RowWise,
-    Tap,
     fused,
 )
 from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct, padded_rows
@@ -106,13 +107,9 @@ class LatentAttention(Layer):
         query, query_rope = query.tensor_split((heads * self.nope,), 1)
         rotated = rotation(torch.cat([query_rope, key_rope], 1).view(rows, heads + 1, self.rope))
         absorbed = self.absorb(query).view(rows, heads, self.rank)
-        outputs = step.attend(
-            self.layer,
-            torch.cat([absorbed, rotated[:, :heads]], 2),
-            torch.cat([self.latent_norm(latent)[:, None], rotated[:, heads:]], 2),
-            None,
-            self.scaling,
-        )
+        queries = torch.cat([absorbed, rotated[:, :heads]], 2)
+        cached = torch.cat([self.latent_norm(latent)[:, None], rotated[:, heads:]], 2)
+        outputs = step.attend(self.layer, queries, cached, None, self.scaling)
         return self.output(self.expand(outputs.flatten(1)))
 
     def _query_order(self, interleaved: bool) -> Tensor:
@@ -130,10 +127,8 @@ def _rope_order(width: int, interleaved: bool) -> Tensor:
 
 class Router(Layer):
     """The routers of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) and DeepSeek-V2 (arXiv 2405.04434, section
-    2.2): the best experts of the best groups.
-
-    V3 scores by a sigmoid, corrects the scores for the choice alone and ranks a group by its best two; V2
-    scores by a softmax and ranks a group by its best.
+    2.2): the best experts of the best groups. V3 scores by a sigmoid, corrects the scores for the choice
+    alone and ranks a group by its best two; V2 scores by a softmax and ranks a group by its best.
     """
 
     def __init__(self, module: Any) -> None:
@@ -145,10 +140,7 @@ class Router(Layer):
         self.num_top_groups = int(module.topk_group) if grouped else 1
         self.normalized = self.correction is not None and bool(module.norm_topk_prob)
         self.scale = float(module.routed_scaling_factor)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield itself."""
-        yield RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
+        self.checked = RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, width) -> weights (rows, experts each) float32, best first, and the experts' numbers."""
@@ -173,10 +165,8 @@ class Router(Layer):
 
 
 class Experts(Layer):
-    """Routed experts, and shared ones that see every row.
-
-    An expert's rows are padded like a step's, and a row adds up its experts in its own order, best first:
-    no sum depends on the batch.
+    """Routed experts, and shared ones that see every row. An expert's rows are padded like a step's, and a
+    row adds up its experts in its own order, best first: no sum depends on the batch.
     """
 
     def __init__(self, module: Any) -> None:
@@ -210,10 +200,8 @@ class Experts(Layer):
 
 
 def _group_by_expert(experts: Ints) -> tuple[list[int], list[int], Ints, Ints]:
-    """Order the entries of `experts` (rows, each) by expert, with each one's rows padded.
-
-    Returns the used experts, where each but the last ends, the row at every place, and the place of every
-    entry of `experts`.
+    """Order the entries of `experts` (rows, each) by expert, with each one's rows padded. Returns the used
+    experts, where each but the last ends, the row at every place, and the place of every entry of `experts`.
     """
     flat = experts.ravel()
     order = np.argsort(flat, kind="stable")
@@ -248,7 +236,7 @@ class LeanBlock(Layer):
         return x + (self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed))
 
 
-class LeanDecoder(Layer):
+class LeanDecoder(Decoder):
     """The whole model; takes over each layer's weights and frees the layer."""
 
     def __init__(self, model: PreTrainedModel, max_length: int) -> None:
@@ -263,27 +251,13 @@ class LeanDecoder(Layer):
             body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
 
-    def output_rows(self, ids: Tensor) -> Tensor:
-        """Return rows (n, width) of the LM head for ids (n)."""
-        return self._head.output_rows(ids)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield every other operation that could mix rows, one of a kind."""
-        kinds: dict[tuple[str, int], RowWise] = {}
-        for operation in super().row_wise():
-            kinds.setdefault((operation.name, operation.width), operation)
-        yield from kinds.values()
-
-    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
-        """tokens (rows) -> (rows, width), after the final norm."""
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
+        """tokens (rows) -> (rows, width); and what enters `layers`."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)
+        streams: dict[int, Tensor] = {}
         for layer, block in enumerate(self._blocks):
-            if tap:
-                tap(layer, x)
+            if layer in layers:
+                streams[layer] = x
             x = block(x, rotation, step)
-        return self._norm(x)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, width) -> (rows, vocabulary)."""
-        return self._head(hidden)
+        return self._norm(x), streams

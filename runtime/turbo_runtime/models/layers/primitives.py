@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
-Tap = Callable[[int, Tensor], None]  # gets a layer's number and the residual stream that enters it
+Hidden = tuple[Tensor, dict[int, Tensor]]  # after the final norm; and the residual streams into some layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +24,41 @@ class RowWise:
     apply: Callable[[Tensor], Tensor]
 
 
+Operation = TypeVar("Operation", BatchInvariantLinear, RowWise)
+
+
 class Layer:
     """A part of a model that names its operations to the start-up check, those of its parts included."""
 
     def products(self) -> Iterator[BatchInvariantLinear]:
         """Yield every product with weights."""
-        for part in self._parts():
-            if isinstance(part, BatchInvariantLinear):
-                yield part
-            elif isinstance(part, Layer):
-                yield from part.products()
+        return self._find(BatchInvariantLinear)
 
     def row_wise(self) -> Iterator[RowWise]:
         """Yield every other operation that could mix rows."""
-        for part in self._parts():
-            if isinstance(part, Layer):
-                yield from part.row_wise()
+        return self._find(RowWise)
 
-    def _parts(self) -> Iterator[object]:
+    def _find(self, kind: type[Operation]) -> Iterator[Operation]:
         for value in vars(self).values():
-            yield from value if isinstance(value, list) else (value,)
+            for part in value if isinstance(value, list) else (value,):
+                if isinstance(part, kind):
+                    yield part
+                elif isinstance(part, Layer):
+                    yield from part._find(kind)
+
+
+class Decoder(Layer):
+    """A whole model."""
+
+    _head: BatchInvariantLinear
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, width) -> (rows, vocabulary)."""
+        return self._head(hidden)
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """Return rows (n, width) of the LM head for ids (n)."""
+        return self._head.output_rows(ids)
 
 
 class Affine(NamedTuple):
@@ -79,10 +94,7 @@ class RMSNorm(Layer):
     def __init__(self, module: Any) -> None:
         self.weight: Tensor = module.weight.detach()
         self.epsilon = float(module.variance_epsilon)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield itself."""
-        yield RowWise("RMSNorm", self.weight.shape[0], self)
+        self.checked = RowWise("RMSNorm", self.weight.shape[0], self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., width) -> the same."""
@@ -95,11 +107,10 @@ class HeadNorm(Layer):
     def __init__(self, query: Any, key: Any, heads: int, kv_heads: int) -> None:
         self.epsilon = float(query.variance_epsilon)
         self.weight = torch.cat([query.weight.expand(heads, -1), key.weight.expand(kv_heads, -1)]).detach()
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield itself, over all heads of a row."""
-        shape = self.weight.shape
-        yield RowWise("the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x))
+        shape = self.weight.shape  # all heads of a row
+        self.checked = RowWise(
+            "the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, query and key heads, width)."""
@@ -147,15 +158,12 @@ class GatedMLP(Layer):
     ) -> None:
         """`gate_up` gives both gate and up, side by side."""
         self.gate_up, self.down, self.activation = gate_up, down, activation
+        self.checked = RowWise("the gated activation", gate_up.shape[0], self.gated)
 
     @classmethod
     def from_module(cls, module: Any) -> GatedMLP:
         """Take the weights of a transformers module."""
         return cls(fused(module.gate_proj, module.up_proj), fused(module.down_proj), module.act_fn)
-
-    def row_wise(self) -> Iterator[RowWise]:
-        """Yield the activation."""
-        yield RowWise("the gated activation", self.gate_up.shape[0], self.gated)
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """(rows, 2 * inner) -> (rows, inner)."""

@@ -4,7 +4,7 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention.metadata import AttentionMetadata
-from turbo_runtime.models.layers.primitives import RowWise, Tap
+from turbo_runtime.models.layers.primitives import Decoder, Hidden, RowWise
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
@@ -29,53 +29,38 @@ class RowLinear(nn.Module):
         return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
 
 
-class ModuleDecoder:
+class ModuleDecoder(Decoder):
     """The whole model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Replace the linear layers of `model`, which has `attn_implementation=IMPLEMENTATION`."""
-        self._products = [layer.product for layer in replace_linears(model)]
+        products = [layer.product for layer in replace_linears(model)]
         self._body = model.get_decoder()
-        self._head: RowLinear = model.get_output_embeddings()
+        self._head = model.get_output_embeddings().product
+        self._products = [product for product in products if product is not self._head]
         self.embedding: Tensor = model.get_input_embeddings().weight.detach()
-        self._inner = int(model.config.intermediate_size)
+        inner = int(model.config.intermediate_size)
+        self._norms_and_activations = [
+            RowWise(type(module).__name__, width, module)
+            for name, module in self._body.named_modules()
+            if (width := inner if name.endswith("act_fn") else _width_of(module))
+        ]
 
-    def output_rows(self, ids: Tensor) -> Tensor:
-        """Return rows (n, width) of the LM head for ids (n)."""
-        return self._head.product.output_rows(ids)
-
-    def products(self) -> Iterable[BatchInvariantLinear]:
-        """Every product with weights, the LM head included."""
-        return self._products
-
-    def row_wise(self) -> Iterable[RowWise]:
-        """Norms and activations, one of a kind."""
-        seen: set[tuple[str, int]] = set()
-        for name, module in self._body.named_modules():
-            width = self._inner if name.endswith("act_fn") else _width_of(module)
-            key = (type(module).__name__, width)
-            if width and key not in seen:
-                seen.add(key)
-                yield RowWise(key[0], width, module)
-
-    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
-        """tokens (rows) -> (rows, width), after the final norm."""
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
+        """tokens (rows) -> (rows, width); and what enters `layers`."""
+        streams: dict[int, Tensor] = {}
         with ExitStack() as hooks:
-            if tap:
-                for number, layer in enumerate(self._body.layers):
+            for number in layers:
 
-                    def hook(_: nn.Module, args: Any, kwargs: Any, number: int = number) -> None:
-                        tap(number, (args[0] if args else kwargs["hidden_states"])[0])
+                def hook(_: nn.Module, args: Any, kwargs: Any, number: int = number) -> None:
+                    streams[number] = (args[0] if args else kwargs["hidden_states"])[0]
 
-                    hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            hidden: Tensor = self._body(
+                layer = self._body.layers[number]
+                hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            hidden = self._body(
                 input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
             ).last_hidden_state
-        return hidden[0]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(rows, width) -> (rows, vocabulary)."""
-        return self._head.product(hidden)
+        return hidden[0], streams
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:

@@ -44,10 +44,9 @@ def read_tokenizer(file: Path, vocabulary: int, end_ids: Sequence[int]) -> LLTok
         raise GrammarError("the model has no end-of-sequence token, which a grammar needs")
     try:
         text = file.read_text(encoding="utf-8")
+        return LLTokenizer(text, n_vocab=vocabulary, eos_token=list(end_ids))
     except OSError as error:
         raise GrammarError("the model's tokenizer has no tokenizer.json, which a grammar needs") from error
-    try:
-        return LLTokenizer(text, n_vocab=vocabulary, eos_token=list(end_ids))
     except ValueError as error:
         raise GrammarError(f"the model's tokenizer cannot be used with a grammar: {error}") from error
 
@@ -123,17 +122,13 @@ class GrammarTrial:
     def check(self, grammar: Grammar, seconds: float) -> None:
         """Compile for at most `seconds`. Raises GrammarError if the grammar must not be compiled."""
         with self._lock:
-            stdin = self._running().stdin
-            assert stdin
+            process = self._running()
+            assert process.stdin
+            assert process.stdout
             with suppress(BrokenPipeError):  # it has ended: no line follows
-                stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
-                stdin.flush()
-        process = self._process
-        if process is None:
-            raise GrammarError("the engine ends")
-        assert process.stdout
-        line = process.stdout.readline()
-        if line:
+                process.stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
+                process.stdin.flush()
+        if line := process.stdout.readline():
             if error := json.loads(line):
                 raise GrammarError(error)
             return
@@ -170,14 +165,9 @@ class GrammarTrial:
 
     def _drop(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe:
-                with suppress(BrokenPipeError):  # of what it did not read
-                    pipe.close()
+        if process:
+            with suppress(BrokenPipeError), process:  # of what it did not read
+                process.kill()
 
 
 def main(file: str, vocabulary: int, end_ids: Sequence[int], max_bytes: int) -> None:

@@ -11,7 +11,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -90,25 +89,6 @@ class GrammarMatcher:
         return list(self._matcher.compute_ff_tokens())
 
 
-@dataclass(frozen=True, slots=True)
-class Compiling:
-    """A grammar on its way to a matcher."""
-
-    grammars: Grammars
-    future: Future[LLMatcher]
-
-    def matcher(self) -> GrammarMatcher:
-        """Build a matcher at the beginning of the grammar; waits until compiled. Raises GrammarError."""
-        try:
-            compiled = self.future.result()
-        except GrammarError:
-            raise
-        except Exception as error:  # no fault of the grammar: out of memory, processes or files
-            log.exception("a grammar was not compiled")
-            raise GrammarError(f"the grammar could not be compiled just now ({error}); try again") from error
-        return GrammarMatcher(compiled.deep_copy(), self.grammars.vocabulary, self.grammars.end_ids)
-
-
 class Grammars:
     """Compiles grammars for one tokenizer, and caches the latest."""
 
@@ -121,7 +101,7 @@ class Grammars:
         self._quick, self._slow = (GrammarTrial(tokenizer_file, vocabulary, self.end_ids) for _ in range(2))
         self._cache: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
 
-    def compile(self, grammar: Grammar) -> Compiling:
+    def compile(self, grammar: Grammar) -> Future[LLMatcher]:
         """Begin to compile, or use the cache. Raises GrammarError for a text that is too long."""
         if len(grammar.text) > MAX_CHARACTERS:
             raise GrammarError(
@@ -133,7 +113,18 @@ class Grammars:
         self._cache[grammar] = future
         if len(self._cache) > _MAX_CACHED:
             self._cache.popitem(last=False)
-        return Compiling(self, future)
+        return future
+
+    def matcher(self, compiling: Future[LLMatcher]) -> GrammarMatcher:
+        """Build a matcher at the beginning of a grammar; waits until compiled. Raises GrammarError."""
+        try:
+            compiled = compiling.result()
+        except GrammarError:
+            raise
+        except Exception as error:  # no fault of the grammar: out of memory, processes or files
+            log.exception("a grammar was not compiled")
+            raise GrammarError(f"the grammar could not be compiled just now ({error}); try again") from error
+        return GrammarMatcher(compiled.deep_copy(), self.vocabulary, self.end_ids)
 
     def compile_alone(self, grammar: Grammar) -> Future[LLMatcher]:
         """Compile again for one answer; the cached one has spent its limits and is dropped."""
