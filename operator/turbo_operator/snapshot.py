@@ -42,7 +42,9 @@ class Accelerator:
     price_source: str | None = None
     provisioning: Provisioning = Provisioning.FIXED
     most: int | None = None  # Elastic: accelerators that the cluster may grow to; None is no bound
-    efficiency: Mapping[str, float] = field(default_factory=dict)  # over `planner.coefficients`, by its names
+    efficiency: Mapping[str, float] = field(
+        default_factory=dict
+    )  # over `planner.performance.step_time`, by its names
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     # Labels of its nodes of a capacity type, where they are not those that clouds write.
@@ -80,7 +82,7 @@ class Supply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paid:
-    """What a pod is paid for as, by its own or its template's labels; a name is as `label_value` holds it."""
+    """The accelerators and capacity type that a pod is billed as, by its labels; names are label values."""
 
     accelerator: str | None = None
     accelerators: int = 1

@@ -94,7 +94,7 @@ class CapacityNodes(Record):
 
 
 class CapacityTypes(Record):
-    """How nodes of each capacity type are told; one left out is told by the labels of Karpenter, EKS, GKE and
+    """How nodes of each capacity type are recognized; one left out, by the labels of Karpenter, EKS, GKE and
     AKS."""
 
     on_demand: CapacityNodes | None = None

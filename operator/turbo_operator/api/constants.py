@@ -46,8 +46,8 @@ _TOLD_APART_BY = 8  # hexadecimal digits
 
 
 def label_value(name: str) -> str:
-    """Any name as a label holds it: as it is where it may be, else what may not be replaced and what is too
-    long cut, with a short digest of the whole.
+    """Convert a name to a valid label value: where it is none, other characters are replaced, what is too
+    long is cut, and a short digest of the whole is appended.
     """
     if len(name) <= _MAX_LABEL and _LABEL_VALUE.fullmatch(name):
         return name
@@ -225,7 +225,7 @@ class EffectReason(StrEnum):
 
 
 class BudgetReason(StrEnum):
-    """How what runs stands to spec.cost."""
+    """Whether what runs is within spec.cost."""
 
     WITHIN_BUDGET = "WithinBudget"
     NO_BUDGET = "NoBudget"
@@ -234,7 +234,7 @@ class BudgetReason(StrEnum):
 
 
 class ScalingReason(StrEnum):
-    """Who decides on the replicas, or what they were decided by."""
+    """What determined the number of replicas."""
 
     PLANNED = "Planned"
     SCALING = "Scaling"

@@ -28,7 +28,7 @@ class Signal:
 
     need: float | None  # demand over what one replica carries; None where either is unknown
     silent: tuple[str, ...]  # names of ready pods without a fresh load
-    starting: tuple[str, ...] = ()  # of those that became ready just now, so that nobody has asked them yet
+    starting: tuple[str, ...] = ()  # those of them that became ready just now and have not been scraped yet
 
     @property
     def complete(self) -> bool:

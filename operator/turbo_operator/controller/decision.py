@@ -35,14 +35,14 @@ Manifest = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision(Outcome):
-    """The children that shall be, and what the status tells of."""
+    """The desired children, and everything that the status reports."""
 
     online: Online | None  # what the calibrations are known from
     trial: CanaryRun | None
     children: tuple[Manifest, ...]  # all but those of the canary
     canary_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
-    untemplated: Mapping[str, int]  # of these, the replicas of those whose template is not
+    untemplated: Mapping[str, int]  # replicas of the kept variants whose template is not at hand
     training_job: Manifest | None  # that begins
     turbo_draft: Manifest | None  # that a training has made
 

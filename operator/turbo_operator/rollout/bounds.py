@@ -113,7 +113,7 @@ def bounds_of(
 
 
 def _is_counted(td: TurboDeployment, observed: Snapshot, now: float) -> bool:
-    """Whether the count of the cluster has the pod that trains, or nothing waits for it any longer."""
+    """Whether the inventory includes the pod that trains, or its wait for a node has timed out."""
     timeout = (td.spec.accelerators or Accelerators()).pending_timeout.seconds
     pod = next((pod for pod in observed.trainings if pod.exit_code is None), None)
     if pod is not None and pod.placed_since is not None:

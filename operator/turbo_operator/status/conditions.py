@@ -1,4 +1,4 @@
-"""What was decided, and the conditions: what holds, and where it does not, whose words say why. Pure.
+"""The outcome of a reconcile, and the conditions that are computed from it. Pure.
 
 Reconciling and Stalled are those of kstatus:
 https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
@@ -91,7 +91,7 @@ class Outcome:
 
 
 class Conditions:
-    """Each condition that a deployment's facts come to; the outcome's scale is the one in force."""
+    """Computes the conditions of a TurboDeployment; the outcome's scale is the one in force."""
 
     def __init__(
         self,
