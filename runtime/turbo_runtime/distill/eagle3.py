@@ -30,8 +30,7 @@ from transformers.models.llama.modeling_llama import (
 
 from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples, positions_in
 from turbo_runtime.distill.data.responses import Completion, shuffled
-from turbo_runtime.distill.errors import UnfitModelError
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.recipe import Recipe, UnfitModelError
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
 from turbo_runtime.files import write_whole, write_whole_by

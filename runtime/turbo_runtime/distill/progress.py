@@ -64,19 +64,14 @@ class Progress:
         else:
             self.say(line)
 
-    def _refresh(self) -> None:
-        """Show the stage where the last line is old enough."""
-        with self._lock:
-            if time.monotonic() - self._shown_time >= self._interval:
-                self._shown_time = time.monotonic()
-                self._show()
-
     def _advance(self, count: int = 1, known: bool = False) -> None:
-        """Add units; those that were `known` took no time."""
+        """Add units, of which those that were `known` took no time; show them where the last line is old."""
         with self._lock:  # many threads may report
             self._done += count
             self._fresh += 0 if known else count
-            self._refresh()
+            if time.monotonic() - self._shown_time >= self._interval:
+                self._shown_time = time.monotonic()
+                self._show()
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
@@ -87,7 +82,7 @@ class Progress:
 
         def keep_fresh() -> None:
             while not over.wait(self._interval):
-                self._refresh()
+                self._advance(0)
 
         thread = threading.Thread(target=keep_fresh, name="progress", daemon=True)
         thread.start()

@@ -17,10 +17,9 @@ from turbo_runtime.shapes.config_reader import (
     Experts,
     Latent,
     UnknownShapeError,
-    decoder,
     read_shape,
 )
-from turbo_runtime.shapes.families import FAMILIES, Bias, Family
+from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
 
 __all__ = ["UnknownShapeError", "describe", "from_config"]
@@ -30,25 +29,22 @@ def describe(config: Config, name: str) -> tuple[ModelShape, Quantization | None
     """Read the shape of any decoder-only model without counts, its quantization, and whether embeddings are
     tied (None: it does not say); `name` is for errors. Raises UnknownShapeError.
     """
-    architecture, inner = _architecture(config), decoder(config)
-    reader = ConfigReader(inner, name, FAMILIES.get(architecture, Family()))
-    tied = None if inner.get("tie_word_embeddings") is None else reader.tied
-    return read_shape(reader, architecture), quantization(inner, name), tied
+    reader = ConfigReader(config, name)
+    tied = None if reader.config.get("tie_word_embeddings") is None else reader.tied
+    return read_shape(reader), quantization(reader.config, name), tied
 
 
 def from_config(config: Config, name: str) -> ModelShape:
     """Return the shape that a Hugging Face `config.json` describes; `name` is for errors. A tied embedding
     counts once; MTP layers, scales and zero points do not count. Raises UnknownShapeError.
     """
-    family = FAMILIES.get(architecture := _architecture(config))
-    if family is None:
+    reader = ConfigReader(config, name)
+    if reader.architecture not in FAMILIES:
         raise UnknownShapeError(
-            f"{name} describes {architecture}, whose weights are not counted from a configuration; those "
-            f"that are: {', '.join(sorted(FAMILIES))}. Give what `turbo inspect MODEL` prints instead."
+            f"{name} describes {reader.architecture}, whose weights are not counted from a configuration; "
+            f"those that are: {', '.join(sorted(FAMILIES))}. Give what `turbo inspect MODEL` prints instead."
         )
-    (shape, less, _), inner = describe(config, name), decoder(config)
-    reader = ConfigReader(inner, name, family)
-    experts = reader.experts
+    (shape, less, _), inner, experts = describe(config, name), reader.config, reader.experts
     if not (experts.inner if experts and len(experts.layers) == shape.layers else reader.mlp_inner):
         reader.count("intermediate_size")  # raises: only where weights are counted is it needed
     parameters, quantized, routed = 0, 0, 0
@@ -67,11 +63,6 @@ def from_config(config: Config, name: str) -> ModelShape:
     )
 
 
-def _architecture(config: Config) -> str:
-    named = config.get("architectures")
-    return str(named[0]) if isinstance(named, list) and named else "no architecture"
-
-
 @dataclass(frozen=True, slots=True)
 class Module:
     """Elements of one module: a matrix, which may be quantised, and vectors, which never are."""
@@ -88,7 +79,7 @@ def _modules(config: ConfigReader, shape: ModelShape) -> Iterator[Module]:
     hidden, vocab, family = shape.hidden_size, shape.vocab_size, config.family
     yield Module("model.embed_tokens", vocab * hidden, may_be_quantized=False)
     experts, inner = config.experts, config.mlp_inner
-    mlp_bias = _has_bias(config, family.mlp_bias)
+    mlp_bias = config.says(family.mlp_bias)
     for layer in range(shape.layers):
         root = f"model.layers.{layer}"
         yield Module(f"{root}.norms", vectors=family.norms * family.norm_vectors * hidden)
@@ -99,20 +90,15 @@ def _modules(config: ConfigReader, shape: ModelShape) -> Iterator[Module]:
             yield from _mlp(f"{root}.mlp", hidden, inner, family, mlp_bias)
     yield Module("model.norm", vectors=family.norm_vectors * hidden)
     matrix = 0 if config.tied else vocab * hidden
-    yield Module("lm_head", matrix, vocab if _has_bias(config, family.head_bias) else 0)
-
-
-def _has_bias(config: ConfigReader, bias: Bias) -> bool:
-    return bias if isinstance(bias, bool) else config.says(bias)
+    yield Module("lm_head", matrix, vocab if config.says(family.head_bias) else 0)
 
 
 def _attention(root: str, config: ConfigReader, shape: ModelShape) -> Iterator[Module]:
     family = config.family
-    qkv, out = _has_bias(config, family.qkv_bias), _has_bias(config, family.out_bias)
+    qkv, out = config.says(family.qkv_bias), config.says(family.out_bias)
     hidden, out_inner = shape.hidden_size, shape.heads * shape.head_dim
     if latent := config.latent:
-        yield from _latent(root, latent, shape, qkv)
-        yield from _indexer(root, config, hidden, latent.query_rank)
+        yield from _latent(root, config, latent, shape, qkv)
         out_inner = shape.heads * latent.value
     else:
         keys = shape.kv_heads * shape.head_dim
@@ -126,8 +112,12 @@ def _attention(root: str, config: ConfigReader, shape: ModelShape) -> Iterator[M
     yield Module(f"{root}.o_proj", out_inner * hidden, hidden if out else 0)
 
 
-def _latent(root: str, latent: Latent, shape: ModelShape, bias: bool) -> Iterator[Module]:
-    """Yield latent attention up to the output; the up-projection of keys and values is one."""
+def _latent(
+    root: str, config: ConfigReader, latent: Latent, shape: ModelShape, bias: bool
+) -> Iterator[Module]:
+    """Yield latent attention up to the output; the up-projection of keys and values is one. And what chooses
+    the tokens of sparse attention.
+    """
     hidden, rank = shape.hidden_size, latent.query_rank
     queries, cached = shape.heads * shape.head_dim, shape.kv_latent
     if rank:
@@ -137,13 +127,9 @@ def _latent(root: str, latent: Latent, shape: ModelShape, bias: bool) -> Iterato
         yield Module(f"{root}.q_proj", hidden * queries)
     yield Module(f"{root}.kv_a_proj_with_mqa", hidden * cached, latent.kv_rank + (cached if bias else 0))
     yield Module(f"{root}.kv_b_proj", latent.kv_rank * shape.heads * (latent.nope + latent.value))
-
-
-def _indexer(root: str, config: ConfigReader, hidden: int, query_rank: int) -> Iterator[Module]:
-    """Yield what chooses the tokens of sparse attention."""
     heads, head_dim = config.some("index_n_heads"), config.some("index_head_dim")
     if heads and head_dim:
-        yield Module(f"{root}.indexer.wq_b", query_rank * heads * head_dim)
+        yield Module(f"{root}.indexer.wq_b", rank * heads * head_dim)
         yield Module(f"{root}.indexer.wk", hidden * head_dim, 2 * head_dim)
         yield Module(f"{root}.indexer.weights_proj", hidden * heads, may_be_quantized=False)
 

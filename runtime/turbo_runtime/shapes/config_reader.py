@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from turbo_runtime.contract.codec import LARGEST
 from turbo_runtime.contract.model import ModelShape
-from turbo_runtime.shapes.families import Family
+from turbo_runtime.shapes.families import FAMILIES, Bias, Family
 
 Config = Mapping[str, Any]
+_DECODERS = ("text_config", "language_config", "llm_config")  # parts that describe the text decoder
 MAX_LAYERS = 1000  # of any decoder; a file of another program must not keep a reader busy
 
 
@@ -38,17 +39,18 @@ class Experts(NamedTuple):
 
 
 class ConfigReader:
-    """Reads a configuration's keys by type. Raises UnknownShapeError for a value of another type."""
+    """Reads keys of the text decoder, by type. Raises UnknownShapeError for a value of another type."""
 
-    def __init__(self, config: Config, name: str, family: Family) -> None:
-        self._config, self._name, self.family = config, name, family
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._config
+    def __init__(self, config: Config, name: str) -> None:
+        named = config.get("architectures")
+        self.architecture = str(named[0]) if isinstance(named, list) and named else "no architecture"
+        self.family, self._name = FAMILIES.get(self.architecture, Family()), name
+        decoders = [config[key] for key in _DECODERS if isinstance(config.get(key), Mapping)]
+        self.config = {**config, **decoders[0]} if decoders else config
 
     def count(self, key: str, default: int | None = None, max_value: int = LARGEST) -> int:
         """Return a whole number above 0; `default` where it is absent or null."""
-        value = self._config.get(key)
+        value = self.config.get(key)
         if value is None:
             value = default
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= max_value:
@@ -58,16 +60,16 @@ class ConfigReader:
 
     def some(self, *keys: str) -> int:
         """Return the first of some keys that is neither absent, null nor 0; 0 where none is."""
-        return next((self.count(key) for key in keys if self._config.get(key)), 0)
+        return next((self.count(key) for key in keys if self.config.get(key)), 0)
 
-    def says(self, key: str, default: bool = False) -> bool:
-        """Return whether a key is true; `default` where it is absent or null."""
-        value = self._config.get(key)
+    def says(self, key: Bias, default: bool = False) -> bool:
+        """Return whether a key is true, `default` where it is absent or null; or what is always so."""
+        value = key if isinstance(key, bool) else self.config.get(key)
         return default if value is None else bool(value)
 
     def listed(self, key: str, kind: type) -> tuple[Any, ...]:
         """Return a list of numbers or of texts; empty where it is absent or null."""
-        value = self._config.get(key) or ()
+        value = self.config.get(key) or ()
         if not isinstance(value, (list, tuple)) or not all(isinstance(item, kind) for item in value):
             raise self._error(key, f"a list of {kind.__name__}", value)
         return tuple(value)
@@ -115,15 +117,7 @@ class ConfigReader:
         )
 
 
-def decoder(config: Config) -> Config:
-    """Return the part of a configuration that describes the text decoder, over the keys of the whole."""
-    for key in ("text_config", "language_config", "llm_config"):
-        if isinstance(config.get(key), Mapping):
-            return {**config, **config[key], "architectures": config.get("architectures")}
-    return config
-
-
-def read_shape(config: ConfigReader, architecture: str) -> ModelShape:
+def read_shape(config: ConfigReader) -> ModelShape:
     """Read all but the counts of weights. Raises UnknownShapeError."""
     layers = config.layers
     hidden, heads = config.count("hidden_size"), config.count("num_attention_heads")
@@ -134,7 +128,7 @@ def read_shape(config: ConfigReader, architecture: str) -> ModelShape:
     if experts and experts.layers:
         width = max(width, experts.per_token * experts.inner + experts.shared_inner)
     return ModelShape(
-        architecture=architecture,
+        architecture=config.architecture,
         parameters=0,
         layers=layers,
         hidden_size=hidden,
@@ -173,13 +167,13 @@ def _window(config: ConfigReader, layers: int, positions: int) -> tuple[int, int
     family = config.family
     if not config.says("use_sliding_window", not family.window_if_asked):
         return 0, 0
-    window = config.some("sliding_window") if "sliding_window" in config else family.window
+    window = config.some("sliding_window") if "sliding_window" in config.config else family.window
     window = window or config.some("attention_chunk_size")
     if not window or window >= positions:
         return 0, 0
     if kinds := config.listed("layer_types", str):
         sliding = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds[:layers])
-    elif family.window_if_asked and "max_window_layers" in config:
+    elif family.window_if_asked and "max_window_layers" in config.config:
         sliding = max(0, layers - config.some("max_window_layers"))
     else:
         every = config.some("sliding_window_pattern", "_sliding_window_pattern") or family.full_every

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -42,7 +42,7 @@ def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
     if not isinstance(section, Mapping):
         return None
     method = str(section.get("quant_method") or section.get("quant_algo") or "none").lower()
-    kept = tuple(_plain(item) for key in _KEPT for item in _strings(section.get(key)))
+    kept = tuple(name for key in _KEPT for name in _names(section.get(key)))
     head = bool(section.get("lm_head")) or method in ("compressed-tensors", "modelopt")
     dtype, targets, groups = None, tuple[str, ...](), section.get("config_groups")
     if method in _BY_NAME:
@@ -58,7 +58,7 @@ def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
         items = [item for item in items if isinstance(item.get("weights"), Mapping)]
         types = {_compressed(item["weights"]) for item in items}
         dtype = types.pop() if len(types) == 1 else None
-        named = tuple(_plain(target) for item in items for target in _strings(item.get("targets")))
+        named = tuple(name for item in items for name in _names(item.get("targets")))
         targets = () if "Linear" in named else named
     if dtype is None:
         raise UnknownShapeError(
@@ -81,13 +81,11 @@ def _bits(section: Mapping[str, Any], *keys: str) -> int:
     return next((section[key] for key in keys if isinstance(section.get(key), int)), 0)
 
 
-def _strings(value: object) -> Sequence[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, (list, tuple)) else []
-
-
-def _plain(module: str) -> str:
-    """A module's name without the part that wraps a text decoder into a model of several inputs."""
-    return module.replace("language_model.", "")
+def _names(value: object) -> Iterator[str]:
+    """Names of modules without the part that wraps a text decoder into a model of several inputs."""
+    for item in value if isinstance(value, (list, tuple)) else ():
+        if isinstance(item, str):
+            yield item.replace("language_model.", "")
 
 
 def _matches(pattern: str, module: str) -> bool:

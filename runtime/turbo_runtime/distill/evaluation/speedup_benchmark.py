@@ -11,7 +11,7 @@ from statistics import median
 from typing import NamedTuple
 
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.recipe import DistillError
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
