@@ -286,7 +286,7 @@ class Distillation:
             measurements += [
                 (domain, batch, groups) for batch in benchmark.BATCHES if len(groups[0]) >= batch
             ]
-        compared = benchmark.ways(heads)
+        compared = benchmark.ways(self.served, heads)
         num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
         with self.work.stage("gain", len(measurements) * num_runs, "runs") as advance:
             for number, (domain, batch, groups) in enumerate(measurements):

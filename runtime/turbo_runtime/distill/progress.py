@@ -117,22 +117,19 @@ def serve_progress(port: int | None, now: Callable[[], TrainingProgress]) -> Ite
         def log_message(self, *_: object) -> None:
             """Log nothing: the operator asks every few seconds."""
 
-    server = ThreadingHTTPServer(("", port), Handler)
-    thread = threading.Thread(target=server.serve_forever, name="progress server", daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ThreadingHTTPServer(("", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, name="progress server", daemon=True)
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def spell(seconds: float) -> str:
     """Spell a duration for people."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
