@@ -65,9 +65,7 @@ def _show(folder: Path) -> None:
     size = sum(segment.size for segment in stored)
     print(f"{tenants.total():,} prompts, {size / 2**20:.1f} MiB in {len(stored)} segments")
     if times:
-        ends = (
-            datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for at in (min(times), max(times))
-        )
-        print(f"from {' to '.join(ends)}")
+        first, last = (datetime.fromtimestamp(at, UTC) for at in (min(times), max(times)))
+        print(f"from {first.isoformat(timespec='seconds')} to {last.isoformat(timespec='seconds')}")
     for tenant, count in tenants.most_common():
         print(f"{count:>9,}  {printable(tenant) or '(no tenant: the server asks for no keys)'}")

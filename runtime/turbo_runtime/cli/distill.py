@@ -15,7 +15,7 @@ from turbo_runtime.cli.arguments import bounded_float, bounded_int
 from turbo_runtime.client.client import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.distill.data.responses import deal, render_turns
+from turbo_runtime.distill.data.responses import ANSWERS_FILE, deal, read_kept, render_turns
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
 from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, MayPassError, Recipe
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
@@ -110,7 +110,6 @@ def _read_prompts(options: argparse.Namespace, recipe: Recipe) -> list[Prompt]:
 
 def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt], progress: Progress) -> None:
     """Train and measure the draft, unless that is done."""
-    from turbo_runtime.distill.data.responses import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.pipeline import Distillation
     from turbo_runtime.distill.target import TargetModel
     from turbo_runtime.engine.startup.builder import choose_device, choose_dtype
@@ -168,11 +167,10 @@ def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt],
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
         parts = deal(prompts, recipe.seed, recipe.shares) if prompts else {}
-        active = model.shape.active_parameters
         record = Distillation(
             served,
             options.model,
-            active,
+            model.shape.active_parameters,
             parts,
             kept,
             work,

@@ -208,7 +208,7 @@ def _print_overview(console: Console, drafts: Sequence[Draft]) -> None:
 
 def _show(console: Console, draft: Draft) -> None:
     config, training = draft.config, draft.config.get("training", {})
-    rows = {"method": draft.method}
+    rows: dict[str, object] = {"method": draft.method}
     rows |= {name.replace("_", " "): config[name] for name in _CONFIG_FIELDS if name in config}
     rows["digest"] = checkpoint_digest(draft.folder)
     rows |= {f"answers, {part}": count for part, count in training.get("answers", {}).items()}

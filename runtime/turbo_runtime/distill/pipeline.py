@@ -17,18 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from turbo_runtime.client.client import Server
-from turbo_runtime.distill.data.responses import (
-    Completion,
-    Kept,
-    TokenizedPrompt,
-    answer_all,
-    is_looping,
-    read_requests,
-    shuffled,
-    tokenize,
-    write_kept,
-    write_requests,
-)
+from turbo_runtime.distill.data import responses
+from turbo_runtime.distill.data.responses import Completion, Kept, TokenizedPrompt
 from turbo_runtime.distill.eagle3 import Eagle3Method
 from turbo_runtime.distill.evaluation import speedup_benchmark as benchmark
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
@@ -38,8 +28,6 @@ from turbo_runtime.distill.recipe import (
     HEADS,
     HELD_OUT,
     PARTS,
-    PILOT_ANSWERS,
-    PILOT_EPOCHS,
     TRAINED,
     TRAINING,
     VALIDATION,
@@ -62,6 +50,7 @@ REQUESTS, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
 MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 MIN_SAVE_SECONDS, MAX_SAVE_FRACTION = 2.0, 0.05  # between two saves, and of the time that they take
+PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
 MAX_MEASURED = 64  # prompts of a domain that speedups are measured on
 
 Parts = Mapping[str, Sequence[Completion]]
@@ -90,13 +79,13 @@ class Distillation:
     def run(self) -> Record:
         """Do all that remains. Raises DistillError, and PromptsError before anything is written."""
         # as tokenized at first: a chat template may write the date
-        existing = read_requests(self.work.folder / REQUESTS)
+        existing = responses.read_requests(self.work.folder / REQUESTS)
         tokenized = self._tokenize() if existing is None else existing
         self.work.write(REQUEST_FILE, asdict(self.work.request))
         self._check_machine()
         if existing is None:
             shutil.rmtree(self.work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
-            write_requests(self.work.folder / REQUESTS, tokenized)
+            responses.write_requests(self.work.folder / REQUESTS, tokenized)
         parts, left_out = self._select(self.kept.completions or self._respond(tokenized))
         if self._recipe.method == AUTO:
             self._recipe = self._compare_methods(parts)
@@ -119,7 +108,7 @@ class Distillation:
         )
         record.write(self.work.out, self.model)
         if self.keep_answers:
-            write_kept(self.work.out, [completion for part in parts.values() for completion in part])
+            responses.write_kept(self.work.out, chain.from_iterable(parts.values()))
         self._save(parts[TRAINING], record)
         self.work.remove()
         return record
@@ -155,7 +144,7 @@ class Distillation:
 
     def _run_pilot(self, recipe: Recipe, parts: Parts) -> Pilot:
         method = self._create_method(recipe)
-        shards = self._deal(method, shuffled(parts[TRAINING], recipe.seed)[:PILOT_ANSWERS])
+        shards = self._deal(method, responses.shuffled(parts[TRAINING], recipe.seed)[:PILOT_ANSWERS])
         short = replace(recipe, epochs=PILOT_EPOCHS)
         training = prepare_training(method, short, shards, 0, parts[VALIDATION], {})
         training.run(lambda _: None)
@@ -165,7 +154,7 @@ class Distillation:
 
     def _tokenize(self) -> list[TokenizedPrompt]:
         max_tokens = self.served.ready.max_model_len - self._recipe.max_tokens
-        prompts, left_out = tokenize(self.prompts, self.served.encode, self._recipe, max_tokens)
+        prompts, left_out = responses.tokenize(self.prompts, self.served.encode, self._recipe, max_tokens)
         if left_out:
             long = f"{left_out} captured prompts of more than {max_tokens} tokens"
             self.work.progress.say(f"{long} are left out")
@@ -204,7 +193,7 @@ class Distillation:
             server = Server.at(self.endpoint)
             target = Endpoint(server, server.model(), self.served.tokenizer.encode_written)
         with self.work.stage("answers", len(prompts), "prompts") as advance:
-            return answer_all(
+            return responses.answer_all(
                 prompts,
                 self.work.folder / ANSWERS,
                 lambda group, answered: target.answer(group, params, answered),
@@ -213,7 +202,7 @@ class Distillation:
 
     def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
         """Return by part those that can be learnt from, and how many cannot."""
-        usable = [c for c in completions if len(c.tokens) >= 2 and not is_looping(c.tokens)]
+        usable = [c for c in completions if len(c.tokens) >= 2 and not responses.is_looping(c.tokens)]
         left_out = len(completions) - len(usable)
         parts = {name: [c for c in usable if c.request.part == name] for name in PARTS}
         if empty := [name for name, part in parts.items() if not part]:
@@ -239,7 +228,7 @@ class Distillation:
             with self.work.stage("states", 1, "part") as advance:
                 shards.material(first)
                 advance()
-        validation = shuffled(parts[VALIDATION], recipe.seed)
+        validation = responses.shuffled(parts[VALIDATION], recipe.seed)
         training = prepare_training(method, recipe, shards, first, validation, state)
         with self.work.stage("training", training.steps, "steps", training.progress.step) as advance:
             due = time.monotonic() + MIN_SAVE_SECONDS

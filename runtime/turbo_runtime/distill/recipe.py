@@ -18,7 +18,6 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     AUTO: {"epochs": 0, "rate": 0.0},
 }
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
-PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
 PARTS = HELD_OUT, VALIDATION, TRAINING = "held-out", "judges", "training"  # of the prompts
 

@@ -66,7 +66,8 @@ def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
 
         info, system = HfApi().model_info(source.name, revision=revision), HfFileSystem()
         root = f"{source.name}@{info.sha}"
-        files: list[Any] = [entry for entry in system.ls(root, detail=True) if entry["type"] == "file"]
+        entries: list[Any] = system.ls(root, detail=True)
+        files = [entry for entry in entries if entry["type"] == "file"]
         sizes = {file["name"].rsplit("/", 1)[-1]: file["size"] for file in files}
         return _inspect(Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb")))
 
@@ -124,7 +125,9 @@ def _count_weights(
         if name == "__metadata__":
             continue
         dtype, elements = entry["dtype"], prod(entry["shape"])
-        if _is_mtp(name, shape.layers) or (less and _ADDED.search(name.rpartition(".weight")[2])):
+        layer = _LAYER.match(name)  # those behind the last predict the tokens after the next
+        is_mtp = name.startswith("mtp.") or ".mtp." in name or (layer and int(layer[1]) >= shape.layers)
+        if is_mtp or (less and _ADDED.search(name.rpartition(".weight")[2])):
             continue
         if less and dtype in _PACKED:
             elements *= _PACKED[dtype] // BITS[less.dtype]
@@ -146,12 +149,6 @@ def _count_weights(
         embedding_parameters=0 if tied else embedding,
         expert_parameters=routed,
     )
-
-
-def _is_mtp(name: str, layers: int) -> bool:
-    """Whether a tensor belongs to a layer that predicts the tokens after the next."""
-    layer = _LAYER.match(name)
-    return name.startswith("mtp.") or ".mtp." in name or (layer is not None and int(layer[1]) >= layers)
 
 
 def _inspect_gguf(path: Path) -> ModelInfo:
