@@ -21,12 +21,10 @@ BATCHES = (1, 8, 32)
 ROUNDS = 3
 WARM_UP = 16  # prompts
 _WARM_UP_BATCH = 8
-
-
 Ways = Mapping[str, Callable[[], ActiveDrafts]]  # what drafts; its drafters are created each time anew
 
 
-def ways(served: TargetModel, heads: Heads) -> dict[str, Callable[[], ActiveDrafts]]:
+def ways(served: TargetModel, heads: Heads) -> Ways:
     """Return no drafts, memory alone, and heads in addition."""
     return {
         "none": lambda: ActiveDrafts("off"),
