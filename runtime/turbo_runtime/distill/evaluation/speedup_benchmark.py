@@ -24,7 +24,7 @@ _WARM_UP_BATCH = 8
 Ways = Mapping[str, Callable[[], ActiveDrafts]]  # what drafts; its drafters are created each time anew
 
 
-def ways(served: TargetModel, heads: Heads) -> Ways:
+def ways(served: TargetModel, heads: Heads) -> dict[str, Callable[[], ActiveDrafts]]:
     """Return no drafts, memory alone, and heads in addition."""
     return {
         "none": lambda: ActiveDrafts("off"),
