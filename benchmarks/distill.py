@@ -31,7 +31,7 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, deal, is_looping, read_kept
-from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, Way, runs, ways
+from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, runs, ways
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads import Heads, load_heads
@@ -246,9 +246,9 @@ def _cases(
     for domain, by_temperature in asked.items():
         own = trained[domain]
         before = own.known, own.warm_up
-        of_own, further = ways(own.heads), {}
+        of_own, further = ways(served, own.heads), {}
         if "all" in trained:
-            further["all"] = Way("auto", trained["all"].heads)
+            further["all"] = ways(served, trained["all"].heads)["heads"]
         two = {name: of_own[name] for name in ("none", "heads")}
         for temperature, said in by_temperature.items():
             usual = temperature == _temperature(domain)
@@ -358,7 +358,7 @@ def _over_transformers(
             ratios = []
             for number in range(ROUNDS if unseen else 0):
                 some = unseen[number :: ROUNDS * 3]
-                with_heads = {"heads": Way("auto", trained[domain].heads)}
+                with_heads = {"heads": ways(served, trained[domain].heads)["heads"]}
                 before = (trained[domain].known, trained[domain].warm_up)
                 (ours,) = runs(served, with_heads, some, *before, params, 1, 1)
                 prompts = [list(one.request.prompt) for one in some]

@@ -97,6 +97,16 @@ def test_importing_the_server_loads_no_torch() -> None:
     )
 
 
+def test_matplotlib_is_loaded_where_a_picture_is_drawn_alone() -> None:
+    """Not to read or list drafts, to which their records belong."""
+    loaded = run_python(
+        "import sys, turbo_runtime.cli.distill, turbo_runtime.cli.drafts\n"
+        "import turbo_runtime.distill.evaluation.record, turbo_runtime.distill.pipeline\n"
+        "print('matplotlib' in sys.modules)"
+    )
+    assert loaded == "False"
+
+
 def test_every_sub_command_of_turbo_can_be_loaded() -> None:
     names = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["turbo.commands"]
     installed = {point.name: point.value for point in entry_points(group="turbo.commands")}

@@ -205,7 +205,13 @@ class Capture:
             return
         self._look_at = now + LOOK_SECONDS
         try:
-            self._follow_settings()
+            before, self._stamp = self._stamp, file_stamp(self._path)
+            if self._stamp != before:
+                try:
+                    self._settings = read_settings(self._path)
+                    self._problems.pop("settings", None)
+                except CaptureError as error:
+                    self._report("settings", f"capture goes on as it was: {error}")
             folder = Path(self._settings.folder)
             gone = deletions(folder)
             if (folder, gone) != self._swept:
@@ -218,15 +224,6 @@ class Capture:
             self._report("folder", f"{self._settings.folder}: what is to go may be there yet: {error}")
         else:
             self._problems.pop("folder", None)
-
-    def _follow_settings(self) -> None:
-        before, self._stamp = self._stamp, file_stamp(self._path)
-        if self._stamp != before:
-            try:
-                self._settings = read_settings(self._path)
-                self._problems.pop("settings", None)
-            except CaptureError as error:
-                self._report("settings", f"capture goes on as it was: {error}")
 
     def _report(self, what: str, problem: str) -> None:
         if problem != self._problems.get(what):

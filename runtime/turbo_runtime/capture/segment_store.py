@@ -40,11 +40,10 @@ def is_segment(path: Path) -> bool:
 def segments(folder: Path) -> list[Segment]:
     """List the segments, oldest first."""
     result = []
-    for path in folder.glob(f"*{SUFFIX}"):
-        if is_segment(path):
-            with suppress(FileNotFoundError):  # another server was faster
-                began = int(path.stem.rpartition("-")[2]) / 1000
-                result.append(Segment(began, path, path.stat().st_size))
+    for path in filter(is_segment, folder.glob(f"*{SUFFIX}")):
+        with suppress(FileNotFoundError):  # another server was faster
+            began = int(path.stem.rpartition("-")[2]) / 1000
+            result.append(Segment(began, path, path.stat().st_size))
     return sorted(result)
 
 
@@ -141,11 +140,10 @@ def _is_gone(row: Mapping[str, Any], gone: Mapping[str, float]) -> bool:
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """Read the lines of a segment but one that a kill has cut short."""
     for text in path.read_text(encoding="utf-8").split("\n"):
-        if text:
-            with suppress(ValueError):
-                row = json.loads(text)
-                if isinstance(row, dict):
-                    yield row
+        with suppress(ValueError):
+            row = json.loads(text)
+            if isinstance(row, dict):
+                yield row
 
 
 def line(row: Mapping[str, Any]) -> str:

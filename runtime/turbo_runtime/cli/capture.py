@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from turbo_runtime.capture.segment_store import delete_tenant, is_capture, read, segments
@@ -58,19 +58,14 @@ def _delete(folder: Path, tenant: str) -> None:
 def _show(folder: Path) -> None:
     stored = segments(folder)
     tenants: Counter[str] = Counter()
-    first_time, last_time = math.inf, -math.inf
-    for segment in stored:
-        for row in read(segment.path):
-            tenants[str(row.get("tenant", ""))] += 1
-            row_time = float(row["at"])
-            first_time, last_time = min(first_time, row_time), max(last_time, row_time)
+    times: list[float] = []
+    for row in chain.from_iterable(read(segment.path) for segment in stored):
+        tenants[str(row.get("tenant", ""))] += 1
+        times.append(float(row["at"]))
     size = sum(segment.size for segment in stored)
     print(f"{tenants.total():,} prompts, {size / 2**20:.1f} MiB in {len(stored)} segments")
-    if tenants:
-        print(f"from {_format_time(first_time)} to {_format_time(last_time)}")
+    if times:
+        first, last = (datetime.fromtimestamp(at, UTC) for at in (min(times), max(times)))
+        print(f"from {first.isoformat(timespec='seconds')} to {last.isoformat(timespec='seconds')}")
     for tenant, count in tenants.most_common():
         print(f"{count:>9,}  {printable(tenant) or '(no tenant: the server asks for no keys)'}")
-
-
-def _format_time(timestamp: float) -> str:
-    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import signal
 import sys
@@ -14,11 +15,10 @@ from turbo_runtime.cli.arguments import bounded_float, bounded_int
 from turbo_runtime.client.client import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.distill.data.responses import deal, render_turns
-from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.data.responses import ANSWERS_FILE, deal, read_kept, render_turns
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
-from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, Recipe
-from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, digest_texts, drawn_by
+from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, MayPassError, Recipe
+from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
 from turbo_runtime.engine.process import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
@@ -70,19 +70,21 @@ def distill(argv: list[str]) -> int:
             if options.progress_port == 0:
                 progress.say(f"progress is told on port {port}")
             _run(options, recipe, prompts, progress)
-        from turbo_runtime.distill.evaluation.record import read_manifest
-
-        _write_message(options.termination_message, read_manifest(options.out).to_json())
-        return 0
+        text, status = read_manifest(options.out).to_json(), 0
     except (HubUnreachableError, MayPassError, ServerError, OSError) as error:
-        return _fail(options, error, 1)
+        text, status = str(error), 1
     except (PromptsError, ModelError, DistillError) as error:
-        return _fail(options, error, PERMANENT_ERROR)
+        text, status = str(error), PERMANENT_ERROR
     except KeyboardInterrupt:
         print(f"turbo distill: stopped; the same command goes on with {options.out}", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, handler)
+    if status:
+        print(f"turbo distill: {text}", file=sys.stderr)
+    if options.termination_message is not None:
+        options.termination_message.write_bytes(text.encode()[:TERMINATION_MESSAGE_BYTES])
+    return status
 
 
 def _read_prompts(options: argparse.Namespace, recipe: Recipe) -> list[Prompt]:
@@ -106,20 +108,8 @@ def _read_prompts(options: argparse.Namespace, recipe: Recipe) -> list[Prompt]:
     return prompts
 
 
-def _fail(options: argparse.Namespace, error: Exception, status: int) -> int:
-    print(f"turbo distill: {error}", file=sys.stderr)
-    _write_message(options.termination_message, str(error))
-    return status
-
-
-def _write_message(file: Path | None, text: str) -> None:
-    if file is not None:
-        file.write_bytes(text.encode()[:TERMINATION_MESSAGE_BYTES])
-
-
 def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt], progress: Progress) -> None:
     """Train and measure the draft, unless that is done."""
-    from turbo_runtime.distill.data.responses import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.pipeline import Distillation
     from turbo_runtime.distill.target import TargetModel
     from turbo_runtime.engine.startup.builder import choose_device, choose_dtype
@@ -134,9 +124,10 @@ def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt],
     captured = [prompt for prompt in prompts if prompt.captured_at is not None]
     kept = read_kept(options.answers, model.digest)
     texts = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
+    texts += [completion.line for completion in kept.completions]
     request = RunSpec(
         target_digest=model.digest,
-        prompts_digest=digest_texts([*texts, *(completion.line for completion in kept.completions)]),
+        prompts_digest=f"sha256:{hashlib.sha256(chr(0).join(sorted(texts)).encode()).hexdigest()}",
         recipe=recipe,
         domain=options.domain or _DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
@@ -176,11 +167,10 @@ def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt],
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
         parts = deal(prompts, recipe.seed, recipe.shares) if prompts else {}
-        active = model.shape.active_parameters
         record = Distillation(
             served,
             options.model,
-            active,
+            model.shape.active_parameters,
             parts,
             kept,
             work,

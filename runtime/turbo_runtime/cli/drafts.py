@@ -28,6 +28,7 @@ _DEFAULT_WIDTH = 1000  # columns where no terminal says how many
 _KIND = "turbo-heads"
 _WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 _LEGEND = "at a time: speed over no drafts, from memory alone > with the draft"
+_CONFIG_FIELDS = ("version", "domain", "heads", "markov_rank", "vocabulary_size", "target_digest")
 _ANSWER_SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "dtype", "answers_from")
 _EAGLE3_NOTE = "holds an EAGLE-3 layer, which vLLM and SGLang load; the engine Turbo cannot draft with it yet"
 
@@ -152,7 +153,13 @@ def _read_draft(folder: Path) -> Draft:
     """Read a draft. Raises DraftsError where there is none, or it is damaged."""
     if not _is_file(folder / CONFIG_FILE):
         raise DraftsError(_describe_missing(folder))
-    method, config = _read_config(folder / CONFIG_FILE)
+    config, method = _read_json(folder / CONFIG_FILE), HEADS
+    if config.get("kind") != _KIND:
+        fields, method = config.get("turbo"), EAGLE3  # the format of `speculators` has ours apart
+        if config.get("speculators_model_type") != EAGLE3 or not isinstance(fields, dict):
+            path = folder / CONFIG_FILE
+            raise NoDraftError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
+        config = {**fields, "vocabulary_size": config.get("draft_vocab_size", "")}
     weights = folder / _WEIGHTS[method]
     try:  # without reading them all: the file exists and is as long as its header says
         with safe_open(weights, framework="numpy"):
@@ -166,17 +173,6 @@ def _read_draft(folder: Path) -> Draft:
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
     return Draft(folder, method, config, evaluation, domains)
-
-
-def _read_config(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """Return the method and the draft's fields, which the format of `speculators` has apart."""
-    config = _read_json(path)
-    if config.get("kind") == _KIND:
-        return HEADS, config
-    fields = config.get("turbo")
-    if config.get("speculators_model_type") == EAGLE3 and isinstance(fields, dict):
-        return EAGLE3, {**fields, "vocabulary_size": config.get("draft_vocab_size", "")}
-    raise NoDraftError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -211,25 +207,24 @@ def _print_overview(console: Console, drafts: Sequence[Draft]) -> None:
 
 
 def _show(console: Console, draft: Draft) -> None:
-    table = _build_table("", "")
-    table.add_row("method", draft.method)
-    for name in ("version", "domain", "heads", "markov_rank", "vocabulary_size", "target_digest"):
-        if name in draft.config:
-            table.add_row(name.replace("_", " "), printable(str(draft.config[name])))
-    table.add_row("digest", checkpoint_digest(draft.folder))
-    training = draft.config.get("training", {})
-    for part, count in training.get("answers", {}).items():
-        table.add_row(f"answers, {part}", str(count))
+    config, training = draft.config, draft.config.get("training", {})
+    rows: dict[str, object] = {"method": draft.method}
+    rows |= {name.replace("_", " "): config[name] for name in _CONFIG_FIELDS if name in config}
+    rows["digest"] = checkpoint_digest(draft.folder)
+    rows |= {f"answers, {part}": count for part, count in training.get("answers", {}).items()}
     if "left_out" in training:
-        table.add_row("answers, left out", str(training["left_out"]))
+        rows["answers, left out"] = training["left_out"]
     if losses := draft.evaluation.get("losses"):
-        table.add_row("epochs", str(len(losses)))
+        rows["epochs"] = len(losses)
     request = training.get("request", {})
-    for name, value in {**request.get("recipe", {}), **request}.items():
-        if name in _ANSWER_SETTINGS:
-            table.add_row(name.replace("_", " "), printable(str(value)))
-    for stage, seconds in draft.evaluation.get("seconds", {}).items():
-        table.add_row(f"seconds, {stage}", f"{seconds:.0f}")
+    settings = {**request.get("recipe", {}), **request}
+    rows |= {name.replace("_", " "): settings[name] for name in settings if name in _ANSWER_SETTINGS}
+    rows |= {
+        f"seconds, {name}": f"{value:.0f}" for name, value in draft.evaluation.get("seconds", {}).items()
+    }
+    table = _build_table("", "")
+    for name, value in rows.items():
+        table.add_row(name, printable(str(value)))
     console.print(table)
     _print_overview(console, [draft])
     for domain, measured in draft.domains.items():

@@ -21,17 +21,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-)
+from transformers.models.llama import modeling_llama as llama
 
 from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples, positions_in
 from turbo_runtime.distill.data.responses import Completion, shuffled
-from turbo_runtime.distill.errors import UnfitModelError
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.recipe import Recipe, UnfitModelError
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
 from turbo_runtime.files import write_whole, write_whole_by
@@ -67,11 +61,11 @@ class Block(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         width, epsilon = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = LlamaRMSNorm(width, epsilon)
-        self.hidden_norm = LlamaRMSNorm(width, epsilon)
+        self.input_layernorm = llama.LlamaRMSNorm(width, epsilon)
+        self.hidden_norm = llama.LlamaRMSNorm(width, epsilon)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = LlamaRMSNorm(width, epsilon)
-        self.mlp = LlamaMLP(config)
+        self.post_attention_layernorm = llama.LlamaRMSNorm(width, epsilon)
+        self.mlp = llama.LlamaMLP(config)
 
     def join(self, embedded: Tensor, state: Tensor) -> Tensor:
         """Join embeddings and states (n, width) to (n, 2 width)."""
@@ -102,8 +96,8 @@ class Eagle3(nn.Module):
         self.register_buffer("vocabulary", vocabulary.to(embedding.device), persistent=False)
         self.fc = nn.Linear(STREAMS * width, width, bias=False)
         self.layers = nn.ModuleList([Block(config)])
-        self.norm = LlamaRMSNorm(width, config.rms_norm_eps)
-        self._rotary = LlamaRotaryEmbedding(config)
+        self.norm = llama.LlamaRMSNorm(width, config.rms_norm_eps)
+        self._rotary = llama.LlamaRotaryEmbedding(config)
         self.to(embedding.device)
 
     def forward(self, streams: Tensor, tokens: Tensor, before: Tensor) -> Tensor:
@@ -139,7 +133,7 @@ class Eagle3(nn.Module):
 
     def _rotate(self, x: Tensor, places: Tensor) -> Tensor:
         """Rotate x (KV heads, group, n, head_dim) by its places (n,)."""
-        return cast("Tensor", apply_rotary_pos_emb(x, x, *self._rotary(x, places[None]))[0])
+        return cast("Tensor", llama.apply_rotary_pos_emb(x, x, *self._rotary(x, places[None]))[0])
 
 
 def _attend(
@@ -267,21 +261,17 @@ class Eagle3Method:
                 "training": training,
             },
         }
-        tensors = _tensors(draft)
+        vocabulary, dtype = draft.vocabulary.cpu(), draft.embedding.dtype
+        own = {**draft.state_dict(), "lm_head.weight": draft.output}
+        allowed = torch.zeros(len(draft.embedding), dtype=torch.bool)
+        allowed[vocabulary] = True
+        tensors = {  # in the target's dtype; without embeddings, of which engines share the target's
+            **{name: value.detach().to(dtype).cpu().contiguous() for name, value in own.items()},
+            "d2t": vocabulary - torch.arange(len(vocabulary)),  # added to a drafted id
+            "t2d": allowed,
+        }
         write_whole_by(folder / WEIGHTS_FILE, lambda scratch: save_file(tensors, scratch, {"format": "pt"}))
         write_whole(folder / CONFIG_FILE, json.dumps(document, indent=2) + "\n")
-
-
-def _tensors(draft: Eagle3) -> dict[str, Tensor]:
-    """In the target's dtype. Embeddings are not among them: engines share the target's."""
-    vocabulary, own = draft.vocabulary.cpu(), {**draft.state_dict(), "lm_head.weight": draft.output}
-    allowed = torch.zeros(len(draft.embedding), dtype=torch.bool)
-    allowed[vocabulary] = True
-    return {
-        **{name: value.detach().to(draft.embedding.dtype).cpu().contiguous() for name, value in own.items()},
-        "d2t": vocabulary - torch.arange(len(vocabulary)),  # added to a drafted id
-        "t2d": allowed,
-    }
 
 
 def layer_config(target: Any) -> LlamaConfig:

@@ -179,21 +179,16 @@ def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter
     )
     counts: list[int] = []
     while batch := list(islice(requests, _BATCH)):
-        counts += _draft_along(drafter, batch, text)
+        drafter.begin(batch)
+        lengths, live = [0] * len(batch), [True] * len(batch)
+        while any(live):
+            right: list[int | None] = []
+            offers = drafter.next_candidates([0.0] * len(batch))
+            for index, (drafted, offer) in enumerate(zip(batch, offers, strict=True)):
+                at = len(drafted.tokens) + lengths[index]
+                live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
+                lengths[index] += live[index]
+                right.append(offer.token if offer is not None and live[index] else None)
+            drafter.advance(right)
+        counts += lengths
     return counts
-
-
-def _draft_along(drafter: HeadsDrafter, requests: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
-    """Count how far each draft goes as the text does, whose last token is left out."""
-    drafter.begin(requests)
-    lengths, live = [0] * len(requests), [True] * len(requests)
-    while any(live):
-        right: list[int | None] = []
-        offers = drafter.next_candidates([0.0] * len(requests))
-        for index, (request, offer) in enumerate(zip(requests, offers, strict=True)):
-            at = len(request.tokens) + lengths[index]
-            live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
-            lengths[index] += live[index]
-            right.append(offer.token if offer is not None and live[index] else None)
-        drafter.advance(right)
-    return lengths

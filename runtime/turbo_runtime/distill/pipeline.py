@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -10,26 +9,17 @@ import shutil
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
 
 from turbo_runtime.client.client import Server
-from turbo_runtime.distill.data.responses import (
-    Completion,
-    Kept,
-    TokenizedPrompt,
-    answer_all,
-    is_looping,
-    read_requests,
-    shuffled,
-    tokenize,
-    write_kept,
-    write_requests,
-)
+from turbo_runtime.distill.data import responses
+from turbo_runtime.distill.data.responses import Completion, Kept, TokenizedPrompt
 from turbo_runtime.distill.eagle3 import Eagle3Method
-from turbo_runtime.distill.errors import DistillError, MayPassError, UnfitModelError
 from turbo_runtime.distill.evaluation import speedup_benchmark as benchmark
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
 from turbo_runtime.distill.heads import HeadsMethod
@@ -38,13 +28,14 @@ from turbo_runtime.distill.recipe import (
     HEADS,
     HELD_OUT,
     PARTS,
-    PILOT_ANSWERS,
-    PILOT_EPOCHS,
     TRAINED,
     TRAINING,
     VALIDATION,
+    DistillError,
+    MayPassError,
     Pilot,
     Recipe,
+    UnfitModelError,
     choose_method,
 )
 from turbo_runtime.distill.target import Endpoint, TargetModel
@@ -59,58 +50,50 @@ REQUESTS, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
 MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 MIN_SAVE_SECONDS, MAX_SAVE_FRACTION = 2.0, 0.05  # between two saves, and of the time that they take
+PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
 MAX_MEASURED = 64  # prompts of a domain that speedups are measured on
 
 Parts = Mapping[str, Sequence[Completion]]
 
 
+@dataclass
 class Distillation:
-    """One run."""
+    """One run. Raises DistillError for kept responses that the model cannot read."""
 
-    def __init__(
-        self,
-        served: TargetModel,
-        model: str,
-        active_parameters: int,
-        prompts: Mapping[str, Sequence[Prompt]],
-        kept: Kept,
-        work: Workspace,
-        *,
-        gain: bool,
-        keep_answers: bool,
-        endpoint: str,
-    ) -> None:
-        """`model`: its name for people; `active_parameters`: those that a token passes; `prompts` by part;
-        `kept`: responses to learn from instead. Raises DistillError for some that the model cannot read.
-        `gain`: measure speedups too; `endpoint`: URL of a server that responds instead.
-        """
-        self._served, self._model, self._active = served, model, active_parameters
-        self._prompts, self._kept = prompts, kept
-        self._gain, self._keep_answers, self._endpoint = gain, keep_answers, endpoint
-        self._work, self._progress, self._recipe = work, work.progress, work.request.recipe
-        kept.check(len(served.target.embedding), served.ready.max_model_len)
-        self._pilots: dict[str, Any] = {}
+    served: TargetModel
+    model: str  # its name for people
+    active_parameters: int  # those that a token passes
+    prompts: Mapping[str, Sequence[Prompt]]  # by part
+    kept: Kept  # responses to learn from instead
+    work: Workspace
+    gain: bool  # measure speedups too
+    keep_answers: bool
+    endpoint: str  # URL of a server that responds instead
+
+    def __post_init__(self) -> None:
+        self.kept.check(len(self.served.target.embedding), self.served.ready.max_model_len)
+        self._recipe, self._pilots = self.work.request.recipe, dict[str, Any]()
         if self._recipe.method != AUTO:
             self._method = self._create_method(self._recipe)
 
     def run(self) -> Record:
         """Do all that remains. Raises DistillError, and PromptsError before anything is written."""
         # as tokenized at first: a chat template may write the date
-        existing = read_requests(self._work.folder / REQUESTS)
+        existing = responses.read_requests(self.work.folder / REQUESTS)
         tokenized = self._tokenize() if existing is None else existing
-        self._work.write(REQUEST_FILE, self._work.request.document())
+        self.work.write(REQUEST_FILE, asdict(self.work.request))
         self._check_machine()
         if existing is None:
-            shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
-            write_requests(self._work.folder / REQUESTS, tokenized)
-        parts, left_out = self._select(self._kept.completions or self._respond(tokenized))
+            shutil.rmtree(self.work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
+            responses.write_requests(self.work.folder / REQUESTS, tokenized)
+        parts, left_out = self._select(self.kept.completions or self._respond(tokenized))
         if self._recipe.method == AUTO:
             self._recipe = self._compare_methods(parts)
             self._method = self._create_method(self._recipe)
         result = self._train(parts)
         learnt = {completion.tokens for name in (TRAINING, VALIDATION) for completion in parts[name]}
         domains = self._evaluate(parts[HELD_OUT], learnt)
-        if self._gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
+        if self.gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
             unseen = [completion for completion in parts[HELD_OUT] if completion.tokens not in learnt]
             self._measure_speedups(self._method.heads(), {**parts, HELD_OUT: unseen}, domains)
         record = Record(
@@ -121,75 +104,75 @@ class Distillation:
             tuple(result.losses),
             tuple(result.judged),
             result.best,
-            self._work.seconds,
+            self.work.seconds,
         )
-        record.write(self._work.out, self._model)
-        if self._keep_answers:
-            write_kept(self._work.out, [completion for part in parts.values() for completion in part])
+        record.write(self.work.out, self.model)
+        if self.keep_answers:
+            responses.write_kept(self.work.out, chain.from_iterable(parts.values()))
         self._save(parts[TRAINING], record)
-        self._work.remove()
+        self.work.remove()
         return record
 
     def _create_method(self, recipe: Recipe) -> Method:
         params = self._params(recipe.learned_temperature)
         if not recipe.temperature:
-            params = dataclasses.replace(params, top_p=1.0, top_k=0)
+            params = replace(params, top_p=1.0, top_k=0)
         if recipe.method == HEADS:
-            return HeadsMethod(self._served, recipe, params)
-        return Eagle3Method(self._served, self._model, recipe, params)
+            return HeadsMethod(self.served, recipe, params)
+        return Eagle3Method(self.served, self.model, recipe, params)
 
     def _deal(self, method: Method, completions: Sequence[Completion]) -> Shards:
         """Deal them into parts that the memory holds."""
-        memory = int(self._work.request.memory_gib * 2**30)
+        memory = int(self.work.request.memory_gib * 2**30)
         max_rows = max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
         return Shards(method, completions, max_rows, self._recipe.seed)
 
     def _compare_methods(self, parts: Parts) -> Recipe:
         """Return the recipe of the method that pays most in a pilot; an earlier run's pilot counts."""
-        if (existing := self._work.read(PILOT)) is not None:
+        if (existing := self.work.read(PILOT)) is not None:
             self._pilots = existing
         else:
-            with self._work.stage("pilot", len(TRAINED), "methods") as advance:
+            with self.work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
-                    recipe = self._recipe.for_method(name)
                     with suppress(UnfitModelError):
-                        method = self._create_method(recipe)
-                        self._pilots[name] = dataclasses.asdict(self._run_pilot(method, recipe, parts))
+                        self._pilots[name] = asdict(self._run_pilot(self._recipe.for_method(name), parts))
                     advance()
-            self._work.write(PILOT, self._pilots)
+            self.work.write(PILOT, self._pilots)
         chosen = choose_method({name: Pilot(**fields) for name, fields in self._pilots.items()})
-        self._progress.say(f"a pilot says that {chosen} pays most")
+        self.work.progress.say(f"a pilot says that {chosen} pays most")
         return self._recipe.for_method(chosen)
 
-    def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
-        shards = self._deal(method, shuffled(parts[TRAINING], recipe.seed)[:PILOT_ANSWERS])
-        short = dataclasses.replace(recipe, epochs=PILOT_EPOCHS)
+    def _run_pilot(self, recipe: Recipe, parts: Parts) -> Pilot:
+        method = self._create_method(recipe)
+        shards = self._deal(method, responses.shuffled(parts[TRAINING], recipe.seed)[:PILOT_ANSWERS])
+        short = replace(recipe, epochs=PILOT_EPOCHS)
         training = prepare_training(method, short, shards, 0, parts[VALIDATION], {})
         training.run(lambda _: None)
         weights = sum(map(Tensor.numel, method.student.guessers)) + method.student.module.output.numel()
-        cost = method.student.passes * weights / self._active
+        cost = method.student.passes * weights / self.active_parameters
         return Pilot(recipe.method, max(training.progress.judged), cost)
 
     def _tokenize(self) -> list[TokenizedPrompt]:
-        max_tokens = self._served.ready.max_model_len - self._recipe.max_tokens
-        prompts, left_out = tokenize(self._prompts, self._served.encode, self._recipe, max_tokens)
+        max_tokens = self.served.ready.max_model_len - self._recipe.max_tokens
+        prompts, left_out = responses.tokenize(self.prompts, self.served.encode, self._recipe, max_tokens)
         if left_out:
-            self._progress.say(f"{left_out} captured prompts of more than {max_tokens} tokens are left out")
+            long = f"{left_out} captured prompts of more than {max_tokens} tokens"
+            self.work.progress.say(f"{long} are left out")
         return prompts
 
     def _check_machine(self) -> None:
         """Other arithmetic in the middle would give other bits."""
-        ready = self._served.ready
+        ready = self.served.ready
         machine: dict[str, Any] = {"guarantee": ready.guarantee}
         if ready.guarantee == "distribution":
             machine["kv_blocks"] = ready.kv_blocks  # which prompts are computed together depends on it
-        before = self._work.read(MACHINE)
+        before = self.work.read(MACHINE)
         if before is None:
-            self._work.write(MACHINE, machine)
+            self.work.write(MACHINE, machine)
         elif before != machine:
             raise MayPassError(
                 f"the model computes otherwise than when this was begun: {machine} and not {before}; try "
-                f"again when the machine is less busy, or remove {self._work.folder}"
+                f"again when the machine is less busy, or remove {self.work.folder}"
             )
 
     def _params(self, temperature: float) -> SamplingParams:
@@ -200,26 +183,26 @@ class Distillation:
             top_k=recipe.top_k,
             seed=recipe.seed,
             max_tokens=recipe.max_tokens,
-            stop_token_ids=self._served.stop_ids,
+            stop_token_ids=self.served.stop_ids,
         )
 
     def _respond(self, prompts: Sequence[TokenizedPrompt]) -> list[Completion]:
         params = self._params(self._recipe.temperature)
-        target: TargetModel | Endpoint = self._served
-        if self._endpoint:
-            server = Server.at(self._endpoint)
-            target = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
-        with self._work.stage("answers", len(prompts), "prompts") as advance:
-            return answer_all(
+        target: TargetModel | Endpoint = self.served
+        if self.endpoint:
+            server = Server.at(self.endpoint)
+            target = Endpoint(server, server.model(), self.served.tokenizer.encode_written)
+        with self.work.stage("answers", len(prompts), "prompts") as advance:
+            return responses.answer_all(
                 prompts,
-                self._work.folder / ANSWERS,
+                self.work.folder / ANSWERS,
                 lambda group, answered: target.answer(group, params, answered),
                 advance,
             )
 
     def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
         """Return by part those that can be learnt from, and how many cannot."""
-        usable = [c for c in completions if len(c.tokens) >= 2 and not is_looping(c.tokens)]
+        usable = [c for c in completions if len(c.tokens) >= 2 and not responses.is_looping(c.tokens)]
         left_out = len(completions) - len(usable)
         parts = {name: [c for c in usable if c.request.part == name] for name in PARTS}
         if empty := [name for name, part in parts.items() if not part]:
@@ -233,21 +216,21 @@ class Distillation:
     def _train(self, parts: Parts) -> TrainingState:
         recipe, method = self._recipe, self._method
         shards = self._deal(method, parts[TRAINING])
-        checkpoint = self._work.folder / CHECKPOINT
+        checkpoint = self.work.folder / CHECKPOINT
         state: dict[str, Any] = {}
         if checkpoint.is_file():
             try:
                 state = read_state(checkpoint)
             except DistillError as error:
-                self._progress.say(f"{checkpoint} cannot be read ({error}): training begins anew")
+                self.work.progress.say(f"{checkpoint} cannot be read ({error}): training begins anew")
         first = shards.order(0, recipe.seed)[0]
         if not state:
-            with self._work.stage("states", 1, "part") as advance:
+            with self.work.stage("states", 1, "part") as advance:
                 shards.material(first)
                 advance()
-        validation = shuffled(parts[VALIDATION], recipe.seed)
+        validation = responses.shuffled(parts[VALIDATION], recipe.seed)
         training = prepare_training(method, recipe, shards, first, validation, state)
-        with self._work.stage("training", training.steps, "steps", training.progress.step) as advance:
+        with self.work.stage("training", training.steps, "steps", training.progress.step) as advance:
             due = time.monotonic() + MIN_SAVE_SECONDS
 
             def done(_: int) -> None:
@@ -268,7 +251,7 @@ class Distillation:
         self, held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
     ) -> dict[str, DomainRecord]:
         by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
-        with self._work.stage("evaluation", len(held_out), "answers") as advance:
+        with self.work.stage("evaluation", len(held_out), "answers") as advance:
             for completion, counts in self._method.accepted_counts(held_out):
                 by_domain.setdefault(completion.request.domain, []).append((completion, counts))
                 advance()
@@ -292,39 +275,42 @@ class Distillation:
             measurements += [
                 (domain, batch, groups) for batch in benchmark.BATCHES if len(groups[0]) >= batch
             ]
-        compared = benchmark.ways(heads)
+        compared = benchmark.ways(self.served, heads)
         num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
-        with self._work.stage("gain", len(measurements) * num_runs, "runs") as advance:
+        with self.work.stage("gain", len(measurements) * num_runs, "runs") as advance:
             for number, (domain, batch, groups) in enumerate(measurements):
                 name = f"gain/{number:03}.json"
-                if (existing := self._work.read(name)) is not None:
+                if (existing := self.work.read(name)) is not None:
                     gain = benchmark.Gain(**existing)
                     advance(num_runs, known=True)
                 else:
                     params = self._params(groups[0][0].request.temperature)
                     results = []
-                    for run in benchmark.runs(self._served, compared, *groups, params, batch):
+                    for run in benchmark.runs(self.served, compared, *groups, params, batch):
                         results.append(run)
                         if len(results) % len(compared) == 0:  # those of a round end about together
                             advance(len(compared))
                     gain = benchmark.gain_of(batch, results)
-                    self._work.write(name, dataclasses.asdict(gain))
+                    self.work.write(name, asdict(gain))
                 record = records[domain]
-                records[domain] = dataclasses.replace(record, gains=(*record.gains, gain))
+                records[domain] = replace(record, gains=(*record.gains, gain))
 
     def _save(self, learnt: Sequence[Completion], record: Record) -> None:
         """Write the configuration last: without it the folder is no checkpoint yet."""
-        request = self._work.request
+        request = self.work.request
         training: dict[str, Any] = {
-            "request": request.document(),
+            "request": asdict(request),
             "answers": record.answers,
             "answers_digest": _digest(learnt),
             "left_out": record.left_out,
         }
         if self._pilots:
             training["pilot"] = self._pilots
-        times = [p.captured_at for part in self._prompts.values() for p in part if p.captured_at is not None]
-        captures = [*self._kept.captures, *({"prompts": 1, "from": _iso(t), "until": _iso(t)} for t in times)]
+        captures = list(self.kept.captures)
+        for prompt in chain.from_iterable(self.prompts.values()):
+            if prompt.captured_at is not None:
+                at = datetime.fromtimestamp(prompt.captured_at, UTC).isoformat(timespec="seconds")
+                captures.append({"prompts": 1, "from": at, "until": at})
         if captures:
             training["capture"] = {
                 "prompts": sum(capture["prompts"] for capture in captures),
@@ -334,11 +320,7 @@ class Distillation:
         name = _NO_NAME.sub("-", request.domain).strip("-._") or "draft"
         student = self._method.student
         version = f"{name}-{tensors_digest(student.module, student.vocabulary)[:8]}"
-        self._method.save(self._work.out, version, request.domain, training)
-
-
-def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+        self._method.save(self.work.out, version, request.domain, training)
 
 
 def _digest(completions: Iterable[Completion]) -> str:

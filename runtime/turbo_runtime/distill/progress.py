@@ -64,19 +64,14 @@ class Progress:
         else:
             self.say(line)
 
-    def _refresh(self) -> None:
-        """Show the stage where the last line is old enough."""
-        with self._lock:
-            if time.monotonic() - self._shown_time >= self._interval:
-                self._shown_time = time.monotonic()
-                self._show()
-
     def _advance(self, count: int = 1, known: bool = False) -> None:
-        """Add units; those that were `known` took no time."""
+        """Add units, of which those that were `known` took no time; show them where the last line is old."""
         with self._lock:  # many threads may report
             self._done += count
             self._fresh += 0 if known else count
-            self._refresh()
+            if time.monotonic() - self._shown_time >= self._interval:
+                self._shown_time = time.monotonic()
+                self._show()
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
@@ -87,7 +82,7 @@ class Progress:
 
         def keep_fresh() -> None:
             while not over.wait(self._interval):
-                self._refresh()
+                self._advance(0)
 
         thread = threading.Thread(target=keep_fresh, name="progress", daemon=True)
         thread.start()
@@ -122,22 +117,19 @@ def serve_progress(port: int | None, now: Callable[[], TrainingProgress]) -> Ite
         def log_message(self, *_: object) -> None:
             """Log nothing: the operator asks every few seconds."""
 
-    server = ThreadingHTTPServer(("", port), Handler)
-    thread = threading.Thread(target=server.serve_forever, name="progress server", daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with ThreadingHTTPServer(("", port), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, name="progress server", daemon=True)
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def spell(seconds: float) -> str:
     """Spell a duration for people."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,12 +1,12 @@
-"""The settings of a training: with the model, the prompts and the machine, all that decides a draft."""
+"""The settings of a training: with the model, the prompts and the machine, all that decides a draft. And the
+errors of one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
-
-from turbo_runtime.distill.errors import DistillError
 
 HEADS, EAGLE3 = TRAINED = ("heads", "eagle3")
 AUTO = "auto"  # whichever of them pays most in a pilot
@@ -18,9 +18,20 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     AUTO: {"epochs": 0, "rate": 0.0},
 }
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
-PILOT_ANSWERS, PILOT_EPOCHS = 96, 2  # responses that each method learns from in a pilot, and how often
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
 PARTS = HELD_OUT, VALIDATION, TRAINING = "held-out", "judges", "training"  # of the prompts
+
+
+class DistillError(ValueError):
+    """The work cannot be done; one sentence says why and what to do."""
+
+
+class UnfitModelError(DistillError):
+    """A method cannot draft for the model."""
+
+
+class MayPassError(DistillError):
+    """What another try later may bring."""
 
 
 @dataclass(frozen=True, slots=True)

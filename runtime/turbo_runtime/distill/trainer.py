@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
@@ -12,14 +13,13 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from turbo_runtime.distill.data.examples import chance_of_acceptance, choose_vocabulary, training_loss
 from turbo_runtime.distill.data.responses import Completion, shuffled
 from turbo_runtime.distill.eagle3 import Eagle3Method, Eagle3Student
-from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.heads import HeadsMethod, HeadsStudent
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.recipe import DistillError, Recipe
 
 Method = HeadsMethod | Eagle3Method
 Student = HeadsStudent | Eagle3Student
@@ -81,7 +81,7 @@ class Training:
         self._optimizer = torch.optim.AdamW(
             student.guessers, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
         )
-        self._best = _copy(student.module)
+        self._best = deepcopy(student.module.state_dict())
         self._per_epoch = sum(student.steps(part) for part in shards.parts)
         self.steps = recipe.epochs * self._per_epoch
 
@@ -100,7 +100,7 @@ class Training:
                     progress.running, progress.counted = 0.0, 0
                     progress.judged.append(self._acceptance_length(validation))
                     if progress.best < 0 or progress.judged[-1] > progress.judged[progress.best]:
-                        progress.best, self._best = epoch, _copy(self.student.module)
+                        progress.best, self._best = epoch, deepcopy(self.student.module.state_dict())
                 done(progress.step)
         self.student.module.load_state_dict(self._best)
         self.student.settle(validation)
@@ -196,10 +196,6 @@ def read_state(path: Path) -> dict[str, Any]:
         raise
     except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
         raise DistillError(str(error).partition("\n")[0]) from error
-
-
-def _copy(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def _schedule(progress: float, warm_up: float) -> float:

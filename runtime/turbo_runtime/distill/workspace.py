@@ -1,24 +1,22 @@
-"""The folder that a run works in: its specification, its progress, and its lock."""
+"""The folder that a run works in: its specification, its progress, its lock, and what is reported of it."""
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.progress import Progress
-from turbo_runtime.distill.recipe import SAMPLING_FIELDS, Recipe
-from turbo_runtime.files import write_whole
+from turbo_runtime.distill.recipe import EAGLE3, HEADS, SAMPLING_FIELDS, DistillError, MayPassError, Recipe
+from turbo_runtime.files import checkpoint_digest, write_whole
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
 
@@ -27,6 +25,7 @@ EVALUATION_FILE = "evaluation.json"
 WORK, REQUEST_FILE = "work", "request.json"  # of a run that is not done
 _SECONDS, _LOCK = "seconds.json", "lock"
 _CAPTURED = "captured.json"
+_DIGITS = 4  # behind the point: a manifest must fit a termination message
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class RunSpec:
     """All that the bits of a checkpoint depend on, but for the machine's arithmetic."""
 
     target_digest: str
-    prompts_digest: str  # of `digest_texts`
+    prompts_digest: str  # of all that counts of each prompt, or kept response, in any order
     recipe: Recipe
     domain: str
     threads: int
@@ -45,23 +44,14 @@ class RunSpec:
     captured: bool  # whether there are captured prompts, which change and are in no digest
     version: str = field(default_factory=turbo_version)
 
-    def document(self) -> dict[str, Any]:
-        """Return what files hold."""
-        return dict(json.loads(json.dumps(dataclasses.asdict(self))))
-
     def differences(self, other: Mapping[str, Any]) -> str:
         """Describe where another document differs."""
-        ours, theirs = _flat(self.document()), _flat(other)
+        ours, theirs = _flat(asdict(self)), _flat(other)
         return ", ".join(
             f"{name} {_brief(theirs.get(name))} and not {_brief(ours.get(name))}"
             for name in sorted({*ours, *theirs})
             if ours.get(name) != theirs.get(name)
         )
-
-
-def digest_texts(texts: Iterable[str]) -> str:
-    """Digest a text for each prompt, or kept response, of all that counts of it; in any order."""
-    return f"sha256:{hashlib.sha256(chr(0).join(sorted(texts)).encode()).hexdigest()}"
 
 
 class Workspace:
@@ -78,7 +68,7 @@ class Workspace:
         if config is not None:
             training = _training_of(config)
             other = training and training["request"]
-            if other == self.request.document():
+            if other == asdict(self.request):
                 return True
             differences = f": {self.request.differences(other)}" if other else ""
             raise DistillError(
@@ -90,7 +80,7 @@ class Workspace:
         existing = _document(self.folder / REQUEST_FILE)
         if existing is None and self.out.is_dir() and any(path != self.folder for path in self.out.iterdir()):
             raise DistillError(f"{self.out} is not empty; name a new folder with --out")
-        if existing not in (None, self.request.document()):
+        if existing not in (None, asdict(self.request)):
             raise DistillError(
                 f"{self.out} holds a distillation that was begun otherwise: "
                 f"{self.request.differences(existing or {})}; ask for that again to go on with it, name "
@@ -202,6 +192,23 @@ def drawn_by(folders: Sequence[Path]) -> dict[str, Any]:
         for name in SAMPLING_FIELDS
         if name in first and all(recipe.get(name) == first[name] for recipe in recipes)
     }
+
+
+def read_manifest(folder: Path) -> DraftManifest:
+    """Read what is reported of a finished draft from its folder."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    info, method = (config["turbo"], EAGLE3) if "turbo" in config else (config, HEADS)
+    text = (folder / EVALUATION_FILE).read_text(encoding="utf-8")
+    evaluation = json.loads(text, parse_float=lambda number: round(float(number), _DIGITS))
+    domains = list(evaluation["domains"].items())[:MOST_DOMAINS]
+    manifest = {
+        **info,
+        "method": method,
+        "digest": checkpoint_digest(folder),
+        "captured": info["training"].get("capture", {}).get("prompts", 0),
+        "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
+    }
+    return DraftManifest.from_json(json.dumps(manifest))
 
 
 def _training_of(config: Mapping[str, Any]) -> dict[str, Any] | None:

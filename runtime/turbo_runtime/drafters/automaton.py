@@ -88,13 +88,11 @@ class SuffixAutomaton:
     def advance(self, cursor: Cursor, token: int) -> Cursor:
         """Find the longest match after one more token of the context."""
         state, length = self.settle(cursor), cursor.length
-        following = self.follow(state, token)
-        while following < 0:
+        while (following := self.follow(state, token)) < 0:
             if state == ROOT:
                 return Cursor()
             state = self._link[state]
             length = self._max_lengths[state]
-            following = self.follow(state, token)
         return Cursor(following, length + 1)
 
     def settle(self, cursor: Cursor) -> int:

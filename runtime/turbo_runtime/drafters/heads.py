@@ -25,7 +25,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,18 @@ def tensors_digest(learned: nn.Module, vocabulary: Tensor) -> str:
 def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
     """Load heads in evaluation mode, with the target's dtype and device. Raises HeadsError."""
     config = read_config(folder)
-    _check_target(folder, config, target)
+    vocabulary_size, width = target.embedding.shape
+    if config.target_digest != target.digest:
+        raise HeadsError(
+            f"{folder}: these heads belong to the model {config.target_digest}, and {target.digest} is "
+            "served; name heads that were trained for it"
+        )
+    for name, served in (("width", width), ("target_vocabulary_size", vocabulary_size)):
+        if (trained := getattr(config, name)) != served:
+            raise HeadsError(
+                f"{folder}: {name} is {trained} and the model has {served}; "
+                "name heads that were trained for it"
+            )
     try:
         (folder / WEIGHTS_FILE).open("rb").close()  # safetensors calls any trouble a missing file
         # not mapped: a copy over the file in use would end the process
@@ -223,21 +233,6 @@ def read_config(folder: Path) -> HeadsConfig:
     return HeadsConfig(**values)
 
 
-def _check_target(folder: Path, config: HeadsConfig, target: Target) -> None:
-    if config.target_digest != target.digest:
-        raise HeadsError(
-            f"{folder}: these heads belong to the model {config.target_digest}, and {target.digest} is "
-            "served; name heads that were trained for it"
-        )
-    vocabulary, width = target.embedding.shape
-    for name, served in (("width", width), ("target_vocabulary_size", vocabulary)):
-        if (trained := getattr(config, name)) != served:
-            raise HeadsError(
-                f"{folder}: {name} is {trained} and the model has {served}; "
-                "name heads that were trained for it"
-            )
-
-
 def _check_vocabulary(folder: Path, config: HeadsConfig, ids: Tensor) -> None:
     size, limit = config.vocabulary_size, config.target_vocabulary_size
     fits = ids.dtype == torch.int64 and ids.shape == (size,)
@@ -283,17 +278,17 @@ class HeadsDrafter(Drafter):
     def begin(self, requests: Sequence[DraftRequest]) -> None:
         """Stack the hidden rows of the requests that have one."""
         self._requests, self._depth = requests, 0
-        self._rows = [i for i, request in enumerate(requests) if request.hidden is not None]  # still growing
-        self._place = {index: place for place, index in enumerate(self._rows)}  # in the hidden rows
-        self._before = {index: requests[index].tokens[-1] for index in self._rows}
         hidden = [request.hidden for request in requests if request.hidden is not None]
+        drafted = (index for index, request in enumerate(requests) if request.hidden is not None)
+        self._before = {index: requests[index].tokens[-1] for index in drafted}  # of those that still grow
+        self._place = {index: place for place, index in enumerate(self._before)}  # in the hidden rows
         self._hidden = torch.stack(hidden).to(self.dtype) if hidden else torch.empty(0)
 
     @torch.inference_mode()
     def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         """Return guesses of the next head, a pass for all drafts that others are not sure of."""
         candidates: list[TokenCandidate | None] = [None] * len(self._requests)
-        rows = [index for index in self._rows if best_confidence[index] < _SURE]
+        rows = [index for index in self._before if best_confidence[index] < _SURE]
         if not rows or self._depth >= self.heads:
             return candidates
         depth, hidden = self._depth, self._hidden
@@ -305,7 +300,7 @@ class HeadsDrafter(Drafter):
         if any(request.temperature > 0 for request in requests):
             likeliest = self._draw(logits, requests)
         for index, place, chance in zip(rows, likeliest, confidences, strict=True):
-            if not isfinite(chance):  # finite weights may overflow
+            if not math.isfinite(chance):  # finite weights may overflow
                 continue
             cell = (self._requests[index].temperature > 0, depth, int(10 * chance))
             candidates[index] = TokenCandidate(self.vocabulary[place], self.confidence(cell, chance), cell)
@@ -314,8 +309,7 @@ class HeadsDrafter(Drafter):
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Go on to the next head."""
         self._depth += 1
-        self._before = {index: token for index in self._rows if (token := tokens[index]) is not None}
-        self._rows = list(self._before)
+        self._before = {index: token for index in self._before if (token := tokens[index]) is not None}
 
     def _guess(self, hidden: Tensor, before: list[int], head: int) -> tuple[Tensor, list[int], list[float]]:
         """One head's logits (rows, V), likeliest places in its vocabulary, and confidences, perhaps NaN."""

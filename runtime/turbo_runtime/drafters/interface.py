@@ -37,22 +37,14 @@ class DraftRequest:
     name: str = DEFAULT_DRAFT  # of its trained draft
 
 
-class LosingCandidate(NamedTuple):
-    """A candidate with less confidence than the drafted token."""
-
-    source: str
-    cell: Hashable
-    token: int
-
-
 class TokenOrigin(NamedTuple):
     """The source of a drafted token, which learns its result, and the alternatives to it."""
 
     source: str
     cell: Hashable  # of the source's calibration
     fallback_token: int | None = None  # drafted here without sources that take time
-    # their sources learn as well: else they would learn only where they are sure
-    losing_candidates: tuple[LosingCandidate, ...] = ()
+    # (source, cell, token) of less confidence; those learn as well: else they would only where they are sure
+    losing_candidates: tuple[tuple[str, Hashable, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

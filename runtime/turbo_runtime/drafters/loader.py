@@ -64,11 +64,7 @@ def read_selection(path: Path) -> DraftConfig:
         raise SelectionError(f"{path}: drafter is heads and no folder is named; set heads")
     if not isinstance(version, str):
         raise SelectionError(f"{path}: version must be a string, not {version!r}")
-    named = _read_named(path, document.get("named", {}))
-    return DraftConfig(drafter, None if heads is None else path.parent / heads, version, named)
-
-
-def _read_named(path: Path, folders: object) -> dict[str, Path]:
+    folders = document.get("named", {})
     if not isinstance(folders, dict):
         raise SelectionError(f"{path}: named must be an object of names and folders, not {folders!r}")
     if len(folders) > MAX_NAMED:
@@ -81,7 +77,8 @@ def _read_named(path: Path, folders: object) -> dict[str, Path]:
             )
         if not isinstance(folder, str) or not folder:
             raise SelectionError(f"{path}: named.{name} must be the path of a folder, not {folder!r}")
-    return {name: path.parent / folder for name, folder in folders.items()}
+    named = {name: path.parent / folder for name, folder in folders.items()}
+    return DraftConfig(drafter, None if heads is None else path.parent / heads, version, named)
 
 
 @dataclass(frozen=True, slots=True)

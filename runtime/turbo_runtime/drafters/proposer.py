@@ -9,14 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from turbo_runtime.drafters.interface import (
-    Draft,
-    Drafter,
-    DraftRequest,
-    LosingCandidate,
-    TokenCandidate,
-    TokenOrigin,
-)
+from turbo_runtime.drafters.interface import Draft, Drafter, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import ActiveDrafts, WatchedFile
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
@@ -110,7 +103,7 @@ class _GrowingDraft:
         if acceptance < self.min_acceptance:
             return None
         losers = tuple(
-            LosingCandidate(drafter.name, candidate.cell, candidate.token)
+            (drafter.name, candidate.cell, candidate.token)
             for drafter, candidate in candidates
             if candidate is not best
         )
@@ -229,10 +222,7 @@ class Proposer:
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """Learn from the committed tokens: of the whole draft, verified or not, and its losing candidates."""
         for origin, token, actual in zip(draft.origins, draft.tokens, committed, strict=False):
-            for name, cell, candidate in (
-                LosingCandidate(origin.source, origin.cell, token),
-                *origin.losing_candidates,
-            ):
+            for name, cell, candidate in ((origin.source, origin.cell, token), *origin.losing_candidates):
                 guard = self._recent if name == SuffixDrafter.name else self._heads.get(draft.name)
                 if guard is not None:
                     guard.attempt(guard.drafter.learn, cell, candidate == actual)

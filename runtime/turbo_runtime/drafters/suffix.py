@@ -105,11 +105,9 @@ class Memory:
 
     def history(self, scope: str) -> History | None:
         """Return the scope's history and count it as used; None if there is none."""
-        history = self._scopes.get(scope)
-        if history is None:
-            return None
-        self._scopes.move_to_end(scope)
-        self._book(scope, history)  # lookups make it grow too
+        if (history := self._scopes.get(scope)) is not None:
+            self._scopes.move_to_end(scope)
+            self._book(scope, history)  # lookups make it grow too
         return self._scopes.get(scope)
 
     def remember(self, scope: str, tokens: Sequence[int], prompt_length: int) -> None:
@@ -233,10 +231,9 @@ class SuffixDrafter(Drafter):
         return max_tokens - budget + self.memory.read(budget)
 
     def _request(self, request_id: str, tokens: Sequence[int]) -> _Request:
-        request = self._requests.get(request_id)
-        if request is None:
-            request = self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
-        return request
+        if request_id not in self._requests:
+            self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
+        return self._requests[request_id]
 
     def _walk(self, request: DraftRequest) -> _Walk:
         live, tokens = self._request(request.request_id, request.tokens), request.tokens

@@ -18,7 +18,7 @@ from typing import Any
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.model_files.source import ModelError, find, hub_errors
 from turbo_runtime.shapes import UnknownShapeError, describe
-from turbo_runtime.shapes.quantization import BITS, Quantization
+from turbo_runtime.shapes.config_reader import BITS, Quantization
 
 _GGUF_ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -53,30 +53,23 @@ class Files:
             return bytes(file.read(count))
 
 
-def _local_files(folder: Path) -> Files:
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    return Files(None, sizes, lambda name: (folder / name).open("rb"))
-
-
-def _hub_files(repository: str, revision: str | None) -> Files:
-    from huggingface_hub import HfApi, HfFileSystem
-
-    info = HfApi().model_info(repository, revision=revision)
-    root, system = f"{repository}@{info.sha}", HfFileSystem()
-    entries: list[Any] = system.ls(root, detail=True)
-    sizes = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
-    return Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb"))
-
-
 def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
     """Inspect MODEL as `turbo serve` takes it. Raises ModelError, another ValueError or OSError."""
     source = find(model, revision)
     if source.gguf_file:
         return _inspect_gguf(Path(source.name) / source.gguf_file)
-    if (local := Path(source.name)).is_dir():
-        return _inspect(_local_files(local))
+    if (folder := Path(source.name)).is_dir():
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        return _inspect(Files(None, sizes, lambda name: (folder / name).open("rb")))
     with hub_errors():
-        return _inspect(_hub_files(source.name, revision))
+        from huggingface_hub import HfApi, HfFileSystem
+
+        info, system = HfApi().model_info(source.name, revision=revision), HfFileSystem()
+        root = f"{source.name}@{info.sha}"
+        entries: list[Any] = system.ls(root, detail=True)
+        files = [entry for entry in entries if entry["type"] == "file"]
+        sizes = {file["name"].rsplit("/", 1)[-1]: file["size"] for file in files}
+        return _inspect(Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb")))
 
 
 def _inspect(files: Files) -> ModelInfo:
@@ -132,7 +125,9 @@ def _count_weights(
         if name == "__metadata__":
             continue
         dtype, elements = entry["dtype"], prod(entry["shape"])
-        if _is_mtp(name, shape.layers) or (less and _ADDED.search(name.rpartition(".weight")[2])):
+        layer = _LAYER.match(name)  # those behind the last predict the tokens after the next
+        is_mtp = name.startswith("mtp.") or ".mtp." in name or (layer and int(layer[1]) >= shape.layers)
+        if is_mtp or (less and _ADDED.search(name.rpartition(".weight")[2])):
             continue
         if less and dtype in _PACKED:
             elements *= _PACKED[dtype] // BITS[less.dtype]
@@ -154,12 +149,6 @@ def _count_weights(
         embedding_parameters=0 if tied else embedding,
         expert_parameters=routed,
     )
-
-
-def _is_mtp(name: str, layers: int) -> bool:
-    """Whether a tensor belongs to a layer that predicts the tokens after the next."""
-    layer = _LAYER.match(name)
-    return name.startswith("mtp.") or ".mtp." in name or (layer is not None and int(layer[1]) >= layers)
 
 
 def _inspect_gguf(path: Path) -> ModelInfo:

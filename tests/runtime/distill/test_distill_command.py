@@ -197,7 +197,7 @@ def test_two_at_a_time_are_refused(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "answer_all", meanwhile)
+        patched.setattr(pipeline.responses, "answer_all", meanwhile)
         with pytest.raises(KeyboardInterrupt):
             distill.distill(arguments(folder, "two", "--no-gain"))
     assert seen == [1]

@@ -13,7 +13,7 @@ import pytest
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill import target
 from turbo_runtime.distill.data.responses import TokenizedPrompt
-from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.recipe import DistillError, MayPassError
 from turbo_runtime.distill.target import Endpoint
 from turbo_runtime.messages import SamplingParams
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.recipe import METHOD_DEFAULTS, Pilot, Recipe, choose_method
+from turbo_runtime.distill.recipe import METHOD_DEFAULTS, DistillError, Pilot, Recipe, choose_method
 
 
 def pilots(**found: tuple[float, float]) -> dict[str, Pilot]:

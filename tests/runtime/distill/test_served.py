@@ -22,7 +22,7 @@ from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation import speedup_benchmark
 from turbo_runtime.distill.evaluation.record import evaluate
-from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
+from turbo_runtime.distill.evaluation.speedup_benchmark import Run, gain_of, runs, ways
 from turbo_runtime.distill.heads import count_accepted
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import proposer
@@ -138,7 +138,7 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
 ) -> None:
     answers = served.answer(asked(), params(0.0))
     said = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
-    found = list(runs(served, ways(heads), said, said[:1], said[1:2], params(0.0), 2))
+    found = list(runs(served, ways(served, heads), said, said[:1], said[1:2], params(0.0), 2))
     assert [run.round for run in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for each in range(0, 9, 3):
         assert {run.way for run in found[each : each + 3]} == {"none", "memory", "heads"}
@@ -204,7 +204,7 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
 
     monkeypatch.setattr(speedup_benchmark._Bench, "remember", remembers)
     monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
-    way = {"memory": Way("suffix")}
+    way = {"memory": lambda: ActiveDrafts("suffix")}
     for number, run in enumerate(runs(served, way, [first], others, [second], params(0.0), 1, rounds=2)):
         assert (run.round, run.answers) == (number, (first.tokens,))
         assert [(name, told) for name, _, told in did] == [
@@ -238,7 +238,7 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
 
     monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
     monkeypatch.setattr(TargetModel, "can_hold", lambda served, *asked: together)
-    of_two = {"none": Way("off"), "memory": Way("suffix")}
+    of_two = {"none": lambda: ActiveDrafts("off"), "memory": lambda: ActiveDrafts("suffix")}
     found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)
     for order in (["none", "memory"], ["memory", "none"]):
         assert {next(found).way for _ in of_two} == {*of_two}

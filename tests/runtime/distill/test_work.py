@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.progress import Progress
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.recipe import DistillError, Recipe
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before
 from turbo_runtime.prompts import Prompt
 

@@ -66,7 +66,7 @@ def test_a_draft_tells_what_would_be_drafted_without_sources_that_take_time(*, t
     assert [origin.source for origin in found.origins] == ["slow", "free", "slow", "slow", "free"]
     # behind the 7 it would not have come
     assert [origin.fallback_token for origin in found.origins] == [5, 6, 1, None, None]
-    assert [[bid.token for bid in origin.losing_candidates] for origin in found.origins] == [
+    assert [[token for _, _, token in origin.losing_candidates] for origin in found.origins] == [
         [5],
         [6],
         [1],

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.recipe import PARTS, TRAINING, Recipe
+from turbo_runtime.distill.recipe import PARTS, TRAINING, DistillError, Recipe
 from turbo_runtime.distill.workspace import read_training
 from turbo_runtime.files import write_whole
 from turbo_runtime.prompts import Prompt, PromptsError

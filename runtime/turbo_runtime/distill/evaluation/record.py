@@ -12,22 +12,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import fill
+from typing import TYPE_CHECKING
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 from turbo_runtime.distill.progress import spell
-from turbo_runtime.distill.recipe import EAGLE3, HEADS
-from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
-from turbo_runtime.files import checkpoint_digest, write_whole
+from turbo_runtime.distill.workspace import EVALUATION_FILE
+from turbo_runtime.files import write_whole
+
+if TYPE_CHECKING:  # pictures alone need it, and it takes long to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MIN_ANSWERS = 20  # that figures are to rest on
 _MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
-_DIGITS = 4  # behind the point: a manifest must fit a termination message
 REPORT_FILE = "report.html"
 _LEGEND = (
     '<p class="small">Speedups are of this machine, over the same prompts without drafts; <i>before</i> '
@@ -131,23 +129,6 @@ def evaluate(pairs: Sequence[tuple[Completion, Sequence[int]]], heads: int) -> E
     )
 
 
-def read_manifest(folder: Path) -> DraftManifest:
-    """Read what is reported of a finished draft from its folder."""
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    info, method = (config["turbo"], EAGLE3) if "turbo" in config else (config, HEADS)
-    text = (folder / EVALUATION_FILE).read_text(encoding="utf-8")
-    evaluation = json.loads(text, parse_float=lambda number: round(float(number), _DIGITS))
-    domains = list(evaluation["domains"].items())[:MOST_DOMAINS]
-    manifest = {
-        **info,
-        "method": method,
-        "digest": checkpoint_digest(folder),
-        "captured": info["training"].get("capture", {}).get("prompts", 0),
-        "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
-    }
-    return DraftManifest.from_json(json.dumps(manifest))
-
-
 def render(record: Record, model: str, name: str) -> str:
     """Render the whole page."""
     body = [
@@ -196,6 +177,8 @@ def _length(evaluation: Evaluation) -> str:
 def _svg(*plots: Callable[[Axes], None]) -> str:
     if not plots:
         return ""
+    from matplotlib import rc_context
+
     text = io.StringIO()
     with rc_context({"text.parse_math": False}):  # a domain may have a dollar in its name
         draw(plots).savefig(text, format="svg", metadata={"Date": None})
@@ -204,6 +187,8 @@ def _svg(*plots: Callable[[Axes], None]) -> str:
 
 def draw(plots: Sequence[Callable[[Axes], None]]) -> Figure:
     """Draw the plots side by side, two in a row."""
+    from matplotlib.figure import Figure
+
     rows = -(-len(plots) // 2)
     figure = Figure(figsize=(9, 3.2 * rows), layout="constrained")
     for number, plot in enumerate(plots, 1):

@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, zip_longest
 from statistics import median
-from typing import NamedTuple
 
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.recipe import DistillError
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 BATCHES = (1, 8, 32)
 ROUNDS = 3
 WARM_UP = 16  # prompts
 _WARM_UP_BATCH = 8
+Ways = Mapping[str, Callable[[], ActiveDrafts]]  # what drafts; its drafters are created each time anew
 
 
-class Way(NamedTuple):
-    """What drafts."""
-
-    drafting: Drafting
-    heads: Heads | None = None
-
-    def load(self, served: TargetModel) -> ActiveDrafts:
-        """Create its drafters, each time anew."""
-        return ActiveDrafts(self.drafting, HeadsDrafter(self.heads, served.noise) if self.heads else None)
-
-
-def ways(heads: Heads) -> dict[str, Way]:
+def ways(served: TargetModel, heads: Heads) -> dict[str, Callable[[], ActiveDrafts]]:
     """Return no drafts, memory alone, and heads in addition."""
-    return {"none": Way("off"), "memory": Way("suffix"), "heads": Way("auto", heads)}
+    return {
+        "none": lambda: ActiveDrafts("off"),
+        "memory": lambda: ActiveDrafts("suffix"),
+        "heads": lambda: ActiveDrafts("auto", HeadsDrafter(heads, served.noise)),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +65,7 @@ class Gain:
 
 def runs(
     served: TargetModel,
-    ways: Mapping[str, Way],
+    ways: Ways,
     measured: Sequence[Completion],
     known: Sequence[Completion],
     warm_up: Sequence[Completion],
@@ -100,7 +93,7 @@ def runs(
         own, *others = [measured[(number + later) % parts :: parts] for later in range(parts)]
         fillers = list(chain.from_iterable(others))
         for group in [order] if together else [[name] for name in order]:
-            engines = served.engines([ways[name].load(served) for name in group])
+            engines = served.engines([ways[name]() for name in group])
             benches = {name: _Bench(engine, params) for name, engine in zip(group, engines, strict=True)}
             for way, bench in benches.items():
                 bench.remember(known)
