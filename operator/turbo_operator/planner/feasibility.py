@@ -105,14 +105,12 @@ def compute_speed(engines: Engines, requirements: Requirements) -> Speed:
         return Speed(rate, np.full_like(rate, np.nan), rate * demand.output.mean)
 
     def keeps(running: Numbers) -> Mask:
-        """Whether the targets hold with so many requests always under way on one replica.
-
-        Of a throughput each request must get its share: more replicas bring no more requests.
-        """
+        """Whether the targets hold with so many requests always under way on one replica."""
         together = np.maximum(running, 1.0)
         kept = capacity.keeps(engines, demand, together)
         if demand.concurrency is None or demand.tokens_per_second is None:
             return kept
+        # Each request must get its share of the throughput: more replicas bring no more requests.
         share = demand.tokens_per_second / demand.concurrency
         ending = completions(engines, demand, together)
         return np.asarray(kept & (ending * demand.output.mean >= together * share * (1.0 - 1e-9)))

@@ -30,10 +30,7 @@ UNREAD = (
 
 
 def plan(inputs: PlannerInputs, now: float) -> Plan:
-    """Find the best feasible plan, or none with the reason of the nearest.
-
-    `now` is in seconds since the epoch. What runs stays unless another saves `planPolicy.minSavingFraction`.
-    """
+    """Find the best feasible plan at `now` (epoch seconds), or none with the reason of the nearest."""
     requirements, catalog = build_requirements(inputs, now), inputs.catalog
     fixed = inputs.spec.replicas if requirements.external else requirements.min_replicas
     problem = _find_problem(requirements)
@@ -146,10 +143,7 @@ def _select_best(evaluation: PlanEvaluation) -> int | None:
 
 
 def _select_partial(evaluation: PlanEvaluation) -> tuple[int, int] | None:
-    """Select the pair that lacks nothing but capacity, and how many of its replicas fit.
-
-    What runs stays, even where no replica fits any more; where nothing runs it is the one that comes closest.
-    """
+    """Select the pair that lacks nothing but capacity, what runs or else the closest, and how many fit."""
     requirements, availability = evaluation.requirements, evaluation.availability
     replicas = np.maximum(evaluation.verdict.replicas, 1.0)
     fitting = np.minimum(np.minimum(availability.room, availability.within_total), availability.affordable)

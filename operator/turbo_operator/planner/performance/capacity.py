@@ -49,10 +49,7 @@ def saturated(engines: Engines, demand: Demand) -> Numbers:
 
 
 def capacity(engines: Engines, demand: Demand) -> Numbers:
-    """[c] the highest requests per second of one replica at which the demand's targets hold; 0: at none.
-
-    Without a target it is `UTILIZATION` of the saturated rate, and never more than that with one.
-    """
+    """[c] the most requests per second of one replica, to `UTILIZATION`, that keep the targets; 0: none."""
     limit = UTILIZATION * saturated(engines, demand)
     if not demand.has_latency:
         return limit
@@ -66,10 +63,7 @@ def capacity(engines: Engines, demand: Demand) -> Numbers:
 
 
 def served(engines: Engines, demand: Demand, rate: Numbers) -> ReplicaPerformance:
-    """Compute what one replica of each candidate does at `rate` [c] requests per second.
-
-    Of more than the saturated rate the rest waits for ever.
-    """
+    """Compute what one replica does at `rate` [c] requests per second; what is too much waits for ever."""
     queue = Chain.of(engines, demand).at(rate, demand)
     return _served(queue, demand, np.minimum(rate, saturated(engines, demand)))
 
@@ -80,10 +74,7 @@ def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:
 
 
 def closed(engines: Engines, demand: Demand, running: Numbers) -> ReplicaPerformance:
-    """Compute what one replica of each candidate does with `running` [c] requests always under way.
-
-    Those beyond its slots wait outside, and are not in the time to first token.
-    """
+    """Compute what one replica does with `running` [c] requests under way; beyond its slots they wait apart."""
     queue, rate = _closed(engines, demand, running)
     return _served(queue, demand, rate)
 
@@ -137,10 +128,8 @@ def _percentile(late: Late, queue: Queue, demand: Demand, bound: Bound | None) -
 
 
 def _highest(holds: Callable[[Selector, Numbers], Mask], count: int, bits: int) -> Numbers:
-    """[c] the highest of the multiples of 2^-bits from 0 to 1 at which it holds; 0 where it holds at none.
-
-    Tries many parts of few candidates in one call, since a call has a cost of its own.
-    """
+    """[c] the highest of the multiples of 2^-bits from 0 to 1 at which it holds; 0 where it holds at none."""
+    # Of few candidates many parts are tried in one call, since a call has a cost of its own.
     width = max(1, min(4, int(math.log2(AT_ONCE / count + 1.0))))
     highest, done = np.zeros(count), 0
     whole = holds(slice(None), np.ones(count))
