@@ -120,18 +120,14 @@ def _names(value: str) -> list[str]:
 
 def _speculation(value: str) -> dict[str, str]:
     """Off, auto, required, or the name of a method that is then required."""
-    words = {
-        "off": {"mode": str(api.Mode.DISABLED)},
-        "auto": {"mode": str(api.Mode.AUTO)},
-        "required": {"mode": str(api.Mode.REQUIRED)},
-    } | {
-        method.lower(): {"mode": str(api.Mode.REQUIRED), "method": str(method)}
-        for method in api.Method
-        if method != api.Method.AUTO
-    }
-    if value.lower() not in words:
-        raise ValueError(f"write one of {', '.join(words)}")
-    return words[value.lower()]
+    modes = {"off": api.Mode.DISABLED, "auto": api.Mode.AUTO, "required": api.Mode.REQUIRED}
+    methods = {method.lower(): method for method in api.Method if method != api.Method.AUTO}
+    word = value.lower()
+    if word in methods:
+        return {"mode": str(api.Mode.REQUIRED), "method": str(methods[word])}
+    if word not in modes:
+        raise ValueError(f"write one of {', '.join((*modes, *methods))}")
+    return {"mode": str(modes[word])}
 
 
 # The field of each key below spec, and its reader; an empty value leaves the field out.

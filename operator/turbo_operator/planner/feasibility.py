@@ -1,7 +1,4 @@
-"""How many replicas each candidate needs and can get, and what they cost. Pure.
-
-All over p pairs of a candidate and a capacity type at once.
-"""
+"""How many replicas pairs of a candidate and a capacity type need and can get, and what they cost. Pure."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ class Requirements:
         return beside(accelerator, self.host_memory_bytes(accelerator), self.resources)
 
     def accelerators_per_node(self, accelerator: Accelerator) -> int:
-        """Return the accelerators of one node, as stated or as the largest has; 1 without any, to report it."""
+        """Return the accelerators of one node, as stated or as the largest has; 1 without any."""
         supply = (self.inputs.supply or {}).get(accelerator.name, Supply())
         return accelerator.per_node or max((1, *(node.allocatable for node in supply.nodes)))
 

@@ -1,7 +1,4 @@
-"""How many requests a second one replica takes while the targets hold, and what they see at some rate. Pure.
-
-Every function works on all candidates at once: an array over c candidates in each field of `Engines`.
-"""
+"""How many requests a second one replica takes while the targets hold, and what they see at a rate. Pure."""
 
 from __future__ import annotations
 
@@ -68,13 +65,8 @@ def served(engines: Engines, demand: Demand, rate: Numbers) -> ReplicaPerformanc
     return _served(queue, demand, np.minimum(rate, saturated(engines, demand)))
 
 
-def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:
-    """[c] the concurrency of `served`, without its percentiles."""
-    return Chain.of(engines, demand).at(rate, demand).together
-
-
 def closed(engines: Engines, demand: Demand, running: Numbers) -> ReplicaPerformance:
-    """Compute what one replica does with `running` [c] requests under way; beyond its slots they wait apart."""
+    """Compute what one replica does with `running` [c] requests under way; beyond its slots they wait."""
     queue, rate = _closed(engines, demand, running)
     return _served(queue, demand, rate)
 
