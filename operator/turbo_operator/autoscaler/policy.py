@@ -280,9 +280,8 @@ def read_signal(
 ) -> Signal:
     """Read the signal of a deployment's pods; loads older than `fresh_seconds` are unknown.
 
-    The requests of any pod with a load are demand: one that drains or is not ready any more has work that was
-    sent to this deployment. Only a ready pod is missed when it is silent, and not before it could have been
-    asked.
+    The requests of any pod with a load are demand: one that drains or is not ready any more has work to do.
+    Only a ready pod is missed when it is silent, and not before it could have been asked.
     """
     fresh = {
         pod.name: pod.load.load for pod in pods if pod.load is not None and now - pod.load.at <= fresh_seconds

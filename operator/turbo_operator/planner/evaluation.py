@@ -255,6 +255,7 @@ class PlanEvaluation:
             return predictions
         count = np.maximum(replicas, 1.0)
         performance = self.performance(places[able], count[able])
+        times = np.stack((performance.time_to_first_token, performance.time_per_output_token), axis=1)
         needed = needed_replicas(self.requirements, self.speeds, places)
         for number, at in enumerate(np.flatnonzero(able)):
             pair, one = self.pair(indices[at]), float(self.speeds.tokens_per_second[places[at]])
@@ -270,9 +271,10 @@ class PlanEvaluation:
             measured = (str(pair.engine.name), pair.accelerator.name) in self.requirements.inputs.calibrations
             provenance = Provenance.CALIBRATED if measured else Provenance.ROOFLINE
             is_assumed = self.requirements.demand.assumed or pair.draft.gains
+            first, token = (seconds if seconds < ENDLESS else None for seconds in times[number].tolist())
             predictions[at] = Predicted(
-                time_to_first_token=_finite(performance.time_to_first_token[number]),
-                time_per_output_token=_finite(performance.time_per_output_token[number]),
+                time_to_first_token=first,
+                time_per_output_token=token,
                 tokens_per_second=tokens or None,
                 capacity_tokens_per_second=capacity_tokens,
                 cost_per_hour=cost,
@@ -345,7 +347,3 @@ def _matters(evaluation: PlanEvaluation) -> Mask:
     alone = np.bincount(able, minlength=len(candidates.accelerators)) == 0
     is_cheaper = evaluation.could_cost_less(compared[feasible].min())
     return np.asarray(is_cheaper | alone[candidates.accelerator])
-
-
-def _finite(seconds: float) -> float | None:
-    return float(seconds) if seconds < ENDLESS else None

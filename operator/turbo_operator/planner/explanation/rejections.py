@@ -14,7 +14,7 @@ import numpy as np
 
 from turbo_operator.api import OFF, CapacityType, Objective, PlanReason, Provenance, Provisioning
 from turbo_operator.plan import EvaluatedCandidate, Predicted
-from turbo_operator.planner.arrays import Indices, Mask
+from turbo_operator.planner.arrays import Indices
 from turbo_operator.planner.evaluation import Pair, PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.feasibility import CODES, MICRO, bucket
@@ -51,12 +51,13 @@ def list_rejected(
     replicas = np.append(evaluation.verdict.reported[indices], np.full(len(chosen), float(count)))
     # All of them together, since a call has a cost of its own.
     predictions = evaluation.predict(np.append(indices, chosen), replicas)
-    lacking, waits = _lacking(evaluation), NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
+    lacking, candidate = evaluation.lacking, evaluation.availability.candidate
+    waits = NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
 
     def distance(row: tuple[int, EvaluatedCandidate]) -> tuple[int, bool, int]:
         """What is not supported yet and fails as well is further from a plan than what only waits."""
         near = NEAREST.index(PlanReason(row[1].reason))
-        fails = bool(lacking[row[0]]) and near != waits
+        fails = bool(lacking[candidate[row[0]]]) and near != waits
         return max(near, waits) if fails else near, fails, int(rank[row[0]])
 
     pairs = zip(indices.tolist(), predictions, strict=False)
@@ -81,13 +82,10 @@ def _reject(
     return pair.describe(reason, detail, int(evaluation.verdict.reported[index]), predicted)
 
 
-def _lacking(evaluation: PlanEvaluation) -> Mask:
-    return evaluation.lacking[evaluation.availability.candidate]
-
-
 def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices) -> Indices:
     candidates, availability, verdict = evaluation.candidates, evaluation.availability, evaluation.verdict
-    lacking, accelerators = _lacking(evaluation), candidates.accelerator[availability.candidate]
+    lacking = evaluation.lacking[availability.candidate]
+    accelerators = candidates.accelerator[availability.candidate]
     # Of those that fail alike reports the one that misses by least: what may be chosen before what may not,
     # and what was computed before what rests on an assumed acceptance.
     waits = lacking & ~verdict.has_reason(PlanReason.NOT_YET_SUPPORTED)
@@ -150,8 +148,7 @@ def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> EvaluatedCan
         cost=cost.model_copy(update=budget),
     )
     relaxed = evaluation.reevaluate(wider, np.flatnonzero(able))
-    index = relaxed.first_feasible
-    if index is None:
+    if (index := relaxed.first_feasible) is None:
         return None
     if best is not None and not relaxed.compared_cost[index] < evaluation.compared_cost[best]:
         return None
@@ -174,7 +171,7 @@ def find_smallest_miss(evaluation: PlanEvaluation) -> EvaluatedCandidate | None:
     demand, candidate = evaluation.requirements.demand, evaluation.availability.candidate
     if not demand.has_latency:
         return None
-    unreached = evaluation.verdict.has_reason(PlanReason.TARGET_UNREACHABLE) & ~_lacking(evaluation)
+    unreached = evaluation.verdict.has_reason(PlanReason.TARGET_UNREACHABLE) & ~evaluation.lacking[candidate]
     pairs = np.flatnonzero(unreached & ~(evaluation.speeds.requests_per_second > 0.0)[candidate])
     if not len(pairs):
         return None

@@ -73,8 +73,7 @@ def closed(engines: Engines, demand: Demand, running: Numbers) -> ReplicaPerform
 
 def keeps(engines: Engines, demand: Demand, running: Numbers) -> Mask:
     """[c] whether the targets hold with `running` [c] requests always under way: faster than `closed`."""
-    queue, _ = _closed(engines, demand, running)
-    return _holds(queue, demand)
+    return _holds(_closed(engines, demand, running)[0], demand)
 
 
 def unloaded_latency(engines: Engines, demand: Demand) -> tuple[Numbers, Numbers]:

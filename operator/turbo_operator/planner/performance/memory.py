@@ -34,7 +34,6 @@ CPU_RESERVE = 3 * GIB // 2
 KV_GRAIN = GIB // 64  # the pool is counted in these: its size in GiB is an exact decimal of few digits
 BLOCK_TOKENS = 16  # slack of one block: a request's last block is rarely full
 LOGIT_BYTES = 4  # logits are verified in float32 whatever the weights are
-CPU_RESOURCE = "cpu"
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of one quantized weight, its share of the scales included: one per block of 128 x 128 or per channel of
@@ -49,7 +48,7 @@ def gib(amount: float) -> str:
 
 def on_cpu(accelerator: Accelerator) -> bool:
     """Whether the accelerator is cores and container memory rather than a device with memory of its own."""
-    return accelerator.resource_name == CPU_RESOURCE
+    return accelerator.resource_name == "cpu"
 
 
 def reserve(accelerator: Accelerator) -> int:
