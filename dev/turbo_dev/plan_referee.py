@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import product
 from typing import Any
@@ -194,7 +194,7 @@ def cached(
 
 def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Demand) -> queueing.Engines:
     """One candidate's step times, a call of the step-time model for each number of requests."""
-    coefficients = BY_ENGINE[EngineName.TURBO].over(row.efficiency)
+    coefficients = replace(BY_ENGINE[EngineName.TURBO], **row.efficiency)
     rate = row.flops["bf16"] / (16 if size == 4 and row.resource_name != "cpu" else 1)
     assert row.memory_bandwidth is not None
     machine = step_time.Machine(row.memory_bandwidth, rate, rate, rate, math.inf, 1.0, coefficients)

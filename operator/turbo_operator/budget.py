@@ -19,10 +19,7 @@ DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is
 
 
 def beside(accelerator: Accelerator, memory_bytes: int, resources: Resources | None) -> Host | None:
-    """Return what one pod takes in addition to its devices, the template's amounts over the plan's.
-
-    None on cores, which are the accelerator.
-    """
+    """Return what one pod takes beside its devices, the template's amounts over the plan's; None on cores."""
     if accelerator.resource_name == "cpu":
         return None
     requests = (resources.requests if resources else None) or {}
@@ -78,12 +75,9 @@ class Footprint:
         return accelerators // self.per_replica
 
     def room(self, supply: Supply, now: float) -> int | None:
-        """Return the maximum of replicas that the cluster can hold, those that run included.
-
-        Fixed is what nodes have free; an Elastic one may grow to its bound unless a pod timed out. A quota
-        bounds both. `now` is in seconds since the epoch.
-        """
+        """Return the maximum of replicas that the cluster can hold at `now`, those that run included."""
         bounds = [] if supply.quota is None else [self.within(supply.quota)]
+        # An Elastic accelerator may grow to its bound unless a pod timed out.
         exhausted = supply.exhausted_until is not None and supply.exhausted_until > now
         if self.accelerator.provisioning == Provisioning.FIXED or exhausted:
             bounds.append(self._on_nodes(supply))
@@ -126,10 +120,7 @@ def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
 
 
 def labeled_footprint(labeled: Paid, accelerators: Mapping[str, Accelerator]) -> Footprint:
-    """Return the footprint of one pod by the labels of the pod or its template.
-
-    One whose TurboAccelerator is gone still counts, without a price.
-    """
+    """Return the footprint of one pod by its labels; without a price where its TurboAccelerator is gone."""
     name = labeled.accelerator or ""
     by_label = (row for key, row in accelerators.items() if label_value(key) == name)
     row = accelerators.get(name) or next(by_label, None) or Accelerator(name, "", Decimal(1), 0)

@@ -87,7 +87,9 @@ def build_constraint(accelerator: Accelerator, capacity_type: CapacityType) -> C
         return Constraint(_identify(own, capacity_type), (), {capacity_type: own[capacity_type]})
     if capacity_type == CapacityType.ON_DEMAND:
         others = [term for kind in LABELS for term in _identify(own, kind)]
-        return Constraint(_negate(others), (), {kind: own[kind] for kind in LABELS if kind in own})
+        # None of these terms is met where of each a requirement fails.
+        terms = tuple(tuple(row._replace(operator="NotIn") for row in unmet) for unmet in product(*others))
+        return Constraint(terms, (), {kind: own[kind] for kind in LABELS if kind in own})
     tolerations = tuple(
         {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
         for key, value in TAINTS.get(capacity_type, ())
@@ -119,8 +121,3 @@ def _identify(own: Selectors, capacity_type: CapacityType) -> tuple[Term, ...]:
     if capacity_type in own:
         return (tuple(Requirement(key, "In", (value,)) for key, value in own[capacity_type].items()),)
     return tuple((Requirement(key, "In", values),) for key, values in LABELS[capacity_type])
-
-
-def _negate(terms: list[Term]) -> tuple[Term, ...]:
-    """Return the terms that a node meets if it meets none of these: of each it fails one requirement."""
-    return tuple(tuple(row._replace(operator="NotIn") for row in unmet) for unmet in product(*terms))

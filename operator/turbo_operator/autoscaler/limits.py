@@ -20,7 +20,15 @@ class Limit(NamedTuple):
 
 def bought(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     """Return the tighter bound of money and of accelerators: None where there is none."""
-    return _tightest(_bought(spec, choice))
+    footprint, limits = footprint_of(choice, spec.pod_template.spec), []
+    budget, total = (spec.cost or Cost()).max_per_hour, (spec.accelerators or Accelerators()).max_total
+    if budget is not None and (affordable := footprint.affordable(budget)) is not None:
+        sentence = f"one more would cost more than spec.cost.maxPerHour of {budget} $/h"
+        limits.append(Limit(affordable, sentence))
+    if total is not None:
+        sentence = f"one more would hold more than spec.accelerators.maxTotal of {total}"
+        limits.append(Limit(footprint.within(total), sentence))
+    return _tightest(limits)
 
 
 def max_replicas(
@@ -32,9 +40,11 @@ def max_replicas(
     now: float,
 ) -> Limit | None:
     """Return the tightest bound; what the cluster lacks never takes away what runs."""
-    limits = _bought(spec, choice)
+    limits = []
     if spec.scaling.max_replicas is not None:
-        limits.insert(0, Limit(spec.scaling.max_replicas, "spec.scaling.maxReplicas allows no more"))
+        limits.append(Limit(spec.scaling.max_replicas, "spec.scaling.maxReplicas allows no more"))
+    if (purchase := bought(spec, choice)) is not None:
+        limits.append(purchase)
     room = footprint_of(choice, spec.pod_template.spec).room(supply, now) if supply is not None else None
     if room is not None:
         sentence = f"the cluster and its quotas hold no more replicas on {choice.accelerator.name}"
@@ -51,18 +61,6 @@ def stuck_pods(spec: TurboDeploymentSpec, pods: Sequence[PodView], now: float) -
     timeout = (spec.accelerators or Accelerators()).pending_timeout.seconds
     waits = ((pod.name, pod.pending_since) for pod in pods if not pod.terminating)
     return tuple(name for name, start in waits if start is not None and now - start > timeout)
-
-
-def _bought(spec: TurboDeploymentSpec, choice: Choice) -> list[Limit]:
-    footprint, limits = footprint_of(choice, spec.pod_template.spec), []
-    budget, total = (spec.cost or Cost()).max_per_hour, (spec.accelerators or Accelerators()).max_total
-    if budget is not None and (affordable := footprint.affordable(budget)) is not None:
-        sentence = f"one more would cost more than spec.cost.maxPerHour of {budget} $/h"
-        limits.append(Limit(affordable, sentence))
-    if total is not None:
-        sentence = f"one more would hold more than spec.accelerators.maxTotal of {total}"
-        limits.append(Limit(footprint.within(total), sentence))
-    return limits
 
 
 def _tightest(limits: Sequence[Limit]) -> Limit | None:

@@ -3,7 +3,9 @@
 The policy Metrics scales up at once, down after a window, and holds on silence. A load comes to a range: with
 fewer replicas than `low` they are overloaded, with more than `high` one can go, between the two nothing
 changes. Both depend on the demand alone, never on how many pods there are or have started: pods that start
-are never requested twice, and a constant load moves the replicas in one direction at most.
+are never requested twice, and a constant load moves the replicas in one direction at most. The demand counts
+twice, in tokens of the KV cache and in requests, and the scarcer decides: short requests run out of slots
+long before they run out of memory.
 
 The replicas of the Deployment are never remembered but observed. What is lost with the process is lost
 safely: the first reconcile after a start recommends what is there, so that its window begins anew.
@@ -16,16 +18,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from turbo_operator import api
+from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS
 from turbo_operator.autoscaler import limits
-from turbo_operator.autoscaler.load_signal import read_signal
-from turbo_operator.plan import Choice, Plan
+from turbo_operator.plan import Capacity, Choice, Plan
 from turbo_operator.snapshot import PodView, Supply
+from turbo_runtime.contract.load import Load
 
 NUM_MISSED = 3  # scrapes after which a load is too old to count
 FRESH_SECONDS = 45.0  # the same at the default scrape period
 MAX_NAMED = 3  # pods in a sentence
 MAX_PERIOD_SECONDS = 1800.0  # of a rate policy, as the API bounds it
 MIN_EVENTS_KEPT = 5  # for the status, however old
+MAX_UTILIZATION = 0.85  # above which there are too few replicas
+MIN_UTILIZATION = 0.70  # below which one may go, if those that stay are not above the maximum without it
+# A hair of tolerance: what divides evenly must not need one more for the last bit of a float.
+TOLERANCE = 1e-9
 # A HorizontalPodAutoscaler's defaults: more replicas at once, fewer one by one and after a window.
 UP, DOWN = 1, -1
 WINDOWS = {UP: 0.0, DOWN: 300.0}  # seconds
@@ -94,14 +101,11 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class ScalingDecision:
-    """Desired replicas, with the reason as an enum and a sentence, and the history to remember.
-
-    The sentence holds no figure that moves with every reconcile: a status is written only when it differs.
-    """
+    """Desired replicas, with the reason as an enum and a sentence, and the history to remember."""
 
     replicas: int
     reason: api.ScalingReason
-    detail: str
+    detail: str  # without figures that move with every reconcile: a status is written when it differs
     history: History
 
 
@@ -241,3 +245,81 @@ def _count(replicas: int) -> str:
 def _name_some(pods: Sequence[str]) -> str:
     more = f" and {len(pods) - MAX_NAMED} more" if len(pods) > MAX_NAMED else ""
     return ", ".join(pods[:MAX_NAMED]) + more
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """The load of the pods, and which of them should have reported one and did not."""
+
+    need: float | None  # demand over what one replica carries; None where either is unknown
+    silent: tuple[str, ...]  # names of ready pods without a fresh load
+    starting: tuple[str, ...] = ()  # those of them that became ready just now and have not been scraped yet
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is known that a decision for fewer replicas rests on."""
+        return self.need is not None and not self.silent and not self.starting
+
+    @property
+    def low(self) -> int:
+        """The minimum of replicas whose utilization is not above the maximum."""
+        return 0 if self.need is None else math.ceil(self.need / MAX_UTILIZATION - TOLERANCE)
+
+    @property
+    def high(self) -> int:
+        """The maximum of replicas of which none may go, by the minimum or for those that would stay."""
+        return 0 if self.need is None else max(self.low, math.floor(self.need / MIN_UTILIZATION + TOLERANCE))
+
+
+def read_signal(
+    spec: api.TurboDeploymentSpec,
+    capacity: Capacity | None,
+    pods: Sequence[PodView],
+    now: float,
+    fresh_seconds: float,
+) -> Signal:
+    """Read the signal of a deployment's pods; loads older than `fresh_seconds` are unknown.
+
+    The requests of any pod with a load are demand: one that drains or is not ready any more has work to do.
+    Only a ready pod is missed when it is silent, and not before it could have been asked.
+    """
+    fresh = {
+        pod.name: pod.load.load for pod in pods if pod.load is not None and now - pod.load.at <= fresh_seconds
+    }
+    missing = [pod for pod in pods if pod.ready and not pod.terminating and pod.name not in fresh]
+    starting = tuple(
+        pod.name
+        for pod in missing
+        if pod.load is None and pod.ready_since is not None and now - pod.ready_since <= fresh_seconds
+    )
+    silent = tuple(pod.name for pod in missing if pod.name not in starting)
+    loads = tuple(fresh.values())
+    carried = _carried_by_one(capacity, loads)
+    if not loads or carried is None:
+        return Signal(None, silent, starting)
+    # Requests that wait will hold an output as well.
+    waiting = sum(load.waiting_requests for load in loads)
+    requests = waiting + sum(load.running_requests for load in loads)
+    tokens = sum(load.running_tokens + load.waiting_tokens for load in loads)
+    tokens_held = tokens + waiting * _mean_output(spec, loads)
+    return Signal(max(requests / carried[0], tokens_held / carried[1]), silent, starting)
+
+
+def _carried_by_one(capacity: Capacity | None, loads: Sequence[Load]) -> tuple[float, float] | None:
+    """Requests and tokens of one replica: the plan's, else the smallest of the pods'; None if unknown."""
+    if capacity is not None:
+        return max(capacity.concurrency, 1), max(capacity.tokens, 1)
+    tokens = min((load.kv_cache_tokens for load in loads if load.kv_cache_tokens), default=None)
+    if tokens is None:
+        return None
+    return min((load.max_num_seqs for load in loads if load.max_num_seqs), default=math.inf), tokens
+
+
+def _mean_output(spec: api.TurboDeploymentSpec, loads: Sequence[Load]) -> float:
+    """Tokens of an output: as the workload says, else as the pods' counters show, else the API's default."""
+    output = (spec.workload or api.Workload()).output_tokens
+    if output is not None:
+        return float(output.mean)
+    prompts = sum(load.prompts for load in loads if load.prompts)
+    generated = sum(load.generated_tokens for load in loads if load.prompts)
+    return generated / prompts if prompts else float(DEFAULT_OUTPUT_TOKENS)

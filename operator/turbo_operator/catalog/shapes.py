@@ -47,10 +47,7 @@ def shipped(hub_id: str) -> ModelShape | None:
 
 @cache
 def table() -> Mapping[str, Mapping[str, Any]]:
-    """Return the shipped configurations by hub id in lower case.
-
-    A row may be `like` one before it, with words of its own.
-    """
+    """Return the shipped configurations by hub id in lower case; a row may be `like` one before it."""
     text = resources.files(__package__).joinpath("shapes.toml").read_text(encoding="utf-8")
     configs: dict[str, Mapping[str, Any]] = {}
     for row in tomllib.loads(text)["model"]:

@@ -44,17 +44,12 @@ class Cluster:
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
     """List what plans in these namespaces depend on (None: the context's own). Raises BadInputError."""
-    _keep_silent(feed.log)  # what was stored before a rule was, the operator skips too, and logs
+    if not feed.log.handlers:  # a warning without one goes to stderr, of what the operator skips and logs too
+        feed.log.addHandler(logging.NullHandler())
     try:
         return asyncio.run(_read_cluster(context, frozenset(namespaces)))
     except kube.KubeError as error:
         raise BadInputError(f"{error.message.rstrip('.')}.") from error
-
-
-def _keep_silent(log: logging.Logger) -> None:
-    """Print nothing of `log`, unless somebody asked for logs: a warning without a handler goes to stderr."""
-    if not log.handlers:
-        log.addHandler(logging.NullHandler())
 
 
 async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) -> Cluster:

@@ -162,10 +162,7 @@ def merge_patch(existing: Any, written: Any) -> Any:
 
 
 def read_inventory(source: str, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
-    """Read what the nodes of a file have of each accelerator, less what its pods hold, within its quotas.
-
-    Raises BadInputError where there is no node, or one is not as the API server writes it.
-    """
+    """Read what a file's nodes have of each accelerator beside its pods and quotas. Raises BadInputError."""
     values: dict[str, list[Any]] = {kind: [] for kind in READERS}
     for item in read_objects(source, "--nodes"):
         if item.kind not in READERS:

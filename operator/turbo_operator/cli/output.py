@@ -54,8 +54,7 @@ def as_document(answer: Answer) -> dict[str, Any]:
         "nearest": plan.nearest and _rejected(plan.nearest),
         "rejected": [_rejected(row) for row in plan.rejected],
     }
-    if serves_another(td):
-        document |= serving_document(td)
+    document |= serving_document(td)
     if trainer:
         choice = trainer.choice
         document["training"] = {
@@ -119,25 +118,21 @@ def _money(amount: Decimal | None) -> str | None:
     return None if amount is None else money(amount)
 
 
-def serves_another(td: api.TurboDeployment) -> bool:
-    """Whether the serving plan is not the plan of the spec."""
-    plan, serving = td.status.plan, td.status.serving_plan
-    return serving is not None and plan is not None and plan.hash != serving.hash
-
-
 def serving_document(td: api.TurboDeployment) -> dict[str, Any]:
-    """Return both plans of the status as plain data."""
-    tried, serving = (
-        plan and {name: value for name, value in plan.dump().items() if name != "rejected"}
-        for plan in (td.status.plan, td.status.serving_plan)
-    )
-    return {"tried": tried, "serving": serving, "rollout": td.status.rollout and td.status.rollout.dump()}
+    """Return both plans of the status as plain data; empty where they are the same."""
+    plan, serving, rollout = td.status.plan, td.status.serving_plan, td.status.rollout
+    if plan is None or serving is None or plan.hash == serving.hash:
+        return {}
+    plans = {"tried": plan.dump(), "serving": serving.dump()}
+    for dumped in plans.values():
+        dumped.pop("rejected", None)
+    return {**plans, "rollout": rollout and rollout.dump()}
 
 
 def serving_sentences(td: api.TurboDeployment) -> tuple[str, ...]:
     """Describe both plans with hash, reason and predictions; empty where they are the same."""
     plan, serving, rollout = td.status.plan, td.status.serving_plan, td.status.rollout
-    if plan is None or serving is None or not serves_another(td):
+    if plan is None or serving is None or plan.hash == serving.hash:
         return ()
     stalled = td.status.condition(api.ConditionType.STALLED)
     state = "waits to take over" if stalled is not None and stalled.status == "True" else "takes over"

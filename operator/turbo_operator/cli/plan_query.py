@@ -120,18 +120,14 @@ def _names(value: str) -> list[str]:
 
 def _speculation(value: str) -> dict[str, str]:
     """Off, auto, required, or the name of a method that is then required."""
-    words = {
-        "off": {"mode": "Disabled"},
-        "auto": {"mode": "Auto"},
-        "required": {"mode": "Required"},
-    } | {
-        method.lower(): {"mode": "Required", "method": str(method)}
-        for method in api.Method
-        if method != api.Method.AUTO
-    }
-    if value.lower() not in words:
-        raise ValueError(f"write one of {', '.join(words)}")
-    return words[value.lower()]
+    modes = {"off": "Disabled", "auto": "Auto", "required": "Required"}
+    methods = {method.lower(): str(method) for method in api.Method if method != api.Method.AUTO}
+    word = value.lower()
+    if word in methods:
+        return {"mode": "Required", "method": methods[word]}
+    if word not in modes:
+        raise ValueError(f"write one of {', '.join((*modes, *methods))}")
+    return {"mode": modes[word]}
 
 
 # The field of each key below spec, and its reader; an empty value leaves the field out.

@@ -1,7 +1,4 @@
-"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice, target and budget.
-
-The only module that imports matplotlib, which takes seconds.
-"""
+"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice, target and budget."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from matplotlib.axes import Axes
+from matplotlib.axes import Axes  # which takes seconds: no other module imports it
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D

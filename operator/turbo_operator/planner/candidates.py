@@ -189,10 +189,7 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
 def _draft_memory(
     candidates: Candidates, requirements: Requirements, element: Numbers
 ) -> tuple[Numbers, Numbers]:
-    """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators.
-
-    One on an accelerator of its own must fit there; then it takes nothing here, else all there is.
-    """
+    """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators."""
     shape, draft, length = requirements.shape, requirements.inputs.draft, requirements.max_model_len
     weights, cache = np.zeros(len(candidates)), np.zeros(len(candidates))
     for number, option in enumerate(candidates.drafts):
@@ -211,7 +208,7 @@ def _draft_memory(
         if option.placement == Placement.COLOCATED:
             weights[mine] = np.ceil(total / tensor)
             cache[mine] = memory.kv_bytes(draft, own, tensor, float(length))
-        else:
+        else:  # it must fit on its own accelerator, and then takes nothing here, else all there is
             one = memory.kv_bytes(draft, own, 1.0, float(length)) * length
             usable = candidates.by_accelerator(memory.usable)[mine]
             weights[mine] = np.where(total + one <= usable, 0.0, usable)

@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from turbo_operator.api import CapacityType, EngineName, Objective, PlanReason, Provenance
+from turbo_operator.api import EngineName, Objective, PlanReason, Provenance
 from turbo_operator.budget import Footprint
 from turbo_operator.plan import EvaluatedCandidate, Predicted, Running
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
@@ -138,18 +138,14 @@ class PlanEvaluation:
             ratio = self.per_million_tokens(replicas) / max_per_million
             over |= ratio > 1.0 + 1e-12
             excess = np.maximum(excess, np.nan_to_num(ratio, nan=0.0))
-        # Where cost can change neither the choice nor its feasibility, no price is needed.
-        types = requirements.accelerators.capacity_types
-        on_demand = np.array([kind == CapacityType.ON_DEMAND for kind in types])
-        needs_price = ~(on_demand[availability.capacity_type] & requirements.only_one)
-        one = np.ones(len(candidate))
+        one, lacks_price = np.ones(len(candidate)), np.isnan(availability.price) & (not requirements.only_one)
         code, miss = np.zeros(len(candidate), np.int64), one.copy()
         with np.errstate(divide="ignore", invalid="ignore"):
             scarcity = replicas / np.maximum(bound, 0.5)
         for reason, mask, ratio in (
             (PlanReason.NOT_YET_SUPPORTED, self.lacking[candidate], one),
             (PlanReason.BUDGET_EXCEEDED, over, excess),
-            (PlanReason.PRICE_UNKNOWN, np.isnan(availability.price) & needs_price, one),
+            (PlanReason.PRICE_UNKNOWN, lacks_price, one),
             (PlanReason.INSUFFICIENT_CAPACITY, replicas > bound, scarcity),
             (PlanReason.TARGET_UNREACHABLE, short, need / limit),
             (PlanReason.PERFORMANCE_UNKNOWN, ~self.profiled[candidate] & requirements.needs_speed, one),
@@ -234,10 +230,7 @@ class PlanEvaluation:
         return candidate_curves.build_engines(candidates, use, self.rates, self.requirements)[0]
 
     def performance(self, places: Indices, replicas: Numbers) -> capacity.ReplicaPerformance:
-        """Compute what one of so many replicas of some candidates does at its share of the planned load.
-
-        Without a load: what it yields at its capacity, and how long a request alone takes.
-        """
+        """Compute what one of so many replicas does at its share of the load, else at its capacity."""
         engines, demand, rate = self.engines(places), self.requirements.demand, self.requirements.rate
         count = np.maximum(replicas, 1.0)
         if demand.concurrency is not None:
@@ -254,10 +247,7 @@ class PlanEvaluation:
         return replace(loaded, time_to_first_token=first, time_per_output_token=token)
 
     def predict(self, indices: Indices, replicas: Numbers) -> list[Predicted | None]:
-        """Predict each pair with so many replicas at the planned load; None where its speed is unknown.
-
-        Of no replicas: what one would do and cost, but they yield no tokens.
-        """
+        """Predict each pair with so many replicas, or one for none; None where its speed is unknown."""
         places = self.availability.candidate[indices]
         able = self.memory_use.fits[places] & self.profiled[places]
         predictions: list[Predicted | None] = [None] * len(indices)
@@ -265,6 +255,7 @@ class PlanEvaluation:
             return predictions
         count = np.maximum(replicas, 1.0)
         performance = self.performance(places[able], count[able])
+        times = np.stack((performance.time_to_first_token, performance.time_per_output_token), axis=1)
         needed = needed_replicas(self.requirements, self.speeds, places)
         for number, at in enumerate(np.flatnonzero(able)):
             pair, one = self.pair(indices[at]), float(self.speeds.tokens_per_second[places[at]])
@@ -280,9 +271,10 @@ class PlanEvaluation:
             measured = (str(pair.engine.name), pair.accelerator.name) in self.requirements.inputs.calibrations
             provenance = Provenance.CALIBRATED if measured else Provenance.ROOFLINE
             is_assumed = self.requirements.demand.assumed or pair.draft.gains
+            first, token = (seconds if seconds < ENDLESS else None for seconds in times[number].tolist())
             predictions[at] = Predicted(
-                time_to_first_token=_finite(performance.time_to_first_token[number]),
-                time_per_output_token=_finite(performance.time_per_output_token[number]),
+                time_to_first_token=first,
+                time_per_output_token=token,
                 tokens_per_second=tokens or None,
                 capacity_tokens_per_second=capacity_tokens,
                 cost_per_hour=cost,
@@ -309,7 +301,7 @@ class PlanEvaluation:
             candidates=candidates,
             memory_use=take(self.memory_use, places),
             availability=compute_availability(candidates, requirements),
-            speeds=_unknown(len(places)),
+            speeds=Speed(*np.full((3, len(places)), np.nan)),
         )
         return selected.with_speed(np.flatnonzero(selected.profiled))
 
@@ -333,7 +325,7 @@ def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
         rates=candidate_curves.build_rates(requirements),
         conflicts={name: message for name, message in conflicts if message is not None},
         availability=compute_availability(candidates, requirements),
-        speeds=_unknown(len(candidates)),
+        speeds=Speed(*np.full((3, len(candidates)), np.nan)),
     )
     if not (requirements.needs_speed or every):
         return evaluation
@@ -341,10 +333,6 @@ def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
     first = able if every or requirements.objective != Objective.COST else able & ~evaluation.lacking
     evaluation = evaluation.with_speed(np.flatnonzero(first))
     return evaluation.with_speed(np.flatnonzero(able & ~first & _matters(evaluation)))
-
-
-def _unknown(count: int) -> Speed:
-    return Speed(*np.full((3, count), np.nan))
 
 
 def _matters(evaluation: PlanEvaluation) -> Mask:
@@ -359,7 +347,3 @@ def _matters(evaluation: PlanEvaluation) -> Mask:
     alone = np.bincount(able, minlength=len(candidates.accelerators)) == 0
     is_cheaper = evaluation.could_cost_less(compared[feasible].min())
     return np.asarray(is_cheaper | alone[candidates.accelerator])
-
-
-def _finite(seconds: float) -> float | None:
-    return float(seconds) if seconds < ENDLESS else None

@@ -1,7 +1,4 @@
-"""How many replicas each candidate needs and can get, and what they cost. Pure.
-
-All over p pairs of a candidate and a capacity type at once.
-"""
+"""How many replicas pairs of a candidate and a capacity type need and can get, and what they cost. Pure."""
 
 from __future__ import annotations
 
@@ -105,14 +102,12 @@ def compute_speed(engines: Engines, requirements: Requirements) -> Speed:
         return Speed(rate, np.full_like(rate, np.nan), rate * demand.output.mean)
 
     def keeps(running: Numbers) -> Mask:
-        """Whether the targets hold with so many requests always under way on one replica.
-
-        Of a throughput each request must get its share: more replicas bring no more requests.
-        """
+        """Whether the targets hold with so many requests always under way on one replica."""
         together = np.maximum(running, 1.0)
         kept = capacity.keeps(engines, demand, together)
         if demand.concurrency is None or demand.tokens_per_second is None:
             return kept
+        # Each request must get its share of the throughput: more replicas bring no more requests.
         share = demand.tokens_per_second / demand.concurrency
         ending = completions(engines, demand, together)
         return np.asarray(kept & (ending * demand.output.mean >= together * share * (1.0 - 1e-9)))

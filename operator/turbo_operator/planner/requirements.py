@@ -61,11 +61,8 @@ class Lengths:
 
 @lru_cache(maxsize=4096)
 def _power(mean: float) -> float:
-    """Find the power of min(1, E / DEPTH) that has this mean.
-
-    No lengths have a 95th percentile above 20 times their mean; the end of the range stands for those.
-    """
-    low, high = POWERS
+    """Find the power of min(1, E / DEPTH) that has this mean."""
+    low, high = POWERS  # no lengths have a 95th percentile above 20 times their mean, where the range ends
     for _ in range(40):
         middle = (low + high) / 2.0
         low, high = (middle, high) if _moment(middle) > mean else (low, middle)
@@ -104,11 +101,8 @@ class Demand:
 
     @property
     def mean_context(self) -> float:
-        """Mean tokens that a decoding request has in the KV cache: the context of the step-time model.
-
-        A long output is under way for longer, so at any moment more than half of the mean output is there:
-        E[output^2] / (2 E[output]).
-        """
+        """Mean tokens that a decoding request has in the KV cache: the context of the step-time model."""
+        # A long output is under way for longer, so more than half of the mean: E[output^2] / (2 E[output]).
         return self.prompt.mean + self.output.second_moment / (2.0 * self.output.mean)
 
     @property
@@ -123,16 +117,13 @@ class Demand:
 
 
 def demand(spec: TurboDeploymentSpec, max_tokens: float = math.inf) -> Demand:
-    """Derive the load and the bounds; prompt and output of a request have at most `max_tokens` tokens.
-
-    Keeps a mean of the spec however little fits in addition to it: see `describe_overlong`.
-    """
+    """Derive the load and the bounds; prompt and output of a request have at most `max_tokens` tokens."""
     workload, targets = spec.workload or api.Workload(), spec.targets or api.Targets()
     prompt, output = workload.input_tokens, workload.output_tokens
     rate, tokens = workload.requests_per_second, targets.tokens_per_second
 
     def mean(own: SpecLengths | None, default: int, other: SpecLengths | None) -> float:
-        """A default gives way to the other's mean, and two of them shrink alike."""
+        """A mean of the spec stays; a default gives way to the other's, and two defaults shrink alike."""
         if own is not None:
             return own.mean
         if other is not None:
@@ -232,14 +223,11 @@ class Requirements:
         return None if self.demand.concurrency else self.demand.tokens_per_second / self.demand.output.mean
 
     def dtype_on(self, accelerator: Accelerator) -> str:
-        """Return the data type of the computation, in the runtime's words.
-
-        On cores Auto is float32 whatever their flags: replicas on unlike nodes must give the same bytes, and
-        bfloat16 is emulated on many. On a device it is bfloat16, unless the weights are stored in float32.
-        """
+        """Return the data type of the computation, in the runtime's words."""
         dtype = self.inputs.spec.model.dtype
         if dtype != "Auto":
             return dtype.lower()
+        # On cores whatever their flags: replicas on unlike nodes must give the same bytes.
         return "float32" if memory.on_cpu(accelerator) or self.shape.dtype == "float32" else "bfloat16"
 
     def element_bytes(self, accelerator: Accelerator) -> int:
@@ -258,10 +246,7 @@ class Requirements:
         return beside(accelerator, self.host_memory_bytes(accelerator), self.resources)
 
     def accelerators_per_node(self, accelerator: Accelerator) -> int:
-        """Return the accelerators of one node, as stated or as the largest node has; 1 without any node.
-
-        So what the cluster cannot have now is evaluated and reported.
-        """
+        """Return the accelerators of one node, as stated or as the largest has; 1 without any."""
         supply = (self.inputs.supply or {}).get(accelerator.name, Supply())
         return accelerator.per_node or max((1, *(node.allocatable for node in supply.nodes)))
 
@@ -306,11 +291,7 @@ class Requirements:
         )
 
     def find_resource_conflict(self, accelerator: Accelerator) -> str | None:
-        """Describe the pod template's amounts that contradict the plan; None if they agree.
-
-        Cores and their memory are the accelerator itself, with its price and its share of KV cache. On a
-        device the container needs the memory that loads the model.
-        """
+        """Describe the pod template's amounts that contradict the plan; None if they agree."""
         resources, host_memory = self.resources, self.host_memory_bytes(accelerator)
         if resources is None:
             return None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.planner.explanation.mixture import Kind, find_cheapest
+from turbo_operator.planner.solver import Kind, find_cheapest
 
 kinds = st.builds(
     Kind,

@@ -41,11 +41,7 @@ PROMPT_TOKENS = 32  # new tokens of one request from which on a pass reads a pro
 
 
 def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCost) -> Calibration | None:
-    """Derive the factors from a replica's measured passes; None where they tell nothing.
-
-    Each factor is the geometric mean of measured over predicted; where one kind of pass was not measured, the
-    other's factor is the best guess.
-    """
+    """Derive the factors from a replica's measured passes; None where they tell nothing."""
     decode, prefill = [], []
     for point in step_times:
         if point.seconds <= 0.0 or point.rows < 1 or point.tokens < 1:
@@ -59,6 +55,7 @@ def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCos
             prefill.append(point.seconds / float(predicted))
     if not decode and not prefill:
         return None
+    # Where one kind of pass was not measured, the other's factor is the best guess.
     return Calibration(mean_ratio(decode or prefill), mean_ratio(prefill or decode))
 
 
@@ -148,10 +145,7 @@ class Online:
 def predict_request_seconds(
     before: LoadSample, after: LoadSample, machine: Machine, work: ForwardCost, start: Calibration | None
 ) -> float:
-    """Predict the request-seconds of the steps between two samples of a pod.
-
-    Every running request waits while a step runs, and while another's prompt is read.
-    """
+    """Predict the request-seconds of the steps between two samples of a pod."""
     one, two = before.occupancy, after.occupancy
     requests = two.request_seconds - one.request_seconds
     if requests <= 0.0:
@@ -167,6 +161,7 @@ def predict_request_seconds(
     decode = float(step_time.decode_seconds(machine, work, among, drafts, context))
     read = float(step_time.prefill_seconds(machine, work, tokens / prompts)) if prompts > 0 else 0.0
     scale = start or NEUTRAL
+    # Every running request waits while a step runs, and while another's prompt is read.
     return steps * decode * scale.decode + prompts * among * read * scale.prefill
 
 
@@ -184,11 +179,7 @@ BELIEVED_SECONDS = Filter().variance / DRIFT
 def update_calibrations(
     td: TurboDeployment, observed: Snapshot, online: Online | None, now: float
 ) -> tuple[tuple[Calibrated, ...], Online | None]:
-    """Return the factors now, those of what runs first, and what its loads tell so far.
-
-    `online` is the result before; None after a start, and while no plan runs. `now` is in seconds since the
-    epoch.
-    """
+    """Return the factors at `now`, those of what runs first, and `online` with what its loads tell."""
     existing = tuple(_fade(row, now) for row in td.status.calibrations)
     plan = find_plan_in_place(td, observed)
     running = identify_running(plan)
@@ -231,16 +222,14 @@ def update_calibrations(
 def describe_replica(
     spec: TurboDeploymentSpec, shape: ModelShape, accelerator: Accelerator, running: Running
 ) -> tuple[Machine, ForwardCost] | None:
-    """Describe one replica in plain numbers; None where the speed of the accelerator is not stated.
-
-    Nor is there one over several nodes: its passes overlap, and no measured step is one of theirs.
-    """
+    """Describe one replica in plain numbers; None where the speed of the accelerator is not stated."""
     alone = {accelerator.name: accelerator}
     requirements = build_requirements(PlannerInputs(spec, shape, alone, None, None, {}, None), 0.0)
     rates = build_rates(requirements)
     engine = next(place for place, engine in enumerate(ENGINES) if engine.name == running.engine)
     place, tensor, nodes = np.zeros(1, np.int64), np.full(1, float(running.tensor)), np.ones(1)
     candidates = Candidates((accelerator,), (), place + engine, place, tensor, nodes, place)
+    # Of several nodes the passes overlap, and no measured step is one of theirs.
     if running.nodes > 1 or not has_known_speed(candidates, rates)[0]:
         return None
     element = np.full(1, float(requirements.element_bytes(accelerator)))

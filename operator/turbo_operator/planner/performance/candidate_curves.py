@@ -17,8 +17,7 @@ back with the token. The last stage also makes the drafts, D, of every group in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from dataclasses import astuple, replace
 
 import numpy as np
 
@@ -73,10 +72,9 @@ def build_rates(requirements: Requirements) -> Machine:
         is_slow = requirements.element_bytes(row) == 4 and not memory.on_cpu(row)
         return rate * FLOAT32_SHARE if is_slow else rate
 
-    fitted = [[BY_ENGINE[engine.name].over(row.efficiency) for row in accelerators] for engine in ENGINES]
-    columns: dict[str, Any] = {
-        name: np.array([[getattr(one, name) for one in row] for row in fitted]) for name in NAMES
-    }
+    engines = [BY_ENGINE[engine.name] for engine in ENGINES]
+    fitted = [[astuple(replace(engine, **row.efficiency)) for row in accelerators] for engine in engines]
+    columns = np.array(fitted).reshape(len(engines), len(accelerators), len(NAMES))
     return Machine(
         bandwidth=collect(lambda row, _: row.memory_bandwidth),
         flops=collect(lambda row, engine: flops(row, dense_type, engine.quantized)),
@@ -85,7 +83,7 @@ def build_rates(requirements: Requirements) -> Machine:
         link=collect(lambda row, _: row.link_bandwidth),
         network=collect(lambda row, _: row.network_bandwidth),
         tensor=1.0,
-        coefficients=Coefficients(**columns),
+        coefficients=Coefficients(*np.moveaxis(columns, 2, 0)),
     )
 
 
@@ -179,11 +177,8 @@ def describe_replicas(
 
 
 def _hops(candidates: Candidates, network: Numbers, shape: ModelShape) -> tuple[Numbers, Numbers]:
-    """Seconds in which a token passes between all stages: of each pass, and more for each token in it.
-
-    A stage's accelerators send a share each.
-    """
-    nodes = candidates.nodes
+    """Seconds in which a token passes between all stages: of each pass, and more for each token in it."""
+    nodes = candidates.nodes  # whose accelerators send a share each
     sent = (nodes - 1.0) * SENT * shape.hidden_size * step_time.ACTIVATION_BYTES / candidates.tensor
     return np.where(nodes > 1.0, nodes * HOP_SECONDS, 0.0), sent / np.where(nodes > 1.0, network, np.inf)
 

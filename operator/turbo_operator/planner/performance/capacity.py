@@ -1,7 +1,4 @@
-"""How many requests a second one replica takes while the targets hold, and what they see at some rate. Pure.
-
-Every function works on all candidates at once: an array over c candidates in each field of `Engines`.
-"""
+"""How many requests a second one replica takes while the targets hold, and what they see at a rate. Pure."""
 
 from __future__ import annotations
 
@@ -49,10 +46,7 @@ def saturated(engines: Engines, demand: Demand) -> Numbers:
 
 
 def capacity(engines: Engines, demand: Demand) -> Numbers:
-    """[c] the highest requests per second of one replica at which the demand's targets hold; 0: at none.
-
-    Without a target it is `UTILIZATION` of the saturated rate, and never more than that with one.
-    """
+    """[c] the most requests per second of one replica, to `UTILIZATION`, that keep the targets; 0: none."""
     limit = UTILIZATION * saturated(engines, demand)
     if not demand.has_latency:
         return limit
@@ -66,32 +60,20 @@ def capacity(engines: Engines, demand: Demand) -> Numbers:
 
 
 def served(engines: Engines, demand: Demand, rate: Numbers) -> ReplicaPerformance:
-    """Compute what one replica of each candidate does at `rate` [c] requests per second.
-
-    Of more than the saturated rate the rest waits for ever.
-    """
+    """Compute what one replica does at `rate` [c] requests per second; what is too much waits for ever."""
     queue = Chain.of(engines, demand).at(rate, demand)
     return _served(queue, demand, np.minimum(rate, saturated(engines, demand)))
 
 
-def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:
-    """[c] the concurrency of `served`, without its percentiles."""
-    return Chain.of(engines, demand).at(rate, demand).together
-
-
 def closed(engines: Engines, demand: Demand, running: Numbers) -> ReplicaPerformance:
-    """Compute what one replica of each candidate does with `running` [c] requests always under way.
-
-    Those beyond its slots wait outside, and are not in the time to first token.
-    """
+    """Compute what one replica does with `running` [c] requests under way; beyond its slots they wait."""
     queue, rate = _closed(engines, demand, running)
     return _served(queue, demand, rate)
 
 
 def keeps(engines: Engines, demand: Demand, running: Numbers) -> Mask:
     """[c] whether the targets hold with `running` [c] requests always under way: faster than `closed`."""
-    queue, _ = _closed(engines, demand, running)
-    return _holds(queue, demand)
+    return _holds(_closed(engines, demand, running)[0], demand)
 
 
 def unloaded_latency(engines: Engines, demand: Demand) -> tuple[Numbers, Numbers]:
@@ -137,10 +119,8 @@ def _percentile(late: Late, queue: Queue, demand: Demand, bound: Bound | None) -
 
 
 def _highest(holds: Callable[[Selector, Numbers], Mask], count: int, bits: int) -> Numbers:
-    """[c] the highest of the multiples of 2^-bits from 0 to 1 at which it holds; 0 where it holds at none.
-
-    Tries many parts of few candidates in one call, since a call has a cost of its own.
-    """
+    """[c] the highest of the multiples of 2^-bits from 0 to 1 at which it holds; 0 where it holds at none."""
+    # Of few candidates many parts are tried in one call, since a call has a cost of its own.
     width = max(1, min(4, int(math.log2(AT_ONCE / count + 1.0))))
     highest, done = np.zeros(count), 0
     whole = holds(slice(None), np.ones(count))

@@ -34,7 +34,6 @@ CPU_RESERVE = 3 * GIB // 2
 KV_GRAIN = GIB // 64  # the pool is counted in these: its size in GiB is an exact decimal of few digits
 BLOCK_TOKENS = 16  # slack of one block: a request's last block is rarely full
 LOGIT_BYTES = 4  # logits are verified in float32 whatever the weights are
-CPU_RESOURCE = "cpu"
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Of one quantized weight, its share of the scales included: one per block of 128 x 128 or per channel of
@@ -49,7 +48,7 @@ def gib(amount: float) -> str:
 
 def on_cpu(accelerator: Accelerator) -> bool:
     """Whether the accelerator is cores and container memory rather than a device with memory of its own."""
-    return accelerator.resource_name == CPU_RESOURCE
+    return accelerator.resource_name == "cpu"
 
 
 def reserve(accelerator: Accelerator) -> int:
@@ -77,13 +76,10 @@ class Weights:
 
 
 def weights(shape: ModelShape, element: Numbers, quantized: Mask | bool = True) -> Weights:
-    """The weights as they are served: `element` bytes for each that is not quantized.
-
-    Quantized ones are routed experts first, as in every published format. Where `quantized` is False all are
-    converted to the element's type.
-    """
+    """The weights as served: `element` bytes for each that is not quantized, all where not `quantized`."""
     per_quantized = QUANTIZED_BYTES.get(shape.quantization or "", 0.0)
     count = np.where(quantized, shape.quantized_parameters if per_quantized else 0, 0)
+    # Routed experts come first, as in every published format.
     of_experts = np.minimum(count, shape.expert_parameters)
     of_dense = count - of_experts
     dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
@@ -109,10 +105,8 @@ def stage_bytes(shape: ModelShape, served: Weights, element: Numbers, stages: Nu
 
 
 def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
-    """Elements of one layer's cache for one token on one of `tensor` accelerators.
-
-    KV heads divide as far as they go and are replicated beyond; a latent (MLA) is whole on each.
-    """
+    """Elements of one layer's cache for one token on one of `tensor` accelerators."""
+    # KV heads divide as far as they go and are replicated beyond; a latent (MLA) is whole on each.
     if shape.kv_latent:
         return float(shape.kv_latent) + 0.0 * tensor
     return 2.0 * shape.head_dim * np.ceil(shape.kv_heads / tensor)
@@ -121,10 +115,8 @@ def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
 def kv_bytes(
     shape: ModelShape, element: Numbers, tensor: Numbers, tokens: Numbers, slides: Mask | bool = False
 ) -> Numbers:
-    """Bytes of one cached token on one accelerator, in the mean over a request of `tokens` tokens.
-
-    `slides`: whether the engine forgets what a sliding window has passed.
-    """
+    """Bytes of one cached token on one accelerator, in the mean over a request of `tokens` tokens."""
+    # Where the engine forgets what a sliding window has passed.
     window = np.where(slides, shape.sliding_window or np.inf, np.inf)
     fraction = np.minimum(1.0, window / np.maximum(tokens, 1.0))
     layers = shape.layers - shape.sliding_layers * (1.0 - fraction)  # that hold a token's cache, in the mean

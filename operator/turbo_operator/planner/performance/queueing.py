@@ -38,11 +38,8 @@ PROMPTS, ANSWERS = _rule(10, 1.0), _rule(4, 1.5)
 
 
 def rows(slots: Numbers) -> Numbers:
-    """States [c, GRID] at which `Engines.decode` is wanted: all of few slots, ever fewer of many.
-
-    The last one of each candidate is its `slots`. Distances grow with the root of the state, as the queue's
-    own spread does.
-    """
+    """States [c, GRID], the last one `slots`, at which `Engines.decode` is wanted: of many slots fewer."""
+    # Distances grow with the root of the state, as the queue's own spread does.
     step = np.arange(1.0, GRID + 1.0)
     bend = (np.maximum(step - DENSE, 0.0) / (GRID - DENSE)) ** 2
     return np.asarray(np.minimum(step, slots[:, None]) + np.maximum(slots - GRID, 0.0)[:, None] * bend)
@@ -168,10 +165,7 @@ class Chain:
         return self._queue(rate, demand, mean, met, variance, step, full / total, ending)
 
     def with_running(self, running: Numbers, rate: Numbers, demand: Demand) -> Queue:
-        """The queue when `running` [c] requests are always under way, `rate` of which end per second.
-
-        One that comes finds the others.
-        """
+        """The queue when `running` [c] requests are always under way, `rate` of which end per second."""
         others = (running - 1.0) / np.maximum(running, 1.0)
         none, mean = np.zeros_like(rate), np.minimum(running * others, self.crowd)
         step = self.engines.decode_at(mean)

@@ -141,12 +141,10 @@ def pass_share(method: str, shape: ModelShape) -> float:
 
 
 def draft_seconds(method: str, drafts: int, shape: ModelShape, plain: Numbers, draft: Numbers) -> Numbers:
-    """Time to make `drafts` drafts, of a pass of the model without any (`plain`) and one of the draft model.
-
-    Heads draft all positions in one pass; the others need one pass for each.
-    """
+    """Time to make `drafts` drafts, by a pass of the model without any (`plain`) and of the draft model."""
     if method == Method.DRAFT_MODEL:
         return drafts * draft
+    # Heads draft all positions in one pass; the others need one pass for each.
     passes = 1 if method == Method.TURBO_HEADS else drafts
     return passes * pass_share(method, shape) * plain
 

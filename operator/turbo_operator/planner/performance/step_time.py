@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,10 +50,6 @@ class Coefficients:
     expert_layer_seconds: float = 40e-6  # more of a layer with routed experts
     prefill_layer_seconds: float = 0.98e-3  # of every layer before a first token: queue, scheduling, sampling
     prefill_wait: float = 0.091  # of the others' prefills that a first token waits for
-
-    def over(self, efficiency: Mapping[str, float]) -> Coefficients:
-        """Replace some with an accelerator's own values."""
-        return dataclasses.replace(self, **efficiency)
 
 
 NAMES = tuple(field.name for field in dataclasses.fields(Coefficients))
@@ -164,10 +159,7 @@ def _terms(
 def decode_seconds(
     machine: Machine, work: ForwardCost, rows: Numbers, drafts: Numbers, context: Numbers
 ) -> Numbers:
-    """One pass over `rows` requests of each group that verifies `drafts` drafts of each.
-
-    `context`: cached tokens of each request.
-    """
+    """One pass over `rows` requests of each group, each of `context` cached tokens with `drafts` drafts."""
     tokens = rows * (drafts + 1.0)
     cache = rows * context * work.kv_bytes / (machine.bandwidth * machine.coefficients.bandwidth)
     computed, read, fixed, exchanged = _terms(machine, work, tokens, machine.data, context, WHOLE)
