@@ -8,8 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
-from turbo_runtime.parsers import CLOSE, OPEN, OutputParser, add_reasoning, find_tool_parser
-from turbo_runtime.parsers.tool_calls import JsonToolCallParser
+from turbo_runtime.parsers import (
+    CLOSE,
+    OPEN,
+    JsonToolCallParser,
+    OutputParser,
+    add_reasoning,
+    find_tool_parser,
+)
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.errors import cut, invalid, unavailable
 from turbo_runtime.tokenization.tokenizer import ChatTemplate, ServedTokenizer, TemplateRefusalError
