@@ -16,7 +16,7 @@ import uvicorn
 
 from turbo_runtime.capture.recorder import Capture, CaptureError
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.server.api_keys import ApiKeys
+from turbo_runtime.server.admission import ApiKeys
 from turbo_runtime.server.app import build_app
 from turbo_runtime.server.connections import IDLE_SECONDS, build_protocol, close_connections
 from turbo_runtime.server.engine_client import STOP_SECONDS, EngineClient, EngineMain
