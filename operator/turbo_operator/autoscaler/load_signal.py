@@ -14,7 +14,7 @@ from turbo_operator.api import TurboDeploymentSpec
 from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS, Workload
 from turbo_operator.plan import Capacity
 from turbo_operator.snapshot import PodView
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 UP = 0.85  # utilization above which there are too few replicas
 DOWN = 0.70  # and below which one may go, if those that stay are not above UP without it

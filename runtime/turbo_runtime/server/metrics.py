@@ -15,7 +15,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 from turbo_runtime.messages import EngineStats
 
 MODEL_LABEL = "model_name"  # of every metric but GUARANTEE_INFO, as in vLLM

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from turbo_runtime.contract.codec import LARGEST
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import LARGEST, ModelShape
 from turbo_runtime.shapes.families import Family
 
 Config = Mapping[str, Any]

@@ -12,7 +12,7 @@ import pytest
 from turbo_runtime.cli.bench import bench
 from turbo_runtime.cli.chat import HELP, chat
 from turbo_runtime.client.client import KEY_VARIABLE
-from turbo_runtime.contract import endpoints, load
+from turbo_runtime.contract import documents, endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
@@ -62,7 +62,7 @@ def test_every_path_of_the_contract_is_documented() -> None:
 def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
     rows = re.findall(r"^\| (`.+?`) \|", SECTIONS["What `/load` says"], re.M)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(load.Load.__dataclass_fields__)
+    assert sorted(named) == sorted(documents.Load.__dataclass_fields__)
 
 
 def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:

@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
+from turbo_runtime.contract.documents import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
 from turbo_runtime.distill.progress import spell
