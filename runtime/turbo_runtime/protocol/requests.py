@@ -193,10 +193,8 @@ class ChatRequest(Sampling):
     @model_validator(mode="after")
     def _check_fields(self) -> ChatRequest:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise invalid(
-                "max_tokens",
-                "'max_tokens' and 'max_completion_tokens' differ; send only 'max_completion_tokens'.",
-            )
+            message = "'max_tokens' and 'max_completion_tokens' differ; send only 'max_completion_tokens'."
+            raise invalid("max_tokens", message)
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "'top_logprobs' is only allowed together with 'logprobs': true.")
         names = [tool.function.name for tool in self.tools]
@@ -233,9 +231,8 @@ class ChatRequest(Sampling):
         if not self.required_tools:
             return grammar
         if grammar is not None:
-            raise invalid(
-                "tool_choice", "A required tool call and a format of the answer exclude each other; send one."
-            )
+            message = "A required tool call and a format of the answer exclude each other; send one."
+            raise invalid("tool_choice", message)
         return required_call_grammar(self.required_tools)
 
 

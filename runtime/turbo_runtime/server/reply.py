@@ -29,7 +29,6 @@ from turbo_runtime.version import turbo_version
 
 MAX_ENTRIES = 64  # of a list in one part of a document
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; as in vLLM
-SSE_DONE = "data: [DONE]\n\n"
 
 Json = dict[str, Any]
 TokenBytes = Callable[[int], bytes]
@@ -131,7 +130,7 @@ class Reply(Response, ABC):
             return
         if self._options and self._options.include_usage:
             yield format_sse({**self._head(self.event_type, []), **self._totals()})
-        yield SSE_DONE
+        yield "data: [DONE]\n\n"
 
     def _format_body(self, deltas: list[list[OutputDelta]]) -> bytes:
         """Format the whole reply, choice by choice to save memory."""
@@ -248,9 +247,8 @@ class CompletionReply(Reply):
     object_type = event_type = "text_completion"
 
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
-        text = delta.parsed.content
-        text = self._echo(delta.index) + text if whole else text
-        return {"text": text, "logprobs": self._logprobs(delta)}
+        echo = self._echo(delta.index) if whole else ""
+        return {"text": echo + delta.parsed.content, "logprobs": self._logprobs(delta)}
 
     def _opening_content(self, index: int) -> Json | None:
         echo = self._echo(index)

@@ -40,7 +40,6 @@ class OutputDelta:
 def join(deltas: list[OutputDelta]) -> OutputDelta:
     """Join parts of one output."""
     parsed = [delta.parsed for delta in deltas]
-    prompt_logprobs = [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None]
     return replace(
         deltas[-1],
         parsed=ParsedDelta(
@@ -50,7 +49,9 @@ def join(deltas: list[OutputDelta]) -> OutputDelta:
         ),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-        prompt_logprobs=next(iter(prompt_logprobs), None),
+        prompt_logprobs=next(
+            (found for delta in deltas if (found := delta.prompt_logprobs) is not None), None
+        ),
     )
 
 
@@ -63,7 +64,7 @@ class CompletionOutput:
         self.index = index
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
-        self.first_token_time: float | None = None
+        self.ttft: float | None = None  # seconds from the request to the first token
         self.last_token_time = 0.0
         self.speedup: float | None = None  # so far, as the engine measures it
         self._params = params
@@ -246,9 +247,9 @@ class RequestOutput:
         if event.queued_seconds is not None:
             self._metrics.observe(metrics.REQUEST_QUEUE_TIME, event.queued_seconds)
         if event.tokens:
-            if output.first_token_time is None:
-                self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, event_time - self._start_time)
-                output.first_token_time = event_time
+            if output.ttft is None:
+                output.ttft = event_time - self._start_time
+                self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, output.ttft)
             else:
                 self._metrics.observe(metrics.INTER_TOKEN_LATENCY, event_time - output.last_token_time)
             output.last_token_time = event_time
@@ -257,14 +258,10 @@ class RequestOutput:
     def _finish(self, request_id: str, reason: str, end_time: float) -> None:
         output = self._unfinished.pop(request_id)
         self._engine.cancel([request_id])  # does nothing where the engine itself ended it
-        first_time = output.first_token_time
-        self._metrics.observe_finish(
-            "stop" if reason == "tool_calls" else reason,
-            len(self.request.prompts[output.index // self.request.n]),
-            output.num_tokens,
-            None if first_time is None else first_time - self._start_time,
-            end_time - self._start_time,
-        )
+        reason = "stop" if reason == "tool_calls" else reason
+        num_prompt_tokens = len(self.request.prompts[output.index // self.request.n])
+        seconds = end_time - self._start_time
+        self._metrics.observe_finish(reason, num_prompt_tokens, output.num_tokens, output.ttft, seconds)
 
 
 def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:
