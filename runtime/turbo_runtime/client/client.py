@@ -203,10 +203,8 @@ class Progress:
 
 
 def work_off(items: Iterable[Item], work: Callable[[Item], None], num_threads: int) -> None:
-    """Do the work on each item, so many at a time. Raises the first error of the work.
-
-    After an interrupt nothing more begins, and what runs is not waited for: a thread of an executor would
-    keep the program from ending.
+    """Do the work on each item, so many at a time. Raises its first error. After an interrupt nothing more
+    begins, and what runs is not waited for: a thread of an executor would keep the program from ending.
     """
     with ThreadPool(num_threads) as pool:
         for _ in pool.imap_unordered(work, items):

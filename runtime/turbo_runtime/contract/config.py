@@ -114,9 +114,7 @@ class RuntimeConfig:
     )
 
     def to_argv(self) -> list[str]:
-        """The arguments after `turbo serve`; fields at their default are left out, so that new ones change
-        no old pod.
-        """
+        """The arguments after `turbo serve`, without defaults, so that a new field changes no old pod."""
         argv = [self.model]
         for spec in dataclasses.fields(self)[1:]:
             value = getattr(self, spec.name)

@@ -120,17 +120,13 @@ class ModelShape:
 
     @property
     def max_served(self) -> int:
-        """Tokens of the longest request that `turbo serve` takes: its cache keeps no window, so a sliding one
-        counts as the end.
-        """
+        """Tokens of the longest request that `turbo serve` takes: a sliding window counts as the end."""
         return min(self.max_position, self.sliding_window) if self.sliding_layers else self.max_position
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo(JsonDocument):
-    """What `turbo inspect MODEL` prints and writes as its pod's termination message: the shape, and which
-    bytes it was read from.
-    """
+    """What `turbo inspect MODEL` prints and writes as its pod's termination message."""
 
     shape: ModelShape
     digest: str  # sha256:... of the configuration and the weight files' names, sizes and headers
@@ -140,9 +136,7 @@ class ModelInfo(JsonDocument):
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """One measured point: a forward pass over `rows` requests of `context` cached tokens each, each with
-    `tokens` new ones. The median of several, after warm-up.
-    """
+    """Median time of forward passes over `rows` requests of `context` cached and `tokens` new tokens each."""
 
     rows: int
     tokens: int

@@ -1,6 +1,4 @@
-"""The engine's process and the server's end of its two queues: starts it, dispatches its events, notices its
-death, and ends it when it hangs.
-"""
+"""The engine's process, and the server's end of its two queues: events, and the engine's death or hang."""
 
 from __future__ import annotations
 

@@ -27,10 +27,8 @@ ERROR_REPLY_SECONDS = 2  # for error replies to reach their clients when the ser
 
 
 def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
-    """Serve until a signal or until the engine dies.
-
-    Returns the exit status: 0 after a drain, 1 when the port cannot be had or the engine failed, 128 + signal
-    number when a second signal cut the drain short.
+    """Serve until a signal or the engine's death. Returns the exit status: 0 after a drain, 1 when the port
+    cannot be had or the engine failed, 128 + signal number when a second signal cut the drain short.
     """
     try:
         keys = None if config.api_key_file is None else ApiKeys(Path(config.api_key_file))

@@ -13,9 +13,9 @@ from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
 from turbo_runtime.parsers import ParsedDelta, StopScanner
 from turbo_runtime.protocol.errors import ApiError, invalid, unavailable
 from turbo_runtime.server import metrics
-from turbo_runtime.server.engine_client import ABANDONED, EngineClient, TimedEvent
-from turbo_runtime.server.metrics import Metrics
+from turbo_runtime.server.engine_client import ABANDONED, TimedEvent
 from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel
+from turbo_runtime.server.service import Service
 from turbo_runtime.tokenization.tokenizer import Detokenizer
 
 MAX_EVENTS = 64  # taken at once: a few milliseconds of work
@@ -121,13 +121,7 @@ class RequestOutput:
     """All answers of one request. Leaving the context cancels what is unfinished and calls `on_exit`."""
 
     def __init__(
-        self,
-        request: PreparedRequest,
-        model: ServedModel,
-        engine: EngineClient,
-        exporter: Metrics,
-        timeout_seconds: float,
-        on_exit: Callable[[], None],
+        self, request: PreparedRequest, model: ServedModel, service: Service, on_exit: Callable[[], None]
     ) -> None:
         self.request = request
         self.completion_tokens = 0
@@ -137,9 +131,8 @@ class RequestOutput:
         self.accepted_tokens = 0
         self._drafts = 0  # verification passes with at least one drafted token
         self._verified_tokens = 0  # that those passes brought: accepted tokens and bonus tokens
-        self._engine = engine
-        self._metrics = exporter
-        self._timeout_seconds = timeout_seconds
+        self._engine, self._metrics = service.engine, service.metrics
+        self._timeout_seconds = service.config.request_timeout_seconds
         self._on_exit = on_exit
         self._start_time = time.monotonic()
         generations = _generation_requests(request)
@@ -148,7 +141,7 @@ class RequestOutput:
             for index, generation in enumerate(generations)
         }
         self._outputs = list(self._unfinished.values())
-        self._events = engine.submit(generations)
+        self._events = self._engine.submit(generations)
 
     @property
     def acceptance_length(self) -> float | None:
