@@ -117,15 +117,11 @@ class StopScanner(Filter):
             start, self.match = min(starts)
             self._pending, self.rest = "", text[start + len(self.match) :]
             return text[:start], True
-        end = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        limits = ((stop, min(len(stop), len(text) + 1)) for stop in self._stops)
+        sizes = (size for stop, limit in limits for size in range(1, limit) if text.endswith(stop[:size]))
+        end = len(text) - max(sizes, default=0)
         self._pending = text[end:]
         return text[:end], False
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop` without completing it."""
-    longest = min(len(text), len(stop) - 1)
-    return next((size for size in range(longest, 0, -1) if text.endswith(stop[:size])), 0)
 
 
 ToolParser = Callable[[Collection[str]], Parser]  # takes the names of the offered tools
@@ -274,8 +270,10 @@ TOOL_PARSERS: tuple[tuple[str, ToolParser], ...] = (
 )
 
 
-def find_tool_parser(template: str) -> ToolParser | None:
+def find_tool_parser(template: str, *, is_required: bool = False) -> ToolParser | None:
     """Find the mark of a known format in the chat template: no file of a model names its format."""
+    if is_required:  # then a grammar makes it write JSON
+        return JsonToolCallParser
     return next((parser for mark, parser in TOOL_PARSERS if mark in template), None)
 
 

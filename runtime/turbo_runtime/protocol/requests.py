@@ -6,15 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    FailFast,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema, model_validator
 
 from turbo_runtime.messages import Grammar
 from turbo_runtime.protocol.errors import cut, invalid
@@ -56,23 +48,24 @@ class NamedTool(Strict):
     function: FunctionName
 
 
+def _check_arguments(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = value.strip() or "{}"
+    try:
+        document = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object in a string: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError("expected a JSON object in a string")
+    return value
+
+
 class CalledFunction(Strict):
     """Call as clients send it back; some servers report a call without arguments as an empty string."""
 
     name: str
-    arguments: str
-
-    @field_validator("arguments")
-    @classmethod
-    def _check_arguments(cls, value: str) -> str:
-        value = value.strip() or "{}"
-        try:
-            document = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"expected a JSON object in a string: {error}") from error
-        if not isinstance(document, dict):
-            raise ValueError("expected a JSON object in a string")
-        return value
+    arguments: Annotated[str, BeforeValidator(_check_arguments)]
 
 
 class ToolCallSent(Strict):

@@ -202,23 +202,22 @@ class EngineClient:
                 return
 
     def _handle_message(self, message: StepOutput | EngineReady | EngineFailed, arrival_time: float) -> None:
-        if isinstance(message, StepOutput):
-            self.stats = message.stats
-            self.on_step(message.stats)
-            for event in message.events:
-                events = self.unfinished.get(event.request_id)
-                if events is None:
-                    continue  # cancelled while the event was on its way
-                if event.finish_reason is not None:
-                    del self.unfinished[event.request_id]
-                events.put_nowait((event, arrival_time))
-        elif isinstance(message, EngineReady):
-            self.stats = message.stats
-            self.on_step(message.stats)
+        if isinstance(message, EngineFailed):
+            self._end(message.error)
+            return
+        self.stats = message.stats
+        self.on_step(message.stats)
+        if isinstance(message, EngineReady):
             self.ready.set_result(message)
             self._check_heartbeat()
-        else:
-            self._end(message.error)
+            return
+        for event in message.events:
+            events = self.unfinished.get(event.request_id)
+            if events is None:
+                continue  # cancelled while the event was on its way
+            if event.finish_reason is not None:
+                del self.unfinished[event.request_id]
+            events.put_nowait((event, arrival_time))
 
     def _handle_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

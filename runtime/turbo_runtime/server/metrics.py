@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram
 
 from turbo_runtime.contract.documents import Load
 from turbo_runtime.messages import EngineStats
 
 MODEL_LABEL = "model_name"  # of every metric but GUARANTEE_INFO, as in vLLM
-DRAFT_LABEL = "draft"
-COMPLETE = ("stop", "length")  # reasons for which a whole answer ends
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,8 +171,8 @@ class Metrics:
 
     def __init__(self, model_name: str) -> None:
         # each counter would bring a second series that nobody reads
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = prometheus_client.CollectorRegistry()
         self._model = model_name
         self._stats: EngineStats | None = None
         self._collectors: dict[Metric, Any] = {}
@@ -216,7 +208,7 @@ class Metrics:
         for metric, field in _SOURCES.items():
             if not metric.labels:
                 self._set_counter(metric, getattr(stats, field))
-            elif DRAFT_LABEL in metric.labels:
+            elif "draft" in metric.labels:
                 self._collectors[metric].clear()  # a draft that is no longer in use leaves no series
                 for draft in drafts:
                     self._set_counter(metric, getattr(draft, field), draft.name)
@@ -254,7 +246,7 @@ class Metrics:
     ) -> None:
         """Observe the end of an answer; `ttft`, the seconds to its first token, is None when none came."""
         self._series(REQUEST_SUCCESS, reason).inc()
-        if reason not in COMPLETE:  # what was cut measures neither the engine nor the demand
+        if reason not in ("stop", "length"):  # what was cut measures neither the engine nor the demand
             return
         self.observe(REQUEST_PROMPT_TOKENS, num_prompt_tokens)
         self.observe(REQUEST_GENERATION_TOKENS, num_tokens)
@@ -266,4 +258,4 @@ class Metrics:
         """Return the text of `/metrics`."""
         if self._stats is not None:
             self._export_stats(self._stats)
-        return generate_latest(self._registry)
+        return prometheus_client.generate_latest(self._registry)

@@ -8,14 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
-from turbo_runtime.parsers import (
-    CLOSE,
-    OPEN,
-    JsonToolCallParser,
-    OutputParser,
-    add_reasoning,
-    find_tool_parser,
-)
+from turbo_runtime.parsers import CLOSE, OPEN, OutputParser, add_reasoning, find_tool_parser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.errors import cut, invalid, unavailable
 from turbo_runtime.tokenization.tokenizer import ChatTemplate, ServedTokenizer, TemplateRefusalError
@@ -99,7 +92,7 @@ def prepare_chat(request: ChatRequest, model: ServedModel, _: IsWanted) -> Prepa
             f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead."
         )
         raise invalid("messages", message, "unsupported_model")
-    tool_parser = JsonToolCallParser if required else find_tool_parser(template.source)
+    tool_parser = find_tool_parser(template.source, is_required=bool(required))
     if offered and "tools" not in template.names:
         message = f"The chat template of '{model.name}' takes no tools: describe them in a message."
         raise invalid("tools", message, "unsupported_model")

@@ -97,14 +97,9 @@ class CompletionOutput:
             if self._parser.has_called and reason == "stop":
                 reason = "tool_calls"
         num_new = self.num_tokens - num_before
+        tokens, logprobs = event.tokens[:num_new], event.logprobs[:num_new]
         return OutputDelta(
-            self.index,
-            parsed,
-            reason,
-            self._stop_reason,
-            event.tokens[:num_new],
-            event.logprobs[:num_new],
-            event.prompt_logprobs,
+            self.index, parsed, reason, self._stop_reason, tokens, logprobs, event.prompt_logprobs
         )
 
     def _parse(self, text: str) -> tuple[ParsedDelta, str | None]:
