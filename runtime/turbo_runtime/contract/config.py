@@ -151,8 +151,7 @@ class RuntimeConfig:
         """Parse and check; exits with status 2 and one sentence that names the flag, as argparse does."""
         parser = cls.parser()
         config = cls(**vars(parser.parse_args(list(argv))))
-        problem = config.problem()
-        if problem:
+        if problem := config.problem():
             parser.error(problem)
         return config
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -18,8 +17,7 @@ __all__ = ["UNSUPPORTED", "ChatRequest", "CompletionRequest", "parse"]
 Request = TypeVar("Request", bound=Sampling)
 
 
-@dataclass(frozen=True, slots=True)
-class Unsupported:
+class Unsupported(NamedTuple):
     """Rejected parameter. `harmless` values mean what the server does anyway, so they pass; so does null."""
 
     remedy: str

@@ -77,7 +77,6 @@ class Watchdog:
     """
 
     def __init__(self, limit_seconds: float) -> None:
-        """Silence begins with the first check."""
         self.limit_seconds = limit_seconds
         self.period_seconds = min(MAX_PERIOD_SECONDS, limit_seconds / 8)
         self.silent_seconds = 0.0

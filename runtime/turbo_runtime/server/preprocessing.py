@@ -262,11 +262,12 @@ def _max_tokens(
     limit = room if request.max_tokens is None else request.max_tokens
     if limit > room:
         is_newer = isinstance(request, ChatRequest) and request.max_completion_tokens
-        raise invalid(
-            "max_completion_tokens" if is_newer else "max_tokens",
+        message = (
             f"The prompt has {num_prompt_tokens} tokens and the answer may have {limit}, together more than "
-            f"the context of {model.context}: shorten the prompt, or ask for at most {room} tokens.",
-            "context_length_exceeded",
+            f"the context of {model.context}: shorten the prompt, or ask for at most {room} tokens."
+        )
+        raise invalid(
+            "max_completion_tokens" if is_newer else "max_tokens", message, "context_length_exceeded"
         )
     if request.min_tokens > limit:
         message = f"'min_tokens' is {request.min_tokens} and the answer may have {limit}: ask for fewer."

@@ -60,11 +60,8 @@ class Reply(Response, ABC):
         options: StreamOptions | None = None,
     ) -> None:
         super().__init__()
-        self._output = output
-        self._offload = offload
-        self._options = options
-        self._model = model
-        self._request = output.request
+        self._output, self._request, self._model = output, output.request, model
+        self._offload, self._options = offload, options
         self._token_bytes = model.tokenizer.token_bytes
         self._id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self._created = int(time.time())
