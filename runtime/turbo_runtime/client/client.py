@@ -94,9 +94,7 @@ class Server:
         document = _parse_json(text)
         return document if status == 200 and isinstance(document, dict) and "guarantee" in document else None
 
-    def stream(
-        self, body: Mapping[str, Any], path: str = "/v1/chat/completions"
-    ) -> Generator[Json, None, None]:
+    def stream(self, body: Json, path: str = "/v1/chat/completions") -> Generator[Json, None, None]:
         """Yield the events of a streamed answer; closing the generator ends the answer."""
         failure = f"The answer of {self.url} broke off"
         with self._open("POST", path, failure, {**body, "stream": True}) as response:
@@ -116,9 +114,7 @@ class Server:
                     raise ServerError(self._describe_error(200, data))
                 yield event
 
-    def stream_chat(
-        self, body: Mapping[str, Any], progress: Progress
-    ) -> Generator[tuple[str, str], None, None]:
+    def stream_chat(self, body: Json, progress: Progress) -> Generator[tuple[str, str], None, None]:
         """Yield parts of (reasoning, text), and update `progress`; closing the generator ends the answer."""
         start_time = time.monotonic()
         with closing(self.stream(body)) as events:
@@ -137,7 +133,7 @@ class Server:
 
     @contextmanager
     def _open(
-        self, method: str, path: str, failure: str, body: Mapping[str, Any] | None = None
+        self, method: str, path: str, failure: str, body: Json | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         url = urlsplit(self.url)
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection

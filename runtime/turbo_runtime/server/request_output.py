@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
-from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
+from turbo_runtime.messages import GenerationRequest, TokenEvent, TokenLogprob
 from turbo_runtime.parsers import ParsedDelta, StopScanner
 from turbo_runtime.protocol.errors import ApiError, invalid, unavailable
 from turbo_runtime.server import metrics
@@ -58,16 +58,14 @@ def join(deltas: list[OutputDelta]) -> OutputDelta:
 class CompletionOutput:
     """One answer so far."""
 
-    def __init__(
-        self, index: int, params: SamplingParams, request: PreparedRequest, model: ServedModel
-    ) -> None:
+    def __init__(self, index: int, request: PreparedRequest, model: ServedModel) -> None:
         self.index = index
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
         self.ttft: float | None = None  # seconds from the request to the first token
         self.last_token_time = 0.0
         self.speedup: float | None = None  # so far, as the engine measures it
-        self._params = params
+        self._params = request.params[index // request.n]
         self._end_ids = model.stop_token_ids  # no stop reason names them
         self._detokenizer = Detokenizer(model.tokenizer.decode, model.tokenizer.is_skipped)
         self._scanner = StopScanner(request.stops)
@@ -132,7 +130,7 @@ class RequestOutput:
         self._start_time = time.monotonic()
         generations = _generation_requests(request)
         self._unfinished = {
-            generation.request_id: CompletionOutput(index, generation.params, request, model)
+            generation.request_id: CompletionOutput(index, request, model)
             for index, generation in enumerate(generations)
         }
         self._outputs = list(self._unfinished.values())

@@ -102,7 +102,10 @@ class ServedTokenizer:
             text = value.get("content") if isinstance(value, dict) else value  # tokens are stored either way
             if name.endswith("_token") and text and isinstance(text, str):
                 special[name] = text
-        self.eos_token_ids = self._read_eos_ids(special.get("eos_token"), directory)
+        own = self._tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
+        value = _read_json(directory / "generation_config.json").get("eos_token_id")
+        configured = value if isinstance(value, list) else [value]
+        self.eos_token_ids = frozenset(token for token in (own, *configured) if token is not None)
         template = _read_template(config, directory)
         self.template = ChatTemplate(template, special) if template else None  # None: a base model
         self.token_bytes = functools.cache(build_token_bytes(self._tokenizer))
@@ -136,12 +139,6 @@ class ServedTokenizer:
         """Whether `decode` skips a token: a special one, or an id that pads the model's vocabulary."""
         added = self._tokenizer.get_added_tokens_decoder().get(token)
         return self._tokenizer.id_to_token(token) is None or (added is not None and added.special)
-
-    def _read_eos_ids(self, eos_token: str | None, directory: Path) -> frozenset[int]:
-        own = None if eos_token is None else self._tokenizer.token_to_id(eos_token)
-        value = _read_json(directory / "generation_config.json").get("eos_token_id")
-        configured = value if isinstance(value, list) else [value]
-        return frozenset(token for token in (own, *configured) if token is not None)
 
 
 class Detokenizer:
