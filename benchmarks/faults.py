@@ -31,7 +31,7 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import step
 from turbo_dev.server_process import ServerProcess
 from turbo_runtime.contract import endpoints
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 from turbo_runtime.engine.process import REST_SECONDS
 
 BARS = (

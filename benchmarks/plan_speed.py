@@ -39,7 +39,7 @@ from turbo_operator import api, planner, resources
 from turbo_operator.catalog import catalogue, shapes, shipped_objects
 from turbo_operator.render import model_configmap
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 BARS = (
     Bar("plans_without_a_candidate", at_most=0),

@@ -11,7 +11,7 @@ import httpx
 
 from crowd.outcomes import completed
 from turbo_runtime.contract import endpoints
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 ARRIVAL_SECONDS = 30.0
 PATIENCE_SECONDS = 180.0

@@ -17,7 +17,7 @@ from turbo_operator.planner.performance import memory, step_time
 from turbo_operator.planner.performance.candidate_curves import compute_types
 from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 Numbers = NDArray[np.float64]
 Words = NDArray[np.str_]

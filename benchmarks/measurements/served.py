@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from turbo_operator.catalog import shapes
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 ACCELERATORS = {  # a table's word: the catalogue's
     "h100_sxm": "h100",

@@ -30,7 +30,7 @@ from turbo_operator.api import Method
 from turbo_operator.planner.performance import speculation, step_time
 from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 # A method's own code captures no graphs: Python launches some thirty kernels of a layer, one after the other,
 # which takes half a millisecond.

@@ -8,7 +8,7 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, network
-from turbo_runtime.contract.load import Guarantee
+from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler

@@ -12,7 +12,7 @@ from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance,
 from turbo_operator.autoscaler import History, ScalingDecision, scale
 from turbo_operator.plan import Capacity, Choice, Plan, Predicted
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 H100 = Accelerator(
     "h100", "nvidia.com/gpu", Decimal(1), 80 << 30, prices={CapacityType.ON_DEMAND: Decimal("2.00")}

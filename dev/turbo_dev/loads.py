@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbo_operator.snapshot import LoadSample, PodView
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 
 def load(seconds: float, plain_seconds: float, **more: Any) -> Load:

@@ -17,7 +17,7 @@ from turbo_operator.plan import Plan, Running
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.planner.performance.step_time import Calibration
 from turbo_operator.snapshot import Accelerator, NodeSupply, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 GIB = 1 << 30
 NAMES = ("alpha", "beta", "gamma", "delta")

@@ -10,7 +10,7 @@ from turbo_operator.api import CapacityType, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 GIB = 1 << 30
 NAMES = ("alpha", "beta", "gamma", "delta")

@@ -23,7 +23,7 @@ from turbo_operator.planner.performance import capacity, queueing, step_time
 from turbo_operator.planner.performance.step_time import BY_ENGINE
 from turbo_operator.planner.requirements import Demand, demand
 from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import LABEL_ROLE, ROLE_INSPECT, rfc3339
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 Body = Mapping[str, Any]
 

@@ -12,9 +12,7 @@ from turbo_operator.catalog import shapes
 from turbo_operator.drafts import training
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import Accelerator, ChildView, DraftView, NodeSupply, Snapshot, Supply, TrainPod
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.contract.training import DomainEvaluation, DraftManifest, MeasuredGain
+from turbo_runtime.contract.documents import DomainEvaluation, DraftManifest, Load, MeasuredGain, ModelInfo
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0

@@ -13,9 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator.api import CapacityType, DraftStatus, Provisioning
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.contract.training import TrainingProgress
+from turbo_runtime.contract.documents import Load, ModelInfo, TrainingProgress
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
 

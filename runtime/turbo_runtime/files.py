@@ -39,9 +39,7 @@ def write_whole_by(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def file_stamp(path: Path) -> Stamp | None:
-    """Return what changes with a file that is written, replaced, or behind a swapped symlink, as in a mounted
-    ConfigMap; None where there is none.
-    """
+    """Return what changes with a file, also behind a swapped symlink (a ConfigMap); None if there is none."""
     try:
         found = path.stat()
     except OSError:

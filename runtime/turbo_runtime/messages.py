@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from turbo_runtime.contract.load import Guarantee
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import Guarantee, StepTime
 
 MASK_64 = (1 << 64) - 1
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]

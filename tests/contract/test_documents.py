@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_runtime.contract.documents import Load, ModelInfo, ModelShape, StepTime
 from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo, ModelShape, StepTime
 
 COUNTS = st.integers(0, 1 << 53)
 STEP_TIMES = st.builds(StepTime, rows=COUNTS, tokens=COUNTS, context=COUNTS, seconds=st.floats(0, 1e6))

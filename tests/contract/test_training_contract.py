@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
-from turbo_runtime.contract.training import (
+from turbo_runtime.contract.documents import (
     MOST_DOMAINS,
     DomainEvaluation,
     DraftManifest,
     MeasuredGain,
     TrainingProgress,
 )
+from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
 
 WORDS = st.text(max_size=40)
 COUNTS = st.integers(0, 1 << 40)

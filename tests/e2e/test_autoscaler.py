@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from turbo_operator import resources
+from turbo_runtime.contract.documents import Load
 from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
-from turbo_runtime.contract.load import Load
 
 pytestmark = pytest.mark.cluster
 

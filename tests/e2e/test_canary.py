@@ -27,8 +27,8 @@ from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
 from turbo_operator.drafts.speedup import WINDOW_SECONDS, GenerationStats
+from turbo_runtime.contract.documents import Load
 from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
-from turbo_runtime.contract.load import Load
 
 pytestmark = [pytest.mark.node, pytest.mark.model]
 

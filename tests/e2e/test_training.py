@@ -17,8 +17,8 @@ from turbo_dev.cores import accelerator
 from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
+from turbo_runtime.contract.documents import PROGRESS_PATH, TrainingProgress
 from turbo_runtime.contract.endpoints import PORT
-from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 pytestmark = [pytest.mark.node, pytest.mark.model]
 

@@ -11,7 +11,7 @@ import pytest
 
 from turbo_operator import resources
 from turbo_operator.api import rfc3339
-from turbo_runtime.contract.training import DomainEvaluation, DraftManifest, MeasuredGain
+from turbo_runtime.contract.documents import DomainEvaluation, DraftManifest, MeasuredGain
 
 pytestmark = pytest.mark.cluster
 

@@ -15,7 +15,7 @@ from turbo_operator.controller.feed import Feed
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, LoadSample, Occupancy
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 KEY = Key("team", "chat")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bitwise", False)

@@ -24,7 +24,7 @@ from turbo_operator.plan import Choice
 from turbo_operator.render.template import pod_template
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import ModelInfo
 
 ON_DEMAND, SPOT, RESERVED = CapacityType.ON_DEMAND, CapacityType.SPOT, CapacityType.RESERVED
 GIB = 1 << 30

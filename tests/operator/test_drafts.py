@@ -30,8 +30,7 @@ from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, DraftView, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import Load, ModelInfo
 from turbo_runtime.drafters.loader import read_selection
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")

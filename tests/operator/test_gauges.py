@@ -12,8 +12,7 @@ from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import ClusterInventory
 from turbo_operator.snapshot import Accelerator, LoadSample, NodeSupply, PodView, Snapshot, TrainPod
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.training import TrainingProgress
+from turbo_runtime.contract.documents import Load, TrainingProgress
 
 KEY = Key("team", "chat")
 NOW = 1_700_000_000.0

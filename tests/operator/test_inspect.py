@@ -9,7 +9,7 @@ from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.controller.decision import is_stale_inspection
 from turbo_operator.controller.snapshot_builder import read_model
 from turbo_operator.snapshot import ChildView, JobPod
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 SHAPE = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
 FACTS = ModelInfo(SHAPE, "sha256:00", None, 4000)

@@ -22,8 +22,8 @@ from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, Snapshot
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import HEALTH_PATH, READY_PATH
-from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")

@@ -19,8 +19,7 @@ from turbo_operator.drafts.training.manifests import SCRIPT, training_job
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import Load, ModelInfo
 
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")

@@ -20,7 +20,7 @@ from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, Snapshot
 from turbo_runtime.capture.recorder import CaptureSettings, read_settings
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import ModelInfo
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None

@@ -18,10 +18,8 @@ from turbo_operator.controller.cache.pods import Root
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.scraper import NUM_CONNECTIONS, Scraper
 from turbo_operator.snapshot import LoadSample
+from turbo_runtime.contract.documents import PROGRESS_PATH, Load, StepTime, TrainingProgress
 from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import StepTime
-from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 KEY = Key("team", "chat")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bitwise", False)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.catalog import UnknownShapeError, shapes
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -27,7 +27,7 @@ from turbo_operator.api import (
 from turbo_operator.catalog import shapes
 from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
 from turbo_operator.status import Outcome, Takeover
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import ModelInfo
 
 GIB = 1 << 30
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")

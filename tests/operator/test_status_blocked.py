@@ -21,7 +21,7 @@ from turbo_operator.render import plan_hash
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, JobPod, PodView, Snapshot
 from turbo_operator.status import compute
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import ModelInfo
 
 NOW = 1_700_000_000.0
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")

@@ -20,7 +20,7 @@ from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, PodView, Snapshot, Supply
 from turbo_operator.status import compute
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import ModelInfo
 
 GIB = 1 << 30
 NOW = 1_700_000_000.0

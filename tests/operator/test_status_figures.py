@@ -27,8 +27,7 @@ from turbo_operator.controller.cache.projection import serving_pod
 from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot, Supply
 from turbo_operator.status import fields
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import Load, ModelInfo, ModelShape
 
 NOW = 1_700_000_000.0
 HASH = "v1new"

@@ -22,7 +22,7 @@ from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS
 from turbo_operator.autoscaler import limits
 from turbo_operator.plan import Capacity, Choice, Plan
 from turbo_operator.snapshot import PodView, Supply
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 NUM_MISSED = 3  # scrapes after which a load is too old to count
 FRESH_SECONDS = 45.0  # the same at the default scrape period

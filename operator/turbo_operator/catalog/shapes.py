@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 from turbo_runtime.shapes import UnknownShapeError, from_config
 
 __all__ = ["UnknownShapeError", "from_config", "from_document", "shipped", "table"]

@@ -20,7 +20,7 @@ from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import Owner, supply_of
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Snapshot
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 _CONFIG = "config.json"
 

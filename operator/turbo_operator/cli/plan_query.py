@@ -14,7 +14,7 @@ from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.drafts import training
 from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Snapshot
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,8 @@ from turbo_operator import metrics
 from turbo_operator.api import ScalingMode
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.snapshot import PodView, TrainPod
+from turbo_runtime.contract.documents import PROGRESS_PATH, Load, TrainingProgress
 from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 NUM_CONNECTIONS = 64  # pods asked at the same time
 MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred

@@ -18,7 +18,7 @@ from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
 from turbo_operator.inventory.unavailable import unavailable_until
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, Snapshot, identity
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.documents import ModelInfo
 
 
 def build_snapshot(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from turbo_operator.snapshot import PodView
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 WINDOW_SECONDS = 600.0  # of the gain that is shown
 MIN_SECONDS = 10.0  # of answering, below which a gain is not known

@@ -11,7 +11,7 @@ from functools import cache
 
 from turbo_operator.api import OFF, EngineName, Method, Placement
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 REMEDY = "is not supported yet"
 METHODS = frozenset({str(Method.SUFFIX), OFF})  # that can be chosen

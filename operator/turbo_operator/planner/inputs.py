@@ -10,7 +10,7 @@ from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.planner.performance.step_time import Calibration
 from turbo_operator.snapshot import Accelerator, Snapshot, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 # A variant whose Deployment was deleted is made again from its frozen template.
 VARIANT_KINDS = frozenset({"Deployment", "ControllerRevision"})

@@ -15,7 +15,7 @@ from turbo_operator.planner.capabilities import max_length
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
 from turbo_operator.snapshot import Accelerator, Host, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 P95_OF_MEAN = 3.0
 WALL = 0.06  # fraction of the lengths that are as long as the 95th percentile

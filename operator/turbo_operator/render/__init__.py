@@ -18,8 +18,8 @@ from turbo_operator.render.template import plan_hash as plan_hash
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, Snapshot
+from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import PORT_NAME
-from turbo_runtime.contract.model import ModelInfo
 
 SERVICE_PORT = 80
 PROGRESS_SECONDS = 3600  # as long as a start may take

@@ -26,8 +26,8 @@ from turbo_operator.render.metadata import configmap, digest, labels
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import HEALTH_PATH, PORT, PORT_NAME, READY_PATH
-from turbo_runtime.contract.model import ModelInfo
 
 # A later operator that hashes other things takes the next prefix, and keeps computing this one for the
 # variants that bear it.

@@ -265,12 +265,10 @@ def read_prompts(path: Path) -> list[Messages]:
     if path.suffix == ".jsonl":
         try:
             prompts = read_objects([path])
+            if any(prompt.written for prompt in prompts):
+                raise PromptsError(f"{path} holds captured prompts, which are no chats: give a file of chats")
         except PromptsError as error:
             raise ValueError(f"--prompts: {error}.") from error
-        if any(prompt.written for prompt in prompts):
-            raise ValueError(
-                f"--prompts: {path} holds captured prompts, which are no chats: give a file of chats."
-            )
         return [list(prompt.messages) for prompt in prompts]
     try:
         lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

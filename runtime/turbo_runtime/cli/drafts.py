@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.client.client import printable
-from turbo_runtime.contract.training import DomainEvaluation, MeasuredGain
+from turbo_runtime.contract.documents import DomainEvaluation, MeasuredGain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 from turbo_runtime.files import checkpoint_digest

@@ -7,11 +7,11 @@ import json
 import os
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,10 +44,7 @@ class ServerError(Exception):
 class Server:
     """A server of the OpenAI API. Every method that sends a request raises ServerError."""
 
-    host: str
-    port: int
-    secure: bool
-    prefix: str  # of the paths, without /v1
+    url: str  # with the port, and without /v1
     key: str = field(default="", repr=False)  # of its API; empty: none
 
     @classmethod
@@ -69,14 +66,8 @@ class Server:
                 f"The API key in {KEY_VARIABLE} has white space or letters in it that no key has: copy it "
                 "again."
             )
-        secure, prefix = parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1")
-        return cls(host, port or (443 if secure else 80), secure, prefix, key)
-
-    @property
-    def url(self) -> str:
-        """Address for messages."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' * self.secure}://{host}:{self.port}{self.prefix}"
+        host, port = f"[{host}]" if ":" in host else host, port or (443 if parts.scheme == "https" else 80)
+        return cls(f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/').removesuffix('/v1')}", key)
 
     def model(self) -> str:
         """Return the first model that the server lists."""
@@ -103,9 +94,7 @@ class Server:
         document = _parse_json(text)
         return document if status == 200 and isinstance(document, dict) and "guarantee" in document else None
 
-    def stream(
-        self, body: Mapping[str, Any], path: str = "/v1/chat/completions"
-    ) -> Generator[Json, None, None]:
+    def stream(self, body: Json, path: str = "/v1/chat/completions") -> Generator[Json, None, None]:
         """Yield the events of a streamed answer; closing the generator ends the answer."""
         failure = f"The answer of {self.url} broke off"
         with self._open("POST", path, failure, {**body, "stream": True}) as response:
@@ -125,9 +114,7 @@ class Server:
                     raise ServerError(self._describe_error(200, data))
                 yield event
 
-    def stream_chat(
-        self, body: Mapping[str, Any], progress: Progress
-    ) -> Generator[tuple[str, str], None, None]:
+    def stream_chat(self, body: Json, progress: Progress) -> Generator[tuple[str, str], None, None]:
         """Yield parts of (reasoning, text), and update `progress`; closing the generator ends the answer."""
         start_time = time.monotonic()
         with closing(self.stream(body)) as events:
@@ -146,10 +133,11 @@ class Server:
 
     @contextmanager
     def _open(
-        self, method: str, path: str, failure: str, body: Mapping[str, Any] | None = None
+        self, method: str, path: str, failure: str, body: Json | None = None
     ) -> Iterator[http.client.HTTPResponse]:
-        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
-        connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
+        url = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(url.hostname or "", url.port, timeout=CONNECT_SECONDS)
         try:
             connection.connect()
         except ssl.SSLError as error:
@@ -164,7 +152,7 @@ class Server:
             headers["Authorization"] = f"Bearer {self.key}"
         try:
             content = None if body is None else json.dumps(body).encode()
-            connection.request(method, self.prefix + path, content, headers)
+            connection.request(method, url.path + path, content, headers)
             yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{failure}: {_reason(error)}.") from error
@@ -211,34 +199,12 @@ class Progress:
 
 
 def work_off(items: Iterable[Item], work: Callable[[Item], None], num_threads: int) -> None:
-    """Do the work on each item, so many at a time. Raises the first error of the work.
-
-    After an interrupt nothing more begins, and what runs is not waited for: a thread of an executor would
-    keep the program from ending.
+    """Do the work on each item, so many at a time. Raises its first error. After an interrupt nothing more
+    begins, and what runs is not waited for: a thread of an executor would keep the program from ending.
     """
-    pending = list(items)
-    remaining, errors = iter(pending), list[BaseException]()
-
-    def work_remaining() -> None:
-        try:
-            for item in remaining:  # a list's iterator gives each item to one thread
-                if errors:
-                    return
-                work(item)
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=work_remaining, daemon=True) for _ in pending[:num_threads]]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    except BaseException as error:
-        errors.append(error)
-        raise
-    if errors:
-        raise errors[0]
+    with ThreadPool(num_threads) as pool:
+        for _ in pool.imap_unordered(work, items):
+            pass
 
 
 def printable(text: str) -> str:

@@ -114,9 +114,7 @@ class RuntimeConfig:
     )
 
     def to_argv(self) -> list[str]:
-        """The arguments after `turbo serve`; fields at their default are left out, so that new ones change
-        no old pod.
-        """
+        """The arguments after `turbo serve`, without defaults, so that a new field changes no old pod."""
         argv = [self.model]
         for spec in dataclasses.fields(self)[1:]:
             value = getattr(self, spec.name)
@@ -153,8 +151,7 @@ class RuntimeConfig:
         """Parse and check; exits with status 2 and one sentence that names the flag, as argparse does."""
         parser = cls.parser()
         config = cls(**vars(parser.parse_args(list(argv))))
-        problem = config.problem()
-        if problem:
+        if problem := config.problem():
             parser.error(problem)
         return config
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TextIO
 
+from turbo_runtime.contract.documents import PROGRESS_PATH, TrainingProgress
 from turbo_runtime.contract.endpoints import HEALTH_PATH
-from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 # Between two lines: on a terminal, where one replaces another, and in a log.
 LIVE_SECONDS, LOG_SECONDS = 0.2, 15.0

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.contract.training import MOST_DOMAINS, DraftManifest
+from turbo_runtime.contract.documents import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import EAGLE3, HEADS, SAMPLING_FIELDS, DistillError, MayPassError, Recipe
 from turbo_runtime.files import checkpoint_digest, write_whole

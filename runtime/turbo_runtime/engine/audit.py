@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from turbo_runtime.contract.load import Guarantee
+from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.engine.scheduler import Scheduler, Sequence
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
 from turbo_runtime.models.runner import Chunk, ModelRunner

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 
 from torch import Tensor
 
-from turbo_runtime.contract.load import Guarantee
+from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.drafters.heads import HeadsDrafter
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 from turbo_runtime.model_files.source import ModelError, find, hub_errors
 from turbo_runtime.shapes import UnknownShapeError, describe
 from turbo_runtime.shapes.config_reader import BITS, Quantization

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,13 +12,12 @@ from turbo_runtime.protocol.errors import ApiError, cut, invalid
 from turbo_runtime.protocol.requests import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import Sampling
 
-__all__ = ["CHAT", "COMPLETION", "UNSUPPORTED", "ChatRequest", "CompletionRequest", "parse"]
+__all__ = ["UNSUPPORTED", "ChatRequest", "CompletionRequest", "parse"]
 
 Request = TypeVar("Request", bound=Sampling)
 
 
-@dataclass(frozen=True, slots=True)
-class Unsupported:
+class Unsupported(NamedTuple):
     """Rejected parameter. `harmless` values mean what the server does anyway, so they pass; so does null."""
 
     remedy: str
@@ -45,34 +43,29 @@ _VLLM: Mapping[str, Unsupported] = {
     "use_beam_search": Unsupported("use `n` and `temperature`", (False,)),
 }
 
-CHAT: Mapping[str, Unsupported] = {
-    **_VLLM,
-    "add_generation_prompt": Unsupported(_LEAVE_OUT, (True,)),
-    "audio": Unsupported(_TEXT_ONLY),
-    "function_call": Unsupported(_TOOLS, ("none", "auto")),
-    "functions": Unsupported(_TOOLS, ([],)),
-    "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
-    "moderation": Unsupported(_LEAVE_OUT),
-    "prediction": Unsupported("drafts are found by the server itself; leave it out"),
-    "prompt": Unsupported("send it to /v1/completions, or use 'messages'"),
-    "prompt_cache_options": Unsupported("the prompt cache needs none; leave it out"),
-    "prompt_cache_retention": Unsupported("the cache keeps what it has room for; leave it out"),
-    "service_tier": Unsupported(_LEAVE_OUT, ("auto", "default")),
-    "store": Unsupported("this server stores nothing; leave it out", (False,)),
-    "verbosity": Unsupported("ask for it in a message", ("medium",)),
-    "web_search_options": Unsupported("put what was found into a message"),
-}
-
-COMPLETION: Mapping[str, Unsupported] = {
-    **_VLLM,
-    "messages": Unsupported("send them to /v1/chat/completions, or use 'prompt'"),
-    "suffix": Unsupported("put the whole context into `prompt`", ("",)),
-}
-
-
 UNSUPPORTED: Mapping[type[Sampling], Mapping[str, Unsupported]] = {
-    ChatRequest: CHAT,
-    CompletionRequest: COMPLETION,
+    ChatRequest: {
+        **_VLLM,
+        "add_generation_prompt": Unsupported(_LEAVE_OUT, (True,)),
+        "audio": Unsupported(_TEXT_ONLY),
+        "function_call": Unsupported(_TOOLS, ("none", "auto")),
+        "functions": Unsupported(_TOOLS, ([],)),
+        "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
+        "moderation": Unsupported(_LEAVE_OUT),
+        "prediction": Unsupported("drafts are found by the server itself; leave it out"),
+        "prompt": Unsupported("send it to /v1/completions, or use 'messages'"),
+        "prompt_cache_options": Unsupported("the prompt cache needs none; leave it out"),
+        "prompt_cache_retention": Unsupported("the cache keeps what it has room for; leave it out"),
+        "service_tier": Unsupported(_LEAVE_OUT, ("auto", "default")),
+        "store": Unsupported("this server stores nothing; leave it out", (False,)),
+        "verbosity": Unsupported("ask for it in a message", ("medium",)),
+        "web_search_options": Unsupported("put what was found into a message"),
+    },
+    CompletionRequest: {
+        **_VLLM,
+        "messages": Unsupported("send them to /v1/chat/completions, or use 'prompt'"),
+        "suffix": Unsupported("put the whole context into `prompt`", ("",)),
+    },
 }
 
 

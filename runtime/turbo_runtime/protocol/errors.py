@@ -34,7 +34,6 @@ class ApiError(Exception):
         param: str | None = None,
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
-        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         default_kind, default_code = _KINDS.get(status, ("invalid_request_error", None))
@@ -44,8 +43,6 @@ class ApiError(Exception):
         self.param = param
         self.kind = kind or default_kind
         self.headers = dict(headers or {})
-        if retry_after is not None:
-            self.headers["Retry-After"] = str(retry_after)
 
     def body(self) -> dict[str, Any]:
         """Return what the client reads, also as the last event of a stream that fails midway."""
@@ -60,4 +57,4 @@ def invalid(param: str | None, message: str, code: str = "invalid_value") -> Api
 
 def unavailable(message: str, retry_after: int = 1) -> ApiError:
     """Return a 503: the server is loading, draining or lost its engine."""
-    return ApiError(503, message, retry_after=retry_after)
+    return ApiError(503, message, headers={"Retry-After": str(retry_after)})

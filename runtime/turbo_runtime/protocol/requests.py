@@ -6,15 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    FailFast,
-    Field,
-    PlainValidator,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, FailFast, Field, PlainValidator, WithJsonSchema, model_validator
 
 from turbo_runtime.messages import Grammar
 from turbo_runtime.protocol.errors import cut, invalid
@@ -56,23 +48,24 @@ class NamedTool(Strict):
     function: FunctionName
 
 
+def _check_arguments(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = value.strip() or "{}"
+    try:
+        document = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object in a string: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError("expected a JSON object in a string")
+    return value
+
+
 class CalledFunction(Strict):
     """Call as clients send it back; some servers report a call without arguments as an empty string."""
 
     name: str
-    arguments: str
-
-    @field_validator("arguments")
-    @classmethod
-    def _check_arguments(cls, value: str) -> str:
-        value = value.strip() or "{}"
-        try:
-            document = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"expected a JSON object in a string: {error}") from error
-        if not isinstance(document, dict):
-            raise ValueError("expected a JSON object in a string")
-        return value
+    arguments: Annotated[str, BeforeValidator(_check_arguments)]
 
 
 class ToolCallSent(Strict):
@@ -193,10 +186,8 @@ class ChatRequest(Sampling):
     @model_validator(mode="after")
     def _check_fields(self) -> ChatRequest:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise invalid(
-                "max_tokens",
-                "'max_tokens' and 'max_completion_tokens' differ; send only 'max_completion_tokens'.",
-            )
+            message = "'max_tokens' and 'max_completion_tokens' differ; send only 'max_completion_tokens'."
+            raise invalid("max_tokens", message)
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "'top_logprobs' is only allowed together with 'logprobs': true.")
         names = [tool.function.name for tool in self.tools]
@@ -233,9 +224,8 @@ class ChatRequest(Sampling):
         if not self.required_tools:
             return grammar
         if grammar is not None:
-            raise invalid(
-                "tool_choice", "A required tool call and a format of the answer exclude each other; send one."
-            )
+            message = "A required tool call and a format of the answer exclude each other; send one."
+            raise invalid("tool_choice", message)
         return required_call_grammar(self.required_tools)
 
 

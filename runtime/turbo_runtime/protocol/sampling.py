@@ -201,8 +201,6 @@ class Sampling(Strict):
         if self.structured_outputs is None:
             return grammar
         if grammar is not None:
-            raise invalid(
-                "structured_outputs",
-                "'response_format' and 'structured_outputs' both ask for a format; send one of them.",
-            )
+            message = "'response_format' and 'structured_outputs' both ask for a format; send one of them."
+            raise invalid("structured_outputs", message)
         return self.structured_outputs.grammar

@@ -1,20 +1,90 @@
-"""Admission: how much the server holds at once, whom it rejects when full, and when they should retry.
+"""Admission: whose requests the server takes, how much it holds at once, whom it rejects when full, and when
+they should retry.
 
+Keys come from a file, one a line, as `name:key` or the key alone; no message or log line shows one.
 The engine takes whatever is admitted here, so no admitted request is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
+import logging
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from turbo_runtime.files import file_stamp
 from turbo_runtime.protocol.errors import ApiError, invalid
 
-NUM_DEPARTURES = 64  # that the drain rate is measured over
+RELOAD_SECONDS = 1.0  # between two checks of the file of keys
+MIN_KEY_LENGTH = 8
+NUM_DEPARTURES = 64  # that the rate at which answers finish is measured over
 MAX_RETRY_SECONDS = 60
+
+log = logging.getLogger(__name__)
+
+
+class ApiKeys:
+    """Keys of a file, read again when it changes. Raises ValueError if it cannot be read at first."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = file_stamp(path)
+        self._tenants = read_keys(path)
+        self._reload_time = time.monotonic() + RELOAD_SECONDS
+
+    def find_tenant(self, authorization: str | None) -> str | None:
+        """Return the name of the key in an `Authorization` header; None if it is unknown."""
+        self._reload()
+        scheme, _, key = (authorization or "").partition(" ")
+        # all keys are compared in full, so that the time reveals nothing
+        digest = _digest(key.strip() if scheme.lower() == "bearer" else "")
+        matches = [tenant for known, tenant in self._tenants if hmac.compare_digest(known, digest)]
+        return matches[0] if matches else None
+
+    def _reload(self) -> None:
+        if time.monotonic() < self._reload_time:
+            return
+        self._reload_time = time.monotonic() + RELOAD_SECONDS
+        before, self._stamp = self._stamp, file_stamp(self._path)
+        if self._stamp != before:
+            try:
+                self._tenants = read_keys(self._path)
+            except ValueError as error:
+                log.error("%s The keys read before stay in force.", error)
+
+
+def read_keys(path: Path) -> list[tuple[bytes, str]]:
+    """Return the digests of a file's keys and their tenants. Raises ValueError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise ValueError(f"--api-key-file: {path} cannot be read: {reason}.") from error
+    keys = []
+    for number, line in enumerate(lines, start=1):
+        if not line or line.startswith("#"):
+            continue
+        name, secret = line.split(":", 1) if ":" in line else ("", line)
+        if len(secret) < MIN_KEY_LENGTH or any(letter.isspace() for letter in secret):
+            raise ValueError(
+                f"--api-key-file: line {number} of {path} holds no key: "
+                f"a key has at least {MIN_KEY_LENGTH} characters and no white space."
+            )
+        digest = _digest(secret)
+        keys.append((digest, name or digest.hex()[:16]))  # a nameless key is a tenant of its own
+    if not keys:
+        raise ValueError(f"--api-key-file: {path} holds no key; write one a line, as name:key.")
+    return keys
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
 
 
 @dataclass(slots=True)
@@ -33,22 +103,12 @@ class AdmissionSlot(Amount):
     field: str = ""
 
 
-class DrainRate:
-    """Rate at which answers finish; times are in seconds on one monotonic clock."""
-
-    def __init__(self) -> None:
-        self._departures: deque[float] = deque(maxlen=NUM_DEPARTURES)
-
-    def record(self, now: float) -> None:
-        """Record that an answer finished."""
-        self._departures.append(now)
-
-    def estimate_seconds(self, num_answers: int, now: float) -> int:
-        """Estimate the seconds until so many answers finish; the estimate grows while nothing finishes."""
-        if len(self._departures) < 2:
-            return 1  # no rate is known yet
-        seconds = num_answers * (now - self._departures[0]) / len(self._departures)
-        return min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS)
+def estimate_seconds(departures: Sequence[float], num_answers: int, now: float) -> int:
+    """Estimate the seconds until so many answers finish, which grow while none does."""
+    if len(departures) < 2:
+        return 1  # no rate is known yet
+    seconds = num_answers * (now - departures[0]) / len(departures)
+    return min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS)
 
 
 class AdmissionSlots:
@@ -63,7 +123,7 @@ class AdmissionSlots:
         self._limits = limits
         self._total = Amount()
         self._by_tenant: dict[str, Amount] = {}  # tenants with at least one answer here
-        self._drain_rate = DrainRate()
+        self._departures = deque[float](maxlen=NUM_DEPARTURES)  # when the last answers finished
         self.empty = asyncio.Event()  # nobody waits for an answer
         self.empty.set()
 
@@ -119,8 +179,8 @@ class AdmissionSlots:
         self.add(slot.tenant, -slot.answers, -slot.tokens)
         if not self.answers:
             self.empty.set()
-        for _ in range(slot.answers if finished else 0):
-            self._drain_rate.record(time.monotonic())
+        if finished:
+            self._departures.extend([time.monotonic()] * slot.answers)
 
     def _admit(self, slot: AdmissionSlot, added_answers: int, tokens: int) -> None:
         _check_size(tokens, self._limits.tokens, "prompt tokens, each answer's counted", slot.field)
@@ -131,8 +191,9 @@ class AdmissionSlots:
         self.add(slot.tenant, 0 if rejection else added_answers, slot.tokens)
         if rejection is not None:
             message, num_answers = rejection
-            seconds = self._drain_rate.estimate_seconds(num_answers, time.monotonic())
-            raise ApiError(429, f"{message} Retry after {seconds} s.", retry_after=seconds)
+            seconds = estimate_seconds(self._departures, num_answers, time.monotonic())
+            headers = {"Retry-After": str(seconds)}
+            raise ApiError(429, f"{message} Retry after {seconds} s.", headers=headers)
 
 
 def _check_size(size: int, limit: int, unit: str, field: str) -> None:

@@ -38,12 +38,7 @@ _ERRORS = {
     "503": "the model is loading, the server is shutting down, or its engine is gone",
 }
 _STRING = {"type": "string"}
-_ERROR_PROPERTIES = {
-    "message": _STRING,
-    "type": _STRING,
-    "param": {"type": ["string", "null"]},
-    "code": _STRING,
-}
+_ERROR_FIELDS = {"message": _STRING, "type": _STRING, "param": {"type": ["string", "null"]}, "code": _STRING}
 _GETS = {
     endpoints.HEALTH_PATH: "whether server and engine are alive",
     endpoints.READY_PATH: "whether requests should be sent here",
@@ -173,7 +168,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 def build_openapi_document() -> Json:
     """Build the document, as OpenAPI 3.1."""
-    error = {"type": "object", "required": [*_ERROR_PROPERTIES], "properties": _ERROR_PROPERTIES}
+    error = {"type": "object", "required": [*_ERROR_FIELDS], "properties": _ERROR_FIELDS}
     schemas: Json = {"Error": {"type": "object", "required": ["error"], "properties": {"error": error}}}
     for model, unsupported in UNSUPPORTED.items():
         schema = model.model_json_schema(ref_template=_REFERENCE + "{model}")

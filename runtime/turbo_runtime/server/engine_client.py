@@ -1,6 +1,4 @@
-"""The engine's process and the server's end of its two queues: starts it, dispatches its events, notices its
-death, and ends it when it hangs.
-"""
+"""The engine's process, and the server's end of its two queues: events, and the engine's death or hang."""
 
 from __future__ import annotations
 
@@ -79,7 +77,6 @@ class Watchdog:
     """
 
     def __init__(self, limit_seconds: float) -> None:
-        """Silence begins with the first check."""
         self.limit_seconds = limit_seconds
         self.period_seconds = min(MAX_PERIOD_SECONDS, limit_seconds / 8)
         self.silent_seconds = 0.0
@@ -204,23 +201,22 @@ class EngineClient:
                 return
 
     def _handle_message(self, message: StepOutput | EngineReady | EngineFailed, arrival_time: float) -> None:
-        if isinstance(message, StepOutput):
-            self.stats = message.stats
-            self.on_step(message.stats)
-            for event in message.events:
-                events = self.unfinished.get(event.request_id)
-                if events is None:
-                    continue  # cancelled while the event was on its way
-                if event.finish_reason is not None:
-                    del self.unfinished[event.request_id]
-                events.put_nowait((event, arrival_time))
-        elif isinstance(message, EngineReady):
-            self.stats = message.stats
-            self.on_step(message.stats)
+        if isinstance(message, EngineFailed):
+            self._end(message.error)
+            return
+        self.stats = message.stats
+        self.on_step(message.stats)
+        if isinstance(message, EngineReady):
             self.ready.set_result(message)
             self._check_heartbeat()
-        else:
-            self._end(message.error)
+            return
+        for event in message.events:
+            events = self.unfinished.get(event.request_id)
+            if events is None:
+                continue  # cancelled while the event was on its way
+            if event.finish_reason is not None:
+                del self.unfinished[event.request_id]
+            events.put_nowait((event, arrival_time))
 
     def _handle_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

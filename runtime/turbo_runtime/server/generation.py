@@ -65,14 +65,8 @@ async def generate(
         prepared = replace(prepared, tenant=tenant, salt=request.cache_salt or "", draft=draft)
         service.require_engine()  # it may have ended while the prompt was tokenized
         service.slots.resize(slot, prepared.num_prompt_tokens * prepared.n)
-        output = RequestOutput(
-            prepared,
-            model,
-            service.engine,
-            service.metrics,
-            service.config.request_timeout_seconds,
-            partial(service.slots.release, slot, finished=True),
-        )
+        on_exit = partial(service.slots.release, slot, finished=True)
+        output = RequestOutput(prepared, model, service, on_exit)
     except BaseException:
         service.slots.release(slot, finished=False)
         raise

@@ -16,7 +16,7 @@ import uvicorn
 
 from turbo_runtime.capture.recorder import Capture, CaptureError
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.server.api_keys import ApiKeys
+from turbo_runtime.server.admission import ApiKeys
 from turbo_runtime.server.app import build_app
 from turbo_runtime.server.connections import IDLE_SECONDS, build_protocol, close_connections
 from turbo_runtime.server.engine_client import STOP_SECONDS, EngineClient, EngineMain
@@ -27,10 +27,8 @@ ERROR_REPLY_SECONDS = 2  # for error replies to reach their clients when the ser
 
 
 def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
-    """Serve until a signal or until the engine dies.
-
-    Returns the exit status: 0 after a drain, 1 when the port cannot be had or the engine failed, 128 + signal
-    number when a second signal cut the drain short.
+    """Serve until a signal or the engine's death. Returns the exit status: 0 after a drain, 1 when the port
+    cannot be had or the engine failed, 128 + signal number when a second signal cut the drain short.
     """
     try:
         keys = None if config.api_key_file is None else ApiKeys(Path(config.api_key_file))
@@ -187,9 +185,7 @@ async def _wait_first(*futures: asyncio.Future[Any]) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -4,48 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+import prometheus_client
+from prometheus_client import Counter, Gauge, Histogram
 
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 from turbo_runtime.messages import EngineStats
 
 MODEL_LABEL = "model_name"  # of every metric but GUARANTEE_INFO, as in vLLM
-DRAFT_LABEL = "draft"
-COMPLETE = ("stop", "length")  # reasons for which a whole answer ends
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
     """A metric's declaration. A gauge that is not `initialized` is absent until it is set."""
 
-    name: str
     kind: type[Counter | Gauge | Histogram]
+    name: str
     help: str
-    labels: tuple[str, ...] = (MODEL_LABEL,)
+    labels: tuple[str, ...] = ()  # in addition to MODEL_LABEL
     buckets: tuple[float, ...] = ()  # of a histogram
     initialized: bool = True
 
 
-def _counter(name: str, text: str, *labels: str) -> Metric:
-    return Metric(name, Counter, text, (MODEL_LABEL, *labels))
-
-
-def _gauge(name: str, text: str, *labels: str) -> Metric:
-    return Metric(name, Gauge, text, (MODEL_LABEL, *labels), initialized=False)
-
-
-def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> Metric:
-    return Metric(name, Histogram, text, buckets=buckets)
-
+_counter, _gauge = partial(Metric, Counter), partial(Metric, Gauge)
+_unset_gauge, _histogram = partial(_gauge, initialized=False), partial(Metric, Histogram)
 
 # Seconds. Wide: the same names serve a CPU node and a large GPU.
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -55,9 +39,9 @@ _TOKENS = tuple(float(1 << power) for power in range(18))
 
 # Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both
 # engines alike.
-NUM_REQUESTS_RUNNING = Metric("vllm:num_requests_running", Gauge, "requests decoded together now")
-NUM_REQUESTS_WAITING = Metric("vllm:num_requests_waiting", Gauge, "requests queued now")
-KV_CACHE_USAGE = Metric("vllm:kv_cache_usage_perc", Gauge, "used share of the KV cache, 0 to 1")
+NUM_REQUESTS_RUNNING = _gauge("vllm:num_requests_running", "requests decoded together now")
+NUM_REQUESTS_WAITING = _gauge("vllm:num_requests_waiting", "requests queued now")
+KV_CACHE_USAGE = _gauge("vllm:kv_cache_usage_perc", "used share of the KV cache, 0 to 1")
 PROMPT_TOKENS = _counter(
     "vllm:prompt_tokens", "tokens of prompts, cached ones too, counted with their first answer token"
 )
@@ -69,41 +53,42 @@ SPEC_NUM_ACCEPTED_TOKENS = _counter("vllm:spec_decode_num_accepted_tokens", "dra
 PREFIX_CACHE_QUERIES = _counter("vllm:prefix_cache_queries", "prompt tokens looked up in the prefix cache")
 PREFIX_CACHE_HITS = _counter("vllm:prefix_cache_hits", "prompt tokens found in the prefix cache")
 SPEC_NUM_ACCEPTED_TOKENS_PER_POS = _counter(
-    "vllm:spec_decode_num_accepted_tokens_per_pos", "drafted tokens accepted at a position", "position"
+    "vllm:spec_decode_num_accepted_tokens_per_pos", "drafted tokens accepted at a position", ("position",)
 )
 REQUEST_SUCCESS = _counter(  # finished_reason is stop, length, abort or error
-    "vllm:request_success", "answers finished, by reason", "finished_reason"
+    "vllm:request_success", "answers finished, by reason", ("finished_reason",)
 )
 TIME_TO_FIRST_TOKEN = _histogram(
-    "vllm:time_to_first_token_seconds", "seconds to the first token", _FIRST_TOKEN
+    "vllm:time_to_first_token_seconds", "seconds to the first token", buckets=_FIRST_TOKEN
 )
 INTER_TOKEN_LATENCY = _histogram(
-    "vllm:inter_token_latency_seconds", "seconds between steps of an answer", _PER_TOKEN
+    "vllm:inter_token_latency_seconds", "seconds between steps of an answer", buckets=_PER_TOKEN
 )
 REQUEST_TIME_PER_OUTPUT_TOKEN = _histogram(
     "vllm:request_time_per_output_token_seconds",
     "seconds per token after the first, of a complete answer",
-    _PER_TOKEN,
+    buckets=_PER_TOKEN,
 )
-E2E_REQUEST_LATENCY = _histogram("vllm:e2e_request_latency_seconds", "seconds of a complete answer", _WHOLE)
+E2E_REQUEST_LATENCY = _histogram(
+    "vllm:e2e_request_latency_seconds", "seconds of a complete answer", buckets=_WHOLE
+)
 REQUEST_QUEUE_TIME = _histogram(
-    "vllm:request_queue_time_seconds", "seconds until the engine took a request in", _WHOLE
+    "vllm:request_queue_time_seconds", "seconds until the engine took a request in", buckets=_WHOLE
 )
 REQUEST_PROMPT_TOKENS = _histogram(
-    "vllm:request_prompt_tokens", "tokens of a complete answer's prompt", _TOKENS
+    "vllm:request_prompt_tokens", "tokens of a complete answer's prompt", buckets=_TOKENS
 )
 REQUEST_GENERATION_TOKENS = _histogram(
-    "vllm:request_generation_tokens", "tokens of a complete answer", _TOKENS
+    "vllm:request_generation_tokens", "tokens of a complete answer", buckets=_TOKENS
 )
 ITERATION_TOKENS = _histogram(
     "vllm:iteration_tokens_total",
     "tokens of an engine step: of answers, and of prompts that it finished",
-    _TOKENS,
+    buckets=_TOKENS,
 )
 # Metrics that only Turbo has.
-GUARANTEE_INFO = Metric(
+GUARANTEE_INFO = _gauge(
     "turbo:guarantee_info",
-    Gauge,
     "bitwise: the same bytes as without speculation; distribution: the same distribution",
     ("guarantee",),
 )
@@ -117,37 +102,39 @@ BASELINE_GENERATION_SECONDS = _counter(
 AUDITS = _counter("turbo:audits", "answers replayed without speculation")
 AUDIT_MISMATCHES = _counter("turbo:audit_mismatches", "replayed answers that came out otherwise")
 VERIFIED_DRAFT_LENGTH = _counter(
-    "turbo:verified_draft_length", "how often so many drafts were verified for an answer in a step", "drafts"
+    "turbo:verified_draft_length",
+    "how often so many drafts were verified for an answer in a step",
+    ("drafts",),
 )
-SPEEDUP = _gauge("turbo:speedup", "tokens per second lately over those without drafts")
-HEARTBEAT_AGE = _gauge(
+SPEEDUP = _unset_gauge("turbo:speedup", "tokens per second lately over those without drafts")
+HEARTBEAT_AGE = _unset_gauge(
     "turbo:engine_heartbeat_age_seconds", "seconds since the engine last finished a step or a rest"
 )
-DRAFT_ERROR = _gauge(  # /version says why
+DRAFT_ERROR = _unset_gauge(  # /version says why
     "turbo:draft_error", "1 while drafts are not what was asked for, or there are none for a fault"
 )
-DRAFT_INFO = _gauge("turbo:draft_info", "the version of the draft weights in use", "draft", "version")
+DRAFT_INFO = _unset_gauge("turbo:draft_info", "the version of the draft weights in use", ("draft", "version"))
 # What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name in --draft-config.
 DRAFTS_BY_DRAFT = _counter(
     "turbo:spec_decode_num_drafts",
     "verification passes with a drafted token, of requests by the draft they have",
-    "draft",
+    ("draft",),
 )
-DRAFT_TOKENS_BY_DRAFT = _counter("turbo:spec_decode_num_draft_tokens", "tokens drafted for them", "draft")
+DRAFT_TOKENS_BY_DRAFT = _counter("turbo:spec_decode_num_draft_tokens", "tokens drafted for them", ("draft",))
 ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_accepted_tokens", "of these, tokens accepted", "draft"
+    "turbo:spec_decode_num_accepted_tokens", "of these, tokens accepted", ("draft",)
 )
 OWN_DRAFT_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_head_draft_tokens", "tokens drafted for them by the draft's own layers", "draft"
+    "turbo:spec_decode_num_head_draft_tokens", "tokens drafted for them by the draft's own layers", ("draft",)
 )
 OWN_ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_head_accepted_tokens", "of these, tokens accepted", "draft"
+    "turbo:spec_decode_num_head_accepted_tokens", "of these, tokens accepted", ("draft",)
 )
 CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
-    "turbo:capture_prompts", "prompts by whether they were kept to learn from", "outcome"
+    "turbo:capture_prompts", "prompts by whether they were kept to learn from", ("outcome",)
 )
-CAPTURE_BYTES = _gauge("turbo:capture_bytes", "bytes of the folder that prompts are kept in")
-CAPTURE_ERROR = _gauge(  # the log says why
+CAPTURE_BYTES = _unset_gauge("turbo:capture_bytes", "bytes of the folder that prompts are kept in")
+CAPTURE_ERROR = _unset_gauge(  # the log says why
     "turbo:capture_error", "1 while prompts are not kept as was asked for"
 )
 
@@ -184,17 +171,18 @@ class Metrics:
 
     def __init__(self, model_name: str) -> None:
         # each counter would bring a second series that nobody reads
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = prometheus_client.CollectorRegistry()
         self._model = model_name
         self._stats: EngineStats | None = None
         self._collectors: dict[Metric, Any] = {}
         for metric in METRICS:
             options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
+            labels = metric.labels if metric is GUARANTEE_INFO else (MODEL_LABEL, *metric.labels)
             self._collectors[metric] = metric.kind(
-                metric.name, metric.help, metric.labels, registry=self._registry, **options
+                metric.name, metric.help, labels, registry=self._registry, **options
             )
-            if metric.initialized and metric.labels == (MODEL_LABEL,):
+            if metric.initialized and not metric.labels:
                 self._series(metric)
 
     def _series(self, metric: Metric, *labels: str) -> Any:
@@ -218,9 +206,9 @@ class Metrics:
         drafts = stats.by_draft if stats.by_draft != EngineStats().by_draft else ()
         self._collectors[DRAFT_INFO].clear()
         for metric, field in _SOURCES.items():
-            if metric.labels == (MODEL_LABEL,):
+            if not metric.labels:
                 self._set_counter(metric, getattr(stats, field))
-            elif DRAFT_LABEL in metric.labels:
+            elif "draft" in metric.labels:
                 self._collectors[metric].clear()  # a draft that is no longer in use leaves no series
                 for draft in drafts:
                     self._set_counter(metric, getattr(draft, field), draft.name)
@@ -254,26 +242,20 @@ class Metrics:
         self._series(histogram).observe(value)
 
     def observe_finish(
-        self,
-        reason: str,
-        num_prompt_tokens: int,
-        num_tokens: int,
-        first_token_seconds: float | None,
-        total_seconds: float,
+        self, reason: str, num_prompt_tokens: int, num_tokens: int, ttft: float | None, seconds: float
     ) -> None:
-        """Observe the end of an answer; `first_token_seconds` is None when no token ever came."""
+        """Observe the end of an answer; `ttft`, the seconds to its first token, is None when none came."""
         self._series(REQUEST_SUCCESS, reason).inc()
-        if reason not in COMPLETE:  # what was cut measures neither the engine nor the demand
+        if reason not in ("stop", "length"):  # what was cut measures neither the engine nor the demand
             return
         self.observe(REQUEST_PROMPT_TOKENS, num_prompt_tokens)
         self.observe(REQUEST_GENERATION_TOKENS, num_tokens)
-        self.observe(E2E_REQUEST_LATENCY, total_seconds)
-        if first_token_seconds is not None and num_tokens > 1:
-            seconds = (total_seconds - first_token_seconds) / (num_tokens - 1)
-            self.observe(REQUEST_TIME_PER_OUTPUT_TOKEN, seconds)
+        self.observe(E2E_REQUEST_LATENCY, seconds)
+        if ttft is not None and num_tokens > 1:
+            self.observe(REQUEST_TIME_PER_OUTPUT_TOKEN, (seconds - ttft) / (num_tokens - 1))
 
     def render(self) -> bytes:
         """Return the text of `/metrics`."""
         if self._stats is not None:
             self._export_stats(self._stats)
-        return generate_latest(self._registry)
+        return prometheus_client.generate_latest(self._registry)

@@ -9,7 +9,6 @@ from typing import Any
 
 from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, EngineReady, Grammar, SamplingParams
 from turbo_runtime.parsers import CLOSE, OPEN, OutputParser, add_reasoning, find_tool_parser
-from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.errors import cut, invalid, unavailable
 from turbo_runtime.tokenization.tokenizer import ChatTemplate, ServedTokenizer, TemplateRefusalError
@@ -89,25 +88,20 @@ def prepare_chat(request: ChatRequest, model: ServedModel, _: IsWanted) -> Prepa
     """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
     template, offered, required = model.tokenizer.template, request.offered_tools, request.required_tools
     if template is None:
-        raise invalid(
-            "messages",
-            f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
-            "unsupported_model",
+        message = (
+            f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead."
         )
-    tool_parser = JsonToolCallParser if required else find_tool_parser(template.source)
+        raise invalid("messages", message, "unsupported_model")
+    tool_parser = find_tool_parser(template.source, is_required=bool(required))
     if offered and "tools" not in template.names:
-        raise invalid(
-            "tools",
-            f"The chat template of '{model.name}' takes no tools: describe them in a message.",
-            "unsupported_model",
-        )
+        message = f"The chat template of '{model.name}' takes no tools: describe them in a message."
+        raise invalid("tools", message, "unsupported_model")
     if offered and tool_parser is None:
-        raise invalid(
-            "tools",
+        message = (
             f"How '{model.name}' writes tool calls is not known to this server: "
-            "send 'tool_choice': 'required', which prescribes it.",
-            "unsupported_model",
+            "send 'tool_choice': 'required', which prescribes it."
         )
+        raise invalid("tools", message, "unsupported_model")
     prompt = _render(request, template)
     names = {tool.function.name for tool in required or offered}
     single_call = bool(required) or not request.parallel_tool_calls
@@ -224,12 +218,11 @@ def _prepare(
 def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:
     """Reject a prompt that no context holds; by a lower bound before tokenization (seconds per MiB)."""
     if num_tokens >= model.context:
-        raise invalid(
-            field,
+        message = (
             f"The prompt has {bound}{num_tokens} tokens and the context of this server {model.context}, "
-            "of which the answer needs at least one: shorten the prompt.",
-            "context_length_exceeded",
+            "of which the answer needs at least one: shorten the prompt."
         )
+        raise invalid(field, message, "context_length_exceeded")
 
 
 def _check_total_logprobs(params: Sequence[SamplingParams], prompts: Sequence[Sequence[int]], n: int) -> None:
@@ -269,15 +262,14 @@ def _max_tokens(
     limit = room if request.max_tokens is None else request.max_tokens
     if limit > room:
         is_newer = isinstance(request, ChatRequest) and request.max_completion_tokens
-        raise invalid(
-            "max_completion_tokens" if is_newer else "max_tokens",
+        message = (
             f"The prompt has {num_prompt_tokens} tokens and the answer may have {limit}, together more than "
-            f"the context of {model.context}: shorten the prompt, or ask for at most {room} tokens.",
-            "context_length_exceeded",
+            f"the context of {model.context}: shorten the prompt, or ask for at most {room} tokens."
+        )
+        raise invalid(
+            "max_completion_tokens" if is_newer else "max_tokens", message, "context_length_exceeded"
         )
     if request.min_tokens > limit:
-        raise invalid(
-            "min_tokens",
-            f"'min_tokens' is {request.min_tokens} and the answer may have {limit}: ask for fewer.",
-        )
+        message = f"'min_tokens' is {request.min_tokens} and the answer may have {limit}: ask for fewer."
+        raise invalid("min_tokens", message)
     return limit

@@ -29,7 +29,6 @@ from turbo_runtime.version import turbo_version
 
 MAX_ENTRIES = 64  # of a list in one part of a document
 MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; as in vLLM
-SSE_DONE = "data: [DONE]\n\n"
 
 Json = dict[str, Any]
 TokenBytes = Callable[[int], bytes]
@@ -61,11 +60,8 @@ class Reply(Response, ABC):
         options: StreamOptions | None = None,
     ) -> None:
         super().__init__()
-        self._output = output
-        self._offload = offload
-        self._options = options
-        self._model = model
-        self._request = output.request
+        self._output, self._request, self._model = output, output.request, model
+        self._offload, self._options = offload, options
         self._token_bytes = model.tokenizer.token_bytes
         self._id = f"{self.id_prefix}{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -131,7 +127,7 @@ class Reply(Response, ABC):
             return
         if self._options and self._options.include_usage:
             yield format_sse({**self._head(self.event_type, []), **self._totals()})
-        yield SSE_DONE
+        yield "data: [DONE]\n\n"
 
     def _format_body(self, deltas: list[list[OutputDelta]]) -> bytes:
         """Format the whole reply, choice by choice to save memory."""
@@ -248,9 +244,8 @@ class CompletionReply(Reply):
     object_type = event_type = "text_completion"
 
     def _content(self, delta: OutputDelta, *, whole: bool) -> Json:
-        text = delta.parsed.content
-        text = self._echo(delta.index) + text if whole else text
-        return {"text": text, "logprobs": self._logprobs(delta)}
+        echo = self._echo(delta.index) if whole else ""
+        return {"text": echo + delta.parsed.content, "logprobs": self._logprobs(delta)}
 
     def _opening_content(self, index: int) -> Json | None:
         echo = self._echo(index)

@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 
-from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
+from turbo_runtime.messages import GenerationRequest, TokenEvent, TokenLogprob
 from turbo_runtime.parsers import ParsedDelta, StopScanner
 from turbo_runtime.protocol.errors import ApiError, invalid, unavailable
 from turbo_runtime.server import metrics
-from turbo_runtime.server.engine_client import ABANDONED, EngineClient, TimedEvent
-from turbo_runtime.server.metrics import Metrics
+from turbo_runtime.server.engine_client import ABANDONED, TimedEvent
 from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel
+from turbo_runtime.server.service import Service
 from turbo_runtime.tokenization.tokenizer import Detokenizer
 
 MAX_EVENTS = 64  # taken at once: a few milliseconds of work
@@ -40,7 +40,6 @@ class OutputDelta:
 def join(deltas: list[OutputDelta]) -> OutputDelta:
     """Join parts of one output."""
     parsed = [delta.parsed for delta in deltas]
-    prompt_logprobs = [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None]
     return replace(
         deltas[-1],
         parsed=ParsedDelta(
@@ -50,23 +49,23 @@ def join(deltas: list[OutputDelta]) -> OutputDelta:
         ),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
-        prompt_logprobs=next(iter(prompt_logprobs), None),
+        prompt_logprobs=next(
+            (found for delta in deltas if (found := delta.prompt_logprobs) is not None), None
+        ),
     )
 
 
 class CompletionOutput:
     """One answer so far."""
 
-    def __init__(
-        self, index: int, params: SamplingParams, request: PreparedRequest, model: ServedModel
-    ) -> None:
+    def __init__(self, index: int, request: PreparedRequest, model: ServedModel) -> None:
         self.index = index
         self.num_tokens = 0
         self.num_reasoning_tokens = 0
-        self.first_token_time: float | None = None
+        self.ttft: float | None = None  # seconds from the request to the first token
         self.last_token_time = 0.0
         self.speedup: float | None = None  # so far, as the engine measures it
-        self._params = params
+        self._params = request.params[index // request.n]
         self._end_ids = model.stop_token_ids  # no stop reason names them
         self._detokenizer = Detokenizer(model.tokenizer.decode, model.tokenizer.is_skipped)
         self._scanner = StopScanner(request.stops)
@@ -96,14 +95,9 @@ class CompletionOutput:
             if self._parser.has_called and reason == "stop":
                 reason = "tool_calls"
         num_new = self.num_tokens - num_before
+        tokens, logprobs = event.tokens[:num_new], event.logprobs[:num_new]
         return OutputDelta(
-            self.index,
-            parsed,
-            reason,
-            self._stop_reason,
-            event.tokens[:num_new],
-            event.logprobs[:num_new],
-            event.prompt_logprobs,
+            self.index, parsed, reason, self._stop_reason, tokens, logprobs, event.prompt_logprobs
         )
 
     def _parse(self, text: str) -> tuple[ParsedDelta, str | None]:
@@ -120,13 +114,7 @@ class RequestOutput:
     """All answers of one request. Leaving the context cancels what is unfinished and calls `on_exit`."""
 
     def __init__(
-        self,
-        request: PreparedRequest,
-        model: ServedModel,
-        engine: EngineClient,
-        exporter: Metrics,
-        timeout_seconds: float,
-        on_exit: Callable[[], None],
+        self, request: PreparedRequest, model: ServedModel, service: Service, on_exit: Callable[[], None]
     ) -> None:
         self.request = request
         self.completion_tokens = 0
@@ -136,18 +124,17 @@ class RequestOutput:
         self.accepted_tokens = 0
         self._drafts = 0  # verification passes with at least one drafted token
         self._verified_tokens = 0  # that those passes brought: accepted tokens and bonus tokens
-        self._engine = engine
-        self._metrics = exporter
-        self._timeout_seconds = timeout_seconds
+        self._engine, self._metrics = service.engine, service.metrics
+        self._timeout_seconds = service.config.request_timeout_seconds
         self._on_exit = on_exit
         self._start_time = time.monotonic()
         generations = _generation_requests(request)
         self._unfinished = {
-            generation.request_id: CompletionOutput(index, generation.params, request, model)
+            generation.request_id: CompletionOutput(index, request, model)
             for index, generation in enumerate(generations)
         }
         self._outputs = list(self._unfinished.values())
-        self._events = engine.submit(generations)
+        self._events = self._engine.submit(generations)
 
     @property
     def acceptance_length(self) -> float | None:
@@ -246,9 +233,9 @@ class RequestOutput:
         if event.queued_seconds is not None:
             self._metrics.observe(metrics.REQUEST_QUEUE_TIME, event.queued_seconds)
         if event.tokens:
-            if output.first_token_time is None:
-                self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, event_time - self._start_time)
-                output.first_token_time = event_time
+            if output.ttft is None:
+                output.ttft = event_time - self._start_time
+                self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, output.ttft)
             else:
                 self._metrics.observe(metrics.INTER_TOKEN_LATENCY, event_time - output.last_token_time)
             output.last_token_time = event_time
@@ -257,14 +244,10 @@ class RequestOutput:
     def _finish(self, request_id: str, reason: str, end_time: float) -> None:
         output = self._unfinished.pop(request_id)
         self._engine.cancel([request_id])  # does nothing where the engine itself ended it
-        first_time = output.first_token_time
-        self._metrics.observe_finish(
-            "stop" if reason == "tool_calls" else reason,
-            len(self.request.prompts[output.index // self.request.n]),
-            output.num_tokens,
-            None if first_time is None else first_time - self._start_time,
-            end_time - self._start_time,
-        )
+        reason = "stop" if reason == "tool_calls" else reason
+        num_prompt_tokens = len(self.request.prompts[output.index // self.request.n])
+        seconds = end_time - self._start_time
+        self._metrics.observe_finish(reason, num_prompt_tokens, output.num_tokens, output.ttft, seconds)
 
 
 def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:

@@ -12,11 +12,10 @@ from typing import Any, TypeVar
 
 from turbo_runtime.capture.recorder import Capture
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 from turbo_runtime.messages import EngineStats
 from turbo_runtime.protocol.errors import ApiError, cut, unavailable
-from turbo_runtime.server.admission import AdmissionSlots, Amount
-from turbo_runtime.server.api_keys import ApiKeys
+from turbo_runtime.server.admission import AdmissionSlots, Amount, ApiKeys
 from turbo_runtime.server.engine_client import EngineClient
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.preprocessing import IsWanted, ServedModel

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 from turbo_runtime.shapes.config_reader import Config, ConfigReader, Quantization, UnknownShapeError
 from turbo_runtime.shapes.families import FAMILIES
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from turbo_runtime.contract.codec import LARGEST
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import LARGEST, ModelShape
 from turbo_runtime.shapes.families import FAMILIES, Bias, Family
 
 Config = Mapping[str, Any]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true

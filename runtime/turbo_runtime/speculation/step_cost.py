@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 
 Vector: TypeAlias = NDArray[np.float64]
 

@@ -97,27 +97,27 @@ class ServedTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = _read_json(directory / "tokenizer_config.json")
-        special = {
-            name: text
-            for name, value in config.items()
-            if name.endswith("_token") and (text := _token_text(value))
-        }
-        self.eos_token_ids = self._read_eos_ids(special.get("eos_token"), directory)
+        special = {}
+        for name, value in config.items():
+            text = value.get("content") if isinstance(value, dict) else value  # tokens are stored either way
+            if name.endswith("_token") and text and isinstance(text, str):
+                special[name] = text
+        own = self._tokenizer.token_to_id(special["eos_token"]) if "eos_token" in special else None
+        value = _read_json(directory / "generation_config.json").get("eos_token_id")
+        configured = value if isinstance(value, list) else [value]
+        self.eos_token_ids = frozenset(token for token in (own, *configured) if token is not None)
         template = _read_template(config, directory)
         self.template = ChatTemplate(template, special) if template else None  # None: a base model
         self.token_bytes = functools.cache(build_token_bytes(self._tokenizer))
         self.is_skipped = functools.cache(self._is_skipped)
         self._max_token_bytes = max_token_bytes(self._tokenizer)
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Tokenize a completion's prompt; the tokenizer itself decides about a begin-of-sequence token."""
-        return self._encode(text, special=True)
-
     def encode_written(self, text: str) -> tuple[int, ...]:
         """Tokenize a text in which every special token is written out, as a chat template does it."""
-        return self._encode(text, special=False)
+        return self.encode(text, special=False)
 
-    def _encode(self, text: str, special: bool) -> tuple[int, ...]:
+    def encode(self, text: str, *, special: bool = True) -> tuple[int, ...]:
+        """Tokenize a completion's prompt; the tokenizer itself decides about a begin-of-sequence token."""
         # The batched call releases the interpreter's lock, so that a long prompt in a thread blocks nobody.
         (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
         return tuple(encoded.ids)
@@ -139,12 +139,6 @@ class ServedTokenizer:
         """Whether `decode` skips a token: a special one, or an id that pads the model's vocabulary."""
         added = self._tokenizer.get_added_tokens_decoder().get(token)
         return self._tokenizer.id_to_token(token) is None or (added is not None and added.special)
-
-    def _read_eos_ids(self, eos_token: str | None, directory: Path) -> frozenset[int]:
-        own = None if eos_token is None else self._tokenizer.token_to_id(eos_token)
-        value = _read_json(directory / "generation_config.json").get("eos_token_id")
-        configured = value if isinstance(value, list) else [value]
-        return frozenset(token for token in (own, *configured) if token is not None)
 
 
 class Detokenizer:
@@ -210,13 +204,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _token_text(value: Any) -> str | None:
-    """A special token is stored as its text, or as an object that holds it."""
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else None
-
-
 def _read_template(config: Mapping[str, Any], directory: Path) -> str | None:
     path = directory / "chat_template.jinja"
     if path.exists():
@@ -235,7 +222,7 @@ def build_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     """
     document = json.loads(tokenizer.to_str())
     added = {entry["id"]: entry["content"].encode() for entry in document["added_tokens"]}
-    is_byte_level = _is_byte_level(document["decoder"])
+    is_byte_level = '"ByteLevel"' in json.dumps(document["decoder"])
 
     def token_bytes(token: int) -> bytes:
         if token in added:
@@ -276,9 +263,3 @@ def _max_shrinkage(normalizer: dict[str, Any] | None) -> int | None:
     if normalizer == {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
         return 3  # a text's own ▁ has three bytes, and its token counts as a space
     return None
-
-
-def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
-    if decoder is None:
-        return False
-    return decoder["type"] == "ByteLevel" or any(map(_is_byte_level, decoder.get("decoders", ())))

@@ -13,7 +13,7 @@ from turbo_operator.api import ScalingReason
 from turbo_operator.autoscaler import Event, History, ScalingDecision, scale
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import Host, NodeSupply, Supply
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 demands = st.floats(0, 200_000)
 counts = st.integers(1, 30)

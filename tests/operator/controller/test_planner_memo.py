@@ -12,7 +12,7 @@ from turbo_operator.controller.memo import CachedPlan, Planner
 from turbo_operator.plan import Plan
 from turbo_operator.planner.inputs import build_inputs
 from turbo_operator.snapshot import Accelerator, NodeSupply, Snapshot, Supply
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 NOW = 1_700_000_000.0
 SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")

@@ -18,7 +18,7 @@ from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Snapshot
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 NOW = 1_700_000_000.0
 KEY = Key("team", "chat")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.calibration import PATIENCE, Calibration, Filter, calibrate
 from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 
 MACHINE = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, Coefficients())
 WORK = ForwardCost(15e9, 0.0, 15e9, 0.0, 4.0 * 32 * 4096, 131072.0, 32 * 4096 * 2.0, 32.0, 0.0, 0.0, 0.0)

@@ -29,8 +29,7 @@ from turbo_operator.planner.performance.calibration import (
 )
 from turbo_operator.planner.performance.step_time import decode_seconds, prefill_seconds
 from turbo_operator.snapshot import Accelerator, ChildView, LoadSample, PodView, Snapshot
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelInfo, ModelShape, StepTime
+from turbo_runtime.contract.documents import Load, ModelInfo, ModelShape, StepTime
 
 NOW = 1_700_000_000.0
 SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")

@@ -34,7 +34,7 @@ from turbo_operator.planner.feasibility import CODES
 from turbo_operator.planner.performance import memory
 from turbo_operator.planner.requirements import demand
 from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 several = settings(max_examples=size(25, 50))  # of laws that compare plans, each of which takes its time
 

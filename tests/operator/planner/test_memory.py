@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.catalog import shapes
 from turbo_operator.planner.performance import memory
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 from turbo_runtime.shapes.families import FAMILIES
 
 DEGREES = st.sampled_from((1.0, 2.0, 4.0, 8.0, 16.0))

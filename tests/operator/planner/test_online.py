@@ -18,7 +18,7 @@ from turbo_operator.plan import Running
 from turbo_operator.planner.performance import calibration, step_time
 from turbo_operator.planner.performance.calibration import Calibration, Online, describe_replica
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView
-from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.documents import Load
 
 L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, memory_bandwidth=300e9, flops={"bf16": 121e12})
 RUNNING = Running("l4", 1, "Off")

@@ -19,7 +19,7 @@ from turbo_operator.planner.performance import candidate_curves, memory, specula
 from turbo_operator.planner.performance.queueing import Engines
 from turbo_operator.planner.requirements import Requirements, build_requirements
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 GIB = 1 << 30
 CARD = Accelerator(

@@ -20,7 +20,7 @@ from turbo_dev.plan_referee import brute_force, planned
 from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 
 @settings(max_examples=size(50, 300))

@@ -13,7 +13,7 @@ from measurements import closed_loop
 
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients, ForwardCost, Machine
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 RATES = ("bandwidth", "flops", "expert_flops", "attention_flops", "link")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from turbo_runtime.contract.model import ModelInfo, ModelShape
+from turbo_runtime.contract.documents import ModelInfo, ModelShape
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
 

@@ -16,8 +16,8 @@ import pytest
 
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.documents import DraftManifest
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.contract.training import DraftManifest
 from turbo_runtime.distill import heads, pipeline
 from turbo_runtime.drafters.heads import read_config
 from turbo_runtime.engine.startup.builder import start_engine

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from turbo_runtime.contract.training import TrainingProgress
+from turbo_runtime.contract.documents import TrainingProgress
 from turbo_runtime.distill import progress
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.controller import DraftOutcome, Gate, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from turbo_dev.drafting import EveryDraft
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.interface import (
     Draft,

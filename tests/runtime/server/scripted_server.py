@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.messages import (
     Abort,
     DraftStats,

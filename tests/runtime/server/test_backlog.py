@@ -60,7 +60,9 @@ class Watch:
 def asked(engine: Any, watch: Watch, n: int = 1, seconds: float = 60) -> RequestOutput:
     params = SamplingParams(max_tokens=10_000)
     job = PreparedRequest(((1, 2),), (params,), 0, n, (), lambda: OutputParser(None, None))
-    return RequestOutput(job, MODEL, engine, watch, seconds, lambda: None)
+    config = SimpleNamespace(request_timeout_seconds=seconds)
+    service = SimpleNamespace(engine=engine, metrics=watch, config=config)
+    return RequestOutput(job, MODEL, service, lambda: None)
 
 
 async def hear(answers: RequestOutput, tell: Callable[[OutputDelta], None]) -> None:

@@ -142,7 +142,7 @@ def test_what_is_wrong_with_the_address_is_one_sentence_and_status_1(
 @pytest.mark.parametrize("url", ["a:8000", "http://a:8000", "a:8000/v1", "http://a:8000/v1/", "a:8000/"])
 def test_an_address_is_taken_as_people_write_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert Server.at(url) == Server("a", 8000, secure=False, prefix="")
+    assert Server.at(url) == Server("http://a:8000")
     assert Server.at("https://[::1]/x/v1").url == "https://[::1]:443/x"
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.server import connections
-from turbo_runtime.server.admission import MAX_RETRY_SECONDS, DrainRate
+from turbo_runtime.server.admission import MAX_RETRY_SECONDS, estimate_seconds
 from turbo_runtime.server.connections import build_protocol, run_until_disconnect, send_whole
 
 
@@ -195,16 +195,13 @@ def test_a_request_that_takes_too_long_is_ended_and_its_answers_are_cancelled(la
 
 @given(gap=st.floats(0.01, 10), count=st.integers(2, 64), places=st.integers(1, 50))
 def test_a_client_comes_back_when_places_should_be_free(gap: float, count: int, places: int) -> None:
-    rate = DrainRate()
-    for number in range(count):
-        rate.record(number * gap)
-    now = count * gap
-    wait = rate.estimate_seconds(places, now)
+    departures, now = [number * gap for number in range(count)], count * gap
+    wait = estimate_seconds(departures, places, now)
     assert 1 <= wait <= MAX_RETRY_SECONDS
     if 1 < places * gap < MAX_RETRY_SECONDS - 1:
         assert places * gap - 1e-6 <= wait < places * gap + 1.001
-    assert rate.estimate_seconds(places, now + 100) >= wait  # nothing has left since
+    assert estimate_seconds(departures, places, now + 100) >= wait  # nothing has left since
 
 
 def test_nothing_known_is_a_second() -> None:
-    assert DrainRate().estimate_seconds(5, 100.0) == 1
+    assert estimate_seconds([], 5, 100.0) == 1

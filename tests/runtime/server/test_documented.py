@@ -12,11 +12,11 @@ import pytest
 from turbo_runtime.cli.bench import bench
 from turbo_runtime.cli.chat import HELP, chat
 from turbo_runtime.client.client import KEY_VARIABLE
-from turbo_runtime.contract import endpoints, load
+from turbo_runtime.contract import documents, endpoints
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.protocol import CHAT, COMPLETION, ChatRequest, CompletionRequest
+from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
-from turbo_runtime.server.api_keys import MIN_KEY_LENGTH
+from turbo_runtime.server.admission import MIN_KEY_LENGTH
 from turbo_runtime.server.app import OPENAPI_PATH, build_openapi_document
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
 from turbo_runtime.server.generation import BODY_SECONDS, MAX_BODY_BYTES, READ_BYTES
@@ -32,7 +32,7 @@ def test_every_field_that_is_taken_is_documented(name: str) -> None:
 
 def test_the_refused_parameters_are_listed_in_full_and_no_other() -> None:
     refused = SECTIONS["What a request may say"].partition("null): ")[2].partition(". An unknown")[0]
-    assert re.findall(r"`(\w+)`", refused) == sorted({*CHAT, *COMPLETION})
+    assert re.findall(r"`(\w+)`", refused) == sorted(set().union(*UNSUPPORTED.values()))
 
 
 def test_bounds_are_the_codes() -> None:
@@ -62,7 +62,7 @@ def test_every_path_of_the_contract_is_documented() -> None:
 def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
     rows = re.findall(r"^\| (`.+?`) \|", SECTIONS["What `/load` says"], re.M)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(load.Load.__dataclass_fields__)
+    assert sorted(named) == sorted(documents.Load.__dataclass_fields__)
 
 
 def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:

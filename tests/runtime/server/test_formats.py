@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers import OutputParser, ParsedDelta, add_reasoning, find_tool_parser
-from turbo_runtime.parsers.base import Parser
-from turbo_runtime.parsers.tool_calls import JsonToolCallParser, ToolParser, deepseek, hermes
+from turbo_runtime.parsers import (
+    JsonToolCallParser,
+    OutputParser,
+    ParsedDelta,
+    Parser,
+    ToolParser,
+    add_reasoning,
+    deepseek,
+    find_tool_parser,
+    hermes,
+)
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln {1}", "days": 2}}'
 R1 = (

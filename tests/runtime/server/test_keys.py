@@ -10,8 +10,8 @@ import httpx
 import openai
 import pytest
 
-from turbo_runtime.server import api_keys
-from turbo_runtime.server.api_keys import ApiKeys, read_keys
+from turbo_runtime.server import admission
+from turbo_runtime.server.admission import ApiKeys, read_keys
 
 KEYS = "# ours\n\nalice:sk-alice-1\nsk-nameless-1\n"
 
@@ -32,7 +32,7 @@ def test_a_key_tells_its_tenant_and_nothing_else_does(tmp_path: Path) -> None:
 def test_a_file_that_changes_is_read_again_and_a_broken_one_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(api_keys, "RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "RELOAD_SECONDS", 0.0)
     path = tmp_path / "keys"
     path.write_text(KEYS)
     known = ApiKeys(path)
@@ -54,7 +54,7 @@ def test_a_secret_that_the_kubelet_renews_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key of the volume is a link through `..data`, and that is what is swapped."""
-    monkeypatch.setattr(api_keys, "RELOAD_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "RELOAD_SECONDS", 0.0)
     for name, content in (("..old", KEYS), ("..new", "bob:sk-bob-0001\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "api-keys").write_text(content)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from turbo_runtime.protocol import CHAT, COMPLETION, ChatRequest, CompletionRequest
+from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.server.app import build_openapi_document
 
 BASE: dict[str, dict[str, Any]] = {
@@ -17,8 +17,8 @@ BASE: dict[str, dict[str, Any]] = {
     "completions": {"model": "echo", "prompt": "hi", "max_tokens": 4},
 }
 FIELDS = {
-    "chat/completions": sorted({*ChatRequest.model_fields, *CHAT}),
-    "completions": sorted({*CompletionRequest.model_fields, *COMPLETION}),
+    "chat/completions": sorted({*ChatRequest.model_fields, *UNSUPPORTED[ChatRequest]}),
+    "completions": sorted({*CompletionRequest.model_fields, *UNSUPPORTED[CompletionRequest]}),
 }
 NUMBERS = st.integers(-2, 5) | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 WORDS = st.sampled_from(

@@ -11,7 +11,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from turbo_runtime.contract import endpoints, load, model
+from turbo_runtime.contract import documents, endpoints
 from turbo_runtime.messages import DraftStats, EngineStats
 from turbo_runtime.server import metrics
 from turbo_runtime.server.metrics import Metrics
@@ -62,7 +62,7 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
     server = launch()
     with connect_to(server) as client:
         client.completions.create(model="echo", prompt="abcde", temperature=0)
-        idle = load.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
+        idle = documents.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
         assert (idle.running_requests, idle.waiting_requests, idle.running_tokens) == (0, 0, 0)
         assert (idle.drafts, idle.draft_tokens, idle.accepted_tokens, idle.generated_tokens) == (2, 8, 4, 6)
         assert (idle.kv_cache_tokens, idle.guarantee) == (16384, "bitwise")
@@ -70,13 +70,13 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
         assert idle.speedup == 1.75
         assert (idle.max_num_seqs, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
         assert idle.step_times == (
-            model.StepTime(1, 1, 256, 0.01),
-            model.StepTime(8, 1, 256, 0.0125),
-            model.StepTime(1, 512, 0, 0.25),
+            documents.StepTime(1, 1, 256, 0.01),
+            documents.StepTime(8, 1, 256, 0.0125),
+            documents.StepTime(1, 512, 0, 0.25),
         )
         with client.completions.create(model="echo", prompt="hold", max_tokens=900, stream=True) as stream:
             next(iter(stream))
-            busy = load.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
+            busy = documents.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
         assert (busy.running_requests, busy.running_tokens) == (1, 16)
         assert busy.kv_cache_usage == 1 / 1024
 

@@ -13,7 +13,7 @@ import pytest
 from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
-from turbo_runtime.protocol import CHAT, COMPLETION, ChatRequest, CompletionRequest
+from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 CHAT_BODY = {"model": "echo", "messages": MESSAGES, "temperature": 0}
@@ -50,8 +50,8 @@ WANTED: dict[str, Any] = {
 }
 HARMLESS = [
     (path, name, value)
-    for path, table in (("chat/completions", CHAT), ("completions", COMPLETION))
-    for name, entry in table.items()
+    for path, request_type in (("chat/completions", ChatRequest), ("completions", CompletionRequest))
+    for name, entry in UNSUPPORTED[request_type].items()
     for value in (*entry.harmless, None)
 ]
 
@@ -70,7 +70,7 @@ def refusal(reply: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize("name", CHAT)
+@pytest.mark.parametrize("name", UNSUPPORTED[ChatRequest])
 def test_a_chat_parameter_that_is_not_supported_is_refused_by_name(http: httpx.Client, name: str) -> None:
     error = refusal(http.post("chat/completions", json={**CHAT_BODY, name: WANTED[name]}))
     assert error["param"] == name
@@ -78,7 +78,7 @@ def test_a_chat_parameter_that_is_not_supported_is_refused_by_name(http: httpx.C
     assert error["code"] == "unsupported_parameter"
 
 
-@pytest.mark.parametrize("name", COMPLETION)
+@pytest.mark.parametrize("name", UNSUPPORTED[CompletionRequest])
 def test_a_completion_parameter_that_is_not_supported_is_refused_by_name(
     http: httpx.Client, name: str
 ) -> None:
@@ -93,14 +93,14 @@ def test_a_value_that_changes_nothing_is_taken(http: httpx.Client, path: str, na
 
 
 @pytest.mark.parametrize(
-    ("method", "request_type", "table"),
-    [(ChatCompletions.create, ChatRequest, CHAT), (Completions.create, CompletionRequest, COMPLETION)],
+    ("method", "request_type"),
+    [(ChatCompletions.create, ChatRequest), (Completions.create, CompletionRequest)],
     ids=["chat", "completions"],
 )
-def test_every_parameter_of_the_official_client_is_known(method: Any, request_type: Any, table: Any) -> None:
+def test_every_parameter_of_the_official_client_is_known(method: Any, request_type: Any) -> None:
     transport = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
     parameters = set(inspect.signature(method).parameters) - transport
-    assert parameters <= {*request_type.model_fields, *table}
+    assert parameters <= {*request_type.model_fields, *UNSUPPORTED[request_type]}
 
 
 def chat(**fields: Any) -> tuple[str, dict[str, Any]]:

@@ -21,8 +21,7 @@ from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
 from turbo_operator.inventory.supply import Owner
 from turbo_operator.snapshot import JobPod, LoadSample, PodView, TrainPod
-from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.training import TrainingProgress
+from turbo_runtime.contract.documents import Load, TrainingProgress
 
 View = PodView | JobPod
 

@@ -11,8 +11,8 @@ from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, 
 from turbo_operator.api.conditions import ConditionState, bounded
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
+from turbo_runtime.contract.documents import DraftManifest, TrainingProgress
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
-from turbo_runtime.contract.training import DraftManifest, TrainingProgress
 
 COUNTED_SECONDS = 600.0  # between two counts of what is paid, at most, while somebody looks
 MIN_SECONDS = 60  # that a Job must have: what is left of the money buys no less

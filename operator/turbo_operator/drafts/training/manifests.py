@@ -17,9 +17,8 @@ from turbo_operator.render.metadata import build_child, digest, labels
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.documents import DraftManifest, ModelInfo
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
-from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.contract.training import DraftManifest
 from turbo_runtime.version import turbo_version
 
 CONTAINER = "train"

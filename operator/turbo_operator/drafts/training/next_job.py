@@ -32,7 +32,7 @@ from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.rollout import Bounds, variant_states
 from turbo_operator.snapshot import Accelerator, Snapshot, TrainPod
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 MAX_PASSED_OVER = 32  # that a status holds
 # Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,

@@ -35,7 +35,7 @@ from turbo_operator.planner.performance.candidate_curves import (
 from turbo_operator.planner.performance.step_time import Calibration, ForwardCost, Machine
 from turbo_operator.planner.requirements import build_requirements
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
-from turbo_runtime.contract.model import ModelShape, StepTime
+from turbo_runtime.contract.documents import ModelShape, StepTime
 
 PROMPT_TOKENS = 32  # new tokens of one request from which on a pass reads a prompt rather than decodes
 

@@ -37,7 +37,7 @@ from turbo_operator.planner.performance.step_time import (
 )
 from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 # A device without tensor cores for float32 does a sixteenth of its bfloat16 operations in it; cores are
 # stated in what they do.

@@ -19,7 +19,7 @@ import numpy as np
 from turbo_operator.api import OFF, Method, Placement, Speculation
 from turbo_operator.planner.arrays import Indices, Numbers
 from turbo_operator.planner.capabilities import TRAINED_METHODS, Engine
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 DEPTH = 5  # drafts of one step in those rows: EAGLE's tree, Medusa's heads, the assistant's default
 REDUCED_VOCABULARY = 32_000  # of an EAGLE3 head

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.api.constants import EngineName
-from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.contract.documents import ModelShape
 
 Numbers = float | NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from turbo_runtime.contract.config import DType, RuntimeConfig
-from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer

@@ -24,7 +24,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from turbo_runtime.contract.load import Guarantee
+from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention.metadata import Rule
 from turbo_runtime.models.attention.pool import KVPool

@@ -33,7 +33,7 @@ from turbo_operator.api import TrainingReason, TrainingStatus, rfc3339
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training import manifests
 from turbo_operator.snapshot import ChildView, DraftView, LoadSample, NodeSupply, PodView, Supply, TrainPod
-from turbo_runtime.contract.training import TrainingProgress
+from turbo_runtime.contract.documents import TrainingProgress
 
 
 def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
