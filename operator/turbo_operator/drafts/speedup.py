@@ -19,7 +19,7 @@ MIN_SECONDS = 10.0  # of answering, below which a gain is not known
 class GenerationStats:
     """The work of pods in a period."""
 
-    seconds: float = 0.0  # of steps that brought answers tokens
+    seconds: float = 0.0  # of steps that generated tokens
     plain_seconds: float = 0.0  # that as many tokens would have taken without drafts
     audits: int = 0
     mismatches: int = 0  # of those: answers that were not the same without drafts

@@ -90,7 +90,7 @@ class PlanEvaluation:
 
     @cached_property
     def profiled(self) -> Mask:
-        """[c] what the speed of is stated."""
+        """[c] whether the speed of the candidate's accelerator is known."""
         return candidate_curves.has_known_speed(self.candidates, self.rates)
 
     @cached_property

@@ -166,7 +166,7 @@ class Load(JsonDocument):
     prompt_tokens: int | None = None  # of those
     step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
     speedup: float | None = None  # tokens per second lately over those without drafts; None: not known
-    generation_seconds: float | None = None  # of steps that brought answers tokens, since start
+    generation_seconds: float | None = None  # of steps that generated tokens, since start
     baseline_generation_seconds: float | None = None  # that as many tokens would have taken without drafts
     audits: int | None = None  # answers replayed without speculation, since start
     audit_mismatches: int | None = None

@@ -12,4 +12,4 @@ METRICS_PATH = "/metrics"
 VERSION_PATH = "/version"
 
 PERMANENT_ERROR = 3  # exit status of `turbo inspect` and `turbo distill` when trying again cannot help
-TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` and `DraftFacts` as JSON must fit
+TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelInfo` as JSON must fit

@@ -22,7 +22,7 @@ _WITH_SUFFIX, _WITH_HEADS = ("auto", "suffix"), ("auto", "heads")  # the choices
 
 
 class Guarded:
-    """A drafter until it fails, which is reported once; then none: no draft is ever needed."""
+    """Wraps a drafter and disables it at its first failure, which is logged: no draft is ever needed."""
 
     def __init__(self, drafter: Drafter, draft: str = "") -> None:
         """`draft`: its name among several, for messages."""

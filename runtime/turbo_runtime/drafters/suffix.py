@@ -32,7 +32,7 @@ RECENT_BYTES = 64 << 20  # of all scopes
 _PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning matches too
 _MAX_WAITING = 1 << 17  # tokens of finished answers that wait to be read; the oldest answers are dropped
 REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
-_UNSEEN = 3.5  # unseen other followers of a match of one token; fewer of a longer one
+_UNSEEN = 3.5  # pseudo-count of unseen followers of a match of one token; smaller for longer ones
 _MAX_READ = 256  # tokens of a request in `begin`; more wait for `read`
 
 

@@ -30,7 +30,7 @@ _LEARN = 0.2  # weight of the newest slice in the pace
 
 @dataclass(slots=True)
 class BatchEntry:
-    """Its rows: of prompt tokens with log probabilities; then, if it yields, of the answer and each draft."""
+    """A sequence's rows of a step: prompt tokens that need log probabilities, then its output and drafts."""
 
     work: scheduler.ScheduledTokens
     sampler: Sampler

@@ -93,9 +93,9 @@ GUARANTEE_INFO = _gauge(
     ("guarantee",),
 )
 STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps")
-FORWARD_SECONDS = _counter("turbo:forward_seconds", "seconds of them in the model")
+FORWARD_SECONDS = _counter("turbo:forward_seconds", "seconds of all steps in the model's forward pass")
 # The growth of the second over that of the first is the speed-up of any window.
-GENERATION_SECONDS = _counter("turbo:generation_seconds", "seconds of steps that brought answers tokens")
+GENERATION_SECONDS = _counter("turbo:generation_seconds", "seconds of steps that generated tokens")
 BASELINE_GENERATION_SECONDS = _counter(
     "turbo:baseline_generation_seconds", "seconds that as many tokens would take without drafts"
 )
@@ -120,15 +120,19 @@ DRAFTS_BY_DRAFT = _counter(
     "verification passes with a drafted token, of requests by the draft they have",
     ("draft",),
 )
-DRAFT_TOKENS_BY_DRAFT = _counter("turbo:spec_decode_num_draft_tokens", "tokens drafted for them", ("draft",))
+DRAFT_TOKENS_BY_DRAFT = _counter(
+    "turbo:spec_decode_num_draft_tokens", "draft tokens proposed, by the request's draft", ("draft",)
+)
 ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_accepted_tokens", "of these, tokens accepted", ("draft",)
+    "turbo:spec_decode_num_accepted_tokens", "draft tokens accepted, by the request's draft", ("draft",)
 )
 OWN_DRAFT_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_head_draft_tokens", "tokens drafted for them by the draft's own layers", ("draft",)
+    "turbo:spec_decode_num_head_draft_tokens", "draft tokens proposed by the draft's own layers", ("draft",)
 )
 OWN_ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_head_accepted_tokens", "of these, tokens accepted", ("draft",)
+    "turbo:spec_decode_num_head_accepted_tokens",
+    "draft tokens of the draft's own layers accepted",
+    ("draft",),
 )
 CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
     "turbo:capture_prompts", "prompts by whether they were kept to learn from", ("outcome",)

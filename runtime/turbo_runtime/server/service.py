@@ -100,7 +100,7 @@ class Service:
         return self.model
 
     def _build_slots(self, kv_tokens: int) -> AdmissionSlots:
-        """Those that run count, too: so the limit of tokens is above the longest prompt that fits."""
+        """Running requests count, too, so the limit of tokens is above the longest prompt that fits."""
         num_outputs = self.config.max_num_seqs + self.config.max_queued_requests
         return AdmissionSlots(Amount(num_outputs, kv_tokens + self.config.max_queued_prompt_tokens))
 

@@ -129,7 +129,7 @@ class DraftOutcome(NamedTuple):
     won: int  # tokens gained, besides the one that comes anyway
     heads: Hashable | None = None  # those that may draft for it
     more_by_heads: int = 0  # of those verified, where there would have been none without heads
-    won_by_heads: int = 0  # of those won, the ones not won without heads, less those won only without
+    won_by_heads: int = 0  # net accepted tokens due to heads: won with them, less those won only without
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,7 @@ class GoodputController:
 
     @property
     def generation_seconds(self) -> tuple[float, float]:
-        """Time of all steps that brought answers tokens, and the same without drafts for as many tokens."""
+        """Time of all steps that generated tokens, and the same without drafts for as many tokens."""
         return self._ever.measured, self._ever.without
 
     def speedup_of(self, request_id: str) -> float | None:

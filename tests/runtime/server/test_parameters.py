@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import fields
 from typing import Any
 
 import openai
 import pytest
+
+from turbo_runtime.messages import SamplingParams
 
 ALL: dict[str, Any] = {
     "temperature": 0.5,
@@ -45,6 +48,8 @@ def test_every_parameter_reaches_the_engine(server: Any, client: openai.OpenAI) 
     client.completions.create(model="echo", prompt="abc", logprobs=2, extra_body=EXTRA, **ALL)
     told = last_submit(server)
     assert TOLD in told
+    unset = {field.name for field in fields(SamplingParams) if f" {field.name}={field.default!r}," in told}
+    assert unset == {"grammar"}, "a parameter that this test does not send, or that nobody passes on"
     assert "seed=11, max_tokens=40, stop_token_ids=frozenset({0, 9})" in told
     assert "logprobs=2, prompt_logprobs=1, drafting='suffix', max_draft_tokens=5" in told
     assert told.endswith("tenant='', salt='pepper', draft='default')")

@@ -1,6 +1,6 @@
 """How fast each candidate is: its step times as curves over requests decoded together. Pure.
 
-The step-time model is `steptime`'s; what is here looks up the rates of each candidate's accelerator, adds
+The step-time model is `step_time`'s; what is here looks up the rates of each candidate's accelerator, adds
 the hops between pipeline stages, and chooses the number of drafts.
 
 A replica of s stages, each with a share of the layers on a node of its own, keeps g groups of its n requests

@@ -106,8 +106,8 @@ class Queue:
     decode: Numbers  # decoding part of a step that a decoding request sees
     slope: Numbers  # of it, for each request more that decodes
     variance: Numbers  # of how many decode
-    pull: Numbers  # steps until it is forgotten how many did
-    left: Numbers  # chance that there is a prompt to read in the step after its own is read
+    pull: Numbers  # correlation time of how many did, in steps
+    left: Numbers  # probability that the next step has a prompt to prefill, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class ForwardCost:
     expert_bytes: Numbers  # routed experts of all layers
     dense_flops: Numbers  # of one token
     expert_flops: Numbers  # of one token
-    attention_flops: Numbers  # of one token for each that it looks at, were every layer to look at it
+    attention_flops: Numbers  # per token and attended token, if all layers used full attention
     kv_bytes: Numbers  # of one cached token on one accelerator
     summed_bytes: Numbers  # activations of one token, once in every layer
     layers: Numbers
@@ -105,7 +105,7 @@ class Calibration(NamedTuple):
 def build_work(
     shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers
 ) -> ForwardCost:
-    """Build the work of a model whose weights take so many bytes; see `memory` for those."""
+    """Build the work of a model from the bytes of its weights, which `memory` gives."""
     dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
     active = shape.experts_per_token / shape.experts if shape.experts else 0.0
     return ForwardCost(

@@ -131,7 +131,7 @@ def answer_all(
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Responses that earlier runs kept, and the captured prompts among theirs."""
+    """Responses that earlier runs kept, and the captured prompts that they answer."""
 
     completions: tuple[Completion, ...] = ()
     captures: tuple[Mapping[str, Any], ...] = ()  # as the checkpoints record them

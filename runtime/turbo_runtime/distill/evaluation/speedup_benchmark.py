@@ -60,7 +60,7 @@ class Gain:
     before: float  # from memory alone
     after: float  # with heads
     acceptance_length: float  # with heads: tokens of a step that verified drafts, of whichever drafter
-    differing: int  # responses that differ with drafts; under the guarantee `bytes` there are none
+    differing: int  # responses that differ with drafts; under the guarantee `bitwise` there are none
 
 
 def runs(
