@@ -332,17 +332,6 @@ def test_the_service_selects_serving_pods_of_all_variants_and_no_inspecting_one(
     assert children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == selector
 
 
-@pytest.mark.parametrize(("replicas", "available"), [(0, 0), (1, 0), (2, 1), (5, 4)])
-def test_a_drained_node_moves_one_of_the_replicas_and_never_waits_for_one_that_does_not_serve(
-    replicas: int, available: int
-) -> None:
-    """Found on the real node: in a rollout, whose Deployments ask for fewer, the last one was evicted."""
-    made = render.children(BASE, Snapshot({}), None, (), SETTINGS, replicas=replicas)
-    (spec,) = (each["spec"] for each in made if each["kind"] == "PodDisruptionBudget")
-    assert (spec["minAvailable"], spec["unhealthyPodEvictionPolicy"]) == (available, "AlwaysAllow")
-    assert "maxUnavailable" not in spec
-
-
 def test_traffic_goes_by_the_owners_uid_once_no_variant_is_left_that_was_made_without_it() -> None:
     label = "serving.turbo.dev/owner-uid"
     fresh = rendered(BASE)["ControllerRevision"]["data"]

@@ -294,14 +294,6 @@ def test_a_pod_that_finds_no_node_of_a_fixed_cluster_is_no_room_for_a_surge() ->
     assert "no node has room" in alone.waits
 
 
-def test_the_serving_variant_is_the_recorded_one_else_an_older_one_that_answers() -> None:
-    states = (variant("old", 1), variant("older", 2), variant("new", 3))
-    assert serving_variant(states, "new", "old") == "old"
-    assert serving_variant(states, "new", None) == "older"
-    assert serving_variant(states[2:], "new", "lost") is None, "it serves once it has taken over"
-    assert serving_variant((variant("new", 2, 1),), "new", None) is None
-
-
 def test_a_first_plan_has_taken_over_once_all_its_replicas_are_available() -> None:
     assert not step(variant("new", 2, 1, ready=2), replicas=2).is_over
     assert step(variant("new", 2), replicas=2).is_over
@@ -404,11 +396,3 @@ def test_the_same_again_changes_nothing() -> None:
     first = step(variant("old", 2), replicas=2)
     after = (variant("old", 2), replace(VariantState("new", 1), pods=0))
     assert step(*after, replicas=2).replicas == first.replicas
-
-
-def test_a_replica_whose_pod_no_longer_answers_is_not_available_whatever_was_counted() -> None:
-    """Found in review: the pod's event came before the Deployment's, and the last good replica went."""
-    counted = ChildView("Deployment", "new", "u", None, "new", 2, 2, 1, 1)
-    pods = [PodView(f"p{number}", "new", "Running", number > 0, None, None, None) for number in range(2)]
-    (state,) = variant_states([counted], pods, {}, NOW)
-    assert (state.available, state.replicas) == (1, 2)

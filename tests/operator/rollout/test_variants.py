@@ -1,0 +1,24 @@
+"""Variants as their Deployments, revisions and pods show them."""
+
+from __future__ import annotations
+
+from turbo_operator.rollout import VariantState, serving_variant, variant_states
+from turbo_operator.snapshot import ChildView, PodView
+
+NOW = 1_700_000_000.0
+
+
+def test_a_replica_whose_pod_no_longer_answers_is_not_available_whatever_was_counted() -> None:
+    """Found in review: the pod's event came before the Deployment's, and the last good replica went."""
+    counted = ChildView("Deployment", "new", "u", None, "new", 2, 2, 1, 1)
+    pods = [PodView(f"p{number}", "new", "Running", number > 0, None, None, None) for number in range(2)]
+    (state,) = variant_states([counted], pods, {}, NOW)
+    assert (state.available, state.replicas) == (1, 2)
+
+
+def test_the_serving_variant_is_the_recorded_one_else_an_older_one_that_answers() -> None:
+    states = (VariantState("old", 1, 1), VariantState("older", 2, 2), VariantState("new", 3, 3))
+    assert serving_variant(states, "new", "old") == "old"
+    assert serving_variant(states, "new", None) == "older"
+    assert serving_variant(states[2:], "new", "lost") is None, "it serves once it has taken over"
+    assert serving_variant((VariantState("new", 2, 1, ready=1),), "new", None) is None
