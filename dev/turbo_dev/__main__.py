@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> int:
         return 130
     except (CommandError, GoMissingError, NotRootError, SandboxError, TimeoutError) as error:
         say(f"\n{error}")
+        if options.run is _demo:
+            say("What was made is still there: `make demo` goes on from here, `make demo-down` removes it.")
         return 1
 
 

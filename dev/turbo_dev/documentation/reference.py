@@ -20,6 +20,7 @@ import turbo_operator.metrics
 from turbo_cli import SUMMARIES
 from turbo_dev.paths import REPOSITORY
 from turbo_operator.api.crd import definitions
+from turbo_operator.catalog import shipped_objects
 from turbo_runtime.server.metrics import Metrics
 
 from . import chart
@@ -35,6 +36,7 @@ _WIDTH = "88"  # of a code block of the site
 def pages() -> dict[Path, str]:
     """Every reference page by its path, and the README of the chart."""
     texts = {"api": api(), "cli": commands(), "metrics": metrics(), "chart": chart.reference()}
+    texts["accelerators"] = accelerators()
     written = {FOLDER / f"{name}.md": _NOTE + text.rstrip() + "\n" for name, text in texts.items()}
     return {**written, **chart.readme()}
 
@@ -57,6 +59,28 @@ def api() -> str:
         for section in ("spec", "status"):
             if section in schema["properties"]:
                 parts += _section(section, schema["properties"][section])
+    return "\n".join(parts)
+
+
+def accelerators() -> str:
+    """The shipped TurboAccelerators, with what finds their nodes and what they cost."""
+    parts = [
+        "# Shipped accelerators\n",
+        (
+            "The chart creates these TurboAccelerators. Change or delete them as you like: the operator does "
+            "not overwrite what you wrote. Prices are on demand, of one accelerator for an hour. Where the "
+            "source divides by a number, that many are sold together: see "
+            "[prices](../planning.md#set-your-prices).\n"
+        ),
+        "| name | node labels | memory | on a node | $/h | source of the price |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for body in shipped_objects():
+        spec, price = body["spec"], body["spec"].get("pricing") or {}
+        labels = ", ".join(f"`{key}: {value}`" for key, value in (spec.get("nodeSelector") or {}).items())
+        amount = (price.get("perAcceleratorHour") or {}).get("onDemand", "")
+        cells = (labels, spec["memory"], spec.get("countPerNode", ""), amount, price.get("source", ""))
+        parts.append(f"| `{body['metadata']['name']}` | {' | '.join(str(each) for each in cells)} |")
     return "\n".join(parts)
 
 

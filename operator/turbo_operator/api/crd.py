@@ -33,7 +33,7 @@ _DEPLOYMENT_COLUMNS = (
     ("Draft", ".status.draft.version", 0),
     ("Speedup", ".status.observed.speedup", 0),
     ("$/1M", ".status.plan.predicted.costPerMillionTokens", 0),
-    ("$/h", ".status.plan.predicted.costPerHour", 1),
+    ("$/h", ".status.observed.costPerHour", 1),
     ("Plan", ".status.plan.hash", 1),
     ("URL", ".status.url", 1),
 )

@@ -25,7 +25,7 @@ class InvalidObject(ValueError):  # noqa: N818  named after what it is, like the
 
 # What to write, where pydantic says what it expected.
 _REMEDIES = {
-    "extra_forbidden": "is no field of this version of the API: correct its spelling or leave it out",
+    "extra_forbidden": "is not a field of this version of the API: correct its spelling or leave it out",
     "missing": "is required",
     "string_type": "write text, in quotes where it looks like a number",
     "string_too_short": "write at least {min_length} character",

@@ -40,7 +40,7 @@ def plan(argv: list[str]) -> int:
     supply = parser.add_mutually_exclusive_group()
     text = (
         "YAML with Nodes, and any Pods and ResourceQuotas, that plans must fit on (kubectl get "
-        "nodes,pods,resourcequotas -A -o yaml); default: nothing is held against a plan"
+        "nodes,pods,resourcequotas -A -o yaml); default: the plan is not limited"
     )
     supply.add_argument("--nodes", metavar="FILE", help=text)
     text = "the cluster of this kubeconfig context: its TurboAccelerators, nodes, pods and quotas"

@@ -23,6 +23,7 @@ from turbo_operator.drafts.training import chosen
 from turbo_operator.plan import Candidate, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import OFF, money
 from turbo_operator.planner.explanation.messages import count, time
+from turbo_operator.planner.performance.memory import on_cpu
 
 WIDTH = 200  # columns that a table may take at most
 NUM_REJECTED = 8  # rows; -o json has all of them
@@ -35,6 +36,8 @@ TRUST = {
     api.Provenance.MEASURED: "were measured",
 }
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
+_UNMEASURED = "The Turbo engine was not timed on a GPU yet: these are other engines' times. Measure it."
+_SHARED_NODE = "The price is a share of a node of {}: for whole nodes, write pricing.billingUnit: Node."
 UNKNOWN = "-"
 _CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
 _CHOICE = (
@@ -207,7 +210,7 @@ def show(answer: Answer) -> None:
     # Tables are read by people and by `less`: a narrow terminal folds sentences and rows, and drops nothing.
     console = _Console(soft_wrap=True, highlight=False, width=max(WIDTH, Console().width))
     plan, question, near = answer.plan, answer.question, answer.plan.nearest
-    rows = plan.rejected[:NUM_REJECTED]
+    rows = _shown(plan)
     table = _table(f"{question.td.metadata.name}: {question.model}", "", *COLUMNS)
     if plan.choice:
         table.add_row("*", *_chosen_cells(plan), style="bold")
@@ -227,11 +230,12 @@ def show(answer: Answer) -> None:
     if plan.choice:
         provenance = plan.choice.predicted.provenance
         sentences.append(f"{provenance}: times {TRUST[provenance]}. {_LEGEND}")
+        sentences += _caveats(plan.choice, plan.replicas)
     if near and near.detail not in plan.detail:  # what has no plan quotes it already
         sentences.append(f"~ {_sentence(near)}")
     sentences += [f"  {_sentence(row)}" for row in rows]
     if num_hidden := len(plan.rejected[NUM_REJECTED:]):
-        sentences.append(f"  -o json also has {count(num_hidden, 'candidate')} more.")
+        sentences.append(f"  -o json lists {count(num_hidden, 'more candidate')}.")
     sentences += serving_sentences(question.td)
     if answer.trainer:
         sentences.append(trained_on(answer))
@@ -239,6 +243,28 @@ def show(answer: Answer) -> None:
         console.print(Text(text))
     if answer.changes:
         _show_changes(console, answer)
+
+
+def _shown(plan: Plan) -> tuple[EvaluatedCandidate, ...]:
+    """Select the rejected candidates to show: cheaper ones first, which people who pay look for."""
+    price = _cost(plan.choice.predicted) if plan.choice else Decimal(0)
+    first = [row for row in plan.rejected if _cost(row.predicted) < price][: NUM_REJECTED // 2]
+    return (*first, *(row for row in plan.rejected if row not in first))[:NUM_REJECTED]
+
+
+def _cost(predicted: Predicted | None) -> Decimal:
+    cost = predicted.cost_per_hour if predicted else None
+    return Decimal("inf") if cost is None else cost
+
+
+def _caveats(choice: Choice, replicas: int) -> list[str]:
+    """Say what the times and the price of a plan leave out."""
+    row, used, notes = choice.accelerator, choice.accelerators_per_replica * replicas, []
+    if not on_cpu(row) and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
+        notes.append(_UNMEASURED)
+    if row.per_node and used % row.per_node and not row.price_per_node and " / " in (row.price_source or ""):
+        notes.append(_SHARED_NODE.format(row.per_node))
+    return notes
 
 
 def _table(title: str, *headings: str) -> Table:

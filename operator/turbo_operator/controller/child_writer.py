@@ -229,7 +229,7 @@ class ChildWriter:
     def _check_fresh(self) -> None:
         """Raise OutdatedError where the writes before took long: what would go may be what answers by now."""
         if time.monotonic() - self.seen_time > FRESH_SECONDS:
-            raise OutdatedError("The API server is slow: what was seen is looked at anew.")
+            raise OutdatedError(409, "Conflict", "The API server is slow: what was seen is looked at anew.")
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)
@@ -264,7 +264,7 @@ class ChildWriter:
             if is_orphan(body, self.td):
                 self.cache.put_child(await adopt(self.api, self.td, body))
                 # The decision was made without it.
-                raise OutdatedError(f"{kind} {name} had lost its owner, and has it again.")
+                raise OutdatedError(409, "Conflict", f"{kind} {name} had lost its owner, and has it again.")
             if not is_controlled_by(body, self.td.metadata.uid):
                 owner = controller(body) or {}
                 is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)

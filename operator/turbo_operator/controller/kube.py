@@ -113,9 +113,6 @@ class LeftoverError(RefusedError):
 class OutdatedError(ConflictError):
     """What was decided rests on what is no longer so, or was seen too long ago: the next look decides."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(409, "Conflict", message)
-
 
 class Kube:
     """A connection to one API server. Raises KubeError and its children, and nothing else of the network.

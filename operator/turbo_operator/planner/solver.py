@@ -330,7 +330,7 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate
     cost = Decimal(str(round(sum(number * kind.price for number, kind, _ in parts) / MICRO, 6)))
     pods = [f"{messages.count(number, 'replica')} of {kind.name}" for number, kind, _ in parts]
     detail = (
-        f"Together {messages.join(pods)} would do for {messages.money(cost)} $/h, but "
+        f"Together {messages.join(pods)} would serve it for {messages.money(cost)} $/h, but "
         "serving one TurboDeployment on more than one class is not supported yet."
     )
     _, first, method = parts[0]

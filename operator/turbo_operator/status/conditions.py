@@ -274,8 +274,8 @@ class Conditions:
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
             whose = " of the new plan" if self._serves_on else ""
-            since = f"but not for {seconds} s yet" if seconds else "and have yet to be counted"
-            message = f"All {replicas} replicas{whose} answer, {since}."
+            since = f"for less than {seconds} s" if seconds else "and have yet to be counted"
+            message = f"{ready} of {replicas} replicas{whose} answer, {since}."
             return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
         whose = "Of the new plan: " if self._serves_on else ""

@@ -70,7 +70,7 @@ class RuntimeConfig:
         None, "memory of the KV cache in GiB (default: what fits, at most 4)", _POSITIVE_OR_DEFAULT
     )
     speculation: Speculation = _flag(  # noqa: RUF009
-        "auto", "what drafts: suffix, heads, auto for the surer of both, or off"
+        "auto", "what drafts: suffix, heads, auto for the more confident of both, or off"
     )
     draft_config: str | None = _flag(
         None,

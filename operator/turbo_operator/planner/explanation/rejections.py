@@ -205,9 +205,8 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
             detail = f"{name} fits, and costs {more} than {winner_name}"
         else:
             pods = f"{messages.count(count, 'replica')} of {name}"
-            detail = (
-                f"{pods} would do, and cost {_dollars(extra)} $/h more than {best_count} of {winner_name}"
-            )
+            detail = f"{pods} would serve it, and cost {_dollars(extra)} $/h more than {best_count} of "
+            detail += winner_name
         if objective == Objective.COST:
             return PlanReason.HIGHER_COST, f"{detail}."
         detail = f"{detail}, and it is no better by spec.planPolicy.objective {objective}."
@@ -373,7 +372,7 @@ def _not_yet(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
         prior = speculation.PRIORS[method]
         tokens = f"{prior.acceptance_length} tokens per step of {messages.count(prior.depth, 'draft')}"
         assumed = f" (assumed: {tokens}, the least of {prior.source})"
-    return f"{pods}{how} would do{price}{assumed}, but {lack}."
+    return f"{pods}{how} would serve it{price}{assumed}, but {lack}."
 
 
 _DETAILS = {
