@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,21 @@ from turbo_runtime.files import checkpoint_digest
 
 DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 SHORT = ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "2", "--no-gain"]
+CAPTURED = 1_790_000_000.0  # seconds since the epoch
 MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @pytest.fixture(scope="module")
 def kept(folder: Path) -> dict[str, Path]:
-    """A draft of each domain, its answers kept."""
-    made = {}
-    for domain in ("left", "right"):
-        given = ["--prompts", str(folder / f"{domain}.jsonl"), "--domain", domain, "--out"]
+    """A draft of each domain, its answers kept; the prompts of one were captured."""
+    made, captured = {}, folder / "captured"
+    captured.mkdir()
+    prompts = map(json.loads, (folder / "left.jsonl").read_text().splitlines())
+    rows = [{"at": CAPTURED + n, "tenant": "", "text": each["prompt"]} for n, each in enumerate(prompts)]
+    (captured / "pod-1790000000000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for domain, source in (("left", captured), ("right", folder / "right.jsonl")):
+        given = ["--prompts", str(source), "--domain", domain, "--out"]
         made[domain] = folder / f"kept-{domain}"
         line = [str(folder / "model"), *given, str(made[domain]), *MACHINE, *DRAWN, *SHORT, "--keep-answers"]
         assert (
@@ -65,6 +71,18 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
     assert distill.distill(learnt(folder, "turned", *turned)) == 0
     assert checkpoint_digest(folder / "turned") == checkpoint_digest(folder / "both")
+
+
+def test_a_draft_names_the_capture_that_it_comes_from_also_by_kept_answers(
+    kept: dict[str, Path], folder: Path
+) -> None:
+    number = len((folder / "left.jsonl").read_text().splitlines())
+    first, last = (datetime.fromtimestamp(CAPTURED + n, UTC).isoformat() for n in (0, number - 1))
+    told = {"prompts": number, "from": first, "until": last}
+    assert distill.distill(learnt(folder, "of-captured", "--answers", str(kept["left"]))) == 0
+    for out in (kept["left"], folder / "of-captured"):
+        assert json.loads((out / "config.json").read_text())["training"]["capture"] == told
+    assert "capture" not in json.loads((kept["right"] / "config.json").read_text())["training"]
 
 
 def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Completion, ...]]:
