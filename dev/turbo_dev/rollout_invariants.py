@@ -170,7 +170,11 @@ class Judge:
             what = "all its replicas"
         else:
             since = min(mine.proven_available, recently)
-            kept = all(other.last_available is None or other.last_available < since for other in others)
+            # One that had all of them is the better one to go back to, however long ago.
+            is_better = any(other.last_full is not None for other in others)
+            kept = not is_better and all(
+                other.last_available is None or other.last_available < since for other in others
+            )
             what = "a replica"
         return f"{name} was the last variant with {what} available, and is removed." if kept else None
 

@@ -2,137 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import pytest
 
+from turbo_dev.audit_log import NEW, OLD, OPERATOR, ROLLOUT, START, USER, Log, serving
 from turbo_dev.audit_timeline import serving_pod_counts
 from turbo_dev.rollout_invariants import Judge, unfinished
-
-OPERATOR, KUBELET, USER = "system:serviceaccount:turbo-system:turbo", "kubelet", "user"
-START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-OLD, NEW = "aaaa", "bbbb"
-ROLLOUT = {"minReadySeconds": 1}
-
-
-class Log:
-    """Writes audit events as the API server does; `chat` of the namespace `team` is what they are about."""
-
-    def __init__(self, **spec: Any) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        self.revision = 0
-        self.accelerator("gpu", "2.00")
-        self.spec(**{"replicas": 1, "rollout": ROLLOUT} | spec)
-
-    def write(
-        self,
-        user: str,
-        verb: str,
-        resource: str,
-        name: str,
-        body: dict[str, Any] | None,
-        subresource: str = "",
-        namespace: str = "team",
-    ) -> None:
-        """One write; `body` None is a deletion whose answer says only that it worked."""
-        self.revision += 1
-        self.seconds += 0.001
-        answer: dict[str, Any] = {"kind": "Status", "status": "Success"}
-        if body is not None:
-            meta = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision)}
-            answer = body | {"metadata": body.get("metadata", {}) | meta}
-        stamp = (START + datetime.timedelta(seconds=self.seconds)).isoformat().replace("+00:00", "Z")
-        target = {"resource": resource, "name": name, "namespace": namespace, "subresource": subresource}
-        self.events.append(
-            {
-                "stageTimestamp": stamp,
-                "user": {"username": user},
-                "verb": verb,
-                "requestURI": "/apis",
-                "objectRef": target,
-                "responseStatus": {"code": 200},
-                "responseObject": answer,
-            }
-        )
-
-    def wait(self, seconds: float) -> None:
-        self.seconds += seconds
-
-    def spec(self, status: dict[str, Any] | None = None, **spec: Any) -> None:
-        told = {"status": status} if status else {}
-        body = {"metadata": {"generation": 1, "uid": "u"}, "spec": spec} | told
-        self.write(USER, "update", "turbodeployments", "chat", body)
-
-    def told(self, status: dict[str, Any]) -> None:
-        """The operator writes the status."""
-        spec = {"replicas": 1, "rollout": ROLLOUT}
-        body = {"metadata": {"generation": 1, "uid": "u"}, "spec": spec, "status": status}
-        self.write(OPERATOR, "patch", "turbodeployments", "chat", body, "status")
-
-    def accelerator(self, name: str, price: str, provisioning: str = "Elastic") -> None:
-        pricing = {"perAcceleratorHour": {"onDemand": price}}
-        spec = {"resourceName": "nvidia.com/gpu", "provisioning": provisioning, "pricing": pricing}
-        spec["nodeSelector"] = {"class": name}
-        self.write(USER, "create", "turboaccelerators", name, {"spec": spec}, namespace="")
-
-    def node(self, name: str, gpus: int) -> None:
-        status = {"allocatable": {"nvidia.com/gpu": str(gpus)}}
-        body = {"metadata": {"labels": {"class": "gpu"}}, "status": status}
-        self.write(USER, "create", "nodes", name, body, namespace="")
-
-    def quota(self, gpus: int) -> None:
-        spec = {"hard": {"requests.nvidia.com/gpu": str(gpus)}}
-        self.write(USER, "create", "resourcequotas", "gpus", {"spec": spec})
-
-    def labels(self, plan_hash: str, **more: str) -> dict[str, str]:
-        mine = {"deployment": "chat", "role": "serving", "plan-hash": plan_hash, "accelerator": "gpu"}
-        return {f"serving.turbo.dev/{name}": value for name, value in (mine | more).items()}
-
-    def scale(self, plan_hash: str, replicas: int, **labels: str) -> None:
-        """The operator applies the Deployment of a variant, and the first time its ControllerRevision."""
-        own = self.labels(plan_hash, **labels)
-        if not any(event["objectRef"]["name"] == f"chat-{plan_hash}" for event in self.events):
-            self.write(
-                OPERATOR, "patch", "controllerrevisions", f"chat-{plan_hash}", {"metadata": {"labels": own}}
-            )
-        template = {"metadata": {"labels": own}}
-        body = {"metadata": {"labels": own}, "spec": {"replicas": replicas, "template": template}}
-        self.write(OPERATOR, "patch", "deployments", f"chat-{plan_hash}", body)
-
-    def remove(self, plan_hash: str, *resources: str) -> None:
-        for resource in resources or ("deployments", "controllerrevisions"):
-            self.write(OPERATOR, "delete", resource, f"chat-{plan_hash}", None)
-
-    def pod(self, name: str, plan_hash: str, ready: bool = True, **meta: Any) -> None:
-        conditions = [{"type": "Ready", "status": str(ready)}]
-        body = {
-            "metadata": {"labels": self.labels(plan_hash)} | meta,
-            "status": {"phase": "Running", "conditions": conditions},
-        }
-        self.write(KUBELET, "patch", "pods", name, body, "status")
-
-    def end(self, name: str, plan_hash: str) -> None:
-        self.pod(name, plan_hash, False, deletionTimestamp="now", deletionGracePeriodSeconds=30)
-
-    def gone(self, name: str, plan_hash: str) -> None:
-        meta = {"labels": self.labels(plan_hash), "deletionTimestamp": "now", "deletionGracePeriodSeconds": 0}
-        self.write(KUBELET, "delete", "pods", name, {"metadata": meta})
-
-    def broken(self, lag: float = 0.0) -> list[str]:
-        """Names of the invariants that were broken."""
-        return [each.invariant for each in Judge(OPERATOR, lag).follow(self.events)]
-
-
-def serving(plan_hash: str = OLD, replicas: int = 1, **spec: Any) -> Log:
-    """A log in which a variant has all its replicas available."""
-    log = Log(replicas=replicas, **spec)
-    log.scale(plan_hash, replicas)
-    for number in range(replicas):
-        log.pod(f"{plan_hash}-{number}", plan_hash)
-    log.wait(5)
-    return log
 
 
 def test_a_pod_counts_until_its_containers_have_ended_and_not_before_it_was_asked() -> None:
@@ -316,6 +192,25 @@ def test_what_served_may_go_once_another_has_all_its_replicas_for_min_ready_seco
         log.pod("new-0", NEW)
         log.wait(seconds)
         log.remove(OLD, "controllerrevisions")
+        assert log.broken() == broken
+
+
+def test_what_never_had_all_replicas_may_go_where_one_that_had_is_kept() -> None:
+    """Found by the storm: an abandoned plan had one of two replicas for longer than what served before it."""
+    for kept, broken in ((True, []), (False, ["keeps-last"])):
+        log = serving(replicas=2, rollout={"minReadySeconds": 1, "maxSurge": 0, "maxUnavailable": 2})
+        log.scale(OLD, 0)
+        for number in range(2):
+            log.gone(f"{OLD}-{number}", OLD)
+        log.scale("half", 2)
+        log.pod("half-0", "half")
+        if not kept:
+            log.write(USER, "delete", "deployments", f"chat-{OLD}", None)
+        log.wait(30)
+        log.scale("half", 0)
+        log.gone("half-0", "half")
+        log.wait(5)
+        log.remove("half", "deployments")
         assert log.broken() == broken
 
 

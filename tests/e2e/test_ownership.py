@@ -57,7 +57,7 @@ def test_a_child_that_left_its_watch_for_lack_of_a_label_gets_it_back(cluster: A
 
 
 def test_a_pod_whose_label_goes_and_comes_is_counted_again(cluster: Any) -> None:
-    served = ServingObject(cluster, "pod-label")
+    served = ServingObject(cluster, "traffic-label")
     (pod,) = served.pods()
     name = pod["metadata"]["name"]
     served.kubectl("label", "pod", name, f"{LABEL}-")
@@ -304,7 +304,7 @@ def test_a_field_that_somebody_adds_to_a_child_is_taken_out_again(
 
 def test_a_pod_that_loses_the_label_by_which_traffic_finds_it_gets_it_back(cluster: Any) -> None:
     """Found on the real node: its ReplicaSet kept it, the Service did not, and nothing answered any more."""
-    served = ServingObject(cluster, "pod-label")
+    served = ServingObject(cluster, "label-of-a-pod")
     (pod,) = served.pods()
     label, name = "serving.turbo.dev/owner-uid", pod["metadata"]["name"]
     for edit in (f"{label}-", f"{label}=foo"):
