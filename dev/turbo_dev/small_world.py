@@ -19,6 +19,7 @@ from turbo_operator.api import (
     LABEL_ROLE,
     Provisioning,
     TurboDeployment,
+    rfc3339,
 )
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import GoneError, KubeError, RefusedError
@@ -179,6 +180,14 @@ class World:
                 pod = self._pod(f"{name}-x-{number}", labels, ready)
                 (self.cache.pods.put if number < replicas else self.cache.pods.drop)(pod)
             self._pods[name] = replicas
+
+    def report_unavailable(self, name: str, since: float) -> None:
+        """Its controller says of a Deployment that too few have been available since then."""
+        body = self.server.objects["Deployment", name]
+        body["metadata"]["resourceVersion"] = self.server.version()
+        condition = {"type": "Available", "status": "False", "lastTransitionTime": rfc3339(since)}
+        body["status"]["conditions"] = [condition]
+        self.cache.put_child(copy.deepcopy(body))
 
     def relabel(self, pod: str, labels: Mapping[str, str]) -> None:
         """Somebody edits the label by which traffic finds a pod."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 from turbo_operator import render
@@ -91,33 +90,32 @@ class ChildWriter:
         return refusal
 
     async def write_children(
-        self, manifests: Sequence[Manifest], untemplated: Mapping[str, int] = MappingProxyType({})
+        self, manifests: Sequence[Manifest], serving: str | None = None, *, ends: bool = False
     ) -> None:
-        """Apply what is missing or different, in order; `untemplated` are replicas of other Deployments.
+        """Apply what is missing or different, in order.
 
         What the API server refuses holds up nothing that serves: the rest is written, and the first refusal
-        is raised at the end. Where pods cannot start without it, no Deployment that serves is lowered, and
-        none takes the place of what was to be.
+        is raised at the end. Where pods cannot start without it, no Deployment that serves is lowered, nor
+        that of the plan hash `serving`, and none takes the place of what was to be; unless all of it `ends`.
         """
         cached = self._children()
         refusals = await self._check_names([it for it in manifests if _place(it) not in cached])
         cached = self._children()
-        await self._lower(untemplated)
-        asked = [manifest["spec"]["replicas"] for manifest in manifests if manifest["kind"] == DEPLOYMENT]
         is_stuck = False  # whether a Deployment keeps replicas that it was to lose
         for manifest in manifests:
             place = _place(manifest)
             child, more = cached.get(place), _added_replicas(manifest, cached.get(place))
             # A Deployment is never without its ControllerRevision.
             is_refused = place in refusals or (child is None and (REVISION, place[1]) in refusals)
-            is_held = more < 0 and any(asked) and any(kind in MOUNTED for kind, _ in refusals)
-            if is_refused or (is_held and self._serves(place)) or (is_stuck and more > 0):
+            lacks = more < 0 and not ends and any(kind in MOUNTED for kind, _ in refusals)
+            is_held = lacks and child is not None and self._serves(child.view, serving)
+            if is_refused or is_held or (is_stuck and more > 0):
                 is_stuck = is_stuck or more < 0
                 continue
             if not self._needs_write(manifest, child):
                 continue
-            if more < 0:
-                self._check_fresh()
+            if more < 0 and not ends:
+                self._check_fresh(refusals.values())
             try:
                 await self._apply_or_clear(manifest, child)
             except RefusedError as error:
@@ -129,26 +127,11 @@ class ChildWriter:
         if refusals:
             raise next(iter(refusals.values()))
 
-    async def _lower(self, replicas: Mapping[str, int]) -> None:
-        """Lower Deployments whose template is not at hand: they end, or make way, without one."""
-        for name, number in replicas.items():
-            child = self._children().get((DEPLOYMENT, name))
-            if child is not None and (child.view.replicas or 0) > number and not child.view.terminating:
-                self._check_fresh()
-                patch = {
-                    "metadata": {"resourceVersion": child.resource_version},
-                    "spec": {"replicas": number},
-                }
-                body = await self.api.merge(CHILDREN[DEPLOYMENT], self.key.namespace, name, patch)
-                self.cache.put_child(body)
-                self._log("lowered", DEPLOYMENT, name)
-
-    def _serves(self, place: Place) -> bool:
-        """Whether a pod of a Deployment answers, or did when its controller counted last."""
-        view = self._children()[place].view
+    def _serves(self, view: ChildView, serving: str | None) -> bool:
+        """Whether a Deployment is that of the plan that serves, or has a pod that answers."""
         pods = [pod for pod in self.cache.pods.of(self.key, self.td.metadata.uid) if isinstance(pod, PodView)]
         is_ready = any(pod.ready and pod.plan_hash == view.plan_hash for pod in pods)
-        return view.available_replicas > 0 or is_ready
+        return is_ready or view.available_replicas > 0 or view.plan_hash == serving
 
     async def _apply_or_clear(self, manifest: Manifest, child: CachedChild | None) -> None:
         try:
@@ -164,12 +147,15 @@ class ChildWriter:
         verdict = decision.verdict
         if verdict is None:
             return decision
+        cached = self._children()
+        grows = any(_added_replicas(it, cached.get(_place(it))) > 0 for it in decision.canary_children)
         try:
             await self.write_children(decision.canary_children)
         except RefusedError as error:
             self._log_refusal(error)
             return replace(decision, trial=None, verdict=verdict.refused(error.sentence))
-        return decision
+        # A training was decided by a count without this pod.
+        return replace(decision, training_job=None) if grows else decision
 
     async def write_training(self, decision: Decision) -> Decision:
         """Write the Job that trains, or a finished TurboDraft; the decision returned tells of a refusal."""
@@ -226,10 +212,11 @@ class ChildWriter:
                 return
             self._log("relabeled", POD.kind, pod.name)
 
-    def _check_fresh(self) -> None:
-        """Raise OutdatedError where the writes before took long: what would go may be what answers by now."""
+    def _check_fresh(self, refusals: Iterable[RefusedError] = ()) -> None:
+        """Raise where the writes before took long: what would go may be what answers by now."""
         if time.monotonic() - self.seen_time > FRESH_SECONDS:
-            raise OutdatedError(409, "Conflict", "The API server is slow: what was seen is looked at anew.")
+            message = "The API server is slow: what was seen is looked at anew."
+            raise next(iter(refusals), OutdatedError(409, "Conflict", message))
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)
@@ -257,7 +244,7 @@ class ChildWriter:
     async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError]:
         """Find what is not ours and has a name of what is to be created: it is never taken over."""
         refusals: dict[Place, RefusedError] = {}
-        for kind, name in map(_place, missing):
+        for kind, name in (_place(manifest) for manifest in missing if not _scales_only(manifest)):
             body = await self._find(kind, name)
             if body is None:
                 continue
@@ -274,6 +261,8 @@ class ChildWriter:
         return refusals
 
     def _needs_write(self, manifest: Manifest, child: CachedChild | None) -> bool:
+        if _scales_only(manifest):
+            return child is not None and _added_replicas(manifest, child) != 0
         if child is None:
             return True
         if child.view.applied_hash != _hash(manifest):
@@ -282,6 +271,11 @@ class ChildWriter:
 
     async def _apply(self, manifest: Manifest, child: CachedChild | None) -> None:
         kind, name = _place(manifest)
+        if _scales_only(manifest) and child is not None:
+            patch = {"metadata": {"resourceVersion": child.resource_version}, "spec": manifest["spec"]}
+            self.cache.put_child(await self.api.merge(CHILDREN[kind], self.key.namespace, name, patch))
+            self._log("scaled", kind, name)
+            return
         body = await self.api.apply(CHILDREN[kind], manifest)
         self.cache.put_child(body)
         if child is None:
@@ -299,7 +293,7 @@ class ChildWriter:
         """
         kind, name = _place(manifest)
         child = self._children().get((kind, name))
-        if child is None or not child.added:
+        if child is None or not child.added or _scales_only(manifest):
             return False
         uid, fields = child.view.uid, " ".join(child.added)
         if (uid, fields) in self.noop_applies:
@@ -350,6 +344,11 @@ class ChildWriter:
 
     def _log(self, event: str, kind: str, name: str, **details: str) -> None:
         log.info(event, extra={"object": str(self.key), "kind": kind, "child": name, **details})
+
+
+def _scales_only(manifest: Manifest) -> bool:
+    """Whether it is of a Deployment whose template is not at hand: its replicas are all that is written."""
+    return manifest["kind"] == DEPLOYMENT and "template" not in manifest["spec"]
 
 
 def _added_replicas(manifest: Manifest, child: CachedChild | None) -> int:

@@ -42,7 +42,6 @@ class Decision(Outcome):
     children: tuple[Manifest, ...]  # all but those of the canary
     canary_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
-    untemplated: Mapping[str, int]  # replicas of the kept variants whose template is not at hand
     training_job: Manifest | None  # that begins
     turbo_draft: Manifest | None  # that a training has made
 
@@ -109,20 +108,21 @@ def decide(
         for state in states
         if state.plan_hash in observed.releasing and state.replicas and not state.exists
     }
+    able = min(scale.replicas, max(move.fitting, sum(variant.replicas for variant in move.variants)))
     children = tuple(
         child
-        for child in render.children(td, observed, choice, move.variants, settings, draft, scale.replicas)
+        for child in render.children(td, observed, choice, move.variants, settings, draft, able)
         if (child["kind"], child["metadata"]["name"]) not in releasing
     )
     own = render.names_of_trial(td, canary_hash) if canary_hash is not None else frozenset()
     if verdict is not None and trial is not None and not is_tried:
-        verdict = verdict.held_up(takeover.rolled_back, takeover.rollout is not None)
-    replicas = {render.variant_name(td, variant.plan_hash): variant.replicas for variant in move.variants}
-    rendered = {child["metadata"]["name"] for child in children if child["kind"] == "Deployment"}
+        is_short = not rollout.has_taken_over(states, move.target, scale.replicas)
+        verdict = verdict.held_up(takeover.rolled_back, takeover.rollout is not None, is_short)
     job, draft_object = None, None
     # Neither a replica that is added now nor a Job is in the count that the other one was decided by.
     before = {state.plan_hash: state.replicas for state in states}
-    grows = any(variant.replicas > before.get(variant.plan_hash, 0) for variant in move.variants)
+    others = [variant for variant in move.variants if variant.plan_hash != canary_hash]
+    grows = any(variant.replicas > before.get(variant.plan_hash, 0) for variant in others)
     if step.job_request is not None and observed.model is not None and not grows:
         job = training_job(td, step.job_request, observed.model, settings)
     training_spec = td.spec.speculation.training
@@ -141,8 +141,7 @@ def decide(
         trial=trial,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
         canary_children=tuple(child for child in children if child["metadata"]["name"] in own),
-        kept=frozenset(replicas),
-        untemplated={name: number for name, number in replicas.items() if name not in rendered},
+        kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in move.variants),
         training_job=job,
         turbo_draft=draft_object,
     )

@@ -92,7 +92,7 @@ class StrangerError(RefusedError):
         return self.message
 
 
-class LeftoverError(RefusedError):
+class LeftoverError(StrangerError):
     """An object of an earlier TurboDeployment of the name is still there, and on its way out."""
 
     is_final = False
@@ -102,12 +102,7 @@ class LeftoverError(RefusedError):
             f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or "
             "for a finalizer."
         )
-        super().__init__(409, "AlreadyExists", message)
-
-    @property
-    def sentence(self) -> str:
-        """The operator's own message: the API server rejected nothing."""
-        return self.message
+        RefusedError.__init__(self, 409, "AlreadyExists", message)
 
 
 class OutdatedError(ConflictError):

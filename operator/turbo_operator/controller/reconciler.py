@@ -29,7 +29,6 @@ from turbo_operator.controller.kube import (
     GoneError,
     Kube,
     KubeError,
-    LeftoverError,
     OutdatedError,
     RefusedError,
     StrangerError,
@@ -222,11 +221,12 @@ class Reconciler:
         seconds = [self.settings.resync_seconds]
         failure: KubeError | None = None
         try:
-            await writer.write_children(decision.children, decision.untemplated)
+            await writer.relabel_pods()
+            ends = decision.scale.replicas == 0
+            await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
             manifests = (*decision.children, *decision.canary_children)
             await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
             decision = await writer.write_canary(decision)
-            await writer.relabel_pods()
             decision = await writer.write_training(decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refusal = error
@@ -245,7 +245,7 @@ class Reconciler:
         if failure is not None:
             raise failure
         if refusal is not None:
-            is_soon = isinstance(refusal, StrangerError | LeftoverError)
+            is_soon = isinstance(refusal, StrangerError)
             seconds.append(STRANGER_SECONDS if is_soon else REFUSED_SECONDS)
         return min(*seconds, self._next_look(look, decision))
 

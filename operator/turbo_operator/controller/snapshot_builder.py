@@ -42,7 +42,7 @@ def build_snapshot(
     return dataclasses.replace(
         observed,
         supply=supply,
-        counted_time=stock.counted_time,
+        counted_time=stock.counted_time if inventory.moved else now,  # nothing has changed since
         free=free,
         model=facts,
         model_error=error,

@@ -40,7 +40,7 @@ class CanaryVerdict:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
 
-    def held_up(self, rolled_back: bool, takes_over: bool) -> CanaryVerdict:
+    def held_up(self, rolled_back: bool, takes_over: bool, is_short: bool) -> CanaryVerdict:
         """Tell what the pod that tries it waits for, where it may not be made yet."""
         if self.reason != CanaryReason.STARTING:
             return self
@@ -49,6 +49,8 @@ class CanaryVerdict:
             waits = "a change of the spec, whose plan was rolled back"
         elif takes_over:
             waits = "the end of the rollout"
+        elif is_short:
+            waits = "all replicas to answer"
         return replace(self, detail=f"The trial of {self.draft.version} waits for {waits}.")
 
     def refused(self, message: str) -> CanaryVerdict:

@@ -76,8 +76,11 @@ def children(
                         td, choice, model, variant.plan_hash, settings, draft, trial=trial
                     )
                     break
-        if template is not None:  # an old variant whose revision somebody deleted cannot be kept
+        if template is not None:
             wanted += [revision(td, variant.plan_hash, template), deployment(td, variant, template)]
+        else:  # somebody deleted its revision: it can only be scaled
+            meta = {"name": variant_name(td, variant.plan_hash), "namespace": td.metadata.namespace}
+            wanted.append({"kind": "Deployment", "metadata": meta, "spec": {"replicas": variant.replicas}})
     return tuple(wanted)
 
 

@@ -36,7 +36,7 @@ def manifest(kind: str, name: str, replicas: int | None = None, version: int = 0
         "annotations": {ANNOTATION_APPLIED_HASH: f"{kind} {name} {replicas}"},
         "labels": {f"{GROUP}/deployment": "chat"},
     }
-    spec = {} if replicas is None else {"spec": {"replicas": replicas}}
+    spec = {} if replicas is None else {"spec": {"replicas": replicas, "template": {}}}
     if version:
         meta |= {"uid": f"{kind} {name}", "resourceVersion": str(version), "ownerReferences": [OWNER]}
     return {"kind": kind, "metadata": meta, **spec}

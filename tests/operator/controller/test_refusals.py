@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from turbo_dev.small_world import KEY, World
-from turbo_dev.trainings import td
+from turbo_dev.trainings import draft, td
 from turbo_operator.api import TurboDeployment
 from turbo_operator.controller import child_writer
 
@@ -159,3 +159,117 @@ async def test_a_pod_that_loses_the_label_by_which_traffic_finds_it_gets_it_back
         world.run_pods()
     await world.reconciler.reconcile(KEY)
     assert patched == []
+
+
+class Successors(set[tuple[str, str]]):
+    """All that makes pods, but for what there was."""
+
+    def __init__(self, world: World, kind: str, and_lost: bool) -> None:
+        super().__init__()
+        self.kind, self.there = kind, set() if and_lost else set(world.server.objects)
+
+    def __contains__(self, place: object) -> bool:
+        return isinstance(place, tuple) and place[0] == self.kind and place not in self.there
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "ControllerRevision"])
+@pytest.mark.parametrize("has_revision", [True, False])
+@pytest.mark.parametrize(("replicas", "rollout"), [(1, {"maxUnavailable": 1}), (3, {})])
+async def test_what_serves_loses_nothing_to_a_successor_that_is_refused(
+    kind: str, has_revision: bool, replicas: int, rollout: dict[str, Any]
+) -> None:
+    """Found in review: where no Deployment was to have replicas, it was taken for an end of all of them."""
+    full = {
+        "accelerators": {"allowed": ["cpu"], "maxTotal": replicas},
+        "replicas": replicas,
+        "rollout": rollout,
+    }
+    world, old = await served(**full)
+    if not has_revision:
+        world.lose("ControllerRevision", old)
+    world.server.refused = Successors(world, kind, and_lost=kind == "ControllerRevision")
+    if not has_revision:
+        world.server.refused = Successors(world, "ControllerRevision", and_lost=True)
+    await world.written(other_plan(**full))
+    for _ in range(8):
+        world.now += 700
+        await looked(world, 1)
+        assert world.replicas[old] == replicas
+
+
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_what_served_and_is_silent_for_a_while_is_not_given_up_for_a_refused_one(replicas: int) -> None:
+    """Found in review: while its node started again, it was lowered for what could not be made."""
+    full = {"accelerators": {"allowed": ["cpu"], "maxTotal": replicas}, "replicas": replicas}
+    world, old = await served(**full)
+    world.server.refused = Successors(world, "Deployment", and_lost=False)
+    await world.written(other_plan(**full))
+    await looked(world, 3)
+    silent = world.now
+    for _ in range(5):
+        await looked(world, 1, old)
+        world.report_unavailable(old, silent)
+        world.now += 40
+    await looked(world, 4)
+    assert world.replicas[old] == replicas
+
+
+async def test_a_suspension_waits_for_no_slow_refusal_and_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in review: each try was too long ago for the next lowering, once a second and for ever."""
+    world, name = await served(replicas=2)
+    world.lose(*PDB)
+    world.server.refused.add(PDB)
+    monkeypatch.setattr(child_writer, "FRESH_SECONDS", -1.0)
+    await world.written(serving(replicas=2, suspend=True))
+    await looked(world, 3)
+    assert world.replicas[name] == 0
+    assert world.condition("Ready")[1] == "ApplyRejected"
+
+
+async def test_a_pod_gets_its_label_back_though_a_child_is_refused() -> None:
+    world, name = await served(replicas=2)
+    world.lose(*PDB)
+    world.server.refused.add(PDB)
+    world.relabel(f"{name}-x-0", {})
+    await world.reconciler.reconcile(KEY)
+    assert [pod for pod, _ in world.server.patches] == [f"{name}-x-0"]
+
+
+async def test_a_training_waits_for_no_canary_that_is_refused() -> None:
+    """Found in review: the pod that was never made held up the Job, which was said to begin."""
+    world = World()
+    await world.written(td(acceleratorName="cpu", spec=spec()))
+    await looked(world, 4)
+    (job,) = world.jobs
+    world.server.refused = Successors(world, "Deployment", and_lost=False)
+    candidate = draft(7)
+    meta = {
+        "name": candidate.name,
+        "namespace": "team",
+        "uid": "d",
+        "resourceVersion": world.server.version(),
+    }
+    world.cache.drafts.put({"metadata": meta}, candidate)
+    await looked(world, 3)
+    assert world.condition("DraftPromoted")[1] == "ApplyRejected"
+    world.lose("Job", job)
+    await looked(world, 6)
+    assert list(world.jobs) == [job]
+
+
+async def test_a_deployment_that_goes_during_a_look_ends_no_look() -> None:
+    world, old = await served(replicas=2)
+    world.server.refused.add(("ControllerRevision", old))
+    world.lose("ControllerRevision", old)
+    await world.written(serving(replicas=1))
+    apply = world.server.apply
+
+    async def applied(resource: Any, wanted: Any) -> dict[str, Any]:
+        if resource.kind == PDB[0] and old in world.replicas:
+            world.lose("Deployment", old)
+        return await apply(resource, wanted)
+
+    world.server.apply = applied  # type: ignore[method-assign]
+    for _ in range(3):
+        await world.reconciler.reconcile(KEY)
+    assert old not in world.replicas
