@@ -23,6 +23,7 @@ from turbo_dev.trials import (
     look,
     named,
     planned,
+    replicas,
     seen,
     stable_of,
     td,
@@ -195,8 +196,7 @@ def test_a_promotion_changes_the_file_of_running_pods_and_nothing_else_of_them()
     promoted = CanaryVerdict(NEW, TRY, CanaryReason.PROMOTED, "Faster.")
     made = children(WITH_OLD, observed, SpeedupTracker(), promoted)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-2", "version": "chat-draft-2"}\n'
-    assert f"Deployment chat-{STABLE}" in made
-    assert f"Deployment chat-{TRY}" not in made
+    assert replicas(made) == {STABLE: 1, TRY: 0}
     assert "ConfigMap chat-drafts-canary" not in made
 
 
