@@ -31,7 +31,8 @@ pytestmark = [
 ]
 
 CLIENT_SECONDS = 20.0
-SOON = 5.0
+SOON = 45.0  # of what the operator does at once: a busy node may take them
+QUIET_SECONDS = 5.0  # in which nothing happens
 HOLD = "example.com/hold"
 # A pod that ends serves on until load balancers know, and its last requests are short.
 LEAVE_SECONDS = 60.0
@@ -145,7 +146,7 @@ def test_a_strangers_pod_with_the_labels_of_a_serving_one_gets_no_request(chat: 
     chat.api.create(resources.POD, pause("theirs", "10m", labels))
     try:
         chat.access.kubectl("wait", "pod/theirs", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
-        end = time.monotonic() + SOON
+        end = time.monotonic() + QUIET_SECONDS
         while time.monotonic() < end:
             assert chat.endpoints() == {ours}
             time.sleep(0.5)
@@ -233,7 +234,7 @@ def test_a_deployment_that_is_deleted_without_its_pods_on_a_full_node_is_made_ag
         chat.until(
             lambda: variant(chat)["status"].get("availableReplicas") == 2, "it has its pods again", SOON
         )
-    time.sleep(SOON)  # that nothing ends them can only be waited for
+    time.sleep(QUIET_SECONDS)  # that nothing ends them can only be waited for
     assert {served.uid(pod) for pod in chat.pods()} == pods
     until_answered(chat, pulse)
     assert pulse.failures == []
