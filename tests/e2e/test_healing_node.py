@@ -212,6 +212,12 @@ def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(chat: 
     until_answered(chat, pulse)
 
 
+def controllers(chat: Served) -> set[str]:
+    """Names of the ReplicaSets of its pods; an empty one for a pod that has none, as while one lets it go."""
+    owners = [pod["metadata"].get("ownerReferences") or [{"name": ""}] for pod in chat.pods()]
+    return {references[0]["name"] for references in owners}
+
+
 def test_a_deployment_that_is_deleted_without_its_pods_on_a_full_node_is_made_again_around_them(
     chat: Served, pulse: Pulse
 ) -> None:
@@ -220,7 +226,8 @@ def test_a_deployment_that_is_deleted_without_its_pods_on_a_full_node_is_made_ag
     orphaned = "-n", NAMESPACE, "--cascade=orphan", "--wait=false"
     for is_replica_set_too in (False, True, False, True):
         gone = variant(chat)["metadata"]
-        (controller,) = {pod["metadata"]["ownerReferences"][0]["name"] for pod in chat.pods()}
+        chat.until(lambda: len(controllers(chat) - {""}) == len(controllers(chat)) == 1, "one has them", SOON)
+        (controller,) = controllers(chat)
         chat.access.kubectl("delete", "deployment", gone["name"], *orphaned)
         if is_replica_set_too:
             chat.access.kubectl("delete", "replicaset", controller, *orphaned)
