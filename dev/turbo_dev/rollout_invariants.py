@@ -145,7 +145,9 @@ class Judge:
             record.available_since = state.time if record.available_since is None else record.available_since
             if state.time - record.available_since >= self._lag:
                 record.proven_available = state.time
-            if not num_available >= replicas > 0:
+            # Where no more fit, those that do are all that it can have.
+            fits = num_available >= variant.replicas and not has_room(state, owner, 0)
+            if not (num_available >= replicas > 0 or fits):
                 record.full_since = None
                 continue
             record.last_full = state.time

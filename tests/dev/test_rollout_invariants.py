@@ -195,6 +195,21 @@ def test_what_served_may_go_once_another_has_all_its_replicas_for_min_ready_seco
         assert log.broken() == broken
 
 
+@pytest.mark.parametrize(("gpus", "broken"), [(1, []), (2, ["keeps-last", "keeps-last"])])
+def test_where_fewer_fit_than_are_wanted_those_that_fit_are_all(gpus: int, broken: list[str]) -> None:
+    """Found by the storm: another one had taken the place of the second replica."""
+    log = serving(replicas=2, rollout={"minReadySeconds": 1, "maxSurge": 0, "maxUnavailable": 2})
+    log.scale(OLD, 0)
+    for number in range(2):
+        log.gone(f"{OLD}-{number}", OLD)
+    log.quota(gpus)
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW)
+    log.wait(5)
+    log.remove(OLD)
+    assert log.broken() == broken
+
+
 def test_what_never_had_all_replicas_may_go_where_one_that_had_is_kept() -> None:
     """Found by the storm: an abandoned plan had one of two replicas for longer than what served before it."""
     for kept, broken in ((True, []), (False, ["keeps-last"])):
