@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_dev.audit_timeline import Body, Key, State, Workload, Write, describe, read_writes, replay
@@ -54,6 +54,9 @@ class _Record:
     full_since: float | None = None
 
 
+_AHEAD = 50  # writes, among which those that were asked for before this one are looked for
+
+
 class Judge:
     """Follows the writes of one log and collects violations of those by `operator`, a user's name."""
 
@@ -69,8 +72,16 @@ class Judge:
 
     def follow(self, events: Iterable[Body]) -> list[Violation]:
         """All violations of the audit events of one log."""
-        for before, write, after in replay(read_writes(events)):
-            self._step(before, write, after)
+        steps = list(replay(read_writes(events)))
+        for number, (before, write, after) in enumerate(steps):
+            # A deletion without grace shows in a watch as the pod's end before it is done.
+            ended = {
+                later.key
+                for _, later, then in steps[number + 1 : number + 1 + _AHEAD]
+                if later.resource == "pods" and later.time < write.time and later.key not in then.pods
+            }
+            pods = {key: pod for key, pod in after.pods.items() if key not in ended} if ended else after.pods
+            self._step(before, write, replace(after, pods=pods))
             owner = _owner_of(write, before, after)
             if owner is not None:
                 self._stories[owner].append(describe(write))

@@ -307,3 +307,18 @@ def test_what_waits_for_a_change_of_the_spec_and_goes_on_without_is_caught() -> 
     log.wait(5)
     log.told(status(("True", "ModelLoading")) | {"observedGeneration": 2})
     assert log.broken() == []
+
+
+@pytest.mark.parametrize(("seconds", "broken"), [(-0.1, []), (0.1, ["max-total"])])
+def test_a_pod_whose_deletion_was_answered_before_a_write_holds_nothing_then(
+    seconds: float, broken: list[str]
+) -> None:
+    """Found by the storm: a watch shows the end of its grace before the API server has removed it."""
+    log = serving(accelerators={"maxTotal": 1}, rollout={"minReadySeconds": 1, "maxUnavailable": 1})
+    log.scale(OLD, 0)
+    log.end("aaaa-0", OLD)
+    log.wait(5)
+    log.scale(NEW, 1)
+    log.wait(seconds)
+    log.gone("aaaa-0", OLD)
+    assert [name for name in log.broken() if name == "max-total"] == broken
