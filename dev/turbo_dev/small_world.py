@@ -150,8 +150,8 @@ class World:
     @property
     def status(self) -> dict[str, Any]:
         """Of the TurboDeployment."""
-        told: dict[str, Any] = self.server.objects["TurboDeployment", "chat"]["status"]
-        return told
+        status: dict[str, Any] = self.server.objects["TurboDeployment", "chat"]["status"]
+        return status
 
     @property
     def replicas(self) -> dict[str, int]:

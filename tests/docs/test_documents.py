@@ -145,9 +145,9 @@ def test_every_condition_and_reason_is_documented() -> None:
     assert {word for word in words if f"`{word}`" not in text} == set()
     table = text.partition("| condition | reason |")[2].partition("\n\n")[0]
     cells = [cell for row in table.splitlines() for cell in row.split("|")[1:3]]
-    told = {word for cell in cells for word in re.findall(r"`(\w+)`", cell)}
-    assert told
-    assert told <= words, "a reason that no condition has"
+    named = {word for cell in cells for word in re.findall(r"`(\w+)`", cell)}
+    assert named
+    assert named <= words, "a reason that no condition has"
 
 
 def test_every_metric_of_the_runtime_is_documented() -> None:

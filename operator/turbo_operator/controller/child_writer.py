@@ -215,7 +215,7 @@ class ChildWriter:
     def _check_fresh(self, refusals: Iterable[RefusedError] = ()) -> None:
         """Raise where the writes before took long: what would go may be what answers by now."""
         if time.monotonic() - self.seen_time > FRESH_SECONDS:
-            message = "The API server is slow: what was seen is looked at anew."
+            message = "The API server is slow: the next reconcile decides by newer data."
             raise next(iter(refusals), OutdatedError(409, "Conflict", message))
 
     def _children(self) -> dict[Place, CachedChild]:

@@ -141,7 +141,7 @@ async def test_what_was_seen_too_long_ago_is_looked_at_anew_at_once_and_said(
         seconds = await world.reconciler.reconcile(KEY) or 0.0
         world.run_pods()
     assert (seconds, world.replicas[old]) == (1.0, 2)
-    assert "what was seen is looked at anew" in world.condition("Ready")[2]
+    assert "the next reconcile decides by newer data" in world.condition("Ready")[2]
     monkeypatch.undo()
     await looked(world, 4)
     assert world.replicas.get(old, 0) == 0

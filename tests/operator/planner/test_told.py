@@ -297,7 +297,7 @@ def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them(
     result = plan(spec(accelerators={"capacityTypes": ["Spot"]}), SMALL, card, supply)
     assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert (
-        "the cluster has no free a (Spot), and 1 node of another capacity type (told by labels: name yours "
+        "the cluster has no free a (Spot), and 1 node of another capacity type (by its labels: name yours "
         "in spec.capacityTypes of TurboAccelerator a): ask for fewer"
     ) in result.detail
 

@@ -315,7 +315,7 @@ def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
             rest += f", each with {pod} beside"
         if others := {node.name for node in all_nodes} - {node.name for node in nodes}:
             rest += (
-                f", and {messages.count(len(others), 'node')} of another capacity type (told by labels: name "
+                f", and {messages.count(len(others), 'node')} of another capacity type (by its labels: name "
                 f"yours in spec.capacityTypes of TurboAccelerator {name})"
             )
         return (
