@@ -157,7 +157,7 @@ class Judge:
             if state.time - record.available_since >= self._lag:
                 record.proven_available = state.time
             # Where no more fit, those that do are all that it can have.
-            fits = num_available >= variant.replicas and not has_room(state, owner, 0)
+            fits = num_available < replicas and not has_room(state, owner, num_available + 1 - replicas)
             if not (num_available >= replicas > 0 or fits):
                 record.full_since = None
                 continue

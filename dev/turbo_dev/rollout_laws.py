@@ -55,7 +55,9 @@ class Laws:
             self._within_bounds(before, step)
         keeper = self.proven
         if keeper in before and step.target != keeper:
-            ready = has_taken_over(states, step.target, step.fitting)
+            goal = footprint(self.qualities[step.target][0]) if step.target is not None else None
+            fitting = max(step.fitting, self.bounds.most(goal, self.replicas))
+            ready = has_taken_over(states, step.target, fitting)
             law(keeper in after or ready, f"{keeper} served last and is removed")
 
     def _within_bounds(self, before: Mapping[str, VariantState], step: Step) -> None:

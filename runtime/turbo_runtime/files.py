@@ -1,17 +1,30 @@
-"""Files: written whole or not at all, compared by stamps, and digested."""
+"""Files: read as JSON, written whole or not at all, compared by stamps, and digested."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 Stamp = tuple[int, int, int]
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def read_object(path: Path, problem: type[Exception], remedy: str) -> dict[str, Any]:
+    """Read a JSON object. Raises `problem` with a sentence that ends with the remedy."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise problem(f"{path} cannot be read: {error}; {remedy}") from error
+    if not isinstance(document, dict):
+        raise problem(f"{path}: expected a JSON object, got {type(document).__name__}; {remedy}")
+    return document
 
 
 def write_whole(path: Path, content: str) -> None:

@@ -262,6 +262,7 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
                 ),
             ),
         ),
+        observed=api.ObservedMetrics(cost_per_hour="8.00"),
         conditions=(
             api.Condition(
                 type="Ready",
@@ -282,7 +283,7 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
     assert " ".join(header.split()) == columns
     assert row.split()[1:8] == ["hf://acme/tiny", "Turbo", "h100", "3", "2", "ModelLoading", "Suffix"]
     _, wide = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE, "-o", "wide").splitlines()
-    assert wide.split()[-4:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1"]
+    assert wide.split()[-4:-1] == ["8.00", "12345678", "http://shown.crd.svc/v1"]
 
 
 @pytest.mark.cluster

@@ -4,7 +4,6 @@ say, a file that is followed while serving.
 
 from __future__ import annotations
 
-import json
 import logging
 import queue
 import random
@@ -19,7 +18,7 @@ from typing import TextIO
 import regex
 
 from turbo_runtime.capture.segment_store import create_segment, deletions, expire, line, sweep
-from turbo_runtime.files import file_stamp
+from turbo_runtime.files import file_stamp, read_object
 
 HEADER = "x-turbo-capture"  # with any value but `on`, the request is not kept
 LOOK_SECONDS = 2.0  # between two checks of the settings and the deletions
@@ -54,12 +53,7 @@ _NAMES = dict(zip(("folder", *_LIMITS, "redact"), CaptureSettings.__dataclass_fi
 
 def read_settings(path: Path) -> CaptureSettings:
     """Read and check the file. Raises CaptureError."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CaptureError(f"{path} cannot be read: {error}; write a JSON object with 'folder'") from error
-    if not isinstance(document, dict):
-        raise CaptureError(f"{path}: write a JSON object with 'folder', not {type(document).__name__}")
+    document = read_object(path, CaptureError, "write a JSON object with 'folder'")
     if unknown := sorted(set(document) - set(_NAMES)):
         raise CaptureError(f"{path}: there is no '{unknown[0]}'; it knows {', '.join(_NAMES)}")
     if not isinstance(document.get("folder"), str) or not document["folder"]:

@@ -21,7 +21,7 @@ from turbo_runtime.client.client import printable
 from turbo_runtime.contract.documents import DomainEvaluation, MeasuredGain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
-from turbo_runtime.files import checkpoint_digest
+from turbo_runtime.files import checkpoint_digest, read_object
 
 _is_file = os.path.isfile  # that of Path raises in somebody else's folder
 _DEFAULT_WIDTH = 1000  # columns where no terminal says how many
@@ -153,7 +153,7 @@ def _read_draft(folder: Path) -> Draft:
     """Read a draft. Raises DraftsError where there is none, or it is damaged."""
     if not _is_file(folder / CONFIG_FILE):
         raise DraftsError(_describe_missing(folder))
-    config, method = _read_json(folder / CONFIG_FILE), HEADS
+    config, method = read_object(folder / CONFIG_FILE, DraftsError, "name a folder of a draft"), HEADS
     if config.get("kind") != _KIND:
         fields, method = config.get("turbo"), EAGLE3  # the format of `speculators` has ours apart
         if config.get("speculators_model_type") != EAGLE3 or not isinstance(fields, dict):
@@ -167,22 +167,12 @@ def _read_draft(folder: Path) -> Draft:
     except (OSError, SafetensorError) as error:
         raise DraftsError(f"{weights} holds no weights: {error}; copy the draft anew, or train it") from error
     path = folder / EVALUATION_FILE
-    evaluation = _read_json(path) if path.is_file() else {}
+    evaluation = read_object(path, DraftsError, "name a folder of a draft") if path.is_file() else {}
     try:
         domains = {name: Measurement.parse(name, row) for name, row in evaluation.get("domains", {}).items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
     return Draft(folder, method, config, evaluation, domains)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DraftsError(f"{path} cannot be read: {error}; name a folder of a draft") from error
-    if not isinstance(document, dict):
-        raise DraftsError(f"{path} holds no object; name a folder of a draft")
-    return document
 
 
 def _print_overview(console: Console, drafts: Sequence[Draft]) -> None:

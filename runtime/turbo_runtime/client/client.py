@@ -8,10 +8,11 @@ import os
 import socket
 import ssl
 import time
+from _thread import start_new_thread
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing.pool import ThreadPool
+from queue import SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -202,9 +203,27 @@ def work_off(items: Iterable[Item], work: Callable[[Item], None], num_threads: i
     """Do the work on each item, so many at a time. Raises its first error. After an interrupt nothing more
     begins, and what runs is not waited for: a thread of an executor would keep the program from ending.
     """
-    with ThreadPool(num_threads) as pool:
-        for _ in pool.imap_unordered(work, items):
-            pass
+    # All in C: Ctrl-C within a lock that is written in Python, as pools and threads have, leaves it taken.
+    waiting, results = list(items), SimpleQueue[BaseException | None]()
+    total, remaining = len(waiting), iter(waiting)
+
+    def run() -> None:
+        for item in remaining:
+            try:
+                work(item)
+                results.put(None)
+            except BaseException as error:
+                waiting.clear()
+                results.put(error)
+
+    try:
+        for _ in range(min(num_threads, total)):
+            start_new_thread(run, ())
+        for _ in range(total):
+            if error := results.get():
+                raise error
+    finally:
+        waiting.clear()
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from turbo_runtime.contract.documents import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import EAGLE3, HEADS, SAMPLING_FIELDS, DistillError, MayPassError, Recipe
-from turbo_runtime.files import checkpoint_digest, write_whole
+from turbo_runtime.files import checkpoint_digest, read_object, write_whole
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
 
@@ -169,12 +169,7 @@ def _read(path: Path) -> Any:
 
 def _document(path: Path) -> dict[str, Any] | None:
     """None where there is no file. Raises DistillError where it holds anything but an object."""
-    if not path.is_file():
-        return None
-    document = _read(path)
-    if not isinstance(document, dict):
-        raise DistillError(f"{path} holds no JSON object; name another folder with --out")
-    return document
+    return read_object(path, DistillError, "name another folder with --out") if path.is_file() else None
 
 
 def read_training(out: Path) -> dict[str, Any] | None:

@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
-from turbo_runtime.files import write_whole, write_whole_by
+from turbo_runtime.files import read_object, write_whole, write_whole_by
 from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
 from turbo_runtime.sampling.noise import BLOCK, Noise, position_key
 
@@ -205,16 +205,13 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
 def read_config(folder: Path) -> HeadsConfig:
     """Read `config.json` of a checkpoint. Raises HeadsError."""
     path = folder / CONFIG_FILE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise HeadsError(f"{path} cannot be read: {error}; name a folder of Turbo heads") from error
-    if isinstance(document, dict) and "speculators_model_type" in document:
+    document = read_object(path, HeadsError, "name a folder of Turbo heads")
+    if "speculators_model_type" in document:
         raise HeadsError(
             f"{folder}: the engine Turbo cannot draft with method {document['speculators_model_type']}; "
             "serve with the engine vLLM, or train Turbo heads"
         )
-    if not isinstance(document, dict) or document.get("kind") != KIND:
+    if document.get("kind") != KIND:
         raise HeadsError(f'{path}: kind is not "{KIND}"; name a folder of Turbo heads')
     if document.get("format") != FORMAT:
         raise HeadsError(

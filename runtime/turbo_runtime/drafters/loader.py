@@ -5,7 +5,6 @@ Each draft is loaded on its own: one that cannot be used stays as it was, and th
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from turbo_runtime.drafters.heads import CONFIG_FILE, WEIGHTS_FILE, HeadsDrafter, Target, load_heads
-from turbo_runtime.files import Stamp, file_stamp
+from turbo_runtime.files import Stamp, file_stamp, read_object
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
 from turbo_runtime.sampling.noise import Noise
 
@@ -46,12 +45,7 @@ def read_selection(path: Path) -> DraftConfig:
     """Read `{"drafter": "auto", "heads": "/path", "version": "7", "named": {"latex": "/path"}}`, all
     optional; relative paths start from the file's folder. Raises SelectionError.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise SelectionError(f"{path} cannot be read: {error}; write a JSON object there") from error
-    if not isinstance(document, dict):
-        raise SelectionError(f"{path}: expected a JSON object, got {type(document).__name__}")
+    document = read_object(path, SelectionError, "write a JSON object there")
     if unknown := sorted({*document} - {*_KEYS}):
         raise SelectionError(f"{path}: there is no {unknown[0]!r}; it knows {', '.join(_KEYS)}")
     drafter, heads = document.get("drafter", "auto"), document.get("heads")

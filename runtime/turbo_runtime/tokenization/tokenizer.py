@@ -17,6 +17,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from turbo_runtime.files import read_object
+
 # What a decoder writes for bytes that are no UTF-8, also for the first bytes of a character
 REPLACEMENT = "\ufffd"
 MAX_PENDING = 3  # tokens that begin a character of up to four bytes without ending it
@@ -196,12 +198,7 @@ class Detokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     """Read an optional file of the folder; empty if it does not exist."""
-    if not path.exists():
-        return {}
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(document, dict):
-        raise ValueError(f"{path.name}: expected an object, got {type(document).__name__}")
-    return document
+    return read_object(path, ValueError, "copy the model's folder anew") if path.exists() else {}
 
 
 def _read_template(config: Mapping[str, Any], directory: Path) -> str | None:

@@ -10,7 +10,7 @@ import pytest
 from turbo_dev.rollout_history import BrokenLawError, Planner, history
 from turbo_dev.sizes import size
 from turbo_operator.budget import Footprint
-from turbo_operator.rollout import Bounds, Step, Variant, VariantState, Wanted, next_step
+from turbo_operator.rollout import Bounds, Step, Variant, VariantState, Wanted, has_taken_over, next_step
 
 HISTORIES, AT_A_TIME = size(500, 10_000), 250
 ENOUGH = 60  # histories in which a broken planner is caught for certain: most catch it
@@ -59,7 +59,21 @@ def never_ends(
     return replace(step, variants=tuple(kept))
 
 
-@pytest.mark.parametrize("planner", [drops_early, surges_over_the_budget, never_ends])
+def takes_over_in_part(
+    states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
+) -> Step:
+    """One replica is said to be all that fit: once it is available, nothing of what served is kept."""
+    step = next_step(states, wanted, footprint, bounds, now)
+    if step.fitting < 2 or not has_taken_over(states, step.target, 1):
+        return step
+    kept = tuple(variant for variant in step.variants if variant.replicas or variant.plan_hash == step.target)
+    return replace(step, variants=kept, fitting=1)
+
+
+BROKEN = [drops_early, surges_over_the_budget, never_ends, takes_over_in_part]
+
+
+@pytest.mark.parametrize("planner", BROKEN)
 def test_a_planner_that_is_broken_on_purpose_is_caught(planner: Planner) -> None:
     caught = []
     for seed in range(ENOUGH):

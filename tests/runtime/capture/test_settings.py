@@ -26,7 +26,7 @@ def test_what_is_not_said_is_the_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "told"),
     [
-        ("[]", "write a JSON object with 'folder', not list"),
+        ("[]", "expected a JSON object, got list; write a JSON object with 'folder'"),
         ("{", "cannot be read"),
         ({}, "folder must name a folder, not None"),
         ({"folder": "x", "sample": 1}, "there is no 'sample'; it knows folder, sampleFraction, maxMib"),
