@@ -54,8 +54,8 @@ SIZES = ("prompts_min", "answer_tokens_min")
 DATA = HERE / "data" / "distill"
 SAMPLED = ("latex",)  # greedy answers loop
 TEMPERATURE = 0.7
-HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
-DEALT = ("--test-fraction", str(HELD_OUT), "--validation-fraction", str(JUDGES))
+TEST_FRACTION, VALIDATION_FRACTION, SEED = 0.22, 0.08, 0
+DEALT = ("--test-fraction", str(TEST_FRACTION), "--validation-fraction", str(VALIDATION_FRACTION))
 ANSWER_TOKENS, CONTEXT, ROUNDS = 128, 1024, 5
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
@@ -76,7 +76,7 @@ class Trained:
     @property
     def warm_up(self) -> list[Completion]:
         """What is asked before the clock."""
-        return [one for one in self.answers if one.request.part == "judges"][:WARM_UP]
+        return [one for one in self.answers if one.request.part == "validation"][:WARM_UP]
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,13 @@ def _distill(folder: Path, out: Path, domain: str, dtype: str, source: Sequence[
     command = [sys.executable, "-m", "turbo_cli", "distill", str(folder), "--out", str(out)]
     command += [*map(str, source), "--domain", domain, "--keep-answers"]
     command += ["--dtype", dtype, "--device", "cpu"]
-    command += ["--temperature", str(_temperature(domain)), "--max-tokens", str(ANSWER_TOKENS), "--no-gain"]
+    command += [
+        "--temperature",
+        str(_temperature(domain)),
+        "--max-tokens",
+        str(ANSWER_TOKENS),
+        "--no-speedup",
+    ]
     command += ["--seed", str(SEED), "--max-model-len", str(CONTEXT)]
     with step(f"distill {domain}", "10 min"):
         subprocess.run(command, check=True)
@@ -205,7 +211,7 @@ def _read(served: TargetModel, out: Path) -> Trained:
     _, heads = load_heads(out, served.target)
     answers = read_kept([out], served.target.digest).completions
     record = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    return Trained(heads, [one for one in answers if one.request.part != "held-out"], record["seconds"])
+    return Trained(heads, [one for one in answers if one.request.part != "test"], record["seconds"])
 
 
 def _params(served: TargetModel, temperature: float) -> SamplingParams:
@@ -218,9 +224,9 @@ def _asked(served: TargetModel, trained: Trained, file: Path, domain: str) -> di
     """By temperature the model's answers to the prompts that `turbo distill` held out, looping ones left out.
     Exits where too few are new to be measured.
     """
-    recipe = Recipe(held_out=HELD_OUT, judges=JUDGES, seed=SEED)
-    prompts = deal(read_prompts([file]), recipe.seed, recipe.shares)["held-out"]
-    held = [TokenizedPrompt("held-out", domain, served.encode(prompt)) for prompt in prompts]
+    recipe = Recipe(test_fraction=TEST_FRACTION, validation_fraction=VALIDATION_FRACTION, seed=SEED)
+    prompts = deal(read_prompts([file]), recipe.seed, recipe.shares)["test"]
+    held = [TokenizedPrompt("test", domain, served.encode(prompt)) for prompt in prompts]
     found = {}
     for temperature in sorted({_temperature(domain), TEMPERATURE}):
         told = served.answer(

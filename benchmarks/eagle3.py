@@ -133,7 +133,7 @@ def _served(draft: Path, target: Path, threads: int, logs: Path) -> dict[str, An
     """
     lines = (draft / "answers.jsonl").read_text(encoding="utf-8").split("\n")
     kept = [json.loads(line) for line in lines if line]
-    held = [row["prompt"] for row in kept if row["part"] == "held-out"]
+    held = [row["prompt"] for row in kept if row["part"] == "test"]
     warm = [row["prompt"] for row in kept if row["part"] == "training"][:WARM]
     config = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": DEPTH}
     layer = Competitor(

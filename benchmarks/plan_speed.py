@@ -1,4 +1,4 @@
-"""How long plans take: of the whole catalogue, of `turbo plan` as a process, of 1,000 TurboDeployments in one
+"""How long plans take: of the whole catalog, of `turbo plan` as a process, of 1,000 TurboDeployments in one
 operator whose liveness probe must answer throughout.
 
 The operator is the real one, against a real API server, under the chart's own role. Its 1,000 objects are
@@ -36,7 +36,7 @@ from turbo_dev.controlplane import ControlPlane, free_port
 from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 from turbo_operator import api, planner, resources
-from turbo_operator.catalog import catalogue, shapes, shipped_objects
+from turbo_operator.catalog import catalog, shapes, shipped_objects
 from turbo_operator.render import model_configmap
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
@@ -85,8 +85,8 @@ def main() -> int:
 
 
 def _plans() -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Each model under three workloads, the whole catalogue at three prices, every engine and method."""
-    accelerators = _at_three_prices(catalogue())
+    """Each model under three workloads, the whole catalog at three prices, every engine and method."""
+    accelerators = _at_three_prices(catalog())
     rows, times, refused = [], [], 0
     for model in MODELS:
         shape = _shape(model)
@@ -117,7 +117,7 @@ def _plans() -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 
 def _at_three_prices(accelerators: Mapping[str, Accelerator]) -> dict[str, Accelerator]:
-    """The catalogue with a spot and a reserved price for whatever has one on demand."""
+    """The catalog with a spot and a reserved price for whatever has one on demand."""
     priced = {}
     for name, row in accelerators.items():
         base = row.prices.get(api.CapacityType.ON_DEMAND)
@@ -238,7 +238,7 @@ def _administrator(access: Access) -> Iterator[httpx.Client]:
 
 
 def _install(access: Access, folder: Path) -> Path:
-    """CRDs, the chart's role and the catalogue; the kubeconfig of the operator's service account."""
+    """CRDs, the chart's role and the catalog; the kubeconfig of the operator's service account."""
     helm = ensure(("helm",))["helm"]
     chart = ROOT / "charts" / "turbo"
     rendered = run([helm, "template", RELEASE, chart, "--namespace", SYSTEM, *UNUSED_IMAGES])
@@ -299,7 +299,7 @@ def _operator(role: Path, log: Path) -> Iterator[str]:
         "PATH": os.environ["PATH"],
         "KUBECONFIG": str(role),
         "TURBO_RUNTIME_IMAGE": "registry.test/turbo-runtime:1",
-        "TURBO_APPLY_CATALOGUE": "false",
+        "TURBO_APPLY_CATALOG": "false",
         "TURBO_HEALTH_PORT": str(port),
         "TURBO_METRICS_PORT": str(free_port("127.0.0.1")),
     }

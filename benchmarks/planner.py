@@ -30,7 +30,7 @@ from measurements.speculative import Speculative, speculative
 from measurements.studies import calibrated, end_to_end_errors, halves, others, unseen
 
 from turbo_operator.api import EngineName
-from turbo_operator.catalog import catalogue
+from turbo_operator.catalog import catalog
 from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients
 
 BARS = {  # at most; a goal is a tenth less
@@ -62,7 +62,7 @@ def main() -> int:
         "--coefficients", action="store_true", help="print what a fit on all rows would ship, and end"
     )
     options = parser.parse_args()
-    rows_by_accelerator = catalogue()
+    rows_by_accelerator = catalog()
     served, left_out = end_to_end(options.data / "perf" / "silicon_e2e.csv", rows_by_accelerator)
     full, out = saturated(options.data / "perf" / "trtllm_max_throughput.csv", rows_by_accelerator)
     if options.coefficients:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -70,8 +71,27 @@ METRICS = re.compile(
     r"turbo:(plain_)?answering|_by_draft|turbo:own_|chosen_drafts|_problem|deployment_gain|desired_replica$"
 )
 FLAGS = re.compile(
-    r"--(max-running|max-step-tokens|served-name|max-waiting|max-waiting-tokens|drafts|capture|api-keys"
+    r"--(catalogue|no-gain|max-running|max-step-tokens|served-name|max-waiting|max-waiting-tokens|drafts|capture|api-keys"
     r"|request-seconds|drain-seconds|endpoint-seconds|audit-share|judges|held-out|law)(?![-\w])"
+)
+
+CLASSES = (
+    "Asked Begin Beside Bid BlockLedger BrokenLedger EngineLink Evidence "
+    "Exhausted Gain Gains Gone Held InUse Judgement Laws Ledger Lessons "
+    "Live Made MeasuredGain Observed Offer PagedModel PagedStep Paid Pair "
+    "Part Places Remembered RowProduct Said Served StepPlan Stock Told "
+    "Trained Trial TurnedDown Want Weighed Weighing "
+)
+FUNCTIONS = (
+    "catalogue check_arithmetic choose fold futile gain_of gains heard judge "
+    "least_survival look outbid rows_hold shown_gain survival weigh "
+)
+MODULES = (
+    "abilities answer arrivals ask beside calibrating choose deal demands "
+    "facts figures gain gains heard held instants judge kept leaving "
+    "ledger looping observed observing online ownership paid planned planning "
+    "question remembered said served signals told watching weigh whole words "
+    "work "
 )
 
 
@@ -97,6 +117,17 @@ def test_no_reason_has_an_old_name() -> None:
     ]
     assert len(enums) > 5
     assert REASONS.isdisjoint(str(member) for enum in enums for member in enum)
+
+
+def test_no_class_function_or_module_has_an_old_name() -> None:
+    sources = [path for folder in ("operator", "runtime") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text()))]
+    classes = {node.name.lstrip("_") for node in nodes if isinstance(node, ast.ClassDef)}
+    functions = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    assert len(classes) > 100
+    assert classes.isdisjoint(CLASSES.split())
+    assert functions.isdisjoint(FUNCTIONS.split())
+    assert {path.stem for path in sources}.isdisjoint(MODULES.split())
 
 
 def test_no_metric_has_an_old_name() -> None:

@@ -24,7 +24,7 @@ Words = NDArray[np.str_]
 Mask = NDArray[np.bool_]
 GENERAL = Coefficients()
 ELEMENT = 2.0  # bytes of a number that is computed with
-# The servers that were measured, as aiconfigurator's systems/*.yaml state them; the catalogue's nodes are a
+# The servers that were measured, as aiconfigurator's systems/*.yaml state them; the catalog's nodes are a
 # cloud's, which may have fewer accelerators and a slower network.
 SERVER = 8  # accelerators
 NETWORK = {"Hopper": 50e9, "Blackwell": 100e9}  # bytes per second between servers, one way, per accelerator
@@ -96,7 +96,7 @@ class Deployment:
 
 
 def deployment(
-    catalogue: Mapping[str, Accelerator],
+    catalog: Mapping[str, Accelerator],
     model: str,
     precision: str,
     system: str,
@@ -109,7 +109,7 @@ def deployment(
     shape = served_shape(model, precision)
     if shape is None:
         return f"model {model} {precision}"
-    accelerator = catalogue.get(accelerator_name(system))
+    accelerator = catalog.get(accelerator_name(system))
     if accelerator is None or accelerator.memory_bandwidth is None or "bf16" not in accelerator.flops:
         return f"accelerator {system}"
     return Deployment(shape, accelerator, tensor, data, stages, cache_bytes)

@@ -95,7 +95,7 @@ def throughput(rows: Rows, times: Times) -> Numbers:
     return rows.requests * rows.answer / (times.first + rows.answer * times.token)
 
 
-def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows | None, Counter[str]]:
+def end_to_end(path: Path, catalog: Mapping[str, Accelerator]) -> tuple[Rows | None, Counter[str]]:
     """The rows of a table like silicon_e2e.csv that can be told, and how many were left out, by reason.
 
     Left out are: rows that read prompts and decode on different accelerators; models with heads for several
@@ -112,7 +112,7 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
     kept, out = [], Counter[str]()
     for line in table(path):
         try:
-            found = _end_to_end(line, catalogue)
+            found = _end_to_end(line, catalog)
         except UnreadableError as reason:
             found = str(reason)
         if isinstance(found, str):
@@ -136,7 +136,7 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
 
 
 def _end_to_end(
-    line: Mapping[str, str | None], catalogue: Mapping[str, Accelerator]
+    line: Mapping[str, str | None], catalog: Mapping[str, Accelerator]
 ) -> str | tuple[Machine, ForwardCost, tuple[float, ...], dict[str, str]]:
     if word(line, "mode") != "agg":
         return "disaggregated"
@@ -150,7 +150,7 @@ def _end_to_end(
     shape = served_shape(model, precision)
     if shape is not None and shape.experts:
         groups = max(groups, experts_on // tensor)
-    found = deployment(catalogue, model, precision, system, tensor, groups, 1, cache)
+    found = deployment(catalog, model, precision, system, tensor, groups, 1, cache)
     if isinstance(found, str):
         return found
     prompt, answer, each = (number(line, column) for column in ("isl", "osl", "batch_size"))

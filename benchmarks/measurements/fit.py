@@ -1,7 +1,7 @@
 """Coefficients of the step-time model from measured rows: the least sum of soft absolute errors.
 
 One set for all rows. The two coefficients of first tokens are also each engine's own, and those that the
-catalogue's efficiency fields name each pair's of accelerator and engine. Every logarithm is drawn to what is
+catalog's efficiency fields name each pair's of accelerator and engine. Every logarithm is drawn to what is
 shipped, and each own one to that of all, so that few rows tell little.
 """
 

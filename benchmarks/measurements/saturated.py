@@ -83,7 +83,7 @@ class Saturated:
         return (self.predicted(coefficients) / self.measured - 1.0)[:, None]
 
 
-def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturated | None, Counter[str]]:
+def saturated(path: Path, catalog: Mapping[str, Accelerator]) -> tuple[Saturated | None, Counter[str]]:
     """The rows of a table like trtllm_max_throughput.csv that can be told, and those left out, by reason.
 
     Requests reserve their whole length. Quantised checkpoints cache keys and values in 8 bits.
@@ -99,7 +99,7 @@ def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturat
             out[str(reason)] += 1
             continue
         cache = 2 if precision in SIXTEEN_BITS else 1
-        found = deployment(catalogue, model, precision, gpu, tensor, 1, stages, cache)
+        found = deployment(catalog, model, precision, gpu, tensor, 1, stages, cache)
         if isinstance(found, str):
             out[found] += 1
             continue

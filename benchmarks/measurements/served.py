@@ -1,4 +1,4 @@
-"""Which model a table's row served and in what types, and on which accelerator of the catalogue."""
+"""Which model a table's row served and in what types, and on which accelerator of the catalog."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from turbo_operator.catalog import shapes
 from turbo_runtime.contract.documents import ModelShape
 
-ACCELERATORS = {  # a table's word: the catalogue's
+ACCELERATORS = {  # a table's word: the catalog's
     "h100_sxm": "h100",
     "h200_sxm": "h200",
     "b200_sxm": "b200",
@@ -46,12 +46,12 @@ SIXTEEN_BITS = ("", "bf16", "fp16")
 
 
 def accelerator_name(word: str) -> str:
-    """The catalogue's name of what a table calls `word`; it need not be there."""
+    """The catalog's name of what a table calls `word`; it need not be there."""
     return ACCELERATORS.get(word, word.lower())
 
 
 def family(accelerator: str) -> str:
-    """The maker's generation of an accelerator of the catalogue."""
+    """The maker's generation of an accelerator of the catalog."""
     return FAMILIES.get(accelerator[0], accelerator)
 
 

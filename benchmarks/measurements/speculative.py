@@ -133,7 +133,7 @@ class Speculative:
         return (self.predicted(coefficients) / self.measured - 1.0)[:, None]
 
 
-def speculative(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Speculative | None, Counter[str]]:
+def speculative(path: Path, catalog: Mapping[str, Accelerator]) -> tuple[Speculative | None, Counter[str]]:
     """The rows of a table like specdec_measured.csv that can be told, and those left out, by reason.
 
     They must state acceptance length and speed-up.
@@ -153,7 +153,7 @@ def speculative(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Specu
             found: Deployment | str = f"method {method}"
             if method in METHODS:
                 precision = "" if precision in SIXTEEN_BITS else precision
-                found = deployment(catalogue, model, precision, gpu, max(1, count(line, "num_gpus")))
+                found = deployment(catalog, model, precision, gpu, max(1, count(line, "num_gpus")))
             numbers = (
                 []
                 if isinstance(found, str)

@@ -91,7 +91,7 @@ class Workload:
     owner: Key
     devices: Devices
     replicas: int
-    is_trial: bool = False
+    is_canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ class EveryDraft(GoodputController):
         """Each request by itself."""
         return {name for name in request_ids if self.asks()}
 
-    def choose(
+    def select_draft_lengths(
         self,
         acceptances: Sequence[Sequence[float]],
         shape: StepShape,  # noqa: ARG002  it is what is not looked at

@@ -1,4 +1,4 @@
-"""Specs, catalogues and supplies that the planner's laws are tried on."""
+"""Specs, catalogs and supplies that the planner's laws are tried on."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def accelerators(draw: st.DrawFn, name: str) -> Accelerator:
 
 
 @st.composite
-def catalogue_of(draw: st.DrawFn) -> dict[str, Accelerator]:
+def catalog_of(draw: st.DrawFn) -> dict[str, Accelerator]:
     """Two to four accelerators by name."""
     names = sorted(draw(st.sets(st.sampled_from(NAMES), min_size=2)))
     return {name: draw(accelerators(name)) for name in names}
 
 
-catalogues = catalogue_of()
+catalogs = catalog_of()
 nodes = st.builds(
     lambda name, free, held, types: NodeSupply(name, free + held, free, None, types),
     st.sampled_from(("a", "b")),

@@ -36,7 +36,7 @@ def fast(name: str, gib: float, price: str | None, **more: Any) -> Accelerator:
 
 
 def named(*each: Accelerator) -> dict[str, Accelerator]:
-    """A catalogue of these."""
+    """A catalog of these."""
     return {one.name: one for one in each}
 
 

@@ -38,7 +38,7 @@ def rollout_of(state: State, owner: Key) -> Mapping[str, Any]:
 
 def stays_in_surge(now: State, seen: State, owner: Key, _: None) -> str | None:
     """Replicas of all variants together stay within wanted + maxSurge."""
-    variants = [each for each in now.variants(owner).values() if not each.is_trial]
+    variants = [each for each in now.variants(owner).values() if not each.is_canary]
     total, most = sum(each.replicas for each in variants), wanted(seen, owner) + max_surge(seen, owner)
     if total <= most:
         return None

@@ -120,7 +120,7 @@ class Judge:
             self._check(self._keeps_last, "keeps-last", owner, before, write, write.key[1])
             self._check(_is_empty, "drained", owner, before, write, old)
         if asks > asked:
-            if kind == "Deployment" and new is not None and not new.is_trial:
+            if kind == "Deployment" and new is not None and not new.is_canary:
                 self._check(stays_in_surge, "surge", owner, after, write, None)
             self._check(stays_in_total, "max-total", owner, after, write, None)
             self._check(stays_in_budget, "budget", owner, after, write, None)
@@ -147,7 +147,7 @@ class Judge:
         for name, variant in state.variants(owner).items():
             num_available = min(_num_available(state, owner, name, _CLOCK_STEP), variant.replicas)
             record = self._records.setdefault((owner[0], name), _Record())
-            if variant.is_trial:
+            if variant.is_canary:
                 continue
             if num_available == 0:
                 record.available_since = record.full_since = None
@@ -296,7 +296,7 @@ def _end_of(state: State, owner: Key, body: Body) -> Iterator[str]:
 def _is_not_alone(state: State, owner: Key) -> str | None:
     """What is missing for one variant to be there alone with all the replicas that are wanted."""
     replicas = wanted(state, owner)
-    variants = [each for each in state.variants(owner).values() if not each.is_trial]
+    variants = [each for each in state.variants(owner).values() if not each.is_canary]
     asked = {each.name: each.replicas for each in variants}
     if replicas == 0:
         return f"its variants ask for {asked} where none is wanted" if sum(asked.values()) else None

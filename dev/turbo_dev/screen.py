@@ -16,8 +16,8 @@ from .talk import Pair
 WIDTH = 100
 LARGE = REPOSITORY / "examples" / "r1-distill-qwen-32b.yaml"
 NOTE = (
-    "The gain is what the text allows: the suffix drafter guesses what stands in the question or in recent "
-    "answers, and little of free prose. The bytes never depend on it."
+    "The speedup is what the text allows: the suffix drafter guesses what stands in the question or in "
+    "recent answers, and little of free prose. The bytes never depend on it."
 )
 
 WINDOW = "The example lets a replica go after 20 s in which one was enough; left out, that is five minutes."

@@ -170,8 +170,8 @@ def _in_force(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
         return
     replicas, ready = _number(status, "replicas"), _number(status, "readyReplicas")
     wanted = _number(status, "desiredReplicas")
-    trial = 1 if status.get("canary") else 0  # its pod is there in addition, or in the place of another
-    if not wanted <= replicas <= wanted + trial or not wanted - trial <= ready:
+    canary = 1 if status.get("canary") else 0  # its pod is there in addition, or in the place of another
+    if not wanted <= replicas <= wanted + canary or not wanted - canary <= ready:
         yield (
             f"Reconciling is False for UpToDate, and replicas is {replicas}, readyReplicas {ready}, "
             f"desiredReplicas {wanted}."

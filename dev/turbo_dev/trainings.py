@@ -12,7 +12,7 @@ from turbo_operator.catalog import shapes
 from turbo_operator.drafts import training
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import Accelerator, ChildView, DraftView, NodeSupply, Snapshot, Supply, TrainPod
-from turbo_runtime.contract.documents import DomainEvaluation, DraftManifest, Load, MeasuredGain, ModelInfo
+from turbo_runtime.contract.documents import DomainEvaluation, DraftManifest, Load, MeasuredSpeedup, ModelInfo
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
@@ -23,7 +23,7 @@ FACTS = ModelInfo(SHAPE, MODEL, None, 270_000_000)
 CORES = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, prices={CapacityType.ON_DEMAND: Decimal(1)})
 ROOM = {name: Supply((NodeSupply("n", 4, 4),)) for name in ("cpu", "l4")}
-WORTH = DomainEvaluation("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),))
+WORTH = DomainEvaluation("chat", 2.5, (0.7, 0.5), (MeasuredSpeedup(1, 1.1, 1.8),))
 MADE = DraftManifest("heads", "chat-1", "sha256:" + "1" * 64, MODEL, "chat", 0, (WORTH,))
 LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False)
 

@@ -13,7 +13,7 @@ from decimal import Decimal
 
 from turbo_operator.api import CapacityType, PodSpec, Provisioning, Resources, label_value, quantity
 from turbo_operator.plan import Choice
-from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Paid, Supply
+from turbo_operator.snapshot import Accelerator, AcceleratorLabels, Host, NodeSupply, Supply
 
 DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
 
@@ -119,7 +119,7 @@ def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
     )
 
 
-def labeled_footprint(labeled: Paid, accelerators: Mapping[str, Accelerator]) -> Footprint:
+def labeled_footprint(labeled: AcceleratorLabels, accelerators: Mapping[str, Accelerator]) -> Footprint:
     """Return the footprint of one pod by its labels; without a price where its TurboAccelerator is gone."""
     name = labeled.accelerator or ""
     by_label = (row for key, row in accelerators.items() if label_value(key) == name)

@@ -59,7 +59,7 @@ class Settings:
     runtime_image: str = _setting(_text)  # image of the serving and inspecting pods, with its tag or digest
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
     namespaces: tuple[str, ...] = _setting(_names, ())  # watched; none is all of them
-    apply_catalogue: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start
+    apply_catalog: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start
     # Where the operator runs; without one, the namespace of the kubeconfig's context.
     operator_namespace: str | None = _setting(_text, None)
     resync_seconds: float = _setting(_seconds, 600.0)  # every object is looked at again at least this often

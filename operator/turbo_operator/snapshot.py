@@ -20,7 +20,7 @@ ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One row of the catalogue: a TurboAccelerator as the planner sees it.
+    """One row of the catalog: a TurboAccelerator as the planner sees it.
 
     Rates are of one accelerator, in bytes and floating-point operations per second; None is unknown. What an
     accelerator of resource `cpu` has is that many cores' share of the machine.
@@ -79,7 +79,7 @@ class Supply:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Paid:
+class AcceleratorLabels:
     """The accelerators and capacity type that a pod is billed as, by its labels; names are label values."""
 
     accelerator: str | None = None
@@ -88,7 +88,7 @@ class Paid:
 
 
 @dataclass(frozen=True, slots=True)
-class PodView(Paid):
+class PodView(AcceleratorLabels):
     """A pod of a deployment: enough to say what holds it up and how it does."""
 
     name: str
@@ -162,7 +162,7 @@ class LoadSample:
 
 
 @dataclass(frozen=True, slots=True)
-class ChildView(Paid):
+class ChildView(AcceleratorLabels):
     """A child object of ours as it stands: identity and the hash of what we last applied to it."""
 
     kind: str
@@ -213,7 +213,7 @@ def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class JobPod(Paid):
+class JobPod(AcceleratorLabels):
     """A pod of a Job that inspects the model, or trains a draft."""
 
     name: str
@@ -256,7 +256,7 @@ class Snapshot:
     draft: DraftView | None = None  # the one that is asked for
     named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
-    gain: float | None = None  # of what serves over no drafts, measured under load; None: not known
+    speedup: float | None = None  # of what serves over no drafts, measured under load; None: not known
     trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
     # Variants, by plan hash, whose ReplicaSet is being deleted without its pods.
     releasing: frozenset[str] = frozenset()

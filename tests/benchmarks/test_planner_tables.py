@@ -16,11 +16,11 @@ from measurements.speculative import speculative
 from measurements.studies import calibrated, halves, unseen
 
 from turbo_operator.api import EngineName
-from turbo_operator.catalog import catalogue
+from turbo_operator.catalog import catalog
 from turbo_operator.planner.performance.step_time import BY_ENGINE, Coefficients
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data"
-ACCELERATORS = catalogue()
+ACCELERATORS = catalog()
 END_TO_END = (
     "backend,model_path,system,precision,mode,isl,osl,batch_size,tp_size,attention_dp_size,moe_tp_size,"
     "moe_ep_size,silicon_ttft_ms,silicon_tpot_ms,concurrency_from_source,model_has_mtp_head\n"

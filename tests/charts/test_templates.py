@@ -92,7 +92,7 @@ def test_operator_understands_the_default_settings(render: Render) -> None:
     told = operator_settings(render())
     assert told.runtime_image == "turbo-runtime:0.1.0"
     assert told.namespaces == ()
-    assert told.apply_catalogue is True
+    assert told.apply_catalog is True
 
 
 def test_operator_understands_changed_settings(render: Render) -> None:
@@ -110,7 +110,7 @@ def test_operator_understands_changed_settings(render: Render) -> None:
     assert told.runtime_image == f"registry.example:5000/turbo-runtime@{DIGEST}"
     assert told.image_pull_policy == "Always"
     assert told.namespaces == ("a", "b")
-    assert told.apply_catalogue is False
+    assert told.apply_catalog is False
     assert (told.log_level, told.log_format) == ("DEBUG", "text")
 
 

@@ -155,3 +155,10 @@ def test_every_metric_of_the_runtime_is_documented() -> None:
     metrics = [metric.name for metric in runtime_metrics.METRICS]
     assert {metric for metric in metrics if f"`{metric}`" not in text} == set()
     assert set(re.findall(r"`((?:vllm|turbo):[a-z_]+)`", text)) <= set(metrics)
+
+
+def test_every_field_that_the_page_for_users_of_vllm_names_is_one_of_the_api() -> None:
+    fields = set(re.findall(r"`(spec\.[A-Za-z.]+?)(?:: \w+)?`", (ROOT / "docs/from-vllm.md").read_text()))
+    known = set(re.findall(r"^\| `(spec\.[A-Za-z.]+)`", (ROOT / "docs/reference/api.md").read_text(), re.M))
+    assert len(fields) > 10
+    assert fields <= known

@@ -123,7 +123,7 @@ class Cluster:
             "KUBECONFIG": str(self._role),
             "TURBO_RUNTIME_IMAGE": "registry.test/turbo-runtime:1",
             "TURBO_NAMESPACES": namespace,
-            "TURBO_APPLY_CATALOGUE": "false",
+            "TURBO_APPLY_CATALOG": "false",
             "TURBO_LOG_FORMAT": "text",
             "TURBO_HEALTH_PORT": str(free_port("127.0.0.1")),
             "TURBO_METRICS_PORT": str(free_port("127.0.0.1")),

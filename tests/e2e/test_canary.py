@@ -153,7 +153,7 @@ class Watch(threading.Thread):
         """What a pod with a draft of that version said last."""
         return next((load for _, _, load in reversed(self.told) if load.draft_version == version), None)
 
-    def gain(self) -> float | None:
+    def speedup(self) -> float | None:
         """Of all pods, over the window that the operator shows."""
         first: dict[str, GenerationStats] = {}
         done, since = GenerationStats(), time.monotonic() - WINDOW_SECONDS
@@ -164,7 +164,7 @@ class Watch(threading.Thread):
             if at > since and name in first:
                 done += now.since(first[name])
             first[name] = now
-        return done.gain
+        return done.speedup
 
 
 def pods(access: Access) -> list[str]:
@@ -200,7 +200,7 @@ def until(access: Access, holds: Callable[[dict[str, Any]], Any], what: str) -> 
     raise AssertionError(f"not yet: {what}; {json.dumps(status(access))}")
 
 
-def shown_gain(access: Access) -> float | None:
+def shown_speedup(access: Access) -> float | None:
     header, row = access.kubectl("get", "td", NAME, *MINE).splitlines()
     start = header.index("SPEEDUP")
     text = row[start : start + 9].split()
@@ -260,11 +260,11 @@ def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_requ
         until(access, lambda now: len(pods(access)) == 1 and not now.get("canary"), "its pod is gone")
 
         def agrees(_: dict[str, Any]) -> bool:
-            shown, counted = shown_gain(access), watch.gain()
+            shown, counted = shown_speedup(access), watch.speedup()
             return shown is not None and counted is not None and abs(shown - counted) <= 0.1 * counted
 
-        until(access, agrees, "the gain shown is that of the counters")
-        shown, counted = shown_gain(access), watch.gain()
+        until(access, agrees, "the speedup shown is that of the counters")
+        shown, counted = shown_speedup(access), watch.speedup()
     watch.stop()
 
     spoilt = watch.last_of("spoilt")
@@ -272,7 +272,7 @@ def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_requ
     assert spoilt.draft_tokens > 0
     assert spoilt.accepted_tokens <= 0.05 * spoilt.draft_tokens
     seconds, tokens = sum(one for _, one, _ in traffic.answered), sum(n for _, _, n in traffic.answered)
-    print(f"gain shown {shown}, counted {counted}; {down['message']}")
+    print(f"speedup shown {shown}, counted {counted}; {down['message']}")
     print(f"client: {len(traffic.answered)} answers, {tokens / seconds:.2f} tokens/s of one request")
     assert traffic.failures == []
 

@@ -86,7 +86,7 @@ def test_status_explain_and_a_plan_from_files_agree(gpu_cluster: Any, ask: Any, 
     status, offline = ask(
         commands.plan,
         *("-f", file, "--model", str(tmp_path / "facts.json")),
-        *("--catalogue", saved("catalogue.yaml", "turboaccelerators")),
+        *("--catalog", saved("catalog.yaml", "turboaccelerators")),
         *("--nodes", saved("nodes.yaml", "nodes,pods,resourcequotas", "-A")),
     )
     assert status == 0

@@ -157,7 +157,7 @@ def test_an_object_of_somebody_else_is_never_taken_over(cluster: Any) -> None:
 
 def test_a_price_that_a_user_sets_survives_a_restart_and_replans(cluster: Any) -> None:
     namespace = cluster.namespace("prices")
-    operator = cluster.start(namespace, TURBO_APPLY_CATALOGUE="true")
+    operator = cluster.start(namespace, TURBO_APPLY_CATALOG="true")
     cluster.create_deployment(namespace)
     cluster.until_ready(namespace)
     price = {"spec": {"pricing": {"perAcceleratorHour": {"onDemand": "0.05"}}}}
@@ -169,7 +169,7 @@ def test_a_price_that_a_user_sets_survives_a_restart_and_replans(cluster: Any) -
     operator.stop()
     assert "TurboAccelerator written" in operator.log.read_text()
     size = operator.log.stat().st_size
-    cluster.start(namespace, TURBO_APPLY_CATALOGUE="true")
+    cluster.start(namespace, TURBO_APPLY_CATALOG="true")
     cluster.until(lambda: "watching" in operator.log.read_bytes()[size:].decode(), "the operator is back")
     assert "TurboAccelerator written" not in operator.log.read_bytes()[size:].decode()
     assert cluster.api.get(resources.TURBOACCELERATOR, "", "cpu")["spec"]["pricing"][

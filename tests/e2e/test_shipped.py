@@ -50,7 +50,7 @@ def namespace(cluster: Any, request: pytest.FixtureRequest) -> Iterator[str]:
 
 def start_and_stop(cluster: Any, namespace: str) -> str:
     """What the operator logs from its start until it has listed everything."""
-    operator = cluster.start(namespace, TURBO_APPLY_CATALOGUE="true", TURBO_OPERATOR_NAMESPACE=SYSTEM)
+    operator = cluster.start(namespace, TURBO_APPLY_CATALOG="true", TURBO_OPERATOR_NAMESPACE=SYSTEM)
     size = operator.log.stat().st_size
     cluster.until(lambda: "watching" in operator.log.read_bytes()[size:].decode(), "the operator has listed")
     operator.stop()

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.node, pytest.mark.model]
 PROMPTS = Path(__file__).parents[2] / "benchmarks" / "data" / "distill" / "support.jsonl"
 NUM_PROMPTS, ANSWER_TOKENS = 40, 24  # more than are answered at a time
 CALM, STORMY = "calm", "stormy"
-STAGES = ("start", "model", "answers", "states", "training", "evaluation", "gain")
+STAGES = ("start", "model", "answers", "states", "training", "evaluation", "speedup")
 PATIENCE = 900.0
 MINE = ("-n", "default")
 
@@ -39,7 +39,7 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
     volume.fill(access, node_cluster, made.model.name)
     release.install(access, made, None)
     volume.claim(access, node_cluster, "drafts")
-    # two pods fit on two cores; of another name than what serves, so that no gain is measured
+    # two pods fit on two cores; of another name than what serves, so that no speedup is measured
     access.apply(*(accelerator(name, "900m", 6) for name in ("server", "trainer")), prompts())
     yield node_cluster
     for name in (CALM, STORMY):

@@ -11,7 +11,7 @@ import pytest
 
 from turbo_operator import resources
 from turbo_operator.api import rfc3339
-from turbo_runtime.contract.documents import DomainEvaluation, DraftManifest, MeasuredGain
+from turbo_runtime.contract.documents import DomainEvaluation, DraftManifest, MeasuredSpeedup
 
 pytestmark = pytest.mark.cluster
 
@@ -29,7 +29,7 @@ MADE = DraftManifest(
     MODEL,
     "chat",
     0,
-    (DomainEvaluation("prompts", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),)),),
+    (DomainEvaluation("prompts", 2.5, (0.7, 0.5), (MeasuredSpeedup(1, 1.1, 1.8),)),),
 )
 
 

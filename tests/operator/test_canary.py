@@ -9,9 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_dev.loads import load, pod
-from turbo_dev.trainings import promoted
-from turbo_dev.trials import (
+from turbo_dev.canaries import (
     NEW,
     NOW,
     OLD,
@@ -29,6 +27,8 @@ from turbo_dev.trials import (
     td,
     up,
 )
+from turbo_dev.loads import load, pod
+from turbo_dev.trainings import promoted
 from turbo_operator import status
 from turbo_operator.api import Canary, CanaryReason, ConditionType, TurboDeployment
 from turbo_operator.autoscaler import History
@@ -53,7 +53,7 @@ def tried(
     """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`, whose answers
     differ too by the share `usual`.
     """
-    gains, verdict = SpeedupTracker(), None
+    speedups, verdict = SpeedupTracker(), None
     version = trying.pop("version", NEW.version)
     for minute in range(minutes):
         seconds = 20.0 * minute
@@ -62,7 +62,7 @@ def tried(
         counted = {"audits": 1000, "audit_mismatches": int(1000 * usual)}
         stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version, **counted)
         pods = [pod("a", stable), pod("t", told, variant=TRY)]
-        gains, verdict = look(WITH_OLD, seen(*pods), gains, NOW + 60.0 * minute)
+        speedups, verdict = look(WITH_OLD, seen(*pods), speedups, NOW + 60.0 * minute)
         assert verdict is not None
         if verdict.is_over:
             break
@@ -143,8 +143,8 @@ def test_a_pod_that_a_node_has_ended_says_nothing_of_the_draft() -> None:
 
 def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> None:
     loads = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
-    gains, first = look(WITH_OLD, seen(loads), SpeedupTracker(), NOW)
-    _, verdict = look(WITH_OLD, seen(loads), gains, NOW + canary.GIVE_UP_SECONDS)
+    speedups, first = look(WITH_OLD, seen(loads), SpeedupTracker(), NOW)
+    _, verdict = look(WITH_OLD, seen(loads), speedups, NOW + canary.GIVE_UP_SECONDS)
     assert first is not None
     assert verdict is not None
     assert (first.reason, verdict.reason) == (CanaryReason.STARTING, CanaryReason.INCONCLUSIVE)
@@ -158,9 +158,9 @@ def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> N
     ],
 )
 def test_a_second_pod_that_the_budget_does_not_hold_is_not_made(bound: dict[str, Any], name: str) -> None:
-    gains, verdict = look(td(promoted(OLD), **bound), seen(), SpeedupTracker(), NOW)
+    speedups, verdict = look(td(promoted(OLD), **bound), seen(), SpeedupTracker(), NOW)
     assert verdict is not None
-    assert (verdict.reason, verdict.is_over, gains.trial) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
+    assert (verdict.reason, verdict.is_over, speedups.run) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
     assert name in verdict.detail
     _, of_two = look(td({**promoted(OLD), "desiredReplicas": 2}, **bound), seen(), SpeedupTracker(), NOW)
     assert of_two is not None
@@ -173,9 +173,9 @@ def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
 
 
 def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
-    gains, verdict = look(WITH_OLD, seen(), SpeedupTracker(), NOW)
+    speedups, verdict = look(WITH_OLD, seen(), SpeedupTracker(), NOW)
     observed = replace(seen(), children=(up(STABLE),))
-    made = children(WITH_OLD, observed, gains, verdict)
+    made = children(WITH_OLD, observed, speedups, verdict)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-1", "version": "chat-draft-1"}\n'
     assert (
         named(made, "chat-drafts-canary")
@@ -204,8 +204,8 @@ def test_the_first_draft_needs_no_rollout_either() -> None:
     before = td()
     without = stable_of(before, None)
     assert without == STABLE
-    gains, _ = look(before, seen(now=None), SpeedupTracker(), NOW)
-    made = children(before, replace(seen(now=None), children=(up(without),)), gains, None)
+    speedups, _ = look(before, seen(now=None), SpeedupTracker(), NOW)
+    made = children(before, replace(seen(now=None), children=(up(without),)), speedups, None)
     assert named(made) == "{}\n"
 
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from turbo_dev.held import held
-from turbo_dev.trainings import CORES, promoted
-from turbo_dev.trials import (
+from turbo_dev.canaries import (
     NEW,
     NOW,
     OLD,
@@ -28,6 +26,8 @@ from turbo_dev.trials import (
     up,
     variant_of,
 )
+from turbo_dev.held import held
+from turbo_dev.trainings import CORES, promoted
 from turbo_operator.api import (
     API_VERSION,
     LABEL_DEPLOYMENT,
@@ -52,8 +52,8 @@ def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tupl
     it = td({**({} if now is None else promoted(now)), "desiredReplicas": 2, **told}, replicas=2)
     variant = variant_of(it, tried)
     before = replace(seen(drafts=(tried,), now=now), children=(up(STABLE, 2),))
-    gains, verdict = look(it, before, SpeedupTracker(), NOW)
-    made = children(it, before, gains, verdict)
+    speedups, verdict = look(it, before, SpeedupTracker(), NOW)
+    made = children(it, before, speedups, verdict)
     assert f"Deployment chat-{variant}" in made
     there = (up(STABLE, 2, 1), up(variant), *held(made.values()))
     over = td({**it.status.dump(), **turned_down(tried)}, replicas=2)
@@ -82,10 +82,10 @@ def test_a_pod_of_an_earlier_trial_does_not_take_up_the_draft_that_is_tried_next
     it, observed = rejected(OLD)
     third = replace(NEW, name="chat-draft-3", version="3", path="chat/3", digest="sha256:3")
     observed = replace(observed, drafts=(NEW, third))
-    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
+    speedups, verdict = look(it, observed, SpeedupTracker(), NOW)
     assert verdict is not None
     assert verdict.draft == third
-    made = children(it, observed, gains, verdict)
+    made = children(it, observed, speedups, verdict)
     assert f"Deployment chat-{variant_of(it, third)}" not in made  # it waits until all replicas are there
     assert named(made, CANARY_FILE) == named(made)
 

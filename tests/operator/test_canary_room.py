@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from turbo_dev.canaries import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up
 from turbo_dev.held import held
 from turbo_dev.loads import load, pod
 from turbo_dev.trainings import promoted
-from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up
 from turbo_operator.api import CanaryReason, TurboDeployment
 from turbo_operator.drafts import canary
 from turbo_operator.drafts.speedup import SpeedupTracker
@@ -36,8 +36,8 @@ def asked(it: TurboDeployment, stable: ChildView, trying: ChildView | None, *pod
     """Replicas of each variant in the next step."""
     there = (stable,) if trying is None else (stable, trying, FILE)
     observed = replace(seen(*pods), children=there)
-    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
-    return replicas(children(it, observed, gains, verdict))
+    speedups, verdict = look(it, observed, SpeedupTracker(), NOW)
+    return replicas(children(it, observed, speedups, verdict))
 
 
 def test_where_there_is_room_no_replica_goes_before_the_pod_that_tries_answers() -> None:
@@ -85,22 +85,22 @@ def test_a_draft_that_never_ran_waits_however_long_and_says_what_for(
 ) -> None:
     it = several()
     observed = replace(seen(*pods), children=(up(STABLE, 3), up(TRY, 1, 0, message)))
-    gains, _ = look(it, observed, SpeedupTracker(), NOW)
-    gains, verdict = look(it, observed, gains, NOW + 3 * canary.GIVE_UP_SECONDS)
+    speedups, _ = look(it, observed, SpeedupTracker(), NOW)
+    speedups, verdict = look(it, observed, speedups, NOW + 3 * canary.GIVE_UP_SECONDS)
     assert verdict is not None
     assert verdict.reason == CanaryReason.STARTING
     assert told in verdict.detail
-    assert gains.trial is not None
+    assert speedups.run is not None
 
 
 METRICS = {"scaling": {"mode": "Metrics", "minReplicas": 1, "maxReplicas": 8}}
 
 
 def after_the_verdict(*there: ChildView) -> Snapshot:
-    """What is left of a trial: nothing is tried, the status has its verdict, and pods are as they were."""
+    """What is left of a canary: nothing is tried, the status has its verdict, and pods are as they were."""
     it = several()
-    gains, verdict = look(it, seen(), SpeedupTracker(), NOW)
-    made = children(it, replace(seen(), children=(up(STABLE, 3),)), gains, verdict)
+    speedups, verdict = look(it, seen(), SpeedupTracker(), NOW)
+    made = children(it, replace(seen(), children=(up(STABLE, 3),)), speedups, verdict)
     return replace(seen(drafts=(OLD,)), children=(*there, *held(made.values())))
 
 
@@ -119,8 +119,8 @@ def test_after_a_verdict_the_autoscaler_holds_the_replicas_until_the_place_is_fi
 def test_the_autoscaler_counts_the_pod_that_tries() -> None:
     it = td({**promoted(OLD), "desiredReplicas": 3}, **METRICS)
     observed = replace(seen(), children=(up(STABLE, 2), up(TRY), FILE))
-    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
-    assert decided(it, observed, gains, verdict).scale.replicas == 3
+    speedups, verdict = look(it, observed, SpeedupTracker(), NOW)
+    assert decided(it, observed, speedups, verdict).scale.replicas == 3
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_trial_whose_pod_may_not_be_made_says_what_it_waits_for(
         it = td({**promoted(OLD), "desiredReplicas": 1, **more}, **spec)
     serves = up("v0" if more else STABLE)
     observed = replace(seen(), children=(serves,))
-    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
-    made = decided(it, observed, gains, verdict)
+    speedups, verdict = look(it, observed, SpeedupTracker(), NOW)
+    made = decided(it, observed, speedups, verdict)
     assert made.canary_children == ()
     assert made.verdict is not None
-    assert made.verdict.detail.startswith(f"The trial of chat-draft-2 waits for {why}")
+    assert made.verdict.detail.startswith(f"The canary of chat-draft-2 waits for {why}")

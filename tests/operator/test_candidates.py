@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from turbo_dev.trainings import promoted
-from turbo_dev.trials import (
+from turbo_dev.canaries import (
     FACTS,
     NEW,
     NOW,
@@ -23,6 +22,7 @@ from turbo_dev.trials import (
     turned_down,
     variant_of,
 )
+from turbo_dev.trainings import promoted
 from turbo_operator import status
 from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key

@@ -1,4 +1,4 @@
-"""The catalogue: what ships is valid and sourced, and a user's object wins."""
+"""The catalog: what ships is valid and sourced, and a user's object wins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from turbo_operator.api import CapacityType, parse_accelerator
-from turbo_operator.catalog import as_row, catalogue, shipped_objects
+from turbo_operator.catalog import as_row, catalog, shipped_objects
 
 GIB = 1 << 30
 # AWS' own prices of the instances, on demand in us-east-1 on 2026-01-19, with their number of GPUs.
@@ -28,7 +28,7 @@ UNPRICED = {"cpu", "h100-pcie", "b300", "gb200", "gb300", "rtx-pro-6000"}
 
 
 def test_every_shipped_accelerator_has_a_profile() -> None:
-    for row in catalogue().values():
+    for row in catalog().values():
         assert row.memory_bandwidth
         assert row.flops["bf16"] > 0
         assert row.link_bandwidth or row.per_node in (None, 1), row.name
@@ -36,15 +36,15 @@ def test_every_shipped_accelerator_has_a_profile() -> None:
 
 
 def test_a_price_is_shipped_where_aws_has_one_and_no_other_is() -> None:
-    priced = {name for name, row in catalogue().items() if row.prices}
+    priced = {name for name, row in catalog().items() if row.prices}
     assert priced == set(INSTANCES)
-    assert set(catalogue()) - priced == UNPRICED
+    assert set(catalog()) - priced == UNPRICED
 
 
 @pytest.mark.parametrize("name", INSTANCES)
 def test_a_shipped_price_is_its_instances_and_says_so(name: str) -> None:
     instance, price, gpus = INSTANCES[name]
-    row = catalogue()[name]
+    row = catalog()[name]
     assert row.per_node == gpus
     assert abs(row.prices[CapacityType.ON_DEMAND] * gpus - Decimal(price)) < Decimal("0.00001")
     assert not row.price_per_node
@@ -68,7 +68,7 @@ def test_a_shipped_price_is_its_instances_and_says_so(name: str) -> None:
 def test_a_profile_is_that_of_its_source(
     name: str, memory: float, bandwidth: float, flops: dict[str, float], per_node: int, link: float
 ) -> None:
-    row = catalogue()[name]
+    row = catalog()[name]
     assert row.memory_bytes == int(memory * GIB)
     assert row.memory_bandwidth == bandwidth * 1e9
     assert row.flops == {kind: pytest.approx(rate * 1e12) for kind, rate in flops.items()}
@@ -76,7 +76,7 @@ def test_a_profile_is_that_of_its_source(
 
 
 def test_the_shipped_accelerators_are_rows_of_the_planner() -> None:
-    rows = catalogue()
+    rows = catalog()
     assert rows["l4"].prices.get("OnDemand") == Decimal("0.8048")
     assert rows["l40s"].memory_bytes == int(Decimal("44.98") * GIB)
     assert rows["cpu"].prices.get("OnDemand") is None
@@ -105,4 +105,4 @@ def test_a_users_accelerator_is_a_row_of_what_it_says() -> None:
     assert (row.quantity, row.memory_bytes) == (Decimal("1.5"), int(2.5 * GIB))
     assert row.prices.get("OnDemand") == Decimal("0.04")
     assert row.capacity_selectors == {"Spot": {"pool": "cheap"}}
-    assert catalogue()["cpu"].prices.get("OnDemand") is None
+    assert catalog()["cpu"].prices.get("OnDemand") is None

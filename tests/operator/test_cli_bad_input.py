@@ -100,7 +100,7 @@ def test_standard_input_that_is_closed_or_no_utf_8_is_bad_input(
     assert "standard input is no YAML: it is no UTF-8." in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["-f", "--catalogue", "--nodes", "--model"])
+@pytest.mark.parametrize("flag", ["-f", "--catalog", "--nodes", "--model"])
 def test_an_empty_name_is_bad_input_of_its_flag(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +108,7 @@ def test_an_empty_name_is_bad_input_of_its_flag(
     assert f"turbo plan: {flag}: write " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flag", ["--catalogue", "--nodes"])
+@pytest.mark.parametrize("flag", ["--catalog", "--nodes"])
 def test_what_is_no_yaml_is_told_with_its_flag(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,12 +183,12 @@ def test_a_change_that_is_none_is_bad_input(
     assert said in refusal
 
 
-def test_a_catalogue_without_accelerators_is_bad_input(
+def test_a_catalog_without_accelerators_is_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written(tmp_path, deployment())
-    assert commands.plan(["-f", file, "--catalogue", file]) == 1
-    assert f"--catalogue {file}: there is no object of kind TurboAccelerator" in capsys.readouterr().err
+    assert commands.plan(["-f", file, "--catalog", file]) == 1
+    assert f"--catalog {file}: there is no object of kind TurboAccelerator" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("twice", [deployment(), accelerator("mine", "1.00")], ids=["deployment", "class"])

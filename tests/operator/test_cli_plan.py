@@ -73,7 +73,7 @@ def test_the_example_of_the_readme_is_planned(capsys: pytest.CaptureFixture[str]
     assert "set in examples/smollm2.yaml" in shown
 
 
-def test_the_catalogue_file_overlays_the_shipped_one(
+def test_the_catalog_file_overlays_the_shipped_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = {
@@ -81,10 +81,10 @@ def test_the_catalogue_file_overlays_the_shipped_one(
         "kind": "List",
         "items": [accelerator("l4", "9.00"), accelerator("mine", "0.30")],
     }
-    overlay = tmp_path / "catalogue.yaml"
+    overlay = tmp_path / "catalog.yaml"
     overlay.write_text(yaml.safe_dump(listed))
     assert (
-        commands.plan(["-f", written(tmp_path, deployment()), "--catalogue", str(overlay), "-o", "yaml"]) == 0
+        commands.plan(["-f", written(tmp_path, deployment()), "--catalog", str(overlay), "-o", "yaml"]) == 0
     )
     (found,) = yaml.safe_load(capsys.readouterr().out)
     assert found["choice"]["accelerator"] == "mine"

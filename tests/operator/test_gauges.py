@@ -46,7 +46,7 @@ def test_present_cost_is_that_of_the_pods_that_hold_accelerators() -> None:
 
 
 def test_the_gain_is_shown_while_it_is_known() -> None:
-    deployment_metrics.show(KEY, Snapshot({}, gain=1.5), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Snapshot({}, speedup=1.5), None, SCALE, NOW)
     assert value("turbo_deployment_speedup") == 1.5
     deployment_metrics.show(KEY, Snapshot({}), None, SCALE, NOW)
     assert value("turbo_deployment_speedup") is None
@@ -72,20 +72,20 @@ def test_figures_go_with_their_object() -> None:
 
 def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
     nodes = (NodeSupply("n", 8, 8),)
-    catalogue = {"h100": H100, "cpu": CORES}
-    one = ClusterInventory(catalogue, supply={"h100": nodes, "cpu": nodes})
+    catalog = {"h100": H100, "cpu": CORES}
+    one = ClusterInventory(catalog, supply={"h100": nodes, "cpu": nodes})
     deployment_metrics.show_prices(ClusterInventory(), one)
     labels = {"node": "n", "accelerator": "h100"}
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) == 3.6
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "accelerator": "cpu"}) is None
     held = deployment_metrics.NODE_GPU_HOURLY_COST.labels("n", "h100")
-    two = ClusterInventory(catalogue, supply={"h100": (*nodes, NodeSupply("m", 8, 8)), "cpu": ()})
+    two = ClusterInventory(catalog, supply={"h100": (*nodes, NodeSupply("m", 8, 8)), "cpu": ()})
     deployment_metrics.show_prices(one, two)
     assert (
         deployment_metrics.NODE_GPU_HOURLY_COST.labels("n", "h100") is held
     )  # at no moment was it taken away
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "node": "m"}) == 3.6
-    deployment_metrics.show_prices(two, ClusterInventory(catalogue, supply={"h100": (), "cpu": ()}))
+    deployment_metrics.show_prices(two, ClusterInventory(catalog, supply={"h100": (), "cpu": ()}))
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) is None
 
 

@@ -13,7 +13,7 @@ from turbo_dev.access import Access
 from turbo_dev.plan_cases import plan
 from turbo_operator import planner, render
 from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
-from turbo_operator.catalog import catalogue, shapes
+from turbo_operator.catalog import catalog, shapes
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training.manifests import SCRIPT, training_job
 from turbo_operator.rollout import Variant
@@ -107,7 +107,7 @@ def parsed(name: str) -> TurboDeployment:
 @pytest.mark.parametrize("name", SPECS)
 def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None:
     td = parsed(name)
-    choice = plan(td.spec, FACTS.shape, {**catalogue(), "cpu": CPU}).choice
+    choice = plan(td.spec, FACTS.shape, {**catalog(), "cpu": CPU}).choice
     assert choice is not None
     variants = [Variant(render.plan_hash(td, choice, FACTS), 1)]
     observed = seen()
@@ -133,7 +133,7 @@ def seen() -> Snapshot:
     """A model and a pod that has kept prompts enough."""
     load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False, captured=300)
     pod = PodView("p", "v1", "Running", True, None, None, None, load=LoadSample(0.0, load))
-    return Snapshot({**catalogue(), "cpu": CPU}, model=FACTS, pods=(pod,))
+    return Snapshot({**catalog(), "cpu": CPU}, model=FACTS, pods=(pod,))
 
 
 def begun(td: TurboDeployment, observed: Snapshot) -> training.JobRequest | None:
@@ -213,7 +213,7 @@ def render_role_of_service() -> str:
 def test_speeds_of_another_accelerator_than_the_one_that_serves_are_not_measured() -> None:
     spec = training_of("trained-on-traffic")
     (container,) = spec["template"]["spec"]["containers"]
-    assert "--no-gain" in container["args"]
+    assert "--no-speedup" in container["args"]
     assert "--prompts=/prompts/trained-on-traffic" in container["args"]
     assert "--revision=0123abc" in container["args"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"

@@ -225,7 +225,7 @@ def test_what_serves_without_a_plan_of_the_spec_is_available_and_not_ready(known
 
 def test_a_suspended_object_says_what_starts_it_and_shows_no_speedup_of_before() -> None:
     status = {"observed": {"speedup": "0.90"}}
-    new, conditions = look({"suspend": True}, status, seen(gain=0.9))
+    new, conditions = look({"suspend": True}, status, seen(speedup=0.9))
     assert "spec.suspend" in conditions["Stalled"]["message"]
     assert "speedup" not in new.get("observed", {})
     assert told(conditions, "SpeculationEffective") == ("Unknown", "InsufficientSamples")

@@ -144,7 +144,7 @@ class Provenance(StrEnum):
     """What a prediction rests on, the weakest first."""
 
     ASSUMED = "Assumed"  # acceptance or lengths that nobody has measured here
-    ROOFLINE = "Roofline"  # the step-time model with the catalogue's figures
+    ROOFLINE = "Roofline"  # the step-time model with the catalog's figures
     CALIBRATED = "Calibrated"  # the same, scaled by three points that a pod measured at its start
     MEASURED = "Measured"
 
@@ -202,7 +202,7 @@ class TrainingReason(StrEnum):
 
 
 class CanaryReason(StrEnum):
-    """What the trial of a new draft has come to."""
+    """What the canary of a new draft has come to."""
 
     WAITING_FOR_BUDGET = "WaitingForBudget"  # a pod beside the only one costs too much
     STARTING = "Starting"

@@ -91,11 +91,10 @@ class Canary(Record):
     min_generation_duration: UpToAnHour = Duration("60s")
     """Time that its pod has to spend on answers, once to warm up and once to be compared."""
     min_duration: UpToAnHour = Duration("10m")
-    """Shortest trial."""
+    """Shortest canary."""
     min_speedup_ratio: Ratio = Decimal("1.02")
-    """The gain that it must have, over that of the other pods in the same time. One that adds nothing to what
-    these draft comes out about even with them.
-    """
+    """Its speedup over that of the other pods in the same time must be at least this. A draft that adds
+    nothing to theirs comes out about even."""
 
 
 class Rollout(Record):

@@ -127,7 +127,7 @@ class Trigger(Record):
     """When a draft is trained again."""
 
     speedup_below: Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"')] | None = None
-    """Train again once the measured gain of what serves has stayed below this for the window; not while a
+    """Train again once the measured speedup of what serves has stayed below this for the window; not while a
     draft is yet to be tried. Default: a draft is trained once for each model."""
     window: Annotated[
         Duration,
@@ -139,8 +139,8 @@ class Trigger(Record):
             holds=lambda duration: 1 <= duration.seconds <= 8760 * 3600,
         ),
     ] = Duration("24h")
-    """How long the gain must stay below; also how long after a failed training on captured prompts the next
-    one waits."""
+    """How long the speedup must stay below. After a failed training on captured prompts, the next one waits
+    as long."""
     min_prompts: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
     """Of captured prompts: how many pods must have kept before the first training."""
 

@@ -282,7 +282,7 @@ class TrainingStatus(StatusRecord):
     estimated_remaining: _Name | None = None
     """About how long the stage will take yet, like 5m."""
     below_threshold_time: _Time | None = None
-    """Since when the measured gain is below trigger.speedupBelow (RFC 3339, UTC)."""
+    """Since when the measured speedup is below trigger.speedupBelow (RFC 3339, UTC)."""
     result: _Name | None = None
     """How it ended: Trained, BudgetExceeded or TrainingFailed; absent until then."""
     message: _Sentence | None = None

@@ -30,7 +30,7 @@ def shipped_objects() -> tuple[dict[str, Any], ...]:
     return objects
 
 
-def catalogue() -> dict[str, Accelerator]:
+def catalog() -> dict[str, Accelerator]:
     """Return the shipped accelerators by name."""
     return {row.metadata.name: as_row(row) for row in map(parse_accelerator, shipped_objects())}
 

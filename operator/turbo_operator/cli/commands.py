@@ -31,7 +31,7 @@ def plan(argv: list[str]) -> int:
     text = "YAML with a TurboDeployment, and any TurboAccelerators that go with it; - reads standard input"
     parser.add_argument("-f", "--file", required=True, metavar="FILE", help=text)
     text = "YAML with TurboAccelerators, over the shipped ones (kubectl get turboaccelerators -o yaml)"
-    parser.add_argument("--catalogue", metavar="FILE", help=text)
+    parser.add_argument("--catalog", metavar="FILE", help=text)
     text = (
         "the model's shape: a folder with config.json, a config.json, the output of turbo inspect, or "
         "the hub id of a shipped shape (default: the shipped shape of spec.model.uri)"

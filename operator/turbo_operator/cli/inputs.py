@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.catalog import UnknownShapeError, catalogue, shapes, shipped_objects
+from turbo_operator.catalog import UnknownShapeError, catalog, shapes, shipped_objects
 from turbo_operator.cli import manifests
 from turbo_operator.cli.manifests import BadInputError, Found
 from turbo_operator.cli.plan_query import Question, unread_replicas
@@ -61,24 +61,24 @@ def read(options: argparse.Namespace) -> PlanQueries:
     """Read the inputs that a command's options name. Raises BadInputError."""
     if "name" in options:  # of `turbo explain`
         return of_object(options.name, options.namespace, options.context)
-    queries = given(options.file, options.catalogue, options.nodes, options.model)
+    queries = given(options.file, options.catalog, options.nodes, options.model)
     if options.context is not None:
         return against_cluster(queries, options.context)
     return from_files(queries, options.nodes)
 
 
 def given(
-    file: str, catalogue_file: str | None = None, nodes_file: str | None = None, model: str | None = None
+    file: str, catalog_file: str | None = None, nodes_file: str | None = None, model: str | None = None
 ) -> PlanQueries:
     """Read the files but for the nodes. Raises BadInputError."""
-    if [file, catalogue_file, nodes_file].count("-") > 1:
+    if [file, catalog_file, nodes_file].count("-") > 1:
         raise BadInputError("standard input can be read once: write - for one file, and name the others.")
     objects = manifests.unique(manifests.read_objects(file))
     deployments = _of_kind(objects, api.TURBODEPLOYMENT, manifests.label(file))
     overlay = tuple(item for item in objects if item.kind == api.TURBOACCELERATOR)
-    if catalogue_file is not None:
-        listed = manifests.unique(manifests.read_objects(catalogue_file, "--catalogue"))
-        label = f"--catalogue {manifests.label(catalogue_file)}"
+    if catalog_file is not None:
+        listed = manifests.unique(manifests.read_objects(catalog_file, "--catalog"))
+        label = f"--catalog {manifests.label(catalog_file)}"
         overlay = (*_of_kind(listed, api.TURBOACCELERATOR, label), *overlay)
     shape = None if model is None else _given_shape(model)
     return PlanQueries(deployments, overlay, model, shape, [*_unread(objects, file == nodes_file)])
@@ -105,7 +105,7 @@ def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
 def from_files(queries: PlanQueries, nodes_file: str | None) -> PlanQueries:
     """Plan over the shipped catalog, and on the nodes of a file where one is given."""
     shipped = {body["metadata"]["name"]: body for body in shipped_objects()}
-    accelerators = catalogue() | manifests.overlay_accelerators(shipped, queries.overlay)
+    accelerators = catalog() | manifests.overlay_accelerators(shipped, queries.overlay)
     inventory = None if nodes_file is None else manifests.read_inventory(nodes_file, accelerators)
     for item in queries.deployments:
         with queries.keeping_problems():

@@ -31,7 +31,7 @@ COLUMNS = ("accelerator", "speculation", "replicas", "TTFT", "TPOT", "tokens/s",
 NUMBERS = {*COLUMNS[2:-1], "difference"}
 TRUST = {
     api.Provenance.ASSUMED: "rest on lengths or on an acceptance of drafts that are assumed, not measured",
-    api.Provenance.ROOFLINE: "come from the step-time model and the catalogue's figures",
+    api.Provenance.ROOFLINE: "come from the step-time model and the catalog's figures",
     api.Provenance.CALIBRATED: "come from the step-time model, scaled by what a pod measured at its start",
     api.Provenance.MEASURED: "were measured",
 }

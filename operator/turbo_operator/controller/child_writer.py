@@ -153,7 +153,7 @@ class ChildWriter:
             await self.write_children(decision.canary_children)
         except RefusedError as error:
             self._log_refusal(error)
-            return replace(decision, trial=None, verdict=verdict.refused(error.sentence))
+            return replace(decision, canary_run=None, verdict=verdict.refused(error.sentence))
         # A training was decided by a count without this pod.
         return replace(decision, training_job=None) if grows else decision
 

@@ -38,7 +38,7 @@ class Decision(Outcome):
     """The desired children, and everything that the status reports."""
 
     online: Online | None  # what the calibrations are known from
-    trial: CanaryRun | None
+    canary_run: CanaryRun | None
     children: tuple[Manifest, ...]  # all but those of the canary
     canary_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
@@ -55,7 +55,7 @@ def decide(
     history: History,
     online: Online | None = None,
     step: training.TrainingDecision = training.NO_TRAINING,
-    trial: CanaryRun | None = None,
+    canary_run: CanaryRun | None = None,
     verdict: CanaryVerdict | None = None,
 ) -> Decision:
     """Decide a TurboDeployment's children and status: the same snapshot, time and past give the same."""
@@ -63,7 +63,7 @@ def decide(
     choice = plan.served if plan is not None else None
     if observed.model is not None and choice is not None:
         plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
-    canary_hash = trial.variant if trial is not None else None
+    canary_hash = canary_run.variant if canary_run is not None else None
     states = rollout.variant_states(observed.children, observed.pods, observed.accelerators, now)
     asked = rollout.asked_replicas(states)  # None before the first; variants on the way share them
     scale = autoscaler.scale(
@@ -77,7 +77,7 @@ def decide(
         fresh_seconds=autoscaler.NUM_MISSED * settings.scrape_seconds,
     )
     scale = status.in_force(td, scale, plan_hash)
-    makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
+    makes_room = canary.makes_room(td, observed, choice, canary_run, scale.replicas, now)
     footprint = footprint_of(choice, td.spec.pod_template.spec) if choice is not None else None
     bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
     recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
@@ -114,8 +114,8 @@ def decide(
         for child in render.children(td, observed, choice, move.variants, settings, draft, able)
         if (child["kind"], child["metadata"]["name"]) not in releasing
     )
-    own = render.names_of_trial(td, canary_hash) if canary_hash is not None else frozenset()
-    if verdict is not None and trial is not None and not is_tried:
+    own = render.canary_names(td, canary_hash) if canary_hash is not None else frozenset()
+    if verdict is not None and canary_run is not None and not is_tried:
         is_short = not rollout.has_taken_over(states, move.target, scale.replicas)
         verdict = verdict.held_up(takeover.rolled_back, takeover.rollout is not None, is_short)
     job, draft_object = None, None
@@ -138,7 +138,7 @@ def decide(
         step,
         _inspects_anew(td, observed, children),
         online=online,
-        trial=trial,
+        canary_run=canary_run,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
         canary_children=tuple(child for child in children if child["metadata"]["name"] in own),
         kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in move.variants),

@@ -45,7 +45,7 @@ TOKENS_PER_SECOND = _gauge(
     "Output tokens per second of a TurboDeployment, by load: planned or present.",
     "load",
 )
-GAIN = _gauge(
+SPEEDUP = _gauge(
     "turbo_deployment_speedup",
     "Speed of answers over that without drafts, of all pods in the last ten minutes.",
 )
@@ -93,7 +93,7 @@ def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision
         _set(gauge, planned, **_labels(key), load="planned")
         _set(gauge, present, **_labels(key), load="present")
     for gauge, value in (
-        (GAIN, observed.gain),
+        (SPEEDUP, observed.speedup),
         (DESIRED_REPLICAS, scale.replicas),
         (TIME_TO_FIRST_TOKEN, expected.time_to_first_token),
         (TIME_PER_OUTPUT_TOKEN, expected.time_per_output_token),

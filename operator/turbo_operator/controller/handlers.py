@@ -173,7 +173,7 @@ async def serve(settings: Settings) -> None:
         for resource, namespace in places(settings, (*WATCHED, *FOLLOWED, resources.POD)):
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
-        if settings.apply_catalogue:
+        if settings.apply_catalog:
             await catalog_sync.apply(api, settings.operator_namespace or api.namespace)
         await Operator(settings, api).run()
 

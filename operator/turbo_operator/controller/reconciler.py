@@ -150,7 +150,7 @@ class Reconciler:
         question = memo.training_plan.plan if memo.training_plan is not None else None
         step = training.decide(td, observed, plan, question, now)
         history = memo.history or restore_history(td.status.scale_history)
-        run, settings = speedups.trial, self.settings
+        run, settings = speedups.run, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
         memo.history, memo.online = decision.scale.history, decision.online
         # Write
@@ -262,7 +262,7 @@ class Reconciler:
         if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
-        if td.spec.scaling_mode == ScalingMode.METRICS or decision.trial is not None:
+        if td.spec.scaling_mode == ScalingMode.METRICS or decision.canary_run is not None:
             seconds.append(self.settings.scrape_seconds)
         return min(seconds)
 

@@ -1,5 +1,5 @@
 """A new draft comes to a part of the traffic first: tried on a variant of its own, then taken by all pods or
-turned down. Pure and stateless but for what is counted: a process that dies begins the trial's count anew.
+turned down. Pure and stateless but for what is counted: a process that dies begins the canary's count anew.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from turbo_operator.drafts.training import fitting
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
-# What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
+# What ends a canary whatever was measured: pods of the same template but for the draft do not fail so.
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
 _WAITS = (CanaryReason.STARTING, CanaryReason.WAITING_FOR_BUDGET, CanaryReason.APPLY_REJECTED)
 _UNDER_WAY = frozenset({CanaryReason.EVALUATING, *_WAITS})
-GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a trial without a verdict is over
+GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a canary without a verdict is over
 # Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
 LAW_SHARE = 0.02
 
@@ -51,7 +51,7 @@ class CanaryVerdict:
             waits = "the end of the rollout"
         elif is_short:
             waits = "all replicas to answer"
-        return replace(self, detail=f"The trial of {self.draft.version} waits for {waits}.")
+        return replace(self, detail=f"The canary of {self.draft.version} waits for {waits}.")
 
     def refused(self, message: str) -> CanaryVerdict:
         """Tell that what it is tried on was not taken, for what `message` says: all else goes on."""
@@ -77,7 +77,7 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
 def update_canary(
     td: TurboDeployment, observed: Snapshot, choice: Choice | None, speedups: SpeedupTracker, now: float
 ) -> tuple[SpeedupTracker, CanaryVerdict | None]:
-    """Return what pods have gained, and what has become of the draft that is tried; None while none is.
+    """Return the speedup of the pods, and what has become of the draft that is tried; None while none is.
 
     The tracker holds a run for as long as its variant shall exist.
     """
@@ -86,39 +86,39 @@ def update_canary(
     if choice is not None and choice.method != OFF and not td.spec.suspend and not is_scaled_to_zero:
         draft = candidate(td, observed)
     if draft is not None and choice is not None and observed.model is not None:
-        variant = render.plan_hash(td, choice, observed.model, draft, trial=True)
+        variant = render.plan_hash(td, choice, observed.model, draft, canary=True)
         verdict = _unaffordable(td, choice, draft, variant)
         if verdict is None:
-            last = speedups.trial
+            last = speedups.run
             run = last if last is not None and last.variant == variant else CanaryRun(variant, now)
     warm_seconds = td.spec.rollout.canary.min_generation_duration.seconds
-    speedups = replace(speedups, trial=run).update(observed.pods, now, warm_seconds)
-    if draft is None or speedups.trial is None:
+    speedups = replace(speedups, run=run).update(observed.pods, now, warm_seconds)
+    if draft is None or speedups.run is None:
         return speedups, verdict
-    run = _timed(speedups.trial, draft, _pods(observed, speedups.trial.variant), now)
+    run = _timed(speedups.run, draft, _pods(observed, speedups.run.variant), now)
     verdict = CanaryVerdict(draft, run.variant, *_evaluate(td, observed, draft, run, now))
-    return replace(speedups, trial=None if verdict.is_over else run), verdict
+    return replace(speedups, run=None if verdict.is_over else run), verdict
 
 
 def makes_room(
     td: TurboDeployment,
     observed: Snapshot,
     choice: Choice | None,
-    trial: CanaryRun | None,
+    run: CanaryRun | None,
     replicas: int,
     now: float,
 ) -> bool:
     """Whether one of several replicas goes before the pod that tries answers: where money, a quota or the
     nodes have no place for one more. Where one has gone, the pod that tries is one of them.
     """
-    if trial is None or choice is None or replicas < 2:
+    if run is None or choice is None or replicas < 2:
         return False
-    pods = [pod for pod in _pods(observed, trial.variant) if pod.phase not in ENDED_PHASES]
+    pods = [pod for pod in _pods(observed, run.variant) if pod.phase not in ENDED_PHASES]
     if not pods:
-        deployment = deployment_of(observed, trial.variant)
+        deployment = deployment_of(observed, run.variant)
         return deployment is not None and deployment.is_over_quota
     limit = limits.bought(td.spec, choice)
-    others = [child for child in observed.children if child.plan_hash not in (None, trial.variant)]
+    others = [child for child in observed.children if child.plan_hash not in (None, run.variant)]
     has_gone = sum(child.replicas or 0 for child in others) < replicas
     is_dear = limit is not None and limit.replicas <= replicas
     return has_gone or is_dear or bool(limits.stuck_pods(td.spec, pods, now))
@@ -162,7 +162,7 @@ def add_verdict(observed: Snapshot, speedups: SpeedupTracker, verdict: CanaryVer
     """Add to what was seen the speedup of all pods, and the draft that they are to use from now on."""
     promoted = verdict is not None and verdict.reason == CanaryReason.PROMOTED
     draft = verdict.draft if promoted and verdict is not None else observed.draft
-    return replace(observed, draft=draft, gain=speedups.overall)
+    return replace(observed, draft=draft, speedup=speedups.overall)
 
 
 def _evaluate(
@@ -208,7 +208,7 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
 
 def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
     needed, total = settings.min_generation_duration.seconds, run.warmup + run.canary
-    new, old = run.canary.gain, run.baseline.gain
+    new, old = run.canary.speedup, run.baseline.speedup
     seconds = min(run.canary.seconds, run.baseline.seconds)
     if seconds < needed or new is None or old is None:
         if run.warmup.seconds < needed:

@@ -21,16 +21,16 @@ def verdicts(
     plan_hash: str | None,
     verdict: CanaryVerdict | None,
     training: ConditionState | None,
-    gain: str | None,
+    speedup: str | None,
 ) -> dict[ConditionType, ConditionState]:
-    """Return the conditions on drafts that have something to say; `gain` is what the status shows."""
+    """Return the conditions on drafts that have something to say; `speedup` is what the status shows."""
     pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
     is_off = plan is not None and plan.choice is not None and plan.choice.method == api.OFF
     states = {
         ConditionType.DRAFT_READY: _ready(td, observed, is_off, pods),
         ConditionType.DRAFT_TRAINED: training,
         ConditionType.DRAFT_PROMOTED: _promoted(td, verdict),
-        ConditionType.SPECULATION_EFFECTIVE: _effective(is_off, gain),
+        ConditionType.SPECULATION_EFFECTIVE: _effective(is_off, speedup),
     }
     return {kind: state for kind, state in states.items() if state is not None}
 
@@ -48,14 +48,14 @@ def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionSt
     return ConditionState(last.status, last.reason, last.message)
 
 
-def _effective(is_off: bool, gain: str | None) -> ConditionState:
+def _effective(is_off: bool, speedup: str | None) -> ConditionState:
     if is_off:
         return ConditionState("False", api.EffectReason.DISABLED, "The plan is one without speculation.")
-    if gain is None:
-        message = "Too little was answered in the last ten minutes to tell what drafts gain."
+    if speedup is None:
+        message = "Too little was answered in the last ten minutes to tell how much faster drafts are."
         return ConditionState("Unknown", api.EffectReason.INSUFFICIENT_SAMPLES, message)
-    message = f"Pods answer {gain} times as fast as they would without drafts."
-    return ConditionState("True" if float(gain) >= 1 else "False", api.EffectReason.MEASURED, message)
+    message = f"Pods answer {speedup} times as fast as they would without drafts."
+    return ConditionState("True" if float(speedup) >= 1 else "False", api.EffectReason.MEASURED, message)
 
 
 def _ready(

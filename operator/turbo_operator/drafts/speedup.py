@@ -11,8 +11,8 @@ from dataclasses import astuple, dataclass, field, replace
 from turbo_operator.snapshot import PodView
 from turbo_runtime.contract.documents import Load
 
-WINDOW_SECONDS = 600.0  # of the gain that is shown
-MIN_SECONDS = 10.0  # of answering, below which a gain is not known
+WINDOW_SECONDS = 600.0  # of the speedup that is shown
+MIN_SECONDS = 10.0  # of answering, below which a speedup is not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class GenerationStats:
         return GenerationStats(*map(operator.sub, astuple(self), astuple(before)))
 
     @property
-    def gain(self) -> float | None:
+    def speedup(self) -> float | None:
         """The speed over no drafts; None where too little was answered to tell."""
         return self.plain_seconds / self.seconds if self.seconds >= MIN_SECONDS else None
 
@@ -66,13 +66,13 @@ class SpeedupTracker:
 
     last: Mapping[str, GenerationStats] = field(default_factory=dict)  # by pod, its last report
     recent: tuple[tuple[float, GenerationStats], ...] = ()  # the increments of all pods, the latest last
-    trial: CanaryRun | None = None
+    run: CanaryRun | None = None
 
     def update(self, pods: Sequence[PodView], now: float, warm_seconds: float) -> SpeedupTracker:
         """Add what pods have reported since the last look. What a pod did before its first report counts only
-        where it has the draft on trial, which it has had from its start.
+        where it has the draft of the canary, which it has had from its start.
         """
-        trial, last, total = self.trial, {}, GenerationStats()
+        run, last, total = self.run, {}, GenerationStats()
         canary = baseline = GenerationStats()
         for pod in pods:
             stats = GenerationStats.of(pod.load.load) if pod.load else None
@@ -81,22 +81,22 @@ class SpeedupTracker:
                     last[pod.name] = self.last[pod.name]
                 continue
             last[pod.name] = stats
-            is_on_trial = trial is not None and pod.plan_hash == trial.variant
-            is_new = pod.name not in self.last and not is_on_trial
+            is_canary = run is not None and pod.plan_hash == run.variant
+            is_new = pod.name not in self.last and not is_canary
             increment = GenerationStats() if is_new else stats.since(self.last.get(pod.name))
             total += increment
-            if is_on_trial:
+            if is_canary:
                 canary += increment
             else:
                 baseline += increment
-        if trial is not None and trial.warmup.seconds < warm_seconds:
-            trial = replace(trial, warmup=trial.warmup + canary)  # a wrong answer counts from the start
-        elif trial is not None:
-            trial = replace(trial, canary=trial.canary + canary, baseline=trial.baseline + baseline)
+        if run is not None and run.warmup.seconds < warm_seconds:
+            run = replace(run, warmup=run.warmup + canary)  # a wrong answer counts from the start
+        elif run is not None:
+            run = replace(run, canary=run.canary + canary, baseline=run.baseline + baseline)
         recent = self.recent if total == GenerationStats() else (*self.recent, (now, total))
-        return SpeedupTracker(last, tuple(item for item in recent if item[0] > now - WINDOW_SECONDS), trial)
+        return SpeedupTracker(last, tuple(item for item in recent if item[0] > now - WINDOW_SECONDS), run)
 
     @property
     def overall(self) -> float | None:
         """The speedup of all pods over the window; None where it is not known."""
-        return sum((stats for _, stats in self.recent), GenerationStats()).gain
+        return sum((stats for _, stats in self.recent), GenerationStats()).speedup

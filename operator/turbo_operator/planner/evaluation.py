@@ -43,7 +43,7 @@ UNPRICED = 1_000_000 * MICRO  # above the price of any accelerator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair(Footprint):
+class Offering(Footprint):
     """One candidate with one capacity type, in plain values: what one replica holds, its host apart."""
 
     place: int  # of the candidate
@@ -114,7 +114,7 @@ class PlanEvaluation:
 
     @cached_property
     def verdict(self) -> Feasibility:
-        """The verdict on every pair."""
+        """The verdict on every offering."""
         requirements, availability = self.requirements, self.availability
         candidate = availability.candidate
         min_replicas, limit = float(requirements.min_replicas), float(requirements.max_replicas)
@@ -174,7 +174,7 @@ class PlanEvaluation:
 
     @cached_property
     def order(self) -> Indices:
-        """The pairs by `leading`, the smallest first, and of equals the cheapest first."""
+        """The offerings by `leading`, the smallest first, and of equals the cheapest first."""
         candidates, availability = self.candidates, self.availability
         # What has no price comes after all that has one, and there the number of accelerators decides.
         price = np.nan_to_num(availability.price, nan=float(UNPRICED))
@@ -188,12 +188,12 @@ class PlanEvaluation:
 
     @property
     def compared_cost(self) -> Numbers:
-        """[p] micro-dollars per hour by which pairs are compared; NaN where the price is unknown."""
+        """[p] micro-dollars per hour by which offerings are compared; NaN where the price is unknown."""
         return self.availability.cost(self.verdict.compared)
 
     @property
     def first_feasible(self) -> int | None:
-        """The best pair that may be chosen."""
+        """The best offering that may be chosen."""
         feasible = np.flatnonzero(self.verdict.has_reason(PlanReason.FEASIBLE)[self.order])
         return int(self.order[feasible[0]]) if len(feasible) else None
 
@@ -209,11 +209,11 @@ class PlanEvaluation:
             free = np.where(cost > 0.0, np.inf, 0.0)
             return np.asarray(np.where(per_hour > 0.0, cost / per_hour * 1e6, free))
 
-    def pair(self, index: int) -> Pair:
-        """Return one pair in plain values."""
+    def offering(self, index: int) -> Offering:
+        """Return one offering in plain values."""
         candidates, place = self.candidates, int(self.availability.candidate[index])
         types = self.requirements.accelerators.capacity_types
-        return Pair(
+        return Offering(
             candidates.accelerators[candidates.accelerator[place]],
             types[self.availability.capacity_type[index]],
             int(candidates.per_replica[place]),
@@ -247,7 +247,7 @@ class PlanEvaluation:
         return replace(loaded, time_to_first_token=first, time_per_output_token=token)
 
     def predict(self, indices: Indices, replicas: Numbers) -> list[Predicted | None]:
-        """Predict each pair with so many replicas, or one for none; None where its speed is unknown."""
+        """Predict each offering with so many replicas, or one for none; None where its speed is unknown."""
         places = self.availability.candidate[indices]
         able = self.memory_use.fits[places] & self.profiled[places]
         predictions: list[Predicted | None] = [None] * len(indices)
@@ -258,8 +258,8 @@ class PlanEvaluation:
         times = np.stack((performance.time_to_first_token, performance.time_per_output_token), axis=1)
         needed = needed_replicas(self.requirements, self.speeds, places)
         for number, at in enumerate(np.flatnonzero(able)):
-            pair, one = self.pair(indices[at]), float(self.speeds.tokens_per_second[places[at]])
-            cost = pair.cost_per_hour(int(count[at]))
+            offering, one = self.offering(indices[at]), float(self.speeds.tokens_per_second[places[at]])
+            cost = offering.cost_per_hour(int(count[at]))
             tokens = float(performance.tokens_per_second[number]) * float(replicas[at])
             capacity_tokens = tokens if np.isnan(one) else one * float(replicas[at])
             if np.isinf(needed[at]):
@@ -268,9 +268,10 @@ class PlanEvaluation:
             per_million = None
             if cost is not None and tokens > 0.0:
                 per_million = (cost / Decimal(tokens * 3600.0) * 1_000_000).quantize(Decimal("0.000001"))
-            measured = (str(pair.engine.name), pair.accelerator.name) in self.requirements.inputs.calibrations
+            place = str(offering.engine.name), offering.accelerator.name
+            measured = place in self.requirements.inputs.calibrations
             provenance = Provenance.CALIBRATED if measured else Provenance.ROOFLINE
-            is_assumed = self.requirements.demand.assumed or pair.draft.gains
+            is_assumed = self.requirements.demand.assumed or offering.draft.has_prior
             first, token = (seconds if seconds < ENDLESS else None for seconds in times[number].tolist())
             predictions[at] = Predicted(
                 time_to_first_token=first,

@@ -1,4 +1,4 @@
-"""How many replicas pairs of a candidate and a capacity type need and can get, and what they cost. Pure."""
+"""How many replicas offerings (a candidate with a capacity type) need and can get, and their cost. Pure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HALVINGS = 10  # of the interval in which the concurrency of one replica is soug
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """p pairs of a candidate and a capacity type; each array has p elements."""
+    """p offerings, each a candidate with a capacity type; each array has p elements."""
 
     candidate: Indices
     capacity_type: Indices  # of those of the requirements
@@ -125,7 +125,7 @@ def compute_speed(engines: Engines, requirements: Requirements) -> Speed:
 
 @dataclass(frozen=True, slots=True)
 class Feasibility:
-    """The verdict on p pairs."""
+    """The verdict on p offerings."""
 
     replicas: Numbers  # that run
     compared: Numbers  # by which candidates are compared: as many as the load needs, whoever decides on those
@@ -140,7 +140,7 @@ class Feasibility:
         return np.asarray(np.where(would_do, self.compared, self.replicas))
 
     def has_reason(self, reason: PlanReason) -> Mask:
-        """Whether each pair has this reason."""
+        """Whether each offering has this reason."""
         return np.asarray(self.code == CODES.index(reason))
 
 

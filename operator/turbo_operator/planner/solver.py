@@ -91,7 +91,7 @@ def frontier(inputs: PlannerInputs, now: float) -> tuple[EvaluatedCandidate, ...
     predictions = evaluation.predict(evaluation.order, replicas[evaluation.order])
     codes = evaluation.verdict.code
     return tuple(
-        evaluation.pair(index).describe(CODES[codes[index]], "", int(replicas[index]), predicted)
+        evaluation.offering(index).describe(CODES[codes[index]], "", int(replicas[index]), predicted)
         for index, predicted in zip(evaluation.order.tolist(), predictions, strict=True)
         if predicted is not None
     )
@@ -132,14 +132,14 @@ def _add_partial(evaluation: PlanEvaluation, plan: Plan) -> Plan:
     index, fitting = partial
     replicas = int(evaluation.verdict.replicas[index])
     (predicted,) = evaluation.predict(np.array([index]), np.array([float(max(fitting, 1))]))
-    name = evaluation.pair(index).accelerator.name
+    name = evaluation.offering(index).accelerator.name
     detail = f"{plan.detail} {fitting} of {messages.count(replicas, 'replica')} on {name} can run until then."
     choice = _build_choice(evaluation, index, fitting, predicted)
     return replace(plan, replicas=replicas, detail=detail, partial=choice)
 
 
 def _select_best(evaluation: PlanEvaluation) -> int | None:
-    """Select the pair to run: the first feasible one, unless what runs is nearly as good."""
+    """Select the offering to run: the first feasible one, unless what runs is nearly as good."""
     best, current = evaluation.first_feasible, _find_running(evaluation)
     if best is None or current is None or not evaluation.verdict.has_reason(PlanReason.FEASIBLE)[current]:
         return best
@@ -149,7 +149,7 @@ def _select_best(evaluation: PlanEvaluation) -> int | None:
 
 
 def _select_partial(evaluation: PlanEvaluation) -> tuple[int, int] | None:
-    """Select the pair that lacks nothing but capacity, what runs or else the closest, and how many fit."""
+    """Select the offering that lacks only capacity, what runs or else the closest, and how many fit."""
     requirements, availability = evaluation.requirements, evaluation.availability
     replicas = np.maximum(evaluation.verdict.replicas, 1.0)
     fitting = np.minimum(np.minimum(availability.room, availability.within_total), availability.affordable)
@@ -174,7 +174,7 @@ def _find_running(evaluation: PlanEvaluation) -> int | None:
     if running is None:
         return None
     order = evaluation.order.tolist()
-    return next((index for index in order if evaluation.pair(index).identity == running), None)
+    return next((index for index in order if evaluation.offering(index).identity == running), None)
 
 
 def _measure(evaluation: PlanEvaluation, index: int) -> float:
@@ -192,7 +192,7 @@ def _measure(evaluation: PlanEvaluation, index: int) -> float:
 
 
 def _count_replicas(evaluation: PlanEvaluation, index: int) -> int:
-    """Count the replicas of the pair; for the fastest tokens no more than make them faster."""
+    """Count the replicas of the offering; for the fastest tokens no more than make them faster."""
     requirements, limit = evaluation.requirements, int(evaluation.verdict.replicas[index])
     if not requirements.expands or requirements.objective != Objective.LATENCY:
         return limit
@@ -207,25 +207,25 @@ def _build_choice(
     evaluation: PlanEvaluation, index: int, replicas: int, predicted: Predicted | None
 ) -> Choice:
     """Build a plan's choice of so many replicas; `predicted` is what they do, where it is known."""
-    requirements, use, pair = evaluation.requirements, evaluation.memory_use, evaluation.pair(index)
+    requirements, use, offering = evaluation.requirements, evaluation.memory_use, evaluation.offering(index)
     unknown = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
     return Choice(
-        engine=pair.engine.name,
-        accelerator=pair.accelerator,
-        capacity_type=pair.capacity_type,
-        tensor=pair.tensor,
-        nodes=pair.nodes,
-        accelerators_per_replica=pair.per_replica,
-        method=pair.draft.method,
-        placement=pair.draft.placement,
-        max_draft_tokens=pair.draft.max_draft_tokens,
-        dtype=requirements.dtype_on(pair.accelerator),
-        memory_bytes=int(use.total[pair.place]) + memory.reserve(pair.accelerator),
+        engine=offering.engine.name,
+        accelerator=offering.accelerator,
+        capacity_type=offering.capacity_type,
+        tensor=offering.tensor,
+        nodes=offering.nodes,
+        accelerators_per_replica=offering.per_replica,
+        method=offering.draft.method,
+        placement=offering.draft.placement,
+        max_draft_tokens=offering.draft.max_draft_tokens,
+        dtype=requirements.dtype_on(offering.accelerator),
+        memory_bytes=int(use.total[offering.place]) + memory.reserve(offering.accelerator),
         max_model_len=requirements.max_model_len,
-        kv_cache_bytes=int(use.pool[pair.place]),
-        host_memory_bytes=requirements.host_memory_bytes(pair.accelerator),
-        capacity=_capacity(evaluation, pair.place),
-        predicted=replace(predicted or unknown, cost_per_hour=pair.cost_per_hour(replicas)),
+        kv_cache_bytes=int(use.pool[offering.place]),
+        host_memory_bytes=requirements.host_memory_bytes(offering.accelerator),
+        capacity=_capacity(evaluation, offering.place),
+        predicted=replace(predicted or unknown, cost_per_hour=offering.cost_per_hour(replicas)),
     )
 
 
@@ -302,7 +302,7 @@ def find_cheapest(kinds: Sequence[Kind], demand: float, below: float = math.inf)
 
 
 def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate | None:
-    """Report a mixture that would cost less than the chosen pair: no route weights two accelerators yet."""
+    """Report a mixture that would cost less than the chosen offering: no route weights two of them yet."""
     requirements, availability = evaluation.requirements, evaluation.availability
     demand, serves = requirements.demand.rate, evaluation.speeds.requests_per_second
     if requirements.demand.concurrency is not None:
@@ -317,10 +317,10 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate
     indices = np.flatnonzero(able & (rate > 0.0) & ~np.isnan(price))
     kinds: dict[str, tuple[Kind, str]] = {}  # with its method
     for index in indices[np.argsort(price[indices] / rate[indices], kind="stable")].tolist():
-        pair = evaluation.pair(index)
+        offering = evaluation.offering(index)
         limit = int(min(availability.room[index], requirements.max_replicas))
-        kind = Kind(pair.accelerator.name, float(rate[index]), float(price[index]), limit)
-        kinds.setdefault(kind.name, (kind, pair.draft.method))
+        kind = Kind(offering.accelerator.name, float(rate[index]), float(price[index]), limit)
+        kinds.setdefault(kind.name, (kind, offering.draft.method))
     counts = find_cheapest([kind for kind, _ in kinds.values()], demand, float(evaluation.verdict.cost[best]))
     if counts is None or sum(map(bool, counts)) < 2:
         return None

@@ -57,8 +57,8 @@ def children(
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += pod_templates.capture_configmaps(td)
     if model is not None:
-        for draft, trial in drafts:
-            wanted += draft_volume.configmaps(td, observed, draft, trial)
+        for draft, canary in drafts:
+            wanted += draft_volume.configmaps(td, observed, draft, canary)
     # Pod templates by plan hash, as they were rendered when their variants were made.
     frozen = {
         child.plan_hash: child.data
@@ -70,10 +70,10 @@ def children(
     for variant in variants:
         template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
         if template is None and choice is not None and model is not None:
-            for draft, trial in drafts:  # the plan that `choice` leads to, or the one of the trial
-                if variant.plan_hash == plan_hash(td, choice, model, draft, trial=trial):
+            for draft, canary in drafts:  # the plan that `choice` leads to, or the one of the canary
+                if variant.plan_hash == plan_hash(td, choice, model, draft, canary=canary):
                     template = pod_templates.pod_template(
-                        td, choice, model, variant.plan_hash, settings, draft, trial=trial
+                        td, choice, model, variant.plan_hash, settings, draft, canary=canary
                     )
                     break
         if template is not None:
@@ -103,15 +103,15 @@ def _mounted_configmaps(
             data = child.data or {}
             if child.name == pod_templates.capture_configmap_name(td):
                 data = pod_templates.stopped_capture(data)
-            elif child.name == draft_volume.configmap_name(td, trial=True):
-                data = draft_volume.after_trial(td, observed, templates)
+            elif child.name == draft_volume.configmap_name(td, canary=True):
+                data = draft_volume.after_canary(td, observed, templates)
             configmaps.append(metadata.configmap(td, child.name, data))
     return configmaps
 
 
-def names_of_trial(td: api.TurboDeployment, variant: str) -> frozenset[str]:
+def canary_names(td: api.TurboDeployment, variant: str) -> frozenset[str]:
     """Return the names of the children that exist only for the variant that a draft is tried on."""
-    return frozenset({variant_name(td, variant), draft_volume.configmap_name(td, trial=True)})
+    return frozenset({variant_name(td, variant), draft_volume.configmap_name(td, canary=True)})
 
 
 def service(td: api.TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:

@@ -35,28 +35,28 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = 
     return training.persistent_volume_claim.claim_name if training and awaited else None
 
 
-def configmap_name(td: TurboDeployment, trial: bool = False) -> str:
+def configmap_name(td: TurboDeployment, canary: bool = False) -> str:
     """`NAME-drafts`, or `NAME-drafts-canary`."""
-    return f"{td.metadata.name}-drafts{'-canary' if trial else ''}"
+    return f"{td.metadata.name}-drafts{'-canary' if canary else ''}"
 
 
 def configmaps(
-    td: TurboDeployment, observed: Snapshot, draft: DraftView | None, trial: bool = False
+    td: TurboDeployment, observed: Snapshot, draft: DraftView | None, canary: bool = False
 ) -> list[dict[str, Any]]:
     """Build the file of pods that are to use the draft; none where pods mount no claim."""
     mounted = claim(td, draft)
     if mounted is None:
         return []
-    return [configmap(td, configmap_name(td, trial), _file(observed, draft, mounted))]
+    return [configmap(td, configmap_name(td, canary), _file(observed, draft, mounted))]
 
 
-def after_trial(
+def after_canary(
     td: TurboDeployment, observed: Snapshot, templates: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     """Return the file of pods that another draft was tried on, for as long as they are there: it names what
     all use, or none where that is not on the claim that these mount.
     """
-    name = configmap_name(td, trial=True)
+    name = configmap_name(td, canary=True)
     mounted = {
         volume["persistentVolumeClaim"]["claimName"]
         for volumes in (template["spec"].get("volumes", ()) for template in templates)
@@ -92,11 +92,11 @@ def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
     return None if draft.claim_name == claim else f"lies on the claim {draft.claim_name}, not on {claim}"
 
 
-def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list[MountedVolume]:
+def volumes(td: TurboDeployment, claim: str | None, canary: bool = False) -> list[MountedVolume]:
     """Build the volumes of a serving pod."""
     if claim is None:
         return []
-    settings = {"configMap": {"name": configmap_name(td, trial)}}
+    settings = {"configMap": {"name": configmap_name(td, canary)}}
     drafts = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
     return [
         mounted_volume("drafts-in-use", settings, FOLDER, read_only=True),

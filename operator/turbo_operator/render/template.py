@@ -40,7 +40,7 @@ CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
 CAPTURE_CLAIM_PATH = "/capture"
 MIB = 1 << 20
 GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
-TRIAL_AUDIT_SHARE = 0.1  # of a new draft's answers: the default finds too little in the minutes of a trial
+CANARY_AUDIT_FRACTION = 0.1  # of its answers: the default finds too little in minutes
 STARTUP_PERIOD_SECONDS = 2
 STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner
 HUNG_GRACE_SECONDS = 10
@@ -52,7 +52,7 @@ def plan_hash(
     facts: ModelInfo,
     draft: DraftView | None = None,
     *,
-    trial: bool = False,
+    canary: bool = False,
 ) -> str:
     """Hash all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
     draft of a claim it is, but for pods that one is tried on.
@@ -85,8 +85,8 @@ def plan_hash(
         material["capture"] = kept.persistent_volume_claim.dump()  # the rest reaches pods as they run
     if claim:
         material["drafts"] = claim
-    if trial and draft:
-        material["trial"] = identity(draft)
+    if canary and draft:
+        material["canary"] = identity(draft)
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
 
@@ -124,13 +124,13 @@ def pod_template(
     settings: Settings,
     draft: DraftView | None = None,
     *,
-    trial: bool = False,
+    canary: bool = False,
 ) -> dict[str, Any]:
-    """Build the pod template of `variant`, a plan hash; of a `trial`, that the draft is tried on."""
+    """Build the pod template of `variant`, a plan hash; of a `canary`, that the draft is tried on."""
     claim = draft_volume.claim(td, draft, choice)
     config = runtime_config(td, choice, facts, claim)
-    if trial:
-        config = dataclasses.replace(config, audit_fraction=TRIAL_AUDIT_SHARE)
+    if canary:
+        config = dataclasses.replace(config, audit_fraction=CANARY_AUDIT_FRACTION)
     command, amounts = ["turbo", "serve"], resources(td, choice)
     container = pod.build_container(td, settings, "runtime", command, config.to_argv(), amounts) | {
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
@@ -141,7 +141,7 @@ def pod_template(
         # A process that hangs does not end by itself: there is nothing to drain.
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
-    volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, trial)]
+    volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, canary)]
     spec = pod.pod_spec(td, container, choice, volumes)
     if capture(td):
         spec["securityContext"] |= pod.OWN_GROUP
@@ -153,7 +153,7 @@ def pod_template(
         api.LABEL_OWNER_UID: td.metadata.uid,
         **pod.placement_labels(choice),
     }
-    if trial and draft:
+    if canary and draft:
         own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
     return {"metadata": pod.pod_metadata(td, own), "spec": spec}
 

@@ -44,10 +44,10 @@ def compute(
     outcome = dataclasses.replace(outcome, scale=scale)
     states = Conditions(td, observed, outcome, now, refused, passes).states()
     if scale.replicas == 0:  # what was measured is of pods that are not wanted any more
-        observed = dataclasses.replace(observed, gain=None)
-    gain = fields.shown_gain(td.status.observed, observed)
+        observed = dataclasses.replace(observed, speedup=None)
+    speedup = fields.shown_speedup(td.status.observed, observed)
     states |= draft_conditions.verdicts(
-        td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, gain
+        td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, speedup
     )
     serving = [pod for pod in observed.pods if pod.is_serving]
     plan = fields.plan(td.status.plan, outcome.plan, plan_hash)

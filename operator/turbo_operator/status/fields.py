@@ -125,20 +125,20 @@ def live(old: api.ObservedMetrics | None, observed: Snapshot, now: float) -> api
     cost = cost_per_hour(observed)
     rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), _rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
-    gain = shown_gain(old, observed)
-    if cost is None and rate is None and gain is None:
+    speedup = shown_speedup(old, observed)
+    if cost is None and rate is None and speedup is None:
         return None
     return api.ObservedMetrics(
         tokens_per_second=rate,
-        speedup=gain,
+        speedup=speedup,
         cost_per_hour=_shown(cost, money),
         cost_per_million_tokens=_shown(per_million, money),
     )
 
 
-def shown_gain(old: api.ObservedMetrics | None, observed: Snapshot) -> str | None:
+def shown_speedup(old: api.ObservedMetrics | None, observed: Snapshot) -> str | None:
     """Return the speedup of all pods, as it stands in the status."""
-    return _stepped(old.speedup if old is not None else None, observed.gain, "{:.2f}".format)
+    return _stepped(old.speedup if old is not None else None, observed.speedup, "{:.2f}".format)
 
 
 def scale_history(

@@ -26,9 +26,14 @@ from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_promp
 _DOMAIN = "draft"
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
-# Recipe fields whose names in the folders of drafts are older than those of their flags.
-_FLAGS = {"held_out": "test_fraction", "judges": "validation_fraction", "law": "distribution_loss_weight"}
-_ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
+_DRAWING = (
+    "test_fraction",
+    "validation_fraction",
+    "variants",
+    "variant_temperature",
+    "completions",
+    "max_captured",
+)
 TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
 
 _EPILOG = """\
@@ -45,7 +50,7 @@ def distill(argv: list[str]) -> int:
     options = command.parse_args(argv)
     if options.answers and options.endpoint:
         command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
-    if options.answers and (asking := [name for name in _ASKING if getattr(options, name) is not None]):
+    if options.answers and (asking := [name for name in _DRAWING if getattr(options, name) is not None]):
         flags = ", ".join(map(_flag, asking))
         command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {flags}")
     # a container's first process has no default handler and would run until it is killed
@@ -55,8 +60,8 @@ def distill(argv: list[str]) -> int:
         typed = {name: value for name, value in values.items() if value is not None}
         recipe = Recipe(**{**METHOD_DEFAULTS[options.method], **drawn_by(options.answers), **typed})
         prompts = _read_prompts(options, recipe) if options.prompts else []
-        if not recipe.words + recipe.law + recipe.variation:
-            flags = f"--words, {_flag('law')} and --variation"
+        if not recipe.words + recipe.distribution_loss_weight + recipe.variation:
+            flags = "--words, --distribution-loss-weight and --variation"
             raise DistillError(f"{flags} are all 0: there is nothing to learn from")
         find(options.model, options.revision)
         settle_threads(options.threads)
@@ -174,7 +179,7 @@ def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt],
             parts,
             kept,
             work,
-            gain=not options.no_gain,
+            speedup=not options.no_speedup,
             keep_answers=options.keep_answers,
             endpoint=options.endpoint,
         ).run()
@@ -211,7 +216,7 @@ def parser() -> argparse.ArgumentParser:
     text = "take prompts as they are, without the chat template"
     parser.add_argument("--completions", action="store_true", default=None, help=text)
     text = "measure no speeds: for a machine that will not serve the draft"
-    parser.add_argument("--no-gain", action="store_true", help=text)
+    parser.add_argument("--no-speedup", action="store_true", help=text)
     text = "leave the answers in DIR/answers.jsonl: they tell prompts"
     parser.add_argument("--keep-answers", action="store_true", help=text)
     answers = parser.add_argument_group("answers")
@@ -227,8 +232,11 @@ def parser() -> argparse.ArgumentParser:
     text = "further answers, drawn at random, to each prompt that is trained on"
     _add(answers, "variants", bounded_int(0, 64), text)
     _add(answers, "variant_temperature", bounded_float(0, 2), "of those, where --temperature is lower")
-    _add(answers, "held_out", bounded_float(0.01, 0.5), "share of the prompts that heads are evaluated on")
-    _add(answers, "judges", bounded_float(0.01, 0.4), "share of the prompts that confidences are learnt from")
+    _add(
+        answers, "test_fraction", bounded_float(0.01, 0.5), "share of the prompts that heads are evaluated on"
+    )
+    text = "share of the prompts that confidences are learnt from"
+    _add(answers, "validation_fraction", bounded_float(0.01, 0.4), text)
     draft = parser.add_argument_group("draft")
     text = (
         "heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on "
@@ -248,7 +256,7 @@ def parser() -> argparse.ArgumentParser:
     _add(training, "head_decay", bounded_float(0, 1), "how much less each further head counts")
     _add(training, "words", bounded_float(0, 100), "weight of the cross-entropy with what was said")
     text = "weight of the cross-entropy with the model's own probabilities"
-    _add(training, "law", bounded_float(0, 100), text)
+    _add(training, "distribution_loss_weight", bounded_float(0, 100), text)
     _add(training, "variation", bounded_float(0, 100), "weight of the total variation from them")
     _add(training, "seed", bounded_int(0), "of everything that is drawn")
     machine = parser.add_argument_group("machine")
@@ -271,11 +279,10 @@ def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None
     default = f"{Recipe.__dataclass_fields__[name].default:g}"
     for method, other in METHOD_DEFAULTS.items():
         default += f"; {method}: {other[name]:g}" if other.get(name) else ""
-    metavar = _FLAGS.get(name, name).upper()
     group.add_argument(
-        _flag(name), dest=name, metavar=metavar, type=kind, help=f"{text} (default: {default})"
+        _flag(name), dest=name, metavar=name.upper(), type=kind, help=f"{text} (default: {default})"
     )
 
 
 def _flag(name: str) -> str:
-    return f"--{_FLAGS.get(name, name).replace('_', '-')}"
+    return f"--{name.replace('_', '-')}"

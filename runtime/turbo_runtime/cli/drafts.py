@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.client.client import printable
-from turbo_runtime.contract.documents import DomainEvaluation, MeasuredGain
+from turbo_runtime.contract.documents import DomainEvaluation, MeasuredSpeedup
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 from turbo_runtime.files import checkpoint_digest, read_object
@@ -55,17 +55,17 @@ class Measurement:
         unseen = row.get("unseen", {})
         length, count = (_number(unseen.get(name)) for name in ("acceptance_length", "answers"))
         positions = tuple(map(float, unseen.get("acceptance_per_position", ())))
-        gains = tuple(
-            MeasuredGain(int(gain["batch"]), float(gain["before"]), float(gain["after"]))
-            for gain in row.get("gains", ())
+        speedups = tuple(
+            MeasuredSpeedup(int(speedup["batch"]), float(speedup["before"]), float(speedup["after"]))
+            for speedup in row.get("speedups", ())
         )
-        worth = DomainEvaluation(domain, length, positions, gains)
+        worth = DomainEvaluation(domain, length, positions, speedups)
         return cls(worth, None if count is None else int(count), row.get("measured_on"))
 
     @property
     def speedups(self) -> dict[int, tuple[float, float]]:
         """From memory alone and with the draft, by batch size."""
-        return {gain.batch: (gain.before, gain.after) for gain in self.worth.gains}
+        return {speedup.batch: (speedup.before, speedup.after) for speedup in self.worth.speedups}
 
 
 def _number(value: object) -> float | None:

@@ -176,7 +176,7 @@ class Load(JsonDocument):
 
 
 @dataclass(frozen=True, slots=True)
-class MeasuredGain:
+class MeasuredSpeedup:
     """Speeds over no drafts at so many requests at a time, where a draft was trained."""
 
     batch: int
@@ -191,7 +191,7 @@ class DomainEvaluation:
     domain: str
     acceptance_length: float | None = None  # None: no answer was left to measure it on
     acceptance_per_position: tuple[float, ...] = ()
-    gains: tuple[MeasuredGain, ...] = ()
+    speedups: tuple[MeasuredSpeedup, ...] = ()
 
     def to_api(self) -> dict[str, Any]:
         """Return it as `spec.evaluation` of a TurboDraft has it."""
@@ -202,11 +202,11 @@ class DomainEvaluation:
             "acceptancePerPosition": [f"{share:.3f}" for share in self.acceptance_per_position],
             "speedups": [
                 {
-                    "batchSize": gain.batch,
-                    "suffixOnly": f"{gain.before:.3f}",
-                    "withDraft": f"{gain.after:.3f}",
+                    "batchSize": speedup.batch,
+                    "suffixOnly": f"{speedup.before:.3f}",
+                    "withDraft": f"{speedup.after:.3f}",
                 }
-                for gain in self.gains
+                for speedup in self.speedups
             ],
         }
 

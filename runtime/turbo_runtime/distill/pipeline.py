@@ -26,8 +26,8 @@ from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.recipe import (
     AUTO,
     HEADS,
-    HELD_OUT,
     PARTS,
+    TEST,
     TRAINED,
     TRAINING,
     VALIDATION,
@@ -66,7 +66,7 @@ class Distillation:
     prompts: Mapping[str, Sequence[Prompt]]  # by part
     kept: Kept  # responses to learn from instead
     work: Workspace
-    gain: bool  # measure speedups too
+    speedup: bool  # measure speedups too
     keep_answers: bool
     endpoint: str  # URL of a server that responds instead
 
@@ -92,10 +92,10 @@ class Distillation:
             self._method = self._create_method(self._recipe)
         result = self._train(parts)
         learnt = {completion.tokens for name in (TRAINING, VALIDATION) for completion in parts[name]}
-        domains = self._evaluate(parts[HELD_OUT], learnt)
-        if self.gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
-            unseen = [completion for completion in parts[HELD_OUT] if completion.tokens not in learnt]
-            self._measure_speedups(self._method.heads(), {**parts, HELD_OUT: unseen}, domains)
+        domains = self._evaluate(parts[TEST], learnt)
+        if self.speedup and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
+            unseen = [completion for completion in parts[TEST] if completion.tokens not in learnt]
+            self._measure_speedups(self._method.heads(), {**parts, TEST: unseen}, domains)
         record = Record(
             self._recipe.method,
             domains,
@@ -268,7 +268,7 @@ class Distillation:
         for domain in records:
             held_out, validation, training = (
                 sorted((c for c in parts[part] if c.request.domain == domain), key=lambda c: c.shuffle_key)
-                for part in (HELD_OUT, VALIDATION, TRAINING)
+                for part in (TEST, VALIDATION, TRAINING)
             )
             known = [completion for completion in training if not completion.request.choice]  # as in service
             groups = held_out[:MAX_MEASURED], known, validation[: benchmark.WARM_UP]
@@ -277,11 +277,11 @@ class Distillation:
             ]
         compared = benchmark.ways(self.served, heads)
         num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
-        with self.work.stage("gain", len(measurements) * num_runs, "runs") as advance:
+        with self.work.stage("speedup", len(measurements) * num_runs, "runs") as advance:
             for number, (domain, batch, groups) in enumerate(measurements):
-                name = f"gain/{number:03}.json"
+                name = f"speedup/{number:03}.json"
                 if (existing := self.work.read(name)) is not None:
-                    gain = benchmark.Gain(**existing)
+                    speedup = benchmark.Speedup(**existing)
                     advance(num_runs, known=True)
                 else:
                     params = self._params(groups[0][0].request.temperature)
@@ -290,10 +290,10 @@ class Distillation:
                         results.append(run)
                         if len(results) % len(compared) == 0:  # those of a round end about together
                             advance(len(compared))
-                    gain = benchmark.gain_of(batch, results)
-                    self.work.write(name, asdict(gain))
+                    speedup = benchmark.compute_speedup(batch, results)
+                    self.work.write(name, asdict(speedup))
                 record = records[domain]
-                records[domain] = replace(record, gains=(*record.gains, gain))
+                records[domain] = replace(record, speedups=(*record.speedups, speedup))
 
     def _save(self, learnt: Sequence[Completion], record: Record) -> None:
         """Write the configuration last: without it the folder is no checkpoint yet."""

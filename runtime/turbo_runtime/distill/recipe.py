@@ -19,7 +19,7 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
-PARTS = HELD_OUT, VALIDATION, TRAINING = "held-out", "judges", "training"  # of the prompts
+PARTS = TEST, VALIDATION, TRAINING = "test", "validation", "training"  # of the prompts
 
 
 class DistillError(ValueError):
@@ -48,8 +48,8 @@ class Recipe:
     variants: int = 0  # further answers to each prompt that is trained on
     variant_temperature: float = 0.7  # of those, where `temperature` is lower
     # the parts, as shares of every domain's prompts; the rest is trained on
-    held_out: float = 0.12  # nothing is learnt from these, they are what heads are evaluated on
-    judges: float = 0.08  # these say which epoch was best, and teach the confidences
+    test_fraction: float = 0.12  # nothing is learnt from these, they are what heads are evaluated on
+    validation_fraction: float = 0.08  # these say which epoch was best, and teach the confidences
     # the draft
     depth: int = 4  # tokens drafted at once
     markov_rank: int = 64  # of heads
@@ -62,7 +62,9 @@ class Recipe:
     warm_up: float = 0.05  # share of all steps over which the rate rises
     head_decay: float = 0.8  # how much less each further head counts
     words: float = 1.0  # weight of the cross-entropy with the model's token
-    law: float = 1.0  # weight of the cross-entropy with the distribution that it was drawn from
+    distribution_loss_weight: float = (
+        1.0  # weight of the cross-entropy with the distribution that it was drawn from
+    )
     variation: float = 0.0  # weight of the total variation between the distributions
 
     @property
@@ -79,7 +81,7 @@ class Recipe:
     @property
     def shares(self) -> dict[str, float]:
         """Of the parts; the last gets the rest."""
-        return {HELD_OUT: self.held_out, VALIDATION: self.judges, TRAINING: 1.0}
+        return {TEST: self.test_fraction, VALIDATION: self.validation_fraction, TRAINING: 1.0}
 
 
 @dataclass(frozen=True, slots=True)

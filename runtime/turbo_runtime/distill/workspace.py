@@ -201,7 +201,7 @@ def read_manifest(folder: Path) -> DraftManifest:
         "method": method,
         "digest": checkpoint_digest(folder),
         "captured": info["training"].get("capture", {}).get("prompts", 0),
-        "worth": [{**found["unseen"], "domain": name, "gains": found["gains"]} for name, found in domains],
+        "worth": [{**row["unseen"], "domain": name, "speedups": row["speedups"]} for name, row in domains],
     }
     return DraftManifest.from_json(json.dumps(manifest))
 

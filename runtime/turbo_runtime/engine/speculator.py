@@ -124,7 +124,7 @@ class Speculator:
             part.draft.cumulative_acceptance[: len(part.drafts)] or [_FORCED] * len(part.drafts)
             for part in drafting
         ]
-        counts = self.control.choose(acceptances, self._shape, answers, self._drafting)
+        counts = self.control.select_draft_lengths(acceptances, self._shape, answers, self._drafting)
         for part, count in zip(drafting, counts, strict=True):
             del part.drafts[count:]
 

@@ -199,7 +199,7 @@ class GoodputController:
         seconds = self.cost.seconds(shape) if self.cost.known else _UNKNOWN
         return seconds * (_READING_PROMPTS if shape.tile_reads else _READING)
 
-    def choose(
+    def select_draft_lengths(
         self, acceptances: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
     ) -> list[int]:
         """The number of tokens of each draft to verify in a step that is `shape` without them and gives

@@ -74,7 +74,7 @@ async def test_a_count_that_moves_while_the_planner_is_at_work_is_not_lost() -> 
     assert (await plans.ask(td(), seen(0))).choice is None
 
 
-async def test_another_spec_catalogue_or_wait_in_vain_is_another_question_and_so_is_an_old_one() -> None:
+async def test_another_spec_catalog_or_wait_in_vain_is_another_question_and_so_is_an_old_one() -> None:
     plans = Asking()
     first = await plans.ask(td(), seen(8))
     assert await plans.ask(td(), seen(8), NOW + 601) is not first

@@ -68,17 +68,17 @@ async def test_a_training_is_asked_for_by_the_gain_it_is_decided_by(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Found in review: the planner was asked before the gain was known, and a training waited for ever."""
-    decide, gains = training.decide, []
+    decide, speedups = training.decide, []
 
     def remember(td: TurboDeployment, observed: Snapshot, *rest: Any) -> training.TrainingDecision:
-        gains.append(observed.gain)
+        speedups.append(observed.speedup)
         return decide(td, observed, *rest)
 
     monkeypatch.setattr(training, "decide", remember)
-    monkeypatch.setattr(canary, "add_verdict", lambda observed, *_: replace(observed, gain=1.5))
+    monkeypatch.setattr(canary, "add_verdict", lambda observed, *_: replace(observed, speedup=1.5))
     with pytest.raises(AssertionError, match="was called"):
         await reconciler_of(Cache()).reconcile(KEY)
-    assert gains == [1.5, 1.5]
+    assert speedups == [1.5, 1.5]
 
 
 async def test_a_spec_that_changed_while_the_planner_was_waited_for_is_looked_at_anew(

@@ -18,7 +18,7 @@ GIB = 1 << 30
 GPU = "nvidia.com/gpu"
 MINE, THEIRS = Owner("team", "chat"), Owner("team", "other")
 H100 = Accelerator("h100", GPU, Decimal(1), 80 * GIB)
-CATALOGUE = {"h100": H100, "cpu": Accelerator("cpu", "cpu", Decimal(2), 4 * GIB)}
+CATALOG = {"h100": H100, "cpu": Accelerator("cpu", "cpu", Decimal(2), 4 * GIB)}
 
 
 def pod(gpus: int = 1, owner: Owner | None = None, **more: Any) -> PodUsage:
@@ -31,7 +31,7 @@ def test_a_quota_leaves_what_it_has_left_and_what_we_hold_of_it(hard: int, used:
     quota = Quota("team", {"requests." + GPU: hard * 1000}, {"requests." + GPU: (used + mine) * 1000})
     elsewhere = Quota("elsewhere", {"requests." + GPU: 0}, {})
     pods = [pod(mine, owner=MINE)]
-    supply = supply_of(take_stock(CATALOGUE, [], pods, [quota, elsewhere]), MINE)
+    supply = supply_of(take_stock(CATALOG, [], pods, [quota, elsewhere]), MINE)
     assert supply["h100"].quota == max(0, hard - used)
     assert supply["cpu"].quota is None
 
@@ -44,7 +44,7 @@ def test_no_place_in_a_quota_is_taken_twice_while_its_status_is_ahead_of_the_pod
     used = max(0, mine + theirs - gone)
     quota = Quota("team", {"requests." + GPU: 8000}, {"requests." + GPU: used * 1000})
     pods = [pod(mine, owner=MINE), pod(theirs, owner=THEIRS)]
-    assert supply_of(take_stock(CATALOGUE, [], pods, [quota]), MINE)["h100"].quota == 8 - theirs
+    assert supply_of(take_stock(CATALOG, [], pods, [quota]), MINE)["h100"].quota == 8 - theirs
 
 
 def test_pods_that_a_quota_does_not_charge_take_none_of_it() -> None:
@@ -57,7 +57,7 @@ def test_pods_that_a_quota_does_not_charge_take_none_of_it() -> None:
         pod(1, owner=THEIRS, leaving=True, overdue=101.0),
         replace(pod(1), namespace="elsewhere"),
     ]
-    assert supply_of(take_stock(CATALOGUE, [], pods, [quota], now=100.0), MINE)["h100"].quota == 6
+    assert supply_of(take_stock(CATALOG, [], pods, [quota], now=100.0), MINE)["h100"].quota == 6
 
 
 def test_our_pod_that_cannot_end_is_not_counted_twice() -> None:
@@ -66,7 +66,7 @@ def test_our_pod_that_cannot_end_is_not_counted_twice() -> None:
     pods = [pod(1, owner=MINE), pod(1, owner=MINE, leaving=True, overdue=99.0)]
     for used in (1000, 2000):
         charged = replace(quota, used={"requests." + GPU: used})
-        assert supply_of(take_stock(CATALOGUE, [], pods, [charged], now=100.0), MINE)["h100"].quota == 2
+        assert supply_of(take_stock(CATALOG, [], pods, [charged], now=100.0), MINE)["h100"].quota == 2
 
 
 def test_a_place_in_a_quota_that_another_took_since_the_count_is_gone() -> None:
@@ -84,7 +84,7 @@ def test_a_place_in_a_quota_that_another_took_since_the_count_is_gone() -> None:
 
     store.put("ResourceQuota", quota)
     put("mine")
-    store.take_stock(CATALOGUE, 0.0)
+    store.take_stock(CATALOG, 0.0)
     put("theirs")
     assert supply_of(store.stock, MINE)["h100"].quota == 4
     assert supply_of(store.stock_for("team", 0.0), MINE)["h100"].quota == 3
@@ -96,7 +96,7 @@ def test_the_tightest_quota_counts_and_limits_count_too() -> None:
         Quota("team", {"cpu": 8000}, {}),
         Quota("team", {"limits.memory": 9 * GIB * 1000}, {"limits.memory": GIB * 1000}),
     ]
-    assert supply_of(take_stock(CATALOGUE, [], [], quotas), MINE)["cpu"].quota == 2
+    assert supply_of(take_stock(CATALOG, [], [], quotas), MINE)["cpu"].quota == 2
 
 
 def test_a_quota_of_other_pods_is_left_out() -> None:

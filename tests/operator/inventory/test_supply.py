@@ -31,7 +31,7 @@ GPU = "nvidia.com/gpu"
 MINE, THEIRS = Owner("team", "chat"), Owner("team", "other")
 H100 = Accelerator("h100", GPU, Decimal(1), 80 * GIB, node_selector={"product": "H100"})
 CORES = Accelerator("cpu", "cpu", Decimal(2), 4 * GIB)
-CATALOGUE = {"h100": H100, "cpu": CORES}
+CATALOG = {"h100": H100, "cpu": CORES}
 
 
 def node(name: str = "n", gpus: int = 8, cores: int = 16, memory: int = 64, **more: Any) -> Node:
@@ -60,7 +60,7 @@ def test_cores_and_memory_that_no_pod_holds_are_told_beside_devices() -> None:
     """A node with free GPUs and no memory left for the process that feeds them takes no pod."""
     amounts = {GPU: 1000, "cpu": 2000, "memory": 20 * GIB * 1000}
     pods = [PodUsage(owner, "n", amounts, amounts, accelerator="h100") for owner in (MINE, THEIRS, None)]
-    stock = take_stock(CATALOGUE, [node(), node("bare", allocatable={GPU: 8000})], pods)
+    stock = take_stock(CATALOG, [node(), node("bare", allocatable={GPU: 8000})], pods)
     bare, full = supply_of(stock, Owner("team", "nobody"))["h100"].nodes
     assert (full.free, full.host) == (5, Host(10_000, 4 * GIB))
     assert supply_of(stock, MINE)["h100"].nodes[1].host == Host(12_000, 24 * GIB)  # its own may make way
@@ -77,7 +77,7 @@ def test_free_is_what_strangers_leave_and_never_below_nothing(
     pods: list[PodUsage], gpus_a: int, gpus_b: int
 ) -> None:
     """The model of it in one line: allocatable less what pods of others hold, on each node."""
-    stock = take_stock(CATALOGUE, [node("a", gpus_a), node("b", gpus_b)], pods)
+    stock = take_stock(CATALOG, [node("a", gpus_a), node("b", gpus_b)], pods)
     for owner in (MINE, THEIRS):
         foreign = {
             name: sum(
@@ -91,12 +91,12 @@ def test_free_is_what_strangers_leave_and_never_below_nothing(
 
 @given(st.lists(placed, max_size=12))
 def test_to_a_stranger_nothing_that_is_held_is_free(pods: list[PodUsage]) -> None:
-    stock = take_stock(CATALOGUE, [node("a"), node("b")], pods)
+    stock = take_stock(CATALOG, [node("a"), node("b")], pods)
     assert free(stock, Owner("team", "nobody")) == [each.free for each in stock.supply["h100"]]
 
 
 def test_cores_are_bounded_by_the_memory_that_goes_with_them() -> None:
-    stock = take_stock(CATALOGUE, [node("a", cores=16, memory=9), node("b", cores=3, memory=64)], [])
+    stock = take_stock(CATALOG, [node("a", cores=16, memory=9), node("b", cores=3, memory=64)], [])
     assert free(stock, accelerator="cpu") == [2, 1]
 
 
@@ -109,11 +109,11 @@ def test_cores_are_bounded_by_the_memory_that_goes_with_them() -> None:
     ],
 )
 def test_a_node_that_takes_no_such_pod_counts_for_nobody(closed: dict[str, Any]) -> None:
-    assert free(take_stock(CATALOGUE, [node(**closed)], [])) == []
+    assert free(take_stock(CATALOG, [node(**closed)], [])) == []
 
 
 def test_what_runs_on_a_cordoned_node_need_not_leave_it_and_nothing_else_there_is_free() -> None:
-    stock = take_stock(CATALOGUE, [node(takes_pods=False)], [pod(2, owner=MINE), pod(1, owner=THEIRS)])
+    stock = take_stock(CATALOG, [node(takes_pods=False)], [pod(2, owner=MINE), pod(1, owner=THEIRS)])
     assert free(stock) == [2]
     assert free(stock, THEIRS) == [1]
     assert stock.supply["h100"] == ()
@@ -124,17 +124,17 @@ def test_the_cores_of_a_pod_that_holds_gpus_are_none_to_plan_with_where_no_pod_o
     mine = [PodUsage(MINE, "n", amounts, amounts, accelerator="h100")]
     tainted = node(taints=({"key": "gpu", "value": "x", "effect": "NoSchedule"},))
     for closed in (tainted, node(takes_pods=False)):
-        stock = take_stock(CATALOGUE, [closed], mine)
+        stock = take_stock(CATALOG, [closed], mine)
         assert free(stock) == [1]
         assert free(stock, accelerator="cpu") == []
-    assert free(take_stock(CATALOGUE, [node()], mine), accelerator="cpu") == [8]
+    assert free(take_stock(CATALOG, [node()], mine), accelerator="cpu") == [8]
 
 
 def test_what_a_pod_leaves_on_a_node_that_takes_no_other_is_no_place_to_plan_with() -> None:
     """A drain, or a dead node, whose pods should end and stay for as long as it is dead."""
     pods = [pod(2, owner=MINE), pod(1, owner=MINE, leaving=True)]
-    assert free(take_stock(CATALOGUE, [node(takes_pods=False)], pods)) == [2]
-    assert free(take_stock(CATALOGUE, [node()], pods)) == [8]
+    assert free(take_stock(CATALOG, [node(takes_pods=False)], pods)) == [2]
+    assert free(take_stock(CATALOG, [node()], pods)) == [8]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_template_leaves_the_nodes_that_its_pods_may_go_to(
 def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them() -> None:
     taint = ({"key": "gpu", "value": "x", "effect": "NoSchedule"},)
     stock = take_stock(
-        CATALOGUE, [node("a", taints=taint), node("b", labels={"product": "H100", "zone": "z"})], []
+        CATALOG, [node("a", taints=taint), node("b", labels={"product": "H100", "zone": "z"})], []
     )
     zone = PodSpec.model_validate({"nodeSelector": {"zone": "z"}})
     assert [each.name for each in supply_of(stock, MINE, zone)["h100"].nodes] == ["b"]
@@ -201,7 +201,7 @@ def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them
 
 
 def test_replicas_do_not_straddle_nodes() -> None:
-    stock = take_stock(CATALOGUE, [node("a", 3), node("b", 5)], [])
+    stock = take_stock(CATALOG, [node("a", 3), node("b", 5)], [])
     footprint = Footprint(H100, CapacityType.ON_DEMAND, 2)
     assert footprint.room(Supply(stock.supply["h100"]), 0.0) == 3
 
@@ -268,7 +268,7 @@ def test_amounts_of_the_whole_pod_go_before_those_of_its_containers() -> None:
 
 def test_what_serves_and_what_trains_are_no_room_for_each_other() -> None:
     pods = [pod(2, owner=MINE), pod(owner=MINE.trainer), pod(owner=THEIRS.trainer)]
-    stock = take_stock(CATALOGUE, [node()], pods)
+    stock = take_stock(CATALOG, [node()], pods)
     assert (free(stock), free(stock, MINE.trainer)) == ([6], [5])
 
 
@@ -314,7 +314,7 @@ def raw_node(name: str, gpus: int) -> dict[str, Any]:
 def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
     ledger = InventoryStore(lambda _: None)
     ledger.put("Node", raw_node("a", 8))
-    ledger.take_stock(CATALOGUE, 0.0)
+    ledger.take_stock(CATALOG, 0.0)
     heartbeat = raw_node("a", 8)
     heartbeat["status"]["conditions"].append({"type": "MemoryPressure", "status": "False"})
     ledger.put("Node", heartbeat)
@@ -329,8 +329,8 @@ def test_what_a_full_list_does_not_show_is_gone_in_its_namespace_alone() -> None
     for namespace in ("team", "elsewhere"):
         body = raw_pod(nodeName="a", containers=[container(**{GPU: "2"})])
         ledger.put("Pod", {**body, "metadata": {"name": "p", "uid": namespace, "namespace": namespace}})
-    ledger.take_stock(CATALOGUE, 0.0)
+    ledger.take_stock(CATALOG, 0.0)
     assert free(ledger.stock) == [4]
     ledger.keep_only("Pod", set(), "1", "team")
-    ledger.take_stock(CATALOGUE, 0.0)
+    ledger.take_stock(CATALOG, 0.0)
     assert free(ledger.stock) == [6]

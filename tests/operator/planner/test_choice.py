@@ -23,7 +23,7 @@ from turbo_dev.plan_examples import (
     spec,
 )
 from turbo_operator.api import CapacityType, PlanReason
-from turbo_operator.catalog import catalogue
+from turbo_operator.catalog import catalog
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import Supply
 
@@ -143,7 +143,7 @@ def test_a_context_beyond_the_models_own_is_refused() -> None:
 
 
 def test_an_unknown_accelerator_is_named() -> None:
-    result = plan(spec(accelerators={"allowed": ["nowhere"]}), SMALL, catalogue())
+    result = plan(spec(accelerators={"allowed": ["nowhere"]}), SMALL, catalog())
     assert result.reason == PlanReason.ACCELERATOR_NOT_FOUND
     assert "nowhere" in result.detail
 
@@ -156,7 +156,7 @@ def test_a_misspelt_accelerator_is_told_which_there_are() -> None:
     assert result.detail.endswith("There are: alpha, beta.")
 
 
-def test_an_empty_catalogue_is_no_crash() -> None:
+def test_an_empty_catalog_is_no_crash() -> None:
     assert plan(spec(), SMALL, {}).reason == PlanReason.ACCELERATOR_NOT_FOUND
 
 
@@ -198,10 +198,10 @@ def figures(found: Plan) -> list[Any]:
     return [chosen, *((r.engine, r.method, r.tensor, r.reason, r.predicted) for r in found.rejected)]
 
 
-@pytest.mark.parametrize("name", [name for name, row in catalogue().items() if row.memory_bandwidth])
+@pytest.mark.parametrize("name", [name for name, row in catalog().items() if row.memory_bandwidth])
 def test_no_time_depends_on_what_an_accelerator_or_a_model_is_called(name: str) -> None:
-    """What is an accelerator's own stands in the catalogue's efficiency, whatever its name."""
-    row = replace(catalogue()[name], prices={CapacityType.ON_DEMAND: Decimal(1)}, most=64)
+    """What is an accelerator's own stands in the catalog's efficiency, whatever its name."""
+    row = replace(catalog()[name], prices={CapacityType.ON_DEMAND: Decimal(1)}, most=64)
     asked, other = spec(workload=LOAD), replace(row, name="other")
     told: list[Any] = []
     for known in (SMALL, MIDDLE):

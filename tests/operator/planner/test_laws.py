@@ -1,4 +1,4 @@
-"""The planner's laws for any spec, catalogue and supply."""
+"""The planner's laws for any spec, catalog and supply."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from turbo_dev.plan_cases import (
     NOW,
     accelerators,
     budgets,
-    catalogues,
+    catalogs,
     cents,
     changed,
     latency,
@@ -40,7 +40,7 @@ several = settings(max_examples=size(25, 50))  # of laws that compare plans, eac
 
 
 @settings(max_examples=size(50, 100))
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_no_plan_breaks_memory_budget_or_supply(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -76,8 +76,8 @@ def by_load(wanted: TurboDeploymentSpec) -> TurboDeploymentSpec:
 
 
 @several
-@given(specs(), models, catalogues, supplies)
-def test_the_same_input_gives_the_same_plan_whatever_the_order_of_the_catalogue(
+@given(specs(), models, catalogs, supplies)
+def test_the_same_input_gives_the_same_plan_whatever_the_order_of_the_catalog(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
     catalog: dict[str, Accelerator],
@@ -88,7 +88,7 @@ def test_the_same_input_gives_the_same_plan_whatever_the_order_of_the_catalogue(
 
 
 @several
-@given(specs(), models, catalogues, budgets, budgets)
+@given(specs(), models, catalogs, budgets, budgets)
 def test_a_larger_budget_takes_no_plan_away(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -111,7 +111,7 @@ def test_a_larger_budget_takes_no_plan_away(
 
 
 @several
-@given(specs(), models, catalogues, supplies, latency, latency)
+@given(specs(), models, catalogs, supplies, latency, latency)
 def test_a_tighter_target_is_never_cheaper(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -136,7 +136,7 @@ def test_a_tighter_target_is_never_cheaper(
 
 
 @several
-@given(specs(), models, catalogues, accelerators("omega"))
+@given(specs(), models, catalogs, accelerators("omega"))
 def test_one_more_accelerator_to_choose_from_is_never_dearer(
     wanted: TurboDeploymentSpec, model: ModelShape, catalog: dict[str, Accelerator], new: Accelerator
 ) -> None:
@@ -147,7 +147,7 @@ def test_one_more_accelerator_to_choose_from_is_never_dearer(
 
 
 @several
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_more_supply_is_never_dearer(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -173,7 +173,7 @@ def test_a_dearer_accelerator_is_never_chosen_at_equal_capacity(
 
 
 @several
-@given(specs(), models, catalogues)
+@given(specs(), models, catalogs)
 def test_without_drafts_is_always_a_candidate(
     wanted: TurboDeploymentSpec, model: ModelShape, catalog: dict[str, Accelerator]
 ) -> None:
@@ -185,7 +185,7 @@ def test_without_drafts_is_always_a_candidate(
 
 
 @several
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_what_runs_stays_unless_another_saves_enough(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -222,7 +222,7 @@ def running(choice: Choice) -> Running:
 
 
 @settings(max_examples=size(50, 100))
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_every_accelerator_asked_for_is_chosen_or_rejected_with_a_sentence(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -243,7 +243,7 @@ def test_every_accelerator_asked_for_is_chosen_or_rejected_with_a_sentence(
 
 
 @several
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_the_frontier_holds_the_choice(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -270,7 +270,7 @@ def test_the_generated_cases_reach_every_outcome_and_often_many_replicas() -> No
     counts: list[int] = []
 
     @settings(derandomize=True, max_examples=200)
-    @given(specs(), models, catalogues, supplies)
+    @given(specs(), models, catalogs, supplies)
     def look(wanted: TurboDeploymentSpec, model: ModelShape, catalog: Any, supply: Any) -> None:
         result = planned(wanted, model, catalog, supply)
         seen.update([result.reason, *(row.reason for row in result.rejected)])
@@ -283,7 +283,7 @@ def test_the_generated_cases_reach_every_outcome_and_often_many_replicas() -> No
 
 
 @several
-@given(specs(), models, catalogues, supplies, st.integers(0, 5))
+@given(specs(), models, catalogs, supplies, st.integers(0, 5))
 def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_or_stock_forbids(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
@@ -315,7 +315,7 @@ def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_
 
 
 @several
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_a_price_is_asked_for_only_where_the_targets_would_hold(
     wanted: TurboDeploymentSpec,
     model: ModelShape,

@@ -47,11 +47,11 @@ def test_where_not_one_replica_fits_nothing_is_served_but_what_runs() -> None:
 
 
 def test_the_one_that_comes_closest_is_served_unless_another_runs() -> None:
-    catalogue, supply = {"cpu": CPU, "big": BIG}, free(cpu=1, big=2)
-    actual = plan(spec(replicas=3), SHAPE, catalogue, supply)
+    catalog, supply = {"cpu": CPU, "big": BIG}, free(cpu=1, big=2)
+    actual = plan(spec(replicas=3), SHAPE, catalog, supply)
     assert actual.served is not None
     assert actual.served.accelerator.name == "big"
-    stays = plan(spec(replicas=3), SHAPE, catalogue, supply, running=running("cpu"))
+    stays = plan(spec(replicas=3), SHAPE, catalog, supply, running=running("cpu"))
     assert stays.served is not None
     assert stays.served.accelerator.name == "cpu"
 

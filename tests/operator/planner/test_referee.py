@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from turbo_dev.plan_cases import (
     MIDDLE,
     SMALL,
-    catalogues,
+    catalogs,
     models,
     roomy,
     specs,
@@ -24,7 +24,7 @@ from turbo_runtime.contract.documents import ModelShape
 
 
 @settings(max_examples=size(50, 300))
-@given(specs(), models, catalogues, supplies)
+@given(specs(), models, catalogs, supplies)
 def test_the_choice_is_the_best_of_all_candidates(
     wanted: TurboDeploymentSpec,
     model: ModelShape,

@@ -25,7 +25,7 @@ from turbo_dev.plan_examples import (
     spec,
 )
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
-from turbo_operator.catalog import catalogue
+from turbo_operator.catalog import catalog
 from turbo_operator.plan import Running
 from turbo_operator.planner.capabilities import describe_lack
 from turbo_operator.planner.requirements import demand, describe_overlong
@@ -151,7 +151,7 @@ def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
     result = plan(
         spec(model=SHORT, workload={**LOAD, "requestsPerSecond": "10"}),
         shape("deepseek-ai/DeepSeek-R1"),
-        catalogue(),
+        catalog(),
     )
     assert result.nearest is not None
     assert result.nearest.predicted is not None

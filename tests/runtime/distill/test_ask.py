@@ -23,9 +23,9 @@ def captured(text: str) -> Prompt:
 
 
 def test_captured_prompts_that_leave_no_room_for_an_answer_are_left_out_and_counted() -> None:
-    parts = {"held-out": [captured(LONG), captured(SHORT)], "training": [captured(LONG)]}
+    parts = {"test": [captured(LONG), captured(SHORT)], "training": [captured(LONG)]}
     asked, left_out = tokenize(parts, encode, Recipe(), ROOM)
-    assert [(one.part, one.prompt) for one in asked] == [("held-out", (97, 98, 99))]
+    assert [(one.part, one.prompt) for one in asked] == [("test", (97, 98, 99))]
     assert left_out == 2
 
 
@@ -36,11 +36,11 @@ def test_a_prompt_of_your_own_that_leaves_no_room_is_refused_by_name() -> None:
 
 
 def test_each_answer_says_what_it_is_drawn_with() -> None:
-    parts = {"held-out": [captured("a")], "training": [captured("b")]}
+    parts = {"test": [captured("a")], "training": [captured("b")]}
     recipe = Recipe(seed=7, variants=1, variant_temperature=0.9)
     asked, _ = tokenize(parts, encode, recipe, ROOM)
     assert [(one.part, one.choice, one.temperature, one.seed) for one in asked] == [
-        ("held-out", 0, 0.0, 0),  # greedy: there is no noise
+        ("test", 0, 0.0, 0),  # greedy: there is no noise
         ("training", 0, 0.0, 0),
         ("training", 1, 0.9, 7),
     ]
@@ -51,7 +51,7 @@ def test_what_was_asked_is_read_as_it_was_written_and_anything_else_is_nothing(t
     assert read_requests(file) is None
     asked = [
         TokenizedPrompt("training", "\u2028", (1, 70000), 2, 0.7, 5),
-        TokenizedPrompt("held-out", "d", (3,)),
+        TokenizedPrompt("test", "d", (3,)),
     ]
     write_requests(file, asked)
     assert read_requests(file) == asked

@@ -27,7 +27,7 @@ FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "20"]
 MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
 pytestmark = pytest.mark.usefixtures("threads_as_before")
-STAGES = ("answers", "states", "training", "evaluation", "gain")
+STAGES = ("answers", "states", "training", "evaluation", "speedup")
 
 
 def arguments(folder: Path, out: str, *flags: str) -> list[str]:
@@ -90,8 +90,8 @@ def test_the_folder_holds_the_artefact_its_evaluation_and_a_report(done: tuple[P
     assert set(found["domains"]) == {"left", "right"}
     for domain in found["domains"].values():
         assert domain["unseen"]["acceptance_length"] >= 1
-        assert [gain["batch"] for gain in domain["gains"]] == [1, 8]  # ten prompts were held out
-        assert all(gain["differing"] == 0 for gain in domain["gains"])
+        assert [speedup["batch"] for speedup in domain["speedups"]] == [1, 8]  # ten prompts were held out
+        assert all(speedup["differing"] == 0 for speedup in domain["speedups"])
     report = (out / "report.html").read_text()
     assert report.count("<svg") == 3
     assert "<script" not in report
@@ -123,7 +123,7 @@ def test_a_pod_leaves_what_it_made_and_a_failed_one_why(
     facts = DraftManifest.from_json(left.read_text())
     assert (facts.digest, facts.version) == (checkpoint_digest(done[0]), read_config(done[0]).version)
     assert [worth.domain for worth in facts.worth] == ["left", "right"]
-    assert [gain.batch for gain in facts.worth[0].gains] == [1, 8]
+    assert [speedup.batch for speedup in facts.worth[0].speedups] == [1, 8]
     assert len(left.read_bytes()) < TERMINATION_MESSAGE_BYTES
     typed(folder, "whole", "--seed", "1", "--termination-message", str(left))
     assert "was made otherwise" in left.read_text()
@@ -180,9 +180,9 @@ def test_killed_while_it_writes_the_result_it_comes_to_the_same(
         where |= {"save_heads": (heads, "save_heads"), "remove": (pipeline.Workspace, "remove")}
         patched.setattr(*where[last], dies)
         with pytest.raises(KeyboardInterrupt):
-            distill.distill(arguments(folder, out, "--no-gain"))
+            distill.distill(arguments(folder, out, "--no-speedup"))
     assert (folder / out / "config.json").is_file() == (last == "remove")
-    assert distill.distill(arguments(folder, out, "--no-gain")) == 0
+    assert distill.distill(arguments(folder, out, "--no-speedup")) == 0
     assert checkpoint_digest(folder / out) == checkpoint_digest(done[0])
     assert not (folder / out / "work").exists()
 
@@ -193,13 +193,13 @@ def test_two_at_a_time_are_refused(
     seen: list[int] = []
 
     def meanwhile(*_: object) -> None:
-        seen.append(distill.distill(arguments(folder, "two", "--no-gain")))
+        seen.append(distill.distill(arguments(folder, "two", "--no-speedup")))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(pipeline.responses, "answer_all", meanwhile)
         with pytest.raises(KeyboardInterrupt):
-            distill.distill(arguments(folder, "two", "--no-gain"))
+            distill.distill(arguments(folder, "two", "--no-speedup"))
     assert seen == [1]
     assert "another process works in" in capsys.readouterr().err
 
@@ -234,7 +234,7 @@ def test_too_few_prompts_are_told_before_the_model_is_loaded(
         )
         == PERMANENT_ERROR
     )
-    told = "4 prompts, 1 of them unlike, leave none for the part 'held-out'; give more prompts"
+    told = "4 prompts, 1 of them unlike, leave none for the part 'test'; give more prompts"
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -247,7 +247,7 @@ def test_prompts_that_are_too_long_are_named_and_the_advice_can_be_followed(
         "".join(json.dumps({"prompt": "x" * 150 + str(n), "id": f"p{n}"}) + "\n" for n in range(9))
     )
     wanted = [str(folder / "model"), "--prompts", str(long), "--out", str(tmp_path / "out"), *MACHINE]
-    wanted += ["--completions", "--epochs", "1", "--no-gain"]
+    wanted += ["--completions", "--epochs", "1", "--no-speedup"]
     assert distill.distill([*wanted, "--max-tokens", "200"]) == PERMANENT_ERROR
     told = capsys.readouterr().err
     assert "and 6 more are longer: leave them out, lower --max-tokens" in told
@@ -282,13 +282,13 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
     with monkeypatch.context() as patched:
         patched.setattr(pipeline.Distillation, "_evaluate", dies)
         with pytest.raises(KeyboardInterrupt):
-            distill.distill(arguments(folder, "damaged", "--no-gain"))
+            distill.distill(arguments(folder, "damaged", "--no-speedup"))
     work = folder / "damaged" / "work"
     assert stat.S_IMODE(work.stat().st_mode) == 0o700  # it tells prompts
     saved = work / pipeline.CHECKPOINT
     for file in (saved, work / pipeline.REQUESTS, work / pipeline.MACHINE, work / "seconds.json"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert distill.distill(arguments(folder, "damaged", "--no-gain")) == 0
+    assert distill.distill(arguments(folder, "damaged", "--no-speedup")) == 0
     assert re.search(rf"{saved} cannot be read \(.+\): training begins anew\n", capsys.readouterr().err)
     assert checkpoint_digest(folder / "damaged") == checkpoint_digest(done[0])
 

@@ -15,7 +15,7 @@ from turbo_runtime.files import checkpoint_digest
 
 
 def draft(
-    folder: Path, length: float, gain: float, domain: str = "support", digest: str = "sha256:one"
+    folder: Path, length: float, speedup: float, domain: str = "support", digest: str = "sha256:one"
 ) -> Path:
     folder.mkdir(parents=True)
     config = {
@@ -33,8 +33,11 @@ def draft(
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"block": np.zeros(3, np.float32)}, folder / "heads.safetensors")
     unseen = {"acceptance_length": length, "acceptance_per_position": [0.8, 0.61], "answers": 47}
-    gains = [{"batch": batch, "after": gain / batch**0.1, "before": 1.07} for batch in (1, 8, 32)]
-    evaluation = {"domains": {domain: {"unseen": unseen, "gains": gains}}, "seconds": {"training": 61.0}}
+    speedups = [{"batch": batch, "after": speedup / batch**0.1, "before": 1.07} for batch in (1, 8, 32)]
+    evaluation = {
+        "domains": {domain: {"unseen": unseen, "speedups": speedups}},
+        "seconds": {"training": 61.0},
+    }
     evaluation["losses"] = [0.5] * 29
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -178,7 +181,7 @@ def test_where_there_is_none_a_sentence_says_so(
     assert told.count("\n") == 1
 
 
-@pytest.mark.parametrize("domains", [[], 7, {"a": 7}, {"a": {"unseen": {}, "gains": [{}]}}])
+@pytest.mark.parametrize("domains", [[], 7, {"a": 7}, {"a": {"unseen": {}, "speedups": [{}]}}])
 def test_an_evaluation_by_somebody_else_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], domains: object
 ) -> None:

@@ -105,7 +105,7 @@ def test_auto_trains_nothing_where_its_pilot_says_that_no_draft_pays(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Random weights say nothing that could be guessed."""
-    assert run(folder, "vain", "model", "--method", "auto", "--no-gain") == PERMANENT_ERROR
+    assert run(folder, "vain", "model", "--method", "auto", "--no-speedup") == PERMANENT_ERROR
     assert "a pilot says that no draft pays here (heads 1." in capsys.readouterr().err
     assert not (folder / "vain" / "config.json").exists()
 
@@ -114,7 +114,7 @@ def test_auto_trains_what_its_pilot_says_to_pay_and_keeps_what_it_found(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "MIN_SPEEDUP", 0.0)
-    flags = ("--method", "auto", "--no-gain")
+    flags = ("--method", "auto", "--no-speedup")
     assert run(folder, "auto", "model", *flags) == 0
     told = capsys.readouterr().err
     draft = json.loads((folder / "auto" / "config.json").read_text())

@@ -12,7 +12,7 @@ HEADS = 3
 
 
 def said(length: int) -> Completion:
-    return Completion(TokenizedPrompt("held-out", "d", (1, 2)), tuple(range(length)))
+    return Completion(TokenizedPrompt("test", "d", (1, 2)), tuple(range(length)))
 
 
 def test_a_draft_begins_behind_what_was_accepted() -> None:

@@ -51,27 +51,27 @@ def by_hand(logits: Tensor, lessons: TrainingBatch, recipe: Recipe) -> float:
                 continue
             weight = recipe.head_decay**head
             weights += weight
-            law = zip(lessons.likely[row, head].tolist(), lessons.chances[row, head].tolist(), strict=True)
-            for token, chance in law:
+            likely, chances = lessons.likely[row, head].tolist(), lessons.chances[row, head].tolist()
+            for token, chance in zip(likely, chances, strict=True):
                 if token in q:
                     log_q = torch.tensor(q[token]).log().item()
-                    total -= weight * recipe.law * chance * log_q
+                    total -= weight * recipe.distribution_loss_weight * chance * log_q
                     total += weight * recipe.variation * (chance - min(chance, q[token]))
             if word in q:
                 total -= weight * recipe.words * torch.tensor(q[word]).log().item()
     return total / weights
 
 
-@pytest.mark.parametrize("kind", ["words", "law", "variation"])
+@pytest.mark.parametrize("kind", ["words", "distribution_loss_weight", "variation"])
 def test_each_loss_is_what_it_is_by_hand(logits: Tensor, lessons: TrainingBatch, kind: str) -> None:
-    recipe = replace(Recipe(words=0, law=0, variation=0), **{kind: 1.0})
+    recipe = replace(Recipe(words=0, distribution_loss_weight=0, variation=0), **{kind: 1.0})
     found = training_loss(logits, lessons, WORDS, recipe)
     assert found.item() == pytest.approx(by_hand(logits, lessons, recipe), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
 def test_they_add_up(logits: Tensor, lessons: TrainingBatch, temperature: float) -> None:
-    recipe = Recipe(words=0.3, law=0.5, variation=2.0, temperature=temperature)
+    recipe = Recipe(words=0.3, distribution_loss_weight=0.5, variation=2.0, temperature=temperature)
     found = training_loss(logits, lessons, WORDS, recipe)
     assert found.item() == pytest.approx(by_hand(logits, lessons, recipe), rel=1e-5)
 

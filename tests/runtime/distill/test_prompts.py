@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from turbo_runtime.distill.data.responses import deal, render_turns
 from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
 
-SHARES = {"held-out": 0.2, "judges": 0.1, "training": 1.0}
+SHARES = {"test": 0.2, "validation": 0.1, "training": 1.0}
 
 
 def written(folder: Path, *rows: object) -> Path:
@@ -102,7 +102,7 @@ def test_every_prompt_comes_to_one_part_whatever_their_order(texts: set[str], se
     for domain in "ab":
         count = sum(p.domain == domain for p in prompts)
         least = 1 if count >= 3 else 0
-        assert sum(p.domain == domain for p in parts["held-out"]) == max(round(0.2 * count), least)
+        assert sum(p.domain == domain for p in parts["test"]) == max(round(0.2 * count), least)
     mixed = list(prompts)
     mix.shuffle(mixed)  # type: ignore[attr-defined]
     assert deal(mixed, seed, SHARES) == parts

@@ -9,13 +9,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from turbo_runtime.distill.evaluation import record as report
 from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
-from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
+from turbo_runtime.distill.evaluation.speedup_benchmark import Speedup
 
 DOMAIN = DomainRecord(
     Evaluation(40, 100, (0.8, 0.5), 2.5),
     Evaluation(41, 110, (0.8, 0.5), 2.6),
     "sha256:1",
-    (Gain(1, 9, 30.0, 1.2, 1.5, 3.0, 0), Gain(8, 9, 90.0, 1.1, 1.25, 3.0, 0)),
+    (Speedup(1, 9, 30.0, 1.2, 1.5, 3.0, 0), Speedup(8, 9, 90.0, 1.1, 1.25, 3.0, 0)),
 )
 RECORD = Record("heads", {"chat": DOMAIN}, {"training": 20}, 3, (2.0, 1.5), (1.5, 2.0), 1, {"training": 9.0})
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,12 +18,13 @@ from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said as Stated
 from turbo_dev.fitting import fit, say, words_of
 from turbo_dev.tiny_engine import write
+from turbo_runtime.cli.distill import MAX_RUNNING
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation import speedup_benchmark
 from turbo_runtime.distill.evaluation.record import evaluate
-from turbo_runtime.distill.evaluation.speedup_benchmark import Run, gain_of, runs, ways
+from turbo_runtime.distill.evaluation.speedup_benchmark import Run, compute_speedup, runs, ways
 from turbo_runtime.distill.heads import count_accepted
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import proposer
@@ -133,7 +135,7 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
     assert found.acceptance_length == pytest.approx(committed / (steps - len(said)))
 
 
-def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_differ(
+def test_a_speedup_is_over_the_same_prompts_without_drafts_and_counts_answers_that_differ(
     served: TargetModel, heads: Heads
 ) -> None:
     answers = served.answer(asked(), params(0.0))
@@ -144,12 +146,27 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
         assert {run.way for run in found[each : each + 3]} == {"none", "memory", "heads"}
     assert {len(run.answers) for run in found} == {2}  # two parts, since two are asked together
     assert all(not run.drafts for run in found if run.way == "none")
-    of_two = gain_of(2, found)
+    of_two = compute_speedup(2, found)
     assert (of_two.batch, of_two.prompts, of_two.differing) == (2, 2, 0)
     wrong = [replace(run, answers=((1,), *run.answers[1:])) if run.way == "heads" else run for run in found]
-    assert gain_of(2, wrong).differing == 3
+    assert compute_speedup(2, wrong).differing == 3
     slower = [replace(run, seconds=1.0 if run.way == "none" else 0.5) for run in found]
-    assert gain_of(2, slower).after == pytest.approx(2.0)
+    assert compute_speedup(2, slower).after == pytest.approx(2.0)
+
+
+def test_every_batch_size_is_measured_with_as_many_at_a_time(tmp_path: Path) -> None:
+    write(tmp_path)
+    most = max(speedup_benchmark.BATCHES)
+    assert most == MAX_RUNNING
+    config = RuntimeConfig(str(tmp_path), device="cpu", dtype="float32", threads=1, max_num_seqs=MAX_RUNNING)
+    model = TargetModel(config)
+    short = SamplingParams(temperature=0.0, max_tokens=4)
+    requests = [TokenizedPrompt("test", "d", (5, number, 7)) for number in range(most)]
+    answers = model.answer(requests, short)
+    completions = [Completion(one, tokens) for one, tokens in zip(requests, answers, strict=True)]
+    plain = {"none": lambda: ActiveDrafts("off")}
+    (run,) = runs(model, plain, completions, [], [], short, most, rounds=1)
+    assert run.answers == tuple(answers)
 
 
 def run_of(steps: Iterator[Run | None]) -> Run:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from turbo_runtime.distill.evaluation.record import DomainRecord, Evaluation, Record
-from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
+from turbo_runtime.distill.evaluation.speedup_benchmark import Speedup
 
 
-def record(count: int, gains: dict[int, tuple[float, float]], left_out: int = 0) -> Record:
+def record(count: int, speedups: dict[int, tuple[float, float]], left_out: int = 0) -> Record:
     unseen = Evaluation(count, 100, (0.8,), 2.5 if count else None)
-    told = tuple(Gain(batch, 9, 30.0, before, after, 3.0, 0) for batch, (before, after) in gains.items())
+    told = tuple(
+        Speedup(batch, 9, 30.0, before, after, 3.0, 0) for batch, (before, after) in speedups.items()
+    )
     found = DomainRecord(unseen, unseen, "sha256:1", told)
     return Record("heads", {"support": found}, {"training": 20}, left_out, (), (), 0, {})
 

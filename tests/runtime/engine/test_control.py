@@ -52,7 +52,7 @@ class Served:
         claimed = self.accepted if self.claimed is None else self.claimed
         acceptances = [[claimed ** (j + 1) for j in range(self.most)] for name in names if name in asked]
         drafting = DRAFTING if asked else 0.0
-        counts = iter(self.control.choose(acceptances, shape, self.answers, drafting))
+        counts = iter(self.control.select_draft_lengths(acceptances, shape, self.answers, drafting))
         outcomes = [self._outcome(name, next(counts) if name in asked else None) for name in names]
         drafted = sum(outcome.drafted for outcome in outcomes)
         rest = self.law(to_four(shape.tokens + drafted)) * self.noise.uniform(0.97, 1.03)
@@ -88,7 +88,7 @@ def gain(accepted: float, prompt_every: int, prompt: int = 256, steps: int = 250
 def drafts_beside(prompt: int, acceptances: Sequence[Sequence[float]]) -> list[int]:
     answers = len(acceptances)
     shape = StepShape(answers + prompt, answers * CONTEXT, prompt * prompt // 2)
-    return GoodputController(measured(), to_four).choose(acceptances, shape, answers, DRAFTING)
+    return GoodputController(measured(), to_four).select_draft_lengths(acceptances, shape, answers, DRAFTING)
 
 
 @pytest.mark.parametrize("chance", [0.3, 0.5, 0.7, 0.9])

@@ -210,7 +210,7 @@ def test_drafts_that_a_grammar_forces_in_every_step_do_not_end_the_drafts_of_oth
     for step in range(400):
         asked = bool(control.to_draft(["free"]))
         asked_at += [step] * asked
-        (forced,) = control.choose([[1.0, 1.0]], StepShape(2), 2, 0.0)
+        (forced,) = control.select_draft_lengths([[1.0, 1.0]], StepShape(2), 2, 0.0)
         outcomes = [DraftOutcome("forced", False, forced, forced), DraftOutcome("free", asked, 0, 0)]
         control.learn(StepShape(2), outcomes, StepTimes(0.0, 0.020))
     assert len(asked_at) >= 390

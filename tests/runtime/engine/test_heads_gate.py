@@ -85,7 +85,7 @@ class Answers:
         claims = [max(place.memory, place.heads * by_heads) for place in self.places]
         claims = list(takewhile(bool, claims))
         acceptances = [list(accumulate(claims, mul)) for name in names if name in asked]
-        counts = iter(self.control.choose(acceptances, StepShape(ANSWERS), ANSWERS, drafting))
+        counts = iter(self.control.select_draft_lengths(acceptances, StepShape(ANSWERS), ANSWERS, drafting))
         outcomes = [
             self._outcome(name, next(counts) if name in asked else None, by_heads=by_heads) for name in names
         ]

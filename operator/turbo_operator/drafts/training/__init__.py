@@ -1,6 +1,6 @@
 """Training of drafts: whether one is due, what the one that runs is at, and how it has ended. Pure.
 
-    no draft for the model, or a gain below the bound for the window  ->  due  ->  Job  ->  TurboDraft
+    no draft for the model, or a speedup below the bound for the window  ->  due  ->  Job  ->  TurboDraft
 
 A training is one number, one folder and one TurboDraft, however many Jobs and pods it takes. One that ended
 badly waits until the spec changes, so that nothing is paid twice for the same failure. Everything is read
@@ -90,21 +90,21 @@ def _decide_without_job(case: Case) -> TrainingDecision:
     observed, state, training = case.observed, case.state, case.training
     drafts = fitting(observed)
     since = _below_since(case, drafts)
-    if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
+    if state is None and since is not None:  # somebody else's candidate, whose speedup is to be remembered
         state = TrainingStatus(number=0, input_hash="", spec_hash="", result=TrainingReason.TRAINED)
     if state is not None:
         state = state.model_copy(update={"below_threshold_time": None if since is None else rfc3339(since)})
     case = replace(case, state=state)
     unfinished = state is not None and state.result is None
-    is_measured = observed.gain is not None  # without requests, nothing is paid for
+    is_measured = observed.speedup is not None  # without requests, nothing is paid for
     again = is_measured and since is not None and case.now - since >= training.trigger.window.seconds
     if drafts and not again and not unfinished:
         message = f"TurboDraft {drafts[-1].name} was trained for the model that is served."
         if since is not None:
+            due = rfc3339(since + training.trigger.window.seconds)
             message += (
-                f" The measured gain is below {training.trigger.speedup_below} since {rfc3339(since)}: if it "
-                "stays there, another one is trained from "
-                f"{rfc3339(since + training.trigger.window.seconds)} on."
+                f" The measured speedup is below {training.trigger.speedup_below} since {rfc3339(since)}: if "
+                f"it stays there, another one is trained from {due} on."
             )
         return TrainingDecision(ConditionState("True", TrainingReason.TRAINED, message), state)
     if (blocked := _blocked(case, drafts)) is not None:
@@ -121,19 +121,19 @@ def _decide_without_job(case: Case) -> TrainingDecision:
 
 
 def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
-    """Return since when the gain is below the bound, in seconds since the epoch. A new draft has its own
+    """Return since when the speedup is below the bound, in seconds since the epoch. A new draft has its own
     time, which begins once it was promoted or turned down: until then another one would only take its place.
     """
-    bound, gain, status = case.training.trigger.speedup_below, case.observed.gain, case.td.status
+    bound, speedup, status = case.training.trigger.speedup_below, case.observed.speedup, case.td.status
     known = {identity(draft) for draft in (*status.rejected_drafts, status.draft) if draft is not None}
     if bound is None or not drafts or identity(drafts[-1]) not in known:
         return None
-    if gain is not None and gain >= bound:
+    if speedup is not None and speedup >= bound:
         return None
     since = epoch(case.state.below_threshold_time) if case.state and case.state.below_threshold_time else None
     if since is not None and since < drafts[-1].created:
         since = None
-    return case.now if since is None and gain is not None else since
+    return case.now if since is None and speedup is not None else since
 
 
 def _blocked(case: Case, drafts: list[DraftView]) -> ConditionState | None:

@@ -150,7 +150,7 @@ def _arguments(
         f"--termination-message={TERMINATION_LOG}",
     ]
     # speeds of another machine than the one that serves say nothing
-    return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-gain"]
+    return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-speedup"]
 
 
 def _prompts(td: TurboDeployment, training: Training) -> tuple[pod.MountedVolume, str]:

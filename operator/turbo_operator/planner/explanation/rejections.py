@@ -15,7 +15,7 @@ import numpy as np
 from turbo_operator.api import OFF, CapacityType, Objective, PlanReason, Provenance, Provisioning
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices
-from turbo_operator.planner.evaluation import Pair, PlanEvaluation
+from turbo_operator.planner.evaluation import Offering, PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.feasibility import CODES, MICRO, bucket
 from turbo_operator.planner.performance import memory, speculation
@@ -60,8 +60,8 @@ def list_rejected(
         fails = bool(lacking[candidate[row[0]]]) and near != waits
         return max(near, waits) if fails else near, fails, int(rank[row[0]])
 
-    pairs = zip(indices.tolist(), predictions, strict=False)
-    rows = [(index, _reject(evaluation, index, best, predicted)) for index, predicted in pairs]
+    offerings = zip(indices.tolist(), predictions, strict=False)
+    rows = [(index, _reject(evaluation, index, best, predicted)) for index, predicted in offerings]
     rejected = tuple(row for _, row in sorted(rows, key=distance))
     return rejected, None if best is None else predictions[-1]
 
@@ -69,17 +69,17 @@ def list_rejected(
 def _reject(
     evaluation: PlanEvaluation, index: int, best: int | None, predicted: Predicted | None
 ) -> EvaluatedCandidate:
-    """Return the row of a pair that lost to `best`, or failed."""
-    pair, reason = evaluation.pair(index), CODES[evaluation.verdict.code[index]]
+    """Return the row of an offering that lost to `best`, or failed."""
+    offering, reason = evaluation.offering(index), CODES[evaluation.verdict.code[index]]
     if reason == PlanReason.FEASIBLE:
         assert best is not None  # what is feasible loses only to another
         reason, detail = _compare(evaluation, index, best)
     else:
-        detail = _DETAILS[reason](evaluation, index, pair)
-        is_further = reason != PlanReason.NOT_YET_SUPPORTED and evaluation.lacking[pair.place]
-        if is_further and (lack := evaluation.lacks[pair.place]):
+        detail = _DETAILS[reason](evaluation, index, offering)
+        is_further = reason != PlanReason.NOT_YET_SUPPORTED and evaluation.lacking[offering.place]
+        if is_further and (lack := evaluation.lacks[offering.place]):
             detail = f"{detail} Besides, {lack}."
-    return pair.describe(reason, detail, int(evaluation.verdict.reported[index]), predicted)
+    return offering.describe(reason, detail, int(evaluation.verdict.reported[index]), predicted)
 
 
 def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices) -> Indices:
@@ -91,7 +91,7 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
     waits = lacking & ~verdict.has_reason(PlanReason.NOT_YET_SUPPORTED)
     with np.errstate(invalid="ignore"):
         near = np.floor(np.log(np.maximum(verdict.miss, 1.0)) / 0.05)
-    assumed = candidates.by_draft(lambda draft: draft.gains, bool)[availability.candidate]
+    assumed = candidates.by_draft(lambda draft: draft.has_prior, bool)[availability.candidate]
     first: dict[Key, int] = {}
     for index in np.lexsort((rank, near, assumed, waits)).tolist():
         reason = CODES[verdict.code[index]]
@@ -100,7 +100,7 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
             first.setdefault((int(accelerators[index]), kind, reason), index)
 
     def is_better(index: int, best: int) -> bool:
-        """Whether a pair would be worth more than the chosen one, were it supported."""
+        """Whether an offering would be worth more than the chosen one, were it supported."""
         if evaluation.requirements.objective == Objective.COST:
             return bool(evaluation.compared_cost[index] < evaluation.compared_cost[best])
         return bool(rank[index] < rank[best])
@@ -158,12 +158,12 @@ def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> EvaluatedCan
     missed = messages.misses(requirements, predicted) if predicted is not None else []
     if predicted is None or not missed:
         return None
-    pair, count, price = relaxed.pair(index), int(replicas[0]), predicted.cost_per_hour
+    offering, count, price = relaxed.offering(index), int(replicas[0]), predicted.cost_per_hour
     paid = "" if price is None else f"cost {messages.money(price)} $/h and "
-    pods = f"{messages.count(count, 'replica')} of {pair.hardware}"
+    pods = f"{messages.count(count, 'replica')} of {offering.hardware}"
     is_budget = all("spec.cost" in part for part in missed)
     reason = PlanReason.BUDGET_EXCEEDED if is_budget else PlanReason.TARGET_UNREACHABLE
-    return pair.describe(reason, f"{pods} would {paid}{messages.join(missed)}.", count, predicted)
+    return offering.describe(reason, f"{pods} would {paid}{messages.join(missed)}.", count, predicted)
 
 
 def find_smallest_miss(evaluation: PlanEvaluation) -> EvaluatedCandidate | None:
@@ -172,22 +172,22 @@ def find_smallest_miss(evaluation: PlanEvaluation) -> EvaluatedCandidate | None:
     if not demand.has_latency:
         return None
     unreached = evaluation.verdict.has_reason(PlanReason.TARGET_UNREACHABLE) & ~evaluation.lacking[candidate]
-    pairs = np.flatnonzero(unreached & ~(evaluation.speeds.requests_per_second > 0.0)[candidate])
-    if not len(pairs):
+    offerings = np.flatnonzero(unreached & ~(evaluation.speeds.requests_per_second > 0.0)[candidate])
+    if not len(offerings):
         return None
     bounds = (demand.time_to_first_token, demand.time_per_output_token)
-    latencies = zip(bounds, unloaded_latency(evaluation.engines(candidate[pairs]), demand), strict=True)
+    latencies = zip(bounds, unloaded_latency(evaluation.engines(candidate[offerings]), demand), strict=True)
     ratios = [value / bound.seconds for bound, value in latencies if bound is not None]
-    cost = np.nan_to_num(evaluation.compared_cost[pairs], nan=np.inf)
-    index = int(pairs[np.lexsort((cost, bucket(np.max(ratios, axis=0))))[0]])
+    cost = np.nan_to_num(evaluation.compared_cost[offerings], nan=np.inf)
+    index = int(offerings[np.lexsort((cost, bucket(np.max(ratios, axis=0))))[0]])
     (predicted,) = evaluation.predict(np.array([index]), evaluation.verdict.reported[[index]])
     return _reject(evaluation, index, None, predicted)
 
 
 def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReason, str]:
-    """Return why a feasible pair is not the plan: the reason and its sentence."""
-    pair, winner = evaluation.pair(index), evaluation.pair(best)
-    name, winner_name = (one.hardware + messages.paid_as(one.capacity_type) for one in (pair, winner))
+    """Return why a feasible offering is not the plan: the reason and its sentence."""
+    offering, winner = evaluation.offering(index), evaluation.offering(best)
+    name, winner_name = (one.hardware + messages.paid_as(one.capacity_type) for one in (offering, winner))
     objective = evaluation.requirements.objective
     extra = (evaluation.compared_cost[index] - evaluation.compared_cost[best]) / MICRO
     lead, best_lead = evaluation.leading[index], evaluation.leading[best]
@@ -210,7 +210,7 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
         if objective == Objective.COST:
             return PlanReason.HIGHER_COST, f"{detail}."
         detail = f"{detail}, and it is no better by spec.planPolicy.objective {objective}."
-    elif (pair.accelerator, pair.capacity_type) == (winner.accelerator, winner.capacity_type):
+    elif (offering.accelerator, offering.capacity_type) == (winner.accelerator, winner.capacity_type):
         method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
         detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."
@@ -223,31 +223,33 @@ def _dollars(amount: float) -> str:
     return messages.money(Decimal(str(round(amount, 6))))
 
 
-def _out_of_memory(evaluation: PlanEvaluation, _: int, pair: Pair) -> str:
-    use, place = evaluation.memory_use, pair.place
+def _out_of_memory(evaluation: PlanEvaluation, _: int, offering: Offering) -> str:
+    use, place = evaluation.memory_use, offering.place
     available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
     if use.loading[place] > use.usable[place]:
         available = -1.0
-    tokens = memory.max_model_len(float(available), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
+    tokens = memory.max_model_len(
+        float(available), float(use.kv_longest[place]), offering.draft.max_draft_tokens
+    )
     tokens = min(tokens, evaluation.requirements.shape.max_position)
     needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
-    sentence = f"One replica needs {needed} and {pair.accelerator.name} has {usable} to give"
+    sentence = f"One replica needs {needed} and {offering.accelerator.name} has {usable} to give"
     if tokens <= 0:
         return f"{sentence}: not even the weights and one short request fit."
     remedy = f"set spec.model.maxModelLen (now {evaluation.requirements.max_model_len})"
     return f"{sentence}; requests of up to {tokens} tokens would fit: {remedy}."
 
 
-def _no_profile(_: PlanEvaluation, __: int, pair: Pair) -> str:
-    links = ", spec.interconnectGBps and spec.networkGBps" if pair.tensor > 1 else ""
+def _no_profile(_: PlanEvaluation, __: int, offering: Offering) -> str:
+    links = ", spec.interconnectGBps and spec.networkGBps" if offering.tensor > 1 else ""
     return (
-        f"How fast {pair.accelerator.name} is cannot be told: write spec.memoryBandwidthGBps and spec.tflops"
+        f"The speed of {offering.accelerator.name} is unknown: write spec.memoryBandwidthGBps and spec.tflops"
         f"{links} on the TurboAccelerator, or leave workload, latency and throughput targets out."
     )
 
 
-def _price_unknown(_: PlanEvaluation, __: int, pair: Pair) -> str:
-    name, kind = pair.accelerator.name, pair.capacity_type
+def _price_unknown(_: PlanEvaluation, __: int, offering: Offering) -> str:
+    name, kind = offering.accelerator.name, offering.capacity_type
     what, remedy = f"The {kind} price of {name}", ""
     if kind == CapacityType.ON_DEMAND:
         what, remedy = f"The price of {name}", ", or allow only this one and set no budget"
@@ -255,20 +257,22 @@ def _price_unknown(_: PlanEvaluation, __: int, pair: Pair) -> str:
     return f"{what} is unknown: write {field} on the TurboAccelerator{remedy}."
 
 
-def _unreachable(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
-    requirements, rate = evaluation.requirements, evaluation.speeds.requests_per_second[pair.place]
+def _unreachable(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
+    requirements, rate = evaluation.requirements, evaluation.speeds.requests_per_second[offering.place]
     has_latency = requirements.demand.has_latency
     if has_latency and not rate > 0.0:
-        first, token = unloaded_latency(evaluation.engines(np.array([pair.place])), requirements.demand)
+        first, token = unloaded_latency(evaluation.engines(np.array([offering.place])), requirements.demand)
         alone = Predicted(float(first[0]), float(token[0]), None, None, None, None, Provenance.ROOFLINE)
         missed = messages.misses(requirements, alone)
         missed_text = messages.join(missed) if missed else "miss the latency targets under any load"
-        return f"{pair.hardware} would {missed_text} even with nothing else to do."
+        return f"{offering.hardware} would {missed_text} even with nothing else to do."
     need = float(evaluation.verdict.miss[index]) * requirements.max_replicas
     if np.isinf(need):
-        return f"{pair.hardware} reaches the targets with no number of replicas: allow a faster accelerator."
+        return (
+            f"{offering.hardware} never reaches the targets, with any replicas: allow a faster accelerator."
+        )
     takes = (
-        f"{pair.hardware} takes {messages.rate(float(rate))} requests/s per replica"
+        f"{offering.hardware} takes {messages.rate(float(rate))} requests/s per replica"
         f"{' while the targets hold' if has_latency else ''}: the load needs {need:.0f}"
     )
     limit = messages.count(requirements.max_replicas, "replica")
@@ -277,37 +281,37 @@ def _unreachable(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
     return f"{takes}, and spec.scaling.maxReplicas allows {limit}: allow more, or a faster accelerator."
 
 
-def _no_capacity(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
+def _no_capacity(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
     replicas = int(evaluation.verdict.replicas[index])
-    needs = f"{messages.count(replicas, 'replica')} of {pair.hardware}"
+    needs = f"{messages.count(replicas, 'replica')} of {offering.hardware}"
     if evaluation.availability.within_total[index] < replicas:
-        accelerators = messages.count(replicas * pair.per_replica, "accelerator")
+        accelerators = messages.count(replicas * offering.per_replica, "accelerator")
         return (
             f"{needs} {'takes' if replicas == 1 else 'take'} {accelerators}, and spec.accelerators.maxTotal "
             f"is {evaluation.requirements.accelerators.max_total}: raise it, or lower what is asked."
         )
-    available = _available(evaluation, pair, int(evaluation.availability.room[index]))
+    available = _available(evaluation, offering, int(evaluation.availability.room[index]))
     return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {available}"
 
 
-def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
+def _available(evaluation: PlanEvaluation, offering: Offering, room: int) -> str:
     """What the cluster has of an accelerator, as the end of a sentence, and what to do."""
-    accelerator, name = pair.accelerator, pair.accelerator.name
+    accelerator, name = offering.accelerator, offering.accelerator.name
     supply = (evaluation.requirements.inputs.supply or {}).get(name)
     holds = messages.count(room, "such replica")
-    if supply is not None and supply.quota is not None and supply.quota // pair.per_replica <= room:
+    if supply is not None and supply.quota is not None and supply.quota // offering.per_replica <= room:
         return (
             f"the namespace's quota leaves {supply.quota} {name}, enough for {holds}: raise the "
             "ResourceQuota, ask for fewer, or allow another class."
         )
     if accelerator.provisioning == Provisioning.FIXED:
         all_nodes = supply.nodes if supply else ()
-        nodes = [node for node in all_nodes if pair.capacity_type in node.capacity_types]
+        nodes = [node for node in all_nodes if offering.capacity_type in node.capacity_types]
         free, on = sum(node.free for node in nodes), messages.count(len(nodes), "node")
-        what = f"{name}{messages.paid_as(pair.capacity_type)}"
+        what = f"{name}{messages.paid_as(offering.capacity_type)}"
         rest = f"{free} {what} free on {on}, enough for {holds}" if free else f"no free {what}"
         # Without cores and memory in the count more replicas would fit.
-        without_host = (pair.room(supply, evaluation.requirements.now) or 0) if supply else 0
+        without_host = (offering.room(supply, evaluation.requirements.now) or 0) if supply else 0
         if free and room < without_host:
             host = evaluation.requirements.host(accelerator)
             assert host is not None  # on cores nothing is counted beside
@@ -334,11 +338,11 @@ def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
     )
 
 
-def _over_budget(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
+def _over_budget(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
     budget, replicas = evaluation.requirements.cost, int(evaluation.verdict.replicas[index])
-    cost = pair.cost_per_hour(replicas) or Decimal(0)
+    cost = offering.cost_per_hour(replicas) or Decimal(0)
     pods = messages.count(replicas, "replica")
-    sentence = f"{pair.hardware} fits and costs {messages.money(cost)} $/h for {pods}"
+    sentence = f"{offering.hardware} fits and costs {messages.money(cost)} $/h for {pods}"
     if budget.max_per_hour is not None and cost > budget.max_per_hour:
         return f"{sentence}, above spec.cost.maxPerHour of {messages.money(budget.max_per_hour)}."
     per_million = evaluation.per_million_tokens(evaluation.verdict.replicas)[index]
@@ -349,26 +353,26 @@ def _over_budget(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
     )
 
 
-def _not_yet(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
-    lack = evaluation.lacks[pair.place]
+def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
+    lack = evaluation.lacks[offering.place]
     if lack is None:
-        return evaluation.conflicts[pair.accelerator.name]
-    if pair.tensor > 1 and pair.nodes == 1 and lack.startswith("a replica on"):
-        candidates, place = evaluation.candidates, pair.place
-        # Where one accelerator of the pair's does not hold the model with the same engine and drafts.
+        return evaluation.conflicts[offering.accelerator.name]
+    if offering.tensor > 1 and offering.nodes == 1 and lack.startswith("a replica on"):
+        candidates, place = evaluation.candidates, offering.place
+        # Where one accelerator of the offering's does not hold the model with the same engine and drafts.
         too_small = ~evaluation.memory_use.fits & (candidates.tensor == 1) & (candidates.nodes == 1)
         for column in (candidates.engine, candidates.accelerator, candidates.draft):
             too_small &= column == column[place]
         indices = np.flatnonzero(too_small[evaluation.availability.candidate])
         if len(indices):
-            one = _out_of_memory(evaluation, 0, evaluation.pair(indices[0]))
-            return f"{one} {pair.tensor} together would, but {lack}."
-    replicas, method = int(evaluation.verdict.reported[index]), pair.draft.method
-    cost, assumed = pair.cost_per_hour(replicas), ""
+            one = _out_of_memory(evaluation, 0, evaluation.offering(indices[0]))
+            return f"{one} {offering.tensor} together would, but {lack}."
+    replicas, method = int(evaluation.verdict.reported[index]), offering.draft.method
+    cost, assumed = offering.cost_per_hour(replicas), ""
     price = "" if cost is None else f" for {messages.money(cost)} $/h"
     how = "" if method == OFF else f" with {method} drafts"
-    pods = f"{messages.count(replicas, 'replica')} of {pair.engine.name} on {pair.hardware}"
-    if pair.draft.gains:
+    pods = f"{messages.count(replicas, 'replica')} of {offering.engine.name} on {offering.hardware}"
+    if offering.draft.has_prior:
         prior = speculation.PRIORS[method]
         tokens = f"{prior.acceptance_length} tokens per step of {messages.count(prior.depth, 'draft')}"
         assumed = f" (assumed: {tokens}, the least of {prior.source})"

@@ -130,7 +130,7 @@ def build_engines(
             taken = passed * factor + fixed + per_token * few * (k + 1.0)
             return np.where(few * (k + 1.0) <= budget, taken, np.inf)
 
-        plain, model = seconds(0.0) if option.gains else few, few
+        plain, model = seconds(0.0) if option.has_prior else few, few
         if option.method == Method.DRAFT_MODEL:
             assert draft is not None  # no such option without one
             model = _draft_model_seconds(option, take(candidates, places), rates, few, context, draft)

@@ -75,13 +75,13 @@ class SpeculationOption:
     max_draft_tokens: int
 
     @property
-    def gains(self) -> bool:
+    def has_prior(self) -> bool:
         """Whether anything is assumed of its acceptance."""
         return self.method in PRIORS
 
     def drafts(self) -> tuple[int, ...]:
         """Numbers of drafts to try in addition to none; empty where none is assumed to be accepted."""
-        return tuple(k for k in DRAFTS if k <= self.max_draft_tokens) if self.gains else ()
+        return tuple(k for k in DRAFTS if k <= self.max_draft_tokens) if self.has_prior else ()
 
 
 # At equal cost a method that is there for nothing comes first, the larger draft later, none last.

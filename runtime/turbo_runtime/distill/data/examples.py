@@ -130,8 +130,8 @@ def training_loss(logits: Tensor, batch: TrainingBatch, words: Tensor, recipe: R
     if recipe.words:
         entropy = -log_q.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
         total = total + recipe.words * torch.where(wanted == UNKNOWN, 0.0, entropy)
-    if recipe.law:
-        total = total - recipe.law * (chances * log_likely).sum(-1)
+    if recipe.distribution_loss_weight:
+        total = total - recipe.distribution_loss_weight * (chances * log_likely).sum(-1)
     if recipe.variation:
         common = torch.minimum(chances, log_likely.exp()).sum(-1)
         total = total + recipe.variation * (chances.sum(-1) - common)

@@ -15,7 +15,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
+from turbo_runtime.distill.evaluation.speedup_benchmark import Speedup
 from turbo_runtime.distill.progress import spell
 from turbo_runtime.distill.workspace import EVALUATION_FILE
 from turbo_runtime.files import write_whole
@@ -60,7 +60,7 @@ class DomainRecord:
     unseen: Evaluation  # without responses that stand word for word among the training data
     whole: Evaluation
     measured_on: str  # digest of the unseen responses and their prompts
-    gains: tuple[Gain, ...] = ()  # measured on the unseen
+    speedups: tuple[Speedup, ...] = ()  # measured on the unseen
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +96,10 @@ def _sentences(record: DomainRecord) -> list[str]:
     if not count:
         return ["every answer held out stands among those learnt from; give more prompts to measure it"]
     sentences = [f"acceptance length {length or 0:.2f} over {count} answers held out"]
-    if record.gains:
-        speedup = "{0.after:.2f} times as fast at {0.batch} ({0.before:.2f} from memory alone)"
-        sentences.append(", ".join(speedup.format(gain) for gain in record.gains))
-    slower = [str(gain.batch) for gain in record.gains if gain.after < _MIN_RATIO * gain.before]
+    if record.speedups:
+        sentence = "{0.after:.2f} times as fast at {0.batch} ({0.before:.2f} from memory alone)"
+        sentences.append(", ".join(sentence.format(speedup) for speedup in record.speedups))
+    slower = [str(item.batch) for item in record.speedups if item.after < _MIN_RATIO * item.before]
     if slower:
         sentences.append(f"at {', '.join(slower)} memory alone is faster")
     if count < _MIN_ANSWERS:
@@ -139,7 +139,7 @@ def render(record: Record, model: str, name: str) -> str:
         "<h2>Speedup</h2>",
         _table(record),
         _LEGEND,
-        _svg(*(partial(_plot_speedups, *item) for item in record.domains.items() if item[1].gains)),
+        _svg(*(partial(_plot_speedups, *item) for item in record.domains.items() if item[1].speedups)),
         "<h2>Acceptance by position</h2>",
         _svg(partial(_plot_positions, record)),
         "<h2>Loss and acceptance length by epoch</h2>",
@@ -153,17 +153,17 @@ def render(record: Record, model: str, name: str) -> str:
 
 
 def _table(record: Record) -> str:
-    batches = sorted({gain.batch for domain in record.domains.values() for gain in domain.gains})
+    batches = sorted({speedup.batch for domain in record.domains.values() for speedup in domain.speedups})
     head = ["domain", "answers", "acceptance length"]
     head += [f"speedup at {batch}, {when}" for batch in batches for when in ("before", "after")]
     head += ["acceptance length, seen ones too"]
     rows = []
     for name, domain in record.domains.items():
-        gains = {gain.batch: gain for gain in domain.gains}
+        speedups = {speedup.batch: speedup for speedup in domain.speedups}
         cells = [name, str(domain.unseen.answers), _length(domain.unseen)]
         for batch in batches:
-            gain = gains.get(batch)
-            cells += ["", ""] if gain is None else [f"{gain.before:.2f}", f"{gain.after:.2f}"]
+            speedup = speedups.get(batch)
+            cells += ["", ""] if speedup is None else [f"{speedup.before:.2f}", f"{speedup.after:.2f}"]
         rows.append([*cells, _length(domain.whole)])
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
     titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
@@ -197,13 +197,13 @@ def draw(plots: Sequence[Callable[[Axes], None]]) -> Figure:
 
 
 def _plot_speedups(name: str, domain: DomainRecord, axes: Axes) -> None:
-    before, after = [gain.before for gain in domain.gains], [gain.after for gain in domain.gains]
+    before, after = [item.before for item in domain.speedups], [item.after for item in domain.speedups]
     series = (("from memory alone", _BEFORE, before), ("with this draft", _AFTER, after))
     for shift, (label, color, speedups) in enumerate(series):
         places = [number + 0.4 * shift for number in range(len(speedups))]
         axes.bar_label(axes.bar(places, speedups, 0.38, color=color, label=label), fmt="%.2f", fontsize=8)
     axes.set_xticks(
-        [number + 0.2 for number in range(len(before))], [str(gain.batch) for gain in domain.gains]
+        [number + 0.2 for number in range(len(before))], [str(speedup.batch) for speedup in domain.speedups]
     )
     axes.axhline(1, color="#1f2933", linewidth=0.8)
     axes.set(xlabel="requests at a time", ylabel="speedup")

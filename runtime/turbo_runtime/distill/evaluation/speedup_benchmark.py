@@ -51,7 +51,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Gain:
+class Speedup:
     """Speedups at a batch size: medians over rounds, each over the same round without drafts."""
 
     batch: int
@@ -103,14 +103,14 @@ def runs(
             del bench, benches, engines, turns  # before the next ones are created
 
 
-def gain_of(batch: int, found: Sequence[Run]) -> Gain:
+def compute_speedup(batch: int, found: Sequence[Run]) -> Speedup:
     """Summarize all runs at a batch size."""
     plain, memory, heads = (
         sorted((run for run in found if run.way == way), key=lambda run: run.round)
         for way in ("none", "memory", "heads")
     )
     drafts = sum(run.drafts for run in heads)
-    return Gain(
+    return Speedup(
         batch,
         min(len(run.answers) for run in found),
         median(run.speed for run in plain),

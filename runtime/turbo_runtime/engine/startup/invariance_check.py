@@ -102,7 +102,7 @@ def check_batch_invariance(
                 model, max_num_batched_tokens, min(BULK_LIMIT_SECONDS, deadline - time.monotonic())
             )
     except NotProvenError as outcome:
-        log.info("guarantee law: %s", outcome)
+        log.info("guarantee distribution: %s", outcome)
         set_free(model)
         return ArithmeticReport("distribution", forms, str(outcome))
     return ArithmeticReport("bitwise", forms)

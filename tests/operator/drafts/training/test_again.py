@@ -69,7 +69,7 @@ def test_a_model_that_was_replaced_in_place_is_trained_for_once() -> None:
 def test_a_draft_on_trial_keeps_the_next_one_from_being_trained() -> None:
     first, second = draft(created=NOW - HOUR), draft(2)
     state = began(**AGAIN).model_copy(update={"number": 2, "result": "Trained"})
-    waits = seen(drafts=(first, second), gain=1.1)
+    waits = seen(drafts=(first, second), speedup=1.1)
     for hours in (1, 24, 1000):
         step = look(td(state, told=promoted(first), **AGAIN), waits, NOW + hours * HOUR)
         assert (reason(step), step.job_request) == ("Trained", None)

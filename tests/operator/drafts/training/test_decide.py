@@ -235,8 +235,10 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     first, second = draft(created=NOW - HOUR), draft(2, NOW + 10 * HOUR)
     there = {"drafts": (first,)}
 
-    def after(hours: float, gain: float | None, state: TrainingStatus | None) -> training.TrainingDecision:
-        return look(td(state, told=promoted(first), **asked), seen(**there, gain=gain), NOW + hours * HOUR)
+    def after(hours: float, speedup: float | None, state: TrainingStatus | None) -> training.TrainingDecision:
+        return look(
+            td(state, told=promoted(first), **asked), seen(**there, speedup=speedup), NOW + hours * HOUR
+        )
 
     low = after(0, 1.1, done)
     assert reason(low) == "Trained"
@@ -251,22 +253,22 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     begun = after(24, 1.1, low.state).job_request
     assert begun is not None
     assert begun.number == 2
-    newer = seen(drafts=(first, second), gain=1.1)
+    newer = seen(drafts=(first, second), speedup=1.1)
     step = look(td(low.state, told=promoted(second), **asked), newer, NOW + 25 * HOUR)
     assert step.job_request is None
     assert step.state is not None
     assert step.state.below_threshold_time == rfc3339(NOW + 25 * HOUR)
     # once, without a bound
-    assert look(td(done), seen(**there, gain=0.9), NOW + 1000 * HOUR).job_request is None
+    assert look(td(done), seen(**there, speedup=0.9), NOW + 1000 * HOUR).job_request is None
 
 
 def test_a_candidate_that_somebody_else_has_trained_is_followed_like_our_own() -> None:
     asked = {"trigger": {"speedupBelow": "1.30", "window": "24h"}}
     theirs = replace(draft(created=NOW - HOUR), name="by-hand")
-    low = look(td(told=promoted(theirs), **asked), seen(drafts=(theirs,), gain=1.1))
+    low = look(td(told=promoted(theirs), **asked), seen(drafts=(theirs,), speedup=1.1))
     assert (reason(low), low.job_request) == ("Trained", None)
     later = td(low.state, told=promoted(theirs), **asked)
-    begun = look(later, seen(drafts=(theirs,), gain=1.1), NOW + 24 * HOUR).job_request
+    begun = look(later, seen(drafts=(theirs,), speedup=1.1), NOW + 24 * HOUR).job_request
     assert begun is not None
     assert begun.number == 1
 
@@ -288,12 +290,12 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
     drafts: dict[int, DraftView] = {}
     status: TrainingStatus | None = None
     asked: dict[str, Any] = {"maxCost": "0.20", "trigger": {"speedupBelow": "1.30", "window": "1h"}}
-    now, gain = NOW, 1.5
+    now, speedup = NOW, 1.5
     for _ in range(120):
         newest = max(drafts) if drafts else None
         it = td(status, told=promoted(drafts[newest]) if newest else None, **asked)
         there = {"children": tuple(jobs.values()), "trainings": tuple(pods.values())}
-        world = seen(**there, drafts=tuple(drafts.values()), gain=gain if drafts else None)
+        world = seen(**there, drafts=tuple(drafts.values()), speedup=speedup if drafts else None)
         step = look(it, world, now)
         assert step == look(it, world, now)
         assert reason(step)
@@ -312,7 +314,7 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
         if chance.random() < 0.8:  # else the operator dies before it writes
             status = step.state
         now += chance.choice((1.0, 60.0, 600.0))
-        gain = chance.choice((gain, gain, 1.1, 1.5))
+        speedup = chance.choice((speedup, speedup, 1.1, 1.5))
         if chance.random() < 0.05:
             asked |= {"maxCost": chance.choice(("0.20", "0.40")), "maxOutputTokens": chance.choice((64, 256))}
         for n, each in list(jobs.items()):

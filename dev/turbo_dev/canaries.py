@@ -86,7 +86,7 @@ def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftV
 
 def variant_of(it: TurboDeployment, one: DraftView = NEW) -> str:
     """Plan hash of the pods that try a draft."""
-    return render.plan_hash(it, chosen(it), FACTS, one, trial=True)
+    return render.plan_hash(it, chosen(it), FACTS, one, canary=True)
 
 
 def stable_of(it: TurboDeployment, one: DraftView | None = OLD) -> str:
@@ -99,23 +99,23 @@ TRY, STABLE = variant_of(WITH_OLD), stable_of(WITH_OLD)
 
 
 def look(
-    it: TurboDeployment, observed: Snapshot, gains: SpeedupTracker, now: float
+    it: TurboDeployment, observed: Snapshot, speedups: SpeedupTracker, now: float
 ) -> tuple[SpeedupTracker, CanaryVerdict | None]:
-    """What has become of the trial."""
-    return canary.update_canary(it, observed, planned(it).choice, gains, now)
+    """What has become of the canary."""
+    return canary.update_canary(it, observed, planned(it).choice, speedups, now)
 
 
 def decided(
     it: TurboDeployment,
     observed: Snapshot,
-    gains: SpeedupTracker,
+    speedups: SpeedupTracker,
     verdict: CanaryVerdict | None,
     now: float = NOW,
 ) -> Decision:
     """What is made of it; Deployments have the pods that they count."""
-    observed = canary.add_verdict(with_pods(observed), gains, verdict)
-    trial = gains.trial
-    return decide(it, observed, SETTINGS, now, planned(it), History(), trial=trial, verdict=verdict)
+    observed = canary.add_verdict(with_pods(observed), speedups, verdict)
+    run = speedups.run
+    return decide(it, observed, SETTINGS, now, planned(it), History(), canary_run=run, verdict=verdict)
 
 
 def with_pods(observed: Snapshot) -> Snapshot:
@@ -132,12 +132,12 @@ def with_pods(observed: Snapshot) -> Snapshot:
 def children(
     it: TurboDeployment,
     observed: Snapshot,
-    gains: SpeedupTracker,
+    speedups: SpeedupTracker,
     verdict: CanaryVerdict | None,
     now: float = NOW,
 ) -> dict[str, dict[str, Any]]:
     """The children that shall be, by kind and name."""
-    made = decided(it, observed, gains, verdict, now)
+    made = decided(it, observed, speedups, verdict, now)
     both = (*made.children, *made.canary_children)
     return {f"{each['kind']} {each['metadata']['name']}": dict(each) for each in both}
 

@@ -14,50 +14,50 @@ WARM = 20.0
 
 
 def test_the_gain_is_of_what_pods_did_since_they_were_first_heard() -> None:
-    gains = SpeedupTracker().update([pod("a", load(1000.0, 9000.0))], 0.0, WARM)
-    assert gains.overall is None
-    gains = gains.update([pod("a", load(1040.0, 9080.0))], 60.0, WARM)
-    assert gains.overall == 2.0
-    gains = gains.update([pod("a", load(1060.0, 9140.0)), pod("b", load(5.0, 5.0))], 120.0, WARM)
-    assert gains.overall == 140 / 60
+    speedups = SpeedupTracker().update([pod("a", load(1000.0, 9000.0))], 0.0, WARM)
+    assert speedups.overall is None
+    speedups = speedups.update([pod("a", load(1040.0, 9080.0))], 60.0, WARM)
+    assert speedups.overall == 2.0
+    speedups = speedups.update([pod("a", load(1060.0, 9140.0)), pod("b", load(5.0, 5.0))], 120.0, WARM)
+    assert speedups.overall == 140 / 60
 
 
 def test_what_is_older_than_the_window_does_not_count() -> None:
-    gains = SpeedupTracker().update([pod("a", load(0.0, 0.0))], 0.0, WARM)
-    gains = gains.update([pod("a", load(20.0, 100.0))], 1.0, WARM)
-    gains = gains.update([pod("a", load(40.0, 120.0))], 1.0 + WINDOW_SECONDS, WARM)
-    assert gains.overall == 1.0
+    speedups = SpeedupTracker().update([pod("a", load(0.0, 0.0))], 0.0, WARM)
+    speedups = speedups.update([pod("a", load(20.0, 100.0))], 1.0, WARM)
+    speedups = speedups.update([pod("a", load(40.0, 120.0))], 1.0 + WINDOW_SECONDS, WARM)
+    assert speedups.overall == 1.0
 
 
 def test_a_pod_that_started_anew_counts_from_nothing_and_one_that_is_silent_loses_nothing() -> None:
-    gains = SpeedupTracker().update([pod("a", load(100.0, 100.0))], 0.0, WARM)
-    gains = gains.update([pod("a", load(30.0, 90.0))], 60.0, WARM)
-    assert gains.overall == 3.0
+    speedups = SpeedupTracker().update([pod("a", load(100.0, 100.0))], 0.0, WARM)
+    speedups = speedups.update([pod("a", load(30.0, 90.0))], 60.0, WARM)
+    assert speedups.overall == 3.0
     silent = replace(pod("a", load(0.0, 0.0)), load=None)
-    gains = gains.update([silent], 120.0, WARM).update([pod("a", load(60.0, 120.0))], 180.0, WARM)
-    assert gains.overall == (90 + 30) / 60
+    speedups = speedups.update([silent], 120.0, WARM).update([pod("a", load(60.0, 120.0))], 180.0, WARM)
+    assert speedups.overall == (90 + 30) / 60
 
 
 def test_a_runtime_that_tells_no_seconds_counts_for_nothing() -> None:
     old = replace(load(1.0, 1.0), generation_seconds=None)
-    gains = SpeedupTracker().update([pod("a", old)], 0.0, WARM)
-    assert gains.update([pod("a", old)], 60.0, WARM).overall is None
+    speedups = SpeedupTracker().update([pod("a", old)], 0.0, WARM)
+    assert speedups.update([pod("a", old)], 60.0, WARM).overall is None
 
 
 def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
-    gains = SpeedupTracker(trial=CanaryRun("v1try", 0.0))
+    speedups = SpeedupTracker(run=CanaryRun("v1try", 0.0))
     stable, trying = pod("a", load(100.0, 100.0)), pod("t", load(5.0, 5.0), variant="v1try")
-    gains = gains.update([stable, trying], 0.0, WARM)
+    speedups = speedups.update([stable, trying], 0.0, WARM)
     for now, (seconds, plain) in enumerate(((25.0, 25.0), (45.0, 85.0)), 1):
         stable = pod("a", load(100.0 + 30.0 * now, 100.0 + 60.0 * now))
         trying = pod("t", load(seconds, plain), "v1try")
-        gains = gains.update([stable, trying], float(now), WARM)
-    assert gains.trial is not None
-    assert gains.trial.warmup == GenerationStats(
+        speedups = speedups.update([stable, trying], float(now), WARM)
+    assert speedups.run is not None
+    assert speedups.run.warmup == GenerationStats(
         25.0, 25.0
     )  # its whole life: it has had the draft from its start
-    assert gains.trial.canary == GenerationStats(20.0, 60.0)
-    assert gains.trial.baseline == GenerationStats(30.0, 60.0)
+    assert speedups.run.canary == GenerationStats(20.0, 60.0)
+    assert speedups.run.baseline == GenerationStats(30.0, 60.0)
 
 
 @given(
@@ -66,7 +66,7 @@ def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
 def test_whatever_pods_say_the_seconds_counted_are_those_that_passed(
     steps: list[tuple[float, float, bool]],
 ) -> None:
-    gains = SpeedupTracker().update([pod("a", load(0.0, 0.0))], 0.0, WARM)
+    speedups = SpeedupTracker().update([pod("a", load(0.0, 0.0))], 0.0, WARM)
     at = plain = all_seconds = all_plain = 0.0
     for number, (more, more_plain, anew) in enumerate(steps):
         if anew and more < at:  # a process that has already done more than before cannot be told apart
@@ -75,7 +75,7 @@ def test_whatever_pods_say_the_seconds_counted_are_those_that_passed(
             continue
         at, plain = at + more, plain + more_plain
         all_seconds, all_plain = all_seconds + more, all_plain + more_plain
-        gains = gains.update([pod("a", load(at, plain))], number * 1.0, WARM)
-    counted = sum((each for _, each in gains.recent), GenerationStats())
+        speedups = speedups.update([pod("a", load(at, plain))], number * 1.0, WARM)
+    counted = sum((each for _, each in speedups.recent), GenerationStats())
     assert abs(counted.seconds - all_seconds) < 1e-6
     assert abs(counted.plain_seconds - all_plain) < 1e-6
