@@ -41,11 +41,10 @@ class Log:
         if body is not None:
             meta = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision)}
             answer = body | {"metadata": body.get("metadata", {}) | meta}
-        stamp = (START + datetime.timedelta(seconds=self.seconds)).isoformat().replace("+00:00", "Z")
         target = {"resource": resource, "name": name, "namespace": namespace, "subresource": subresource}
         self.events.append(
             {
-                "stageTimestamp": stamp,
+                "stageTimestamp": self.stamp(),
                 "user": {"username": user},
                 "verb": verb,
                 "requestURI": "/apis",
@@ -54,6 +53,10 @@ class Log:
                 "responseObject": answer,
             }
         )
+
+    def stamp(self) -> str:
+        """The time that it is now."""
+        return (START + datetime.timedelta(seconds=self.seconds)).isoformat().replace("+00:00", "Z")
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""

@@ -126,7 +126,8 @@ class Write:
     """One write that the API server took."""
 
     time: float
-    stamp: str
+    stamp: str  # when it was answered
+    received: str  # when it was asked for
     user: str
     verb: str
     resource: str
@@ -212,6 +213,7 @@ def _write(event: Body) -> Write | None:
     return Write(
         seconds(event["stageTimestamp"]),
         event["stageTimestamp"],
+        event.get("requestReceivedTimestamp", event["stageTimestamp"]),
         event["user"]["username"],
         verb,
         target["resource"],

@@ -165,7 +165,7 @@ def _at_rest(state: State, owner: Key) -> State:
         key: each for key, each in state.workloads.items() if each.owner != owner or each.name == newest.name
     }
     workloads["Deployment", (owner[0], newest.name)] = replace(newest, replicas=wanted(state, owner))
-    pods = {key: pod for key, pod in state.pods.items() if pod.owner != owner or pod.terminating}
+    pods = {key: pod for key, pod in state.pods.items() if pod.owner != owner}
     return replace(state, workloads=workloads, pods=pods)
 
 
@@ -189,7 +189,11 @@ def _has_nodes(state: State, owner: Key, more: int) -> bool:
     held = sum(
         holder.devices.count * number
         for other in state.deployments
-        for holder, number in claims(state, state, other, more if other == owner else 0)
+        for holder, number in (
+            claims(state, state, owner, more)
+            if other == owner
+            else claims(_without_asking(state, other), state, other)
+        )
         if holder.devices.accelerator == name
     )
     return held <= there

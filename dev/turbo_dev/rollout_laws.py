@@ -34,6 +34,9 @@ class Laws:
         """What one step must keep, whatever it is made by."""
         before = {state.plan_hash: state for state in states}
         after = step.replicas
+        goal = footprint(self.qualities[step.target][0]) if step.target is not None else None
+        most = self.bounds.most(goal, self.replicas)
+        law(step.target is None or step.fitting >= most, f"{step.fitting} are said to fit, and {most} do")
         answered = sum(state.answering for state in states)
         stays = sum(min(state.answering, after.get(name, 0)) for name, state in before.items())
         asked = self.replicas
@@ -55,9 +58,7 @@ class Laws:
             self._within_bounds(before, step)
         keeper = self.proven
         if keeper in before and step.target != keeper:
-            goal = footprint(self.qualities[step.target][0]) if step.target is not None else None
-            fitting = max(step.fitting, self.bounds.most(goal, self.replicas))
-            ready = has_taken_over(states, step.target, fitting)
+            ready = has_taken_over(states, step.target, step.fitting)
             law(keeper in after or ready, f"{keeper} served last and is removed")
 
     def _within_bounds(self, before: Mapping[str, VariantState], step: Step) -> None:

@@ -28,10 +28,11 @@ from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import CHILDREN, TURBODEPLOYMENT
 from turbo_operator.settings import Settings
 
-from .trainings import CORES, NOW, seen
+from .trainings import CORES, NOW, seen, td
 
 KEY = Key("team", "chat")
 SETTINGS = Settings(runtime_image="r:1")
+PDB = ("PodDisruptionBudget", "chat")
 
 
 class Server:
@@ -224,3 +225,37 @@ class World:
         }
         version = {"resourceVersion": self.server.version()}
         return {"kind": kind, "metadata": {**meta, **version, "ownerReferences": [reference]}}
+
+
+def spec(**more: Any) -> dict[str, Any]:
+    """The spec of one that is scaled from outside."""
+    scaling = {"mode": "External"}
+    return {"accelerators": {"allowed": ["cpu"]}, "capture": None, "replicas": 1, "scaling": scaling, **more}
+
+
+def serving(**more: Any) -> TurboDeployment:
+    """A TurboDeployment of that spec."""
+    return td(absent=True, spec=spec(**more))
+
+
+def other_plan(**more: Any) -> TurboDeployment:
+    """The same with another plan hash."""
+    return serving(podTemplate={"spec": {"imagePullSecrets": [{"name": "other"}]}}, **more)
+
+
+async def served(**more: Any) -> tuple[World, str]:
+    """A world whose first plan serves, and the name of its Deployment."""
+    world = World()
+    await world.written(serving(**more))
+    await world.settled()
+    (name,) = world.replicas
+    world.run_pods()
+    await world.settled()
+    return world, name
+
+
+async def looked(world: World, times: int, *failing: str) -> None:
+    """So many looks, each with its pods."""
+    for _ in range(times):
+        await world.reconciler.reconcile(KEY)
+        world.run_pods(failing)

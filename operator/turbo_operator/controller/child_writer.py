@@ -13,12 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import render
-from turbo_operator.api import (
-    ANNOTATION_APPLIED_HASH,
-    LABEL_OWNER_UID,
-    TURBODEPLOYMENT,
-    TurboDeployment,
-)
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, LABEL_OWNER_UID, TURBODEPLOYMENT, TurboDeployment
 from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
@@ -40,7 +35,6 @@ from turbo_operator.snapshot import ChildView, PodView
 DEPLOYMENT, REVISION, JOB = "Deployment", "ControllerRevision", "Job"
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({REVISION, JOB})
-MOUNTED = frozenset({DEPLOYMENT, REVISION, "ConfigMap"})  # without which a pod does not start
 FRESH_SECONDS = 3.0  # for which what was seen is good enough to take something away by
 
 log = logging.getLogger(__name__)
@@ -60,6 +54,8 @@ class ChildWriter:
     noop_applies: set[tuple[str, str]]
     # When the snapshot was taken that the decision rests on.
     seen_time: float = field(default_factory=time.monotonic)
+    # Why a Deployment keeps replicas that it was to lose: nothing may take their place.
+    obstacle: RefusedError | None = None
 
     async def restore_variants(self) -> RefusedError | None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
@@ -91,41 +87,50 @@ class ChildWriter:
 
     async def write_children(
         self, manifests: Sequence[Manifest], serving: str | None = None, *, ends: bool = False
-    ) -> None:
-        """Apply what is missing or different, in order.
+    ) -> RefusedError | None:
+        """Apply what is missing or different, what pods need first; returns the first refusal.
 
-        What the API server refuses holds up nothing that serves: the rest is written, and the first refusal
-        is raised at the end. Where pods cannot start without it, no Deployment that serves is lowered, nor
-        that of the plan hash `serving`, and none takes the place of what was to be; unless all of it `ends`.
+        What the API server refuses holds up nothing that serves: the rest is written. Where pods cannot start
+        without it, no Deployment that serves is lowered, nor that of the plan hash `serving`, and none takes
+        the place of what was to be; unless all of it `ends`.
         """
+        cached, mounted = self._children(), render.mounted_configmaps(manifests)
+        needed = {
+            place
+            for place in map(_place, manifests)
+            # Pods start with a ConfigMap as it was before.
+            if place[0] in (DEPLOYMENT, REVISION) or (place[1] in mounted and place not in cached)
+        }
+        # In front of them, a webhook that is slow to refuse what no pod needs would make old what was seen.
+        manifests = sorted(manifests, key=lambda manifest: _place(manifest) not in needed)
+        refusals = await self._check_names([item for item in manifests if _place(item) not in cached])
         cached = self._children()
-        refusals = await self._check_names([it for it in manifests if _place(it) not in cached])
-        cached = self._children()
-        is_stuck = False  # whether a Deployment keeps replicas that it was to lose
         for manifest in manifests:
             place = _place(manifest)
             child, more = cached.get(place), _added_replicas(manifest, cached.get(place))
             # A Deployment is never without its ControllerRevision.
-            is_refused = place in refusals or (child is None and (REVISION, place[1]) in refusals)
-            lacks = more < 0 and not ends and any(kind in MOUNTED for kind, _ in refusals)
-            is_held = lacks and child is not None and self._serves(child.view, serving)
-            if is_refused or is_held or (is_stuck and more > 0):
-                is_stuck = is_stuck or more < 0
-                continue
-            if not self._needs_write(manifest, child):
-                continue
-            if more < 0 and not ends:
-                self._check_fresh(refusals.values())
-            try:
-                await self._apply_or_clear(manifest, child)
-            except RefusedError as error:
-                refusals[place] = error
-                is_stuck = is_stuck or more < 0
+            refusal = refusals.get(place) or (refusals.get((REVISION, place[1])) if child is None else None)
+            is_loss = more < 0 and not ends and child is not None and self._serves(child.view, serving)
+            if refusal is None and is_loss:
+                refusal = next((refusals[name] for name in refusals if name in needed), None)
+            if refusal is None and more > 0:
+                refusal = self.obstacle
+            if refusal is None and self._needs_write(manifest, child):
+                if is_loss:
+                    self._check_fresh()
+                try:
+                    await self._apply_or_clear(manifest, child)
+                except RefusedError as error:
+                    refusal = refusals[place] = error
+            if refusal is not None and more < 0:
+                self.obstacle = self.obstacle or refusal
         for manifest in manifests:  # last: what serves does not wait for it
-            if _place(manifest) not in refusals:
-                await self._remove_additions(manifest)
-        if refusals:
-            raise next(iter(refusals.values()))
+            try:
+                if _place(manifest) not in refusals:
+                    await self._remove_additions(manifest)
+            except RefusedError as error:
+                refusals[_place(manifest)] = error
+        return next(iter(refusals.values()), None)
 
     def _serves(self, view: ChildView, serving: str | None) -> bool:
         """Whether a Deployment is that of the plan that serves, or has a pod that answers."""
@@ -148,12 +153,12 @@ class ChildWriter:
         if verdict is None:
             return decision
         cached = self._children()
-        grows = any(_added_replicas(it, cached.get(_place(it))) > 0 for it in decision.canary_children)
-        try:
-            await self.write_children(decision.canary_children)
-        except RefusedError as error:
-            self._log_refusal(error)
-            return replace(decision, canary_run=None, verdict=verdict.refused(error.sentence))
+        growth = [_added_replicas(item, cached.get(_place(item))) for item in decision.canary_children]
+        grows = any(more > 0 for more in growth)
+        refusal = self.obstacle if grows else None
+        if refusal := refusal or await self.write_children(decision.canary_children):
+            self._log_refusal(refusal)
+            return replace(decision, canary_run=None, verdict=verdict.refused(refusal.sentence))
         # A training was decided by a count without this pod.
         return replace(decision, training_job=None) if grows else decision
 
@@ -163,6 +168,8 @@ class ChildWriter:
         child = self._children().get(_place(job)) if job is not None else None
         try:
             if job is not None and child is None:
+                if self.obstacle is not None:
+                    raise self.obstacle
                 if refusals := await self._check_names([job]):
                     raise refusals[_place(job)]
                 await self._apply(job, None)
@@ -175,29 +182,35 @@ class ChildWriter:
             return replace(decision, step=decision.step.refused(error.sentence))
         return decision
 
-    async def prune(self, manifests: Sequence[Manifest], kept_names: Set[str]) -> None:
+    async def prune(self, manifests: Sequence[Manifest], kept_names: Set[str]) -> RefusedError | None:
         """Remove all children but these, once they were applied: what is to go may be all that still serves.
 
-        What has one of `kept_names` stays: variants whose template is not at hand, and a Job.
+        What has one of `kept_names` stays: variants whose template is not at hand, and a Job. Returns the
+        first refusal.
         """
-        cached = self._children()
+        cached, refusal = self._children(), None
         wanted = {_place(manifest): manifest for manifest in manifests}
-        places = {place for place, it in wanted.items() if not self._is_stale(it, cached.get(place))}
+        places = {place for place, item in wanted.items() if not self._is_stale(item, cached.get(place))}
         places |= {(kind, name) for kind in (DEPLOYMENT, REVISION, JOB) for name in kept_names}
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
             if place not in places:
-                if child.view.replicas:
+                if child.view.replicas and self._serves(child.view, None):
                     self._check_fresh()
-                await self._remove(child.view)
+                try:
+                    await self._remove(child.view)
+                except RefusedError as error:
+                    refusal = refusal or error
+        return refusal
 
-    async def relabel_pods(self) -> None:
+    async def relabel_pods(self) -> RefusedError | None:
         """Put back the label that the Service selects pods by, and have ReplicaSets adopt their orphans.
+        Returns the first refusal.
 
         The ReplicaSet of a variant has another name, and another label in its selector, where the one before
         was still being deleted as it was made. Its pods come from the same template.
         """
-        uid = self.td.metadata.uid
+        uid, refusal = self.td.metadata.uid, None
         pods = [pod for pod in self.cache.pods.of(self.key, uid) if isinstance(pod, PodView)]
         lost = [(pod, {LABEL_OWNER_UID: uid}) for pod in pods if pod.is_serving and pod.owner_uid != uid]
         orphans = self.cache.pods.adoptable(self.key, uid)
@@ -208,15 +221,16 @@ class ChildWriter:
             except (GoneError, ConflictError):  # ended or adopted meanwhile: its event is on its way
                 continue
             except RefusedError as error:
-                self._log_refusal(error)
-                return
+                refusal = refusal or error
+                continue
             self._log("relabeled", POD.kind, pod.name)
+        return refusal
 
-    def _check_fresh(self, refusals: Iterable[RefusedError] = ()) -> None:
-        """Raise where the writes before took long: what would go may be what answers by now."""
+    def _check_fresh(self) -> None:
+        """Raise where the writes before took long: others may have ceased to answer since the decision."""
         if time.monotonic() - self.seen_time > FRESH_SECONDS:
             message = "The API server is slow: the next reconcile decides by newer data."
-            raise next(iter(refusals), OutdatedError(409, "Conflict", message))
+            raise OutdatedError(409, "Conflict", message)
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)

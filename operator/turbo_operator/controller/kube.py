@@ -76,6 +76,12 @@ class RefusedError(KubeError):
         return f"The API server refused: {self.message}"
 
 
+class WebhookError(RefusedError):
+    """An admission webhook that has to be asked does not answer: every such request fails until it does."""
+
+    is_final = False
+
+
 class StrangerError(RefusedError):
     """Another owner's object already has a name that the operator needs."""
 
@@ -371,4 +377,6 @@ def error_of(status: int, text: bytes) -> KubeError:
     message = document.get("message") or text.decode("utf-8", "replace").strip() or f"HTTP status {status}"
     is_final = 400 <= status < 500 and status not in _RETRIED_4XX
     kind = {404: GoneError, 409: ConflictError}.get(status, RefusedError if is_final else KubeError)
+    if status == 500 and "failed calling webhook" in message:
+        kind = WebhookError
     return kind(status, document.get("reason") or "Unknown", message)

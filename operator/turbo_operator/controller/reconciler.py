@@ -221,18 +221,21 @@ class Reconciler:
         seconds = [self.settings.resync_seconds]
         failure: KubeError | None = None
         try:
-            await writer.relabel_pods()
+            # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
             ends = decision.scale.replicas == 0
-            await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
+            written = await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
             manifests = (*decision.children, *decision.canary_children)
-            await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
+            pruned = await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
+            relabeled = await writer.relabel_pods()
+            refusal = written or pruned or relabeled or refusal
             decision = await writer.write_canary(decision)
             decision = await writer.write_training(decision)
-        except RefusedError as error:  # a matter for the user: shown, and tried again now and then
+        except RefusedError as error:  # of a look for what may have a name of ours
             refusal = error
         except OutdatedError as error:  # no failure: what was written counts
             waits = decision.takeover.waits or error.message
-            decision = replace(decision, takeover=replace(decision.takeover, waits=waits))
+            takeover = replace(decision.takeover, waits=waits, is_outdated=waits == error.message)
+            decision = replace(decision, takeover=takeover)
             seconds.append(OUTDATED_SECONDS)
         except KubeError as error:  # a matter of time: the status is written all the same
             failure = error

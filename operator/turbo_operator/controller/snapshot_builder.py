@@ -12,13 +12,16 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from turbo_operator import render
-from turbo_operator.api import Method, TurboDeployment
+from turbo_operator.api import LABEL_OWNER_UID, Method, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
 from turbo_operator.inventory.unavailable import unavailable_until
+from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, Snapshot, identity
 from turbo_runtime.contract.documents import ModelInfo
+
+_NOT_SELECTED = f"Its label {LABEL_OWNER_UID} was changed, and the Service does not select it."
 
 
 def build_snapshot(
@@ -26,6 +29,14 @@ def build_snapshot(
 ) -> Snapshot:
     """Return all that one look at `td` sees; `now` is in seconds since the epoch."""
     observed = cache.observe(key, td.metadata.uid)
+    # A pod that the Service does not select answers nobody, until it has its label again.
+    uid = traffic_selector(td, observed.children).get(LABEL_OWNER_UID)
+    pods = tuple(
+        dataclasses.replace(pod, ready=False, reason="NotSelected", message=_NOT_SELECTED)
+        if pod.ready and uid not in (None, pod.owner_uid)
+        else pod
+        for pod in observed.pods
+    )
     inspecting = tuple(
         pod for pod in cache.pods.inspecting(key, td.metadata.uid) if pod.job == render.job_name(td)
     )
@@ -35,12 +46,13 @@ def build_snapshot(
     free = None
     if td.spec.speculation.training is not None:
         free = supply_of(stock, key.owner.trainer, td.spec.pod_template.spec)
-    for name, until in unavailable_until(td, observed.pods, now).items():
+    for name, until in unavailable_until(td, pods, now).items():
         for share in (supply, free):
             if share is not None and name in share:
                 share[name] = dataclasses.replace(share[name], exhausted_until=until)
     return dataclasses.replace(
         observed,
+        pods=pods,
         supply=supply,
         counted_time=stock.counted_time if inventory.moved else now,  # nothing has changed since
         free=free,

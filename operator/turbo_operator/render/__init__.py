@@ -6,7 +6,8 @@ them shall not exist.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from turbo_operator import api
@@ -84,6 +85,17 @@ def children(
     return tuple(wanted)
 
 
+def mounted_configmaps(manifests: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the names of the ConfigMaps without which pods of these manifests do not start."""
+    templates = [item["spec"].get("template") for item in manifests if item["kind"] == "Deployment"]
+    return frozenset(chain.from_iterable(_mounted_by(template) for template in templates if template))
+
+
+def _mounted_by(template: Mapping[str, Any]) -> list[str]:
+    volumes = template["spec"].get("volumes", ())
+    return [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
+
+
 def _mounted_configmaps(
     td: api.TurboDeployment,
     observed: Snapshot,
@@ -91,12 +103,8 @@ def _mounted_configmaps(
     templates: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Build unwanted ConfigMaps that pods of variants in force mount: else none of them could start."""
-    names = {
-        volume["configMap"]["name"]
-        for template in templates
-        for volume in template["spec"].get("volumes", ())
-        if "configMap" in volume
-    } - {manifest["metadata"]["name"] for manifest in wanted if manifest["kind"] == "ConfigMap"}
+    names = set(chain.from_iterable(map(_mounted_by, templates)))
+    names -= {manifest["metadata"]["name"] for manifest in wanted if manifest["kind"] == "ConfigMap"}
     configmaps = []
     for child in observed.children:
         if child.kind == "ConfigMap" and child.name in names:

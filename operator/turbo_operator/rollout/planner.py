@@ -197,8 +197,11 @@ class _Rollout:
             if crowded:
                 broken = crowded
                 waits = f"The new plan waits for room beside the one that serves: {crowded}. Make room"
-                if crowded == NO_SURGE and not may_miss:
-                    waits = f"The new plan waits: {crowded}, and no replica may be missing. Raise it"
+                if self.surge == 0 and not may_miss:  # room alone changes nothing
+                    lack = "" if crowded == NO_SURGE else f" {crowded},"
+                    waits = f"The new plan waits: {NO_SURGE},{lack} and no replica may be missing. Raise it"
+                    waits += " and make room" if lack else ""
+                    broken = NO_SURGE
                 if (may_go := 1 + desired - fitting) > may_miss:
                     waits += f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes "
                     waits += "before its successor is there"

@@ -50,6 +50,7 @@ class Takeover:
     rollout: api.RolloutStatus | None = None  # None where both are the same
     waits: str | None = None  # what holds it up that is not a pod, as a sentence
     waits_for_spec: bool = False  # whether nothing but a change of the spec helps
+    is_outdated: bool = False  # whether it waits for nothing but newer data
 
     def is_over(self, reason: api.RolloutReason) -> bool:
         """Whether the takeover of the plan of the spec has ended so."""
@@ -177,7 +178,7 @@ class Conditions:
         if silent := self._silent():
             return _false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
         cause = self._held_up(current or self._serving, self._target, ready)
-        waits = self._takeover.waits
+        waits = None if self._takeover.is_outdated else self._takeover.waits
         if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
         return cause
@@ -270,6 +271,8 @@ class Conditions:
             return _true(api.ReadyReason.SERVING, message + self._missing(ready))
         # the old variant answers while the new one comes up
         if takeover.waits:
+            if takeover.is_outdated:
+                return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + takeover.waits)
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds

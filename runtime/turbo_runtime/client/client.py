@@ -217,7 +217,7 @@ def work_off(items: Iterable[Item], work: Callable[[Item], None], num_threads: i
                 results.put(error)
 
     try:
-        for _ in range(min(num_threads, total)):
+        for _ in range(min(max(num_threads, 1), total)):
             start_new_thread(run, ())
         for _ in range(total):
             if error := results.get():

@@ -190,10 +190,7 @@ def build_openapi_document() -> Json:
             "/v1/completions": {"post": _post("a completion of a prompt", CompletionRequest)},
             **{path: {"get": _get(summary)} for path, summary in _GETS.items()},
         },
-        "components": {
-            "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
 

@@ -36,7 +36,8 @@ def manifest(kind: str, name: str, replicas: int | None = None, version: int = 0
         "annotations": {ANNOTATION_APPLIED_HASH: f"{kind} {name} {replicas}"},
         "labels": {f"{GROUP}/deployment": "chat"},
     }
-    spec = {} if replicas is None else {"spec": {"replicas": replicas, "template": {}}}
+    mounts = {"spec": {"volumes": [{"configMap": {"name": "chat-drafts"}}]}}
+    spec = {} if replicas is None else {"spec": {"replicas": replicas, "template": mounts}}
     if version:
         meta |= {"uid": f"{kind} {name}", "resourceVersion": str(version), "ownerReferences": [OWNER]}
     return {"kind": kind, "metadata": meta, **spec}
@@ -68,10 +69,9 @@ async def written(server: Server, existing: list[dict[str, Any]], *wanted: dict[
         cache.put_child(body)
     writer = ChildWriter(KEY, td(), cache, server, set())  # type: ignore[arg-type]
     try:
-        await writer.write_children(wanted)
-    except (RefusedError, OutdatedError) as error:
+        return await writer.write_children(wanted)
+    except OutdatedError as error:
         return error
-    return None
 
 
 async def test_what_serves_is_healed_though_its_successor_is_refused() -> None:
@@ -83,7 +83,7 @@ async def test_what_serves_is_healed_though_its_successor_is_refused() -> None:
     assert server.applied == [("chat-old", 2)]
 
 
-@pytest.mark.parametrize("refused", [("ConfigMap", "chat-model"), ("Deployment", "chat-old")])
+@pytest.mark.parametrize("refused", [("ConfigMap", "chat-drafts"), ("Deployment", "chat-old")])
 async def test_nothing_is_lowered_beside_a_refusal_and_nothing_takes_its_place(
     refused: tuple[str, str],
 ) -> None:
@@ -92,10 +92,37 @@ async def test_nothing_is_lowered_beside_a_refusal_and_nothing_takes_its_place(
     existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
     for body in existing:
         body["status"] = {"availableReplicas": 2}
-    mounted = manifest("ConfigMap", "chat-model")
+    mounted = manifest("ConfigMap", "chat-drafts")
     old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
     assert isinstance(await written(server, existing, mounted, old, new), RefusedError)
-    assert [name for name, _ in server.applied if name != "chat-model"] == []
+    assert [name for name, _ in server.applied if name != "chat-drafts"] == []
+
+
+@pytest.mark.parametrize(("name", "exists"), [("chat-model", False), ("chat-drafts", True)])
+async def test_a_refused_configmap_holds_up_nothing_where_pods_start_without_it_or_with_what_was(
+    name: str, exists: bool
+) -> None:
+    """Found in review: a rollback stood still at one of three replicas for a ConfigMap that none mounts."""
+    server = Server(("ConfigMap", name))
+    existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
+    existing += [manifest("ConfigMap", name, version=1)] if exists else []
+    for body in existing:
+        body["status"] = {"availableReplicas": 2}
+        body["metadata"]["annotations"] = {ANNOTATION_APPLIED_HASH: "earlier"}
+    old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
+    assert isinstance(await written(server, existing, manifest("ConfigMap", name), old, new), RefusedError)
+    assert server.applied == [("chat-old", 1), ("chat-new", 3)]
+
+
+async def test_a_deployment_without_a_pod_that_answers_goes_however_slow_others_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found in review: a webhook took seconds to refuse, and a plan that had failed kept its place."""
+    monkeypatch.setattr(child_writer, "FRESH_SECONDS", 0.0)
+    server = Server()
+    failed = manifest("Deployment", "chat-new", 2, version=1)
+    assert await written(server, [failed], manifest("Deployment", "chat-new", 0)) is None
+    assert server.applied == [("chat-new", 0)]
 
 
 async def test_nothing_is_lowered_by_what_was_seen_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +130,8 @@ async def test_nothing_is_lowered_by_what_was_seen_long_ago(monkeypatch: pytest.
     monkeypatch.setattr(child_writer, "FRESH_SECONDS", 0.0)
     server = Server()
     existing = [manifest("Deployment", f"chat-{name}", 2, version=1) for name in ("old", "new")]
+    for body in existing:
+        body["status"] = {"availableReplicas": 2}
     old, new = manifest("Deployment", "chat-old", 1), manifest("Deployment", "chat-new", 3)
     assert isinstance(await written(server, existing, new, old), OutdatedError)
     assert server.applied == [("chat-new", 3)]

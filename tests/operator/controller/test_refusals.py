@@ -6,42 +6,9 @@ from typing import Any
 
 import pytest
 
-from turbo_dev.small_world import KEY, World
+from turbo_dev.small_world import KEY, PDB, World, looked, other_plan, served, serving, spec
 from turbo_dev.trainings import draft, td
-from turbo_operator.api import TurboDeployment
 from turbo_operator.controller import child_writer
-
-PDB = ("PodDisruptionBudget", "chat")
-
-
-def spec(**more: Any) -> dict[str, Any]:
-    scaling = {"mode": "External"}
-    return {"accelerators": {"allowed": ["cpu"]}, "capture": None, "replicas": 1, "scaling": scaling, **more}
-
-
-def serving(**more: Any) -> TurboDeployment:
-    return td(absent=True, spec=spec(**more))
-
-
-def other_plan(**more: Any) -> TurboDeployment:
-    return serving(podTemplate={"spec": {"imagePullSecrets": [{"name": "other"}]}}, **more)
-
-
-async def served(**more: Any) -> tuple[World, str]:
-    """A world whose first plan serves, and the name of its Deployment."""
-    world = World()
-    await world.written(serving(**more))
-    await world.settled()
-    (name,) = world.replicas
-    world.run_pods()
-    await world.settled()
-    return world, name
-
-
-async def looked(world: World, times: int, *failing: str) -> None:
-    for _ in range(times):
-        await world.reconciler.reconcile(KEY)
-        world.run_pods(failing)
 
 
 @pytest.mark.parametrize("refused", [PDB, ("Service", "chat")])

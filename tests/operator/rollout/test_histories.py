@@ -59,6 +59,16 @@ def never_ends(
     return replace(step, variants=tuple(kept))
 
 
+def says_that_fewer_fit(
+    states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
+) -> Step:
+    """What is available is said to be all that fits: one look later nothing of what served is kept."""
+    step = next_step(states, wanted, footprint, bounds, now)
+    available = max((state.available for state in states if state.plan_hash == step.target), default=0)
+    is_first = wanted.serving in (None, step.target)
+    return step if is_first or not 0 < available < step.fitting else replace(step, fitting=available)
+
+
 def takes_over_in_part(
     states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
 ) -> Step:
@@ -70,7 +80,7 @@ def takes_over_in_part(
     return replace(step, variants=kept, fitting=1)
 
 
-BROKEN = [drops_early, surges_over_the_budget, never_ends, takes_over_in_part]
+BROKEN = [drops_early, surges_over_the_budget, never_ends, takes_over_in_part, says_that_fewer_fit]
 
 
 @pytest.mark.parametrize("planner", BROKEN)

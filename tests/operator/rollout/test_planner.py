@@ -67,10 +67,8 @@ def test_without_room_one_replica_goes_first_and_nothing_grows_into_a_place_that
     assert step(variant("old", 2), replicas=2, bounds=full).replicas == {"new": 0, "old": 1}
     ending = variant("old", 1, ending=1, pods=2)
     assert step(ending, variant("new", 0), replicas=2, bounds=full).replicas == {"new": 0, "old": 1}
-    assert step(variant("old", 1), variant("new", 0), replicas=2, bounds=full).replicas == {
-        "new": 1,
-        "old": 1,
-    }
+    free = step(variant("old", 1), variant("new", 0), replicas=2, bounds=full)
+    assert free.replicas == {"new": 1, "old": 1}
 
 
 def test_a_single_replica_that_answers_waits_for_room_and_says_so() -> None:
@@ -86,13 +84,13 @@ def test_a_single_replica_that_answers_waits_for_room_and_says_so() -> None:
     assert not stocked.waits_for_spec, "a node may come"
 
 
-def test_a_surge_of_zero_that_holds_a_rollout_back_is_to_be_raised_and_no_room_to_be_made() -> None:
-    held = step(variant("old", 1), replicas=1, bounds=Bounds(max_surge=0))
-    assert held.waits is not None
-    assert held.waits_for_spec
-    because = "The new plan waits: spec.rollout.maxSurge is 0, and no replica may be missing."
-    assert held.waits.startswith(because)
-    assert "Raise it, or write spec.rollout.maxUnavailable: 1" in held.waits
+def test_a_surge_of_zero_holds_a_rollout_back_whether_there_is_room_or_not() -> None:
+    for stock, lack, make in ((9, "", ""), (1, " the cluster and its", " and make room")):
+        held = step(variant("old", 1), replicas=1, bounds=Bounds(max_surge=0, stock={"a100": stock}))
+        assert held.waits_for_spec
+        waits = held.waits or ""
+        assert waits.startswith(f"The new plan waits: spec.rollout.maxSurge is 0,{lack}")
+        assert f"may be missing. Raise it{make}, or write spec.rollout.maxUnavailable: 1" in waits
 
 
 def test_a_pod_that_finds_no_node_is_told_of_before_a_surge_of_zero_that_would_not_help() -> None:
