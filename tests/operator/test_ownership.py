@@ -157,8 +157,10 @@ def test_a_field_of_the_spec_that_is_somebody_elses_alone_was_added(
 
 
 def test_of_a_service_only_what_moves_traffic_counts() -> None:
-    entry = by("cloud", {"f:selector": {"f:theirs": {}}, "f:externalTrafficPolicy": {}})
-    assert added_fields("Service", [OURS, entry]) == ("/f:selector/f:theirs",)
+    theirs = {"f:selector": {"f:theirs": {}}, "f:externalTrafficPolicy": {}, "f:publishNotReadyAddresses": {}}
+    entry = by("cloud", theirs)
+    found = added_fields("Service", [OURS, entry])
+    assert found == ("/f:publishNotReadyAddresses", "/f:selector/f:theirs")
     assert added_fields("ConfigMap", [OURS, entry]) == ()
 
 
@@ -179,7 +181,8 @@ def test_what_is_written_in_whole_keeps_notes_of_others_and_nothing_else_of_thei
 
 def test_a_service_keeps_what_is_not_ours_when_it_is_written_in_whole() -> None:
     """Its type may be the user's, and its address is the API server's."""
-    spec = {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "selector": {"a": "b", "theirs": "c"}}
+    spec: dict[str, Any] = {"type": "LoadBalancer", "clusterIP": "10.0.0.1"}
+    spec |= {"selector": {"a": "b", "theirs": "c"}, "publishNotReadyAddresses": True}
     live = {"kind": "Service", "metadata": {"uid": "u"}, "spec": spec}
     wanted = {"kind": "Service", "metadata": {}, "spec": {"selector": {"a": "b"}, "ports": []}}
     assert build_replacement(live, wanted)["spec"] == {
@@ -187,4 +190,5 @@ def test_a_service_keeps_what_is_not_ours_when_it_is_written_in_whole() -> None:
         "clusterIP": "10.0.0.1",
         "selector": {"a": "b"},
         "ports": [],
+        "publishNotReadyAddresses": False,  # found on the real node: pods that load got requests
     }

@@ -271,3 +271,14 @@ def test_a_deployment_that_was_deleted_and_is_still_there_is_named(finalizer: st
     for hours in range(3):
         status, conditions = look({}, status, seen(children=tuple(going)), NOW + 3600 * hours)
         assert f"Deployment chat-{new} was deleted, {why}" in conditions["Ready"]["message"]
+
+
+def test_a_finalizer_that_keeps_what_served_is_named_where_its_successor_has_no_pod_yet() -> None:
+    """Found on the real node: nothing started or loaded, and all conditions said so."""
+    new = wanted({})
+    old = [replace(each, terminating=each.kind == "Deployment") for each in variant(OLD, 0, 0)]
+    old = [replace(each, finalizers=("example.com/hold",) if each.terminating else ()) for each in old]
+    status = {"servingPlan": {"hash": OLD, "replicas": 1}, "desiredReplicas": 1}
+    _, conditions = look({}, status, seen(children=(*old, *variant(new, 0, 0))))
+    for kind in ("Ready", "Available"):
+        assert "finalizer example.com/hold keeps it: remove that." in conditions[kind]["message"]

@@ -16,7 +16,12 @@ from turbo_operator import render
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, LABEL_OWNER_UID, TURBODEPLOYMENT, TurboDeployment
 from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
-from turbo_operator.controller.cache.projection import controller, is_controlled_by
+from turbo_operator.controller.cache.projection import (
+    PLACEMENT_LABELS,
+    controller,
+    is_controlled_by,
+    placement_of,
+)
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
@@ -204,15 +209,24 @@ class ChildWriter:
         return refusal
 
     async def relabel_pods(self) -> RefusedError | None:
-        """Put back the label that the Service selects pods by, and have ReplicaSets adopt their orphans.
-        Returns the first refusal.
+        """Put back the labels by which the Service selects pods and by which they are priced, and have
+        ReplicaSets adopt their orphans. Returns the first refusal.
 
         The ReplicaSet of a variant has another name, and another label in its selector, where the one before
         was still being deleted as it was made. Its pods come from the same template.
         """
         uid, refusal = self.td.metadata.uid, None
         pods = [pod for pod in self.cache.pods.of(self.key, uid) if isinstance(pod, PodView)]
-        lost = [(pod, {LABEL_OWNER_UID: uid}) for pod in pods if pod.is_serving and pod.owner_uid != uid]
+        revisions = (child.view for (kind, _), child in self._children().items() if kind == REVISION)
+        templates = {view.plan_hash: view.data["metadata"]["labels"] for view in revisions if view.data}
+        lost = []
+        for pod in (pod for pod in pods if pod.is_serving):
+            own = templates.get(pod.plan_hash, {})
+            labels = {LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
+            if own and any(getattr(pod, name) != value for name, value in placement_of(own).items()):
+                labels |= {name: own[name] for name in PLACEMENT_LABELS if name in own}
+            if labels:
+                lost.append((pod, labels))
         orphans = self.cache.pods.adoptable(self.key, uid)
         for pod, labels in [*lost, *((pod, {LABEL_TEMPLATE_HASH: value}) for pod, value in orphans)]:
             patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}

@@ -109,9 +109,11 @@ def decide(
         if state.plan_hash in observed.releasing and state.replicas and not state.exists
     }
     able = min(scale.replicas, max(move.fitting, sum(variant.replicas for variant in move.variants)))
+    # One of those that fit may leave, but never the last of several that are wanted.
+    min_available = max(able - 1, min(able, scale.replicas - 1, 1), 0)
     children = tuple(
         child
-        for child in render.children(td, observed, choice, move.variants, settings, draft, able)
+        for child in render.children(td, observed, choice, move.variants, settings, draft, min_available)
         if (child["kind"], child["metadata"]["name"]) not in releasing
     )
     own = render.canary_names(td, canary_hash) if canary_hash is not None else frozenset()

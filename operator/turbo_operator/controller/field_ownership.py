@@ -50,7 +50,7 @@ def build_replacement(body: Mapping[str, Any], manifest: Mapping[str, Any]) -> d
     """Return the object with the manifest's spec and nothing else but annotations of others on its pods."""
     spec = copy.deepcopy(dict(manifest["spec"]))
     if manifest["kind"] == "Service":  # its type and what the API server has given it are not ours
-        spec = {**body["spec"], **spec}
+        spec = {**body["spec"], **spec, "publishNotReadyAddresses": False}
     if template := body["spec"].get("template"):
         meta = spec["template"]["metadata"]
         annotations = template["metadata"].get("annotations") or {}
@@ -73,7 +73,7 @@ def _counts(kind: str, path: str) -> bool:
     if kind == "Deployment":  # kubectl rollout restart annotates pods, and an upgrade of nodes may
         return not path.startswith(("/f:replicas", "/f:template/f:metadata/f:annotations"))
     if kind == "Service":
-        return path.startswith(("/f:selector", "/f:ports"))
+        return path.startswith(("/f:selector", "/f:ports", "/f:publishNotReadyAddresses"))
     return kind == "PodDisruptionBudget"
 
 

@@ -42,19 +42,19 @@ def children(
     variants: Sequence[Variant],
     settings: Settings,
     trying: DraftView | None = None,
-    replicas: int = 1,
+    min_available: int = 0,
 ) -> tuple[dict[str, Any], ...]:
     """Build all children wanted now, in the order in which they are to be applied.
 
     `choice` is the feasible plan's, and None while there is none; `variants` come from the rollout. A
     ControllerRevision stands before its Deployment: whatever is interrupted between the two goes on from the
     frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `trying` is a
-    draft that a variant of its own is for. `replicas` shall answer.
+    draft that a variant of its own is for. No drain may leave less than `min_available` pods that answer.
     """
     model = observed.model
     drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
     selector = metadata.traffic_selector(td, observed.children)
-    wanted = [service(td, selector), pdb(td, selector, replicas)]
+    wanted = [service(td, selector), pdb(td, selector, min_available)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += pod_templates.capture_configmaps(td)
     if model is not None:
@@ -134,13 +134,13 @@ def url(td: api.TurboDeployment) -> str:
     return f"http://{td.metadata.name}.{td.metadata.namespace}.svc/v1"
 
 
-def pdb(td: api.TurboDeployment, selector: Mapping[str, str], replicas: int) -> dict[str, Any]:
-    """Build `NAME`: one of `replicas` may leave for a node's sake; a pod that does not serve always may.
+def pdb(td: api.TurboDeployment, selector: Mapping[str, str], min_available: int) -> dict[str, Any]:
+    """Build `NAME`: for a node's sake no more pods may leave; one that does not serve always may.
 
     A maxUnavailable would be of what Deployments ask for at the moment, which a rollout lowers.
     """
     spec = {
-        "minAvailable": max(0, replicas - 1),
+        "minAvailable": min_available,
         "selector": {"matchLabels": dict(selector)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }

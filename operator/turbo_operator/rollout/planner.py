@@ -190,7 +190,7 @@ class _Rollout:
         # A pod of the new plan that starts takes the next step once it is available, room or not.
         starts = new.available < new.replicas
         is_short = (replicas < fitting and not starts) or self.finds_no_node
-        is_quiet = self.is_settled and all(state.held <= state.replicas for state in others)
+        is_quiet = self.is_settled and all(state.held <= state.replicas for state in (new, *others))
         if is_short and unmoved and is_quiet and any(old.values()):
             holdings = [(state.footprint, state.held) for state in others]
             crowded = crowded or self.on_the_way.exceeded([*holdings, (new.footprint, replicas + 1)])
@@ -205,6 +205,8 @@ class _Rollout:
                 if (may_go := 1 + desired - fitting) > may_miss:
                     waits += f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes "
                     waits += "before its successor is there"
+                    is_last = sum(state.answering for state in (new, *others)) <= 1
+                    waits += " and nothing answers until it is" if is_last else ""
                 waits += "."
             if crowded and self._goes_on_by_itself(old, surge, may_miss):
                 waits, broken = (

@@ -9,6 +9,7 @@ import pytest
 from turbo_dev.small_world import KEY, PDB, World, looked, other_plan, served, serving, spec
 from turbo_dev.trainings import draft, td
 from turbo_operator.controller import child_writer
+from turbo_operator.controller.cache.projection import PLACEMENT_LABELS
 
 
 @pytest.mark.parametrize("refused", [PDB, ("Service", "chat")])
@@ -126,6 +127,19 @@ async def test_a_pod_that_loses_the_label_by_which_traffic_finds_it_gets_it_back
         world.run_pods()
     await world.reconciler.reconcile(KEY)
     assert patched == []
+
+
+async def test_a_label_by_which_a_pod_is_priced_is_put_back() -> None:
+    """Found on the real node: a pod that said it had 100 accelerators broke the budget."""
+    world, name = await served(replicas=2)
+    first, uid = f"{name}-x-0", {"serving.turbo.dev/owner-uid": td().metadata.uid}
+    template = world.server.objects["Deployment", name]["spec"]["template"]["metadata"]["labels"]
+    own = {label: template[label] for label in PLACEMENT_LABELS}
+    for wrong in ({"serving.turbo.dev/accelerator-count": "100"}, {"serving.turbo.dev/accelerator": "gold"}):
+        world.relabel(first, {**uid, **wrong})
+        await world.reconciler.reconcile(KEY)
+        assert world.server.patches.pop() == (first, own)
+        world.run_pods()
 
 
 class Successors(set[tuple[str, str]]):

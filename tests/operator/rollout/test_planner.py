@@ -78,6 +78,9 @@ def test_a_single_replica_that_answers_waits_for_room_and_says_so() -> None:
     assert first.waits is not None
     assert "spec.accelerators.maxTotal is 1" in first.waits
     assert "maxUnavailable: 1" in first.waits
+    assert first.waits.endswith("before its successor is there and nothing answers until it is.")
+    ending = step(variant("old", 1), variant("new", 0, ending=1), replicas=1, bounds=full)
+    assert ending.waits is None, "its place is its own once the pod before has ended"
     assert first.waits_for_spec
     stocked = step(variant("old", 1), variant("new", 0), replicas=1, bounds=Bounds(stock={"a100": 1}))
     assert stocked.waits is not None
