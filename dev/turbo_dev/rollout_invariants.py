@@ -78,10 +78,7 @@ class Judge:
             ended = {
                 later.key
                 for _, later, then in steps[number + 1 : number + 1 + _AHEAD]
-                if later.resource == "pods"
-                and later.received < write.received
-                and later.stamp < write.stamp
-                and later.key not in then.pods
+                if later.resource == "pods" and later.received < write.received and later.key not in then.pods
             }
             pods = {key: pod for key, pod in after.pods.items() if key not in ended} if ended else after.pods
             self._step(before, write, replace(after, pods=pods))

@@ -84,6 +84,11 @@ class Laws:
             broken = bounds.exceeded(grown)
             law(broken is None, f"what is asked for and what ends come to more than is allowed: {broken}")
 
+    def has_all(self, state: VariantState) -> bool:
+        """Whether a variant has all its replicas available, or as many as fit."""
+        fitting = max(1, self.bounds.most(state.footprint, self.replicas))
+        return self.replicas > 0 and state.available >= fitting
+
     def _may_miss(self) -> int:
         if self.bounds.max_unavailable is not None:
             return self.bounds.max_unavailable

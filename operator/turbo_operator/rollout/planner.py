@@ -57,14 +57,26 @@ class Step:
         return {variant.plan_hash: variant.replicas for variant in self.variants}
 
 
-def serving_variant(states: Sequence[VariantState], wanted: str | None, recorded: str | None) -> str | None:
+def serving_variant(
+    states: Sequence[VariantState],
+    wanted: str | None,
+    recorded: str | None,
+    replicas: int,
+    bounds: Bounds,
+) -> str | None:
     """Find the variant that serves until another one has all its replicas available.
 
     It is the recorded one while it exists, else the one before the wanted one with most replicas that answer;
-    None where none has ever served. The wanted one serves once it has taken over.
+    None where none has ever served. The wanted one serves once it has taken over, and so does one that had
+    all replicas only when the spec had changed again, while the recorded one has not.
     """
+    full = {
+        state.plan_hash
+        for state in states
+        if state.available >= max(1, bounds.most(state.footprint, replicas)) and replicas > 0
+    }
     if any(state.plan_hash == recorded for state in states):
-        return recorded
+        return recorded if recorded in full else max(full - {wanted}, default=recorded)
     older = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
     serving = max(older, key=lambda state: (state.answering, state.plan_hash), default=None)
     return None if serving is None else serving.plan_hash
