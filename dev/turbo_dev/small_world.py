@@ -130,9 +130,9 @@ class World:
                 return
         raise AssertionError("it writes on and on")
 
-    def pod_of(self, job: str, **status: Any) -> None:
+    def pod_of(self, job: str, role: str = "train", **status: Any) -> None:
         """Its pod, as a watch shows it."""
-        labels = {LABEL_DEPLOYMENT: "chat", LABEL_ROLE: "train"}
+        labels = {LABEL_DEPLOYMENT: "chat", LABEL_ROLE: role}
         owner = {"kind": "Job", "name": job, "uid": self.jobs[job], "controller": True}
         meta = {"name": f"{job}-p", "namespace": "team", "uid": "p", "resourceVersion": "9", "labels": labels}
         self.cache.pods.put(
@@ -141,7 +141,7 @@ class World:
 
     @property
     def jobs(self) -> dict[str, str]:
-        """The uids of those that train."""
+        """The uids of all of them, by name."""
         return {
             name: body["metadata"]["uid"]
             for (kind, name), body in self.server.objects.items()

@@ -13,28 +13,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import render
-from turbo_operator.api import ANNOTATION_APPLIED_HASH, LABEL_OWNER_UID, TURBODEPLOYMENT, TurboDeployment
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, TURBODEPLOYMENT, TurboDeployment
 from turbo_operator.controller.adoption import adopt, is_orphan
-from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
 from turbo_operator.controller.cache.projection import (
-    PLACEMENT_LABELS,
     controller,
     is_controlled_by,
-    placement_of,
 )
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
 from turbo_operator.controller.kube import (
-    ConflictError,
-    GoneError,
     Kube,
     LeftoverError,
     OutdatedError,
     RefusedError,
     StrangerError,
 )
-from turbo_operator.resources import CHILDREN, POD, TURBODRAFT
+from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.snapshot import ChildView, PodView
 
 DEPLOYMENT, REVISION, JOB = "Deployment", "ControllerRevision", "Job"
@@ -61,15 +56,20 @@ class ChildWriter:
     seen_time: float = field(default_factory=time.monotonic)
     # Why a Deployment keeps replicas that it was to lose: nothing may take their place.
     obstacle: RefusedError | None = None
+    # What was refused so far, but for a canary and a training, whose conditions tell of it.
+    refusals: dict[Place, RefusedError] = field(default_factory=dict)
 
-    async def restore_variants(self) -> RefusedError | None:
+    @property
+    def refusal(self) -> RefusedError | None:
+        """The first refusal."""
+        return next(iter(self.refusals.values()), None)
+
+    async def restore_variants(self) -> None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
 
         A ControllerRevision that is gone is made again of what the Deployment runs, so that no pod rolls; a
-        Deployment that is gone is the rollout's matter. Returns why a part cannot be had; the other
-        one stays as it is.
+        Deployment that is gone is the rollout's matter. Where a part cannot be had, the other stays as it is.
         """
-        refusal: RefusedError | None = None
         cached = self._children()
         for (kind, name), child in cached.items():
             plan_hash = child.view.plan_hash
@@ -87,19 +87,18 @@ class ChildWriter:
                 elif body is not None and missing == REVISION:
                     raise StrangerError(REVISION, name)
             except RefusedError as error:
-                refusal = error
-        return refusal
+                self.refusals[missing, name] = error
 
     async def write_children(
         self, manifests: Sequence[Manifest], serving: str | None = None, *, ends: bool = False
-    ) -> RefusedError | None:
-        """Apply what is missing or different, what pods need first; returns the first refusal.
+    ) -> None:
+        """Apply what is missing or different, what pods need first.
 
         What the API server refuses holds up nothing that serves: the rest is written. Where pods cannot start
         without it, no Deployment that serves is lowered, nor that of the plan hash `serving`, and none takes
         the place of what was to be; unless all of it `ends`.
         """
-        cached, mounted = self._children(), render.mounted_configmaps(manifests)
+        mounted, cached = render.mounted_configmaps(manifests), self._children()
         needed = {
             place
             for place in map(_place, manifests)
@@ -107,35 +106,45 @@ class ChildWriter:
             if place[0] in (DEPLOYMENT, REVISION) or (place[1] in mounted and place not in cached)
         }
         # In front of them, a webhook that is slow to refuse what no pod needs would make old what was seen.
-        manifests = sorted(manifests, key=lambda manifest: _place(manifest) not in needed)
-        refusals = await self._check_names([item for item in manifests if _place(item) not in cached])
-        cached = self._children()
-        for manifest in manifests:
-            place = _place(manifest)
-            child, more = cached.get(place), _added_replicas(manifest, cached.get(place))
-            # A Deployment is never without its ControllerRevision.
-            refusal = refusals.get(place) or (refusals.get((REVISION, place[1])) if child is None else None)
-            is_loss = more < 0 and not ends and child is not None and self._serves(child.view, serving)
-            if refusal is None and is_loss:
-                refusal = next((refusals[name] for name in refusals if name in needed), None)
-            if refusal is None and more > 0:
-                refusal = self.obstacle
-            if refusal is None and self._needs_write(manifest, child):
-                if is_loss:
-                    self._check_fresh()
-                try:
-                    await self._apply_or_clear(manifest, child)
-                except RefusedError as error:
-                    refusal = refusals[place] = error
-            if refusal is not None and more < 0:
-                self.obstacle = self.obstacle or refusal
+        for is_needed in (True, False):
+            group = [manifest for manifest in manifests if (_place(manifest) in needed) == is_needed]
+            await self._check_names([item for item in group if _place(item) not in self._children()])
+            cached = self._children()
+            for manifest in group:
+                await self._write_child(manifest, cached.get(_place(manifest)), needed, serving, ends=ends)
         for manifest in manifests:  # last: what serves does not wait for it
             try:
-                if _place(manifest) not in refusals:
+                if _place(manifest) not in self.refusals:
                     await self._remove_additions(manifest)
             except RefusedError as error:
-                refusals[_place(manifest)] = error
-        return next(iter(refusals.values()), None)
+                self.refusals[_place(manifest)] = error
+
+    async def _write_child(
+        self,
+        manifest: Manifest,
+        child: CachedChild | None,
+        needed: Set[Place],
+        serving: str | None,
+        *,
+        ends: bool,
+    ) -> None:
+        place, more = _place(manifest), _added_replicas(manifest, child)
+        # A Deployment is never without its ControllerRevision.
+        refusal = self.refusals.get(place) or (None if child else self.refusals.get((REVISION, place[1])))
+        is_loss = more < 0 and not ends and child is not None and self._serves(child.view, serving)
+        if refusal is None and is_loss:
+            refusal = next((self.refusals[name] for name in self.refusals if name in needed), None)
+        if refusal is None and more > 0:
+            refusal = self.obstacle
+        if refusal is None and self._needs_write(manifest, child):
+            if is_loss:
+                self._check_fresh()
+            try:
+                await self._apply_or_clear(manifest, child)
+            except RefusedError as error:
+                refusal = self.refusals[place] = error
+        if refusal is not None and more < 0:
+            self.obstacle = self.obstacle or refusal
 
     def _serves(self, view: ChildView, serving: str | None) -> bool:
         """Whether a Deployment is that of the plan that serves, or has a pod that answers."""
@@ -160,8 +169,14 @@ class ChildWriter:
         cached = self._children()
         growth = [_added_replicas(item, cached.get(_place(item))) for item in decision.canary_children]
         grows = any(more > 0 for more in growth)
+        before, self.refusals = self.refusals, {}
         refusal = self.obstacle if grows else None
-        if refusal := refusal or await self.write_children(decision.canary_children):
+        try:
+            if refusal is None:
+                await self.write_children(decision.canary_children)
+        finally:
+            refusal, self.refusals = refusal or self.refusal, before
+        if refusal is not None:
             self._log_refusal(refusal)
             return replace(decision, canary_run=None, verdict=verdict.refused(refusal.sentence))
         # A training was decided by a count without this pod.
@@ -175,8 +190,8 @@ class ChildWriter:
             if job is not None and child is None:
                 if self.obstacle is not None:
                     raise self.obstacle
-                if refusals := await self._check_names([job]):
-                    raise refusals[_place(job)]
+                if refusal := await self._occupant(job):
+                    raise refusal
                 await self._apply(job, None)
             elif job is not None and child is not None and child.view.applied_hash != _hash(job):
                 await self._remove(child.view)  # none of its pods has run: the next look makes it anew
@@ -187,58 +202,29 @@ class ChildWriter:
             return replace(decision, step=decision.step.refused(error.sentence))
         return decision
 
-    async def prune(self, manifests: Sequence[Manifest], kept_names: Set[str]) -> RefusedError | None:
+    async def prune(self, manifests: Sequence[Manifest], kept_names: Set[str]) -> None:
         """Remove all children but these, once they were applied: what is to go may be all that still serves.
 
-        What has one of `kept_names` stays: variants whose template is not at hand, and a Job. Returns the
-        first refusal.
+        What has one of `kept_names` stays: variants whose template is not at hand, and a Job. So does the
+        inspect Job until the ConfigMap holds what it has found out.
         """
-        cached, refusal = self._children(), None
+        cached = self._children()
         wanted = {_place(manifest): manifest for manifest in manifests}
         places = {place for place, item in wanted.items() if not self._is_stale(item, cached.get(place))}
         places |= {(kind, name) for kind in (DEPLOYMENT, REVISION, JOB) for name in kept_names}
+        answer = ("ConfigMap", render.model_configmap_name(self.td))
+        kept = cached[answer].view.applied_hash if answer in cached else None
+        if answer in wanted and kept != _hash(wanted[answer]):
+            places.add((JOB, render.job_name(self.td)))
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
-            if place not in places:
+            if place not in places and not (place[0] == REVISION and (DEPLOYMENT, place[1]) in self.refusals):
                 if child.view.replicas and self._serves(child.view, None):
                     self._check_fresh()
                 try:
                     await self._remove(child.view)
                 except RefusedError as error:
-                    refusal = refusal or error
-        return refusal
-
-    async def relabel_pods(self) -> RefusedError | None:
-        """Put back the labels by which the Service selects pods and by which they are priced, and have
-        ReplicaSets adopt their orphans. Returns the first refusal.
-
-        The ReplicaSet of a variant has another name, and another label in its selector, where the one before
-        was still being deleted as it was made. Its pods come from the same template.
-        """
-        uid, refusal = self.td.metadata.uid, None
-        pods = [pod for pod in self.cache.pods.of(self.key, uid) if isinstance(pod, PodView)]
-        revisions = (child.view for (kind, _), child in self._children().items() if kind == REVISION)
-        templates = {view.plan_hash: view.data["metadata"]["labels"] for view in revisions if view.data}
-        lost = []
-        for pod in (pod for pod in pods if pod.is_serving):
-            own = templates.get(pod.plan_hash, {})
-            labels = {LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
-            if own and any(getattr(pod, name) != value for name, value in placement_of(own).items()):
-                labels |= {name: own[name] for name in PLACEMENT_LABELS if name in own}
-            if labels:
-                lost.append((pod, labels))
-        orphans = self.cache.pods.adoptable(self.key, uid)
-        for pod, labels in [*lost, *((pod, {LABEL_TEMPLATE_HASH: value}) for pod, value in orphans)]:
-            patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
-            try:
-                await self.api.merge(POD, self.key.namespace, pod.name, patch)
-            except (GoneError, ConflictError):  # ended or adopted meanwhile: its event is on its way
-                continue
-            except RefusedError as error:
-                refusal = refusal or error
-                continue
-            self._log("relabeled", POD.kind, pod.name)
-        return refusal
+                    self.refusals[place] = error
 
     def _check_fresh(self) -> None:
         """Raise where the writes before took long: others may have ceased to answer since the decision."""
@@ -269,24 +255,31 @@ class ChildWriter:
         self._log("created", REVISION, name)
         return revision
 
-    async def _check_names(self, missing: Iterable[Manifest]) -> dict[Place, RefusedError]:
+    async def _check_names(self, missing: Iterable[Manifest]) -> None:
         """Find what is not ours and has a name of what is to be created: it is never taken over."""
-        refusals: dict[Place, RefusedError] = {}
-        for kind, name in (_place(manifest) for manifest in missing if not _scales_only(manifest)):
-            body = await self._find(kind, name)
-            if body is None:
-                continue
-            if is_orphan(body, self.td):
+        for manifest in (manifest for manifest in missing if not _scales_only(manifest)):
+            if refusal := await self._occupant(manifest):
+                self.refusals[_place(manifest)] = refusal
+
+    async def _occupant(self, manifest: Manifest) -> RefusedError | None:
+        """Return what is in the way of an object to be created; what is ours is put into the cache."""
+        kind, name = _place(manifest)
+        body = await self._find(kind, name)
+        if body is None:
+            return None
+        if is_orphan(body, self.td):
+            try:
                 self.cache.put_child(await adopt(self.api, self.td, body))
-                # The decision was made without it.
-                raise OutdatedError(409, "Conflict", f"{kind} {name} had lost its owner, and has it again.")
-            if not is_controlled_by(body, self.td.metadata.uid):
-                owner = controller(body) or {}
-                is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
-                refusals[kind, name] = (LeftoverError if is_leftover else StrangerError)(kind, name)
-                continue
-            self.cache.put_child(body)
-        return refusals
+            except RefusedError as error:
+                return error
+            # The decision was made without it.
+            raise OutdatedError(409, "Conflict", f"{kind} {name} had lost its owner, and has it again.")
+        if not is_controlled_by(body, self.td.metadata.uid):
+            owner = controller(body) or {}
+            is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
+            return (LeftoverError if is_leftover else StrangerError)(kind, name)
+        self.cache.put_child(body)
+        return None
 
     def _needs_write(self, manifest: Manifest, child: CachedChild | None) -> bool:
         if _scales_only(manifest):

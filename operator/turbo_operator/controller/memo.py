@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
+from turbo_operator.controller.pod_labels import Attempts
 from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.plan import Plan
 from turbo_operator.planner import PlannerInputs
@@ -40,6 +41,7 @@ class Memo:
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)
+    relabels: Attempts = field(default_factory=dict)
     plan: CachedPlan | None = None
     training_plan: CachedPlan | None = None  # of a training that waits
     # How often another count may have given it another plan: read before what the next question is made of.

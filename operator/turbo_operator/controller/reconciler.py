@@ -32,8 +32,10 @@ from turbo_operator.controller.kube import (
     OutdatedError,
     RefusedError,
     StrangerError,
+    WebhookError,
 )
 from turbo_operator.controller.memo import Memo, Memos, Planner
+from turbo_operator.controller.pod_labels import restore_labels
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
@@ -126,7 +128,7 @@ class Reconciler:
         # Read
         memo = self._memos.of(key, td.metadata.uid)
         writer = ChildWriter(key, td, self.cache, self.api, memo.noop_applies)
-        refusal = await writer.restore_variants()
+        await writer.restore_variants()
         now, edition = self.clock(), memo.edition
         observed = build_snapshot(self.cache, self.inventory, key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
@@ -156,10 +158,10 @@ class Reconciler:
         # Write
         if verdict is None or not verdict.is_over:  # else it is forgotten once the status tells of it
             memo.speedups = speedups
-        if await self._write_status_first(look, decision, refusal):
+        if await self._write_status_first(look, decision, writer.refusal):
             memo.speedups = speedups
             return 0.0
-        return await self._write(look, decision, writer, refusal)
+        return await self._write(look, decision, writer)
 
     async def _plan(self, look: _Look) -> Plan | None:
         """Plan for what was observed; None while the model is unknown."""
@@ -211,27 +213,24 @@ class Reconciler:
             return False
         return True
 
-    async def _write(
-        self, look: _Look, decision: Decision, writer: ChildWriter, refusal: RefusedError | None
-    ) -> float:
-        """Write what was decided; the seconds until the next look. Raises what only time can mend.
-
-        `refusal` is what the API server has refused before.
-        """
+    async def _write(self, look: _Look, decision: Decision, writer: ChildWriter) -> float:
+        """Write what was decided; the seconds until the next look. Raises what only time can mend."""
         seconds = [self.settings.resync_seconds]
         failure: KubeError | None = None
+        place, attempts = (look.key, look.td.metadata.uid), look.memo.relabels
         try:
-            # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
+            seconds.append(await restore_labels(self.api, self.cache, *place, attempts, writer.refusals))
+        except KubeError as error:
+            failure = error
+        try:
             ends = decision.scale.replicas == 0
-            written = await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
+            await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
             manifests = (*decision.children, *decision.canary_children)
-            pruned = await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
-            relabeled = await writer.relabel_pods()
-            refusal = written or pruned or relabeled or refusal
+            await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
             decision = await writer.write_canary(decision)
             decision = await writer.write_training(decision)
-        except RefusedError as error:  # of a look for what may have a name of ours
-            refusal = error
+        except RefusedError as error:  # to look for what has a name of ours
+            writer.refusals.setdefault(("", ""), error)
         except OutdatedError as error:  # no failure: what was written counts
             waits = decision.takeover.waits or error.message
             takeover = replace(decision.takeover, waits=waits, is_outdated=waits == error.message)
@@ -239,7 +238,8 @@ class Reconciler:
             seconds.append(OUTDATED_SECONDS)
         except KubeError as error:  # a matter of time: the status is written all the same
             failure = error
-        if refusal is not None:
+        # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
+        if (refusal := writer.refusal) is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
         new = look.status(decision, refusal)
         deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
@@ -248,7 +248,7 @@ class Reconciler:
         if failure is not None:
             raise failure
         if refusal is not None:
-            is_soon = isinstance(refusal, StrangerError)
+            is_soon = isinstance(refusal, (StrangerError, WebhookError))
             seconds.append(STRANGER_SECONDS if is_soon else REFUSED_SECONDS)
         return min(*seconds, self._next_look(look, decision))
 

@@ -29,11 +29,13 @@ def build_snapshot(
 ) -> Snapshot:
     """Return all that one look at `td` sees; `now` is in seconds since the epoch."""
     observed = cache.observe(key, td.metadata.uid)
-    # A pod that the Service does not select answers nobody, until it has its label again.
+    # A pod that the Service does not select answers nobody, until it has its label again. Where its template
+    # is not seen, it may be from before there was the label: the Service may still select it.
     uid = traffic_selector(td, observed.children).get(LABEL_OWNER_UID)
+    labeled = {child.plan_hash for child in observed.children if uid and child.kind == "ControllerRevision"}
     pods = tuple(
         dataclasses.replace(pod, ready=False, reason="NotSelected", message=_NOT_SELECTED)
-        if pod.ready and uid not in (None, pod.owner_uid)
+        if pod.ready and pod.owner_uid != uid and pod.plan_hash in labeled
         else pod
         for pod in observed.pods
     )

@@ -43,7 +43,8 @@ def traffic_selector(td: api.TurboDeployment, children: Iterable[ChildView]) -> 
     The owner's uid is among them as soon as no variant is left whose pods were made without it.
     """
     frozen = [child.data or {} for child in children if child.kind == "ControllerRevision"]
-    uids = {template.get("metadata", {}).get("labels", {}).get(api.LABEL_OWNER_UID) for template in frozen}
+    labels = [(template.get("metadata") or {}).get("labels") for template in frozen]
+    uids = {each.get(api.LABEL_OWNER_UID) if isinstance(each, Mapping) else None for each in labels}
     if uids <= {td.metadata.uid}:
         return {**serving_selector(td), api.LABEL_OWNER_UID: td.metadata.uid}
     return serving_selector(td)

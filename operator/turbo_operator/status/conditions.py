@@ -233,8 +233,9 @@ class Conditions:
         if not pods and (failed := first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
         answering = f"{ready} of {self._scale.replicas} replicas answer; others"
-        kept = next(filter(None, map(kept_by_finalizer, self._observed.children)), None)
-        if kept and all(pod.ready for pod in pods):
+        deployments = (child for child in self._observed.children if child.kind == "Deployment")
+        kept = next(filter(None, map(kept_by_finalizer, deployments)), None)
+        if kept and not self._takeover.waits and all(pod.ready for pod in pods):
             return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} wait. {kept}")
         ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]
         if ending and all(pod.ready for pod in pods):

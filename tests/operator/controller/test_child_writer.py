@@ -69,9 +69,10 @@ async def written(server: Server, existing: list[dict[str, Any]], *wanted: dict[
         cache.put_child(body)
     writer = ChildWriter(KEY, td(), cache, server, set())  # type: ignore[arg-type]
     try:
-        return await writer.write_children(wanted)
+        await writer.write_children(wanted)
     except OutdatedError as error:
         return error
+    return writer.refusal
 
 
 async def test_what_serves_is_healed_though_its_successor_is_refused() -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from turbo_dev.small_world import KEY, PDB, World, looked, other_plan, served, serving, spec
 from turbo_dev.trainings import draft, td
+from turbo_operator.api import LABEL_ACCELERATOR, LABEL_ACCELERATOR_COUNT, LABEL_CAPACITY_TYPE
 from turbo_operator.controller import child_writer
-from turbo_operator.controller.cache.projection import PLACEMENT_LABELS
 
 
 @pytest.mark.parametrize("refused", [PDB, ("Service", "chat")])
@@ -134,7 +134,8 @@ async def test_a_label_by_which_a_pod_is_priced_is_put_back() -> None:
     world, name = await served(replicas=2)
     first, uid = f"{name}-x-0", {"serving.turbo.dev/owner-uid": td().metadata.uid}
     template = world.server.objects["Deployment", name]["spec"]["template"]["metadata"]["labels"]
-    own = {label: template[label] for label in PLACEMENT_LABELS}
+    priced_by = (LABEL_ACCELERATOR, LABEL_ACCELERATOR_COUNT, LABEL_CAPACITY_TYPE)
+    own = {label: template[label] for label in priced_by}
     for wrong in ({"serving.turbo.dev/accelerator-count": "100"}, {"serving.turbo.dev/accelerator": "gold"}):
         world.relabel(first, {**uid, **wrong})
         await world.reconciler.reconcile(KEY)

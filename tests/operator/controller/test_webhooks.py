@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from turbo_dev.small_world import KEY, PDB, World, looked, other_plan, served, serving, spec
-from turbo_dev.trainings import draft, td
+from turbo_dev.trainings import FACTS, draft, td
 from turbo_operator.api import LABEL_OWNER_UID
 from turbo_operator.controller import child_writer, reconciler
 from turbo_operator.controller.kube import KubeError, RefusedError, WebhookError, error_of
@@ -164,3 +166,78 @@ async def test_an_api_server_that_is_slow_is_not_told_as_a_lack_of_accelerators(
     for kind in ("Ready", "Reconciling"):
         _, reason, message = world.condition(kind)
         assert (reason, "The API server is slow" in message) == ("Progressing", True)
+
+
+async def test_a_label_that_somebody_sets_back_each_time_is_put_back_less_and_less_often() -> None:
+    """Found in review: each patch was an event, hence a look at once, hence a patch, without an end."""
+    world, name = await served(replicas=2)
+    for _ in range(20):
+        world.relabel(f"{name}-x-0", {LABEL_OWNER_UID: "somebody's"})
+        seconds = await world.reconciler.reconcile(KEY)
+    assert len(world.server.patches) < 6
+    assert seconds is not None
+    assert 0 < seconds < 60
+
+
+async def test_a_label_that_the_template_of_a_pod_lacks_or_holds_wrongly_ends_nothing() -> None:
+    """Found in review: a ControllerRevision may hold anything, and one without labels ended each look."""
+    world, name = await served(replicas=2)
+    revision = world.server.objects["ControllerRevision", name]
+    for labels in (None, {"serving.turbo.dev/accelerator-count": 1}):
+        revision["data"]["metadata"]["labels"] = labels
+        revision["metadata"]["resourceVersion"] = world.server.version()
+        world.cache.put_child(copy.deepcopy(revision))
+        await world.reconciler.reconcile(KEY)
+    assert world.status["replicas"] == 2
+
+
+@pytest.mark.parametrize(
+    "error", [DENIED, DOWN, KubeError(500, "InternalError", "quota evaluation timed out")]
+)
+async def test_labels_are_put_back_whatever_else_fails(error: KubeError) -> None:
+    world, name = await served(replicas=2)
+    world.lose(*PDB)
+    fail(world, "apply", PDB[0], error)
+    world.relabel(f"{name}-x-0", {})
+    with suppress(KubeError):
+        await world.reconciler.reconcile(KEY)
+    assert [pod for pod, _ in world.server.patches] == [f"{name}-x-0"]
+
+
+async def test_what_cannot_get_its_owner_back_holds_up_nothing_else() -> None:
+    world, name = await served(replicas=2)
+    world.server.objects[PDB]["metadata"]["ownerReferences"] = []
+    world.cache.mark_deleted(KEY, world.cache.children(KEY, td().metadata.uid)[PDB].view)
+    fail(world, "merge", PDB[0], DENIED)
+    fail(world, "apply", PDB[0], DENIED)
+    await world.written(serving(replicas=2, suspend=True))
+    await looked(world, 3)
+    assert world.replicas == {name: 0}
+
+
+async def test_an_answer_of_the_inspect_job_is_kept_until_its_configmap_is_written() -> None:
+    """Found in review: the Job went, the answer with it, and pods were made and ended in turn for ever."""
+    world, name = await served()
+    answer = ("ConfigMap", "chat-model")
+    world.lose(*answer)
+    await world.reconciler.reconcile(KEY)
+    (job,) = world.jobs
+    world.server.refused.add(answer)
+    ended = {"terminated": {"exitCode": 0, "message": FACTS.to_json()}}
+    world.pod_of(job, "inspect", phase="Succeeded", containerStatuses=[{"name": "inspect", "state": ended}])
+    for _ in range(6):
+        await looked(world, 1)
+        assert list(world.jobs) == [job]
+        assert world.replicas == {name: 1}
+    world.server.refused.clear()
+    await looked(world, 2)
+    assert not world.jobs
+
+
+async def test_a_revision_stays_while_the_deletion_of_its_deployment_is_refused() -> None:
+    world, old = await served(replicas=2)
+    fail(world, "delete", "Deployment", DENIED)
+    await world.written(other_plan(replicas=2))
+    await looked(world, 8)
+    assert ("ControllerRevision", old) in world.server.objects
+    assert not world.server.deleted

@@ -24,7 +24,6 @@ from turbo_operator.api import (
 from turbo_operator.inventory.usage import overdue
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, PodView, TrainPod
 
-PLACEMENT_LABELS = (LABEL_ACCELERATOR, LABEL_ACCELERATOR_COUNT, LABEL_CAPACITY_TYPE)
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
 
@@ -62,7 +61,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
         message=failure.get("message") if failure else None,
         reason=failure.get("reason") if failure and failed else None,
         ended=_since(status, "Failed" if failed else "Complete") if is_job else None,
-        **placement_of(template_labels(body)),
+        **_placement(template_labels(body)),
     )
 
 
@@ -174,12 +173,11 @@ def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dic
         "terminating": "deletionTimestamp" in meta,
         "pending_since": _pending_since(body),
         "placed_since": _since(status, "PodScheduled"),
-        **placement_of(meta.get("labels") or {}),
+        **_placement(meta.get("labels") or {}),
     }
 
 
-def placement_of(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of `AcceleratorLabels` that labels stand for."""
+def _placement(labels: Mapping[str, str]) -> dict[str, Any]:
     count = labels.get(LABEL_ACCELERATOR_COUNT, "")
     return {
         "accelerator": labels.get(LABEL_ACCELERATOR),

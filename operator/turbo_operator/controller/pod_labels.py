@@ -1,0 +1,88 @@
+"""Labels of serving pods that somebody edits are put back: by them the Service selects pods, and the status
+counts what they cost. Pods whose ReplicaSet lost them get the label by which it adopts them.
+
+The ReplicaSet of a variant has another name, and another label in its selector, where the one before was
+still being deleted as it was made. Its pods come from the same template.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_ACCELERATOR_COUNT,
+    LABEL_CAPACITY_TYPE,
+    LABEL_OWNER_UID,
+)
+from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
+from turbo_operator.controller.cache.store import Cache, Key, Place
+from turbo_operator.controller.kube import ConflictError, GoneError, Kube, RefusedError
+from turbo_operator.resources import POD
+from turbo_operator.snapshot import AcceleratorLabels, PodView
+
+MAX_WAIT_SECONDS = 60.0  # between two patches of a pod whose label does not stay
+
+# By pod: when it may be patched again, how often it was, and why it was refused.
+Attempts = dict[str, tuple[float, int, RefusedError | None]]
+log = logging.getLogger(__name__)
+
+
+async def restore_labels(
+    api: Kube, cache: Cache, key: Key, uid: str, attempts: Attempts, refusals: dict[Place, RefusedError]
+) -> float:
+    """Patch the pods of the TurboDeployment `uid`; the seconds until one may be patched again.
+
+    From the third time on a pod waits, longer each time: somebody may set a label back as often. Adds to
+    `refusals`.
+    """
+    now, wait_seconds = time.monotonic(), math.inf
+    for pod, labels in _lost(cache, key, uid):
+        due, times, refusal = attempts.get(pod.name, (0.0, 0, None))
+        if now < due:
+            wait_seconds = min(wait_seconds, due - now)
+            refusals |= {(POD.kind, pod.name): refusal} if refusal is not None else {}
+            continue
+        times = 0 if now - due > MAX_WAIT_SECONDS else times
+        due = now + (min(2.0 ** (times - 2), MAX_WAIT_SECONDS) if times > 2 else 0.0)
+        attempts[pod.name] = due, times + 1, None
+        patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
+        try:
+            await api.merge(POD, key.namespace, pod.name, patch)
+        except (GoneError, ConflictError):  # ended or adopted meanwhile: its event is on its way
+            continue
+        except RefusedError as error:
+            refusals[POD.kind, pod.name] = error
+            attempts[pod.name] = due, times + 1, error
+            continue
+        log.info("relabeled", extra={"object": str(key), "kind": POD.kind, "child": pod.name})
+    return wait_seconds
+
+
+def _lost(cache: Cache, key: Key, uid: str) -> list[tuple[PodView, Mapping[str, Any]]]:
+    """List the pods that lack labels, and these; None removes one."""
+    views = (child.view for child in cache.children(key, uid).values())
+    plans = {view.plan_hash: view for view in views if view.kind == "ControllerRevision"}
+    lost: list[tuple[PodView, Mapping[str, Any]]] = []
+    for pod in cache.pods.of(key, uid):
+        if not isinstance(pod, PodView) or not pod.is_serving:
+            continue
+        own = plans.get(pod.plan_hash)
+        labels: dict[str, str | None] = {LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
+        if own is not None and _price(pod) != _price(own):
+            labels |= _price(own)
+        if labels:
+            lost.append((pod, labels))
+    return lost + [(pod, {LABEL_TEMPLATE_HASH: value}) for pod, value in cache.pods.adoptable(key, uid)]
+
+
+def _price(labeled: AcceleratorLabels) -> dict[str, str | None]:
+    return {
+        LABEL_ACCELERATOR: labeled.accelerator,
+        LABEL_ACCELERATOR_COUNT: str(labeled.accelerators),
+        LABEL_CAPACITY_TYPE: str(labeled.capacity_type),
+    }
