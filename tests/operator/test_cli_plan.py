@@ -330,6 +330,7 @@ def test_a_reader_who_has_read_enough_is_no_error(tmp_path: Path, output: str) -
 def test_the_operator_says_which_setting_is_wrong(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("TURBO_TEST_FULL", raising=False)
     monkeypatch.setenv("TURBO_RUNTIME_IMAGE", "x")
     monkeypatch.setenv("TURBO_TYPO", "1")
     assert commands.operator([]) == 1
