@@ -220,9 +220,12 @@ class World(Laws):
         by_hash = {state.plan_hash: state for state in states}
         others = [state for state in states if state.plan_hash != self.canary]
         self.serving = serving_variant(others, self.wanted, self.serving, self.replicas, self.bounds)
-        full = [state.plan_hash for state in others if self.has_all(state)]
-        if self.proven not in full:  # one that was given up just before may have got all of them since
-            self.proven = max((name for name in full if name != self.wanted), default=self.proven)
+        if self.proven in by_hash and self.proven != self.wanted:
+            # One that was given up just before may have got all its replicas since.
+            answering = by_hash[self.proven].answering
+            full = [state for state in others if self.has_all(state) and state.available > answering]
+            names = (state.plan_hash for state in full if state.plan_hash != self.wanted)
+            self.proven = max(names, default=self.proven)
         new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
         rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         if self.replicas:

@@ -171,15 +171,18 @@ class Judge:
         mine = self._records.get((owner[0], name))
         if mine is None or mine.proven_available is None or wanted(seen, owner) == 0:
             return None
-        others = [
-            self._records[owner[0], other]
+        records = {
+            other: self._records[owner[0], other]
             for other in now.variants(owner)
             if other != name and (owner[0], other) in self._records
-        ]
+        }
+        others = list(records.values())
         recently = now.time - self._lag
         if mine.proven_full is not None:
             since = min(mine.proven_full, recently)
-            kept = all(other.last_full is None or other.last_full < since for other in others)
+            # One that had all before and answers now is to go back to as well.
+            had_all = [(other, record.last_full) for other, record in records.items() if record.last_full]
+            kept = not any(full >= since or _num_available(now, owner, other) for other, full in had_all)
             what = "all its replicas"
         else:
             since = min(mine.proven_available, recently)

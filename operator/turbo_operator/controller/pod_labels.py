@@ -25,6 +25,7 @@ from turbo_operator.controller.kube import ConflictError, GoneError, Kube, Refus
 from turbo_operator.resources import POD
 from turbo_operator.snapshot import AcceleratorLabels, PodView
 
+MAX_LOOK_SECONDS = 3.0  # that one look patches pods for
 MAX_WAIT_SECONDS = 60.0  # between two patches of a pod whose label does not stay
 
 # By pod: when it may be patched again, how often it was, and why it was refused.
@@ -40,25 +41,31 @@ async def restore_labels(
     From the third time on a pod waits, longer each time: somebody may set a label back as often. Adds to
     `refusals`.
     """
-    now, wait_seconds = time.monotonic(), math.inf
-    for pod, labels in _lost(cache, key, uid):
+    start, wait_seconds = time.monotonic(), math.inf
+    lost = _lost(cache, key, uid)
+    for name in attempts.keys() - {pod.name for pod in cache.pods.of(key, uid)}:
+        del attempts[name]
+    for pod, labels in lost:
+        now = time.monotonic()
+        if now - start > MAX_LOOK_SECONDS:
+            return min(wait_seconds, MAX_LOOK_SECONDS)
         due, times, refusal = attempts.get(pod.name, (0.0, 0, None))
         if now < due:
             wait_seconds = min(wait_seconds, due - now)
             refusals |= {(POD.kind, pod.name): refusal} if refusal is not None else {}
             continue
-        times = 0 if now - due > MAX_WAIT_SECONDS else times
-        due = now + (min(2.0 ** (times - 2), MAX_WAIT_SECONDS) if times > 2 else 0.0)
-        attempts[pod.name] = due, times + 1, None
+        times, refusal = 0 if now - due > MAX_WAIT_SECONDS else times, None
+        pause = min(2.0 ** min(times - 2, 6), MAX_WAIT_SECONDS) if times > 2 else 0.0
         patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
         try:
             await api.merge(POD, key.namespace, pod.name, patch)
         except (GoneError, ConflictError):  # ended or adopted meanwhile: its event is on its way
             continue
         except RefusedError as error:
-            refusals[POD.kind, pod.name] = error
-            attempts[pod.name] = due, times + 1, error
+            refusals[POD.kind, pod.name] = refusal = error
             continue
+        finally:
+            attempts[pod.name] = time.monotonic() + pause, times + 1, refusal
         log.info("relabeled", extra={"object": str(key), "kind": POD.kind, "child": pod.name})
     return wait_seconds
 
@@ -73,7 +80,7 @@ def _lost(cache: Cache, key: Key, uid: str) -> list[tuple[PodView, Mapping[str, 
             continue
         own = plans.get(pod.plan_hash)
         labels: dict[str, str | None] = {LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
-        if own is not None and _price(pod) != _price(own):
+        if own is not None and own.accelerator is not None and _price(pod) != _price(own):
             labels |= _price(own)
         if labels:
             lost.append((pod, labels))

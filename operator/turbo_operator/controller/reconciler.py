@@ -217,11 +217,6 @@ class Reconciler:
         """Write what was decided; the seconds until the next look. Raises what only time can mend."""
         seconds = [self.settings.resync_seconds]
         failure: KubeError | None = None
-        place, attempts = (look.key, look.td.metadata.uid), look.memo.relabels
-        try:
-            seconds.append(await restore_labels(self.api, self.cache, *place, attempts, writer.refusals))
-        except KubeError as error:
-            failure = error
         try:
             ends = decision.scale.replicas == 0
             await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
@@ -238,6 +233,11 @@ class Reconciler:
             seconds.append(OUTDATED_SECONDS)
         except KubeError as error:  # a matter of time: the status is written all the same
             failure = error
+        place, attempts = (look.key, look.td.metadata.uid), look.memo.relabels
+        try:  # whatever has failed; last, since a slow webhook on pods would make old what was seen
+            seconds.append(await restore_labels(self.api, self.cache, *place, attempts, writer.refusals))
+        except KubeError as error:
+            failure = failure or error
         # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
         if (refusal := writer.refusal) is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})

@@ -67,16 +67,19 @@ def serving_variant(
     """Find the variant that serves until another one has all its replicas available.
 
     It is the recorded one while it exists, else the one before the wanted one with most replicas that answer;
-    None where none has ever served. The wanted one serves once it has taken over, and so does one that had
-    all replicas only when the spec had changed again, while the recorded one has not.
+    None where none has ever served. The wanted one serves once it has taken over, and so does one that was
+    given up and got all its replicas since, where more of them answer than of the recorded one.
     """
-    full = {
-        state.plan_hash
-        for state in states
-        if state.available >= max(1, bounds.most(state.footprint, replicas)) and replicas > 0
-    }
-    if any(state.plan_hash == recorded for state in states):
-        return recorded if recorded in full else max(full - {wanted}, default=recorded)
+    known = next((state for state in states if state.plan_hash == recorded), None)
+    if known is not None:
+        since = [
+            state.plan_hash
+            for state in states
+            if wanted not in (state.plan_hash, recorded)
+            and state.available > known.answering
+            and state.available >= bounds.most(state.footprint, replicas)
+        ]
+        return max(since, default=recorded) if replicas > 0 else recorded
     older = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
     serving = max(older, key=lambda state: (state.answering, state.plan_hash), default=None)
     return None if serving is None else serving.plan_hash

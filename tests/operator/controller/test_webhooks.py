@@ -13,7 +13,7 @@ import pytest
 from turbo_dev.small_world import KEY, PDB, World, looked, other_plan, served, serving, spec
 from turbo_dev.trainings import FACTS, draft, td
 from turbo_operator.api import LABEL_OWNER_UID
-from turbo_operator.controller import child_writer, reconciler
+from turbo_operator.controller import child_writer, pod_labels, reconciler
 from turbo_operator.controller.kube import KubeError, RefusedError, WebhookError, error_of
 
 DENIED = RefusedError(403, "Forbidden", 'admission webhook "pods.x" denied the request')
@@ -241,3 +241,38 @@ async def test_a_revision_stays_while_the_deletion_of_its_deployment_is_refused(
     await looked(world, 8)
     assert ("ControllerRevision", old) in world.server.objects
     assert not world.server.deleted
+
+
+async def test_replicas_are_lowered_though_labels_take_seconds_to_be_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Found in review: what was seen was too old each time, and no look came to an end of it."""
+    world, name = await served(replicas=4)
+    late = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late[0])
+    for module in (child_writer, reconciler, pod_labels):
+        monkeypatch.setattr(module, "time", clock)
+
+    async def slow(*_: Any) -> None:
+        late[0] += 20.0
+        raise DENIED
+
+    monkeypatch.setattr(world.server, "merge", slow)
+    for number in range(4):
+        world.relabel(f"{name}-x-{number}", {})
+    await world.written(serving(replicas=2))
+    await world.reconciler.reconcile(KEY)
+    assert world.replicas == {name: 2}
+    assert late[0] == 20.0, "one look patches for a few seconds"
+
+
+async def test_a_label_that_is_refused_for_days_ends_no_look() -> None:
+    """Found in review: the pause doubled until it was no number, and nothing more was written."""
+    world, name = await served(replicas=2)
+    fail(world, "merge", "Pod", DENIED)
+    world.relabel(f"{name}-x-0", {})
+    attempts: pod_labels.Attempts = {f"{name}-x-0": (time.monotonic(), 5_000, None), "gone": (0.0, 1, DENIED)}
+    uid, refusals = td().metadata.uid, dict[Any, RefusedError]()
+    await pod_labels.restore_labels(world.reconciler.api, world.cache, KEY, uid, attempts, refusals)
+    assert list(attempts) == [f"{name}-x-0"]
+    assert list(refusals.values()) == [DENIED]

@@ -35,3 +35,6 @@ def test_a_plan_that_got_all_replicas_when_the_spec_had_changed_again_serves() -
     full = (replace(states[0], replicas=1, available=1, ready=1), *states[1:])
     assert serving_variant(full, "new", "old", 1, Bounds()) == "old"
     assert serving_variant(states, "given-up", "old", 1, Bounds()) == "old", "it takes over as the wanted one"
+    assert serving_variant(states, "old", "old", 1, Bounds()) == "old", "nothing was given up: a canary ends"
+    few = (VariantState("old", 4, 3, ready=3), given_up, VariantState("new", 0))
+    assert serving_variant(few, "new", "old", 4, Bounds(max_total=1)) == "old", "more of it answer"
