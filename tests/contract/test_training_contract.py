@@ -9,7 +9,7 @@ from turbo_runtime.contract.documents import (
     MOST_DOMAINS,
     DomainEvaluation,
     DraftManifest,
-    MeasuredGain,
+    MeasuredSpeedup,
     TrainingProgress,
 )
 from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
@@ -31,8 +31,8 @@ FACTS = st.builds(
             domain=WORDS,
             acceptance_length=st.none() | RATIOS,
             acceptance_per_position=st.lists(RATIOS, max_size=8).map(tuple),
-            gains=st.lists(
-                st.builds(MeasuredGain, batch=COUNTS, before=RATIOS, after=RATIOS), max_size=3
+            speedups=st.lists(
+                st.builds(MeasuredSpeedup, batch=COUNTS, before=RATIOS, after=RATIOS), max_size=3
             ).map(tuple),
         ),
         max_size=MOST_DOMAINS,
@@ -47,8 +47,8 @@ def test_facts_of_a_draft_survive_on_one_line(facts: DraftManifest) -> None:
 
 
 def test_facts_of_a_draft_fit_a_termination_message() -> None:
-    gains = tuple(MeasuredGain(batch, 12.3456, 12.3456) for batch in (1, 8, 32))
-    worth = DomainEvaluation("d" * 63, 12.3456, (0.1234,) * 8, gains)
+    speedups = tuple(MeasuredSpeedup(batch, 12.3456, 12.3456) for batch in (1, 8, 32))
+    worth = DomainEvaluation("d" * 63, 12.3456, (0.1234,) * 8, speedups)
     digest = "sha256:" + "f" * 64
     facts = DraftManifest(
         "eagle3", "d" * 63 + "-01234567", digest, digest, "d" * 63, 99_999, (worth,) * MOST_DOMAINS
