@@ -113,6 +113,7 @@ class Server(Kube):
         }
         self.kept: set[str] = set()
         self.removed: set[str] = set()
+        self.labels: dict[str, str] = {}  # of the pods of the last Deployment
         self._version = 1
 
     async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
@@ -125,6 +126,8 @@ class Server(Kube):
         if (resource.kind, meta["name"]) == ("Deployment", f"chat-{TRY}"):
             raise RefusedError(422, "Invalid", "no such pod is wanted here")
         self.kept.add(f"{resource.kind} {meta['name']}")
+        if resource.kind == "Deployment":
+            self.labels = wanted["spec"]["template"]["metadata"]["labels"]
         told = {"observedGeneration": 1, "availableReplicas": wanted.get("spec", {}).get("replicas")}
         return {**wanted, "metadata": self._stamped(meta), "status": told}
 
@@ -141,7 +144,7 @@ class Server(Kube):
         return {**META, "uid": meta["name"], **meta, "resourceVersion": str(self._version)}
 
 
-def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_up_nothing_else() -> None:
+def test_what_the_api_server_refuses_of_a_canary_is_told_of_the_draft_and_holds_up_nothing_else() -> None:
     cache, ledger, server = Cache(), InventoryStore(lambda _: None), Server()
     cache.put_deployment(server.deployment)
     elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
@@ -155,10 +158,14 @@ def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_u
     operator = Reconciler(cache, ledger, server, SETTINGS, lambda: NOW)
 
     async def look_on() -> None:
-        for _ in range(4):  # the plan is told, its Deployment made, what tries refused, and once more
+        for _ in range(5):  # the plan is told, its Deployment made, what tries refused, and once more
             await operator.reconcile(Key("team", "chat"))
+            if not server.labels:
+                continue
             cache.pods.put_replica_set(owned("ReplicaSet", "rs", "Deployment", f"chat-{STABLE}"))
-            cache.pods.put({**owned("Pod", "pod", "ReplicaSet", "rs"), "spec": {"nodeName": "n"}, **READY})
+            pod = owned("Pod", "pod", "ReplicaSet", "rs")
+            pod["metadata"] |= {"labels": server.labels}
+            cache.pods.put({**pod, "spec": {"nodeName": "n"}, **READY})
 
     asyncio.run(look_on())
     assert f"Deployment chat-{STABLE}" in server.kept
