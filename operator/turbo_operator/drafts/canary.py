@@ -1,5 +1,5 @@
 """A new draft comes to a part of the traffic first: tried on a variant of its own, then taken by all pods or
-turned down. Pure and stateless but for what is counted: a process that dies begins the canary's count anew.
+rejected. Pure and stateless but for what is counted: a process that dies begins the canary's count anew.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class CanaryVerdict:
 
 
 def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
-    """Return the newest draft that fits, is neither used nor older than what is, and was not turned down.
+    """Return the newest draft that fits, is neither used nor older than what is, and was not rejected.
 
     None where a draft is named by hand: that one is taken by all pods at once.
     """
