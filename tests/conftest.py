@@ -101,7 +101,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> lanes.Lanes:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was skipped, by reason and name: a skip that nobody reads about is a test that nobody has."""
+    """Say how long faults took to heal, and what was skipped."""
+    _tell_healings(terminalreporter)
+    _tell_skips(terminalreporter)
+
+
+def _tell_healings(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", [])
+    lines = [value for each in reports for name, value in each.user_properties if name == "healed"]
+    if lines:
+        terminalreporter.section("healed")
+    for line in lines:
+        terminalreporter.write_line(str(line))
+
+
+def _tell_skips(terminalreporter: pytest.TerminalReporter) -> None:
+    """By reason and name: a skip that nobody reads about is a test that nobody has."""
     by_reason: dict[str, list[str]] = defaultdict(list)
     for report in terminalreporter.stats.get("skipped", []):
         where = report.longrepr

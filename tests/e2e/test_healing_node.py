@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from turbo_dev.cluster import Cluster
 from turbo_dev.node import PAUSE_IMAGE
 from turbo_dev.served import DEPLOYMENT, NAMESPACE, Served
 from turbo_operator import resources
-from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_SERVING
+from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_OWNER_UID, LABEL_ROLE, ROLE_SERVING
 
 pytestmark = [
     pytest.mark.node,
@@ -38,6 +38,8 @@ HOLD = "example.com/hold"
 LEAVE_SECONDS = 60.0
 ROLLOUT = {"minReadySeconds": 2}
 STEP_SECONDS = 20  # that one step of the engine may take
+
+Heal = Callable[[str, Callable[[], object], Callable[[], object]], None]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,19 @@ def pulse(chat: Served) -> Iterator[Pulse]:
         yield pulse
 
 
+@pytest.fixture
+def heal(chat: Served, record_property: Callable[[str, object], None]) -> Heal:
+    """Cause a fault and wait until it is healed; the run's summary tells how long that took."""
+
+    def heal(fault_name: str, fault: Callable[[], object], is_healed: Callable[[], object]) -> None:
+        start = time.monotonic()
+        fault()
+        chat.until(is_healed, f"healed: {fault_name}", SOON)
+        record_property("healed", f"{time.monotonic() - start:6.2f} s  {fault_name}")
+
+    return heal
+
+
 def variant(chat: Served) -> dict[str, Any]:
     (found,) = chat.variants().values()
     return found
@@ -73,6 +88,11 @@ def pause(name: str, cores: str, labels: dict[str, str] | None = None) -> dict[s
         "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels or {}},
         "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
     }
+
+
+def label(name: str, value: str | None) -> dict[str, Any]:
+    """A patch of a label; None removes it."""
+    return {"metadata": {"labels": {name: value}}}
 
 
 def until_answered(chat: Served, pulse: Pulse) -> None:
@@ -103,13 +123,19 @@ def test_a_pod_whose_engine_stands_still_leaves_the_service_and_starts_again(
 
 
 def test_a_child_that_is_renamed_by_its_label_and_scaled_to_nothing_serves_again(
-    chat: Served, pulse: Pulse
+    chat: Served, pulse: Pulse, heal: Heal
 ) -> None:
     name = variant(chat)["metadata"]["name"]
-    chat.access.kubectl("label", "--overwrite", "deployment", name, f"{LABEL_DEPLOYMENT}=theirs")
-    chat.access.kubectl("scale", "deployment", name, "--replicas=0")
-    chat.until(lambda: variant(chat)["spec"]["replicas"] == 1, "its replica is asked for again", SOON)
-    assert variant(chat)["metadata"]["labels"][LABEL_DEPLOYMENT] == "chat"
+
+    def rename_and_scale() -> None:
+        chat.api.patch(DEPLOYMENT, NAMESPACE, name, label(LABEL_DEPLOYMENT, "theirs"))
+        chat.api.patch(DEPLOYMENT, NAMESPACE, name, {"spec": {"replicas": 0}})
+
+    def is_back() -> bool:
+        child = variant(chat)
+        return child["metadata"]["labels"].get(LABEL_DEPLOYMENT) == "chat" and child["spec"]["replicas"] == 1
+
+    heal("B: label of a Deployment overwritten, then scaled to 0", rename_and_scale, is_back)
 
     def has_settled() -> bool:
         """The pod that ends may answer still, and the status of the TurboDeployment be of before."""
@@ -123,20 +149,20 @@ def test_a_child_that_is_renamed_by_its_label_and_scaled_to_nothing_serves_again
     until_answered(chat, pulse)
 
 
-def test_a_pod_whose_label_goes_and_comes_is_counted_again(chat: Served, pulse: Pulse) -> None:
+def test_a_pod_whose_label_goes_and_comes_is_counted_again(chat: Served, pulse: Pulse, heal: Heal) -> None:
     (pod,) = chat.pods()
     name = pod["metadata"]["name"]
-    chat.access.kubectl("label", "pod", name, f"{LABEL_DEPLOYMENT}-")
-    chat.until(lambda: bool(chat.pods()), "another takes its place")
-    chat.access.kubectl("label", "pod", name, f"{LABEL_DEPLOYMENT}=chat")
-    chat.until(lambda: len(chat.pods()) == 1, "one is left")
 
     def is_told() -> bool:
         status = chat.status()
         counts = (status["replicas"], status["readyReplicas"])
         return counts == (1, 1) and chat.condition("Available")[2].startswith("1 of 1")
 
-    chat.until(is_told, "the status counts one", SOON)
+    chat.api.patch(resources.POD, NAMESPACE, name, label(LABEL_DEPLOYMENT, None))
+    chat.until(lambda: bool(chat.pods()), "another takes its place")
+    chat.api.patch(resources.POD, NAMESPACE, name, label(LABEL_DEPLOYMENT, "chat"))
+    chat.until(lambda: len(chat.pods()) == 1, "one is left")
+    heal("F: label of a serving pod off and on; from its spare's end to a right status", is_told, is_told)
     until_answered(chat, pulse)
 
 
@@ -156,12 +182,18 @@ def test_a_strangers_pod_with_the_labels_of_a_serving_one_gets_no_request(chat: 
     assert pulse.failures == []
 
 
-def test_a_held_variant_ends_its_pods_and_the_status_names_what_holds_it(chat: Served, pulse: Pulse) -> None:
+def test_a_held_variant_ends_its_pods_and_the_status_names_what_holds_it(
+    chat: Served, pulse: Pulse, heal: Heal
+) -> None:
     old = variant(chat)["metadata"]["name"]
     hold = {"metadata": {"finalizers": [HOLD]}}
     chat.api.patch(DEPLOYMENT, NAMESPACE, old, hold)
     try:
-        chat.access.kubectl("label", "deployment", old, f"{LABEL_DEPLOYMENT}-")
+        heal(
+            "E: label of a Deployment removed",
+            lambda: chat.api.patch(DEPLOYMENT, NAMESPACE, old, label(LABEL_DEPLOYMENT, None)),
+            lambda: variant(chat)["metadata"]["labels"].get(LABEL_DEPLOYMENT) == "chat",
+        )
         chat.change(speculation={"maxDraftTokens": 4})
         new = f"chat-{_new_hash(chat, old)}"
         chat.until(
@@ -175,8 +207,11 @@ def test_a_held_variant_ends_its_pods_and_the_status_names_what_holds_it(chat: S
         chat.until(lambda: HOLD in chat.condition("Reconciling")[2], "the status names the finalizer", SOON)
         assert chat.condition("Reconciling")[0] == "True"
     finally:
-        chat.api.patch(DEPLOYMENT, NAMESPACE, old, {"metadata": {"finalizers": None}})
-    chat.until(chat.in_force, "nothing holds it any more", SOON)
+        heal(
+            "H: finalizer of somebody's on the old Deployment; from its removal to UpToDate",
+            lambda: chat.api.patch(DEPLOYMENT, NAMESPACE, old, {"metadata": {"finalizers": None}}),
+            chat.in_force,
+        )
     assert list(chat.variants()) == [new]
     created = [
         line
@@ -193,17 +228,87 @@ def _new_hash(chat: Served, old: str) -> str:
     return found
 
 
-def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(chat: Served, pulse: Pulse) -> None:
+def delete(chat: Served, resource: resources.Resource) -> None:
+    """Delete the one child of that kind."""
+    ((name, _),) = children(chat, resource).items()
+    chat.api.send("DELETE", resource.path(NAMESPACE, name))
+
+
+def children(chat: Served, resource: resources.Resource) -> dict[str, dict[str, Any]]:
+    """What the TurboDeployment owns of a kind and is not on its way out, by name."""
+    return {
+        item["metadata"]["name"]: item
+        for item in chat.api.list(resource, NAMESPACE)
+        if any(owner["name"] == chat.name for owner in item["metadata"].get("ownerReferences", ()))
+        and "deletionTimestamp" not in item["metadata"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "theirs"),
+    [
+        ("Deployment", "/spec/template/spec/containers/0/image", "example.com/theirs:1"),
+        ("Deployment", "/spec/template/spec/nodeSelector", {"theirs": "yes"}),
+        ("Deployment", "/spec/paused", True),
+        ("Service", "/spec/selector/theirs", "yes"),
+        ("Service", "/spec/ports/0/targetPort", 81),
+        ("PodDisruptionBudget", "/spec/minAvailable", 0),
+    ],
+)
+def test_what_somebody_writes_into_a_child_is_taken_out_again(
+    chat: Served, pulse: Pulse, heal: Heal, kind: str, path: str, theirs: Any
+) -> None:
+    resource = resources.CHILDREN[kind]
+    ((name, before),) = children(chat, resource).items()
+    patch = [{"op": "add", "path": path, "value": theirs}]
+    heal(
+        f"{kind}: {path}",
+        lambda: chat.api.send("PATCH", resource.path(NAMESPACE, name), patch, "application/json-patch+json"),
+        lambda: [item["spec"] for item in children(chat, resource).values()] == [before["spec"]],
+    )
+    chat.until(lambda: chat.in_force() and len(chat.pods()) == 1, "it has settled")
+    until_answered(chat, pulse)
+
+
+@pytest.mark.parametrize("kind", ["ConfigMap", "ControllerRevision", "PodDisruptionBudget", "Service"])
+def test_a_child_that_is_deleted_is_made_again(chat: Served, heal: Heal, kind: str) -> None:
+    resource = resources.CHILDREN[kind]
+    before = children(chat, resource).keys()
+    assert before
+
+    def is_back() -> bool:
+        return children(chat, resource).keys() == before
+
+    heal(f"{kind} deleted", lambda: delete(chat, resource), is_back)
+    with Pulse(chat.target(CLIENT_SECONDS)) as pulse:  # a new Service has another address
+        until_answered(chat, pulse)
+
+
+def test_a_pod_that_loses_the_label_by_which_the_service_finds_it_gets_it_back(
+    chat: Served, pulse: Pulse, heal: Heal
+) -> None:
+    (pod,) = chat.pods()
+    name, uid = pod["metadata"]["name"], pod["metadata"]["labels"][LABEL_OWNER_UID]
+    heal(
+        "label of a pod by which the Service finds it removed; until the Service has the pod again",
+        lambda: chat.api.patch(resources.POD, NAMESPACE, name, label(LABEL_OWNER_UID, None)),
+        lambda: chat.pods()[0]["metadata"]["labels"].get(LABEL_OWNER_UID) == uid and chat.endpoints(),
+    )
+    until_answered(chat, pulse)
+
+
+def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(
+    chat: Served, pulse: Pulse, heal: Heal
+) -> None:
     chat.change(replicas=3)
     chat.until(lambda: len(chat.pods()) == 2, "there is a second one")
     gone = variant(chat)["metadata"]
-    chat.access.kubectl("delete", "deployment", gone["name"], "-n", NAMESPACE, "--wait=false")
 
     def is_back() -> bool:
         found = chat.variants().get(gone["name"])
         return found is not None and found["metadata"]["uid"] != gone["uid"]
 
-    chat.until(is_back, "it is made again", SOON)
+    heal("C: Deployment deleted while a third replica has no room", lambda: delete(chat, DEPLOYMENT), is_back)
     chat.until(lambda: chat.status()["readyReplicas"] == 2, "two serve")
     chat.until(lambda: chat.condition("Available")[2].startswith("2 of 3"), "the third is missed")
     assert "the cluster and its quotas hold 2 of cpu" in chat.condition("Available")[2]
@@ -262,18 +367,24 @@ def test_an_object_gets_the_replicas_that_have_room_and_says_so(node_cluster: Cl
 
 
 def test_a_suspended_one_whose_place_is_taken_says_so_and_serves_when_it_is_free(
-    chat: Served, pulse: Pulse
+    chat: Served, pulse: Pulse, heal: Heal
 ) -> None:
     chat.change(suspend=True)
     chat.until(lambda: not chat.pods(), "its pod is gone", LEAVE_SECONDS)
     chat.api.create(resources.POD, pause("rival", "1500m"))
     try:
         chat.access.kubectl("wait", "pod/rival", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
-        chat.change(suspend=False)
-        chat.until(lambda: chat.condition("Available")[2].startswith("0 of 1"), "it has no place", SOON)
+        heal(
+            "G: unsuspended while a rival has its place; until the status says so",
+            lambda: chat.change(suspend=False),
+            lambda: chat.condition("Available")[2].startswith("0 of 1"),
+        )
         assert chat.condition("Available")[0] == "False"
     finally:
-        chat.access.kubectl("delete", "pod", "rival", "-n", NAMESPACE, "--timeout=60s")
-    chat.until(lambda: bool(chat.pods()), "its pod is made", SOON)
+        heal(
+            "G: the rival deleted, its end included; until the pod is made",
+            lambda: chat.access.kubectl("delete", "pod", "rival", "-n", NAMESPACE, "--timeout=60s"),
+            chat.pods,
+        )
     chat.until(chat.in_force, "it serves again")
     until_answered(chat, pulse)
