@@ -22,7 +22,6 @@ from turbo_operator.rollout import (
     VariantState,
     Wanted,
     follow,
-    has_taken_over,
     next_step,
     serving_variant,
 )
@@ -78,6 +77,28 @@ class World(Laws):
         name = self.dice.choice(sorted(PRICES)) if self.dice.random() < 0.5 else sorted(PRICES)[0]
         self.qualities[self.wanted] = (name, self.dice.randint(1, 3) if works else None)
 
+    def go_back(self) -> None:
+        """A plan of before is wanted again."""
+        plans = sorted(self.qualities.keys() - self.canaries - {self.wanted})
+        if plans:
+            self.generation += 1
+            self.canary, self.wanted = None, self.dice.choice(plans[-3:])
+            self.met.add("went back")
+
+    def change_in_a_bad_moment(self) -> None:
+        """The spec changes as its plan gets all its replicas, or as nobody answers of some plan."""
+        if self.dice.random() < 0.05:
+            if self.variants:
+                silent = self.variants[self.dice.choice(sorted(self.variants))]
+                silent.counted = 0
+                for pod in silent.alive:
+                    pod.ready, pod.age = False, 0
+            self.change_plan(works=self.dice.random() < 0.6)
+        new = self.variants.get(self.wanted)
+        has_all = new is not None and new.exists and new.counted >= self.replicas > 0
+        if has_all and self.serving != self.wanted and self.dice.random() < 0.3:
+            self.dice.choice((self.go_back, lambda: self.change_plan(works=False)))()
+
     def lower_a_limit(self) -> None:
         """A limit that some replicas of another plan keep, whatever serves."""
         self.change_plan(works=self.dice.random() < 0.8)
@@ -94,6 +115,7 @@ class World(Laws):
             return
         self.generation += 1
         self.canary = f"v1{self.generation:03}"
+        self.canaries.add(self.canary)
         starts_in = self.dice.choice((1, 2, None))
         self.qualities[self.canary] = (self.qualities[self.wanted][0], starts_in)
 
@@ -130,10 +152,12 @@ class World(Laws):
             self.train()
         elif what < 0.13:
             self.generation += 1  # the spec changes and the plan does not: what failed is tried again
-        elif what < 0.15 and self.variants:
+        elif what < 0.14:
+            self.go_back()
+        elif what < 0.16 and self.variants:
             victim = self.variants[dice.choice(sorted(self.variants))]
             victim.replicas, victim.seen = 0, False  # somebody scales a child
-        elif what < 0.16 and self.variants:
+        elif what < 0.17 and self.variants:
             victim = self.variants[dice.choice(sorted(self.variants))]
             victim.exists, victim.replicas, victim.counted = False, 0, 0  # or deletes it
             for pod in victim.alive:
@@ -218,14 +242,8 @@ class World(Laws):
         """One look of the operator; raises BrokenLawError where its step breaks a law."""
         states = self.states()
         by_hash = {state.plan_hash: state for state in states}
-        others = [state for state in states if state.plan_hash != self.canary]
+        others = [state for state in states if state.plan_hash not in self.canaries]
         self.serving = serving_variant(others, self.wanted, self.serving, self.replicas, self.bounds)
-        if self.proven in by_hash and self.proven != self.wanted:
-            # One that was given up just before may have got all its replicas since.
-            answering = by_hash[self.proven].answering
-            full = [state for state in others if self.has_all(state) and state.available > answering]
-            names = (state.plan_hash for state in full if state.plan_hash != self.wanted)
-            self.proven = max(names, default=self.proven)
         new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
         rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         if self.replicas:
@@ -256,10 +274,8 @@ class World(Laws):
         self.judge(states, step)
         again = self.planner(_after(states, step), wanted, mine, self.bounds, self.now)
         law(again.replicas == step.replicas, f"a second call changes {step.replicas} to {again.replicas}")
-        if has_taken_over(states, step.target, step.fitting) and not rolled_back:
-            self.serving = self.proven = step.target
-        elif self.proven is None and self.serving is not None:
-            self.proven = self.serving
+        if step.target == self.wanted and step.is_over:
+            self.serving = self.wanted
         self.note(by_hash, step, rolled_back)
         self.write(step)
         self.last = step
@@ -283,7 +299,7 @@ class World(Laws):
                 ("above a lowered limit", self.over_limits),
                 ("tried a draft", (step.replicas.get(self.canary or "", 0)) > 0),
                 ("trained", self.training is not None),
-                ("took over", self.generation > 1 and self.proven == self.wanted),
+                ("took over", self.generation > 1 and self.serving == self.wanted),
             )
             if holds
         }
@@ -326,7 +342,7 @@ def history(seed: int, planner: Planner = next_step) -> World:
     world.begin()
     for _ in range(EVENTFUL):
         world.something_happens()
-        _tick(world, lag=True)
+        _tick(world, lag=True, meanwhile=world.change_in_a_bad_moment)
     world.canary = None
     if world.training is not None:
         world.train()
@@ -340,9 +356,10 @@ def history(seed: int, planner: Planner = next_step) -> World:
     raise BrokenLawError(f"it never ends: {world.last}, {world.states()}")
 
 
-def _tick(world: World, lag: bool) -> None:
+def _tick(world: World, lag: bool, meanwhile: Callable[[], None] = lambda: None) -> None:
     world.now += TICK
     world.controllers_act(lag)
+    meanwhile()
     if not lag or world.dice.random() < 0.8:
         world.look()
 

@@ -47,6 +47,7 @@ class _Record:
 
     last_available: float | None = None  # when any of its replicas was available
     last_full: float | None = None  # when all that were wanted were
+    num_full: int = 0  # how many those were
     # When it had been so for long enough that nobody can have missed it.
     proven_available: float | None = None
     proven_full: float | None = None
@@ -161,7 +162,7 @@ class Judge:
             if not (num_available >= replicas > 0 or fits):
                 record.full_since = None
                 continue
-            record.last_full = state.time
+            record.last_full, record.num_full = state.time, num_available
             record.full_since = state.time if record.full_since is None else record.full_since
             if state.time - record.full_since >= self._lag:
                 record.proven_full = state.time
@@ -180,9 +181,12 @@ class Judge:
         recently = now.time - self._lag
         if mine.proven_full is not None:
             since = min(mine.proven_full, recently)
-            # One that had all before and answers now is to go back to as well.
+            # One that had all before, and of which as many answer now, is to go back to as well.
             had_all = [(other, record.last_full) for other, record in records.items() if record.last_full]
-            kept = not any(full >= since or _num_available(now, owner, other) for other, full in had_all)
+            as_many = max(1, min(mine.num_full, wanted(now, owner)))
+            kept = not any(
+                full >= since or _num_available(now, owner, other) >= as_many for other, full in had_all
+            )
             what = "all its replicas"
         else:
             since = min(mine.proven_available, recently)

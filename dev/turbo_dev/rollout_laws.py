@@ -9,6 +9,14 @@ from turbo_dev.simulated_variants import footprint
 from turbo_operator.rollout import Bounds, Step, VariantState, has_taken_over
 
 
+@dataclass(slots=True)
+class Record:
+    """What a plan has been since it was made, or since another one took over."""
+
+    available: int = 0  # replicas, at most
+    to_keep: int = 0  # of which as many were available as were wanted, or as any plan could have
+
+
 class BrokenLawError(AssertionError):
     """A step did what no step may do."""
 
@@ -28,7 +36,9 @@ class Laws:
     replicas: int = 1
     bounds: Bounds = field(default_factory=Bounds)
     over_limits: bool = False  # what served when the rollout began was above a limit that was lowered
-    proven: str | None = None  # the checker's own record of who had all replicas available last
+    canaries: set[str] = field(default_factory=set)  # variants of one pod that tested a draft
+    records: dict[str, Record] = field(default_factory=dict)
+    wanted_before: int = 0  # replicas, at the last look
 
     def judge(self, states: Sequence[VariantState], step: Step) -> None:
         """What one step must keep, whatever it is made by."""
@@ -56,10 +66,36 @@ class Laws:
             total = total if total > sum(state.replicas for state in states) else 0
             law(total <= self.replicas + surge, f"{total} replicas of {self.replicas} wanted, surge {surge}")
             self._within_bounds(before, step)
-        keeper = self.proven
-        if keeper in before and step.target != keeper:
-            ready = has_taken_over(states, step.target, step.fitting)
-            law(keeper in after or ready, f"{keeper} served last and is removed")
+        self._keeps_what_served(states, step)
+
+    def _keeps_what_served(self, states: Sequence[VariantState], step: Step) -> None:
+        """Until the target has all its replicas, what once had them goes only beside what had as many. A
+        canary is no plan.
+        """
+        plans = [state for state in states if state.plan_hash not in self.canaries]
+        most = {state.plan_hash: self.bounds.most(state.footprint, self.replicas) for state in plans}
+        # More were wanted a moment ago: that fewer are is no merit of a plan.
+        could_have = [
+            self.bounds.most(state.footprint, max(self.replicas, self.wanted_before)) for state in plans
+        ]
+        self.wanted_before = self.replicas
+        is_over = has_taken_over(states, step.target, step.fitting)
+        for state in plans if self.replicas else ():
+            record = self.records.setdefault(state.plan_hash, Record())
+            record.available = max(record.available, state.available)
+            if state.available >= max(1, *could_have):
+                record.to_keep = state.available
+            # What fewer are wanted or fit is lost with no plan; what runs is there, over a lowered limit too.
+            record.to_keep = min(record.to_keep, self.replicas, max(state.replicas, most[state.plan_hash]))
+            if is_over and state.plan_hash != step.target:
+                record.available, record.to_keep = state.available, 0
+        gone = {name: self.records.pop(name) for name in self.records.keys() - step.replicas.keys()}
+        kept = max((record.available for record in self.records.values()), default=0)
+        for name, record in gone.items():
+            law(
+                record.to_keep <= kept,
+                f"{name} had all its {record.to_keep} replicas and goes, beside {kept}",
+            )
 
     def _within_bounds(self, before: Mapping[str, VariantState], step: Step) -> None:
         """Accelerators and money of all pods that there are or will be. Above a limit that was lowered
@@ -83,11 +119,6 @@ class Laws:
         if was is None or (self.over_limits and not took_over):
             broken = bounds.exceeded(grown)
             law(broken is None, f"what is asked for and what ends come to more than is allowed: {broken}")
-
-    def has_all(self, state: VariantState) -> bool:
-        """Whether a variant has all its replicas available, or as many as fit."""
-        fitting = max(1, self.bounds.most(state.footprint, self.replicas))
-        return self.replicas > 0 and state.available >= fitting
 
     def _may_miss(self) -> int:
         if self.bounds.max_unavailable is not None:

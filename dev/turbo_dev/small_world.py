@@ -197,6 +197,13 @@ class World:
         others = {key: value for key, value in template.items() if key != LABEL_OWNER_UID}
         self.cache.pods.put(self._pod(pod, {**others, **labels}, ready=True))
 
+    def scale(self, name: str, replicas: int) -> None:
+        """Somebody scales a Deployment, which its controller has not seen yet."""
+        body = self.server.objects["Deployment", name]
+        body["spec"]["replicas"] = replicas
+        body["metadata"] |= {"resourceVersion": self.server.version(), "generation": 2}
+        self.cache.put_child(copy.deepcopy(body))
+
     def lose(self, kind: str, name: str) -> None:
         """Somebody deletes a child."""
         body = self.server.objects.pop((kind, name))

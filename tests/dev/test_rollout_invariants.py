@@ -240,6 +240,21 @@ def test_a_deployment_that_goes_before_its_pods_is_caught() -> None:
     assert log.broken() == ["drained"]
 
 
+def test_going_back_to_a_plan_of_before_loses_the_one_that_serves_only_for_as_many() -> None:
+    log = serving(replicas=2, rollout={"minReadySeconds": 1, "maxUnavailable": 2, "maxSurge": 0})
+    for old, new in ((OLD, NEW), (NEW, OLD)):
+        log.scale(old, 0)
+        for name in ("0", "1"):
+            log.gone(f"{'aaaa' if old == OLD else 'new'}-{name}", old)
+        log.scale(new, 2)
+        log.pod(f"{'new' if new == NEW else 'again'}-0", new)
+        if new == NEW:
+            log.pod("new-1", new)
+        log.wait(600)
+        log.remove(old)
+    assert log.broken() == ["keeps-last", "keeps-last"]
+
+
 def test_what_others_than_the_operator_do_is_not_held_against_it() -> None:
     log = serving()
     log.write("gc", "delete", "deployments", "chat-aaaa", None)

@@ -252,7 +252,7 @@ def children(chat: Served, resource: resources.Resource) -> dict[str, dict[str, 
         ("Deployment", "/spec/paused", True),
         ("Service", "/spec/selector/theirs", "yes"),
         ("Service", "/spec/ports/0/targetPort", 81),
-        ("PodDisruptionBudget", "/spec/minAvailable", 0),
+        ("PodDisruptionBudget", "/spec/minAvailable", 1),
     ],
 )
 def test_what_somebody_writes_into_a_child_is_taken_out_again(

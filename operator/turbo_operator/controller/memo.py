@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
+from turbo_operator.controller.kube import RefusedError
 from turbo_operator.controller.pod_labels import Attempts
 from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.plan import Plan
@@ -42,6 +43,7 @@ class Memo:
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)
     relabels: Attempts = field(default_factory=dict)
+    refusal: tuple[int, RefusedError | None] = (0, None)  # of the last look, and the spec's generation then
     plan: CachedPlan | None = None
     training_plan: CachedPlan | None = None  # of a training that waits
     # How often another count may have given it another plan: read before what the next question is made of.

@@ -21,15 +21,16 @@ from turbo_operator.api import (
 )
 from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
 from turbo_operator.controller.cache.store import Cache, Key, Place
-from turbo_operator.controller.kube import ConflictError, GoneError, Kube, RefusedError
+from turbo_operator.controller.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.resources import POD
 from turbo_operator.snapshot import AcceleratorLabels, PodView
 
 MAX_LOOK_SECONDS = 3.0  # that one look patches pods for
 MAX_WAIT_SECONDS = 60.0  # between two patches of a pod whose label does not stay
 
-# By pod: when it may be patched again, how often it was, and why it was refused.
-Attempts = dict[str, tuple[float, int, RefusedError | None]]
+# When a pod may be patched again, how often it was, and why it was refused.
+Attempt = tuple[float, int, RefusedError | None]
+Attempts = dict[str, Attempt]  # by pod
 log = logging.getLogger(__name__)
 
 
@@ -39,19 +40,19 @@ async def restore_labels(
     """Patch the pods of the TurboDeployment `uid`; the seconds until one may be patched again.
 
     From the third time on a pod waits, longer each time: somebody may set a label back as often. Adds to
-    `refusals`.
+    `refusals` what was refused, in this look or before. Raises the first KubeError once all were tried.
     """
     start, wait_seconds = time.monotonic(), math.inf
-    lost = _lost(cache, key, uid)
+    failure: KubeError | None = None
     for name in attempts.keys() - {pod.name for pod in cache.pods.of(key, uid)}:
         del attempts[name]
-    for pod, labels in lost:
-        now = time.monotonic()
-        if now - start > MAX_LOOK_SECONDS:
-            return min(wait_seconds, MAX_LOOK_SECONDS)
-        due, times, refusal = attempts.get(pod.name, (0.0, 0, None))
-        if now < due:
-            wait_seconds = min(wait_seconds, due - now)
+    none: Attempt = (0.0, 0, None)
+    # The longest due first: those whose patches take long or fail keep no other from its turn.
+    for pod, labels in sorted(_lost(cache, key, uid), key=lambda item: attempts.get(item[0].name, none)[0]):
+        now, (due, times, refusal) = time.monotonic(), attempts.get(pod.name, none)
+        is_late = now - start > MAX_LOOK_SECONDS
+        if now < due or is_late:
+            wait_seconds = min(wait_seconds, max(due - now, MAX_LOOK_SECONDS if is_late else 0.0))
             refusals |= {(POD.kind, pod.name): refusal} if refusal is not None else {}
             continue
         times, refusal = 0 if now - due > MAX_WAIT_SECONDS else times, None
@@ -59,14 +60,16 @@ async def restore_labels(
         patch = {"metadata": {"resourceVersion": pod.orphan, "labels": labels}}
         try:
             await api.merge(POD, key.namespace, pod.name, patch)
+            log.info("relabeled", extra={"object": str(key), "kind": POD.kind, "child": pod.name})
         except (GoneError, ConflictError):  # ended or adopted meanwhile: its event is on its way
-            continue
+            pass
         except RefusedError as error:
             refusals[POD.kind, pod.name] = refusal = error
-            continue
-        finally:
-            attempts[pod.name] = time.monotonic() + pause, times + 1, refusal
-        log.info("relabeled", extra={"object": str(key), "kind": POD.kind, "child": pod.name})
+        except KubeError as error:
+            failure = failure or error
+        attempts[pod.name] = time.monotonic() + pause, times + 1, refusal
+    if failure is not None:
+        raise failure
     return wait_seconds
 
 

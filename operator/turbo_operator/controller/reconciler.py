@@ -204,6 +204,9 @@ class Reconciler:
             return False
         if is_new:
             look.memo.announced = decision.plan_hash
+        generation, last_refusal = look.memo.refusal
+        if refusal is None and generation == look.td.metadata.generation:
+            refusal = last_refusal  # until this look has tried again, it stands
         try:
             await self._write_status(look.key, look.body, look.status(decision, refusal))
         except KubeError as error:
@@ -241,6 +244,7 @@ class Reconciler:
         # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
         if (refusal := writer.refusal) is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
+        look.memo.refusal = look.td.metadata.generation, refusal
         new = look.status(decision, refusal)
         deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
         deployment_metrics.show_training(look.key, new.training, look.observed.trainings)

@@ -60,12 +60,7 @@ def children(
     if model is not None:
         for draft, canary in drafts:
             wanted += draft_volume.configmaps(td, observed, draft, canary)
-    # Pod templates by plan hash, as they were rendered when their variants were made.
-    frozen = {
-        child.plan_hash: child.data
-        for child in observed.children
-        if child.kind == "ControllerRevision" and child.plan_hash and child.data is not None
-    }
+    frozen = _frozen_templates(observed)
     templates = [frozen[variant.plan_hash] for variant in variants if variant.plan_hash in frozen]
     wanted += _mounted_configmaps(td, observed, wanted, templates)
     for variant in variants:
@@ -83,6 +78,15 @@ def children(
             meta = {"name": variant_name(td, variant.plan_hash), "namespace": td.metadata.namespace}
             wanted.append({"kind": "Deployment", "metadata": meta, "spec": {"replicas": variant.replicas}})
     return tuple(wanted)
+
+
+def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
+    """Return pod templates by plan hash, as they were rendered when their variants were made."""
+    return {
+        child.plan_hash: child.data
+        for child in observed.children
+        if child.kind == "ControllerRevision" and child.plan_hash and child.data is not None
+    }
 
 
 def mounted_configmaps(manifests: Iterable[Mapping[str, Any]]) -> frozenset[str]:
@@ -115,6 +119,13 @@ def _mounted_configmaps(
                 data = draft_volume.after_canary(td, observed, templates)
             configmaps.append(metadata.configmap(td, child.name, data))
     return configmaps
+
+
+def canary_hashes(td: api.TurboDeployment, observed: Snapshot) -> frozenset[str]:
+    """Return the plan hashes of the variants that a draft is or was tried on."""
+    name = draft_volume.configmap_name(td, canary=True)
+    frozen = _frozen_templates(observed).items()
+    return frozenset(plan_hash for plan_hash, template in frozen if name in _mounted_by(template))
 
 
 def canary_names(td: api.TurboDeployment, variant: str) -> frozenset[str]:

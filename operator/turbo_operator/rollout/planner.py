@@ -67,17 +67,19 @@ def serving_variant(
     """Find the variant that serves until another one has all its replicas available.
 
     It is the recorded one while it exists, else the one before the wanted one with most replicas that answer;
-    None where none has ever served. The wanted one serves once it has taken over, and so does one that was
-    given up and got all its replicas since, where more of them answer than of the recorded one.
+    None where none has ever served. Another one serves once it has taken over, or has all its replicas
+    available and as many as the recorded one can have, which asks for fewer: so does one that was given up in
+    the moment in which it got them. Whether the recorded one answers this second does not matter. `states`
+    are without canaries, which never serve.
     """
     known = next((state for state in states if state.plan_hash == recorded), None)
     if known is not None:
+        could_have = bounds.most(known.footprint, replicas)
         since = [
             state.plan_hash
             for state in states
-            if wanted not in (state.plan_hash, recorded)
-            and state.available > known.answering
-            and state.available >= bounds.most(state.footprint, replicas)
+            if state.available > known.replicas
+            and state.available >= max(could_have, bounds.most(state.footprint, replicas))
         ]
         return max(since, default=recorded) if replicas > 0 else recorded
     older = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
@@ -325,7 +327,7 @@ class _Rollout:
         kept = max(0, self.desired + allowed - total)
         replicas = max(min(new.replicas, fitting, kept), min(new.available, fitting))
         after = [(state.footprint, old[state.plan_hash]) for state in others]
-        while replicas > new.available and others and bounds.exceeded([*after, (new.footprint, replicas)]):
+        while replicas > new.answering and others and bounds.exceeded([*after, (new.footprint, replicas)]):
             replicas -= 1
         holdings = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
         limit = min(fitting, self.desired + surge - total) if self.is_settled else 0

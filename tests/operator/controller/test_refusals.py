@@ -255,3 +255,25 @@ async def test_a_deployment_that_goes_during_a_look_ends_no_look() -> None:
     for _ in range(3):
         await world.reconciler.reconcile(KEY)
     assert old not in world.replicas
+
+
+async def test_a_status_that_is_written_before_the_children_tells_of_the_refusal_that_stands() -> None:
+    """Found in review: before a training began, a status said for a moment that nothing was refused."""
+    world, _ = await served(replicas=2)
+    world.lose(*PDB)
+    world.server.refused.add(PDB)
+    await looked(world, 3)
+    stalled = set()
+    apply_status = world.server.apply_status
+
+    async def noted(resource: Any, wanted: Any) -> dict[str, Any]:
+        conditions = wanted["status"]["conditions"]
+        stalled.add(next(each["status"] for each in conditions if each["type"] == "Stalled"))
+        return await apply_status(resource, wanted)
+
+    world.server.apply_status = noted  # type: ignore[method-assign]
+    await world.written(td(acceleratorName="cpu", spec=spec(replicas=2)))
+    while not world.jobs:
+        world.now += 60
+        await looked(world, 1)
+    assert stalled == {"True"}

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from turbo_dev import rollout_history
 from turbo_dev.rollout_history import BrokenLawError, Planner, history
 from turbo_dev.sizes import size
 from turbo_operator.budget import Footprint
-from turbo_operator.rollout import Bounds, Step, Variant, VariantState, Wanted, has_taken_over, next_step
+from turbo_operator.rollout import (
+    Bounds,
+    Step,
+    Variant,
+    VariantState,
+    Wanted,
+    has_taken_over,
+    next_step,
+    serving_variant,
+)
 
 HISTORIES, AT_A_TIME = size(500, 10_000), 250
 ENOUGH = 60  # histories in which a broken planner is caught for certain: most catch it
@@ -94,6 +105,35 @@ def test_a_planner_that_is_broken_on_purpose_is_caught(planner: Planner) -> None
     assert len(caught) > ENOUGH / 10, caught
 
 
+def never_another(
+    states: Sequence[VariantState], wanted: str | None, recorded: str | None, replicas: int, bounds: Bounds
+) -> str | None:
+    """What served is what one goes back to, though another has all its replicas."""
+    is_there = any(state.plan_hash == recorded for state in states)
+    return recorded if is_there else serving_variant(states, wanted, recorded, replicas, bounds)
+
+
+def whatever_answers(
+    states: Sequence[VariantState], wanted: str | None, recorded: str | None, replicas: int, bounds: Bounds
+) -> str | None:
+    """Of what answers in this second, the one with most replicas."""
+    answering = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
+    best = max(answering, key=lambda state: (state.answering, state.plan_hash), default=None)
+    return best.plan_hash if best else serving_variant(states, wanted, recorded, replicas, bounds)
+
+
+@pytest.mark.parametrize("choose", [never_another, whatever_answers])
+def test_a_wrong_plan_to_go_back_to_is_caught(monkeypatch: pytest.MonkeyPatch, choose: Any) -> None:
+    monkeypatch.setattr(rollout_history, "serving_variant", choose)
+    caught = []
+    for seed in range(4 * ENOUGH):
+        try:
+            history(seed)
+        except BrokenLawError as error:
+            caught.append(str(error))
+    assert [sentence for sentence in caught if "had all its" in sentence], caught
+
+
 def test_histories_meet_all_that_they_are_about() -> None:
     """Else they would prove nothing: rollbacks, waits, surges and places that are given up first."""
     seen = set()
@@ -101,4 +141,4 @@ def test_histories_meet_all_that_they_are_about() -> None:
         world = history(seed)
         seen |= world.met
     rollouts = {"rolled back", "waited", "went first", "surged", "above a lowered limit", "took over"}
-    assert seen >= rollouts | {"tried a draft", "trained"}
+    assert seen >= rollouts | {"tried a draft", "trained", "went back"}

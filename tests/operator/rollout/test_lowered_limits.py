@@ -86,3 +86,13 @@ def test_what_fits_below_a_lowered_limit_says_which_one() -> None:
     _, last = roll_out(("h100", "a100"), 4, bounds)
     assert last.replicas == {"new": 2}
     assert last.waits == "2 of 4 replicas fit: spec.cost.maxPerHour is 4."
+
+
+def test_a_replica_that_answers_again_is_not_given_up_for_a_limit_that_was_lowered() -> None:
+    """Found by the histories: the limit was lowered, and the plan of before wanted again."""
+    new, given_up = variant("new", 1, "l40s"), variant("given-up", 1, "h100")
+    asked = Wanted("new", 4, "new")
+    bounds = Bounds(max_unavailable=2, max_per_hour=Decimal(3))
+    again = replace(new, available=0, ready=1)  # its container has just started again
+    for states in ((new, given_up), (again, given_up)):
+        assert next_step(states, asked, new.footprint, bounds, NOW).replicas == {"new": 1, "given-up": 1}
