@@ -40,7 +40,6 @@ class World(Laws):
 
     dice: random.Random
     planner: Planner = next_step
-    now: float = 1_700_000_000.0
     variants: dict[str, Deployment] = field(default_factory=dict)
     wanted: str = ""
     canary: str | None = None  # a variant of one pod that tests a draft
@@ -243,7 +242,9 @@ class World(Laws):
         states = self.states()
         by_hash = {state.plan_hash: state for state in states}
         others = [state for state in states if state.plan_hash not in self.canaries]
-        self.serving = serving_variant(others, self.wanted, self.serving, self.replicas, self.bounds)
+        self.serving = serving_variant(
+            others, self.wanted, self.serving, self.replicas, self.bounds, self.now
+        )
         new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
         rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         if self.replicas:

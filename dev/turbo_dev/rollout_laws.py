@@ -13,7 +13,7 @@ from turbo_operator.rollout import Bounds, Step, VariantState, has_taken_over
 class Record:
     """What a plan has been since it was made, or since another one took over."""
 
-    available: int = 0  # replicas, at most
+    available: int = 0  # replicas that answered, at most
     to_keep: int = 0  # of which as many were available as were wanted, or as any plan could have
 
 
@@ -39,6 +39,7 @@ class Laws:
     canaries: set[str] = field(default_factory=set)  # variants of one pod that tested a draft
     records: dict[str, Record] = field(default_factory=dict)
     wanted_before: int = 0  # replicas, at the last look
+    now: float = 1_700_000_000.0  # seconds since the epoch
 
     def judge(self, states: Sequence[VariantState], step: Step) -> None:
         """What one step must keep, whatever it is made by."""
@@ -82,15 +83,21 @@ class Laws:
         is_over = has_taken_over(states, step.target, step.fitting)
         for state in plans if self.replicas else ():
             record = self.records.setdefault(state.plan_hash, Record())
-            record.available = max(record.available, state.available)
+            record.available = max(record.available, state.answering)
             if state.available >= max(1, *could_have):
                 record.to_keep = state.available
             # What fewer are wanted or fit is lost with no plan; what runs is there, over a lowered limit too.
             record.to_keep = min(record.to_keep, self.replicas, max(state.replicas, most[state.plan_hash]))
             if is_over and state.plan_hash != step.target:
-                record.available, record.to_keep = state.available, 0
+                record.available, record.to_keep = state.answering, 0
         gone = {name: self.records.pop(name) for name in self.records.keys() - step.replicas.keys()}
-        kept = max((record.available for record in self.records.values()), default=0)
+        # What asks for replicas may be about to have them, unless it has not answered for long.
+        asked = (
+            state.replicas
+            for state in plans
+            if state.plan_hash in step.replicas and not state.is_silent(self.now)
+        )
+        kept = max((*asked, *(record.available for record in self.records.values())), default=0)
         for name, record in gone.items():
             law(
                 record.to_keep <= kept,

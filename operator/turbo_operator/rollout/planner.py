@@ -12,7 +12,6 @@ writes, so a count of an older generation is none. Without capacity for a surge,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,9 +20,6 @@ from turbo_operator.budget import Footprint
 from turbo_operator.rollout.bounds import Bounds
 from turbo_operator.rollout.variants import Variant, VariantState
 
-# Longer than a liveness probe takes to end a container that hangs: after that, what does not answer may go
-# before its successor is there.
-SILENT_SECONDS = 60.0
 NO_SURGE = "spec.rollout.maxSurge is 0"
 
 
@@ -63,22 +59,24 @@ def serving_variant(
     recorded: str | None,
     replicas: int,
     bounds: Bounds,
+    now: float,
 ) -> str | None:
     """Find the variant that serves until another one has all its replicas available.
 
     It is the recorded one while it exists, else the one before the wanted one with most replicas that answer;
     None where none has ever served. Another one serves once it has taken over, or has all its replicas
     available and as many as the recorded one can have, which asks for fewer: so does one that was given up in
-    the moment in which it got them. Whether the recorded one answers this second does not matter. `states`
-    are without canaries, which never serve.
+    the moment in which it got them. Whether the recorded one answers this second does not matter, until it
+    has been silent for long. `states` are without canaries, which never serve; `now` is in epoch seconds.
     """
     known = next((state for state in states if state.plan_hash == recorded), None)
     if known is not None:
         could_have = bounds.most(known.footprint, replicas)
+        has = known.answering if known.is_silent(now) else known.replicas
         since = [
             state.plan_hash
             for state in states
-            if state.available > known.replicas
+            if state.available > has
             and state.available >= max(could_have, bounds.most(state.footprint, replicas))
         ]
         return max(since, default=recorded) if replicas > 0 else recorded
@@ -263,8 +261,7 @@ class _Rollout:
         if written is None:
             is_silent, is_served = False, any(state.answering for state in (new, *others))
             if serving is not None and serving.exists and not is_served:
-                since = math.inf if serving.silent_since is None else serving.silent_since
-                is_silent = serving.replicas == 0 or now - since >= SILENT_SECONDS
+                is_silent = serving.replicas == 0 or serving.is_silent(now)
             written = 1 if self.desired > 1 or is_silent else 0
         return surge, written, crowded
 

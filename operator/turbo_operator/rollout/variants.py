@@ -13,6 +13,10 @@ from dataclasses import dataclass, replace
 from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.snapshot import Accelerator, ChildView, PodView
 
+# Longer than a liveness probe takes to end a container that hangs: after that, what does not answer may go
+# before its successor is there.
+SILENT_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -47,6 +51,10 @@ class VariantState:
     def held(self) -> int:
         """Replicas whose accelerators it holds or requests."""
         return max(self.replicas + self.ending, self.pods)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether too few have been available for long; `now` is in epoch seconds."""
+        return self.silent_since is not None and now - self.silent_since >= SILENT_SECONDS
 
     def held_with(self, replicas: int) -> int:
         """`held` once it requests `replicas`. Removed replicas count until their pods are gone."""

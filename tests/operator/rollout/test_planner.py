@@ -32,7 +32,7 @@ def variant(name: str, replicas: int, available: int | None = None, **more: obje
 
 def step(*states: VariantState, replicas: int, bounds: Bounds = ROOMY, wanted: Wanted | None = None) -> Step:
     recorded = "old" if any(state.plan_hash == "old" for state in states) else None
-    serving = serving_variant(states, "new", recorded, replicas, bounds)
+    serving = serving_variant(states, "new", recorded, replicas, bounds, NOW)
     asked = wanted or Wanted("new", replicas, serving)
     return next_step(states, asked, A100, bounds, NOW)
 
@@ -220,7 +220,7 @@ def test_a_replica_that_starts_and_lets_another_one_go_next_is_waited_for_and_no
 def test_pods_that_answer_count_before_their_controller_has_counted_them() -> None:
     late = variant("old", 2, 0, ready=2)
     assert step(late, variant("new", 1, 0), replicas=2).replicas == {"new": 1, "old": 2}
-    assert serving_variant((late, variant("new", 1, 0)), "new", None, 1, ROOMY) == "old"
+    assert serving_variant((late, variant("new", 1, 0)), "new", None, 1, ROOMY, NOW) == "old"
 
 
 def test_a_plan_that_was_rolled_back_goes_to_zero_and_the_one_before_it_gets_its_replicas_back() -> None:
