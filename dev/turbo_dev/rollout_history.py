@@ -242,9 +242,7 @@ class World(Laws):
         states = self.states()
         by_hash = {state.plan_hash: state for state in states}
         others = [state for state in states if state.plan_hash not in self.canaries]
-        self.serving = serving_variant(
-            others, self.wanted, self.serving, self.replicas, self.bounds, self.now
-        )
+        self.serving = serving_variant(others, self.wanted, self.serving, self.replicas, self.bounds)
         new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
         rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         if self.replicas:
@@ -324,7 +322,7 @@ class World(Laws):
     def rests(self) -> bool:
         """Whether all is as wanted, or the step says what it waits for."""
         step = self.last
-        if step is None:
+        if step is None or "until the replicas before it" in (step.waits or ""):
             return False
         alone = {name for name, each in self.variants.items() if each.pods or each.replicas}
         rolled_back = self.rollout is not None and self.rollout.reason is not None

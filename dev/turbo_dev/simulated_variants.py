@@ -8,6 +8,7 @@ from functools import cache
 
 from turbo_operator.api import CapacityType
 from turbo_operator.budget import Footprint
+from turbo_operator.rollout import VariantState
 from turbo_operator.snapshot import Accelerator
 
 PRICES = {"a100": Decimal(2), "h100": Decimal(3), "l40s": Decimal(1)}
@@ -55,3 +56,10 @@ def footprint(accelerator: str) -> Footprint:
         prices={CapacityType.ON_DEMAND: PRICES[accelerator]},
     )
     return Footprint(row, CapacityType.ON_DEMAND, SIZES[accelerator])
+
+
+def variant(name: str, replicas: int, available: int | None = None, **more: object) -> VariantState:
+    """One whose pods, those that are available or all, answer; of an A100 each."""
+    ready = replicas if available is None else available
+    pods = {"pods": replicas, "footprint": footprint("a100")} | more
+    return VariantState(name, replicas, ready, **pods)  # type: ignore[arg-type]

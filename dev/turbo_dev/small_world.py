@@ -190,6 +190,16 @@ class World:
         body["status"]["conditions"] = [condition]
         self.cache.put_child(copy.deepcopy(body))
 
+    def report_ready(self, name: str, of: int | None = None, available: int = 0) -> None:
+        """Pods of a Deployment answer, the first `of` or all; so many have done so for minReadySeconds."""
+        body = self.server.objects["Deployment", name]
+        body["metadata"]["resourceVersion"] = self.server.version()
+        body["status"]["availableReplicas"] = available
+        self.cache.put_child(copy.deepcopy(body))
+        labels = body["spec"]["template"]["metadata"]["labels"]
+        for number in range(self.replicas[name]):
+            self.cache.pods.put(self._pod(f"{name}-x-{number}", labels, of is None or number < of))
+
     def relabel(self, pod: str, labels: Mapping[str, str]) -> None:
         """Somebody edits the label by which traffic finds a pod."""
         name = pod.rpartition("-x-")[0]

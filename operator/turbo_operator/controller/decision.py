@@ -83,7 +83,7 @@ def decide(
     recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
     canaries = {canary_hash, *render.canary_hashes(td, observed)}
     own_states = [state for state in states if state.plan_hash not in canaries]
-    serving = rollout.serving_variant(own_states, plan_hash, recorded, scale.replicas, bounds, now)
+    serving = rollout.serving_variant(own_states, plan_hash, recorded, scale.replicas, bounds)
     is_over_limits = bounds.is_overspent((state.footprint, state.replicas) for state in states)
     progress = _follow(td, observed, plan_hash, states, scale.replicas, serving, is_over_limits, now)
     wanted = rollout.Wanted(

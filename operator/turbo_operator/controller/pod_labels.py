@@ -77,6 +77,7 @@ def _lost(cache: Cache, key: Key, uid: str) -> list[tuple[PodView, Mapping[str, 
     """List the pods that lack labels, and these; None removes one."""
     views = (child.view for child in cache.children(key, uid).values())
     plans = {view.plan_hash: view for view in views if view.kind == "ControllerRevision"}
+    adoptable = {pod.name: value for pod, value in cache.pods.adoptable(key, uid)}
     lost: list[tuple[PodView, Mapping[str, Any]]] = []
     for pod in cache.pods.of(key, uid):
         if not isinstance(pod, PodView) or not pod.is_serving:
@@ -85,9 +86,11 @@ def _lost(cache: Cache, key: Key, uid: str) -> list[tuple[PodView, Mapping[str, 
         labels: dict[str, str | None] = {LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
         if own is not None and own.accelerator is not None and _price(pod) != _price(own):
             labels |= _price(own)
+        if pod.name in adoptable:
+            labels[LABEL_TEMPLATE_HASH] = adoptable[pod.name]
         if labels:
             lost.append((pod, labels))
-    return lost + [(pod, {LABEL_TEMPLATE_HASH: value}) for pod, value in cache.pods.adoptable(key, uid)]
+    return lost
 
 
 def _price(labeled: AcceleratorLabels) -> dict[str, str | None]:

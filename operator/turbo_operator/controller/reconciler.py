@@ -70,6 +70,12 @@ class _Look:
     observed: Snapshot
     now: float  # seconds since the epoch
 
+    @property
+    def last_refusal(self) -> RefusedError | None:
+        """What the last look at this spec was refused: it stands until it is tried again."""
+        generation, refusal = self.memo.refusal
+        return refusal if generation == self.td.metadata.generation else None
+
     def status(self, decision: Decision, refusal: RefusedError | None) -> TurboDeploymentStatus:
         """Compute the status that tells of a decision, and of what the API server has refused."""
         why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
@@ -204,10 +210,8 @@ class Reconciler:
             return False
         if is_new:
             look.memo.announced = decision.plan_hash
-        generation, last_refusal = look.memo.refusal
-        if refusal is None and generation == look.td.metadata.generation:
-            refusal = last_refusal  # until this look has tried again, it stands
         try:
+            refusal = refusal or look.last_refusal
             await self._write_status(look.key, look.body, look.status(decision, refusal))
         except KubeError as error:
             if is_required:
@@ -220,6 +224,7 @@ class Reconciler:
         """Write what was decided; the seconds until the next look. Raises what only time can mend."""
         seconds = [self.settings.resync_seconds]
         failure: KubeError | None = None
+        untried: RefusedError | None = None  # where not everything was written
         try:
             ends = decision.scale.replicas == 0
             await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
@@ -234,15 +239,16 @@ class Reconciler:
             takeover = replace(decision.takeover, waits=waits, is_outdated=waits == error.message)
             decision = replace(decision, takeover=takeover)
             seconds.append(OUTDATED_SECONDS)
+            untried = look.last_refusal
         except KubeError as error:  # a matter of time: the status is written all the same
-            failure = error
+            failure, untried = error, look.last_refusal
         place, attempts = (look.key, look.td.metadata.uid), look.memo.relabels
         try:  # whatever has failed; last, since a slow webhook on pods would make old what was seen
             seconds.append(await restore_labels(self.api, self.cache, *place, attempts, writer.refusals))
         except KubeError as error:
             failure = failure or error
         # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
-        if (refusal := writer.refusal) is not None:
+        if (refusal := writer.refusal or untried) is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
         look.memo.refusal = look.td.metadata.generation, refusal
         new = look.status(decision, refusal)

@@ -59,25 +59,25 @@ def serving_variant(
     recorded: str | None,
     replicas: int,
     bounds: Bounds,
-    now: float,
 ) -> str | None:
     """Find the variant that serves until another one has all its replicas available.
 
     It is the recorded one while it exists, else the one before the wanted one with most replicas that answer;
-    None where none has ever served. Another one serves once it has taken over, or has all its replicas
-    available and as many as the recorded one can have, which asks for fewer: so does one that was given up in
-    the moment in which it got them. Whether the recorded one answers this second does not matter, until it
-    has been silent for long. `states` are without canaries, which never serve; `now` is in epoch seconds.
+    None where none has ever served. Another one serves once it has taken over, or has all its replicas, as
+    many as the recorded one could have, and more of them available: one that was given up in the moment in
+    which it got them, or that others still make up for. `states` are without canaries, which never serve.
     """
+
+    def could_have(state: VariantState) -> int:
+        return max(bounds.most(state.footprint, replicas), min(state.replicas, replicas))
+
     known = next((state for state in states if state.plan_hash == recorded), None)
     if known is not None:
-        could_have = bounds.most(known.footprint, replicas)
-        has = known.answering if known.is_silent(now) else known.replicas
+        available = known.available if known.seen else known.answering
         since = [
             state.plan_hash
             for state in states
-            if state.available > has
-            and state.available >= max(could_have, bounds.most(state.footprint, replicas))
+            if state.available > available and state.available >= max(could_have(known), could_have(state))
         ]
         return max(since, default=recorded) if replicas > 0 else recorded
     older = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
@@ -125,7 +125,7 @@ def next_step(
     if wanted.canary is not None and wanted.canary != target and is_alone:
         canary = by_hash.get(wanted.canary) or VariantState(wanted.canary, exists=False)
         canary = replace(canary, footprint=new.footprint)
-        step = _Rollout(new, others, wanted, fitting, desired, bounds, bounds).with_canary(canary)
+        step = _Rollout(new, others, wanted, fitting, desired, bounds, bounds, now).with_canary(canary)
         if step is not None:
             return step
     on_the_way = bounds
@@ -133,7 +133,7 @@ def next_step(
         # A limit was lowered below what serves: to take over, without a gap, is how it is kept again.
         desired = max(1, fitting, replace(bounds, stock={}, by_type={}).most(new.footprint, desired))
         on_the_way = replace(bounds, max_total=None, max_per_hour=None)
-    return _Rollout(new, others, wanted, fitting, desired, bounds, on_the_way).step(now)
+    return _Rollout(new, others, wanted, fitting, desired, bounds, on_the_way, now).step()
 
 
 def _target(states: Sequence[VariantState], wanted: Wanted) -> str | None:
@@ -166,6 +166,7 @@ class _Rollout:
     desired: int  # replicas, the new variant's and those that it takes over from
     bounds: Bounds
     on_the_way: Bounds  # that hold until it has taken over
+    now: float  # epoch seconds
 
     @property
     def surge(self) -> int:
@@ -183,13 +184,13 @@ class _Rollout:
         fixed = footprint is None or footprint.accelerator.provisioning == Provisioning.FIXED
         return fixed and self.new.unschedulable and self.new.available < self.new.replicas
 
-    def step(self, now: float) -> Step:
+    def step(self) -> Step:
         """Move replicas from the others to the new variant, as far as bounds allow."""
         new, others, wanted, desired, fitting = self.new, self.others, self.wanted, self.desired, self.fitting
-        surge, may_miss, crowded = self._slack(now)
+        surge, may_miss, crowded = self._slack()
         old = self._old_replicas(surge, may_miss)
         replicas = self._grown(old, surge)
-        is_needed = fitting < desired and any(state.replicas for state in others)
+        is_needed = fitting < desired and any(old.values())
         is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
         remaining = [
             Variant(state.plan_hash, old[state.plan_hash])
@@ -237,7 +238,7 @@ class _Rollout:
         is_spec = (broken or "").startswith("spec.")
         return Step(tuple(remaining), new.plan_hash, fitting, waits, is_spec, is_over)
 
-    def _slack(self, now: float) -> tuple[int, int, str | None]:
+    def _slack(self) -> tuple[int, int, str | None]:
         """Compute the effective maxSurge and maxUnavailable, and why the surge does not fit, as a clause.
 
         They depend on what the rollout is from and to, never on how far it is: what went first is not missed.
@@ -261,7 +262,7 @@ class _Rollout:
         if written is None:
             is_silent, is_served = False, any(state.answering for state in (new, *others))
             if serving is not None and serving.exists and not is_served:
-                is_silent = serving.replicas == 0 or serving.is_silent(now)
+                is_silent = serving.replicas == 0 or serving.is_silent(self.now)
             written = 1 if self.desired > 1 or is_silent else 0
         return surge, written, crowded
 
@@ -273,9 +274,12 @@ class _Rollout:
         spare_available = new.available + sum(state.available for state in others) - least
         old: dict[str, int] = {}
         for state in others:
-            goal, replicas = 0, state.replicas
+            replicas, goal = state.replicas, self._makes_up(state, old)
             if state.plan_hash == self.wanted.serving:
                 goal = max(0, desired - new.available)
+                if state.is_silent(self.now):  # what does not answer takes no place from what does
+                    answering = sum(min(other.answering, old.get(other.plan_hash, 0)) for other in others)
+                    goal = min(goal, max(state.answering, goal - answering))
                 # One that goes first must make room for one more, else it goes for nothing.
                 fewer, one_more = max(0, goal - unavailable), max(new.replicas, new.available + 1)
                 after = [(new.footprint, one_more), (state.footprint, fewer)]
@@ -307,6 +311,16 @@ class _Rollout:
             old[state.plan_hash] = replicas
         return old
 
+    def _makes_up(self, state: VariantState, old: Mapping[str, int]) -> int:
+        """Compute the replicas that make up for those that do not fit. Unlike others, they may restart."""
+        new, fitting = self.new, self.fitting
+        number = min(state.replicas, self.desired - fitting - sum(old.values()))
+        if number <= 0 or new.replicas < fitting or state.is_silent(self.now):
+            return 0
+        holdings = [(each.footprint, old.get(each.plan_hash, 0)) for each in self.others]
+        beside = [*holdings, (new.footprint, fitting), (state.footprint, number)]
+        return 0 if self.bounds.exceeded(beside) else number
+
     def _goes_on_by_itself(self, old: Mapping[str, int], surge: int, unavailable: int) -> bool:
         """Whether a replica gives way to the new variant once the others that start are available."""
         others = [replace(state, available=state.replicas, ready=state.replicas) for state in self.others]
@@ -322,7 +336,7 @@ class _Rollout:
         allowed = max(surge, self.surge)
         # What serves stays, whatever else has to go.
         kept = max(0, self.desired + allowed - total)
-        replicas = max(min(new.replicas, fitting, kept), min(new.available, fitting))
+        replicas = max(min(new.replicas, fitting, kept), min(new.answering, fitting))
         after = [(state.footprint, old[state.plan_hash]) for state in others]
         while replicas > new.answering and others and bounds.exceeded([*after, (new.footprint, replicas)]):
             replicas -= 1

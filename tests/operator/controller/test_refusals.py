@@ -10,6 +10,7 @@ from turbo_dev.small_world import KEY, PDB, World, looked, other_plan, served, s
 from turbo_dev.trainings import draft, td
 from turbo_operator.api import LABEL_ACCELERATOR, LABEL_ACCELERATOR_COUNT, LABEL_CAPACITY_TYPE
 from turbo_operator.controller import child_writer
+from turbo_operator.controller.kube import KubeError
 
 
 @pytest.mark.parametrize("refused", [PDB, ("Service", "chat")])
@@ -277,3 +278,24 @@ async def test_a_status_that_is_written_before_the_children_tells_of_the_refusal
         world.now += 60
         await looked(world, 1)
     assert stalled == {"True"}
+
+
+async def test_a_refusal_stands_while_another_child_cannot_be_written() -> None:
+    """Found in review: the status said that all was well, since what is refused had not been tried."""
+    world, name = await served(replicas=2)
+    world.lose(*PDB)
+    world.server.refused.add(PDB)
+    await looked(world, 3)
+    apply = world.server.apply
+
+    async def unable(resource: Any, wanted: Any) -> dict[str, Any]:
+        if resource.kind == "Deployment":
+            raise KubeError(500, "InternalError", "etcd leader changed")
+        return await apply(resource, wanted)
+
+    world.server.apply = unable  # type: ignore[method-assign]
+    world.scale(name, 1)
+    for _ in range(2):
+        with pytest.raises(KubeError):
+            await world.reconciler.reconcile(KEY)
+        assert world.condition("Stalled")[:2] == ("True", "UserActionRequired")

@@ -45,6 +45,57 @@ async def test_a_canary_that_a_change_of_the_spec_ends_never_serves(fault: str) 
     assert world.replicas.get(serves) == 1
 
 
+@pytest.mark.parametrize("third_starts", [True, False])
+async def test_a_plan_given_up_as_it_became_available_is_gone_back_to_and_the_next_is_tried(
+    third_starts: bool,
+) -> None:
+    """Found in review: what never answers kept its place, and nothing of the next plan was ever made."""
+    world, old = await served()
+    world.run_pods([old])
+    await world.written(other_plan())
+    await looked(world, 4, old)
+    (fix,) = {*world.replicas} - {old}
+    world.report_ready(fix)  # for less than minReadySeconds
+    await world.written(serving(podTemplate={"spec": {"imagePullSecrets": [{"name": "third"}]}}))
+    for _ in range(100):
+        world.now += 60
+        await world.reconciler.reconcile(KEY)
+        world.run_pods([old] if third_starts else [name for name in world.replicas if name != fix])
+    if third_starts:
+        assert list(world.replicas.values()) == [1]
+        assert not {old, fix} & {*world.replicas}
+    else:
+        assert world.replicas.get(fix) == 1
+        assert world.status["servingPlan"]["hash"] in fix
+        assert world.condition("Stalled")[1] == "RolledBack"
+
+
+async def test_the_next_plan_is_tried_beside_a_silent_one_and_a_replica_of_its_first_fix() -> None:
+    """Found in review: both together took all places, and the rollout said nothing of what it waited for."""
+    world, old = await served(replicas=2)
+    world.run_pods([old])
+    await world.written(other_plan(replicas=2))
+    for _ in range(12):
+        world.now += 15
+        await world.reconciler.reconcile(KEY)
+        fix = next(iter({*world.replicas} - {old}), None)
+        world.run_pods([old])
+        if fix is not None:
+            world.report_ready(fix, of=1)
+    assert fix is not None
+    await world.written(serving(replicas=2, podTemplate={"spec": {"imagePullSecrets": [{"name": "third"}]}}))
+    for _ in range(100):
+        world.now += 60
+        await world.reconciler.reconcile(KEY)
+        world.run_pods([old])
+        if fix in world.replicas:
+            world.report_ready(fix, of=1, available=1)
+        if old in world.replicas:
+            world.report_unavailable(old, world.now - 3000)
+    assert list(world.replicas.values()) == [2]
+    assert not {old, fix} & {*world.replicas}
+
+
 async def _with_canary() -> tuple[World, str]:
     """One replica beside the pod that a draft is tested on; the Deployment of the former."""
     world, _ = await served()

@@ -111,11 +111,10 @@ def never_another(
     recorded: str | None,
     replicas: int,
     bounds: Bounds,
-    now: float,
 ) -> str | None:
     """What served is what one goes back to, though another has all its replicas."""
     is_there = any(state.plan_hash == recorded for state in states)
-    return recorded if is_there else serving_variant(states, wanted, recorded, replicas, bounds, now)
+    return recorded if is_there else serving_variant(states, wanted, recorded, replicas, bounds)
 
 
 def whatever_answers(
@@ -124,12 +123,11 @@ def whatever_answers(
     recorded: str | None,
     replicas: int,
     bounds: Bounds,
-    now: float,
 ) -> str | None:
     """Of what answers in this second, the one with most replicas."""
     answering = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
     best = max(answering, key=lambda state: (state.answering, state.plan_hash), default=None)
-    return best.plan_hash if best else serving_variant(states, wanted, recorded, replicas, bounds, now)
+    return best.plan_hash if best else serving_variant(states, wanted, recorded, replicas, bounds)
 
 
 @pytest.mark.parametrize("choose", [never_another, whatever_answers])

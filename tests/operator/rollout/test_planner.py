@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from turbo_dev.simulated_variants import footprint
+from turbo_dev.simulated_variants import footprint, variant
 from turbo_operator.rollout import (
     Bounds,
     Step,
@@ -24,15 +24,9 @@ ROOMY = Bounds()
 A100 = footprint("a100")
 
 
-def variant(name: str, replicas: int, available: int | None = None, **more: object) -> VariantState:
-    ready = replicas if available is None else available
-    pods = {"pods": replicas, "footprint": A100} | more
-    return VariantState(name, replicas, ready, **pods)  # type: ignore[arg-type]
-
-
 def step(*states: VariantState, replicas: int, bounds: Bounds = ROOMY, wanted: Wanted | None = None) -> Step:
     recorded = "old" if any(state.plan_hash == "old" for state in states) else None
-    serving = serving_variant(states, "new", recorded, replicas, bounds, NOW)
+    serving = serving_variant(states, "new", recorded, replicas, bounds)
     asked = wanted or Wanted("new", replicas, serving)
     return next_step(states, asked, A100, bounds, NOW)
 
@@ -220,7 +214,7 @@ def test_a_replica_that_starts_and_lets_another_one_go_next_is_waited_for_and_no
 def test_pods_that_answer_count_before_their_controller_has_counted_them() -> None:
     late = variant("old", 2, 0, ready=2)
     assert step(late, variant("new", 1, 0), replicas=2).replicas == {"new": 1, "old": 2}
-    assert serving_variant((late, variant("new", 1, 0)), "new", None, 1, ROOMY, NOW) == "old"
+    assert serving_variant((late, variant("new", 1, 0)), "new", None, 1, ROOMY) == "old"
 
 
 def test_a_plan_that_was_rolled_back_goes_to_zero_and_the_one_before_it_gets_its_replicas_back() -> None:
