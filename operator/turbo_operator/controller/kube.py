@@ -85,12 +85,10 @@ class WebhookError(RefusedError):
 class StrangerError(RefusedError):
     """Another owner's object already has a name that the operator needs."""
 
+    why = f"is there already and belongs to somebody else: delete it, or rename this {TURBODEPLOYMENT}."
+
     def __init__(self, kind: str, name: str) -> None:
-        message = (
-            f"{kind} {name} is there already and belongs to somebody else: delete it, or rename this "
-            f"{TURBODEPLOYMENT}."
-        )
-        super().__init__(409, "AlreadyExists", message)
+        super().__init__(409, "AlreadyExists", f"{kind} {name} {self.why}")
 
     @property
     def sentence(self) -> str:
@@ -102,13 +100,7 @@ class LeftoverError(StrangerError):
     """An object of an earlier TurboDeployment of the name is still there, and on its way out."""
 
     is_final = False
-
-    def __init__(self, kind: str, name: str) -> None:
-        message = (
-            f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or "
-            "for a finalizer."
-        )
-        RefusedError.__init__(self, 409, "AlreadyExists", message)
+    why = f"of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or for a finalizer."
 
 
 class OutdatedError(ConflictError):
