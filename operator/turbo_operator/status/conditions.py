@@ -215,20 +215,15 @@ class Conditions:
         for child in self._observed.children:
             if child.kind != "Deployment" or plan_hash not in (None, child.plan_hash):
                 continue
+            reason, message = api.AvailableReason.FAILED_CREATE, sentence(child.message)
             if kept := kept_by_finalizer(child):
-                return _false(api.AvailableReason.FAILED_CREATE, f"No pod can be made: {kept}")
-            if child.terminating:
-                message = (
-                    f"{child.kind} {child.name} was deleted, and is made again when its pods have ended."
-                )
-                return _false(api.AvailableReason.FAILED_CREATE, f"No pod can be made: {message}")
-            if child.message:
-                why = (
-                    api.AvailableReason.QUOTA_EXCEEDED
-                    if child.is_over_quota
-                    else api.AvailableReason.FAILED_CREATE
-                )
-                return _false(why, f"No pod can be made: {sentence(child.message)}")
+                message = kept
+            elif child.terminating:
+                message = f"Deployment {child.name} was deleted, and is made again when its pods have ended."
+            elif child.is_over_quota:
+                reason = api.AvailableReason.QUOTA_EXCEEDED
+            if message:
+                return _false(reason, f"No pod can be made: {message}")
         ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
         if not pods and (failed := first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
