@@ -163,12 +163,8 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
-    if on_cpu(accelerator):
-        requests = {"cpu": amount, "memory": memory}
-        limits = dict(requests)
-    else:
-        requests = {"cpu": DEVICE_POD_CORES, "memory": memory, accelerator.resource_name: amount}
-        limits = {"memory": memory, accelerator.resource_name: amount}
+    limits = {"memory": memory, accelerator.resource_name: amount}
+    requests = {"cpu": DEVICE_POD_CORES, **limits}  # of cores the accelerator's amount
     overlay = td.spec.pod_template.spec.resources
     if overlay:
         requests |= overlay.requests or {}
