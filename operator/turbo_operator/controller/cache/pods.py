@@ -11,7 +11,7 @@ between the kinds any order will do. No method calls the API server.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -65,13 +65,8 @@ class Pods:
         self._releasing: dict[str, Root] = {}  # ReplicaSets that are being deleted without their pods
 
     def __len__(self) -> int:
-        return (
-            len(self._roots)
-            + len(self._roots_of)
-            + len(self._controlled)
-            + len(self._under)
-            + len(self._releasing)
-        )
+        kept: list[Sized] = [self._roots, self._roots_of, self._controlled, self._under, self._releasing]
+        return sum(map(len, kept))
 
     # Where pods come from
 
