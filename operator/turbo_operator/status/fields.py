@@ -18,6 +18,7 @@ from turbo_operator.budget import labeled_footprint
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.planner import money
+from turbo_operator.planner.explanation import messages
 from turbo_operator.snapshot import DraftView, PodView, Snapshot, TrainPod
 
 _T = TypeVar("_T")
@@ -112,7 +113,7 @@ def _predicted(prediction: Predicted) -> api.Predicted:
     return api.Predicted(
         time_to_first_token=_shown(prediction.time_to_first_token, _duration),
         time_per_output_token=_shown(prediction.time_per_output_token, _duration),
-        tokens_per_second=_shown(prediction.tokens_per_second, _rate),
+        tokens_per_second=_shown(prediction.tokens_per_second, messages.rate),
         cost_per_hour=_shown(prediction.cost_per_hour, money),
         cost_per_million_tokens=_shown(prediction.cost_per_million_tokens, money),
         provenance=prediction.provenance,
@@ -123,7 +124,7 @@ def live(old: api.ObservedMetrics | None, observed: Snapshot, now: float) -> api
     """Return what is measured and paid now; None where neither is known."""
     old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
-    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), _rate)
+    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), messages.rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     speedup = shown_speedup(old, observed)
     if cost is None and rate is None and speedup is None:
@@ -175,11 +176,6 @@ def _stepped(old: str | None, new: float | None, form: Callable[[float], str]) -
 
 def _shown(value: _T | None, form: Callable[[_T], str]) -> str | None:
     return None if value is None else form(value)
-
-
-def _rate(value: float) -> str:
-    """Format a rate per second, with three significant digits."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:
