@@ -101,7 +101,7 @@ def runtime_config(
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
-        dtype="float32" if choice.dtype == "float32" else "bfloat16",
+        dtype=choice.dtype,
         # All that the container may use, since a process cannot see its quota.
         threads=max(1, int(api.quantity(resources(td, choice)["limits"]["cpu"]))) if cpu else None,
         max_model_len=choice.max_model_len,

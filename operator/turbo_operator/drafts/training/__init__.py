@@ -21,7 +21,6 @@ from turbo_operator.drafts.training.job_state import JobRequest as JobRequest
 from turbo_operator.drafts.training.job_state import TrainingDecision as TrainingDecision
 from turbo_operator.drafts.training.job_state import format_progress as format_progress
 from turbo_operator.drafts.training.job_state import unmet_condition
-from turbo_operator.drafts.training.manifests import dtype as dtype
 from turbo_operator.drafts.training.next_job import Case, replan, start_or_resume
 from turbo_operator.drafts.training.next_job import chosen as chosen
 from turbo_operator.drafts.training.next_job import question as question

@@ -65,9 +65,7 @@ class Case:
 
     def work_hash(self, accelerator: Accelerator) -> str:
         """Hash what decides the draft of a training on an accelerator."""
-        return manifests.work_hash(
-            self.td, self.training, self.digest, accelerator, manifests.dtype(self.serving)
-        )
+        return manifests.work_hash(self.td, self.training, self.digest, accelerator, self.serving.dtype)
 
 
 def start_or_resume(case: Case) -> TrainingDecision:
@@ -78,7 +76,7 @@ def start_or_resume(case: Case) -> TrainingDecision:
         if row is not None and pinned in ("", row.name) and old.input_hash == case.work_hash(row):
             pinned = row.name  # another machine's threads and arithmetic make another draft
     passed_over = old.excluded_accelerators if old is not None else ()
-    query = AcceleratorQuery(pinned, manifests.dtype(case.serving), passed_over)
+    query = AcceleratorQuery(pinned, case.serving.dtype, passed_over)
     if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
         condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
@@ -104,7 +102,7 @@ def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> T
     passed_over = old.excluded_accelerators
     if is_timed_out:
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
-    query = AcceleratorQuery(pinned, manifests.dtype(case.serving), passed_over)
+    query = AcceleratorQuery(pinned, case.serving.dtype, passed_over)
     if case.answer is None:
         return replace(waiting, query=query)
     step = _begin(case, query, case.answer)
