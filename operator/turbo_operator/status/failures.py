@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.api.conditions import ConditionState, false, sentence
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
 _FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}
@@ -51,7 +51,7 @@ def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
     remedy = remedy_of(pod.reason)
-    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
+    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
 
 
 def kept_by_finalizer(child: ChildView) -> str | None:
