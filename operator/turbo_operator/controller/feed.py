@@ -194,13 +194,8 @@ class Follower:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if self._unreadable.get(meta["uid"]) != meta["resourceVersion"]:
                 self._unreadable[meta["uid"]] = meta["resourceVersion"]
-                details = {"object": f"{meta.get('namespace', '')}/{meta['name']}"}
-                log.warning(
-                    "%s cannot be read, and counts as it was before: %r",
-                    self.resource.kind,
-                    error,
-                    exc_info=error,
-                    extra=details,
-                )
+                message = "%s cannot be read, and counts as it was before: %r"
+                details = {"object": str(key_of(body))}
+                log.warning(message, self.resource.kind, error, exc_info=error, extra=details)
             return
         self._unreadable.pop(meta["uid"], None)
