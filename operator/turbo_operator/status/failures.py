@@ -43,11 +43,10 @@ def failure(observed: Snapshot, plan_hash: str) -> str:
 
 def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
     """Return what the first pod that is not ready says, what Kubernetes names clearly first."""
-    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
-    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
-    if not failing:
+    failing = (pod for pod in pods if not pod.ready and pod.reason)
+    pod = min(failing, key=lambda pod: (pod.reason not in POD_REASONS, pod.name), default=None)
+    if pod is None:
         return None
-    pod = failing[0]
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
     remedy = remedy_of(pod.reason)
