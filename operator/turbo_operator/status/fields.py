@@ -19,7 +19,7 @@ from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.planner import money
 from turbo_operator.planner.explanation import messages
-from turbo_operator.snapshot import DraftView, PodView, Snapshot, TrainPod
+from turbo_operator.snapshot import AcceleratorLabels, DraftView, Snapshot
 
 _T = TypeVar("_T")
 FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
@@ -186,13 +186,11 @@ def _duration(seconds: float) -> str:
 
 def cost_per_hour(observed: Snapshot) -> Decimal | None:
     """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
-    groups: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
-    for pod in observed.pods:
-        if pod.is_present and pod.pending_since is None:
-            groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
-    for trainer in observed.trainings:
-        if trainer.runs:
-            groups[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
+    holding: list[AcceleratorLabels] = [pod for pod in observed.trainings if pod.runs]
+    holding += [pod for pod in observed.pods if pod.is_present and pod.pending_since is None]
+    groups: defaultdict[tuple[str | None, str, int], list[AcceleratorLabels]] = defaultdict(list)
+    for pod in holding:
+        groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
     total = Decimal(0)
     for pods in groups.values():  # together, since whole nodes may be bought
         cost = labeled_footprint(pods[0], observed.accelerators).cost_per_hour(len(pods))
