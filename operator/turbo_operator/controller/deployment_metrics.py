@@ -82,13 +82,10 @@ def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision
     """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
     paid, rate = fields.cost_per_hour(observed), fields.tokens_per_second(observed, now)
+    per_million = fields.cost_per_million_tokens(paid, rate)
     for gauge, planned, present in (
         (COST_PER_HOUR, expected.cost_per_hour, paid),
-        (
-            COST_PER_MILLION_TOKENS,
-            expected.cost_per_million_tokens,
-            fields.cost_per_million_tokens(paid, rate),
-        ),
+        (COST_PER_MILLION_TOKENS, expected.cost_per_million_tokens, per_million),
         (TOKENS_PER_SECOND, expected.tokens_per_second, rate),
     ):
         _set(gauge, planned, **asdict(key), load="planned")
