@@ -121,9 +121,8 @@ class Pods:
         is_labeled = LABEL_DEPLOYMENT in (meta.get("labels") or {})
         if root is None and (owner is None or not (is_labeled or owner["uid"] in self._roots)):
             return self.drop(body)
-        view, before = pod(body), self._controlled.get(meta["uid"])
-        if before is not None:
-            view = _with_reports(view, before.view)
+        before = self._controlled.get(meta["uid"])
+        view = _with_reports(pod(body), before.view if before is not None else None)
         if owner is not None:
             return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"], view))
         if root is None or not isinstance(view, PodView):
