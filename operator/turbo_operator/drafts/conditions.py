@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from turbo_operator import api
 from turbo_operator.api import ConditionType, DraftReason, TurboDeployment
@@ -38,10 +37,10 @@ def verdicts(
 def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionState | None:
     """Whether the newest draft was promoted; what was said last holds until there is news."""
     if verdict is not None:
-        status: Literal["True", "False", "Unknown"] = "Unknown"
+        state = unknown
         if verdict.is_over:
-            status = "True" if verdict.reason == api.CanaryReason.PROMOTED else "False"
-        return ConditionState(status, verdict.reason, sentence(verdict.detail))
+            state = true if verdict.reason == api.CanaryReason.PROMOTED else false
+        return state(verdict.reason, sentence(verdict.detail))
     last = td.status.condition(ConditionType.DRAFT_PROMOTED)
     if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
         return None
