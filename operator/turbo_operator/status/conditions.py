@@ -61,8 +61,7 @@ class Takeover:
     def describe_failure(self, td: api.TurboDeployment, pods: Iterable[PodView]) -> str:
         """Say in sentences why a plan was given up, and whether pods of the one before it answer."""
         rollout = self.rollout
-        if rollout is None:
-            return ""
+        assert rollout is not None  # that was given up
         deadline = td.spec.rollout.progress_deadline
         why = rollout.message or "Its pods start and do not become ready."
         message = f"Plan {rollout.plan_hash} made no progress for {deadline}: {why}"

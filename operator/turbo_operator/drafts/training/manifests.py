@@ -96,8 +96,7 @@ def training_job(
 ) -> dict[str, Any]:
     """Build `NAME-train-NUMBER`: pods, one after the other, that run `turbo distill` into the same folder."""
     training = td.spec.speculation.training
-    if training is None:
-        raise ValueError("nothing is to be trained")
+    assert training is not None  # else there is no request
     choice = begin.choice
     prompts, prompts_path = _prompts(td, training)
     claim = training.persistent_volume_claim.claim_name

@@ -86,8 +86,7 @@ def start_or_resume(case: Case) -> TrainingDecision:
 def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> TrainingDecision:
     """Plan anew for a training whose Job is there and of which no pod has run, which `waiting` tells of."""
     old = case.state
-    if old is None:
-        return waiting
+    assert old is not None  # it names the Job
     current, allowed = old.accelerator_name or "", case.td.spec.accelerators or api.Accelerators()
     is_timed_out = any(
         case.now - pod.pending_since >= allowed.pending_timeout.seconds
