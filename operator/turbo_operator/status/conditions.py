@@ -165,11 +165,9 @@ class Conditions:
         ready = min(sum(pod.ready for pod in self._serving), scale.replicas)
         answering = f"{ready} of {scale.replicas} replicas answer."
         if ready >= self._minimum:
-            message = answering + self._missing(ready)
-            return true(api.AvailableReason.MINIMUM_REPLICAS_AVAILABLE, message)
+            return true(api.AvailableReason.MINIMUM_REPLICAS_AVAILABLE, answering + self._missing(ready))
         if self._plan_hash is None and not self._serving:
-            message = f"0 of {scale.replicas} replicas answer. {self._feasible.message}"
-            return false(api.AvailableReason.NO_PLAN, message)
+            return false(api.AvailableReason.NO_PLAN, f"{answering} {self._feasible.message}")
         if silent := self._silent():
             return false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
         cause = self._held_up(current or self._serving, self._target, ready)
@@ -319,8 +317,7 @@ class Conditions:
             return true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
         for reason in api.RolloutReason:
             if self._scale.replicas and takeover.is_over(reason):
-                message = takeover.describe_failure(self._td, self._serving)
-                return true(api.StalledReason(reason), message)
+                return true(api.StalledReason(reason), takeover.describe_failure(self._td, self._serving))
         for cause in (self._inspected, self._feasible):
             # but for capacity: nodes come, and pods go
             if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:

@@ -49,8 +49,7 @@ def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
         return None
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
-    remedy = remedy_of(pod.reason)
-    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
+    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy_of(pod.reason)}")
 
 
 def kept_by_finalizer(child: ChildView) -> str | None:
