@@ -41,14 +41,19 @@ class Footprint:
         """Count the accelerators that `replicas` hold."""
         return self.per_replica * replicas
 
+    @property
+    def lot(self) -> tuple[int, int]:
+        """Replicas that are bought together, and the accelerators that they pay for."""
+        if not self.accelerator.price_per_node:
+            return 1, self.per_replica
+        per_node = self.accelerator.per_node or 1
+        nodes = max(self.nodes, math.ceil(self.per_replica / per_node))
+        return (1, nodes * per_node) if nodes > 1 else (per_node // self.per_replica, per_node)
+
     def paid(self, replicas: int) -> int:
         """Count the accelerators that `replicas` pay for: all of every node where nodes are bought whole."""
-        if not self.accelerator.price_per_node:
-            return self.accelerators(replicas)
-        nodes = self._nodes_of_one * replicas
-        if self._nodes_of_one == 1:
-            nodes = math.ceil(replicas / (self._per_node // self.per_replica))
-        return nodes * self._per_node
+        together, accelerators = self.lot
+        return math.ceil(replicas / together) * accelerators
 
     def cost_per_hour(self, replicas: int) -> Decimal | None:
         """Return US dollars per hour of `replicas`; None where the price is unknown."""
@@ -62,13 +67,8 @@ class Footprint:
             return 0
         if price == 0:
             return None
-        accelerators = int(max_per_hour // price)
-        if not self.accelerator.price_per_node:
-            return self.within(accelerators)
-        nodes = accelerators // self._per_node
-        if self._nodes_of_one > 1:
-            return nodes // self._nodes_of_one
-        return nodes * (self._per_node // self.per_replica)
+        together, accelerators = self.lot
+        return int(max_per_hour // price) // accelerators * together
 
     def within(self, accelerators: int) -> int:
         """Return the maximum of replicas that so many accelerators hold, wherever they are."""
@@ -84,14 +84,6 @@ class Footprint:
         elif self.accelerator.most is not None:
             bounds.append(self.within(self.accelerator.most))
         return min(bounds, default=None)
-
-    @property
-    def _per_node(self) -> int:
-        return self.accelerator.per_node or 1
-
-    @property
-    def _nodes_of_one(self) -> int:
-        return max(self.nodes, math.ceil(self.per_replica / self._per_node))
 
     def _on_nodes(self, supply: Supply) -> int:
         """Count replicas on the free part of nodes: each on one node, or on a node group of its own."""

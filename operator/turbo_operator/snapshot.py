@@ -40,9 +40,8 @@ class Accelerator:
     price_source: str | None = None
     provisioning: Provisioning = Provisioning.FIXED
     most: int | None = None  # Elastic: accelerators that the cluster may grow to; None is no bound
-    efficiency: Mapping[str, float] = field(
-        default_factory=dict
-    )  # over `planner.performance.step_time`, by its names
+    # Over `planner.performance.step_time`, by its names.
+    efficiency: Mapping[str, float] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     # Labels of its nodes of a capacity type, where they are not those that clouds write.

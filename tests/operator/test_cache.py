@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.feed import Feed
-from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, LoadSample, Occupancy
 from turbo_runtime.contract.documents import Load
@@ -293,7 +292,7 @@ def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_show
 
 def test_pods_that_an_earlier_object_of_the_name_left_are_no_room_for_its_successor() -> None:
     cache, inventory = Cache(), InventoryStore(lambda uid: cache.owner_of(uid))
-    feed = Feed(cache, inventory, WorkQueue(_nothing), lambda _: None)
+    feed = Feed(cache, inventory, lambda _: None, lambda _: None)
     orphaned = child("ReplicaSet", "chat-abc-1", uid="rs")
     labels = {"plan-hash": "abc", "owner-uid": "td", "role": "serving"}
     orphaned["metadata"]["labels"] |= {f"{GROUP}/{name}": value for name, value in labels.items()}
@@ -309,10 +308,6 @@ def test_pods_that_an_earlier_object_of_the_name_left_are_no_room_for_its_succes
         change()
         assert inventory.moved
         assert cache.owner_of("p") is None
-
-
-async def _nothing(_: Key) -> float | None:
-    return None
 
 
 def test_inspect_pods_are_not_serving_pods() -> None:

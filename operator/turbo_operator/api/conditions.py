@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Literal
 
 MAX_QUOTED = 500  # characters of another program's message
@@ -16,6 +17,11 @@ class ConditionState:
     status: Literal["True", "False", "Unknown"]
     reason: StrEnum | str
     message: str
+
+
+true = partial(ConditionState, "True")
+false = partial(ConditionState, "False")
+unknown = partial(ConditionState, "Unknown")
 
 
 def sentence(text: str | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -269,10 +268,6 @@ class TurboDeployment(Record):
             f" && self.metadata.name.matches(r'^{_SERVICE_NAME}$')",
             f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then "
             "lower-case letters, digits and '-', since a Service of that name is made",
-            holds=lambda it: (
-                len(it.metadata.name) <= MAX_NAME_LENGTH
-                and re.fullmatch(_SERVICE_NAME, it.metadata.name) is not None
-            ),
         ),
         *_NOT_YET_SUPPORTED,
     )

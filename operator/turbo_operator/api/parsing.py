@@ -42,9 +42,7 @@ _REMEDIES = {
 _R = TypeVar("_R", bound=Record)
 
 
-def _parse(kind: type[_R], document: object) -> _R:
-    if not isinstance(document, Mapping):
-        raise InvalidObject([f"expected an object of kind {kind.__name__}, got {type(document).__name__}"])
+def _parse(kind: type[_R], document: Mapping[str, Any]) -> _R:
     try:
         return kind.model_validate(document)
     except ValidationError as error:

@@ -73,11 +73,7 @@ class Latency(Record):
 
     max: Annotated[
         UpToAnHour,
-        Rule(
-            duration_cel("duration(self) > duration('0s')"),
-            "write a time above 0, like 25ms",
-            holds=lambda duration: duration.seconds > 0,
-        ),
+        Rule(duration_cel("duration(self) > duration('0s')"), "write a time above 0, like 25ms"),
     ]
     """The longest time, like 25ms."""
     percentile: Literal[50, 90, 95, 99] = 95

@@ -64,7 +64,6 @@ class Capture(Record):
             r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
             " && duration(self) > duration('0s')",
             "write hours, like 720h, at least 1h and at most 8760h",
-            holds=lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
         ),
     ] = Duration("720h")
     """Of a prompt."""
@@ -136,7 +135,6 @@ class Trigger(Record):
             r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
             " && duration(self) >= duration('1s')",
             "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
-            holds=lambda duration: 1 <= duration.seconds <= 8760 * 3600,
         ),
     ] = Duration("24h")
     """How long the speedup must stay below. After a failed training on captured prompts, the next one waits

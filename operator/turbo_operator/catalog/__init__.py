@@ -16,8 +16,6 @@ from turbo_operator.api import CapacityType, parse_accelerator
 from turbo_operator.catalog.shapes import UnknownShapeError as UnknownShapeError
 from turbo_operator.snapshot import Accelerator
 
-GIB = 1 << 30
-
 
 def shipped_objects() -> tuple[dict[str, Any], ...]:
     """Return the shipped TurboAccelerators as the operator applies them, by name; all valid."""

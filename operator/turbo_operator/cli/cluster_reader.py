@@ -13,7 +13,6 @@ from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.controller import feed, kube
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.snapshot_builder import build_snapshot
-from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, Snapshot
 
@@ -65,7 +64,7 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
         def show(accelerator: Mapping[str, Any]) -> None:
             cluster.accelerators[accelerator["metadata"]["name"]] = accelerator
 
-        sink = feed.Feed(cache, cluster.ledger, WorkQueue(_look_at_none), show)
+        sink = feed.Feed(cache, cluster.ledger, lambda _: None, show)  # nobody is to be woken
         places = {name or server.namespace for name in namespaces}
         lists = [(resource, place) for place in places for resource in _IN_NAMESPACE]
         for resource, namespace in (*lists, *((resource, None) for resource in _IN_CLUSTER)):
@@ -74,7 +73,3 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
             for body in await server.list_all(resource, namespace, selectors):
                 sink.put(resource.kind, body)
         return cluster
-
-
-async def _look_at_none(_: Key) -> None:
-    """Nobody works on what a list concerns."""

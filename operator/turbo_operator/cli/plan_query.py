@@ -72,7 +72,7 @@ def _trainer(question: Question, plan: Plan) -> Plan | None:
         return None
     if spec.trigger.speedup_below is None and training.fitting(observed):
         return None
-    query = training.AcceleratorQuery(spec.accelerator_name or "", training.dtype(serving))
+    query = training.AcceleratorQuery(spec.accelerator_name or "", serving.dtype)
     return planner.plan(training.question(td, observed, question.shape, query), question.now)
 
 

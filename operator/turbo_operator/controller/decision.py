@@ -206,9 +206,8 @@ def _inspects_anew(td: TurboDeployment, observed: Snapshot, children: Iterable[M
     new = next((child for child in children if child["kind"] == "Job"), None)
     if job is None or new is None:
         return False
-    return is_stale_inspection(
-        job, new["metadata"]["annotations"][ANNOTATION_APPLIED_HASH], observed.inspecting
-    )
+    wanted_hash = new["metadata"]["annotations"][ANNOTATION_APPLIED_HASH]
+    return is_stale_inspection(job, wanted_hash, observed.inspecting)
 
 
 def restore_history(events: Sequence[ScaleEvent]) -> History:

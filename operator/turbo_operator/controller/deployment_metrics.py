@@ -6,6 +6,7 @@ A figure that is not known is absent, never zero; those of a TurboDeployment go 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
@@ -81,47 +82,44 @@ def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision
     """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
     paid, rate = fields.cost_per_hour(observed), fields.tokens_per_second(observed, now)
+    per_million = fields.cost_per_million_tokens(paid, rate)
     for gauge, planned, present in (
         (COST_PER_HOUR, expected.cost_per_hour, paid),
-        (
-            COST_PER_MILLION_TOKENS,
-            expected.cost_per_million_tokens,
-            fields.cost_per_million_tokens(paid, rate),
-        ),
+        (COST_PER_MILLION_TOKENS, expected.cost_per_million_tokens, per_million),
         (TOKENS_PER_SECOND, expected.tokens_per_second, rate),
     ):
-        _set(gauge, planned, **_labels(key), load="planned")
-        _set(gauge, present, **_labels(key), load="present")
+        _set(gauge, planned, **asdict(key), load="planned")
+        _set(gauge, present, **asdict(key), load="present")
     for gauge, value in (
         (SPEEDUP, observed.speedup),
         (DESIRED_REPLICAS, scale.replicas),
         (TIME_TO_FIRST_TOKEN, expected.time_to_first_token),
         (TIME_PER_OUTPUT_TOKEN, expected.time_per_output_token),
     ):
-        _set(gauge, value, **_labels(key))
+        _set(gauge, value, **asdict(key))
 
 
 def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:
     """Set how far a training is and what it has cost."""
     progress = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
-    TRAINING_PROGRESS.remove_by_labels(_labels(key))
+    TRAINING_PROGRESS.remove_by_labels(asdict(key))
     if progress is not None:
         share = progress.done / progress.total if progress.total > 0 else 0.0
-        _set(TRAINING_PROGRESS, share, **_labels(key), stage=progress.stage[:40])
-    _set(TRAINING_SPENT, float(new.cost) if new is not None and new.cost else None, **_labels(key))
+        _set(TRAINING_PROGRESS, share, **asdict(key), stage=progress.stage[:40])
+    _set(TRAINING_SPENT, float(new.cost) if new is not None and new.cost else None, **asdict(key))
 
 
 def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
     """Count one that has ended since `old`, which the status held before `new` was written there."""
     last = None if old is None else (old.get("number"), old.get("result"))
     if new is not None and new.input_hash and new.result and last != (new.number, new.result):
-        TRAININGS.labels(**_labels(key), result=new.result).inc()
+        TRAININGS.labels(**asdict(key), result=new.result).inc()
 
 
 def forget(key: Key) -> None:
     """Remove all of a TurboDeployment that is gone, or cannot be read."""
     for metric in (*_gauges, TRAININGS):
-        metric.remove_by_labels(_labels(key))
+        metric.remove_by_labels(asdict(key))
 
 
 def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
@@ -142,10 +140,6 @@ def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
         if row.resource_name != CPU and (price := row.prices.get(CapacityType.ON_DEMAND)) is not None
         for node in stock.supply[name]
     }
-
-
-def _labels(key: Key) -> dict[str, str]:
-    return {"namespace": key.namespace, "name": key.name}
 
 
 def _set(gauge: Gauge, value: Decimal | float | None, **labels: str) -> None:

@@ -26,7 +26,6 @@ from turbo_operator.controller.cache.object_versions import ObjectStore, key_of
 from turbo_operator.controller.cache.projection import deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, KubeError
-from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.resources import CHILDREN, LABELED, POD, REPLICASET, Resource
@@ -45,16 +44,17 @@ _READERS: Mapping[str, Callable[[Body], Any]] = {
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Feed:
-    """Takes objects of every kind that is watched. `show` is called with each TurboAccelerator."""
+    """Takes objects of every kind that is watched. `wake` has a key looked at, `show` sees accelerators."""
 
-    def __init__(
-        self, cache: Cache, inventory: InventoryStore, queue: WorkQueue[Key], show: Callable[[Body], None]
-    ) -> None:
-        self._cache = cache
-        self._inventory = inventory
-        self._queue = queue
-        self._show = show
+    cache: Cache
+    inventory: InventoryStore
+    wake: Callable[[Key], None]
+    show: Callable[[Body], None]
+
+    def __post_init__(self) -> None:
+        cache = self.cache
         self._stores: dict[str, ObjectStore[Any]] = {
             TURBODEPLOYMENT: cache.deployments,
             TURBOACCELERATOR: cache.accelerators,
@@ -68,49 +68,49 @@ class Feed:
     def put(self, kind: str, body: Body, /) -> None:
         """Store an object as it is now."""
         if kind in READERS:
-            self._inventory.put(kind, body)
+            self.inventory.put(kind, body)
         if kind == TURBOACCELERATOR:
-            self._show(body)
+            self.show(body)
         if kind in self._put:
-            self._wake(self._put[kind](body))
+            self._wake_all(self._put[kind](body))
         elif kind in self._stores and self._stores[kind].put(body, _read(kind, body)):
             self._wake_by(kind, key_of(body))
 
     def drop(self, kind: str, body: Body, /) -> None:
         """Remove an object that is gone."""
         if kind in READERS:
-            self._inventory.drop(kind, body)
+            self.inventory.drop(kind, body)
         if kind in self._drop:
-            self._wake(self._drop[kind](body))
+            self._wake_all(self._drop[kind](body))
         elif kind in self._stores and self._stores[kind].drop(body):
             self._wake_by(kind, key_of(body))
 
     def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
         """Drop what a full list of one namespace, or with None of all, does not show."""
         if kind in READERS:
-            self._inventory.keep_only(kind, uids, version, namespace)
+            self.inventory.keep_only(kind, uids, version, namespace)
         if kind in CHILDREN:
-            self._wake(self._cache.keep_children(kind, uids, version, namespace))
+            self._wake_all(self.cache.keep_children(kind, uids, version, namespace))
         elif kind in self._put:
-            self._wake(self._cache.pods.keep_only(kind, uids, namespace))
+            self._wake_all(self.cache.pods.keep_only(kind, uids, namespace))
         elif kind in self._stores:
             for key in self._stores[kind].keep_only(uids, version, namespace):
                 self._wake_by(kind, key)
 
-    def _wake(self, keys: Iterable[Key]) -> None:
+    def _wake_all(self, keys: Iterable[Key]) -> None:
         for key in keys:
-            self._inventory.moved = True  # whose a pod is may have come to light
-            self._queue.add(key)
+            self.inventory.moved = True  # whose a pod is may have come to light
+            self.wake(key)
 
     def _wake_by(self, kind: str, key: Key) -> None:
         """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
-        self._inventory.moved = True
+        self.inventory.moved = True
         if kind == TURBODEPLOYMENT:
-            self._queue.add(key)  # also of what is gone, so that nothing is kept of it
+            self.wake(key)  # also of what is gone, so that nothing is kept of it
             return
-        for each in sorted(self._cache.deployments):
+        for each in sorted(self.cache.deployments):
             if key.namespace in ("", each.namespace):
-                self._queue.add(each)
+                self.wake(each)
 
 
 def _read(kind: str, body: Body) -> Any:
@@ -194,13 +194,8 @@ class Follower:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if self._unreadable.get(meta["uid"]) != meta["resourceVersion"]:
                 self._unreadable[meta["uid"]] = meta["resourceVersion"]
-                details = {"object": f"{meta.get('namespace', '')}/{meta['name']}"}
-                log.warning(
-                    "%s cannot be read, and counts as it was before: %r",
-                    self.resource.kind,
-                    error,
-                    exc_info=error,
-                    extra=details,
-                )
+                message = "%s cannot be read, and counts as it was before: %r"
+                details = {"object": str(key_of(body))}
+                log.warning(message, self.resource.kind, error, exc_info=error, extra=details)
             return
         self._unreadable.pop(meta["uid"], None)

@@ -74,7 +74,7 @@ class Operator:
             self._reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
         self._inventory = InventorySync(inventory, self.cache, api, self._reconciler.plans_of, self._replan)
-        self.feed = Feed(self.cache, inventory, self.queue, self._inventory.show)
+        self.feed = Feed(self.cache, inventory, self.queue.add, self._inventory.show)
 
         def followers(*kinds: Resource) -> list[Follower]:
             return [Follower(api, self.feed, *place) for place in places(settings, kinds)]

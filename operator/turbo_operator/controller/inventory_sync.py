@@ -38,9 +38,8 @@ class InventorySync:
     api: Kube
     plans_of: Callable[[Key], Sequence[Plan]]
     wake: Callable[[Key], None]
-    _shown: dict[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # statuses as the API server holds them
+    # Statuses as the API server holds them.
+    _shown: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def show(self, body: Mapping[str, Any]) -> None:
         """Remember the status of a TurboAccelerator as a watch or a list shows it."""

@@ -85,12 +85,10 @@ class WebhookError(RefusedError):
 class StrangerError(RefusedError):
     """Another owner's object already has a name that the operator needs."""
 
+    why = f"is there already and belongs to somebody else: delete it, or rename this {TURBODEPLOYMENT}."
+
     def __init__(self, kind: str, name: str) -> None:
-        message = (
-            f"{kind} {name} is there already and belongs to somebody else: delete it, or rename this "
-            f"{TURBODEPLOYMENT}."
-        )
-        super().__init__(409, "AlreadyExists", message)
+        super().__init__(409, "AlreadyExists", f"{kind} {name} {self.why}")
 
     @property
     def sentence(self) -> str:
@@ -102,13 +100,7 @@ class LeftoverError(StrangerError):
     """An object of an earlier TurboDeployment of the name is still there, and on its way out."""
 
     is_final = False
-
-    def __init__(self, kind: str, name: str) -> None:
-        message = (
-            f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or "
-            "for a finalizer."
-        )
-        RefusedError.__init__(self, 409, "AlreadyExists", message)
+    why = f"of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or for a finalizer."
 
 
 class OutdatedError(ConflictError):
@@ -126,14 +118,17 @@ class Kube:
         self.namespace = namespace
 
     async def apply(
-        self, resource: Resource, wanted: Mapping[str, Any], *, force: bool = True
+        self, resource: Resource, wanted: Mapping[str, Any], subresource: str = "", *, force: bool = True
     ) -> dict[str, Any]:
-        """Apply an object server-side; returns it as it stands then."""
-        return await self._apply(resource, wanted, None, force)
+        """Apply an object server-side, or a subresource of it; returns it as it stands then."""
+        path = resource.path(wanted["metadata"].get("namespace"), wanted["metadata"]["name"], subresource)
+        query = [_MANAGER, ("force", "true" if force else "false")]
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, **wanted}
+        return await self._request("PATCH", resource, path, query, body=body, content=_APPLY)
 
     async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the status of `wanted` alone; returns the object as it stands then."""
-        return await self._apply(resource, wanted, "status", True)
+        return await self.apply(resource, wanted, "status")
 
     async def replace(self, resource: Resource, body: Mapping[str, Any]) -> dict[str, Any]:
         """Replace the object at the resource version of `body`; returns it as it stands then.
@@ -223,14 +218,6 @@ class Kube:
         except GoneError:
             return False
         return any(entry["name"] == resource.plural for entry in answer["resources"])
-
-    async def _apply(
-        self, resource: Resource, wanted: Mapping[str, Any], subresource: str | None, force: bool
-    ) -> dict[str, Any]:
-        path = resource.path(wanted["metadata"].get("namespace"), wanted["metadata"]["name"], subresource)
-        query = [_MANAGER, ("force", "true" if force else "false")]
-        body = {"apiVersion": resource.api_version, "kind": resource.kind, **wanted}
-        return await self._request("PATCH", resource, path, query, body=body, content=_APPLY)
 
     async def _request(
         self, method: str, resource: Resource, path: str, query: Query = (), **rest: Any

@@ -74,10 +74,7 @@ def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
     """Return the draft that pods are to use: the one that is named, else the one that was promoted."""
     ref, last = td.spec.speculation.draft_ref, td.status.draft
     # What pods draft with while the draft in the spec is not there: it may come, or come back.
-    used: DraftView | None = None
-    if last is not None:
-        place = (last.claim_name, last.path, last.version, last.target_digest)
-        used = DraftView(last.name, Method.TURBO_HEADS, *place, gone=True, digest=last.digest)
+    used = None if last is None else DraftView(**dict(last), method=Method.TURBO_HEADS, gone=True)
     if ref is not None:
         return cache.drafts.get(Key(key.namespace, ref.name)) or used
     if last is None or used is None:

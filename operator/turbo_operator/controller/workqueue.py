@@ -58,7 +58,7 @@ class WorkQueue(Generic[Key]):
         if timer is not None and timer.when() <= due:
             return
         self._cancel_timer(key)
-        self._timers[key] = asyncio.get_running_loop().call_at(due, self._due, key)
+        self._timers[key] = asyncio.get_running_loop().call_at(due, self.add, key)
 
     @property
     def num_waiting(self) -> int:
@@ -95,10 +95,6 @@ class WorkQueue(Generic[Key]):
                 self.add(key)
             elif next_look is not None:
                 self.add_after(key, next_look)
-
-    def _due(self, key: Key) -> None:
-        del self._timers[key]
-        self.add(key)
 
     def _cancel_timer(self, key: Key) -> None:
         if timer := self._timers.pop(key, None):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from turbo_operator import api
 from turbo_operator.api import ConditionType, DraftReason, TurboDeployment
-from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.api.conditions import ConditionState, false, sentence, true, unknown
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan
 from turbo_operator.render.draft_volume import unusable
@@ -38,10 +37,10 @@ def verdicts(
 def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionState | None:
     """Whether the newest draft was promoted; what was said last holds until there is news."""
     if verdict is not None:
-        status: Literal["True", "False", "Unknown"] = "Unknown"
+        state = unknown
         if verdict.is_over:
-            status = "True" if verdict.reason == api.CanaryReason.PROMOTED else "False"
-        return ConditionState(status, verdict.reason, sentence(verdict.detail))
+            state = true if verdict.reason == api.CanaryReason.PROMOTED else false
+        return state(verdict.reason, sentence(verdict.detail))
     last = td.status.condition(ConditionType.DRAFT_PROMOTED)
     if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
         return None
@@ -50,10 +49,10 @@ def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionSt
 
 def _effective(is_off: bool, speedup: str | None) -> ConditionState:
     if is_off:
-        return ConditionState("False", api.EffectReason.DISABLED, "The plan is one without speculation.")
+        return false(api.EffectReason.DISABLED, "The plan is one without speculation.")
     if speedup is None:
         message = "Too little was answered in the last ten minutes to tell how much faster drafts are."
-        return ConditionState("Unknown", api.EffectReason.INSUFFICIENT_SAMPLES, message)
+        return unknown(api.EffectReason.INSUFFICIENT_SAMPLES, message)
     message = f"Pods answer {speedup} times as fast as they would without drafts."
     return ConditionState("True" if float(speedup) >= 1 else "False", api.EffectReason.MEASURED, message)
 
@@ -70,32 +69,32 @@ def _ready(
         message = f"There is no {named} in this namespace that can be read: apply it, or name another."
         if draft is not None:
             message += f" Meanwhile pods draft on with {draft.version}."
-        return ConditionState("False", DraftReason.NOT_FOUND, message)
+        return false(DraftReason.NOT_FOUND, message)
     if draft.method != api.Method.TURBO_HEADS:
         message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
-        return ConditionState("False", DraftReason.NOT_YET_SUPPORTED, message)
+        return false(DraftReason.NOT_YET_SUPPORTED, message)
     if model is not None and draft.target_digest != model.digest:
         message = (
             f"{named} was trained for the model {draft.target_digest}, and {model.digest} is served: name "
             "one that was trained for it."
         )
-        return ConditionState("False", DraftReason.TARGET_MODEL_MISMATCH, message)
+        return false(DraftReason.TARGET_MODEL_MISMATCH, message)
     if is_off:
         message = f"{named} is not used: the plan is one without speculation."
-        return ConditionState("False", DraftReason.SPECULATION_DISABLED, message)
+        return false(DraftReason.SPECULATION_DISABLED, message)
     if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):
-        return ConditionState("False", DraftReason.NOT_FOUND, problem)
+        return false(DraftReason.NOT_FOUND, problem)
     ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
     loads = [(pod.name, pod.load.load) for pod in ready if pod.load]
     for name, load in loads:
         if load.draft_error:
             message = f"Pod {name}: {sentence(load.draft_error)} It serves on without it."
-            return ConditionState("False", DraftReason.LOAD_FAILED, message)
+            return false(DraftReason.LOAD_FAILED, message)
     using = sum(load.draft_version == draft.version for _, load in loads)
     message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
-        return ConditionState("True", DraftReason.LOADED, message)
-    return ConditionState("Unknown", DraftReason.LOADING, message)
+        return true(DraftReason.LOADED, message)
+    return unknown(DraftReason.LOADING, message)
 
 
 def _named_problem(observed: Snapshot, claim: str, target_digest: str) -> str | None:

@@ -80,7 +80,7 @@ class InventoryStore:
         A place in a quota that another one has taken since the count is not there to be taken again.
         """
         quotas = tuple(quota for quota in self._readable("ResourceQuota") if quota.namespace == namespace)
-        charged = {namespace: self._pods(namespace)} if quotas else {}
+        charged = self._pods(namespace) if quotas else ()
         return replace(self.stock, quotas=quotas, charged=charged, time=now)
 
     def _readable(self, kind: str) -> list[Any]:

@@ -90,8 +90,7 @@ class ClusterInventory:
     held: Mapping[str, Amounts] = field(default_factory=dict)  # by node
     own: Mapping[Owner, tuple[PodUsage, ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
-    # By namespace that has a quota: its pods, seen at the same moment as one another.
-    charged: Mapping[str, Sequence[PodUsage]] = field(default_factory=dict)
+    charged: Sequence[PodUsage] = ()  # pods of namespaces that have a quota, seen at the same moment
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
     # By accelerator: the nodes that would be open to more, were their taints tolerated.
     tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
@@ -131,11 +130,7 @@ def take_stock(
         )
         tainted[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
     limited = {quota.namespace for quota in quotas}
-    charged: defaultdict[str, list[PodUsage]] = defaultdict(list)
-    for pod in pods if limited else ():
-        if pod.namespace in limited:
-            charged[pod.namespace].append(pod)
-    rows = tuple(quotas)
+    charged, rows = [pod for pod in pods if pod.namespace in limited], tuple(quotas)
     return ClusterInventory(dict(accelerators), by_name, held, own, rows, charged, supply, tainted, now, now)
 
 
@@ -264,7 +259,7 @@ def _left(stock: ClusterInventory, owner: Owner) -> dict[str, int]:
     """
     left: dict[str, int] = {}
     taken = {name for row in stock.accelerators.values() for name in unit(row)}
-    pods = stock.charged.get(owner.namespace, ())
+    pods = [pod for pod in stock.charged if pod.namespace == owner.namespace]
     own = [pod for pod in pods if pod.owner == owner]
     for quota in (quota for quota in stock.quotas if quota.namespace == owner.namespace):
         others = [pod for pod in pods if pod.owner != owner and pod.counts(quota, stock.time)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.inventory.supply import SERVING_SCOPES, Amounts, Node, Owner, PodUsage, Quota
+from turbo_operator.inventory.supply import SERVING_SCOPES, Node, Owner, PodUsage, Quota
 
 # Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
 _QUANTITY = re.compile(
@@ -66,9 +66,9 @@ def holding(body: Mapping[str, Any]) -> PodUsage | None:
 
 def _scopes(body: Mapping[str, Any]) -> frozenset[str]:
     """Return which of the scopes of serving pods a pod falls under."""
-    lacking = (
-        {"NotTerminating"} if (body.get("spec") or {}).get("activeDeadlineSeconds") is not None else set()
-    )
+    lacking = set()
+    if (body.get("spec") or {}).get("activeDeadlineSeconds") is not None:
+        lacking.add("NotTerminating")
     if (body.get("status") or {}).get("qosClass") == "BestEffort":
         lacking.add("NotBestEffort")
     return SERVING_SCOPES - lacking if lacking else SERVING_SCOPES
@@ -113,31 +113,20 @@ def _thousandths(text: str, path: str) -> int:
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
     """Count as the scheduler does: what runs together, or the largest before it, and the overhead."""
-    sidecars: Amounts = {}  # that were started so far
-    largest: Amounts = {}
+    sidecars: Counter[str] = Counter()  # that were started so far
+    largest: Counter[str] = Counter()
     for container in spec.get("initContainers") or ():
-        running = _sum((sidecars, _part(container, part, "spec.initContainers")))
+        running = sidecars + _part(container, part, "spec.initContainers")
         if container.get("restartPolicy") == "Always":
             sidecars = running
-        largest = _larger(largest, running)
+        largest |= running
     containers = (_part(container, part, "spec.containers") for container in spec.get("containers") or ())
-    total = _larger(largest, _sum((sidecars, *containers))) | _part(spec, part, "spec")
-    return _sum((total, amounts(spec.get("overhead"), "spec.overhead")))
+    total = Counter({**(largest | sum(containers, sidecars)), **_part(spec, part, "spec")})
+    return dict(total + Counter(amounts(spec.get("overhead"), "spec.overhead")))
 
 
-def _larger(one: Amounts, other: Amounts) -> dict[str, int]:
-    return {name: max(one.get(name, 0), other.get(name, 0)) for name in one.keys() | other.keys()}
-
-
-def _part(holder: Mapping[str, Any], part: str, path: str) -> dict[str, int]:
-    return amounts((holder.get("resources") or {}).get(part), f"{path}.resources.{part}")
-
-
-def _sum(parts: Iterable[Amounts]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
-    return dict(total)
+def _part(holder: Mapping[str, Any], part: str, path: str) -> Counter[str]:
+    return Counter(amounts((holder.get("resources") or {}).get(part), f"{path}.resources.{part}"))
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {

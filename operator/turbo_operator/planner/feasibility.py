@@ -64,7 +64,7 @@ def compute_availability(candidates: Candidates, requirements: Requirements) -> 
         """Count one size of a replica: the fields of `Availability` from `price` on."""
         row: Accelerator = candidates.accelerators[place]
         footprint = Footprint(row, kind, per_replica, nodes, hosts[place])
-        price, paid = row.prices.get(kind), footprint.paid(1)
+        price = row.prices.get(kind)
         bounds = (
             None if supply is None else footprint.room(supply.get(row.name, Supply()), now),
             None if max_total is None else footprint.within(max_total),
@@ -72,8 +72,7 @@ def compute_availability(candidates: Candidates, requirements: Requirements) -> 
         )
         return (
             np.nan if price is None else float(price * MICRO),
-            1 if nodes > 1 else max(1, paid // per_replica),
-            paid,
+            *footprint.lot,
             *(MAX_REPLICAS if bound is None else min(bound, MAX_REPLICAS) for bound in bounds),
         )
 

@@ -15,6 +15,7 @@ from turbo_operator.planner.capabilities import max_length
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
 from turbo_operator.snapshot import Accelerator, Host, Supply
+from turbo_runtime.contract.config import DType
 from turbo_runtime.contract.documents import ModelShape
 
 P95_OF_MEAN = 3.0
@@ -222,13 +223,12 @@ class Requirements:
             return self.demand.rate
         return None if self.demand.concurrency else self.demand.tokens_per_second / self.demand.output.mean
 
-    def dtype_on(self, accelerator: Accelerator) -> str:
+    def dtype_on(self, accelerator: Accelerator) -> DType:
         """Return the data type of the computation, in the runtime's words."""
         dtype = self.inputs.spec.model.dtype
-        if dtype != "Auto":
-            return dtype.lower()
         # On cores whatever their flags: replicas on unlike nodes must give the same bytes.
-        return "float32" if memory.on_cpu(accelerator) or self.shape.dtype == "float32" else "bfloat16"
+        is_usual = memory.on_cpu(accelerator) or self.shape.dtype == "float32"
+        return "float32" if dtype == "Float32" or (dtype == "Auto" and is_usual) else "bfloat16"
 
     def element_bytes(self, accelerator: Accelerator) -> int:
         """Return the bytes of one number of that type."""

@@ -101,7 +101,7 @@ def runtime_config(
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
-        dtype="float32" if choice.dtype == "float32" else "bfloat16",
+        dtype=choice.dtype,
         # All that the container may use, since a process cannot see its quota.
         threads=max(1, int(api.quantity(resources(td, choice)["limits"]["cpu"]))) if cpu else None,
         max_model_len=choice.max_model_len,
@@ -163,12 +163,8 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
-    if on_cpu(accelerator):
-        requests = {"cpu": amount, "memory": memory}
-        limits = dict(requests)
-    else:
-        requests = {"cpu": DEVICE_POD_CORES, "memory": memory, accelerator.resource_name: amount}
-        limits = {"memory": memory, accelerator.resource_name: amount}
+    limits = {"memory": memory, accelerator.resource_name: amount}
+    requests = {"cpu": DEVICE_POD_CORES, **limits}  # of cores the accelerator's amount
     overlay = td.spec.pod_template.spec.resources
     if overlay:
         requests |= overlay.requests or {}

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.conditions import ConditionState, false, true
 from turbo_operator.drafts import conditions as draft_conditions
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
@@ -88,11 +88,9 @@ def invalid(document: Mapping[str, Any], problem: str, now: float) -> api.TurboD
     generation = document["metadata"].get("generation", 0)
     message = f"The spec cannot be read: {problem}."
     states = {
-        api.ConditionType.READY: ConditionState("False", api.ReadyReason.INVALID_SPEC, message),
-        api.ConditionType.RECONCILING: ConditionState(
-            "False", api.StalledReason.USER_ACTION_REQUIRED, message
-        ),
-        api.ConditionType.STALLED: ConditionState("True", api.StalledReason.USER_ACTION_REQUIRED, message),
+        api.ConditionType.READY: false(api.ReadyReason.INVALID_SPEC, message),
+        api.ConditionType.RECONCILING: false(api.StalledReason.USER_ACTION_REQUIRED, message),
+        api.ConditionType.STALLED: true(api.StalledReason.USER_ACTION_REQUIRED, message),
     }
     new = _conditions(states, old.conditions, generation, now)
     others = (condition for condition in old.conditions if condition.type not in states)

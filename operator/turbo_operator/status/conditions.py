@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.api.conditions import ConditionState, false, sentence, true, unknown
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision
@@ -22,10 +22,6 @@ from turbo_operator.render import job_name, url
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.failures import first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
-
-_true = partial(ConditionState, "True")
-_false = partial(ConditionState, "False")
-_unknown = partial(ConditionState, "Unknown")
 
 
 def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
@@ -65,8 +61,7 @@ class Takeover:
     def describe_failure(self, td: api.TurboDeployment, pods: Iterable[PodView]) -> str:
         """Say in sentences why a plan was given up, and whether pods of the one before it answer."""
         rollout = self.rollout
-        if rollout is None:
-            return ""
+        assert rollout is not None  # that was given up
         deadline = td.spec.rollout.progress_deadline
         why = rollout.message or "Its pods start and do not become ready."
         message = f"Plan {rollout.plan_hash} made no progress for {deadline}: {why}"
@@ -136,26 +131,26 @@ class Conditions:
         if facts is not None:
             shape, parameters = facts.shape, facts.shape.parameters / 1e6
             message = f"{shape.architecture} of {parameters:.1f} million parameters, {facts.digest}."
-            return _true(api.ModelInspectedReason.INSPECTED, message)
+            return true(api.ModelInspectedReason.INSPECTED, message)
         name, error = job_name(self._td), sentence(self._observed.model_error)
         jobs = (child for child in self._observed.children if (child.kind, child.name) == ("Job", name))
         job = next(jobs, None)
         if job is not None and (job.failed or (job.complete and error)):
             message = f"The model could not be read. {error or 'The Job left no message.'}"
             remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
-            return _false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
+            return false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
         message = "The inspect Job reads the model's shape."
         if error:
             remedies = (remedy_of(pod.reason) for pod in self._observed.inspecting)
             message = f"{message} Its last attempt said: {error}{next(filter(None, remedies), '')}"
-        return _unknown(api.ModelInspectedReason.INSPECTING, message)
+        return unknown(api.ModelInspectedReason.INSPECTING, message)
 
     @cached_property
     def _feasible(self) -> ConditionState:
         plan = self._outcome.plan
         if plan is None:
             message = f"There is nothing to plan yet. {self._inspected.message}"
-            return _unknown(api.PlanReason.MODEL_UNKNOWN, message)
+            return unknown(api.PlanReason.MODEL_UNKNOWN, message)
         return ConditionState("False" if plan.choice is None else "True", plan.reason, plan.detail)
 
     @cached_property
@@ -166,21 +161,19 @@ class Conditions:
             message, present = scale.detail, sum(pod.is_present for pod in self._observed.pods)
             if present:
                 message += f" {'1 pod has' if present == 1 else f'{present} pods have'} yet to end."
-            return _false(api.AvailableReason.SUSPENDED, message)
+            return false(api.AvailableReason.SUSPENDED, message)
         ready = min(sum(pod.ready for pod in self._serving), scale.replicas)
         answering = f"{ready} of {scale.replicas} replicas answer."
         if ready >= self._minimum:
-            message = answering + self._missing(ready)
-            return _true(api.AvailableReason.MINIMUM_REPLICAS_AVAILABLE, message)
+            return true(api.AvailableReason.MINIMUM_REPLICAS_AVAILABLE, answering + self._missing(ready))
         if self._plan_hash is None and not self._serving:
-            message = f"0 of {scale.replicas} replicas answer. {self._feasible.message}"
-            return _false(api.AvailableReason.NO_PLAN, message)
+            return false(api.AvailableReason.NO_PLAN, f"{answering} {self._feasible.message}")
         if silent := self._silent():
-            return _false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
+            return false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
         cause = self._held_up(current or self._serving, self._target, ready)
         waits = None if self._takeover.is_outdated else self._takeover.waits
         if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
-            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
+            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
         return cause
 
     def _silent(self) -> str | None:
@@ -215,20 +208,15 @@ class Conditions:
         for child in self._observed.children:
             if child.kind != "Deployment" or plan_hash not in (None, child.plan_hash):
                 continue
+            reason, message = api.AvailableReason.FAILED_CREATE, sentence(child.message)
             if kept := kept_by_finalizer(child):
-                return _false(api.AvailableReason.FAILED_CREATE, f"No pod can be made: {kept}")
-            if child.terminating:
-                message = (
-                    f"{child.kind} {child.name} was deleted, and is made again when its pods have ended."
-                )
-                return _false(api.AvailableReason.FAILED_CREATE, f"No pod can be made: {message}")
-            if child.message:
-                why = (
-                    api.AvailableReason.QUOTA_EXCEEDED
-                    if child.is_over_quota
-                    else api.AvailableReason.FAILED_CREATE
-                )
-                return _false(why, f"No pod can be made: {sentence(child.message)}")
+                message = kept
+            elif child.terminating:
+                message = f"Deployment {child.name} was deleted, and is made again when its pods have ended."
+            elif child.is_over_quota:
+                reason = api.AvailableReason.QUOTA_EXCEEDED
+            if message:
+                return false(reason, f"No pod can be made: {message}")
         ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
         if not pods and (failed := first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
@@ -236,57 +224,57 @@ class Conditions:
         deployments = (child for child in self._observed.children if child.kind == "Deployment")
         kept = next(filter(None, map(kept_by_finalizer, deployments)), None)
         if kept and not self._takeover.waits and all(pod.ready for pod in pods):
-            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} wait. {kept}")
+            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} wait. {kept}")
         ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]
         if ending and all(pod.ready for pod in pods):
             message = f"{answering} wait until pod {ending[0]} has ended, whose accelerators they take."
-            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, message)
-        return _false(api.AvailableReason.MODEL_LOADING, f"{answering} start or load.")
+            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, message)
+        return false(api.AvailableReason.MODEL_LOADING, f"{answering} start or load.")
 
     @cached_property
     def _ready(self) -> ConditionState:
         """Whether what runs serves the spec; else what holds it up first."""
         replicas, plan_hash, takeover = self._scale.replicas, self._plan_hash, self._takeover
         if self._refused:
-            return _false(api.ReadyReason.APPLY_REJECTED, sentence(self._refused))
+            return false(api.ReadyReason.APPLY_REJECTED, sentence(self._refused))
         if self._scale.reason == api.ScalingReason.SUSPENDED:
-            return _false(api.ReadyReason.SUSPENDED, self._available.message)
+            return false(api.ReadyReason.SUSPENDED, self._available.message)
         if self._inspected.status == "Unknown":  # whether the new spec can be served is not known yet
-            return _false(self._inspected.reason, self._serves_on + self._inspected.message)
+            return false(self._inspected.reason, self._serves_on + self._inspected.message)
         ready, address = min(sum(pod.ready for pod in self._current), replicas), url(self._td)
         if replicas == 0 and plan_hash is not None:
             message = f"Nothing answers at {address}: 0 replicas are asked for, and the plan is feasible."
             if takeover.rolled_back:
                 message = f"Nothing answers at {address}: 0 replicas are asked for. Plan {plan_hash} was "
                 message += f"rolled back: with replicas, plan {takeover.serving} serves."
-            return _true(api.ReadyReason.SCALED_TO_ZERO, message)
+            return true(api.ReadyReason.SCALED_TO_ZERO, message)
         if takeover.rolled_back:
-            return _false(api.ReadyReason.ROLLED_BACK, self._stalled.message)
+            return false(api.ReadyReason.ROLLED_BACK, self._stalled.message)
         if plan_hash is None:
             cause = self._inspected if self._inspected.status != "True" else self._feasible
-            return _false(cause.reason, self._serves_on + cause.message)
+            return false(cause.reason, self._serves_on + cause.message)
         if self._available.status != "True":
-            return _false(self._available.reason, self._available.message)
+            return false(self._available.reason, self._available.message)
         if self._stalled.status == "True":
-            return _false(self._stalled.reason, self._serves_on + self._stalled.message)
+            return false(self._stalled.reason, self._serves_on + self._stalled.message)
         takes_over = takeover.rollout is not None
         if ready >= self._minimum and not takes_over:
             message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
-            return _true(api.ReadyReason.SERVING, message + self._missing(ready))
+            return true(api.ReadyReason.SERVING, message + self._missing(ready))
         # the old variant answers while the new one comes up
         if takeover.waits:
             if takeover.is_outdated:
-                return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + takeover.waits)
-            return _false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
+                return false(api.ReconcilingReason.PROGRESSING, self._serves_on + takeover.waits)
+            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
             whose = " of the new plan" if self._serves_on else ""
             since = f"for less than {seconds} s" if seconds else "and have yet to be counted"
             message = f"{ready} of {replicas} replicas{whose} answer, {since}."
-            return _false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
+            return false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
         whose = "Of the new plan: " if self._serves_on else ""
-        return _false(cause.reason, f"{self._serves_on}{whose}{cause.message}")
+        return false(cause.reason, f"{self._serves_on}{whose}{cause.message}")
 
     @property
     def _serves_on(self) -> str:
@@ -311,44 +299,43 @@ class Conditions:
         """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
         ceiling = self._td.spec.cost.max_per_hour if self._td.spec.cost else None
         if ceiling is None:
-            return _true(api.BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
+            return true(api.BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
         cost = cost_per_hour(self._observed)
         if cost is None:
             message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
-            return _unknown(api.BudgetReason.PRICE_UNKNOWN, message)
+            return unknown(api.BudgetReason.PRICE_UNKNOWN, message)
         message = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
         if cost <= ceiling:
-            return _true(api.BudgetReason.WITHIN_BUDGET, message)
-        return _false(api.BudgetReason.BUDGET_EXCEEDED, message)
+            return true(api.BudgetReason.WITHIN_BUDGET, message)
+        return false(api.BudgetReason.BUDGET_EXCEEDED, message)
 
     @cached_property
     def _stalled(self) -> ConditionState:
         """Whether nothing will get better unless somebody changes something."""
         takeover = self._takeover
         if self._refused and not self._passes:
-            return _true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
+            return true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
         for reason in api.RolloutReason:
             if self._scale.replicas and takeover.is_over(reason):
-                message = takeover.describe_failure(self._td, self._serving)
-                return _true(api.StalledReason(reason), message)
+                return true(api.StalledReason(reason), takeover.describe_failure(self._td, self._serving))
         for cause in (self._inspected, self._feasible):
             # but for capacity: nodes come, and pods go
             if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:
-                return _true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
+                return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
         if self._scale.replicas and takeover.waits and takeover.waits_for_spec:
-            return _true(api.StalledReason.USER_ACTION_REQUIRED, takeover.waits)
+            return true(api.StalledReason.USER_ACTION_REQUIRED, takeover.waits)
         placed = [pod.placed_since for pod in self._observed.inspecting if pod.placed_since is not None]
         deadline = self._td.spec.rollout.progress_deadline
         is_late = placed and self._now - min(placed) >= deadline.seconds
         if is_late and self._inspected.status == "Unknown":
             message = f"There is no answer after {deadline}. {self._inspected.message}"
-            return _true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
+            return true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
         message = "Nothing waits for a change of the spec."
         if (rollout := takeover.rollout) is not None and rollout.last_progress_time is not None:
             message = f"Plan {rollout.plan_hash} has {deadline} from its last progress to make some."
         if self._scale.reason == api.ScalingReason.SUSPENDED:
             message = "It rests, as the spec asks: write spec.suspend: false to serve."
-        return _false(api.StalledReason.PROGRESSING, message)
+        return false(api.StalledReason.PROGRESSING, message)
 
     def _reconciling(self) -> ConditionState:
         """Whether the spec is not in force yet, though it may come to that by itself.
@@ -356,17 +343,17 @@ class Conditions:
         Ready does not say it: it is True also while the last replica starts.
         """
         if self._stalled.status == "True":
-            return _false(self._stalled.reason, self._stalled.message)
+            return false(self._stalled.reason, self._stalled.message)
         for cause in (self._ready, self._feasible):
             if cause.status != "True":
                 present = any(pod.is_present for pod in self._observed.pods)
                 rests = cause.reason == api.ReadyReason.SUSPENDED and not present
                 return ConditionState("False" if rests else "True", cause.reason, cause.message)
         if sum(pod.ready for pod in self._serving) < self._scale.replicas:
-            return _true(api.ReconcilingReason.PROGRESSING, self._available.message)
+            return true(api.ReconcilingReason.PROGRESSING, self._available.message)
         if remaining := self._remaining():
-            return _true(api.ReconcilingReason.PROGRESSING, remaining)
-        return _false(api.ReconcilingReason.UP_TO_DATE, "What runs is what the spec asks for.")
+            return true(api.ReconcilingReason.PROGRESSING, remaining)
+        return false(api.ReconcilingReason.UP_TO_DATE, "What runs is what the spec asks for.")
 
     def _remaining(self) -> str | None:
         """Say in a sentence what there is beyond the wanted replicas, or has yet to end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.api.conditions import ConditionState, false, sentence
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
 _FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}
@@ -43,15 +43,13 @@ def failure(observed: Snapshot, plan_hash: str) -> str:
 
 def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
     """Return what the first pod that is not ready says, what Kubernetes names clearly first."""
-    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
-    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
-    if not failing:
+    failing = (pod for pod in pods if not pod.ready and pod.reason)
+    pod = min(failing, key=lambda pod: (pod.reason not in POD_REASONS, pod.name), default=None)
+    if pod is None:
         return None
-    pod = failing[0]
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
-    remedy = remedy_of(pod.reason)
-    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy}")
+    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy_of(pod.reason)}")
 
 
 def kept_by_finalizer(child: ChildView) -> str | None:

@@ -18,7 +18,8 @@ from turbo_operator.budget import labeled_footprint
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.planner import money
-from turbo_operator.snapshot import DraftView, PodView, Snapshot, TrainPod
+from turbo_operator.planner.explanation import messages
+from turbo_operator.snapshot import AcceleratorLabels, DraftView, Snapshot
 
 _T = TypeVar("_T")
 FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
@@ -112,7 +113,7 @@ def _predicted(prediction: Predicted) -> api.Predicted:
     return api.Predicted(
         time_to_first_token=_shown(prediction.time_to_first_token, _duration),
         time_per_output_token=_shown(prediction.time_per_output_token, _duration),
-        tokens_per_second=_shown(prediction.tokens_per_second, _rate),
+        tokens_per_second=_shown(prediction.tokens_per_second, messages.rate),
         cost_per_hour=_shown(prediction.cost_per_hour, money),
         cost_per_million_tokens=_shown(prediction.cost_per_million_tokens, money),
         provenance=prediction.provenance,
@@ -123,7 +124,7 @@ def live(old: api.ObservedMetrics | None, observed: Snapshot, now: float) -> api
     """Return what is measured and paid now; None where neither is known."""
     old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
-    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), _rate)
+    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), messages.rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     speedup = shown_speedup(old, observed)
     if cost is None and rate is None and speedup is None:
@@ -177,11 +178,6 @@ def _shown(value: _T | None, form: Callable[[_T], str]) -> str | None:
     return None if value is None else form(value)
 
 
-def _rate(value: float) -> str:
-    """Format a rate per second, with three significant digits."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def _duration(seconds: float) -> str:
     """Format a duration in milliseconds, like 123ms or 12.3ms."""
     milliseconds = seconds * 1000
@@ -190,13 +186,11 @@ def _duration(seconds: float) -> str:
 
 def cost_per_hour(observed: Snapshot) -> Decimal | None:
     """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
-    groups: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
-    for pod in observed.pods:
-        if pod.is_present and pod.pending_since is None:
-            groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
-    for trainer in observed.trainings:
-        if trainer.runs:
-            groups[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
+    holding: list[AcceleratorLabels] = [pod for pod in observed.trainings if pod.runs]
+    holding += [pod for pod in observed.pods if pod.is_present and pod.pending_since is None]
+    groups: defaultdict[tuple[str | None, str, int], list[AcceleratorLabels]] = defaultdict(list)
+    for pod in holding:
+        groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
     total = Decimal(0)
     for pods in groups.values():  # together, since whole nodes may be bought
         cost = labeled_footprint(pods[0], observed.accelerators).cost_per_hour(len(pods))

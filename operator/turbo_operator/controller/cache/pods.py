@@ -11,7 +11,7 @@ between the kinds any order will do. No method calls the API server.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -65,13 +65,8 @@ class Pods:
         self._releasing: dict[str, Root] = {}  # ReplicaSets that are being deleted without their pods
 
     def __len__(self) -> int:
-        return (
-            len(self._roots)
-            + len(self._roots_of)
-            + len(self._controlled)
-            + len(self._under)
-            + len(self._releasing)
-        )
+        kept: list[Sized] = [self._roots, self._roots_of, self._controlled, self._under, self._releasing]
+        return sum(map(len, kept))
 
     # Where pods come from
 
@@ -126,9 +121,8 @@ class Pods:
         is_labeled = LABEL_DEPLOYMENT in (meta.get("labels") or {})
         if root is None and (owner is None or not (is_labeled or owner["uid"] in self._roots)):
             return self.drop(body)
-        view, before = pod(body), self._controlled.get(meta["uid"])
-        if before is not None:
-            view = _with_reports(view, before.view)
+        before = self._controlled.get(meta["uid"])
+        view = _with_reports(pod(body), before.view if before is not None else None)
         if owner is not None:
             return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"], view))
         if root is None or not isinstance(view, PodView):

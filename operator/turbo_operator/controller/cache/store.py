@@ -57,11 +57,7 @@ class Cache:
 
     def drafts_of(self, key: Key) -> tuple[DraftView, ...]:
         """Return the candidates of one TurboDeployment that can be read, oldest first."""
-        own = [
-            draft
-            for place, draft in self.drafts.items()
-            if (place.namespace, draft.deployment) == (key.namespace, key.name)
-        ]
+        own = [view for at, view in self.drafts.items() if Key(at.namespace, view.deployment or "") == key]
         return tuple(sorted(own, key=lambda draft: (draft.created, draft.name)))
 
     def accelerators_by_name(self) -> dict[str, Accelerator]:

@@ -13,15 +13,13 @@ import math
 from dataclasses import replace
 
 from turbo_operator.api import Method, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
-from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.conditions import ConditionState, false, true, unknown
 from turbo_operator.drafts.training import job_state, manifests
 from turbo_operator.drafts.training.job_state import NO_TRAINING as NO_TRAINING
 from turbo_operator.drafts.training.job_state import AcceleratorQuery as AcceleratorQuery
 from turbo_operator.drafts.training.job_state import JobRequest as JobRequest
 from turbo_operator.drafts.training.job_state import TrainingDecision as TrainingDecision
 from turbo_operator.drafts.training.job_state import format_progress as format_progress
-from turbo_operator.drafts.training.job_state import unmet_condition
-from turbo_operator.drafts.training.manifests import dtype as dtype
 from turbo_operator.drafts.training.next_job import Case, replan, start_or_resume
 from turbo_operator.drafts.training.next_job import chosen as chosen
 from turbo_operator.drafts.training.next_job import question as question
@@ -48,7 +46,7 @@ def decide(
             return TrainingDecision(state=state)
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.suspend is true"
         message = f"{off}: nothing is trained, and drafts stay."
-        return TrainingDecision(unmet_condition(TrainingReason.SUSPENDED, message), state)
+        return TrainingDecision(false(TrainingReason.SUSPENDED, message), state)
     if state is not None and state.result is None:
         draft_name = manifests.draft_name(td, state.number)
         if any(draft.name == draft_name for draft in observed.drafts):  # it is published
@@ -64,8 +62,7 @@ def decide(
         return waiting if case is None else replan(case, waiting, pods)
     if case is None:
         message = "A draft is trained once the model is known and a plan that drafts is feasible."
-        condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_PLAN, message)
-        step = TrainingDecision(condition, state)
+        step = TrainingDecision(unknown(TrainingReason.WAITING_FOR_PLAN, message), state)
     else:
         step = _decide_without_job(case)
     state = step.state
@@ -106,7 +103,7 @@ def _decide_without_job(case: Case) -> TrainingDecision:
                 f" The measured speedup is below {training.trigger.speedup_below} since {rfc3339(since)}: if "
                 f"it stays there, another one is trained from {due} on."
             )
-        return TrainingDecision(ConditionState("True", TrainingReason.TRAINED, message), state)
+        return TrainingDecision(true(TrainingReason.TRAINED, message), state)
     if (blocked := _blocked(case, drafts)) is not None:
         return TrainingDecision(blocked, state)
     if training.prompts.type == "Captured" and not drafts and not unfinished:
@@ -116,7 +113,7 @@ def _decide_without_job(case: Case) -> TrainingDecision:
                 f"{captured} prompts were captured by the pods that run, and spec.speculation.training."
                 f"trigger.minPrompts asks for {training.trigger.min_prompts}: wait, or ask for less."
             )
-            return TrainingDecision(unmet_condition(TrainingReason.WAITING_FOR_PROMPTS, message), state)
+            return TrainingDecision(false(TrainingReason.WAITING_FOR_PROMPTS, message), state)
     return start_or_resume(case)
 
 
@@ -150,7 +147,7 @@ def _blocked(case: Case, drafts: list[DraftView]) -> ConditionState | None:
     ended = epoch(state.completion_time) if is_retried and state.completion_time else math.inf
     if case.now - ended >= training.trigger.window.seconds:
         return None  # traffic has brought others
-    return unmet_condition(TrainingReason(state.result), state.message or "It left no message.")
+    return false(TrainingReason(state.result), state.message or "It left no message.")
 
 
 def _useless(case: Case, state: TrainingStatus) -> ConditionState:
@@ -169,4 +166,4 @@ def _useless(case: Case, state: TrainingStatus) -> ConditionState:
             f"has lost its spec.deploymentName: apply it again, with spec.deploymentName: {own}."
         )
     message += " To train another one change spec.speculation.training, or switch suspend on and off."
-    return unmet_condition(TrainingReason.TRAINING_FAILED, message)
+    return false(TrainingReason.TRAINING_FAILED, message)

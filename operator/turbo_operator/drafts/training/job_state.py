@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.api.conditions import ConditionState, bounded
+from turbo_operator.api.conditions import ConditionState, bounded, false
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.documents import DraftManifest, TrainingProgress
@@ -55,15 +55,10 @@ class TrainingDecision:
 
     def refused(self, message: str) -> TrainingDecision:
         """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
-        return replace(self, condition=unmet_condition(TrainingReason.APPLY_REJECTED, message))
+        return replace(self, condition=false(TrainingReason.APPLY_REJECTED, message))
 
 
 NO_TRAINING = TrainingDecision()
-
-
-def unmet_condition(reason: TrainingReason, message: str) -> ConditionState:
-    """Say why no draft is trained yet, or any more."""
-    return ConditionState("False", reason, message)
 
 
 def format_progress(progress: TrainingProgress) -> str:
@@ -159,7 +154,7 @@ def end_training(state: TrainingStatus, reason: TrainingReason, message: str, no
         "progress": None,
         "estimated_remaining": None,
     }
-    return TrainingDecision(unmet_condition(reason, message), add_cost(state, now).model_copy(update=update))
+    return TrainingDecision(false(reason, message), add_cost(state, now).model_copy(update=update))
 
 
 def read_job_state(
@@ -180,7 +175,7 @@ def read_job_state(
         if bought is not None and bought < MIN_SECONDS:
             return replace(over_budget(training, state, now), kept_job=job.name)
         message = f"Training {state.number} goes on: the time of its Job is over, and money is left."
-        return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
+        return TrainingDecision(false(TrainingReason.TRAINING, message), state)
     reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
         f"Training {state.number} failed: {bounded(reason, MAX_MESSAGE)} Mend that, then change "
@@ -226,8 +221,7 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
     else:
         reason = TrainingReason.WAITING_FOR_ACCELERATOR
         text = f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
-    condition = unmet_condition(reason, f"Training {state.number}{text}")
-    return TrainingDecision(condition, state, kept_job=job.name)
+    return TrainingDecision(false(reason, f"Training {state.number}{text}"), state, kept_job=job.name)
 
 
 def _complete(
@@ -240,14 +234,14 @@ def _complete(
         # what it told went with its pod: another Job finds all done, where it was done, and tells it again
         state = state.model_copy(update={"start_time": state.start_time or rfc3339(now)})
         message = f"Training {state.number} is done, and its pod was gone before it told: it is asked again."
-        return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
+        return TrainingDecision(false(TrainingReason.TRAINING, message), state)
     try:
         facts = DraftManifest.from_json(done.message or "")
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
         return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
     message = f"Training {state.number} is done: its TurboDraft is being made."
-    condition = unmet_condition(TrainingReason.TRAINING, message)
+    condition = false(TrainingReason.TRAINING, message)
     return TrainingDecision(condition, state, kept_job=job.name, finished=facts)
 
 

@@ -10,7 +10,6 @@ from turbo_operator import api
 from turbo_operator.api import Training, TrainingStatus, TurboDeployment, quantity
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.drafts.training.job_state import JobRequest
-from turbo_operator.plan import Choice
 from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.render import TERMINATION_LOG, draft_volume, pod
 from turbo_operator.render.metadata import build_child, digest, labels
@@ -52,11 +51,6 @@ def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
     """Return the largest number of a TurboDraft among the names; 0 where there is none."""
     pattern = re.compile(re.escape(draft_name(td, "")) + "([0-9]+)")
     return max((int(found[1]) for name in names if (found := pattern.fullmatch(name))), default=0)
-
-
-def dtype(serving: Choice) -> str:
-    """Return what a training computes in: as what is served, so that answers are those that are served."""
-    return "float32" if serving.dtype == "float32" else "bfloat16"
 
 
 def threads(td: TurboDeployment, accelerator: Accelerator) -> int:
@@ -102,8 +96,7 @@ def training_job(
 ) -> dict[str, Any]:
     """Build `NAME-train-NUMBER`: pods, one after the other, that run `turbo distill` into the same folder."""
     training = td.spec.speculation.training
-    if training is None:
-        raise ValueError("nothing is to be trained")
+    assert training is not None  # else there is no request
     choice = begin.choice
     prompts, prompts_path = _prompts(td, training)
     claim = training.persistent_volume_claim.claim_name
@@ -143,7 +136,7 @@ def _arguments(
         f"--domain={training.domain or td.metadata.name}",
         f"--max-tokens={training.max_output_tokens}",
         f"--device={'cpu' if on_cpu(choice.accelerator) else 'cuda'}",
-        f"--dtype={dtype(serving)}",
+        f"--dtype={serving.dtype}",
         f"--threads={threads(td, choice.accelerator)}",
         f"--max-model-len={serving.max_model_len}",
         f"--progress-port={PORT}",

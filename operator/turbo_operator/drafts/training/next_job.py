@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from turbo_operator import api
 from turbo_operator.api import PlanReason, TrainingReason, TrainingStatus
-from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.conditions import ConditionState, false, unknown
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts.training import manifests
 from turbo_operator.drafts.training.job_state import (
@@ -24,7 +24,6 @@ from turbo_operator.drafts.training.job_state import (
     TrainingDecision,
     bought_seconds,
     over_budget,
-    unmet_condition,
 )
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
@@ -65,9 +64,7 @@ class Case:
 
     def work_hash(self, accelerator: Accelerator) -> str:
         """Hash what decides the draft of a training on an accelerator."""
-        return manifests.work_hash(
-            self.td, self.training, self.digest, accelerator, manifests.dtype(self.serving)
-        )
+        return manifests.work_hash(self.td, self.training, self.digest, accelerator, self.serving.dtype)
 
 
 def start_or_resume(case: Case) -> TrainingDecision:
@@ -78,10 +75,10 @@ def start_or_resume(case: Case) -> TrainingDecision:
         if row is not None and pinned in ("", row.name) and old.input_hash == case.work_hash(row):
             pinned = row.name  # another machine's threads and arithmetic make another draft
     passed_over = old.excluded_accelerators if old is not None else ()
-    query = AcceleratorQuery(pinned, manifests.dtype(case.serving), passed_over)
+    query = AcceleratorQuery(pinned, case.serving.dtype, passed_over)
     if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
-        condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
+        condition = unknown(TrainingReason.WAITING_FOR_ACCELERATOR, message)
         return TrainingDecision(condition, case.state, query=query)
     return _begin(case, query, case.answer)
 
@@ -89,8 +86,7 @@ def start_or_resume(case: Case) -> TrainingDecision:
 def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> TrainingDecision:
     """Plan anew for a training whose Job is there and of which no pod has run, which `waiting` tells of."""
     old = case.state
-    if old is None:
-        return waiting
+    assert old is not None  # it names the Job
     current, allowed = old.accelerator_name or "", case.td.spec.accelerators or api.Accelerators()
     is_timed_out = any(
         case.now - pod.pending_since >= allowed.pending_timeout.seconds
@@ -104,7 +100,7 @@ def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> T
     passed_over = old.excluded_accelerators
     if is_timed_out:
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
-    query = AcceleratorQuery(pinned, manifests.dtype(case.serving), passed_over)
+    query = AcceleratorQuery(pinned, case.serving.dtype, passed_over)
     if case.answer is None:
         return replace(waiting, query=query)
     step = _begin(case, query, case.answer)
@@ -155,7 +151,7 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
     verb = "begins" if new.start_time is None else "goes on"
     message = f"Training {new.number} {verb} on {accelerator.name}{cost}."
     request = JobRequest(new.number, work, choice, case.serving, deadline)
-    return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), new, job_request=request)
+    return TrainingDecision(false(TrainingReason.TRAINING, message), new, job_request=request)
 
 
 def _unaffordable(case: Case, choice: Choice) -> ConditionState | None:
@@ -177,7 +173,7 @@ def _unaffordable(case: Case, choice: Choice) -> ConditionState | None:
         f"{'replica' if replicas == 1 else f'{replicas} replicas'} and the training together. Raise it, or "
         "train while fewer replicas run."
     )
-    return unmet_condition(TrainingReason.WAITING_FOR_BUDGET, message)
+    return false(TrainingReason.WAITING_FOR_BUDGET, message)
 
 
 def chosen(training: api.Training, answer: Plan) -> Choice | ConditionState:
@@ -191,18 +187,18 @@ def chosen(training: api.Training, answer: Plan) -> Choice | ConditionState:
             f"{choice.capacity_type} price: write spec.pricing.perAcceleratorHour on that TurboAccelerator, "
             "or leave maxCost out."
         )
-        return unmet_condition(TrainingReason.PRICE_UNKNOWN, message)
+        return false(TrainingReason.PRICE_UNKNOWN, message)
     if training.accelerator_name is not None and answer.reason == PlanReason.ACCELERATOR_NOT_FOUND:
         message = (
             f"There is no TurboAccelerator {training.accelerator_name}: create it, or correct "
             "spec.speculation.training.acceleratorName."
         )
-        return unmet_condition(TrainingReason.NO_ACCELERATOR, message)
+        return false(TrainingReason.NO_ACCELERATOR, message)
     reason = {
         PlanReason.INSUFFICIENT_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
     }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
-    return unmet_condition(reason, f"No accelerator can be had for a training. {answer.detail}")
+    return false(reason, f"No accelerator can be had for a training. {answer.detail}")
 
 
 def question(
