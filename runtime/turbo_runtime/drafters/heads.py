@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
 from turbo_runtime.files import read_object, write_whole, write_whole_by
 from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
-from turbo_runtime.sampling.noise import BLOCK, Noise, position_key
+from turbo_runtime.sampling.noise import Noise, position_key
 
 KIND = "turbo-heads"
 FORMAT = 1  # of the folder; another number, another reader
@@ -333,15 +333,7 @@ class HeadsDrafter(Drafter):
             [position_key(request.key, len(request.tokens) + self._depth) for request in requests],
             device=logits.device,
         )
-        minima, falls = self.noise.block_minima(keys)
-        ids = self.ids[places]
-        blocks = ids // BLOCK
-        gumbel = self.noise.gumbel_within(
-            keys.repeat_interleave(ids.shape[1]),
-            ids.flatten(),
-            minima.gather(1, blocks).flatten(),
-            falls.gather(1, blocks).flatten(),
-        ).view_as(ids)
+        gumbel = self.noise.gumbel_rows(keys, self.ids[places])
         scores = hottest.double() / temperatures.clamp(min=1e-6)[:, None] + gumbel
         drawn = places.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
         indices: list[int] = torch.where(temperatures > 0, drawn, places[:, 0]).tolist()

@@ -78,11 +78,15 @@ class Noise:
         beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 
+    def gumbel_rows(self, keys: Tensor, ids: Tensor) -> Tensor:
+        """Return standard Gumbel noise (rows, n) float64 of the tokens `ids`, a row for each of `keys`."""
+        minima, places = (column.gather(1, ids // BLOCK).flatten() for column in self.block_minima(keys))
+        repeated = keys.repeat_interleave(ids.shape[1])
+        return self.gumbel_within(repeated, ids.flatten(), minima, places).view_as(ids)
+
     def gumbel(self, key: int, ids: Tensor) -> Tensor:
         """Return standard Gumbel noise (n,) float64 of these tokens at one position."""
-        keys = torch.tensor([key], device=self.device)
-        minima, places = (column[0].index_select(0, ids // BLOCK) for column in self.block_minima(keys))
-        return self.gumbel_within(keys, ids, minima, places)
+        return self.gumbel_rows(torch.tensor([key], device=self.device), ids[None])[0]
 
 
 def _mix(x: Tensor) -> Tensor:
