@@ -98,15 +98,8 @@ def usage(commands: dict[str, EntryPoint]) -> str:
     """The text of `turbo --help`."""
     width = max((len(name) for name in commands), default=0)
     lines = [f"  {name:<{width}}  {SUMMARIES.get(name, '')}".rstrip() for name in sorted(commands)]
-    return "\n".join(
-        [
-            "usage: turbo COMMAND [ARGUMENTS]",
-            "",
-            *lines,
-            "",
-            "`turbo COMMAND --help` says more; `turbo --version`.",
-        ]
-    )
+    head, foot = "usage: turbo COMMAND [ARGUMENTS]", "`turbo COMMAND --help` says more; `turbo --version`."
+    return "\n".join([head, "", *lines, "", foot])
 
 
 def unknown(name: str, commands: dict[str, EntryPoint]) -> str:
