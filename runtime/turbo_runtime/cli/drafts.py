@@ -18,7 +18,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.client.client import printable
-from turbo_runtime.contract.documents import DomainEvaluation, MeasuredSpeedup
+from turbo_runtime.contract.documents import DomainEvaluation
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 from turbo_runtime.files import checkpoint_digest, read_object
@@ -51,25 +51,16 @@ class Measurement:
 
     @classmethod
     def parse(cls, domain: str, row: Mapping[str, Any]) -> Measurement:
-        """Read it as `turbo distill` writes it."""
+        """Read it as `turbo distill` writes it. Raises ValueError, TypeError or AttributeError."""
         unseen = row.get("unseen", {})
-        length, count = (_number(unseen.get(name)) for name in ("acceptance_length", "answers"))
-        positions = tuple(map(float, unseen.get("acceptance_per_position", ())))
-        speedups = tuple(
-            MeasuredSpeedup(int(speedup["batch"]), float(speedup["before"]), float(speedup["after"]))
-            for speedup in row.get("speedups", ())
-        )
-        worth = DomainEvaluation(domain, length, positions, speedups)
-        return cls(worth, None if count is None else int(count), row.get("measured_on"))
+        document = {**unseen, "domain": domain, "speedups": row.get("speedups", [])}
+        worth = DomainEvaluation.from_json(json.dumps(document))
+        return cls(worth, unseen.get("answers"), row.get("measured_on"))
 
     @property
     def speedups(self) -> dict[int, tuple[float, float]]:
         """From memory alone and with the draft, by batch size."""
         return {speedup.batch: (speedup.before, speedup.after) for speedup in self.worth.speedups}
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)
@@ -170,7 +161,7 @@ def _read_draft(folder: Path) -> Draft:
     evaluation = read_object(path, DraftsError, "name a folder of a draft") if path.is_file() else {}
     try:
         domains = {name: Measurement.parse(name, row) for name, row in evaluation.get("domains", {}).items()}
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
     return Draft(folder, method, config, evaluation, domains)
 

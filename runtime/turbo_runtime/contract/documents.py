@@ -185,7 +185,7 @@ class MeasuredSpeedup:
 
 
 @dataclass(frozen=True, slots=True)
-class DomainEvaluation:
+class DomainEvaluation(JsonDocument):
     """What a draft is worth on one kind of traffic, on prompts that it has not learnt from."""
 
     domain: str
