@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from turbo_runtime.model_files.source import ARCHITECTURES
 from turbo_runtime.models.attention.metadata import AttentionMetadata
 from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.spans import Ints, ragged
@@ -32,14 +33,7 @@ from turbo_runtime.models.layers.primitives import (
 )
 from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct, padded_rows
 
-LEAN_ARCHITECTURES = (
-    "DeepseekV2ForCausalLM",
-    "DeepseekV3ForCausalLM",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-)
+LEAN_ARCHITECTURES = frozenset(ARCHITECTURES) - {"Olmo2ForCausalLM"}  # whose norms come behind its parts
 
 
 class LeanAttention(Layer):
