@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 MAX_NAME_LENGTH = 100  # characters of a name that a client sent
@@ -22,27 +23,22 @@ def cut(name: str) -> str:
     return name if len(name) <= MAX_NAME_LENGTH else name[:MAX_NAME_LENGTH] + "..."
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """HTTP error with a sentence for the caller; `param` is a field's path, such as `messages[0].role`."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        kind: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        default_kind, default_code = _KINDS.get(status, ("invalid_request_error", None))
-        self.status = status
-        self.message = message
-        self.code = code or default_code
-        self.param = param
-        self.kind = kind or default_kind
-        self.headers = dict(headers or {})
+    status: int
+    message: str
+    _: KW_ONLY
+    code: str | None = None
+    param: str | None = None
+    kind: str | None = None
+    headers: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+        kind, code = _KINDS.get(self.status, ("invalid_request_error", None))
+        self.kind, self.code = self.kind or kind, self.code or code
 
     def body(self) -> dict[str, Any]:
         """Return what the client reads, also as the last event of a stream that fails midway."""
