@@ -15,7 +15,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
@@ -284,10 +284,7 @@ class GoodputController:
 
 
 def select_draft_lengths(
-    acceptances: Sequence[Sequence[float]],
-    answers: int,
-    seconds: Sequence[float] | NDArray[np.float64],
-    spent: float = 0.0,
+    acceptances: Sequence[Sequence[float]], answers: int, seconds: ArrayLike, spent: float = 0.0
 ) -> list[int]:
     """The number of tokens of each draft to verify for most tokens a second: the n tokens with the greatest
     (answers + sum of their acceptances) / (spent + seconds[n]); of equal ones the fewest.
@@ -299,7 +296,7 @@ def select_draft_lengths(
     candidates = ((chance, draft) for draft, chances in enumerate(acceptances) for chance in chances)
     order = sorted(candidates, key=lambda candidate: -candidate[0])
     gains = np.concatenate([[0.0], np.cumsum([chance for chance, _ in order])])
-    rates = (answers + gains) / (spent + np.asarray(seconds[: len(order) + 1]))
+    rates = (answers + gains) / (spent + np.asarray(seconds)[: len(order) + 1])
     counts = [0] * len(acceptances)
     for _, draft in order[: int(rates.argmax())]:
         counts[draft] += 1
