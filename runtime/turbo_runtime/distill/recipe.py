@@ -62,9 +62,7 @@ class Recipe:
     warm_up: float = 0.05  # share of all steps over which the rate rises
     head_decay: float = 0.8  # how much less each further head counts
     words: float = 1.0  # weight of the cross-entropy with the model's token
-    distribution_loss_weight: float = (
-        1.0  # weight of the cross-entropy with the distribution that it was drawn from
-    )
+    distribution_loss_weight: float = 1.0  # of that with the distribution that the token was drawn from
     variation: float = 0.0  # weight of the total variation between the distributions
 
     @property
