@@ -29,6 +29,7 @@ class Metric:
 
 
 _counter, _gauge = partial(Metric, Counter), partial(Metric, Gauge)
+_by_draft = partial(_counter, labels=("draft",))
 _unset_gauge, _histogram = partial(_gauge, initialized=False), partial(Metric, Histogram)
 
 # Seconds. Wide: the same names serve a CPU node and a large GPU.
@@ -115,24 +116,21 @@ DRAFT_ERROR = _unset_gauge(  # /version says why
 )
 DRAFT_INFO = _unset_gauge("turbo:draft_info", "the version of the draft weights in use", ("draft", "version"))
 # What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name in --draft-config.
-DRAFTS_BY_DRAFT = _counter(
+DRAFTS_BY_DRAFT = _by_draft(
     "turbo:spec_decode_num_drafts",
     "verification passes with a drafted token, of requests by the draft they have",
-    ("draft",),
 )
-DRAFT_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_draft_tokens", "draft tokens proposed, by the request's draft", ("draft",)
+DRAFT_TOKENS_BY_DRAFT = _by_draft(
+    "turbo:spec_decode_num_draft_tokens", "draft tokens proposed, by the request's draft"
 )
-ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_accepted_tokens", "draft tokens accepted, by the request's draft", ("draft",)
+ACCEPTED_TOKENS_BY_DRAFT = _by_draft(
+    "turbo:spec_decode_num_accepted_tokens", "draft tokens accepted, by the request's draft"
 )
-OWN_DRAFT_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_head_draft_tokens", "draft tokens proposed by the draft's own layers", ("draft",)
+OWN_DRAFT_TOKENS_BY_DRAFT = _by_draft(
+    "turbo:spec_decode_num_head_draft_tokens", "draft tokens proposed by the draft's own layers"
 )
-OWN_ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:spec_decode_num_head_accepted_tokens",
-    "draft tokens of the draft's own layers accepted",
-    ("draft",),
+OWN_ACCEPTED_TOKENS_BY_DRAFT = _by_draft(
+    "turbo:spec_decode_num_head_accepted_tokens", "draft tokens of the draft's own layers accepted"
 )
 CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
     "turbo:capture_prompts", "prompts by whether they were kept to learn from", ("outcome",)
