@@ -5,8 +5,6 @@ pool, and every `nn.Linear` computes by a form.
 from __future__ import annotations
 
 from collections.abc import Collection
-from contextlib import ExitStack
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -48,19 +46,14 @@ class ModuleDecoder(Decoder):
 
     def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
         """tokens (rows) -> (rows, width); and what enters `layers`."""
-        streams: dict[int, Tensor] = {}
-        with ExitStack() as hooks:
-            for number in layers:
-
-                def hook(_: nn.Module, args: Any, kwargs: Any, number: int = number) -> None:
-                    streams[number] = (args[0] if args else kwargs["hidden_states"])[0]
-
-                layer = self._body.layers[number]
-                hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
-            hidden = self._body(
-                input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
-            ).last_hidden_state
-        return hidden[0], streams
+        outputs = self._body(
+            input_ids=tokens[None],
+            position_ids=step.positions[None],
+            use_cache=False,
+            output_hidden_states=list(layers),
+            paged_step=step,
+        )
+        return outputs.last_hidden_state[0], {layer: outputs.hidden_states[layer][0] for layer in layers}
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:
