@@ -58,14 +58,10 @@ class ModuleDecoder(Decoder):
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:
     """Replace every `nn.Linear` of the model, the LM head included, and return the replacements."""
-    replaced: list[RowLinear] = []
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                layer = RowLinear(child)
-                setattr(parent, name, layer)
-                replaced.append(layer)
-    return replaced
+    layers = {name: RowLinear(part) for name, part in model.named_modules() if type(part) is nn.Linear}
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    return list(layers.values())
 
 
 def _width_of(module: nn.Module) -> int:
