@@ -9,11 +9,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from turbo_runtime.cli.arguments import bounded_float, bounded_int
 from turbo_runtime.client.client import ServerError
-from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.config import Device, DType, RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, deal, read_kept, render_turns
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
@@ -265,9 +265,8 @@ def parser() -> argparse.ArgumentParser:
     text = "write to FILE what was made, as JSON, or the error"
     machine.add_argument("--termination-message", type=Path, metavar="FILE", help=text)
     machine.add_argument("--revision", help=help_of["revision"])
-    machine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=help_of["device"])
-    dtypes = ("auto", "float32", "bfloat16")
-    machine.add_argument("--dtype", default="auto", choices=dtypes, help="of the model")
+    machine.add_argument("--device", default="auto", choices=get_args(Device), help=help_of["device"])
+    machine.add_argument("--dtype", default="auto", choices=get_args(DType), help="of the model")
     machine.add_argument("--threads", type=bounded_int(1), help="CPU threads (default: allowed cores)")
     machine.add_argument("--max-model-len", type=bounded_int(2), help=help_of["max_model_len"])
     text = f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})"
