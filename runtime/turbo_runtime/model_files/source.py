@@ -78,10 +78,11 @@ def hub_errors() -> Iterator[None]:
         status = error.response.status_code
         if status >= 500 or status in _PASSING:
             raise HubUnreachableError(f"the hub answered with status {status}") from error
-        raise ModelError(f"the hub refused it: {_first_line(error)}") from error
+        raise ModelError(f"the hub refused it: {first_line(error)}") from error
     except (HTTPError, ConnectionError) as error:
-        raise HubUnreachableError(f"the hub cannot be reached: {_first_line(error)}") from error
+        raise HubUnreachableError(f"the hub cannot be reached: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or the name of its type."""
     return (str(error) or type(error).__name__).strip().splitlines()[0]

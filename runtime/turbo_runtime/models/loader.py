@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find, hub_errors
+from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find, first_line, hub_errors
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 
 # These rescale by the longest position of the batch, so that one request's text would depend on the others'.
@@ -41,8 +41,7 @@ def _model_errors(
     except ModelError:
         raise
     except errors as error:
-        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise ModelError(f"{sentence}: {first_line}") from error
+        raise ModelError(f"{sentence}: {first_line(error)}") from error
 
 
 def check_config(config: Any) -> None:
