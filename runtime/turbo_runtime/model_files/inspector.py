@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -109,8 +108,8 @@ def _weight_files(files: Files) -> list[str]:
 
 def _safetensors_head(files: Files, name: str) -> bytes:
     start = files.read(name, 0, 8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
-    if length is None or length > _LARGEST_HEAD:
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
     return files.read(name, 8, length)
 
