@@ -120,11 +120,8 @@ def gguf_parsed_once() -> Iterator[None]:
 
     reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
     read = cache(reader)
-
-    def open_once(path: str | Path) -> Any:
-        return read(Path(path).resolve())
-
-    gguf.GGUFReader, gguf.get_tensor_name_map = open_once, cache(names)
+    gguf.GGUFReader = lambda path: read(Path(path).resolve())
+    gguf.get_tensor_name_map = cache(names)
     try:
         yield
     finally:
