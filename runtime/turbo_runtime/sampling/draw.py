@@ -90,9 +90,8 @@ def head(logits: Tensor, count: int) -> Tensor:
     """
     blocks = blocked(logits[None])[0]
     peaks = blocks.amax(1)
-    floor = peaks.topk(min(count, len(peaks))).values[-1].clamp(min=_MIN_LOGIT)
-    if count > len(peaks):
-        floor = logits.topk(min(count, len(logits)), sorted=False).values.min().clamp(min=_MIN_LOGIT)
+    bounding = peaks if count <= len(peaks) else logits
+    floor = bounding.topk(min(count, len(bounding)), sorted=False).values.min().clamp(min=_MIN_LOGIT)
     block = (peaks >= floor).nonzero().squeeze(1)
     values = blocks.index_select(0, block).view(-1)
     near = (values >= floor).nonzero().squeeze(1)
