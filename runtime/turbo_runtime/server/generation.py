@@ -55,11 +55,8 @@ async def generate(
         tenant, num_answers, min_prompt_tokens(request, model), "n" if request.n > 1 else "prompt"
     )
     try:
-        prepared = await run_until_disconnect(
-            http.receive,
-            service.preprocessing.run(lambda is_wanted: prepare(request, model, is_wanted)),
-            service.cut,
-        )
+        work = service.preprocessing.run(lambda is_wanted: prepare(request, model, is_wanted))
+        prepared = await run_until_disconnect(http.receive, work, service.cut)
         if prepared is None:
             raise unavailable(service.cut.result() if service.cut.done() else "The client left.")
         prepared = replace(prepared, tenant=tenant, salt=request.cache_salt or "", draft=draft)
