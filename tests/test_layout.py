@@ -19,7 +19,7 @@ SOURCES = sorted(
     for folder in ("operator", "runtime", "dev", "tests", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
-MAX_LINES = 33_610
+MAX_LINES = 33_500
 SOURCE_ROOTS = ("operator", "runtime", "dev", "tests")
 
 

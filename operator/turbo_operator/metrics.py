@@ -17,9 +17,7 @@ API_REQUESTS = Counter(
 )
 QUEUE_DEPTH = Gauge("turbo_operator_queue_depth", "TurboDeployments that wait for a free worker.")
 DEPLOYMENTS = Gauge("turbo_operator_deployments", "TurboDeployments known to the operator.")
-SCRAPES = Counter(
-    "turbo_operator_scrapes", "Reads of a pod's load or progress, by result: ok or failed.", ["result"]
-)
+SCRAPES = Counter("turbo_operator_scrapes", "Reads of a pod's load or progress: ok or failed.", ["result"])
 DEPLOYMENT_REQUESTS = Gauge(
     "turbo_operator_deployment_requests",
     "Requests in the ready pods of a TurboDeployment, as last scraped, by state: running or waiting.",

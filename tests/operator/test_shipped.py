@@ -110,7 +110,7 @@ async def test_a_memory_that_cannot_be_written_is_told_of_and_nothing_else_fails
     api.write_refusal = refusal
     await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL
-    assert f"that are deleted come back: {refusal.message}" in caplog.text
+    assert f"deleted TurboAccelerators come back: {refusal.message}" in caplog.text
 
 
 async def test_while_the_api_server_cannot_be_reached_nothing_comes_back(api: FakeKube) -> None:

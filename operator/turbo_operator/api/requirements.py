@@ -72,8 +72,7 @@ class Latency(Record):
     """A bound on a time, and of how many requests it holds."""
 
     max: Annotated[
-        UpToAnHour,
-        Rule(duration_cel("duration(self) > duration('0s')"), "write a time above 0, like 25ms"),
+        UpToAnHour, Rule(duration_cel("duration(self) > duration('0s')"), "write a time above 0, like 25ms")
     ]
     """The longest time, like 25ms."""
     percentile: Literal[50, 90, 95, 99] = 95

@@ -92,9 +92,7 @@ def _change(question: Question, base: Plan, change: str) -> Change:
     if key == "replicas" and not external:
         notes.append(unread_replicas(td))
     if key in ("minReplicas", "maxReplicas") and external:
-        notes.append(
-            f"spec.scaling.{key} is read under scaling.mode Planned or Metrics, and this is External."
-        )
+        notes.append(f"spec.scaling.{key} is read under scaling.mode Planned or Metrics; this is External.")
     return Change(change, plan, difference, tuple(notes))
 
 

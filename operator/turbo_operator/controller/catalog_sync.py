@@ -62,9 +62,7 @@ async def apply(api: Kube, namespace: str) -> None:
             metadata = {"name": MEMORY_NAME, "namespace": namespace}
             await api.apply(_CONFIG_MAP, {"metadata": metadata, "data": memory})
         except KubeError as error:  # the next start tries again
-            message = (
-                "what was shipped cannot be remembered, so TurboAccelerators that are deleted come back: %s"
-            )
+            message = "what was shipped cannot be remembered, so deleted TurboAccelerators come back: %s"
             log.warning(message, error.message, extra=where)
 
 

@@ -15,20 +15,11 @@ from typing import Any
 from turbo_operator import render
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, TURBODEPLOYMENT, TurboDeployment
 from turbo_operator.controller.adoption import adopt, is_orphan
-from turbo_operator.controller.cache.projection import (
-    controller,
-    is_controlled_by,
-)
+from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
-from turbo_operator.controller.kube import (
-    Kube,
-    LeftoverError,
-    OutdatedError,
-    RefusedError,
-    StrangerError,
-)
+from turbo_operator.controller.kube import Kube, LeftoverError, OutdatedError, RefusedError, StrangerError
 from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.snapshot import ChildView, PodView
 

@@ -212,6 +212,4 @@ def _inspects_anew(td: TurboDeployment, observed: Snapshot, children: Iterable[M
 
 def restore_history(events: Sequence[ScaleEvent]) -> History:
     """Return what the autoscaler knows after a start: what the status has kept."""
-    return History.restored(
-        Event(epoch(event.time), event.before, event.after, event.reason) for event in events
-    )
+    return History.restored(Event(epoch(each.time), each.before, each.after, each.reason) for each in events)

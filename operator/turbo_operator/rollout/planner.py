@@ -54,11 +54,7 @@ class Step:
 
 
 def serving_variant(
-    states: Sequence[VariantState],
-    wanted: str | None,
-    recorded: str | None,
-    replicas: int,
-    bounds: Bounds,
+    states: Sequence[VariantState], wanted: str | None, recorded: str | None, replicas: int, bounds: Bounds
 ) -> str | None:
     """Find the variant that serves until another one has all its replicas available.
 
@@ -87,9 +83,7 @@ def serving_variant(
 
 def has_taken_over(states: Iterable[VariantState], plan_hash: str | None, replicas: int) -> bool:
     """Whether a variant has all its replicas available, of which there must be one."""
-    return replicas > 0 and any(
-        state.plan_hash == plan_hash and state.available >= replicas for state in states
-    )
+    return replicas > 0 and any(each.plan_hash == plan_hash and each.available >= replicas for each in states)
 
 
 def next_step(

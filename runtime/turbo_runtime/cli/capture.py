@@ -30,9 +30,7 @@ def capture(argv: list[str]) -> int:
         if not options.folder.is_dir():
             raise NotADirectoryError(f"{options.folder} is no folder; name the one that prompts are kept in")
         if not is_capture(options.folder):
-            raise ValueError(
-                f"{options.folder} holds other files, and no prompts; name the one of --capture-config"
-            )
+            raise ValueError(f"{options.folder} holds other files; name the one of --capture-config")
         if options.verb == "show":
             _show(options.folder)
         else:

@@ -234,9 +234,7 @@ def _build_manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]
 
 def _compare(console: Console, first: Draft, second: Draft) -> None:
     if first.config.get("target_digest") != second.config.get("target_digest"):
-        raise DraftsError(
-            f"{first.folder} and {second.folder} are for different models; compare drafts of one model"
-        )
+        raise DraftsError(f"{first.folder} and {second.folder} are for different models; compare two of one")
     shared = [domain for domain in first.domains if domain in second.domains]
     if not shared:
         domains = " and ".join(", ".join(draft.domains) or "nothing" for draft in (first, second))

@@ -86,9 +86,7 @@ class TargetModel:
         if not prompt.messages:
             return self.tokenizer.encode(prompt.text)
         if (template := self.tokenizer.template) is None:
-            raise PromptsError(
-                "the model has no chat template; add --completions to take prompts as they are"
-            )
+            raise PromptsError("the model has no chat template; add --completions to take prompts as is")
         try:
             return self.tokenizer.encode_written(template.render(render_turns(prompt)))
         except TemplateRefusalError as error:

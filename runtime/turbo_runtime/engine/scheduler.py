@@ -110,9 +110,7 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         if blocks_for(self.max_length) > self.ledger.num_blocks:
-            raise ValueError(
-                f"{self.ledger.num_blocks} blocks cannot hold one sequence of {self.max_length} tokens"
-            )
+            raise ValueError(f"{self.ledger.num_blocks} blocks hold no sequence of {self.max_length} tokens")
         self.running: list[Sequence] = []  # oldest first
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()
@@ -215,9 +213,7 @@ class Scheduler:
             if sequence.table and sequence not in running:
                 raise CorruptBlockPoolError(f"request {name} waits and holds blocks {sequence.table}")
             if sequence.table[:known] != self.ledger.find(sequence.keys[:known]):
-                raise CorruptBlockPoolError(
-                    f"the first {known} blocks of request {name} are not those of the cache"
-                )
+                raise CorruptBlockPoolError(f"the first {known} blocks of {name} are not those of the cache")
             for block in sequence.table[known:]:
                 if self.ledger.references[block] != 1 or self.ledger.is_cached(block):
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")

@@ -155,9 +155,7 @@ class BlockPool:
             references, key, idle = self.references[block], self._key.get(block), block in self._idle
             where = f"idle {idle}, {free[block]} times free, cached {key is not None}, {references} holders"
             if references != holders[block]:
-                raise CorruptBlockPoolError(
-                    f"block {block} counts {references} holders and has {holders[block]}"
-                )
+                raise CorruptBlockPoolError(f"block {block} counts {references} and has {holders[block]}")
             if idle != (key is not None and not references) or free[block] != (not references and not idle):
                 raise CorruptBlockPoolError(f"block {block}: {where}")
             if key is not None and self._block.get(key) != block:

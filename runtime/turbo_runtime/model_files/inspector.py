@@ -78,9 +78,7 @@ def _inspect(files: Files) -> ModelInfo:
         raise ModelError("there is no config.json")
     weights = _weight_files(files)
     if not weights:
-        raise ModelError(
-            "there are no .safetensors files; other formats than safetensors and GGUF are not served"
-        )
+        raise ModelError("there are no .safetensors files; only safetensors and GGUF are served")
     raw = files.read("config.json", 0, sizes["config.json"])
     try:
         description = describe(json.loads(raw), "config.json")

@@ -56,7 +56,7 @@ def find(model: str, revision: str | None) -> Source:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(
-                f"{model} holds no config.json; name a folder of safetensors, a .gguf file or a hub id"
+                f"{model} has no config.json; name a folder of safetensors, a GGUF file or a hub id"
             )
         return Source(str(path))
     if path.exists():

@@ -88,9 +88,7 @@ def prepare_chat(request: ChatRequest, model: ServedModel, _: IsWanted) -> Prepa
     """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
     template, offered, required = model.tokenizer.template, request.offered_tools, request.required_tools
     if template is None:
-        message = (
-            f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead."
-        )
+        message = f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions."
         raise invalid("messages", message, "unsupported_model")
     tool_parser = find_tool_parser(template.source, is_required=bool(required))
     if offered and "tools" not in template.names:

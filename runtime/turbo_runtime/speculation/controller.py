@@ -224,9 +224,7 @@ class GoodputController:
         doubt = self.cost.doubt(shape, more, reads)
         cheaper = np.maximum.accumulate(np.maximum(extra - far * doubt, 0.0))
         counts = select_draft_lengths(acceptances, answers, cheaper + decoding)
-        gained = (
-            sum(sum(chances[:count]) for chances, count in zip(acceptances, counts, strict=True)) / answers
-        )
+        gained = sum(sum(each[:count]) for each, count in zip(acceptances, counts, strict=True)) / answers
         lost = float(extra[sum(counts)]) / decoding - gained
         return counts if lost <= _EXPLORING * self._since_drafts else [0] * len(counts)
 

@@ -100,7 +100,7 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(
     (tmp_path / "lost+found").mkdir()
     given = [str(tmp_path), *(["--tenant", "a"] if verb == "delete" else [])]
     assert capture([verb, *given]) == 1
-    assert "holds other files, and no prompts; name the one of --capture-config" in capsys.readouterr().err
+    assert "holds other files; name the one of --capture-config" in capsys.readouterr().err
     assert {file.name for file in tmp_path.iterdir()} == {"config.json", "lost+found"}
     (tmp_path / "config.json").unlink()
     assert capture([verb, *given]) == 0  # an empty volume

@@ -226,7 +226,7 @@ def test_a_norm_that_depends_on_the_number_of_rows_is_noticed(monkeypatch: pytes
 
     monkeypatch.setattr(torch.nn.functional, "rms_norm", crowded)
     report = check_batch_invariance(paged("llama, tied"), max_num_batched_tokens=64, limit_seconds=60)
-    assert report.reason == "RMSNorm over 48 values depends on the number of rows"
+    assert report.reason == "RMSNorm over 48 values depends on the row count"
 
 
 def test_a_prompt_tile_is_64_positions_of_whole_blocks() -> None:

@@ -268,9 +268,7 @@ def _unreachable(evaluation: PlanEvaluation, index: int, offering: Offering) -> 
         return f"{offering.hardware} would {missed_text} even with nothing else to do."
     need = float(evaluation.verdict.miss[index]) * requirements.max_replicas
     if np.isinf(need):
-        return (
-            f"{offering.hardware} never reaches the targets, with any replicas: allow a faster accelerator."
-        )
+        return f"{offering.hardware} never reaches the targets: allow a faster accelerator."
     takes = (
         f"{offering.hardware} takes {messages.rate(float(rate))} requests/s per replica"
         f"{' while the targets hold' if has_latency else ''}: the load needs {need:.0f}"

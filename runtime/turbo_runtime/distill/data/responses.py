@@ -141,9 +141,7 @@ class Kept:
         for completion in self.completions:
             text = completion.text
             if not all(0 <= token < vocabulary_size for token in text):
-                raise DistillError(
-                    f"of the answers that were kept one has a token that none of {vocabulary_size} is"
-                )
+                raise DistillError(f"an answer that was kept has a token that none of {vocabulary_size} is")
             if len(text) > max_tokens:
                 raise DistillError(
                     f"of the answers that were kept one has {len(text)} tokens with its prompt, and there is "

@@ -185,9 +185,7 @@ def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: f
     for operation in kinds.values():
         row = torch.randn(1, operation.width, generator=torch.Generator().manual_seed(0))
         if not is_batch_invariant(operation.apply, row.to(model.pool.dtype), counts, deadline):
-            raise NotProvenError(
-                f"{operation.name} over {operation.width} values depends on the number of rows"
-            )
+            raise NotProvenError(f"{operation.name} over {operation.width} values depends on the row count")
 
 
 def _check_model(model: ModelRunner, deadline: float) -> None:
