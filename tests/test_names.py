@@ -84,7 +84,7 @@ CLASSES = (
 )
 FUNCTIONS = (
     "catalogue check_arithmetic choose fold futile gain_of gains heard judge "
-    "least_survival look outbid rows_hold shown_gain survival weigh "
+    "least_survival look outbid rows_hold shown_gain survival turned_down weigh "
 )
 MODULES = (
     "abilities answer arrivals ask beside calibrating choose deal demands "

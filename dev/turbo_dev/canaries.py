@@ -61,7 +61,7 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
     )
 
 
-def turned_down(*drafts: DraftView) -> dict[str, Any]:
+def rejected_drafts(*drafts: DraftView) -> dict[str, Any]:
     """The status where those were tried in vain."""
     why = {"reason": "NoImprovement", "message": "No.", "time": "2026-01-01T00:00:00Z"}
     return {"rejectedDrafts": [{**record(one), **why} for one in drafts]}

@@ -1,5 +1,5 @@
 """A deployment teaches itself a draft on a real node: prompts are kept, a draft is trained, tried beside what
-serves and promoted; a bad one is tried and turned down; and no request fails meanwhile.
+serves and promoted; a bad one is tried and rejected; and no request fails meanwhile.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def spoil(folder: Path) -> None:
         os.chown(each, 65532, 65532)  # as whom pods read
 
 
-def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_request_fails(
+def test_a_draft_is_trained_tried_and_promoted_a_bad_one_rejected_and_no_request_fails(
     node: Cluster,
 ) -> None:
     access = node.access
@@ -253,7 +253,7 @@ def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_requ
         bad = {"name": "spoilt", "namespace": "default"}
         access.apply({"apiVersion": API_VERSION, "kind": "TurboDraft", "metadata": bad, "spec": spec})
         until(access, lambda now: (now.get("canary") or {}).get("name") == "spoilt", "the bad one is tried")
-        after = until(access, lambda now: now.get("rejectedDrafts"), "the bad one is turned down")
+        after = until(access, lambda now: now.get("rejectedDrafts"), "the bad one is rejected")
         (down,) = after["rejectedDrafts"]
         assert (down["name"], down["reason"]) == ("spoilt", "NoImprovement"), down
         assert after["draft"] == good

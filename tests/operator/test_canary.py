@@ -127,7 +127,7 @@ def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_a
     assert said(NEW.version, 90.0) == CanaryReason.EVALUATING  # the sentence is about a further draft
 
 
-def test_a_draft_whose_pod_does_not_start_is_turned_down() -> None:
+def test_a_draft_whose_pod_does_not_start_is_rejected() -> None:
     broken = pod("t", load(0.0, 0.0), variant=TRY, ready=False, reason="CrashLoopBackOff", load=None)
     _, verdict = look(WITH_OLD, seen(broken), SpeedupTracker(), NOW)
     assert verdict is not None
@@ -209,7 +209,7 @@ def test_the_first_draft_needs_no_rollout_either() -> None:
     assert named(made) == "{}\n"
 
 
-def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_down_and_why() -> None:
+def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_rejected_and_why() -> None:
     observed = seen()
 
     def after(it: TurboDeployment, verdict: CanaryVerdict | None) -> Any:

@@ -20,9 +20,9 @@ from turbo_dev.canaries import (
     children,
     look,
     named,
+    rejected_drafts,
     seen,
     td,
-    turned_down,
     up,
     variant_of,
 )
@@ -56,7 +56,7 @@ def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tupl
     made = children(it, before, speedups, verdict)
     assert f"Deployment chat-{variant}" in made
     there = (up(STABLE, 2, 1), up(variant), *held(made.values()))
-    over = td({**it.status.dump(), **turned_down(tried)}, replicas=2)
+    over = td({**it.status.dump(), **rejected_drafts(tried)}, replicas=2)
     return over, replace(before, children=there)
 
 

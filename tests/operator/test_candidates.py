@@ -1,4 +1,4 @@
-"""Which draft is tried: the newest that pods do not load already and that was not turned down as it is."""
+"""Which draft is tried: the newest that pods do not load already and that was not rejected as it is."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from turbo_dev.canaries import (
     decided,
     draft,
     planned,
+    rejected_drafts,
     seen,
     td,
-    turned_down,
     variant_of,
 )
 from turbo_dev.trainings import promoted
@@ -53,29 +53,31 @@ def observed_with(it: TurboDeployment, *drafts: DraftView) -> Snapshot:
     )
 
 
-def test_the_newest_draft_is_tried_and_none_that_is_in_use_or_was_turned_down() -> None:
+def test_the_newest_draft_is_tried_and_none_that_is_in_use_or_was_rejected() -> None:
     assert canary.candidate(WITH_OLD, seen()) == NEW
     assert canary.candidate(td(promoted(NEW)), seen(now=NEW)) is None
-    assert canary.candidate(td({**promoted(OLD), **turned_down(NEW)}), seen()) is None
+    assert canary.candidate(td({**promoted(OLD), **rejected_drafts(NEW)}), seen()) is None
 
 
 def test_after_the_newest_the_one_before_it_has_its_turn_and_none_older_than_the_one_in_use() -> None:
     first, between = draft("chat-draft-0"), draft("chat-draft-1b")
     drafts = (first, OLD, between, NEW)
-    assert canary.candidate(td({**promoted(OLD), **turned_down(NEW)}), seen(drafts=drafts)) == between
-    assert canary.candidate(td({**promoted(OLD), **turned_down(NEW, between)}), seen(drafts=drafts)) is None
+    assert canary.candidate(td({**promoted(OLD), **rejected_drafts(NEW)}), seen(drafts=drafts)) == between
+    assert (
+        canary.candidate(td({**promoted(OLD), **rejected_drafts(NEW, between)}), seen(drafts=drafts)) is None
+    )
 
 
-def test_drafts_that_were_turned_down_longer_ago_than_is_remembered_are_not_tried_again() -> None:
+def test_drafts_that_were_rejected_longer_ago_than_is_remembered_are_not_tried_again() -> None:
     many = tuple(draft(f"chat-draft-{number}") for number in range(2, 9))
-    reported = {**promoted(OLD), **turned_down(*many[-5:])}
+    reported = {**promoted(OLD), **rejected_drafts(*many[-5:])}
     assert canary.candidate(td(reported), seen(drafts=(OLD, *many))) is None
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_draft_of_which_pods_would_load_something_else_is_another_draft(change: dict[str, Any]) -> None:
     again = replace(NEW, **change)
-    reported = td({**promoted(OLD), **turned_down(NEW)})
+    reported = td({**promoted(OLD), **rejected_drafts(NEW)})
     assert canary.candidate(reported, seen(drafts=(OLD, again))) == again
     assert variant_of(reported, again) != variant_of(reported, NEW)
 
@@ -84,7 +86,7 @@ def test_a_draft_of_which_pods_would_load_something_else_is_another_draft(change
 def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_is_tried(
     change: dict[str, Any],
 ) -> None:
-    it, changed = td({**promoted(OLD), **turned_down(NEW)}), replace(OLD, **change)
+    it, changed = td({**promoted(OLD), **rejected_drafts(NEW)}), replace(OLD, **change)
     observed = observed_with(it, changed, NEW)
     assert observed.draft == replace(OLD, deployment=None, created=0.0)
     assert canary.candidate(it, observed) == changed
@@ -93,7 +95,7 @@ def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_
     assert canary.candidate(it, as_it_was) is None
 
 
-def test_what_is_turned_down_is_remembered_with_all_that_pods_would_load() -> None:
+def test_what_is_rejected_is_remembered_with_all_that_pods_would_load() -> None:
     over = CanaryVerdict(NEW, "v1try", CanaryReason.NO_IMPROVEMENT, "It is slower.")
     made = decided(WITH_OLD, seen(), SpeedupTracker(), over)
     told = status.compute(WITH_OLD, seen(), made, NOW)

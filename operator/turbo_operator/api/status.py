@@ -10,7 +10,7 @@ from turbo_operator.api.validation import Record
 
 _Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE = 2048
-MAX_TURNED_DOWN = 5
+MAX_REJECTED_DRAFTS = 5
 _Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 _Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 _Count = Annotated[int, Field(ge=0)]
@@ -331,7 +331,7 @@ class TurboDeploymentStatus(StatusRecord):
     """The training that runs, or the last one."""
     canary: DraftStatus | None = None
     """A new one that is tried on a pod of its own, or waits to be."""
-    rejected_drafts: Annotated[tuple[RejectedDraft, ...], Field(max_length=MAX_TURNED_DOWN)] = ()
+    rejected_drafts: Annotated[tuple[RejectedDraft, ...], Field(max_length=MAX_REJECTED_DRAFTS)] = ()
     """The last drafts that were tried in vain, the latest last."""
     observed: ObservedMetrics | None = None
     """What is measured and paid now."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from turbo_operator import api, render
 from turbo_operator.api import OFF, CanaryReason, ScalingMode, TurboDeployment
-from turbo_operator.api.status import MAX_TURNED_DOWN
+from turbo_operator.api.status import MAX_REJECTED_DRAFTS
 from turbo_operator.autoscaler import limits
 from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
 from turbo_operator.drafts.training import fitting
@@ -70,7 +70,7 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
     names = [draft.name for draft in drafts]
     first = names.index(used.name) if used is not None and used.name in names else 0
     # more of them than are remembered would be tried in turn, again and again
-    latest = drafts[first:][-MAX_TURNED_DOWN:]
+    latest = drafts[first:][-MAX_REJECTED_DRAFTS:]
     return next((draft for draft in reversed(latest) if identity(draft) not in known), None)
 
 

@@ -268,7 +268,7 @@ class _Rollout:
         spare_available = new.available + sum(state.available for state in others) - least
         old: dict[str, int] = {}
         for state in others:
-            replicas, goal = state.replicas, self._makes_up(state, old)
+            replicas, goal = state.replicas, self._count_substitutes(state, old)
             if state.plan_hash == self.wanted.serving:
                 goal = max(0, desired - new.available)
                 if state.is_silent(self.now):  # what does not answer takes no place from what does
@@ -305,8 +305,8 @@ class _Rollout:
             old[state.plan_hash] = replicas
         return old
 
-    def _makes_up(self, state: VariantState, old: Mapping[str, int]) -> int:
-        """Compute the replicas that make up for those that do not fit. Unlike others, they may restart."""
+    def _count_substitutes(self, state: VariantState, old: Mapping[str, int]) -> int:
+        """Count the replicas that stand in for those that do not fit. Unlike others, they may restart."""
         new, fitting = self.new, self.fitting
         number = min(state.replicas, self.desired - fitting - sum(old.values()))
         if number <= 0 or new.replicas < fitting or state.is_silent(self.now):

@@ -65,7 +65,7 @@ def compute(
         rollout=takeover.rollout,
         draft=fields.draft(observed),
         canary=fields.canary(verdict),
-        rejected_drafts=fields.turned_down(td.status, verdict, now),
+        rejected_drafts=fields.update_rejected_drafts(td.status, verdict, now),
         training=outcome.step.state,
         observed=fields.live(td.status.observed, observed, now),
         calibrations=outcome.calibrations,

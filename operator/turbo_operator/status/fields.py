@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, TypeVar
 
 from turbo_operator import api
-from turbo_operator.api.status import MAX_SENTENCE, MAX_TURNED_DOWN
+from turbo_operator.api.status import MAX_REJECTED_DRAFTS, MAX_SENTENCE
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.budget import labeled_footprint
 from turbo_operator.drafts.canary import CanaryVerdict
@@ -51,7 +51,7 @@ def canary(verdict: CanaryVerdict | None) -> api.DraftStatus | None:
     return _draft(verdict.draft) if verdict is not None and not verdict.is_over else None
 
 
-def turned_down(
+def update_rejected_drafts(
     old: api.TurboDeploymentStatus, verdict: CanaryVerdict | None, now: float
 ) -> tuple[api.RejectedDraft, ...]:
     """Return the last drafts that were rejected."""
@@ -63,7 +63,7 @@ def turned_down(
         message=_bounded(verdict.detail),
         time=api.rfc3339(now),
     )
-    return (*old.rejected_drafts, new)[-MAX_TURNED_DOWN:]
+    return (*old.rejected_drafts, new)[-MAX_REJECTED_DRAFTS:]
 
 
 def _draft(view: DraftView) -> api.DraftStatus:

@@ -119,7 +119,7 @@ def _decide_without_job(case: Case) -> TrainingDecision:
 
 def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
     """Return since when the speedup is below the bound, in seconds since the epoch. A new draft has its own
-    time, which begins once it was promoted or turned down: until then another one would only take its place.
+    time, which begins once it was promoted or rejected: until then another one would only take its place.
     """
     bound, speedup, status = case.training.trigger.speedup_below, case.observed.speedup, case.td.status
     known = {identity(draft) for draft in (*status.rejected_drafts, status.draft) if draft is not None}
