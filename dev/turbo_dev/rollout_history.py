@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from turbo_dev.rollout_laws import BrokenLawError, Laws, law
-from turbo_dev.simulated_variants import PRICES, SIZES, Deployment, Pod, footprint
+from turbo_dev.simulated_variants import PRICES, SIZES, Deployment, Pod, footprint, states_after
 from turbo_operator.api import RolloutReason, RolloutStatus
 from turbo_operator.budget import Footprint
 from turbo_operator.rollout import (
@@ -107,6 +107,15 @@ class World(Laws):
         else:
             self.bounds = replace(self.bounds, max_total=one.accelerators(count))
 
+    def break_for_good(self, plan: str) -> None:
+        """Its pods start no more: a volume or a driver has gone."""
+        variant = self.variants[plan]
+        variant.starts_in, self.qualities[plan] = None, (variant.accelerator, None)
+        variant.counted = 0 if variant.seen else variant.counted
+        for pod in variant.alive:
+            pod.ready = False
+        self.met.add("broke for good")
+
     def try_a_draft(self) -> None:
         """A canary of the plan that serves begins, or the one that runs ends."""
         if self.canary is not None or self.serving != self.wanted:
@@ -161,6 +170,8 @@ class World(Laws):
             victim.exists, victim.replicas, victim.counted = False, 0, 0  # or deletes it
             for pod in victim.alive:
                 pod.ending = 1
+        elif what < 0.18 and self.variants:
+            self.break_for_good(dice.choice(sorted(self.variants)))
         elif what < 0.32 and pods:
             pod = dice.choice(pods)
             kind = dice.randrange(4)
@@ -271,7 +282,7 @@ class World(Laws):
         mine = footprint(self.qualities[self.wanted][0])
         step = self.planner(states, wanted, mine, self.bounds, self.now)
         self.judge(states, step)
-        again = self.planner(_after(states, step), wanted, mine, self.bounds, self.now)
+        again = self.planner(states_after(states, step), wanted, mine, self.bounds, self.now)
         law(again.replicas == step.replicas, f"a second call changes {step.replicas} to {again.replicas}")
         if step.target == self.wanted and step.is_over:
             self.serving = self.wanted
@@ -329,6 +340,8 @@ class World(Laws):
         if self.replicas == 0:
             return not alone
         target = self.variants.get(step.target or "")
+        if target is not None and target.starts_in is None and (rolled_back or step.target == self.serving):
+            return True  # what served has ceased to, and so says the status
         complete = target is not None and sum(pod.ready for pod in target.alive) == step.fitting > 0
         if complete and alone == {step.target}:
             return step.fitting == self.replicas or step.waits is not None
@@ -368,27 +381,3 @@ def _tick_changes_nothing(world: World) -> bool:
     for _ in range(3):
         _tick(world, lag=False)
     return before is not None and world.last is not None and world.last.replicas == before.replicas
-
-
-def _after(states: Sequence[VariantState], step: Step) -> tuple[VariantState, ...]:
-    """The states as they are at once after the step: nothing else has happened yet."""
-    by_hash = {state.plan_hash: state for state in states}
-    found = [state for state in states if state.plan_hash not in step.replicas and state.pods]
-    for variant in step.variants:
-        old = by_hash.get(variant.plan_hash) or VariantState(variant.plan_hash, exists=False)
-        found.append(
-            VariantState(
-                variant.plan_hash,
-                variant.replicas,
-                min(old.available, variant.replicas),
-                old.ending,
-                True,
-                old.footprint,
-                old.silent_since,
-                old.unschedulable,
-                old.pods,
-                old.seen and old.exists and old.replicas == variant.replicas,
-                min(old.ready, variant.replicas),
-            )
-        )
-    return tuple(found)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 
 from turbo_operator.api import CapacityType
 from turbo_operator.budget import Footprint
-from turbo_operator.rollout import VariantState
+from turbo_operator.rollout import Step, VariantState
 from turbo_operator.snapshot import Accelerator
 
 PRICES = {"a100": Decimal(2), "h100": Decimal(3), "l40s": Decimal(1)}
@@ -63,3 +64,27 @@ def variant(name: str, replicas: int, available: int | None = None, **more: obje
     ready = replicas if available is None else available
     pods = {"pods": replicas, "footprint": footprint("a100")} | more
     return VariantState(name, replicas, ready, **pods)  # type: ignore[arg-type]
+
+
+def states_after(states: Sequence[VariantState], step: Step) -> tuple[VariantState, ...]:
+    """The states as they are at once after the step: nothing else has happened yet."""
+    by_hash = {state.plan_hash: state for state in states}
+    found = [state for state in states if state.plan_hash not in step.replicas and state.pods]
+    for variant in step.variants:
+        old = by_hash.get(variant.plan_hash) or VariantState(variant.plan_hash, exists=False)
+        found.append(
+            VariantState(
+                variant.plan_hash,
+                variant.replicas,
+                min(old.available, variant.replicas),
+                old.ending,
+                True,
+                old.footprint,
+                old.silent_since,
+                old.unschedulable,
+                old.pods,
+                old.seen and old.exists and old.replicas == variant.replicas,
+                min(old.ready, variant.replicas),
+            )
+        )
+    return tuple(found)

@@ -271,9 +271,9 @@ class _Rollout:
             replicas, goal = state.replicas, self._count_substitutes(state, old)
             if state.plan_hash == self.wanted.serving:
                 goal = max(0, desired - new.available)
-                if state.is_silent(self.now):  # what does not answer takes no place from what does
-                    answering = sum(min(other.answering, old.get(other.plan_hash, 0)) for other in others)
-                    goal = min(goal, max(state.answering, goal - answering))
+                # What others answer with is not restored, and what is silent for long leaves them its place.
+                answering = sum(min(other.answering, old.get(other.plan_hash, 0)) for other in others)
+                goal -= min(goal, answering) if state.is_silent(self.now) else 0
                 # One that goes first must make room for one more, else it goes for nothing.
                 fewer, one_more = max(0, goal - unavailable), max(new.replicas, new.available + 1)
                 after = [(new.footprint, one_more), (state.footprint, fewer)]
@@ -290,8 +290,9 @@ class _Rollout:
                 # Where as few as may be missing are, they went first, for a pod that has found its node.
                 may_miss = self.bounds.max_unavailable
                 may_miss = int(desired > 1) if may_miss is None else may_miss
-                is_lost = state.replicas + (may_miss if new.replicas and state.exists else 0) < goal
-                limit = min(goal, desired + surge - used) if is_lost and self.is_settled else 0
+                lost = goal if state.is_silent(self.now) else goal - answering
+                is_lost = state.replicas + (may_miss if new.replicas and state.exists else 0) < lost
+                limit = min(lost, desired + surge - used) if is_lost and self.is_settled else 0
                 more = 1 + state.ending
                 while replicas < limit and not self.bounds.exceeded(
                     [*holdings, (state.footprint, replicas + more)]
@@ -309,7 +310,7 @@ class _Rollout:
         """Count the replicas that stand in for those that do not fit. Unlike others, they may restart."""
         new, fitting = self.new, self.fitting
         number = min(state.replicas, self.desired - fitting - sum(old.values()))
-        if number <= 0 or new.replicas < fitting or state.is_silent(self.now):
+        if number <= 0 or self.wanted.serving != new.plan_hash or state.is_silent(self.now):
             return 0
         holdings = [(each.footprint, old.get(each.plan_hash, 0)) for each in self.others]
         beside = [*holdings, (new.footprint, fitting), (state.footprint, number)]
