@@ -25,6 +25,7 @@ from turbo_operator.rollout import (
     next_step,
     serving_variant,
 )
+from turbo_operator.rollout.variants import SILENT_SECONDS
 
 Planner = Callable[[Sequence[VariantState], Wanted, Footprint | None, Bounds, float], Step]
 
@@ -67,6 +68,23 @@ class World(Laws):
             stock=dict(self.nodes),
         )
         self.change_plan(works=dice.random() < 0.8)
+        if dice.random() < 0.1:
+            self.begin_amid_repairs()
+
+    def begin_amid_repairs(self) -> None:
+        """What served is dead, its first fix answers in part, and the spec has changed again."""
+        for silent_since in (self.now - 10 * SILENT_SECONDS, None):
+            accelerator, starts_in = self.qualities[self.wanted][0], None if silent_since else 1
+            number = self.dice.randint(1, self.replicas)
+            one, held = footprint(accelerator), [(each.footprint, each.held) for each in self.states()]
+            if self.bounds.exceeded([*held, (one, number)]) is None:
+                pods = [Pod(True, 9, ready=silent_since is None) for _ in range(number)]
+                self.qualities[self.wanted] = accelerator, starts_in
+                self.variants[self.wanted] = Deployment(
+                    accelerator, starts_in, number, pods=pods, silent_since=silent_since
+                )
+                self.serving = self.serving or self.wanted
+            self.change_plan(works=self.dice.random() < 0.8)
 
     def change_plan(self, works: bool) -> None:
         """Another plan hash, which works or not."""
@@ -146,8 +164,7 @@ class World(Laws):
     def something_happens(self) -> None:
         """One random event, or none."""
         dice = self.dice
-        pods = [pod for each in self.variants.values() for pod in each.alive]
-        what = dice.random()
+        pods, what = [pod for each in self.variants.values() for pod in each.alive], dice.random()
         if what < 0.06:
             self.change_plan(works=dice.random() < 0.6)
         elif what < 0.09:
@@ -378,6 +395,6 @@ def _tick(world: World, lag: bool, meanwhile: Callable[[], None] = lambda: None)
 
 def _tick_changes_nothing(world: World) -> bool:
     before = world.last
-    for _ in range(3):
+    for _ in range(2 * int(SILENT_SECONDS / TICK)):  # what goes and comes back does so as often as this
         _tick(world, lag=False)
     return before is not None and world.last is not None and world.last.replicas == before.replicas

@@ -84,7 +84,7 @@ class Laws:
         for state in plans if self.replicas else ():
             record = self.records.setdefault(state.plan_hash, Record())
             record.available = max(record.available, state.answering)
-            if state.available >= max(1, *could_have):
+            if state.available >= max(1, state.replicas, *could_have):
                 record.to_keep = state.available
             # What fewer are wanted or fit is lost with no plan; what runs is there, over a lowered limit too.
             record.to_keep = min(record.to_keep, self.replicas, max(state.replicas, most[state.plan_hash]))

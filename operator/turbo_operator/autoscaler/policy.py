@@ -283,9 +283,7 @@ def read_signal(
     The requests of any pod with a load are demand: one that drains or is not ready any more has work to do.
     Only a ready pod is missed when it is silent, and not before it could have been asked.
     """
-    fresh = {
-        pod.name: pod.load.load for pod in pods if pod.load is not None and now - pod.load.at <= fresh_seconds
-    }
+    fresh = {pod.name: pod.load.load for pod in pods if pod.load and now - pod.load.at <= fresh_seconds}
     missing = [pod for pod in pods if pod.ready and not pod.terminating and pod.name not in fresh]
     starting = tuple(
         pod.name

@@ -199,12 +199,10 @@ def model_configmap_name(td: api.TurboDeployment) -> str:
 def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
     """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
     revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
-    arguments = [pod.model_argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
+    args = [pod.model_argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
     # Configuration and headers only are read; what weighs is the interpreter.
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
-    container = pod.build_container(
-        td, settings, INSPECT_CONTAINER, ["turbo", "inspect"], arguments, resources
-    )
+    container = pod.build_container(td, settings, INSPECT_CONTAINER, ["turbo", "inspect"], args, resources)
     spec = {
         "backoffLimit": RETRIES,
         "podFailurePolicy": {"rules": [pod.failing_at_once(INSPECT_CONTAINER)]},

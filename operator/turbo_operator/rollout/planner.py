@@ -270,34 +270,7 @@ class _Rollout:
         for state in others:
             replicas, goal = state.replicas, self._count_substitutes(state, old)
             if state.plan_hash == self.wanted.serving:
-                goal = max(0, desired - new.available)
-                # What others answer with is not restored, and what is silent for long leaves them its place.
-                answering = sum(min(other.answering, old.get(other.plan_hash, 0)) for other in others)
-                goal -= min(goal, answering) if state.is_silent(self.now) else 0
-                # One that goes first must make room for one more, else it goes for nothing.
-                fewer, one_more = max(0, goal - unavailable), max(new.replicas, new.available + 1)
-                after = [(new.footprint, one_more), (state.footprint, fewer)]
-                if new.available < desired and not self.on_the_way.exceeded(after):
-                    goal = fewer
-                used = max(new.replicas, new.available) + sum(old.values())
-                holdings = [
-                    (other.footprint, other.held_with(old.get(other.plan_hash, 0)))
-                    for other in others
-                    if other != state
-                ]
-                # Above a lowered limit the new variant gets all its replicas before any is restored.
-                holdings.append((new.footprint, max(new.held, desired if self.wanted.over_limits else 0)))
-                # Where as few as may be missing are, they went first, for a pod that has found its node.
-                may_miss = self.bounds.max_unavailable
-                may_miss = int(desired > 1) if may_miss is None else may_miss
-                lost = goal if state.is_silent(self.now) else goal - answering
-                is_lost = state.replicas + (may_miss if new.replicas and state.exists else 0) < lost
-                limit = min(lost, desired + surge - used) if is_lost and self.is_settled else 0
-                more = 1 + state.ending
-                while replicas < limit and not self.bounds.exceeded(
-                    [*holdings, (state.footprint, replicas + more)]
-                ):
-                    replicas += 1
+                replicas, goal = self._restored(state, old, surge, unavailable)
             # What answers only now takes the place of nothing that has done so for minReadySeconds.
             kept = max(state.answering - max(spare, 0), state.available - max(spare_available, 0))
             replicas = min(replicas, max(goal, kept))
@@ -305,6 +278,41 @@ class _Rollout:
             spare_available -= state.available - min(state.available, replicas)
             old[state.plan_hash] = replicas
         return old
+
+    def _restored(
+        self, state: VariantState, old: Mapping[str, int], surge: int, unavailable: int
+    ) -> tuple[int, int]:
+        """Compute the replicas of the variant that serves, with those that it lost, and how many are to stay.
+
+        `old` has the replicas of all others. What these answer with is not restored, and what is silent for
+        long leaves them its place.
+        """
+        new, bounds, desired = self.new, self.bounds, self.desired
+        others = [(other, old[other.plan_hash]) for other in self.others if other.plan_hash in old]
+        beside = [(other.footprint, number) for other, number in others]
+        beside.append((new.footprint, max(new.replicas, new.available + 1)))
+
+        def gone_first(count: int) -> int:
+            """Some go first where that makes room for one more, else they would for nothing."""
+            fewer = max(0, count - unavailable)
+            crowded = self.on_the_way.exceeded([*beside, (state.footprint, fewer)])
+            return count if crowded or new.available >= desired else fewer
+
+        missing = max(0, desired - new.available)
+        answering = sum(min(other.answering, number) for other, number in others)
+        lost = gone_first(max(0, missing - answering))
+        # Above a lowered limit the new variant gets all its replicas before any is restored.
+        holdings = [(other.footprint, other.held_with(number)) for other, number in others]
+        holdings.append((new.footprint, new.held_with(desired if self.wanted.over_limits else 0)))
+        # Where as few as may be missing are, they went first, for a pod that has found its node.
+        may_miss = int(desired > 1) if bounds.max_unavailable is None else bounds.max_unavailable
+        is_lost = state.replicas + (may_miss if new.replicas and state.exists else 0) < lost
+        used = max(new.replicas, new.available) + sum(old.values())
+        limit = min(lost, desired + surge - used) if is_lost and self.is_settled else 0
+        replicas, more = state.replicas, 1 + state.ending
+        while replicas < limit and not bounds.exceeded([*holdings, (state.footprint, replicas + more)]):
+            replicas += 1
+        return replicas, lost if state.is_silent(self.now) else gone_first(missing)
 
     def _count_substitutes(self, state: VariantState, old: Mapping[str, int]) -> int:
         """Count the replicas that stand in for those that do not fit. Unlike others, they may restart."""
@@ -318,7 +326,12 @@ class _Rollout:
 
     def _goes_on_by_itself(self, old: Mapping[str, int], surge: int, unavailable: int) -> bool:
         """Whether a replica gives way to the new variant once the others that start are available."""
-        others = [replace(state, available=state.replicas, ready=state.replicas) for state in self.others]
+        others = [
+            state
+            if state.is_silent(self.now)
+            else replace(state, available=state.replicas, ready=state.replicas)
+            for state in self.others
+        ]
         then = replace(self, others=others)._old_replicas(surge, unavailable)
         return any(then[plan_hash] < count for plan_hash, count in old.items())
 

@@ -200,9 +200,7 @@ def _show(console: Console, draft: Draft) -> None:
     request = training.get("request", {})
     settings = {**request.get("recipe", {}), **request}
     rows |= {name.replace("_", " "): settings[name] for name in settings if name in _ANSWER_SETTINGS}
-    rows |= {
-        f"seconds, {name}": f"{value:.0f}" for name, value in draft.evaluation.get("seconds", {}).items()
-    }
+    rows |= {f"seconds, {key}": f"{value:.0f}" for key, value in draft.evaluation.get("seconds", {}).items()}
     table = _build_table("", "")
     for name, value in rows.items():
         table.add_row(name, printable(str(value)))

@@ -121,9 +121,7 @@ class Server:
         with closing(self.stream(body)) as events:
             for event in events:
                 deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
-                parts = [
-                    (delta.get("reasoning_content") or "", delta.get("content") or "") for delta in deltas
-                ]
+                parts = [(each.get("reasoning_content") or "", each.get("content") or "") for each in deltas]
                 parts = [part for part in parts if any(part)]
                 progress.update(event, time.monotonic() - start_time, bool(parts))
                 yield from parts

@@ -272,9 +272,7 @@ class Distillation:
             )
             known = [completion for completion in training if not completion.request.choice]  # as in service
             groups = held_out[:MAX_MEASURED], known, validation[: benchmark.WARM_UP]
-            measurements += [
-                (domain, batch, groups) for batch in benchmark.BATCHES if len(groups[0]) >= batch
-            ]
+            measurements += [(domain, size, groups) for size in benchmark.BATCHES if len(groups[0]) >= size]
         compared = benchmark.ways(self.served, heads)
         num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
         with self.work.stage("speedup", len(measurements) * num_runs, "runs") as advance:

@@ -96,3 +96,12 @@ def test_a_replica_that_answers_again_is_not_given_up_for_a_limit_that_was_lower
     again = replace(new, available=0, ready=1)  # its container has just started again
     for states in ((new, given_up), (again, given_up)):
         assert next_step(states, asked, new.footprint, bounds, NOW).replicas == {"new": 1, "given-up": 1}
+
+
+def test_above_a_lowered_limit_nothing_is_restored_beside_pods_that_end_and_those_that_follow() -> None:
+    """Found by the histories: somebody scaled the new plan to 0, and with both there was one too many."""
+    asked = Wanted("new", 1, "old", over_limits=True)
+    new = VariantState("new", 0, ending=2, pods=2, footprint=footprint("a100"))
+    old = VariantState("old", 0, footprint=footprint("a100"))
+    bounds = Bounds(max_surge=2, max_unavailable=0, max_total=3)
+    assert next_step((new, old), asked, new.footprint, bounds, NOW).replicas == {"new": 1, "old": 0}

@@ -183,9 +183,7 @@ class Experts(Layer):
         """Sum the outputs of the chosen `experts` (rows, each) by their weights: (rows, width) float32."""
         numbers, ends, rows, places = _group_by_expert(experts.cpu().numpy())
         inputs = x.index_select(0, torch.from_numpy(rows).to(x.device)).tensor_split(ends)
-        outputs = torch.cat(
-            [self.experts[number](part) for number, part in zip(numbers, inputs, strict=True)]
-        )
+        outputs = torch.cat([self.experts[i](part) for i, part in zip(numbers, inputs, strict=True)])
         by_row = outputs.index_select(0, torch.from_numpy(places).to(x.device)).view(*experts.shape, -1)
         total, *others = (by_row * weights[..., None]).unbind(1)
         for other in others:
