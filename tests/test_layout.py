@@ -127,3 +127,26 @@ def test_versions_agree() -> None:
     chart = (ROOT / "charts" / "turbo" / "Chart.yaml").read_text()
     assert f"version: {version}\n" in chart
     assert re.search(rf'appVersion: "?{re.escape(version)}"?\n', chart)
+
+
+def test_make_help_lists_every_command_with_what_it_does() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = dict(re.findall(r"^  make ([a-z-]+) +(\S.*)$", shown, re.MULTILINE))
+    targets = set(re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE))
+    assert listed.keys() == {name for names in targets for name in names.split()} - {"announce"}
+
+
+def test_a_stranger_finds_licence_rules_and_changes_where_a_host_looks_for_them() -> None:
+    for name in (
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "CODE_OF_CONDUCT.md",
+        "SECURITY.md",
+        "ROADMAP.md",
+    ):
+        assert (ROOT / name).read_text().startswith("# "), name
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"

@@ -124,3 +124,12 @@ def test_the_operator_may_remember_what_it_has_shipped_in_its_own_namespace_alon
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert binding["subjects"][0]["name"] == account["metadata"]["name"]
     assert "Role" not in {item["kind"] for item in render("--set=accelerators.apply=false")}
+
+
+def test_the_operators_container_can_write_nothing_and_gain_nothing(render: Render) -> None:
+    (deployment,) = (item for item in render() if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    context = container["securityContext"]
+    assert context["readOnlyRootFilesystem"] is True
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}

@@ -117,3 +117,14 @@ def test_what_no_text_says_and_what_comes_too_fast_is_counted(kept: Capture) -> 
     for _ in range(module.WAITING + 20):
         kept.offer(asked("fast"), None)
     assert kept.outcomes["overrun"] >= 19
+
+
+def test_a_quarter_of_the_prompts_is_about_a_quarter(tmp_path: Path) -> None:
+    settings = tmp_path / "capture.json"
+    settings.write_text(json.dumps({"folder": str(tmp_path / "kept"), "sampleFraction": 0.25}))
+    capture = Capture(settings)
+    for _ in range(4000):
+        capture.offer(asked(None), None)  # nothing that can be written
+    capture.close()
+    share = 1 - capture.outcomes["not_sampled"] / 4000
+    assert abs(share - 0.25) < 0.05  # of seven standard deviations
