@@ -111,10 +111,10 @@ def unknown(name: str, commands: dict[str, EntryPoint]) -> str:
 
 def missing_extra(entry: EntryPoint, module: str) -> str:
     """One sentence for a command whose packages are not installed."""
-    extra = "runtime" if entry.value.startswith("turbo_runtime") else "operator"
+    extra = "operator,runtime" if entry.value.startswith("turbo_runtime") else "operator"
     return (
         f"turbo {entry.name} needs the Python package {module!r}, which is not installed: "
-        f"run `pip install '{DISTRIBUTION}[{extra}]'`."
+        f"run `uv tool install '.[{extra}]'` in a checkout of Turbo."
     )
 
 

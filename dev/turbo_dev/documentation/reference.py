@@ -129,7 +129,8 @@ def commands() -> str:
     parts = [
         "# Command reference\n",
         (
-            "The command `turbo` is in both images, and in `.venv/bin` after `make setup`. "
+            "The command `turbo` is in both images, in `.venv/bin` after `make setup`, and on your path "
+            "after `uv tool install '.[operator]'` in a checkout, without the commands of the runtime. "
             "This page has the output of `--help` of each command.\n"
         ),
     ]

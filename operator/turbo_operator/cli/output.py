@@ -37,7 +37,7 @@ TRUST = {
 }
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 _UNMEASURED = "The Turbo engine was not timed on a GPU yet: these are other engines' times. Measure it."
-_SHARED_NODE = "The price is a share of a node of {}: for whole nodes, write pricing.billingUnit: Node."
+_SHARED_NODE = "The price is a share of a node of {}: for whole nodes, set pricing.billingUnit: Node on {}."
 UNKNOWN = "-"
 _CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
 _CHOICE = (
@@ -263,7 +263,7 @@ def _caveats(choice: Choice, replicas: int) -> list[str]:
     if not on_cpu(row) and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
         notes.append(_UNMEASURED)
     if row.per_node and used % row.per_node and not row.price_per_node and " / " in (row.price_source or ""):
-        notes.append(_SHARED_NODE.format(row.per_node))
+        notes.append(_SHARED_NODE.format(row.per_node, row.name))
     return notes
 
 

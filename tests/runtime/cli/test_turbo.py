@@ -81,7 +81,7 @@ def test_a_command_without_its_packages_says_which_extra_brings_them(
 ) -> None:
     assert turbo_cli.main(["inspect", "m"]) == 1
     assert "'torch'" in (said := capsys.readouterr().err)
-    assert "pip install 'turbo-operator[runtime]'" in said
+    assert "uv tool install '.[operator,runtime]'" in said
 
 
 def test_a_module_of_our_own_that_is_missing_is_a_bug_and_raises() -> None:
