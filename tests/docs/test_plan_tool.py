@@ -46,5 +46,5 @@ def test_the_tool_has_no_torch(home: Path) -> None:
 def test_the_engines_commands_say_what_is_missing(home: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as error:
         run(home, "turbo", "serve", "somewhere")
-    assert "turbo-operator[runtime]" in error.value.stderr
+    assert "uv tool install '.[operator,runtime]'" in error.value.stderr
     assert "Traceback" not in error.value.stderr
