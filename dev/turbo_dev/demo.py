@@ -43,6 +43,8 @@ def run(place: Place) -> int:
     else:
         binaries.ensure(("kubectl", *binaries.HELM_CLIENT))
         access, made, cluster = place.access(), images.of_this_checkout(), None
+        if _refuses(access):
+            return 1
     prefix = f"{place.registry}/" if place.registry else ""
     with step("put the model on its claim", "5 s"):
         volume.fill(access, cluster, prefix + made.model.name)
@@ -80,11 +82,24 @@ def down(place: Place) -> int:
             say("The demo's cluster was not up: nothing to remove.")
         return 0
     access = place.access()
+    if _refuses(access):
+        return 1
     with step(f"remove the demo from the cluster of context `{place.context}`"):
         clients.remove(access)
         release.uninstall(access)
         volume.remove(access)
     return 0
+
+
+def _refuses(access: Access) -> bool:
+    """Whether a release is there that is not the demo's to change or to remove; says so."""
+    names = release.list_foreign_values(access)
+    if names:
+        say(
+            f"\nThe release {release.RELEASE} in {release.NAMESPACE} has values that the demo does not set "
+            f"({', '.join(names)}), so it is not the demo's. Name another cluster with CONTEXT."
+        )
+    return bool(names)
 
 
 def _embedded() -> tuple[Access, images.Images, Cluster]:

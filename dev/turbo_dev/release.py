@@ -57,6 +57,14 @@ def _naming(images: Images, registry: str | None) -> list[str]:
     return options
 
 
+def list_foreign_values(access: Access) -> list[str]:
+    """Values of a release of this name that the demo does not set; empty without a release."""
+    if RELEASE not in _helm(access, "list", "--all", "--short", "--namespace", NAMESPACE).split():
+        return []
+    values = _helm(access, "get", "values", RELEASE, "--namespace", NAMESPACE, "--output", "json")
+    return sorted((json.loads(values) or {}).keys() - {"image"})
+
+
 def uninstall(access: Access) -> None:
     """Remove the example, then the release; its CRDs too where no TurboDeployment of anybody's is left."""
     access.kubectl("delete", "-f", str(EXAMPLE), "--ignore-not-found", "--timeout=60s")

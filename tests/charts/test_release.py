@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from turbo_dev.access import Access
-from turbo_dev.release import UNUSED_IMAGES
+from turbo_dev.release import UNUSED_IMAGES, list_foreign_values
 from turbo_dev.shell import CommandError
 
 pytestmark = pytest.mark.cluster
@@ -115,12 +115,15 @@ def test_install_upgrade_uninstall_and_install_again(
         "wait", "--for=create", "pod", "-l", "app.kubernetes.io/name=turbo-operator", "-n", SYSTEM
     )
 
+    assert list_foreign_values(cluster) == []
     release("upgrade", "turbo", chart, "--set=image.operator.tag=next", "--set=watchNamespaces={team-a}")
+    assert list_foreign_values(cluster) == ["watchNamespaces"], "the demo leaves such a release alone"
     upgraded = cluster.get("deployment", "turbo", "-n", SYSTEM)
     assert upgraded["spec"]["template"]["spec"]["containers"][0]["image"] == "turbo-operator:next"
     assert cluster.get("rolebinding", "turbo", "-n", "team-a")["roleRef"]["name"] == "turbo"
 
     release("uninstall", "turbo", "--wait")
+    assert list_foreign_values(cluster) == []
     with pytest.raises(CommandError, match="not found"):
         cluster.get("deployment", "turbo", "-n", SYSTEM)
     assert cluster.get("td", "kept")["spec"]["model"]["uri"] == "hf://acme/tiny"
