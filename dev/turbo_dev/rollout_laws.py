@@ -101,7 +101,7 @@ class Laws:
         for name, record in gone.items():
             law(
                 record.to_keep <= kept,
-                f"{name} had all its {record.to_keep} replicas and goes, beside {kept}",
+                f"{name} had all its {record.to_keep} replicas and is removed; {kept} are kept",
             )
 
     def _within_bounds(self, before: Mapping[str, VariantState], step: Step) -> None:

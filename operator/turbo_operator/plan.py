@@ -78,7 +78,7 @@ class Choice:
     method: str  # Suffix, TurboHeads, EAGLE3, DraftModel, MTP or Off
     placement: Placement | None  # None without a draft that takes memory
     max_draft_tokens: int
-    dtype: DType  # float32 or bfloat16: what the runtime is told
+    dtype: DType  # float32 or bfloat16: what the runtime computes in
     memory_bytes: int  # estimated need per accelerator, KV pool and reserve included
     max_model_len: int
     kv_cache_bytes: int  # of memory_bytes: the pool that the runtime is told to make, per accelerator

@@ -1,5 +1,5 @@
 """A new draft comes to a part of the traffic first: tried on a variant of its own, then taken by all pods or
-rejected. Pure and stateless but for what is counted: a process that dies begins the canary's count anew.
+rejected. Pure and stateless but for what is counted: a process that dies begins the canary's count again.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ class _Rollout:
         for state in others:
             replicas, goal = state.replicas, self._count_substitutes(state, old)
             if state.plan_hash == self.wanted.serving:
-                replicas, goal = self._restored(state, old, surge, unavailable)
+                replicas, goal = self._restore_serving(state, old, surge, unavailable)
             # What answers only now takes the place of nothing that has done so for minReadySeconds.
             kept = max(state.answering - max(spare, 0), state.available - max(spare_available, 0))
             replicas = min(replicas, max(goal, kept))
@@ -279,7 +279,7 @@ class _Rollout:
             old[state.plan_hash] = replicas
         return old
 
-    def _restored(
+    def _restore_serving(
         self, state: VariantState, old: Mapping[str, int], surge: int, unavailable: int
     ) -> tuple[int, int]:
         """Compute the replicas of the variant that serves, with those that it lost, and how many are to stay.
@@ -289,18 +289,18 @@ class _Rollout:
         """
         new, bounds, desired = self.new, self.bounds, self.desired
         others = [(other, old[other.plan_hash]) for other in self.others if other.plan_hash in old]
-        beside = [(other.footprint, number) for other, number in others]
-        beside.append((new.footprint, max(new.replicas, new.available + 1)))
+        next_holdings = [(other.footprint, number) for other, number in others]
+        next_holdings.append((new.footprint, max(new.replicas, new.available + 1)))
 
-        def gone_first(count: int) -> int:
-            """Some go first where that makes room for one more, else they would for nothing."""
+        def lower_first(count: int) -> int:
+            """Lower the count first only where that makes room for a new replica."""
             fewer = max(0, count - unavailable)
-            crowded = self.on_the_way.exceeded([*beside, (state.footprint, fewer)])
+            crowded = self.on_the_way.exceeded([*next_holdings, (state.footprint, fewer)])
             return count if crowded or new.available >= desired else fewer
 
         missing = max(0, desired - new.available)
         answering = sum(min(other.answering, number) for other, number in others)
-        lost = gone_first(max(0, missing - answering))
+        lost = lower_first(max(0, missing - answering))
         # Above a lowered limit the new variant gets all its replicas before any is restored.
         holdings = [(other.footprint, other.held_with(number)) for other, number in others]
         holdings.append((new.footprint, new.held_with(desired if self.wanted.over_limits else 0)))
@@ -312,7 +312,7 @@ class _Rollout:
         replicas, more = state.replicas, 1 + state.ending
         while replicas < limit and not bounds.exceeded([*holdings, (state.footprint, replicas + more)]):
             replicas += 1
-        return replicas, lost if state.is_silent(self.now) else gone_first(missing)
+        return replicas, lost if state.is_silent(self.now) else lower_first(missing)
 
     def _count_substitutes(self, state: VariantState, old: Mapping[str, int]) -> int:
         """Count the replicas that stand in for those that do not fit. Unlike others, they may restart."""
@@ -321,8 +321,8 @@ class _Rollout:
         if number <= 0 or self.wanted.serving != new.plan_hash or state.is_silent(self.now):
             return 0
         holdings = [(each.footprint, old.get(each.plan_hash, 0)) for each in self.others]
-        beside = [*holdings, (new.footprint, fitting), (state.footprint, number)]
-        return 0 if self.bounds.exceeded(beside) else number
+        holdings += [(new.footprint, fitting), (state.footprint, number)]
+        return 0 if self.bounds.exceeded(holdings) else number
 
     def _goes_on_by_itself(self, old: Mapping[str, int], surge: int, unavailable: int) -> bool:
         """Whether a replica gives way to the new variant once the others that start are available."""

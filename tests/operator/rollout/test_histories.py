@@ -106,28 +106,20 @@ def test_a_planner_that_is_broken_on_purpose_is_caught(planner: Planner) -> None
 
 
 def never_another(
-    states: Sequence[VariantState],
-    wanted: str | None,
-    recorded: str | None,
-    replicas: int,
-    bounds: Bounds,
+    states: Sequence[VariantState], wanted: str | None, recorded: str | None, *rest: Any
 ) -> str | None:
     """What served is what one goes back to, though another has all its replicas."""
     is_there = any(state.plan_hash == recorded for state in states)
-    return recorded if is_there else serving_variant(states, wanted, recorded, replicas, bounds)
+    return recorded if is_there else serving_variant(states, wanted, recorded, *rest)
 
 
 def whatever_answers(
-    states: Sequence[VariantState],
-    wanted: str | None,
-    recorded: str | None,
-    replicas: int,
-    bounds: Bounds,
+    states: Sequence[VariantState], wanted: str | None, recorded: str | None, *rest: Any
 ) -> str | None:
     """Of what answers in this second, the one with most replicas."""
     answering = [state for state in states if state.answering > 0 and state.plan_hash != wanted]
     best = max(answering, key=lambda state: (state.answering, state.plan_hash), default=None)
-    return best.plan_hash if best else serving_variant(states, wanted, recorded, replicas, bounds)
+    return best.plan_hash if best else serving_variant(states, wanted, recorded, *rest)
 
 
 @pytest.mark.parametrize("choose", [never_another, whatever_answers])
