@@ -33,8 +33,12 @@ class Log:
         body: dict[str, Any] | None,
         subresource: str = "",
         namespace: str = "team",
+        received: str | None = None,
     ) -> None:
-        """One write; `body` None is a deletion whose answer says only that it worked."""
+        """One write; `body` None is a deletion whose answer says only that it worked.
+
+        It was asked for when it is answered, unless `received` says when.
+        """
         self.revision += 1
         self.seconds += 0.001
         answer: dict[str, Any] = {"kind": "Status", "status": "Success"}
@@ -44,6 +48,7 @@ class Log:
         target = {"resource": resource, "name": name, "namespace": namespace, "subresource": subresource}
         self.events.append(
             {
+                "requestReceivedTimestamp": self.stamp() if received is None else received,
                 "stageTimestamp": self.stamp(),
                 "user": {"username": user},
                 "verb": verb,
@@ -56,7 +61,11 @@ class Log:
 
     def stamp(self) -> str:
         """The time that it is now."""
-        return (START + datetime.timedelta(seconds=self.seconds)).isoformat().replace("+00:00", "Z")
+        return (
+            (START + datetime.timedelta(seconds=self.seconds))
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "Z")
+        )
 
     def wait(self, seconds: float) -> None:
         """Let time pass."""
@@ -126,10 +135,10 @@ class Log:
         """A pod is told to end."""
         self.pod(name, plan_hash, False, deletionTimestamp="now", deletionGracePeriodSeconds=30)
 
-    def gone(self, name: str, plan_hash: str) -> None:
-        """A pod has ended."""
+    def gone(self, name: str, plan_hash: str, received: str | None = None) -> None:
+        """A pod has ended, as was asked for now or at `received`."""
         meta = {"labels": self.labels(plan_hash), "deletionTimestamp": "now", "deletionGracePeriodSeconds": 0}
-        self.write(KUBELET, "delete", "pods", name, {"metadata": meta})
+        self.write(KUBELET, "delete", "pods", name, {"metadata": meta}, received=received)
 
     def broken(self, lag: float = 0.0) -> list[str]:
         """Names of the invariants that were broken."""

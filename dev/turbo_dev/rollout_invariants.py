@@ -55,9 +55,6 @@ class _Record:
     full_since: float | None = None
 
 
-_AHEAD = 50  # writes, among which those that were asked for before this one are looked for
-
-
 class Judge:
     """Follows the writes of one log and collects violations of those by `operator`, a user's name."""
 
@@ -74,13 +71,15 @@ class Judge:
     def follow(self, events: Iterable[Body]) -> list[Violation]:
         """All violations of the audit events of one log."""
         steps = list(replay(read_writes(events)))
+        ends = [
+            (number, write)
+            for number, (before, write, after) in enumerate(steps)
+            if write.key in before.pods and write.key not in after.pods and write.resource == "pods"
+        ]
         for number, (before, write, after) in enumerate(steps):
-            # A deletion without grace shows in a watch as the pod's end before it is done.
-            ended = {
-                later.key
-                for _, later, then in steps[number + 1 : number + 1 + _AHEAD]
-                if later.resource == "pods" and later.received < write.received and later.key not in then.pods
-            }
+            # A deletion without grace shows in a watch as the pod's end before it is done, and a busy API
+            # server may take seconds and hundreds of writes until it is.
+            ended = {end.key for at, end in ends if at > number and end.received < write.received}
             pods = {key: pod for key, pod in after.pods.items() if key not in ended} if ended else after.pods
             self._step(before, write, replace(after, pods=pods))
             owner = _owner_of(write, before, after)
@@ -119,7 +118,7 @@ class Judge:
             self._check(_stays_available, "availability", owner, before, write, (old, asks))
         if kind == "Deployment" and old is not None and new is None:
             self._check(self._keeps_last, "keeps-last", owner, before, write, write.key[1])
-            self._check(_is_empty, "drained", owner, before, write, old)
+            self._check(_is_empty, "drained", owner, after, write, old)
         if asks > asked:
             if kind == "Deployment" and new is not None and not new.is_canary:
                 self._check(stays_in_surge, "surge", owner, after, write, None)
