@@ -55,7 +55,7 @@ def fresh(
 
     old = engine.scheduler
     scheduler = Scheduler(
-        BlockPool(limits.get("blocks", old.ledger.num_blocks)),
+        BlockPool(limits.get("blocks", old.block_pool.num_blocks)),
         max_num_seqs=limits.get("max_num_seqs", old.max_num_seqs),
         max_num_batched_tokens=limits.get("max_num_batched_tokens", old.max_num_batched_tokens),
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),

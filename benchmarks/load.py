@@ -28,9 +28,9 @@ from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.config import DraftMethod, RuntimeConfig
 from turbo_runtime.engine.process import quiet_libraries, settle_threads
-from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -119,7 +119,7 @@ def _speeds(
         for number in range(runs):
             first = number * REQUESTS[at_a_time] % len(requests)
             asked = (list(requests) * 2)[first : first + REQUESTS[at_a_time]]
-            order: list[tuple[Drafting, list[Measured]]] = [("off", plain), ("auto", drafted)]
+            order: list[tuple[DraftMethod, list[Measured]]] = [("off", plain), ("auto", drafted)]
             for drafting, found in order if number % 2 else order[::-1]:
                 found.append(_measured(engine, asked, at_a_time, drafting))
                 say(f"   {at_a_time} at a time, drafting {drafting}: {found[-1].speed:.1f} tokens/s")
@@ -147,7 +147,7 @@ def _speeds(
 
 
 def _measured(
-    engine: Engine, requests: Sequence[GenerationRequest], at_a_time: int, drafting: Drafting
+    engine: Engine, requests: Sequence[GenerationRequest], at_a_time: int, drafting: DraftMethod
 ) -> Measured:
     server = fresh(engine)
     asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
@@ -193,7 +193,7 @@ def _memory(count: int) -> dict[str, float]:
         "caches_full": full,
         "memory_mib": round(after, 1),
         "memory_growth_mib": round(after - before, 2),
-        "blocks_held": growth.engine.scheduler.ledger.num_used,
+        "blocks_held": growth.engine.scheduler.block_pool.num_used,
     }
 
 

@@ -89,7 +89,7 @@ FUNCTIONS = (
 MODULES = (
     "abilities answer arrivals ask beside calibrating choose deal demands "
     "facts figures gain gains heard held instants judge kept leaving "
-    "ledger looping observed observing online ownership paid planned planning "
+    "looping observed observing online ownership paid planned planning "
     "question remembered said served signals told watching weigh whole words "
     "work "
 )

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, cast
 from engines import fresh, run
 
 from peers.worker import Answerer, Job, Result, Setup, serve
-from turbo_runtime.contract.config import DType, RuntimeConfig
+from turbo_runtime.contract.config import DraftMethod, DType, RuntimeConfig
 from turbo_runtime.engine.process import settle_threads
-from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -75,7 +75,7 @@ def requests(job: Job, prompts: list[list[int]], name: str) -> list[GenerationRe
         temperature=0.0,
         max_tokens=job.max_tokens,
         stop_token_ids=frozenset(job.stop),
-        drafting=cast("Drafting", job.variant),
+        drafting=cast("DraftMethod", job.variant),
     )
     return [
         GenerationRequest(f"{name}{number}", tuple(prompt), params) for number, prompt in enumerate(prompts)

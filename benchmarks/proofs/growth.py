@@ -53,10 +53,10 @@ class Growth:
     @property
     def full(self) -> bool:
         """Whether what is remembered, the prefix cache and the grammars replace what they have."""
-        ledger = self.engine.scheduler.ledger
+        block_pool = self.engine.scheduler.block_pool
         grammars_asked = self._asked // ONE_GRAMMAR_IN
         remembered = self._memory.num_bytes > 0.9 * REMEMBERED_BYTES
-        num_cached = sum(map(ledger.is_cached, ledger.blocks))
+        num_cached = sum(map(block_pool.is_cached, block_pool.blocks))
         return remembered and num_cached > 0.8 * BLOCKS and grammars_asked > 100
 
     def ask(self, count: int) -> float:

@@ -72,11 +72,11 @@ def asked(name: str = "r", tokens: int = 12, **params: Any) -> GenerationRequest
     return GenerationRequest(name, PROMPT, SamplingParams(seed=3, max_tokens=tokens, **params))
 
 
-def run(server: Engine, *submits: GenerationRequest) -> dict[str, tuple[int, ...]]:
+def run(server: Engine, *requests: GenerationRequest) -> dict[str, tuple[int, ...]]:
     """The answers."""
-    for submit in submits:
-        server.accept(submit)
-    said: dict[str, tuple[int, ...]] = {submit.request_id: () for submit in submits}
+    for request in requests:
+        server.accept(request)
+    said: dict[str, tuple[int, ...]] = {request.request_id: () for request in requests}
     while not server.idle:
         for event in server.step().events:
             assert event.error is None
@@ -89,7 +89,7 @@ def finish_audits(server: Engine) -> tuple[int, int]:
     while server.audit.pending:
         server.rest()
     server.rest()  # looks into the books of the last
-    assert server.scheduler.ledger.num_used == 0
+    assert server.scheduler.block_pool.num_used == 0
     return server.stats().audits, server.stats().audit_mismatches
 
 

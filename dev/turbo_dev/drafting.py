@@ -23,7 +23,7 @@ class EveryDraft(GoodputController):
         """How much of one draft is verified."""
         return proposed
 
-    def heads_pay(self, _heads: Hashable) -> bool:
+    def costly_pay(self, _heads: Hashable) -> bool:
         """Always."""
         return True
 

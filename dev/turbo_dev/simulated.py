@@ -32,13 +32,13 @@ def extended(history: int, token: int) -> int:
     return hash((history, token))
 
 
-def answer_to(submit: GenerationRequest, max_length: int) -> list[int]:
+def answer_to(request: GenerationRequest, max_length: int) -> list[int]:
     """The answer that any engine must give."""
     history = 0
-    for token in submit.prompt:
+    for token in request.prompt:
         history = extended(history, token)
     answer: list[int] = []
-    for _ in range(min(submit.params.max_tokens, max_length - len(submit.prompt))):
+    for _ in range(min(request.params.max_tokens, max_length - len(request.prompt))):
         answer.append(history % VOCABULARY)
         history = extended(history, answer[-1])
     return answer
@@ -85,7 +85,7 @@ class Simulation:
 
     def _compute(self, work: ScheduledTokens, drafted: list[int]) -> None:
         sequence = work.sequence
-        tenant, tiles = sequence.submit.tenant, sequence.prompt_length // PROMPT_TILE * PROMPT_TILE
+        tenant, tiles = sequence.request.tenant, sequence.prompt_length // PROMPT_TILE * PROMPT_TILE
         history = 0
         for position, token in enumerate([*sequence.tokens[: work.start + work.count], *drafted]):
             history = extended(history, token)
@@ -93,13 +93,13 @@ class Simulation:
             slot = sequence.table[block] * BLOCK_SIZE + within
             content = Content(tenant, position < tiles, history)
             if position >= work.start:
-                assert self.scheduler.ledger.references[sequence.table[block]] == 1, (
+                assert self.scheduler.block_pool.references[sequence.table[block]] == 1, (
                     "a shared block is written"
                 )
-                assert not self.scheduler.ledger.is_cached(sequence.table[block]), "a cached block is written"
+                assert not self.scheduler.block_pool.is_cached(sequence.table[block]), "a cached block is written"
                 self._slots[slot] = content
             assert self._slots[slot] == content, (
-                f"position {position} of {sequence.submit.request_id} is lost"
+                f"position {position} of {sequence.request.request_id} is lost"
             )
 
     def _commit(self, work: ScheduledTokens, drafted: list[int]) -> None:
@@ -110,7 +110,7 @@ class Simulation:
             committed = _next_tokens(sequence, min(right + 1, room))
         self.scheduler.update_from_output(work, committed)
         if self.scheduler.room(sequence) == 0:
-            self.answers[sequence.submit.request_id] = sequence.tokens[sequence.prompt_length :]
+            self.answers[sequence.request.request_id] = sequence.tokens[sequence.prompt_length :]
             self.scheduler.finish(sequence)
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.contract.documents import Guarantee, StepTime
 
 MASK_64 = (1 << 64) - 1
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
-Drafting = Literal["auto", "off", "suffix", "heads"]
 DEFAULT_DRAFT = "default"  # the name of the deployment's own trained draft
 
 
@@ -45,7 +45,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()  # the server adds the model's end-of-sequence ids
     logprobs: int | None = None  # for each token and that many likeliest ones; None: none
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
-    drafting: Drafting = "auto"  # the drafter; auto: whatever promises most
+    drafting: DraftMethod = "auto"  # the drafter; auto: whatever promises most
     max_draft_tokens: int | None = None  # None: the engine's limit, which also bounds it
 
 

@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
     process.close()
 
 
-def submits(tmp_path: Path) -> int:
+def requests(tmp_path: Path) -> int:
     return (tmp_path / "log").read_text(encoding="utf-8").count("GenerationRequest(")
 
 
@@ -43,7 +43,7 @@ async def test_unruly_clients_are_answered_now_and_then(server: ServerProcess, t
     assert counts.total() == 300
     assert counts["200"] >= 10
     assert counts["400"] >= 5
-    assert submits(tmp_path) >= counts["200"]
+    assert requests(tmp_path) >= counts["200"]
 
 
 def test_generated_requests_are_answered_now_and_then(server: ServerProcess, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_generated_requests_are_answered_now_and_then(server: ServerProcess, tmp
     completions, chats = counts["POST /v1/completions 200"], counts["POST /v1/chat/completions 200"]
     assert min(completions, chats) >= 2
     assert counts["POST /v1/completions 400"] >= 5
-    assert submits(tmp_path) >= completions + chats
+    assert requests(tmp_path) >= completions + chats
 
 
 async def test_requests_that_are_in_at_sigterm_are_answered(server: ServerProcess) -> None:

@@ -145,17 +145,17 @@ class Server(Kube):
 
 
 def test_what_the_api_server_refuses_of_a_canary_is_told_of_the_draft_and_holds_up_nothing_else() -> None:
-    cache, ledger, server = Cache(), InventoryStore(lambda _: None), Server()
+    cache, inventory, server = Cache(), InventoryStore(lambda _: None), Server()
     cache.put_deployment(server.deployment)
     elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
     cache.accelerators.put({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)
-    ledger.take_stock(cache.accelerators_by_name(), 0.0)
+    inventory.take_stock(cache.accelerators_by_name(), 0.0)
     for each in (OLD, NEW):
         cache.drafts.put({"metadata": {**META, "name": each.name, "uid": each.name}}, each)
     model = children(WITH_OLD, seen(), SpeedupTracker(), None)["ConfigMap chat-model"]
     for name in ("chat-model", "chat-unwanted"):
         cache.put_child({**model, "metadata": {**model["metadata"], **META, "name": name, "uid": name}})
-    operator = Reconciler(cache, ledger, server, SETTINGS, lambda: NOW)
+    operator = Reconciler(cache, inventory, server, SETTINGS, lambda: NOW)
 
     async def look_on() -> None:
         for _ in range(5):  # the plan is told, its Deployment made, what tries refused, and once more

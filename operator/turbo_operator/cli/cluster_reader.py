@@ -28,7 +28,7 @@ class Cluster:
     """The lists. `namespace` is the context's own, `accelerators` the TurboAccelerators by name."""
 
     cache: Cache
-    ledger: InventoryStore
+    inventory: InventoryStore
     namespace: str
     accelerators: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -37,8 +37,8 @@ class Cluster:
     ) -> Snapshot:
         """Build the operator's snapshot of `td` at `now` (epoch seconds), with the `overlay`."""
         accelerators = {**self.cache.accelerators_by_name(), **(overlay or {})}
-        self.ledger.take_stock(accelerators, now)
-        return replace(build_snapshot(self.cache, self.ledger, key, td, now), accelerators=accelerators)
+        self.inventory.take_stock(accelerators, now)
+        return replace(build_snapshot(self.cache, self.inventory, key, td, now), accelerators=accelerators)
 
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
@@ -64,7 +64,7 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
         def show(accelerator: Mapping[str, Any]) -> None:
             cluster.accelerators[accelerator["metadata"]["name"]] = accelerator
 
-        sink = feed.Feed(cache, cluster.ledger, lambda _: None, show)  # nobody is to be woken
+        sink = feed.Feed(cache, cluster.inventory, lambda _: None, show)  # nobody is to be woken
         places = {name or server.namespace for name in namespaces}
         lists = [(resource, place) for place in places for resource in _IN_NAMESPACE]
         for resource, namespace in (*lists, *((resource, None) for resource in _IN_CLUSTER)):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from turbo_runtime.contract.endpoints import PORT
 
-Speculation = Literal["auto", "suffix", "heads", "off"]
+DraftMethod = Literal["auto", "off", "suffix", "heads"]  # a drafter by its name; auto: all of them
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -69,7 +69,7 @@ class RuntimeConfig:
     kv_cache_gib: float | None = _flag(
         None, "memory of the KV cache in GiB (default: what fits, at most 4)", _POSITIVE_OR_DEFAULT
     )
-    speculation: Speculation = _flag(  # noqa: RUF009
+    speculation: DraftMethod = _flag(  # noqa: RUF009
         "auto", "what drafts: suffix, heads, auto for the more confident of both, or off"
     )
     draft_config: str | None = _flag(

@@ -52,7 +52,7 @@ class TargetModel:
             export_tokenizer(config.model, config.revision, Path(folder))
             self.tokenizer = ServedTokenizer(Path(folder))
         self._engine, self.ready = start_engine(config, time.monotonic())
-        self._blocks = self._engine.scheduler.ledger.num_blocks
+        self._blocks = self._engine.scheduler.block_pool.num_blocks
         self.model = self._engine.model
         self.noise = self._engine.noise
         self.stop_ids = self.tokenizer.eos_token_ids | frozenset(self.ready.eos_token_ids)
@@ -69,7 +69,7 @@ class TargetModel:
         engines = []
         for part, active in enumerate(drafts):
             length = min(first.max_length, blocks * BLOCK_SIZE)
-            scheduler = replace(first, ledger=BlockPool(blocks, blocks * part), max_length=length)
+            scheduler = replace(first, block_pool=BlockPool(blocks, blocks * part), max_length=length)
             controller = GoodputController(None, padded_rows)
             controller.cost = self._engine.speculation.control.cost
             engines.append(Engine(self.model, scheduler, Proposer(active), None, controller))

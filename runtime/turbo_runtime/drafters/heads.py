@@ -249,7 +249,7 @@ class HeadsDrafter(Drafter):
     """
 
     name = "heads"
-    takes_time = True
+    is_costly = reads_hidden = True
 
     @torch.inference_mode()
     def __init__(self, heads: Heads, noise: Noise, version: str = "") -> None:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
+from turbo_runtime.contract.config import DraftMethod
+from turbo_runtime.messages import DEFAULT_DRAFT
 
 _PRIOR = 8.0  # observations that a claim counts for
 _FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic
@@ -33,7 +34,7 @@ class DraftRequest:
     key: int  # of its noise, `sampling.answer_key`
     temperature: float  # 0: greedy, no noise
     hidden: Tensor | None = None  # (width,): the model's last hidden state, which gave the last token
-    drafting: Drafting = "auto"  # the request's choice of drafters
+    drafting: DraftMethod = "auto"  # the request's choice of drafters
     name: str = DEFAULT_DRAFT  # of its trained draft
 
 
@@ -42,7 +43,7 @@ class TokenOrigin(NamedTuple):
 
     source: str
     cell: Hashable  # of the source's calibration
-    fallback_token: int | None = None  # drafted here without sources that take time
+    fallback_token: int | None = None  # drafted here without costly sources
     # (source, cell, token) of less confidence; those learn as well: else they would only where they are sure
     losing_candidates: tuple[tuple[str, Hashable, int], ...] = ()
 
@@ -55,7 +56,7 @@ class Draft:
     cumulative_acceptance: tuple[float, ...] = ()  # as long as `tokens`, never rising
     origins: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
-    heads: Hashable | None = field(default=None, compare=False)  # a key of its heads and the other drafters
+    costly: Hashable | None = field(default=None, compare=False)  # a key of its drafters, if one is costly
 
     def drafted_by(self, source: str, length: int) -> int:
         """Count the tokens of that source among the first `length`."""
@@ -75,8 +76,9 @@ class Drafter(ABC):
     confidence. The drafts of a batch grow by a token of any drafter at a time.
     """
 
-    name: str
-    takes_time: bool  # more than a negligible one
+    name: str  # a method that a request may choose
+    is_costly = False  # whether its time counts: it drafts only where that pays
+    reads_hidden = False  # whether it reads the model's hidden rows
 
     def __init__(self) -> None:
         self._cells: dict[Hashable, tuple[float, float]] = {}  # accepted, seen
@@ -87,13 +89,28 @@ class Drafter(ABC):
 
     @abstractmethod
     def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
-        """Return the next token for each draft; None where it has ended, or the drafter has none or takes
-        time and `best_confidence`, that of the other drafters, is high.
+        """Return the next token for each draft; None where it has ended, or the drafter has none, or is
+        costly and `best_confidence`, that of the other drafters, is high.
         """
 
     @abstractmethod
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Append a token to each draft; None ends the draft."""
+
+    def expect(self, request_id: str, tokens: Sequence[int]) -> None:  # noqa: B027  few drafters read texts
+        """Take note of a request whose prompt is being computed; `tokens` only grow."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to `read`."""
+        return False
+
+    def read(self, _max_tokens: int) -> int:
+        """Read up to so many tokens of prompts and finished answers; the number of tokens read."""
+        return 0
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:  # noqa: B027
+        """Forget an ended request; `tokens`, empty unless it may be remembered, are prompt and answer."""
 
     def confidence(self, cell: Hashable, claim: float) -> float:
         """Return the posterior mean of the cell's acceptance under a beta prior around the claim."""

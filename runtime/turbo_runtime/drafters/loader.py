@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters.heads import CONFIG_FILE, WEIGHTS_FILE, HeadsDrafter, Target, load_heads
 from turbo_runtime.files import Stamp, file_stamp, read_object
-from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
+from turbo_runtime.messages import DEFAULT_DRAFT
 from turbo_runtime.sampling.noise import Noise
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class SelectionError(ValueError):
 class DraftConfig:
     """The content of the file. `auto` drafts with everything, at each position with the most confident."""
 
-    drafter: Drafting = "auto"
+    drafter: DraftMethod = "auto"
     heads: Path | None = None  # a folder, see `drafters.heads`
     version: str = ""  # a label of metrics; by default the heads' own
     named: Mapping[str, Path] = field(default_factory=dict)  # folders of heads that a request may choose
@@ -50,8 +51,8 @@ def read_selection(path: Path) -> DraftConfig:
         raise SelectionError(f"{path}: there is no {unknown[0]!r}; it knows {', '.join(_KEYS)}")
     drafter, heads = document.get("drafter", "auto"), document.get("heads")
     version = document.get("version", "")
-    if drafter not in get_args(Drafting):
-        raise SelectionError(f"{path}: drafter must be {', '.join(get_args(Drafting))}, not {drafter!r}")
+    if drafter not in get_args(DraftMethod):
+        raise SelectionError(f"{path}: drafter must be {', '.join(get_args(DraftMethod))}, not {drafter!r}")
     if heads is not None and (not isinstance(heads, str) or not heads):
         raise SelectionError(f"{path}: heads must be the path of a folder, not {heads!r}")
     if drafter == "heads" and heads is None:
@@ -79,7 +80,7 @@ def read_selection(path: Path) -> DraftConfig:
 class ActiveDrafts:
     """The drafts of a deployment."""
 
-    drafter: Drafting = "auto"
+    drafter: DraftMethod = "auto"
     heads: HeadsDrafter | None = None
     version: str = ""
     named: Mapping[str, HeadsDrafter] = field(default_factory=dict)  # a request may choose one
@@ -89,7 +90,7 @@ class ActiveDrafts:
 class DraftLoader:
     """Loads drafts; those with unchanged files keep what they have learned. Not thread-safe."""
 
-    def __init__(self, target: Target, noise: Noise, fallback: Drafting = "auto") -> None:
+    def __init__(self, target: Target, noise: Noise, fallback: DraftMethod = "auto") -> None:
         """`fallback` drafts if the first file's own draft cannot be loaded."""
         self._target, self._noise = target, noise
         self._active = ActiveDrafts(fallback)

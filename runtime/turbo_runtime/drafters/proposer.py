@@ -9,27 +9,32 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters.interface import Draft, Drafter, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import ActiveDrafts, WatchedFile
 from turbo_runtime.drafters.suffix import SuffixDrafter
-from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
+from turbo_runtime.messages import DEFAULT_DRAFT
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 MIN_ACCEPTANCE = 0.02  # a lower bound for whatever the caller says
-_WITH_SUFFIX, _WITH_HEADS = ("auto", "suffix"), ("auto", "heads")  # the choices that have these drafters
 
 
 class Guarded:
     """Wraps a drafter and disables it at its first failure, which is logged: no draft is ever needed."""
 
-    def __init__(self, drafter: Drafter, draft: str = "") -> None:
-        """`draft`: its name among several, for messages."""
-        self.drafter = drafter
-        self._label = f"{drafter.name} of the draft {draft}" if draft else drafter.name
+    def __init__(self, drafter: Drafter, draft: str | None = None) -> None:
+        """`draft`: the trained draft that it drafts with, for requests that chose it; None: for all."""
+        self.drafter, self._draft = drafter, draft
+        named = draft not in (None, DEFAULT_DRAFT)
+        self._label = f"{drafter.name} of the draft {draft}" if named else drafter.name
         self.problem = ""  # why it gives no drafts any more; else empty
         self.seconds = 0.0  # of all its work
+
+    def drafts_for(self, method: str, draft: str) -> bool:
+        """Whether a request with these choices has it."""
+        return method in ("auto", self.drafter.name) and self._draft in (None, draft)
 
     def attempt(self, call: Callable[..., Result], *arguments: object, always: bool = False) -> Result | None:
         """Call a method of the drafter; None if it fails or has failed. `always`: call it even then."""
@@ -51,7 +56,7 @@ def propose(
     guards: Sequence[Guarded], requests: Sequence[DraftRequest], min_acceptance: float = MIN_ACCEPTANCE
 ) -> list[Draft]:
     """Return one draft for each request, which ends where its cumulative acceptance is below
-    `min_acceptance`. Every drafter continues the common draft; those that take time come last and see the
+    `min_acceptance`. Every drafter continues the common draft; the costly ones come last and see the
     others' confidence.
     """
     if not guards or not requests:
@@ -85,7 +90,7 @@ class _GrowingDraft:
     tokens: list[int] = field(default_factory=list)
     acceptance: list[float] = field(default_factory=list)  # cumulative
     origins: list[TokenOrigin] = field(default_factory=list)
-    free_acceptance: float = 1.0  # of the same tokens by drafters that take no time; 0 if theirs differ
+    free_acceptance: float = 1.0  # of the same tokens by drafters that are not costly; 0 if theirs differ
 
     def take(self, drafters: Sequence[Drafter], options: Sequence[TokenCandidate | None]) -> int | None:
         """Append the most confident candidate's token; None where the draft ends."""
@@ -114,8 +119,8 @@ class _GrowingDraft:
         return best.token
 
     def _find_fallback(self, taken: int, candidates: Sequence[tuple[Drafter, TokenCandidate]]) -> int | None:
-        """The token that would be drafted here without drafters that take time."""
-        free = [candidate for drafter, candidate in candidates if not drafter.takes_time]
+        """The token that would be drafted here without costly drafters."""
+        free = [candidate for drafter, candidate in candidates if not drafter.is_costly]
         if not free or not self.free_acceptance:
             self.free_acceptance = 0.0
             return None
@@ -140,7 +145,7 @@ class Proposer:
         """`poll` follows `file`; `active` holds until then."""
         self._file = file
         self._suffix = SuffixDrafter() if suffix is None else suffix
-        self.heads_seconds: dict[Hashable, float] = {}  # of the last proposal, by heads
+        self.costly_seconds: dict[Hashable, float] = {}  # of the last proposal, by `Draft.costly`
         self._generation = 0  # counts the sets of drafts
         self._use(active)
 
@@ -162,13 +167,13 @@ class Proposer:
     @property
     def problem(self) -> str:
         """Why they are not what the file names, or give no drafts; else empty."""
-        problems = [guard.problem for guard in (self._recent, *self._heads.values())]
+        problems = [guard.problem for guard in self._guards]
         return "; ".join(filter(None, [self._file.problem if self._file else "", *problems]))
 
     @property
-    def use_hidden(self) -> bool:
+    def reads_hidden(self) -> bool:
         """Whether any drafter reads the model's hidden rows."""
-        return bool(self._heads)
+        return any(guard.drafter.reads_hidden for guard in self._guards)
 
     def poll(self, now: float) -> None:
         """Take up what the file names by now, between steps; takes microseconds."""
@@ -176,19 +181,22 @@ class Proposer:
         if loaded is not None and loaded != self._active:
             self._use(loaded)
 
-    def expect(self, request_id: str, tokens: Sequence[int], drafting: Drafting) -> None:
+    def expect(self, request_id: str, tokens: Sequence[int], method: DraftMethod, draft: str) -> None:
         """Announce a request whose prompt is being computed, so that `read` reads it; `tokens` only grow."""
-        if self._resolve(drafting) in _WITH_SUFFIX:
-            self._recent.attempt(self._suffix.expect, request_id, tokens)
+        for guard in self._chosen(method, draft):
+            guard.attempt(guard.drafter.expect, request_id, tokens)
 
     @property
     def waiting(self) -> bool:
         """Whether there is something to `read`."""
-        return self._suffix.waiting and not self._recent.problem
+        return any(guard.drafter.waiting and not guard.problem for guard in self._guards)
 
     def read(self, max_tokens: int) -> int:
         """Read up to `max_tokens` of prompts and finished answers; the number of tokens read."""
-        return self._recent.attempt(self._suffix.read, max_tokens) or 0
+        num_read = 0
+        for guard in self._guards:
+            num_read += guard.attempt(guard.drafter.read, max_tokens - num_read) or 0
+        return num_read
 
     def propose(
         self,
@@ -198,52 +206,61 @@ class Proposer:
         /,
     ) -> list[Draft]:
         """Return one draft for each request, perhaps empty; requests with the same drafters share a pass.
-        Heads draft in addition to others only where `pays` says so for their key, `Draft.heads`.
+        Costly ones draft in addition to others only where `pays` says so for their key, `Draft.costly`.
         """
-        self.heads_seconds = {}
+        self.costly_seconds = {}
         drafts = [Draft()] * len(requests)
-        groups: defaultdict[tuple[Drafting, str], list[int]] = defaultdict(list)
+        groups: defaultdict[tuple[DraftMethod, str], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
             groups[self._resolve(request.drafting), self.name_of(request.name)].append(index)
-        for (drafting, name), indices in groups.items():
-            key = (drafting, name, self._generation)
-            heads = self._heads.get(name) if drafting in _WITH_HEADS else None
-            guards = [self._recent] if drafting in _WITH_SUFFIX and not self._recent.problem else []
-            if heads is not None and not heads.problem and (not guards or pays(key)):
-                guards.append(heads)
-            seconds_before = heads.seconds if heads is not None else 0.0
-            proposed = propose(guards, [requests[index] for index in indices], min_acceptance)
-            if heads is not None and heads in guards:
-                self.heads_seconds[key] = heads.seconds - seconds_before
+        for (method, name), indices in groups.items():
+            key = (method, name, self._generation)
+            chosen = self._chosen(method, name)
+            guards = [guard for guard in chosen if not guard.drafter.is_costly and not guard.problem]
+            costly = [guard for guard in chosen if guard.drafter.is_costly]
+            used = [guard for guard in costly if not guard.problem]
+            if used and guards and not pays(key):
+                used = []
+            seconds_before = sum(guard.seconds for guard in used)
+            proposed = propose([*guards, *used], [requests[index] for index in indices], min_acceptance)
+            if used:
+                self.costly_seconds[key] = sum(guard.seconds for guard in used) - seconds_before
             for index, draft in zip(indices, proposed, strict=True):
-                drafts[index] = replace(draft, name=name, heads=None if heads is None else key)
+                drafts[index] = replace(draft, name=name, costly=key if costly else None)
         return drafts
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """Learn from the committed tokens: of the whole draft, verified or not, and its losing candidates."""
         for origin, token, actual in zip(draft.origins, draft.tokens, committed, strict=False):
             for name, cell, candidate in ((origin.source, origin.cell, token), *origin.losing_candidates):
-                guard = self._recent if name == SuffixDrafter.name else self._heads.get(draft.name)
-                if guard is not None:
-                    guard.attempt(guard.drafter.learn, cell, candidate == actual)
+                for guard in self._guards:
+                    if guard.drafter.name == name and guard.drafts_for(name, draft.name):
+                        guard.attempt(guard.drafter.learn, cell, candidate == actual)
             if token != actual:
                 return
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Release the state of an ended request: `tokens` are prompt and answer so far."""
-        is_remembered = self._active.drafter in _WITH_SUFFIX and not self._recent.problem
-        remembered = tokens if is_remembered else ()
-        self._recent.attempt(self._suffix.finish, request_id, remembered, prompt_length, scope, always=True)
+        remembering = self._chosen(self._active.drafter, DEFAULT_DRAFT)
+        for guard in self._guards:
+            remembered = tokens if guard in remembering and not guard.problem else ()
+            finish = guard.drafter.finish
+            guard.attempt(finish, request_id, remembered, prompt_length, scope, always=True)
 
     def _use(self, drafts: ActiveDrafts) -> None:
         """Use these drafts, with fresh guards: they may work where earlier ones failed."""
         self._active = drafts
         self._generation += 1
-        self._recent = Guarded(self._suffix)
-        self._heads = {DEFAULT_DRAFT: Guarded(drafts.heads)} if drafts.heads else {}
-        self._heads |= {name: Guarded(heads, name) for name, heads in drafts.named.items()}
+        trained = {DEFAULT_DRAFT: drafts.heads} if drafts.heads else {}
+        of_drafts = [Guarded(drafter, name) for name, drafter in {**trained, **drafts.named}.items()]
+        self._guards = [Guarded(self._suffix), *of_drafts]
 
-    def _resolve(self, drafting: Drafting) -> Drafting:
+    def _chosen(self, method: DraftMethod, draft: str) -> list[Guarded]:
+        """The drafters that a request with these choices has."""
+        method, name = self._resolve(method), self.name_of(draft)
+        return [guard for guard in self._guards if guard.drafts_for(method, name)]
+
+    def _resolve(self, method: DraftMethod) -> DraftMethod:
         """Resolve a request's choice: the deployment's `off` holds for all."""
         deployed = self._active.drafter
-        return deployed if deployed == "off" or drafting == "auto" else drafting
+        return deployed if deployed == "off" or method == "auto" else method

@@ -172,7 +172,6 @@ class SuffixDrafter(Drafter):
     """The drafter `suffix`."""
 
     name = "suffix"
-    takes_time = False
 
     def __init__(self, memory: Memory | None = None) -> None:
         super().__init__()

@@ -84,7 +84,7 @@ class Audit:
 
     def yield_blocks(self) -> None:
         """Release all blocks if the next step might need them, and begin again later."""
-        if self._replay and self._scheduler.max_demand > self._scheduler.ledger.num_available:
+        if self._replay and self._scheduler.max_demand > self._scheduler.block_pool.num_available:
             finished, reason = self._replay[:2]
             self._end()
             if len(self._waiting) < MAX_WAITING:  # else drop it as the oldest
@@ -111,15 +111,15 @@ class Audit:
     def _begin(self) -> _Replay | None:
         while self._waiting:
             finished, reason = self._waiting.popleft()
-            submit = finished.submit
-            sampler = self._samplers.again(submit)
+            request = finished.request
+            sampler = self._samplers.again(request)
             if sampler is not None:  # else its grammar would need compilation, and other requests would wait
-                return _Replay(finished, reason, sampler, Sequence(submit, list(submit.prompt), ()))
+                return _Replay(finished, reason, sampler, Sequence(request, list(request.prompt), ()))
         return None
 
     def _end(self) -> None:
         if self._replay:
-            self._scheduler.ledger.trim(self._replay.sequence.table, 0)
+            self._scheduler.block_pool.trim(self._replay.sequence.table, 0)
             self._replay = None
 
     def _compute(self, sequence: Sequence) -> Tensor | None:
@@ -127,7 +127,7 @@ class Audit:
         start, count = sequence.computed, min(sequence.missing, PROMPT_TILE)
         end = start + count
         rows = int(end == len(sequence.tokens))
-        self._scheduler.ledger.extend(sequence.table, end)
+        self._scheduler.block_pool.extend(sequence.table, end)
         chunk = Chunk(sequence.tokens[start:end], start, sequence.table, rows, sequence.prompt_length)
         forward = self._model.forward([chunk])
         sequence.computed = end

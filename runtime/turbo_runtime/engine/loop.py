@@ -91,8 +91,8 @@ class Engine:
         """Compute one step for all running answers."""
         self.speculation.drafters.poll(time.monotonic())
         self._checked = False
-        for submit, error in self.samplers.compiled():
-            self._add(submit, error)
+        for request, error in self.samplers.compiled():
+            self._add(request, error)
         self.audit.yield_blocks()
         plan = self.scheduler.schedule(self.speculation.demand.predict)
         ready = {work.sequence.request_id: work for work in plan}
@@ -147,7 +147,7 @@ class Engine:
             waiting_requests=len(waiting),
             running_tokens=sum(s.computed for s in running),
             waiting_tokens=sum(len(s.tokens) for s in waiting),
-            kv_blocks_used=self.scheduler.ledger.num_used - len(self.audit.table),  # available on demand
+            kv_blocks_used=self.scheduler.block_pool.num_used - len(self.audit.table),  # available on demand
             preemptions=self.scheduler.preemptions,
             prefix_cache_queries=self.scheduler.cache_queries,
             prefix_cache_hits=self.scheduler.cache_hits,
@@ -170,15 +170,15 @@ class Engine:
             self._totals.update(audits=1, audit_mismatches=int(not passed))
             self._checked = False  # it had blocks too
 
-    def _add(self, submit: GenerationRequest, error: ValueError | None = None) -> None:
+    def _add(self, request: GenerationRequest, error: ValueError | None = None) -> None:
         """Queue an answer that has its sampler, or reject it; `error`: why it has none."""
         try:
             if error:
                 raise error
-            self.scheduler.add(submit)
-            self._totals.update(prompts=1, prompt_tokens=len(submit.prompt))
+            self.scheduler.add(request)
+            self._totals.update(prompts=1, prompt_tokens=len(request.prompt))
         except ValueError as rejection:
-            self._fail(submit.request_id, str(rejection))
+            self._fail(request.request_id, str(rejection))
 
     def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""
@@ -228,7 +228,7 @@ class Engine:
         if drafted:
             counts = {"drafts": 1, "draft_tokens": drafted, "accepted_tokens": accepted}
             own, own_accepted = (part.draft.drafted_by(HeadsDrafter.name, n) for n in (drafted, accepted))
-            name = self.speculation.drafters.name_of(part.work.sequence.submit.draft)
+            name = self.speculation.drafters.name_of(part.work.sequence.request.draft)
             self._totals.update(counts)
             self._by_draft[name].update(counts, own_draft_tokens=own, own_accepted_tokens=own_accepted)
             self._accepted_per_position.update({n: int(n < accepted) for n in range(drafted)})

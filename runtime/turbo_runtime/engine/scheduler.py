@@ -42,7 +42,7 @@ MAX_PROMPT_LOGPROBS = 64  # in a step: each reads the vocabulary
 class Sequence:
     """A live answer, changed only by the scheduler, or by the audit that replays it."""
 
-    submit: GenerationRequest
+    request: GenerationRequest
     tokens: list[int]  # prompt and committed answer
     keys: tuple[bytes, ...]  # of the prompt's shareable blocks (`block_keys`)
     computed: int = 0  # leading tokens with keys and values in the cache
@@ -53,17 +53,17 @@ class Sequence:
     @property
     def request_id(self) -> str:
         """Id of its request."""
-        return self.submit.request_id
+        return self.request.request_id
 
     @property
     def prompt_length(self) -> int:
         """Tokens of the prompt."""
-        return len(self.submit.prompt)
+        return len(self.request.prompt)
 
     @property
     def generated(self) -> int:
         """Committed tokens of the answer."""
-        return len(self.tokens) - len(self.submit.prompt)
+        return len(self.tokens) - len(self.request.prompt)
 
     @property
     def missing(self) -> int:
@@ -100,7 +100,7 @@ class _StepBudget:
 class Scheduler:
     """Owner of all sequences, their block tables, the prefix cache and the queue."""
 
-    ledger: BlockPool  # must hold one sequence of `max_length`, so that each can end
+    block_pool: BlockPool  # must hold one sequence of `max_length`, so that each can end
     _: KW_ONLY
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -109,8 +109,8 @@ class Scheduler:
     shared_tile: int = PROMPT_TILE  # tokens of prompts, whole tiles of which are shared
 
     def __post_init__(self) -> None:
-        if blocks_for(self.max_length) > self.ledger.num_blocks:
-            raise ValueError(f"{self.ledger.num_blocks} blocks hold no sequence of {self.max_length} tokens")
+        if blocks_for(self.max_length) > self.block_pool.num_blocks:
+            raise ValueError(f"{self.block_pool.num_blocks} blocks hold no sequence of {self.max_length} tokens")
         self.running: list[Sequence] = []  # oldest first
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()
@@ -124,18 +124,18 @@ class Scheduler:
         """Sequences without blocks: preempted ones first, the others tenant by tenant."""
         return [*self._resuming, *self._queue]
 
-    def add(self, submit: GenerationRequest) -> Sequence:
+    def add(self, request: GenerationRequest) -> Sequence:
         """Queue a new answer. Raises ValueError if its prompt leaves no room for a token."""
-        if not 1 <= len(submit.prompt) < self.max_length:
+        if not 1 <= len(request.prompt) < self.max_length:
             raise ValueError(
-                f"the prompt has {len(submit.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
+                f"the prompt has {len(request.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
             )
-        if submit.request_id in self._live:
-            raise ValueError(f"request {submit.request_id} is running or waiting already; use another id")
-        keys = block_keys(submit.scope, submit.prompt, self.shared_tile)
-        sequence = Sequence(submit, list(submit.prompt), keys)
-        self._queue.enter(submit.tenant, sequence)
-        self._live[submit.request_id] = sequence
+        if request.request_id in self._live:
+            raise ValueError(f"request {request.request_id} is running or waiting already; use another id")
+        keys = block_keys(request.scope, request.prompt, self.shared_tile)
+        sequence = Sequence(request, list(request.prompt), keys)
+        self._queue.enter(request.tenant, sequence)
+        self._live[request.request_id] = sequence
         return sequence
 
     def find(self, request_id: str) -> Sequence | None:
@@ -144,7 +144,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """End a sequence in any state, and free its blocks."""
-        tenant = sequence.submit.tenant
+        tenant = sequence.request.tenant
         del self._live[sequence.request_id]
         if sequence in self.running:
             self.running.remove(sequence)
@@ -152,13 +152,13 @@ class Scheduler:
             self._resuming.remove(sequence)
         else:
             self._queue.remove(tenant, sequence)
-        self.ledger.trim(sequence.table, 0)
+        self.block_pool.trim(sequence.table, 0)
         self._queue.leave(tenant)
 
     def room(self, sequence: Sequence) -> int:
         """Return how many tokens the answer may still get."""
         by_length = self.max_length - len(sequence.tokens)
-        return min(by_length, sequence.submit.params.max_tokens - sequence.generated)
+        return min(by_length, sequence.request.params.max_tokens - sequence.generated)
 
     def schedule(self, likely: Callable[[str], int] = lambda _: sys.maxsize) -> tuple[ScheduledTokens, ...]:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
@@ -187,11 +187,11 @@ class Scheduler:
         sequence = work.sequence
         sequence.computed = work.start + work.count + max(0, len(committed) - 1)
         sequence.tokens.extend(committed)
-        self.ledger.trim(sequence.table, len(sequence.tokens))
-        self._queue.charge(sequence.submit.tenant, ANSWER_WEIGHT * len(committed))
+        self.block_pool.trim(sequence.table, len(sequence.tokens))
+        self._queue.charge(sequence.request.tenant, ANSWER_WEIGHT * len(committed))
         full = min(sequence.computed // BLOCK_SIZE, len(sequence.keys))
         if full > sequence.shared:
-            self.ledger.publish(sequence.keys[:full], sequence.table, sequence.shared)
+            self.block_pool.publish(sequence.keys[:full], sequence.table, sequence.shared)
             sequence.shared = full
 
     @property
@@ -205,17 +205,17 @@ class Scheduler:
         """Raise CorruptBlockPoolError if a block leaks, has a wrong holder or a wrong state. `held`: blocks
         of no sequence here. Reads every block: after every step in tests, and whenever the engine is idle.
         """
-        self.ledger.check([tuple(held), *(sequence.table for sequence in self._live.values())])
+        self.block_pool.check([tuple(held), *(sequence.table for sequence in self._live.values())])
         running = set(self.running)
         for sequence in self._live.values():
             known = sequence.shared
             name = sequence.request_id
             if sequence.table and sequence not in running:
                 raise CorruptBlockPoolError(f"request {name} waits and holds blocks {sequence.table}")
-            if sequence.table[:known] != self.ledger.find(sequence.keys[:known]):
+            if sequence.table[:known] != self.block_pool.find(sequence.keys[:known]):
                 raise CorruptBlockPoolError(f"the first {known} blocks of {name} are not those of the cache")
             for block in sequence.table[known:]:
-                if self.ledger.references[block] != 1 or self.ledger.is_cached(block):
+                if self.block_pool.references[block] != 1 or self.block_pool.is_cached(block):
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
     def _find_block(self, sequence: Sequence) -> bool:
@@ -223,15 +223,15 @@ class Scheduler:
         if not sequence.table:  # it was preempted for an older one
             return False
         tokens = len(sequence.tokens)
-        while blocks_for(tokens) - len(sequence.table) > self.ledger.num_available:
+        while blocks_for(tokens) - len(sequence.table) > self.block_pool.num_available:
             youngest = self.running.pop()
-            self.ledger.trim(youngest.table, 0)
+            self.block_pool.trim(youngest.table, 0)
             youngest.computed = youngest.shared = 0
             self._resuming.appendleft(youngest)
             self.preemptions += 1
             if youngest is sequence:
                 return False
-        self.ledger.extend(sequence.table, tokens)
+        self.block_pool.extend(sequence.table, tokens)
         return True
 
     def _compute(self, sequence: Sequence, count: int, step: _StepBudget) -> None:
@@ -239,7 +239,7 @@ class Scheduler:
         if count:
             step.counts[sequence] = count
             step.tokens -= count
-            if sequence.submit.params.prompt_logprobs is not None:
+            if sequence.request.params.prompt_logprobs is not None:
                 step.prompt_logprobs -= count  # few at a time: nobody waits for its blocks
                 return
             end = sequence.computed + count
@@ -258,14 +258,14 @@ class Scheduler:
             if sequence is None:
                 return
             keys = sequence.keys[: (len(sequence.tokens) - 1) // BLOCK_SIZE]  # before the last token
-            if sequence.submit.params.prompt_logprobs is not None:
+            if sequence.request.params.prompt_logprobs is not None:
                 keys = ()
-            cached = self.ledger.find(keys)
+            cached = self.block_pool.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return
-            revived = sum(self.ledger.references[block] == 0 for block in cached)
+            revived = sum(self.block_pool.references[block] == 0 for block in cached)
             lacking = blocks_for(len(sequence.tokens) + 1) - len(cached) + len(self.running)
-            if lacking > self.ledger.num_available - revived:
+            if lacking > self.block_pool.num_available - revived:
                 return
             self._start(sequence, cached)
             self._compute(sequence, _chunk(sequence, step), step)
@@ -275,23 +275,23 @@ class Scheduler:
         if self._resuming:
             self._resuming.popleft()
         else:
-            self._queue.remove(sequence.submit.tenant, sequence)
+            self._queue.remove(sequence.request.tenant, sequence)
         self.running.append(sequence)
-        self.ledger.share(cached)
+        self.block_pool.share(cached)
         sequence.table.extend(cached)
         sequence.shared = len(cached)
         sequence.computed = len(cached) * BLOCK_SIZE
-        self.ledger.extend(sequence.table, len(sequence.tokens))
+        self.block_pool.extend(sequence.table, len(sequence.tokens))
         if sequence.cached is None:  # a resumption is no service and no query
             sequence.cached = sequence.computed
-            self._queue.charge(sequence.submit.tenant, sequence.prompt_length - sequence.cached)
-            if sequence.submit.params.prompt_logprobs is None:
+            self._queue.charge(sequence.request.tenant, sequence.prompt_length - sequence.cached)
+            if sequence.request.params.prompt_logprobs is None:
                 self.cache_queries += sequence.prompt_length
                 self.cache_hits += sequence.cached
 
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts that a decoding sequence could use in one step."""
-        params = sequence.submit.params
+        params = sequence.request.params
         if params.drafting == "off":
             return 0
         own = self.max_draft_tokens if params.max_draft_tokens is None else params.max_draft_tokens
@@ -306,10 +306,10 @@ class Scheduler:
         more = _share({s: wanted[s] - first[s] for s in wanted}, budget - sum(first.values()))
         limits: dict[Sequence, int] = {}
         for sequence in first:
-            spare = (self.ledger.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
+            spare = (self.block_pool.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
             limit = min(first[sequence] + more[sequence], spare)
             if limit > 0:
-                self.ledger.extend(sequence.table, len(sequence.tokens) + limit)
+                self.block_pool.extend(sequence.table, len(sequence.tokens) + limit)
                 limits[sequence] = limit
         return limits
 
@@ -327,7 +327,7 @@ def _share(wants: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
 def _chunk(sequence: Sequence, step: _StepBudget) -> int:
     """Count missing tokens within the budget; a cut prompt ends with a tile, half of which costs as much."""
     count = min(sequence.missing, step.tokens)
-    if sequence.submit.params.prompt_logprobs is not None:
+    if sequence.request.params.prompt_logprobs is not None:
         count = min(count, max(0, step.prompt_logprobs))
     end = sequence.computed + count
     whole = end - end % PROMPT_TILE

@@ -142,17 +142,17 @@ class Speculator:
         )
         proposed = request_id in self._drafted
         self._outcomes.append(
-            DraftOutcome(request_id, proposed, drafted, won, part.draft.heads, more, gained)
+            DraftOutcome(request_id, proposed, drafted, won, part.draft.costly, more, gained)
         )
-        if self.drafters.use_hidden:
+        if self.drafters.reads_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows
 
     def learn(self, seconds: float) -> None:
         """Learn from the time of the whole step."""
         if self._outcomes or self._shape.tile_reads:
             rest = seconds - self._drafting - self._read
-            heads = self.drafters.heads_seconds if self._drafted else {}
-            times = StepTimes(self._drafting, rest, self._read, heads)
+            costly = self.drafters.costly_seconds if self._drafted else {}
+            times = StepTimes(self._drafting, rest, self._read, costly)
             self.control.learn(self._shape, self._outcomes, times)
         for request_id in self._ended:
             self.control.forget(request_id)
@@ -161,10 +161,10 @@ class Speculator:
 
     def finish(self, sequence: scheduler.Sequence) -> None:
         """End a request."""
-        submit = sequence.submit
-        self.drafters.finish(submit.request_id, sequence.tokens, sequence.prompt_length, submit.scope)
-        self._ended.append(submit.request_id)
-        self._hidden.pop(submit.request_id, None)
+        request = sequence.request
+        self.drafters.finish(request.request_id, sequence.tokens, sequence.prompt_length, request.scope)
+        self._ended.append(request.request_id)
+        self._hidden.pop(request.request_id, None)
 
     def rest(self) -> None:
         """Do a little background work while the engine is idle."""
@@ -175,9 +175,11 @@ class Speculator:
         """Index prompts while they are computed, and finished answers."""
         for part in parts:
             sequence = part.work.sequence
-            params = sequence.submit.params
+            params = sequence.request.params
             if not sequence.generated and params.drafting != "off" and params.max_draft_tokens != 0:
-                self.drafters.expect(sequence.request_id, sequence.tokens, params.drafting)
+                self.drafters.expect(
+                    sequence.request_id, sequence.tokens, params.drafting, sequence.request.draft
+                )
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _draft(self, able: Sequence[BatchEntry], answers: int) -> None:
@@ -194,7 +196,7 @@ class Speculator:
             return
         min_acceptance = self.control.min_acceptance(self._shape, answers)
         requests = [self._draft_request(part) for part in chosen]
-        proposed = self.drafters.propose(requests, min_acceptance, self.control.heads_pay)
+        proposed = self.drafters.propose(requests, min_acceptance, self.control.costly_pay)
         for part, draft in zip(chosen, proposed, strict=True):
             part.draft = draft
             allowed = part.sampler.allowed_prefix(part.work.sequence.tokens, draft.tokens)
@@ -202,18 +204,18 @@ class Speculator:
 
     def _draft_request(self, part: BatchEntry) -> DraftRequest:
         sequence, sampler = part.work.sequence, part.sampler
-        submit = sequence.submit
+        request = sequence.request
         return DraftRequest(
-            submit.request_id,
+            request.request_id,
             sequence.tokens,
             sequence.prompt_length,
             part.work.draft_limit,
-            submit.scope,
+            request.scope,
             sampler.key,
             0.0 if sampler.greedy else sampler.params.temperature,
-            self._hidden.get(submit.request_id),
+            self._hidden.get(request.request_id),
             sampler.params.drafting,
-            submit.draft,
+            request.draft,
         )
 
 

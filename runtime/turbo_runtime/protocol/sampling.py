@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import GroupedMetadata, MaxLen
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, WithJsonSchema, model_validator
 
-from turbo_runtime.messages import Drafting, Grammar
+from turbo_runtime.contract.config import DraftMethod
+from turbo_runtime.messages import Grammar
 from turbo_runtime.protocol.errors import invalid
 
 # With a backslash before them they stand for themselves in every dialect of regular expressions.
@@ -149,9 +150,9 @@ Stops = Annotated[
     WithJsonSchema({"anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": MAX_STOPS}]}),
 ]
 Speculation = Annotated[
-    Drafting,
+    DraftMethod,
     BeforeValidator(lambda value: ("auto" if value else "off") if isinstance(value, bool) else value),
-    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": list(get_args(Drafting))}]}),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": list(get_args(DraftMethod))}]}),
 ]
 
 

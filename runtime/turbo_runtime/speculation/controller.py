@@ -127,9 +127,9 @@ class DraftOutcome(NamedTuple):
     proposed: bool  # whether drafters were asked
     drafted: int  # tokens verified
     won: int  # tokens gained, besides the one that comes anyway
-    heads: Hashable | None = None  # those that may draft for it
-    more_by_heads: int = 0  # of those verified, where there would have been none without heads
-    won_by_heads: int = 0  # net accepted tokens due to heads: won with them, less those won only without
+    costly: Hashable | None = None  # the key of the costly drafters that may draft for it
+    more_by_costly: int = 0  # of those verified, where there would have been none without them
+    won_by_costly: int = 0  # net accepted tokens due to them: won with them, less those won only without
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class StepTimes:
     drafting: float
     rest: float  # the pass, the verification and the bookkeeping
     reading: float = 0.0  # of texts, by drafters: for later steps, so that no request pays for it
-    heads: Mapping[Hashable, float] = field(default_factory=dict)  # of drafting, by heads
+    costly: Mapping[Hashable, float] = field(default_factory=dict)  # of drafting, by costly drafters
 
 
 class GoodputController:
@@ -150,7 +150,7 @@ class GoodputController:
         self._gates: defaultdict[str, Gate] = defaultdict(Gate)  # by request
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)
         self._together = _shared_gate()
-        self._heads: defaultdict[Hashable, Gate] = defaultdict(_shared_gate)
+        self._costly: defaultdict[Hashable, Gate] = defaultdict(_shared_gate)
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with
@@ -180,9 +180,9 @@ class GoodputController:
             return set()
         return {name for name in request_ids if self._together.admits(self._gates[name])}
 
-    def heads_pay(self, heads: Hashable) -> bool:
-        """Whether to use these heads in addition to drafters that cost next to nothing."""
-        return self._heads[heads].open
+    def costly_pay(self, key: Hashable) -> bool:
+        """Whether to use these costly drafters in addition to those that cost next to nothing."""
+        return self._costly[key].open
 
     def min_acceptance(self, shape: StepShape, answers: int) -> float:
         """The chance below which a token is hardly worth drafting: a row's cost over that of a token."""
@@ -248,20 +248,22 @@ class GoodputController:
             plain = times.rest  # no prediction needed
         num_proposed = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
-        have = Counter(outcome.heads for outcome in outcomes if outcome.proposed)
-        for_all = times.drafting - sum(spent for heads, spent in times.heads.items() if heads in have)
+        have = Counter(outcome.costly for outcome in outcomes if outcome.proposed)
+        for_all = times.drafting - sum(spent for key, spent in times.costly.items() if key in have)
         row_cost = extra / drafted if drafted else 0.0
-        speed = max(self.speedup or 1.0, 1.0)  # the worth of time to heads, which come in addition to others
+        speed = max(
+            self.speedup or 1.0, 1.0
+        )  # the worth of time to costly drafters, which come in addition to others
         total_won = 0
-        for name, proposed, verified, won, heads, more_by_heads, won_by_heads in outcomes:
+        for name, proposed, verified, won, key, more_by_costly, won_by_costly in outcomes:
             lost = row_cost * verified
             if proposed:
-                drafting = times.heads.get(heads, 0.0) / have[heads]
+                drafting = times.costly.get(key, 0.0) / have[key]
                 lost += for_all / num_proposed + drafting
                 # Not where nobody was asked: a common debt is paid first, and suffixes try alone.
-                if heads is not None:
-                    spent = row_cost * more_by_heads + drafting
-                    self._heads[heads].book(won_by_heads, spent * answers / decoding * speed)
+                if key is not None:
+                    spent = row_cost * more_by_costly + drafting
+                    self._costly[key].book(won_by_costly, spent * answers / decoding * speed)
             # a grammar's forced tokens are no guess
             gained, tokens_lost = (won, lost * answers / decoding) if proposed else (0, 0.0)
             self._gates[name].book(gained, tokens_lost)

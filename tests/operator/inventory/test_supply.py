@@ -300,7 +300,7 @@ def test_a_node_takes_pods_when_it_is_ready_and_not_cordoned() -> None:
     assert not usage.node({**body, "status": {}}).takes_pods
 
 
-# The ledger
+# The inventory
 
 
 def raw_node(name: str, gpus: int) -> dict[str, Any]:
@@ -312,25 +312,25 @@ def raw_node(name: str, gpus: int) -> dict[str, Any]:
 
 
 def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
-    ledger = InventoryStore(lambda _: None)
-    ledger.put("Node", raw_node("a", 8))
-    ledger.take_stock(CATALOG, 0.0)
+    inventory = InventoryStore(lambda _: None)
+    inventory.put("Node", raw_node("a", 8))
+    inventory.take_stock(CATALOG, 0.0)
     heartbeat = raw_node("a", 8)
     heartbeat["status"]["conditions"].append({"type": "MemoryPressure", "status": "False"})
-    ledger.put("Node", heartbeat)
-    assert not ledger.moved
-    ledger.put("Node", raw_node("a", 7))
-    assert ledger.moved
+    inventory.put("Node", heartbeat)
+    assert not inventory.moved
+    inventory.put("Node", raw_node("a", 7))
+    assert inventory.moved
 
 
 def test_what_a_full_list_does_not_show_is_gone_in_its_namespace_alone() -> None:
-    ledger = InventoryStore(lambda _: None)
-    ledger.put("Node", raw_node("a", 8))
+    inventory = InventoryStore(lambda _: None)
+    inventory.put("Node", raw_node("a", 8))
     for namespace in ("team", "elsewhere"):
         body = raw_pod(nodeName="a", containers=[container(**{GPU: "2"})])
-        ledger.put("Pod", {**body, "metadata": {"name": "p", "uid": namespace, "namespace": namespace}})
-    ledger.take_stock(CATALOG, 0.0)
-    assert free(ledger.stock) == [4]
-    ledger.keep_only("Pod", set(), "1", "team")
-    ledger.take_stock(CATALOG, 0.0)
-    assert free(ledger.stock) == [6]
+        inventory.put("Pod", {**body, "metadata": {"name": "p", "uid": namespace, "namespace": namespace}})
+    inventory.take_stock(CATALOG, 0.0)
+    assert free(inventory.stock) == [4]
+    inventory.keep_only("Pod", set(), "1", "team")
+    inventory.take_stock(CATALOG, 0.0)
+    assert free(inventory.stock) == [6]

@@ -44,14 +44,14 @@ class FakeKube(Kube):
 async def follow(
     resource: Resource, listed: Sequence[dict[str, Any]], changes: Sequence[Event] = ()
 ) -> InventoryStore:
-    """What the ledger holds when a follower has seen the list and every change."""
-    api, ledger = FakeKube(listed, changes), InventoryStore(lambda _: None)
+    """What the inventory holds when a follower has seen the list and every change."""
+    api, inventory = FakeKube(listed, changes), InventoryStore(lambda _: None)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        task = group.create_task(Follower(api, ledger, resource, None).run())
+        task = group.create_task(Follower(api, inventory, resource, None).run())
         await api.shown.wait()
         task.cancel()
-    ledger.take_stock({}, 0.0)
-    return ledger
+    inventory.take_stock({}, 0.0)
+    return inventory
 
 
 def body(name: str, **fields: Any) -> dict[str, Any]:
@@ -86,8 +86,8 @@ async def test_a_node_whose_amounts_cannot_be_read_has_no_room_and_the_others_co
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     changes = [("MODIFIED", node("odd", "lots")), ("ADDED", node("later", "8"))]
-    ledger = await follow(resources.NODE, [node("odd", "lots"), node("even", "4")], changes)
-    assert {name: each.allocatable for name, each in ledger.stock.nodes.items()} == {
+    inventory = await follow(resources.NODE, [node("odd", "lots"), node("even", "4")], changes)
+    assert {name: each.allocatable for name, each in inventory.stock.nodes.items()} == {
         "even": {GPU: 4000},
         "later": {GPU: 8000},
     }
@@ -99,10 +99,10 @@ async def test_a_node_whose_amounts_cannot_be_read_has_no_room_and_the_others_co
 async def test_a_pod_whose_amounts_cannot_be_read_holds_nothing_and_the_others_count(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ledger = await follow(
+    inventory = await follow(
         resources.POD, [pod("odd", "two"), pod("even", "2")], [("ADDED", pod("later", "1"))]
     )
-    assert ledger.stock.held == {"n": {GPU: 3000}}
+    assert inventory.stock.held == {"n": {GPU: 3000}}
     ((name, message),) = complaints(caplog)
     assert name == "team/odd"
     assert message.startswith(f"Pod is left out: spec.containers.resources.requests.{GPU}: 'two'")
@@ -111,8 +111,8 @@ async def test_a_pod_whose_amounts_cannot_be_read_holds_nothing_and_the_others_c
 async def test_a_quota_whose_amounts_cannot_be_read_bounds_nothing_and_the_others_do(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ledger = await follow(resources.QUOTA, [quota("odd", "1 2"), quota("even", "2")])
-    assert [each.hard for each in ledger.stock.quotas] == [{f"requests.{GPU}": 2000}]
+    inventory = await follow(resources.QUOTA, [quota("odd", "1 2"), quota("even", "2")])
+    assert [each.hard for each in inventory.stock.quotas] == [{f"requests.{GPU}": 2000}]
     ((name, message),) = complaints(caplog)
     assert name == "team/odd"
     assert message.startswith(f"ResourceQuota is left out: spec.hard.requests.{GPU}: '1 2'")

@@ -72,13 +72,13 @@ async def following(server: Server) -> AsyncIterator[InventoryStore]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    ledger = InventoryStore(lambda _: None)
+    inventory = InventoryStore(lambda _: None)
     async with ApiClient(Configuration(host=f"http://127.0.0.1:{port}")) as client:
-        follower = Follower(Kube(client), ledger, resources.POD, "team")
+        follower = Follower(Kube(client), inventory, resources.POD, "team")
         task = asyncio.create_task(follower.run())
         try:
             await asyncio.wait_for(follower.listed.wait(), 10)
-            yield ledger
+            yield inventory
         finally:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -86,9 +86,9 @@ async def following(server: Server) -> AsyncIterator[InventoryStore]:
             await runner.cleanup()
 
 
-def held(ledger: InventoryStore) -> int:
-    ledger.take_stock({}, 0.0)
-    return ledger.stock.held.get("n", {}).get(GPU, 0) // 1000
+def held(inventory: InventoryStore) -> int:
+    inventory.take_stock({}, 0.0)
+    return inventory.stock.held.get("n", {}).get(GPU, 0) // 1000
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -99,8 +99,8 @@ async def until(holds: Callable[[], bool]) -> None:
 
 async def test_every_page_is_read_before_it_counts_as_listed() -> None:
     server = Server([[pod("a", 1)], [pod("b", 2, gpus=2)]])
-    async with following(server) as ledger:
-        assert held(ledger) == 3
+    async with following(server) as inventory:
+        assert held(inventory) == 3
 
 
 async def test_changes_come_in_their_order_and_the_next_watch_goes_on_from_the_last() -> None:
@@ -112,18 +112,18 @@ async def test_changes_come_in_their_order_and_the_next_watch_goes_on_from_the_l
         {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "20"}}},
     ]
     server = Server([[pod("a", 1)]], first)
-    async with following(server) as ledger:
+    async with following(server) as inventory:
         await until(lambda: server.asked[-1].get("resourceVersion") == "20")
-        assert held(ledger) == 2
+        assert held(inventory) == 2
 
 
 async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_show_is_gone() -> None:
     expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
     server = Server([[pod("a", 1), pod("b", 2)]], [expired])
-    async with following(server) as ledger:
+    async with following(server) as inventory:
         server.pages = [[pod("a", 1)]]
         await until(lambda: [("watch" in query) for query in server.asked][-3:] == [True, False, True])
-        assert held(ledger) == 1
+        assert held(inventory) == 1
 
 
 async def test_a_watch_that_has_gone_silent_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +142,8 @@ async def test_an_object_that_cannot_be_read_is_logged_once_and_stops_no_other(
     odd = {**pod("odd", 11), "spec": {"nodeName": "n", "containers": "none"}}
     events = [{"type": "ADDED", "object": odd}, {"type": "ADDED", "object": pod("b", 12, gpus=2)}]
     server = Server([[odd, pod("a", 1)]], events)  # type: ignore[arg-type]
-    async with following(server) as ledger:
-        await until(lambda: held(ledger) == 3)
+    async with following(server) as inventory:
+        await until(lambda: held(inventory) == 3)
     assert sum("cannot be read" in record.message for record in caplog.records) == 1
 
 
@@ -155,8 +155,8 @@ async def test_a_watch_that_breaks_in_whatever_way_is_followed_by_another(
 ) -> None:
     monkeypatch.setattr(feed, "RETRY_SECONDS", 0.0)
     server = Server([[pod("a", 1)]], [broken], [{"type": "ADDED", "object": pod("b", 12, gpus=2)}])
-    async with following(server) as ledger:
-        await until(lambda: held(ledger) == 3)
+    async with following(server) as inventory:
+        await until(lambda: held(inventory) == 3)
 
 
 async def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_a_pause() -> None:

@@ -245,8 +245,8 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
     answer = speedup_benchmark._Bench.answer
 
     def answers_all(bench: speedup_benchmark._Bench, way: str, *more: Any) -> Iterator[Run | None]:
-        ledger = bench._engine.scheduler.ledger
-        held[way] = ledger.blocks
+        block_pool = bench._engine.scheduler.block_pool
+        held[way] = block_pool.blocks
         for run in answer(bench, way, *more):
             if run is None:
                 stepped.append(way)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 
 import pytest
 
-from turbo_runtime.drafters.interface import DraftRequest, TokenCandidate
+from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Guarded, Proposer, propose
 from turbo_runtime.drafters.suffix import SuffixDrafter
@@ -16,13 +17,13 @@ TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
 WANT = DraftRequest("r", TOKENS, 10, 4, "", 0, 0.0)
 
 
-class Failing:
+class Failing(Drafter):
     """Offers 9 after anything, and fails in one of its verbs."""
 
     name = "failing"
-    takes_time = False
 
     def __init__(self, verb: str) -> None:
+        super().__init__()
         self.verb, self.calls = verb, 0
 
     def begin(self, wants: Sequence[DraftRequest]) -> None:
@@ -38,7 +39,7 @@ class Failing:
     def learn(self, cell: Hashable, accepted: bool) -> None:
         self._or(None, "learn")
 
-    def finish(self) -> None:
+    def finish(self, *_: object) -> None:
         self._or(None, "finish")
 
     def _or(self, said, verb: str):  # type: ignore[no-untyped-def]
@@ -92,3 +93,33 @@ def test_an_offer_without_a_number_for_its_chance_is_none() -> None:
 
     (draft,) = propose([Guarded(Unsure(""))], [WANT])
     assert draft.tokens == ()
+
+
+def test_a_further_drafter_drafts_for_whoever_wants_it_and_learns_from_its_own_tokens() -> None:
+    class Further(Failing):
+        def __init__(self) -> None:
+            super().__init__("never")
+            self.name = "further"
+            self.taught: list[bool] = []
+            self.ended: list[str] = []
+
+        def learn(self, cell: Hashable, accepted: bool) -> None:
+            self.taught.append(accepted)
+
+        def finish(self, request_id: object, *_: object) -> None:
+            self.ended.append(str(request_id))
+
+    further = Further()
+    drafters = Proposer()
+    drafters._guards.append(Guarded(further))
+    (draft,) = drafters.propose([replace(WANT, drafting="suffix")])
+    assert further.calls == 0
+    assert draft.drafted_by("further", len(draft.tokens)) == 0
+    drafters.observe(draft, [4])
+    assert further.taught == []
+    (draft,) = drafters.propose([WANT])
+    assert draft.origins[0].source == "further"  # the surer one
+    drafters.observe(draft, [4])
+    assert further.taught == [False]
+    drafters.finish("r", TOKENS, 10, "")
+    assert further.ended == ["r"]

@@ -9,17 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.interface import Draft, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.interface import Draft, Drafter, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.proposer import MIN_ACCEPTANCE, Guarded, propose
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
 
 
-class Scripted:
+class Scripted(Drafter):
     """A source that knows what follows each token."""
 
-    def __init__(self, name: str, script: Script, *, takes_time: bool = False) -> None:
-        self.name, self._script, self.takes_time = name, script, takes_time
+    def __init__(self, name: str, script: Script, *, is_costly: bool = False) -> None:
+        super().__init__()
+        self.name, self._script, self.is_costly = name, script, is_costly
 
     def begin(self, wants: Sequence[DraftRequest]) -> None:
         self._before: list[int | None] = [want.tokens[-1] for want in wants]
@@ -60,7 +61,7 @@ def test_each_token_is_the_surer_sources_and_all_go_on_behind_it() -> None:
 def test_a_draft_tells_what_would_be_drafted_without_sources_that_take_time(*, turned: bool) -> None:
     slow = {0: (5, 0.9), 5: (6, 0.9), 6: (7, 0.9), 7: (8, 0.9), 8: (9, 0.9)}
     free = {0: (5, 0.5), 5: (6, 0.95), 6: (1, 0.3), 7: (8, 0.6), 8: (9, 0.95)}
-    sources = [Scripted("free", free), Scripted("slow", slow, takes_time=True)]
+    sources = [Scripted("free", free), Scripted("slow", slow, is_costly=True)]
     found = draft(*(sources[::-1] if turned else sources))
     assert found.tokens == (5, 6, 7, 8, 9)
     assert [origin.source for origin in found.origins] == ["slow", "free", "slow", "slow", "free"]
@@ -81,14 +82,14 @@ def test_what_others_are_not_sure_enough_of_would_not_be_drafted(
 ) -> None:
     sources = [
         Scripted("free", {0: (5, 0.5), 5: (6, 0.3)}),
-        Scripted("slow", {0: (5, 0.9), 5: (6, 0.9)}, takes_time=True),
+        Scripted("slow", {0: (5, 0.9), 5: (6, 0.9)}, is_costly=True),
     ]
     (found,) = propose([*map(Guarded, sources)], [DraftRequest("r", [0], 1, 8, "", 0, 0.0)], least)
     assert [origin.fallback_token for origin in found.origins] == instead
 
 
 def test_of_what_is_no_number_nothing_is_told() -> None:
-    sources = [Scripted("free", {0: (5, math.nan)}), Scripted("slow", {0: (6, 0.9)}, takes_time=True)]
+    sources = [Scripted("free", {0: (5, math.nan)}), Scripted("slow", {0: (6, 0.9)}, is_costly=True)]
     assert draft(*sources).origins == (TokenOrigin("slow", 6),)
     assert draft(*sources[::-1]).origins == (TokenOrigin("slow", 6),)
 
@@ -108,7 +109,7 @@ def test_what_is_told_of_the_others_is_what_they_draft_alone(
 ) -> None:
     want = DraftRequest("r", [0], 1, 8, "", 0, 0.0)
     (found,) = propose(
-        [Guarded(Scripted("free", free)), Guarded(Scripted("slow", slow, takes_time=True))], [want], least
+        [Guarded(Scripted("free", free)), Guarded(Scripted("slow", slow, is_costly=True))], [want], least
     )
     (alone,) = propose([Guarded(Scripted("free", free))], [want], least)
     told = [origin.fallback_token for origin in found.origins]

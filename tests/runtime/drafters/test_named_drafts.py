@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters import loader as loading
 from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
-from turbo_runtime.drafters.interface import Draft, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.interface import Draft, Drafter, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import (
     LOOK_SECONDS,
     MAX_NAMED,
@@ -25,7 +26,6 @@ from turbo_runtime.drafters.loader import (
     read_selection,
 )
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
 
 VOCABULARY, WIDTH = 40, 8
@@ -44,7 +44,7 @@ def loader() -> DraftLoader:
     return DraftLoader(TARGET, Noise(VOCABULARY))
 
 
-def want(name: str, request_id: str = "r", drafting: Drafting = "auto") -> DraftRequest:
+def want(name: str, request_id: str = "r", drafting: DraftMethod = "auto") -> DraftRequest:
     hidden = torch.ones(WIDTH)
     return DraftRequest(request_id, TOKENS, 10, 4, "", 0, 0.0, hidden, drafting, name)
 
@@ -225,13 +225,14 @@ def test_a_folder_that_comes_later_is_taken_up_and_the_others_are_left_alone(
     assert drafters.problem == ""
 
 
-@dataclass
-class Recorder:
+@dataclass(eq=False)
+class Recorder(Drafter):
     """Offers one token after anything, and keeps what it was asked and taught."""
 
     token: int
     name: str = "heads"
-    takes_time: bool = True
+    is_costly: bool = True
+    reads_hidden: bool = True
     version: str = "v1"
     confidence: float = 0.999
     asked: list[list[str]] = field(default_factory=list)
@@ -280,7 +281,7 @@ def test_what_became_of_a_draft_teaches_who_made_it() -> None:
 
 @pytest.mark.parametrize(("sure", "surest"), [(0.6, "suffix"), (0.95, "heads")])
 def test_who_was_outbid_learns_as_well_up_to_the_first_token_that_was_wrong(sure: float, surest: str) -> None:
-    memory, heads = Recorder(30, "suffix", takes_time=False, confidence=0.8), Recorder(31, confidence=sure)
+    memory, heads = Recorder(30, "suffix", is_costly=False, confidence=0.8), Recorder(31, confidence=sure)
     drafters = Proposer(ActiveDrafts("auto", heads, "v1"), suffix=memory)  # type: ignore[arg-type]
     (draft,) = drafters.propose([want("default")])
     assert {origin.source for origin in draft.origins} == {surest}
@@ -307,7 +308,7 @@ def test_a_request_that_wants_no_heads_has_none_whatever_it_chose() -> None:
 def test_where_the_deployment_has_no_trained_draft_a_named_one_is_there_all_the_same() -> None:
     latex = Recorder(31)
     drafters = Proposer(ActiveDrafts("auto", named={"latex": latex}))  # type: ignore[arg-type]
-    assert drafters.use_hidden
+    assert drafters.reads_hidden
     assert drafters.versions == {"default": "", "latex": "v1"}
     first, second = drafters.propose([want("latex"), want("default")])
     assert {origin.source for origin in first.origins} == {"heads"}
@@ -327,11 +328,11 @@ def test_a_look_that_finds_the_same_does_not_try_again_what_failed(file: Path, t
     select(tmp_path, heads="chat", named={"late": "late"})
     watched = WatchedFile(file, loader().load)
     drafters = Proposer(watched.wait(0.0), file=watched)
-    guards = [drafters._recent, *drafters._heads.values()]
+    guards = drafters._guards
     watched._look_at = watched._retry_at = 0.0  # it is due
     drafters.poll(1.0)
     assert watched._loading is not None
     watched._loading.result(30)
     drafters.poll(1.0)
     assert watched._loading is None
-    assert [drafters._recent, *drafters._heads.values()] == guards
+    assert drafters._guards is guards

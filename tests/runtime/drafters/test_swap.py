@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.drafters.loader import (
@@ -25,7 +26,6 @@ from turbo_runtime.drafters.loader import (
     read_selection,
 )
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
 
 VOCABULARY, WIDTH = 40, 8
@@ -52,7 +52,7 @@ def settle(drafters: Proposer, now: float, until: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def names(drafters: Proposer, drafting: Drafting = "auto") -> set[str]:
+def names(drafters: Proposer, drafting: DraftMethod = "auto") -> set[str]:
     """Who proposes for a context that everybody knows something about."""
     tokens = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
     want = DraftRequest("r", tokens, 10, 4, "", 0, 0.0, torch.ones(WIDTH), drafting)
@@ -178,7 +178,7 @@ def test_an_unforeseen_failure_is_told_and_serving_goes_on(tmp_path: Path) -> No
     ],
 )
 def test_a_request_chooses_among_what_the_deployment_allows(
-    tmp_path: Path, deployed: Drafting, wanted: Drafting, found: set[str]
+    tmp_path: Path, deployed: DraftMethod, wanted: DraftMethod, found: set[str]
 ) -> None:
     write_heads(tmp_path, "v1")
     file = tmp_path / "drafts.json"

@@ -89,10 +89,10 @@ def test_a_broken_verifier_is_found_out(
     server = make(kind)
     monkeypatch.setattr(loop, "verify", mutant)
     # a matcher of a grammar cannot be fed what it forbids
-    submits = [submit for submit in requests() if submit.params.grammar is None]
-    run(server, *submits)
+    plain = [request for request in requests() if request.params.grammar is None]
+    run(server, *plain)
     audits, mismatches = finish_audits(server)
-    assert audits == len(submits)
+    assert audits == len(plain)
     assert mismatches > 0
 
 
@@ -100,7 +100,7 @@ def test_a_broken_verifier_is_found_out(
 def test_a_broken_prefix_cache_is_found_out(make: Make, kind: str) -> None:
     server = make(kind)
     run(server, asked("a", temperature=0.0))
-    cached = server.scheduler.ledger.find(block_keys(server))
+    cached = server.scheduler.block_pool.find(block_keys(server))
     for values in server.model.pool.values:
         values[:, cached[0] * BLOCK_SIZE : (cached[-1] + 1) * BLOCK_SIZE] *= -3.0
     run(server, asked("b", temperature=0.0))
@@ -111,14 +111,14 @@ def test_a_broken_prefix_cache_is_found_out(make: Make, kind: str) -> None:
 def test_one_wrong_token_or_a_wrong_end_is_found_and_told_by_its_place_without_its_text(
     make: Make, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server, submit = make(kind), asked(temperature=0.9)
-    answer = run(server, submit)["r"]
+    server, request = make(kind), asked(temperature=0.9)
+    answer = run(server, request)["r"]
     assert finish_audits(server) == (1, 0)
     other = (*answer[:6], (answer[6] + 1) % VOCABULARY, *answer[7:])
     wrong = ((other, "length", 7), (answer[:-3], "length", 9), (answer, "stop", 12))
     for number, (said, reason, place) in enumerate(wrong, 1):
         caplog.clear()
-        server.audit.offer(finished(submit, said), reason)
+        server.audit.offer(finished(request, said), reason)
         assert finish_audits(server) == (1 + number, number)
         (record,) = caplog.records
         assert record.levelno == logging.ERROR
@@ -130,12 +130,12 @@ def test_one_wrong_token_or_a_wrong_end_is_found_and_told_by_its_place_without_i
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_token_that_the_parameters_forbid_is_found(make: Make, kind: str) -> None:
-    server, submit = make(kind), asked(temperature=0.0)
-    answer = run(server, submit)["r"]
+    server, request = make(kind), asked(temperature=0.0)
+    answer = run(server, request)["r"]
     assert finish_audits(server) == (1, 0)
-    forbidden = replace(submit, params=replace(submit.params, bad_words=((answer[4],),)))
+    forbidden = replace(request, params=replace(request.params, bad_words=((answer[4],),)))
     server.audit.offer(finished(forbidden, answer), "length")
-    ungrammatical = replace(submit, params=replace(submit.params, grammar=Grammar("regex", "[a-f]{3,30}")))
+    ungrammatical = replace(request, params=replace(request.params, grammar=Grammar("regex", "[a-f]{3,30}")))
     run(server, ungrammatical)
     finish_audits(server)
     server.audit.offer(finished(ungrammatical, answer), "length")
@@ -177,12 +177,12 @@ def test_an_answer_that_failed_or_was_cancelled_is_not_audited(make: Make) -> No
 
 
 def test_of_many_answers_the_latest_are_kept(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    server, submit = make(), asked()
-    answer = run(server, submit)["r"]
+    server, request = make(), asked()
+    answer = run(server, request)["r"]
     assert finish_audits(server) == (1, 0)
     wrong = (*answer[:-1], (answer[-1] + 1) % VOCABULARY)
     for number in range(MAX_WAITING + 5):
-        server.audit.offer(finished(replace(submit, request_id=f"r{number}"), wrong), "length")
+        server.audit.offer(finished(replace(request, request_id=f"r{number}"), wrong), "length")
     assert finish_audits(server) == (1 + MAX_WAITING, MAX_WAITING)
     assert "request r5 " in caplog.records[0].getMessage()
 

@@ -173,15 +173,15 @@ def test_an_audit_changes_no_other_figure_and_leaves_nothing_in_cache_and_drafte
     run(server, *requests())
     while server.speculation.drafters.waiting:
         server.speculation.rest()
-    ledger, suffix = server.scheduler.ledger, server.speculation.drafters._suffix
-    stats, cached, num_bytes = server.stats(), [*map(ledger.is_cached, ledger.blocks)], suffix.num_bytes
-    tiles, learnt = set(ledger.find(block_keys(server))), []
+    block_pool, suffix = server.scheduler.block_pool, server.speculation.drafters._suffix
+    stats, cached, num_bytes = server.stats(), [*map(block_pool.is_cached, block_pool.blocks)], suffix.num_bytes
+    tiles, learnt = set(block_pool.find(block_keys(server))), []
     server.speculation.control.learn = learnt.append  # type: ignore[method-assign, assignment]
     audits, _ = finish_audits(server)
     assert audits == len(WANTED)
     assert replace(server.stats(), audits=0) == stats
-    assert ([*map(ledger.is_cached, ledger.blocks)], suffix.num_bytes) == (cached, num_bytes)
-    assert set(ledger.find(block_keys(server))) == tiles
+    assert ([*map(block_pool.is_cached, block_pool.blocks)], suffix.num_bytes) == (cached, num_bytes)
+    assert set(block_pool.find(block_keys(server))) == tiles
     assert not learnt
 
 

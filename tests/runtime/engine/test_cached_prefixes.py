@@ -103,7 +103,7 @@ def test_answers_are_the_same_where_prompts_are_found(
     scheduler = server.scheduler
     further = 0 if tile == PROMPT_TILE else 16 + 16  # of prompts that end or part before a tile's end
     assert scheduler.cache_hits >= 64 * 9 + 16 + 32 + 48 + 48 + 96 + further
-    assert scheduler.ledger.evictions == 0
+    assert scheduler.block_pool.evictions == 0
 
 
 @pytest.mark.parametrize("step_tokens", [9, 70, 400])
@@ -122,5 +122,5 @@ def test_answers_are_the_same_where_tiles_are_given_up_and_sequences_give_way(
     assert run(server, questions()) == alone
     assert run(server, questions()[::-1]) == alone
     assert server.scheduler.preemptions > 0
-    assert server.scheduler.ledger.evictions > 0
+    assert server.scheduler.block_pool.evictions > 0
     assert server.scheduler.cache_hits > 0

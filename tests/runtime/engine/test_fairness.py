@@ -35,18 +35,18 @@ def ask(name: str, tenant: str, prompt: int = 8, answer: int = 8) -> GenerationR
     )
 
 
-def admissions(scheduler: Scheduler, submits: list[GenerationRequest]) -> list[str]:
+def admissions(scheduler: Scheduler, requests: list[GenerationRequest]) -> list[str]:
     """The order in which answers begin."""
     simulation = Simulation(scheduler, random.Random(2))
     order: list[str] = []
-    for each in submits:
+    for each in requests:
         scheduler.add(each)
     while not simulation.idle:
         plan = simulation.step()
         scheduler.check()
         for work in plan:
-            if work.sequence.submit.request_id not in order:
-                order.append(work.sequence.submit.request_id)
+            if work.sequence.request.request_id not in order:
+                order.append(work.sequence.request.request_id)
     return order
 
 
@@ -71,11 +71,11 @@ def test_a_new_tenant_waits_for_at_most_one_answer_of_each_other_that_waits(
         scheduler.add(ask(f"r{number}", f"t{tenant}", prompt, answer))
     for _ in range(data.draw(st.integers(0, 30), label="steps before")):
         simulation.step()
-    before = {each.submit.request_id: each.submit.tenant for each in scheduler.waiting if each.cached is None}
+    before = {each.request_id: each.request.tenant for each in scheduler.waiting if each.cached is None}
     new = scheduler.add(ask("new", "new"))
     begun: list[str] = []  # a plan has its work in the order of admission
     while new.cached is None:
-        begun += [work.sequence.submit.request_id for work in simulation.step()]
+        begun += [work.sequence.request.request_id for work in simulation.step()]
     overtook = [before[name] for name in dict.fromkeys(begun[: begun.index("new")]) if name in before]
     assert len(overtook) == len(set(overtook))
 
@@ -96,7 +96,7 @@ def test_two_tenants_with_work_at_hand_get_the_same_service_but_for_a_constant(
     # the bound of the paper: of the longest prompt, and of the tokens that run
     bound = 2 * max(100, ANSWER_WEIGHT * running * MAX_LENGTH)
     for _ in range(60):
-        waiting = [each.submit.tenant for each in scheduler.waiting]
+        waiting = [each.request.tenant for each in scheduler.waiting]
         for tenant, shape in shapes.items():
             for _ in range(running + 1 - waiting.count(tenant)):
                 begun[tenant] += 1

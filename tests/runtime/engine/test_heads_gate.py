@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from turbo_dev.drafting import EveryDraft
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.interface import (
     Draft,
+    Drafter,
     DraftRequest,
     TokenCandidate,
     TokenOrigin,
@@ -26,7 +28,7 @@ from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.speculator import Speculator
-from turbo_runtime.messages import Drafting, GenerationRequest
+from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
@@ -66,7 +68,7 @@ class Answers:
         said, spent, tokens = dict.fromkeys((f"r{n}" for n in range(ANSWERS)), 0), 0.0, 0
         for step in range(steps):
             asked = self.control.to_draft(said)
-            by_heads = bool(asked) and with_heads and self.control.heads_pay(HEADS)
+            by_heads = bool(asked) and with_heads and self.control.costly_pay(HEADS)
             outcomes, seconds = self._step(list(said), asked, by_heads)
             spent += seconds
             for outcome in outcomes:
@@ -90,7 +92,7 @@ class Answers:
             self._outcome(name, next(counts) if name in asked else None, by_heads=by_heads) for name in names
         ]
         rest = PLAIN + ROW * sum(outcome.drafted for outcome in outcomes)
-        times = StepTimes(drafting, rest, heads={HEADS: drafting} if by_heads else {})
+        times = StepTimes(drafting, rest, costly={HEADS: drafting} if by_heads else {})
         self.control.learn(StepShape(ANSWERS), outcomes, times)
         return outcomes, drafting + rest
 
@@ -153,9 +155,9 @@ def test_new_heads_have_an_account_of_their_own() -> None:
     control = GoodputController(SEEDS, lambda tokens: tokens)
     bad = DraftOutcome("a", True, 0, 0, HEADS)
     for _ in range(50):
-        control.learn(StepShape(1), [bad], StepTimes(0.05, PLAIN, heads={HEADS: 0.05}))
-    assert not control.heads_pay(HEADS)
-    assert control.heads_pay(("auto", "default", 2))
+        control.learn(StepShape(1), [bad], StepTimes(0.05, PLAIN, costly={HEADS: 0.05}))
+    assert not control.costly_pay(HEADS)
+    assert control.costly_pay(("auto", "default", 2))
 
 
 def test_the_time_of_heads_is_held_against_those_alone_that_have_them() -> None:
@@ -166,16 +168,17 @@ def test_the_time_of_heads_is_held_against_those_alone_that_have_them() -> None:
         *(DraftOutcome(name, True, 0, 0) for name in others),
     ]
     for _ in range(5):  # an eighth of it, each time, would be more than a new request may lose
-        control.learn(StepShape(8), outcomes, StepTimes(0.008, PLAIN + ROW, heads={HEADS: 0.008}))
+        control.learn(StepShape(8), outcomes, StepTimes(0.008, PLAIN + ROW, costly={HEADS: 0.008}))
     assert control.to_draft(others) == {*others}
 
 
-class Fixed:
+class Fixed(Drafter):
     """Offers one token."""
 
-    takes_time = True
+    is_costly = reads_hidden = True
 
     def __init__(self, name: str, token: int, confidence: float) -> None:
+        super().__init__()
         self.name, self._offer = name, TokenCandidate(token, confidence, None)
 
     def begin(self, wants: Sequence[DraftRequest]) -> None:
@@ -206,15 +209,15 @@ def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time()
     drafters = Proposer(ActiveDrafts("auto", source, "v1"))
     want = DraftRequest("r", [1], 1, 4, "", 0, 0.0)
     (draft,) = drafters.propose([replace(want, drafting="suffix")])
-    assert (draft, draft.heads) == (Draft(), None)
+    assert (draft, draft.costly) == (Draft(), None)
     (draft,) = drafters.propose([want], 0.0, lambda key: key != HEADS)
-    assert (draft, draft.heads) == (Draft(), HEADS)
-    assert (source.asked, drafters.heads_seconds) == (0, {})
+    assert (draft, draft.costly) == (Draft(), HEADS)
+    assert (source.asked, drafters.costly_seconds) == (0, {})
     (draft,) = drafters.propose([want], 0.0, lambda key: key == HEADS)
-    assert draft.heads == HEADS
+    assert draft.costly == HEADS
     assert draft.tokens == (7,)
-    assert set(drafters.heads_seconds) == {HEADS}
-    assert drafters.heads_seconds[HEADS] > 0
+    assert set(drafters.costly_seconds) == {HEADS}
+    assert drafters.costly_seconds[HEADS] > 0
 
 
 def test_heads_that_a_request_wants_alone_are_weighed_by_the_gate_of_all() -> None:
@@ -223,8 +226,8 @@ def test_heads_that_a_request_wants_alone_are_weighed_by_the_gate_of_all() -> No
     want = DraftRequest("r", [1], 1, 4, "", 0, 0.0, drafting="heads")
     (draft,) = drafters.propose([want], 0.0, lambda _: False)
     assert draft.tokens == (7,)
-    assert set(drafters.heads_seconds) == {draft.heads}
-    assert draft.heads != HEADS
+    assert set(drafters.costly_seconds) == {draft.costly}
+    assert draft.costly != HEADS
 
 
 def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() -> None:
@@ -239,7 +242,7 @@ def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() 
     (before,) = drafters.propose([want])
     drafters.poll(0.0)
     (after,) = drafters.propose([want])
-    assert before.heads != after.heads
+    assert before.costly != after.costly
 
 
 class Telling(EveryDraft):
@@ -275,7 +278,7 @@ def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
     )
     work = SimpleNamespace(sequence=SimpleNamespace(request_id="r"), draft_limit=4)
     part = SimpleNamespace(work=work, draft=Draft((5, 6, 7, 8), (0.9,) * 4, evidence), drafts=[*verified])
-    drafters = SimpleNamespace(observe=lambda *_: None, use_hidden=False, heads_seconds={})
+    drafters = SimpleNamespace(observe=lambda *_: None, reads_hidden=False, costly_seconds={})
     control = Telling()
     speculation: Any = Speculator(cast("Any", drafters), control)
     speculation.observe(part, VerificationResult(said, len(said) - 1), torch.zeros(1))
@@ -289,7 +292,7 @@ def test_the_engine_tells_what_heads_drafted_won_and_took(
     make_engine: Callable[..., Engine],
     tiny_heads: Heads,
     ask: Callable[[float], list[GenerationRequest]],
-    drafter: Drafting,
+    drafter: DraftMethod,
 ) -> None:
     control = Telling()
     drafters = Proposer(ActiveDrafts(drafter, HeadsDrafter(tiny_heads, make_engine().noise), "v1"))
@@ -301,13 +304,13 @@ def test_the_engine_tells_what_heads_drafted_won_and_took(
     outcomes = [outcome for some, _ in control.told for outcome in some]
     (stats,) = engine.stats().by_draft
     for outcome in outcomes:
-        assert 0 <= outcome.more_by_heads <= outcome.drafted
-        assert -1 <= outcome.won_by_heads <= outcome.won
-        assert outcome.heads in {None, ("heads", *HEADS[1:]), HEADS}
-    more = sum(outcome.more_by_heads for outcome in outcomes)
-    won = sum(outcome.won_by_heads for outcome in outcomes)
-    asked = [times for _, times in control.told if times.heads]
-    assert all(0 < sum(times.heads.values()) <= times.drafting for times in asked)
+        assert 0 <= outcome.more_by_costly <= outcome.drafted
+        assert -1 <= outcome.won_by_costly <= outcome.won
+        assert outcome.costly in {None, ("heads", *HEADS[1:]), HEADS}
+    more = sum(outcome.more_by_costly for outcome in outcomes)
+    won = sum(outcome.won_by_costly for outcome in outcomes)
+    asked = [times for _, times in control.told if times.costly]
+    assert all(0 < sum(times.costly.values()) <= times.drafting for times in asked)
     if drafter == "heads":
         assert (more, won) == (stats.draft_tokens, stats.accepted_tokens)
         assert won > 0

@@ -10,12 +10,13 @@ import torch
 
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter, Target
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Drafting, GenerationRequest
+from turbo_runtime.messages import GenerationRequest
 
 MakeEngine = Callable[..., Engine]
 FEW_BLOCKS = 14  # the longest sequence may have 13
@@ -52,7 +53,12 @@ class Counting(Proposer):
 )
 @pytest.mark.parametrize("drafter", ["heads", "auto"])
 def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
-    make_engine: MakeEngine, tiny_heads: Heads, asked: Asked, drafter: Drafting, blocks: int, step_tokens: int
+    make_engine: MakeEngine,
+    tiny_heads: Heads,
+    asked: Asked,
+    drafter: DraftMethod,
+    blocks: int,
+    step_tokens: int,
 ) -> None:
     wanted, alone = asked
     sources: Counter[str] = Counter()

@@ -32,11 +32,11 @@ def tiny(blocks: int = 256, max_length: int = LENGTH) -> ModelRunner:
 
 
 def measured(
-    model: ModelRunner, ledger: BlockPool, *, running: int = 32, step_tokens: int = 512
+    model: ModelRunner, block_pool: BlockPool, *, running: int = 32, step_tokens: int = 512
 ) -> list[tuple[int, int, int]]:
     """(rows, tokens, context) of each point; all seconds are above 0."""
     config = RuntimeConfig("m", max_num_seqs=running, max_num_batched_tokens=step_tokens)
-    points = measure_steps(model, ledger, config, limit_seconds=PATIENCE_SECONDS)
+    points = measure_steps(model, block_pool, config, limit_seconds=PATIENCE_SECONDS)
     assert points is not None
     assert all(point.seconds > 0 for point in points)
     return [(point.rows, point.tokens, point.context) for point in points]
@@ -72,9 +72,9 @@ def test_no_pass_is_larger_than_one_in_serving(
 def test_a_small_cache_is_measured_with_what_fits(
     length: int, blocks: int, points: list[tuple[int, int, int]]
 ) -> None:
-    ledger = BlockPool(blocks)
-    assert measured(tiny(blocks, length), ledger) == points
-    assert ledger.num_used == 0
+    block_pool = BlockPool(blocks)
+    assert measured(tiny(blocks, length), block_pool) == points
+    assert block_pool.num_used == 0
 
 
 def test_a_point_is_the_median_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +93,12 @@ def test_a_point_is_the_median_of_its_passes(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ledger = BlockPool(256)
+    block_pool = BlockPool(256)
     with caplog.at_level(logging.WARNING):
         config = RuntimeConfig("m", max_num_seqs=8, max_num_batched_tokens=64)
-        assert measure_steps(tiny(), ledger, config, limit_seconds=0.0) is None
+        assert measure_steps(tiny(), block_pool, config, limit_seconds=0.0) is None
     assert "Micro-benchmark left out: a pass over 1 x 1 tokens took" in caplog.text
-    assert ledger.num_used == 0
+    assert block_pool.num_used == 0
 
 
 def test_answers_and_the_guarantee_are_the_same_after_it_as_without_it() -> None:
@@ -108,9 +108,9 @@ def test_answers_and_the_guarantee_are_the_same_after_it_as_without_it() -> None
             check_batch_invariance(each, max_num_batched_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee
             == "bitwise"
         )
-    ledger = BlockPool(256)
-    measured(model, ledger)
-    assert answers(model, ledger) == answers(untouched, BlockPool(256))
+    block_pool = BlockPool(256)
+    measured(model, block_pool)
+    assert answers(model, block_pool) == answers(untouched, BlockPool(256))
     assert (
         check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee
         == "bitwise"
@@ -128,10 +128,10 @@ def test_the_slots_of_cleared_blocks_are_zero_and_no_others() -> None:
         assert (cleared, kept) == ([True, False, True, False], [False, True, False, True])
 
 
-def answers(model: ModelRunner, ledger: BlockPool) -> dict[str, list[int]]:
+def answers(model: ModelRunner, block_pool: BlockPool) -> dict[str, list[int]]:
     """Of a few greedy and sampled requests together, with drafts."""
     scheduler = Scheduler(
-        ledger, max_num_seqs=8, max_num_batched_tokens=64, max_draft_tokens=4, max_length=LENGTH
+        block_pool, max_num_seqs=8, max_num_batched_tokens=64, max_draft_tokens=4, max_length=LENGTH
     )
     engine = Engine(model, scheduler, Proposer(), control=EveryDraft())
     said: dict[str, list[int]] = {}
@@ -142,5 +142,5 @@ def answers(model: ModelRunner, ledger: BlockPool) -> dict[str, list[int]]:
         for event in engine.step().events:
             assert event.error is None
             said.setdefault(event.request_id, []).extend(event.tokens)
-    assert ledger.num_used == 0
+    assert block_pool.num_used == 0
     return said

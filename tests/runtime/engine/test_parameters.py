@@ -164,7 +164,7 @@ def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: ModelRun
     assert event.finish_reason == "error"
     assert event.error is not None
     assert "no token is left to choose from" in event.error
-    assert server.scheduler.ledger.num_used == 0
+    assert server.scheduler.block_pool.num_used == 0
 
 
 def test_an_answer_can_be_cancelled_while_its_grammar_is_compiled(

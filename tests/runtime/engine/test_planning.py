@@ -94,7 +94,7 @@ def check(plan: tuple[ScheduledTokens, ...], scheduler: Scheduler, load: Load) -
         assert work.start + work.count <= len(sequence.tokens)
         if work.draft_limit:
             assert work.yields
-            assert sequence.submit.params.drafting == "auto"
+            assert sequence.request.params.drafting == "auto"
             assert work.draft_limit <= load.max_draft_tokens
             assert work.draft_limit < scheduler.room(sequence)
         # every token of the step has a slot before the step begins
@@ -137,7 +137,7 @@ def test_every_answer_ends_within_the_budgets_and_nothing_is_lost(load: Load) ->
         engine.step()
         assert engine.steps < 4000
     assert engine.answers == {each.request_id: answer_to(each, MAX_LENGTH) for each in arriving}
-    assert engine.scheduler.ledger.num_used == 0
+    assert engine.scheduler.block_pool.num_used == 0
 
 
 @given(loads)
@@ -162,9 +162,9 @@ def test_whoever_is_dropped_in_mid_flight_gives_all_blocks_back(load: Load) -> N
     scheduler.schedule()
     for sequence in sequences:
         scheduler.finish(sequence)
-        assert scheduler.find(sequence.submit.request_id) is None
+        assert scheduler.find(sequence.request.request_id) is None
         scheduler.check()
-    assert scheduler.ledger.num_used == 0
+    assert scheduler.block_pool.num_used == 0
 
 
 def test_the_youngest_gives_way_and_comes_back_first() -> None:
@@ -268,7 +268,7 @@ def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], 
     def decode_with_drafts() -> tuple[ScheduledTokens, ...]:
         plan = scheduler.schedule(demand.predict)
         for work in plan:
-            name = work.sequence.submit.request_id
+            name = work.sequence.request.request_id
             used = min(verified, work.draft_limit) if name == "r0" else 0
             if work.yields:
                 demand.book(name, used, work.draft_limit)
@@ -282,7 +282,7 @@ def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], 
     long = scheduler.add(submit(99, 8000, 1))
     chunks, slots = [], []
     while long.missing > 1 and not long.generated:
-        work = {each.sequence.submit.request_id: each for each in decode_with_drafts()}
+        work = {each.sequence.request.request_id: each for each in decode_with_drafts()}
         chunks.append(work["r99"].count)
         slots.append(work["r0"].draft_limit)
     return chunks, slots
@@ -323,7 +323,7 @@ def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None
     for number in range(3):
         scheduler.add(submit(number, 2 * BLOCK_SIZE - 1, 30))
     scheduler.schedule()
-    assert scheduler.ledger.num_available == 2
+    assert scheduler.block_pool.num_available == 2
     assert len(scheduler.running) == 2
 
 
@@ -343,9 +343,9 @@ def test_look_ahead_blocks_that_no_token_took_are_given_back() -> None:
     decode(scheduler)
     (work,) = scheduler.schedule()
     assert work.draft_limit == 40
-    assert scheduler.ledger.num_used == blocks_for(11 + 40)
+    assert scheduler.block_pool.num_used == blocks_for(11 + 40)
     scheduler.update_from_output(work, [1, 2, 3])  # the loop verified fewer, and two were accepted
-    assert scheduler.ledger.num_used == 1
+    assert scheduler.block_pool.num_used == 1
     assert sequence.computed == 13
     assert sequence.missing == 1
 

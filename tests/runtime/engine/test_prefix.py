@@ -46,11 +46,11 @@ def ask(
     return GenerationRequest(name, tuple(prompt), SamplingParams(max_tokens=answer), tenant=tenant)
 
 
-def served(simulation: Simulation, submit: GenerationRequest) -> Sequence:
-    sequence = simulation.scheduler.add(submit)
+def served(simulation: Simulation, request: GenerationRequest) -> Sequence:
+    sequence = simulation.scheduler.add(request)
     simulation.run()
     simulation.scheduler.check()
-    assert simulation.answers[submit.request_id] == answer_to(submit, MAX_LENGTH)
+    assert simulation.answers[request.request_id] == answer_to(request, MAX_LENGTH)
     return sequence
 
 
@@ -75,7 +75,7 @@ def test_blocks_in_whole_tiles_of_both_prompts_are_found_but_for_the_last_token(
     assert served(simulation, ask("second", second)).cached == cached
     scheduler = simulation.scheduler
     assert (scheduler.cache_queries, scheduler.cache_hits) == (first + second, cached)
-    assert scheduler.ledger.evictions == 0
+    assert scheduler.block_pool.evictions == 0
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_answers_to_one_prompt_that_come_together_compute_it_once() -> None:
     assert [(work.start, work.count) for work in simulation.step()[1:]] == [(192, 8)] * 3
     scheduler.check()
     assert [each.table[:12] for each in sequences] == [sequences[0].table[:12]] * 4
-    assert scheduler.ledger.num_used == 12 + 4
+    assert scheduler.block_pool.num_used == 12 + 4
     assert [each.cached for each in sequences] == [0, 192, 192, 192]
     simulation.run()
     same = answer_to(ask("", 200, answer=20), MAX_LENGTH)
@@ -139,7 +139,7 @@ def test_nobody_waits_for_a_prompt_that_is_computed_a_little_at_a_time_to_tell_i
         ask("other", 200, differs_at=0),
     ):
         simulation.scheduler.add(request)
-    begun = [work.sequence.submit.request_id for work in simulation.step()]
+    begun = [work.sequence.request.request_id for work in simulation.step()]
     assert begun == ["told", "same", "other"]
 
 
@@ -179,21 +179,21 @@ def test_idle_tiles_are_given_up_longest_idle_first_and_the_deepest_of_a_prompt_
     scheduler = simulation.scheduler
     served(simulation, ask("old", 193, tenant="old"))
     served(simulation, ask("new", 193, tenant="new"))
-    assert sum(map(scheduler.ledger.is_cached, scheduler.ledger.blocks)) == 2 * 12
+    assert sum(map(scheduler.block_pool.is_cached, scheduler.block_pool.blocks)) == 2 * 12
     served(simulation, ask("short", 80, tenant="short"))  # needs six blocks, two are free
-    assert scheduler.ledger.evictions == PROMPT_TILE
+    assert scheduler.block_pool.evictions == PROMPT_TILE
     keys = {tenant: block_keys(tenant, BASE[:193]) for tenant in ("old", "new")}
-    assert len(scheduler.ledger.find(keys["old"])) == 8
-    assert len(scheduler.ledger.find(keys["new"])) == 12
+    assert len(scheduler.block_pool.find(keys["old"])) == 8
+    assert len(scheduler.block_pool.find(keys["new"])) == 12
 
 
 def test_nothing_is_given_up_for_a_table_that_cannot_be_had() -> None:
     simulation = engine(blocks=16)
     served(simulation, ask("first", 193))
-    ledger = simulation.scheduler.ledger
+    block_pool = simulation.scheduler.block_pool
     with pytest.raises(OutOfBlocks):
-        ledger.extend([], 17 * BLOCK_SIZE)
-    assert sum(map(ledger.is_cached, ledger.blocks)) == 12
+        block_pool.extend([], 17 * BLOCK_SIZE)
+    assert sum(map(block_pool.is_cached, block_pool.blocks)) == 12
 
 
 def test_a_prompt_whose_prefix_is_cached_starts_where_its_whole_would_not_fit() -> None:
@@ -241,16 +241,16 @@ def test_damage_to_what_is_shared_is_noticed(made: list[object]) -> None:
     sequence.shared = 2  # a third block that might be written
     broken(simulation)
     simulation, sequence = running()
-    simulation.scheduler.ledger._key[sequence.table[-1]] = b"key"  # an answer's block
+    simulation.scheduler.block_pool._key[sequence.table[-1]] = b"key"  # an answer's block
     broken(simulation)
     simulation, sequence = running()
     sequence.table[0], sequence.table[1] = sequence.table[1], sequence.table[0]
     broken(simulation)
     simulation, sequence = running()
-    simulation.scheduler.ledger.share(sequence.table[:1])
+    simulation.scheduler.block_pool.share(sequence.table[:1])
     broken(simulation)
     simulation, sequence = running()
-    del simulation.scheduler.ledger._block[sequence.keys[2]]
+    del simulation.scheduler.block_pool._block[sequence.keys[2]]
     broken(simulation)
     made.clear()  # it stays damaged
 
@@ -294,7 +294,7 @@ class Serving(RuleBasedStateMachine):
         live = [*self.engine.scheduler.running, *self.engine.scheduler.waiting]
         sequence = live[which % len(live)]
         self.engine.scheduler.finish(sequence)
-        self.wanted.discard(sequence.submit.request_id)
+        self.wanted.discard(sequence.request.request_id)
 
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
@@ -312,7 +312,7 @@ class Serving(RuleBasedStateMachine):
             return
         self.engine.run()
         self.engine.scheduler.check()
-        assert self.engine.scheduler.ledger.num_used == 0
+        assert self.engine.scheduler.block_pool.num_used == 0
         assert self.wanted <= set(self.engine.answers)
         for name, answer in self.engine.answers.items():
             assert answer == answer_to(self.asked[name], MAX_LENGTH)
@@ -355,7 +355,7 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
             sizes.append(len(pickle.dumps(scheduler)))
     half = len(sizes) // 2
     assert max(sizes[half:]) < 1.1 * max(sizes[:half])
-    assert scheduler.ledger.num_used == 0
+    assert scheduler.block_pool.num_used == 0
     assert scheduler.cache_hits > 0
-    assert scheduler.ledger.evictions > 0
+    assert scheduler.block_pool.evictions > 0
     assert scheduler.preemptions > 0

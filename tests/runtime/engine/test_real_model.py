@@ -39,11 +39,11 @@ PARAMS = (
 def requests() -> list[GenerationRequest]:
     """Prompts of ids that come again and again, so that the drafter has something to say."""
     generator = torch.Generator().manual_seed(5)
-    submits = []
+    requests = []
     for number, params in enumerate(PARAMS):
         words = torch.randint(400, 4000, (5 + 3 * number,), generator=generator).tolist()
-        submits.append(GenerationRequest(f"r{number}", tuple(words * 3), replace(params, max_tokens=TOKENS)))
-    return submits
+        requests.append(GenerationRequest(f"r{number}", tuple(words * 3), replace(params, max_tokens=TOKENS)))
+    return requests
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,15 @@ def smollm2() -> Iterator[ModelRunner]:
 def alone(smollm2: ModelRunner) -> dict[str, list[int]]:
     """Every answer without speculation and without company."""
     answers: dict[str, list[int]] = {}
-    for submit in requests():
-        answers |= run(smollm2, [replace(submit, params=replace(submit.params, drafting="off"))])[0]
+    for request in requests():
+        answers |= run(smollm2, [replace(request, params=replace(request.params, drafting="off"))])[0]
     assert all(len(answer) == TOKENS for answer in answers.values())
     return answers
 
 
 def run(
     model: ModelRunner,
-    submits: Sequence[GenerationRequest],
+    requests: Sequence[GenerationRequest],
     *,
     drafts: int = 0,
     blocks: int = 128,
@@ -86,9 +86,9 @@ def run(
         max_length=LENGTH,
     )
     server = Engine(model, scheduler, Proposer(), control=EveryDraft())
-    for submit in submits:
-        server.accept(submit)
-    answers: dict[str, list[int]] = {submit.request_id: [] for submit in submits}
+    for request in requests:
+        server.accept(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
     while not server.idle:
         for event in server.step().events:
             assert event.error is None

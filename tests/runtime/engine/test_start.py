@@ -87,7 +87,7 @@ def test_the_engine_is_measured_before_it_is_ready_and_its_cache_is_empty_then(
         (3, 1, LONGEST - 1),
         (1, 100, 0),
     ]
-    assert engine.scheduler.ledger.num_used == 0
+    assert engine.scheduler.block_pool.num_used == 0
 
 
 def test_reading_the_digest_counts_as_loading_not_as_the_check(

@@ -199,7 +199,7 @@ def test_preempted_and_computed_again_gives_the_same_tokens(
     server = engine(paged[1], blocks=13)
     assert run(server, mixed()) == alone
     assert server.scheduler.preemptions > 0
-    assert server.scheduler.ledger.num_used == 0
+    assert server.scheduler.block_pool.num_used == 0
 
 
 def test_drafts_are_accepted_and_rejected_in_these_tests(paged: tuple[str, ModelRunner]) -> None:
@@ -230,7 +230,7 @@ def test_a_cancelled_request_changes_nobody_elses_answer(
     for number in (0, 2, 3, 4, 5, 6, 8):
         assert answers[f"r{number}"] == alone[f"r{number}"]
     assert len(answers["r1"]) < 40
-    assert server.scheduler.ledger.num_used == 0
+    assert server.scheduler.block_pool.num_used == 0
 
 
 def test_a_request_that_breaks_takes_only_itself_down(
@@ -258,7 +258,7 @@ def test_a_request_that_breaks_takes_only_itself_down(
     assert "out of luck" in errors["r3"]
     for number in (0, 1, 2, 4, 5, 6, 8):
         assert answers[f"r{number}"] == alone[f"r{number}"]
-    assert server.scheduler.ledger.num_used == 0
+    assert server.scheduler.block_pool.num_used == 0
 
 
 def test_a_prompt_that_is_too_long_is_told_so_and_a_stop_token_ends_an_answer(

@@ -66,11 +66,11 @@ def write_tokenizer(directory: Path) -> Tokenizer:
 class Script:
     """One request's answer, given away step by step."""
 
-    def __init__(self, submit: GenerationRequest, text: str, eos: int) -> None:
-        params = submit.params
-        turn = (params.seed + submit.choice) % len(submit.prompt) if params.temperature else 0
-        echo = (*submit.prompt[turn:], *submit.prompt[:turn])
-        self.submit, self.text, self.eos = submit, text, eos
+    def __init__(self, request: GenerationRequest, text: str, eos: int) -> None:
+        params = request.params
+        turn = (params.seed + request.choice) % len(request.prompt) if params.temperature else 0
+        echo = (*request.prompt[turn:], *request.prompt[:turn])
+        self.request, self.text, self.eos = request, text, eos
         self.slow = text.startswith("hold")
         self.tokens = list(echo * (params.max_tokens // len(echo) + 1) if self.slow else (*echo, eos))
         self.tokens = self.tokens[: params.max_tokens]
@@ -79,30 +79,30 @@ class Script:
         self.first = True
 
     def step(self) -> TokenEvent:
-        params = self.submit.params
+        params = self.request.params
         refused = params.grammar is not None and "refuse" in params.grammar.text
         if refused or self.text.startswith("fail"):
             sentence = "The script says so."
-            return TokenEvent(self.submit.request_id, finish_reason="error", error=sentence, refused=refused)
-        speculative = self.submit.params.drafting != "off" and not self.slow
+            return TokenEvent(self.request.request_id, finish_reason="error", error=sentence, refused=refused)
+        speculative = self.request.params.drafting != "off" and not self.slow
         now, self.tokens = (
             (self.tokens[:3], self.tokens[3:]) if speculative else (self.tokens[:1], self.tokens[1:])
         )
         drafted: dict[str, Any] = {}
         if speculative:
-            speedup = 1.5 * (1 + self.submit.choice)
+            speedup = 1.5 * (1 + self.request.choice)
             drafted = {"drafted": 4, "accepted": len(now) - 1, "speedup": speedup}
         reason = None if self.tokens else "stop" if now[-1] in params.stop_token_ids else "length"
         told: dict[str, Any] = {}
         if params.logprobs is not None:
             told["logprobs"] = tuple(self.logprob(token, params.logprobs) for token in now)
         if self.first:
-            told |= {"cached_tokens": len(self.submit.prompt) // 2, "queued_seconds": 0.5}
+            told |= {"cached_tokens": len(self.request.prompt) // 2, "queued_seconds": 0.5}
         if self.first and params.prompt_logprobs is not None:
-            prompt = self.submit.prompt[1:]
+            prompt = self.request.prompt[1:]
             told["prompt_logprobs"] = tuple(self.logprob(token, params.prompt_logprobs) for token in prompt)
         self.first = False
-        return TokenEvent(self.submit.request_id, tuple(now), reason, **drafted, **told)
+        return TokenEvent(self.request.request_id, tuple(now), reason, **drafted, **told)
 
     def logprob(self, token: int, count: int) -> TokenLogprob:
         """The token itself is always the second likeliest, after the end of the sequence."""
@@ -159,18 +159,18 @@ class Engine:
         except queue.Empty:
             return True
 
-    def admit(self, submit: GenerationRequest) -> None:
-        text = self.tokenizer.decode(list(submit.prompt))
+    def admit(self, request: GenerationRequest) -> None:
+        text = self.tokenizer.decode(list(request.prompt))
         if text.startswith("crash"):
             os._exit(3)
         if text.startswith("stuck"):
             time.sleep(3600)
         self.prompts += 1
-        self.prompted += len(submit.prompt)
-        self.running[submit.request_id] = Script(submit, text, self.eos)
+        self.prompted += len(request.prompt)
+        self.running[request.request_id] = Script(request, text, self.eos)
 
     def step(self) -> None:
-        prompts = {name: len(script.submit.prompt) for name, script in self.running.items()}
+        prompts = {name: len(script.request.prompt) for name, script in self.running.items()}
         events = tuple(script.step() for script in self.running.values())
         for event in events:
             if event.finish_reason:

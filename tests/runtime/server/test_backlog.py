@@ -33,8 +33,8 @@ class Engine:
         self.arrivals = EventQueue()
         self.ids: list[str] = []
 
-    def submit(self, submits: Sequence[GenerationRequest]) -> EventQueue:
-        self.ids = [submit.request_id for submit in submits]
+    def submit(self, requests: Sequence[GenerationRequest]) -> EventQueue:
+        self.ids = [request.request_id for request in requests]
         return self.arrivals
 
     def cancel(self, request_ids: Sequence[str]) -> None: ...

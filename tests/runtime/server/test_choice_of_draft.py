@@ -41,7 +41,7 @@ def test_without_a_header_a_request_has_the_deployments_own(
     chosen: Any, path: str, said: tuple[str, ...], chosen_name: str
 ) -> None:
     assert say(chosen, path, *said).status_code == 200
-    assert f"draft='{chosen_name}'" in submits(chosen)[-1]
+    assert f"draft='{chosen_name}'" in requests(chosen)[-1]
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -49,9 +49,9 @@ def test_without_a_header_a_request_has_the_deployments_own(
 def test_a_name_that_is_there_reaches_the_engine_with_every_answer(
     chosen: Any, path: str, stream: bool
 ) -> None:
-    before = len(submits(chosen))
+    before = len(requests(chosen))
     assert say(chosen, path, "latex", n=2, temperature=1.0, stream=stream).status_code == 200
-    told = submits(chosen)[before:]
+    told = requests(chosen)[before:]
     assert len(told) == 2
     assert all("draft='latex'" in each for each in told)
 
@@ -61,7 +61,7 @@ def test_a_name_that_is_there_reaches_the_engine_with_every_answer(
 def test_another_name_is_refused_and_those_there_are_listed(
     chosen: Any, path: str, said: tuple[str, ...]
 ) -> None:
-    before = len(submits(chosen))
+    before = len(requests(chosen))
     reply = say(chosen, path, *said, stream=True)
     assert reply.status_code == 400
     error = reply.json()["error"]
@@ -70,7 +70,7 @@ def test_another_name_is_refused_and_those_there_are_listed(
         "send the header X-Turbo-Draft with one of 'default', 'latex', or leave it out."
     )
     assert len(error["message"]) < 300
-    assert len(submits(chosen)) == before
+    assert len(requests(chosen)) == before
 
 
 def test_a_server_without_named_drafts_has_the_default_alone(launch: Callable[..., Any]) -> None:
@@ -81,7 +81,7 @@ def test_a_server_without_named_drafts_has_the_default_alone(launch: Callable[..
     assert "with one of 'default', or" in reply.json()["error"]["message"]
 
 
-def submits(server: Any) -> list[str]:
+def requests(server: Any) -> list[str]:
     """What the engine was asked for."""
     lines: list[str] = server.engine_log.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line.startswith("GenerationRequest(")]

@@ -58,11 +58,11 @@ def start_engine(
     loaded = time.monotonic()
     report = check_batch_invariance(model, config.max_num_batched_tokens)
     checked = time.monotonic()
-    ledger = BlockPool(blocks)
-    steps = measure_steps(model, ledger, config)
+    block_pool = BlockPool(blocks)
+    steps = measure_steps(model, block_pool, config)
     measured = time.monotonic()
     scheduler = Scheduler(
-        ledger,
+        block_pool,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
@@ -103,19 +103,19 @@ def start_engine(
 
 
 def measure_steps(
-    model: ModelRunner, ledger: BlockPool, config: RuntimeConfig, limit_seconds: float = BENCHMARK_SECONDS
+    model: ModelRunner, block_pool: BlockPool, config: RuntimeConfig, limit_seconds: float = BENCHMARK_SECONDS
 ) -> tuple[StepTime, ...] | None:
     """Measure the points by which the planner scales its step-time model, with passes as in serving: median
     times of one that decodes one row, one that decodes up to `ROWS` rows (left out if only one fits), and one
     over the longest chunk of a prompt that the time allows. Logs and returns None if a pass takes longer than
-    its point's share of `limit_seconds`. Borrows blocks of `ledger`.
+    its point's share of `limit_seconds`. Borrows blocks of `block_pool`.
     """
     context = min(CONTEXT, model.max_length - 1)
     blocks_per_row = blocks_for(context + 1)
     max_tokens = config.max_num_batched_tokens
-    several = min(ROWS, config.max_num_seqs, max_tokens, ledger.num_available // blocks_per_row)
+    several = min(ROWS, config.max_num_seqs, max_tokens, block_pool.num_available // blocks_per_row)
     chunk = min(max_tokens, model.max_length)
-    blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
+    blocks = block_pool.take(max(several * blocks_per_row, blocks_for(chunk)))
     share = limit_seconds / 3  # of each point
     try:
         slots = torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)
@@ -129,7 +129,7 @@ def measure_steps(
         log.warning("Micro-benchmark left out: %s", outcome)
         return None
     finally:
-        ledger.release(blocks)
+        block_pool.release(blocks)
 
 
 def _measure(
