@@ -1,8 +1,8 @@
 """The console command `turbo`: finds a sub-command among the entry points of the group `turbo.commands` and
 runs it.
 
-It imports neither the operator nor the runtime, so that each sub-command brings only the packages of its
-own extra.
+It imports only the version of either package, so that each sub-command brings the packages of its own extra
+and no others.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-DISTRIBUTION = "turbo-operator"
+from turbo_runtime.version import turbo_version
+
 GROUP = "turbo.commands"
 
 # One line each, kept here because reading a command's own docstring would import its whole extra.
@@ -68,7 +69,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name == "--version":
-        print(f"turbo {_version()}")
+        print(f"turbo {turbo_version()}")
         return 0
     if name not in commands:
         print(unknown(name, commands), file=sys.stderr)
@@ -127,13 +128,6 @@ def _run(entry: EntryPoint, arguments: list[str]) -> int:
             raise  # our own package is incomplete: a bug, and its traceback is what helps
         print(missing_extra(entry, module), file=sys.stderr)
         return 1
-
-
-def _version() -> str:
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "unknown (running from a source tree that is not installed)"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from turbo_operator.api import constants, crd
+from turbo_operator import api
+from turbo_operator.api import crd
 from turbo_runtime.server import metrics
 
 ROOT = Path(__file__).parent.parent
@@ -112,9 +113,7 @@ def test_no_field_of_the_api_has_an_old_name() -> None:
 
 
 def test_no_reason_has_an_old_name() -> None:
-    enums = [
-        value for value in vars(constants).values() if isinstance(value, type) and issubclass(value, StrEnum)
-    ]
+    enums = [value for value in vars(api).values() if isinstance(value, type) and issubclass(value, StrEnum)]
     assert len(enums) > 5
     assert REASONS.isdisjoint(str(member) for enum in enums for member in enum)
 

@@ -51,9 +51,9 @@ class Deployment:
         it = self.accelerator
         assert it.memory_bandwidth is not None
         dense, expert = (it.flops.get(kind, it.flops["bf16"]) for kind in compute_types(self.shape))
-        on_one_node = self.accelerators <= max(it.per_node or 1, SERVER)
+        on_one_node = self.accelerators <= max(it.count_per_node or 1, SERVER)
         network = max(it.network_bandwidth or 0.0, NETWORK.get(family(it.name), 0.0))
-        link = it.link_bandwidth if on_one_node else network
+        link = it.interconnect_bandwidth if on_one_node else network
         return Machine(
             bandwidth=it.memory_bandwidth,
             flops=dense,

@@ -61,12 +61,12 @@ def accelerators(draw: st.DrawFn, name: str) -> Accelerator:
         draw(st.sampled_from((24, 80, 80, 141, 2))) * GIB,
         memory_bandwidth=rate and rate[0],
         flops={} if rate is None else {"bf16": rate[1]},
-        link_bandwidth=draw(st.sampled_from((None, 4e11))),
-        per_node=draw(st.sampled_from((None, 1, 4, 8))),
+        interconnect_bandwidth=draw(st.sampled_from((None, 4e11))),
+        count_per_node=draw(st.sampled_from((None, 1, 4, 8))),
         prices={kind: Decimal(draw(cents)) / 100 for kind in kinds},
         price_per_node=draw(st.booleans()),
         provisioning=Provisioning.ELASTIC if elastic else Provisioning.FIXED,
-        most=draw(st.none() | st.integers(0, 12)) if elastic else None,
+        max_count=draw(st.none() | st.integers(0, 12)) if elastic else None,
     )
 
 
@@ -219,7 +219,7 @@ def roomy(draw: st.DrawFn) -> tuple[TurboDeploymentSpec, dict[str, Accelerator]]
             draw(st.sampled_from((24, 80))) * GIB,
             memory_bandwidth=draw(st.sampled_from((3e11, 9e11, 3e12))),
             flops={"bf16": draw(st.sampled_from((6e13, 3e14, 1e15)))},
-            per_node=draw(st.sampled_from((2, 4, 8))),
+            count_per_node=draw(st.sampled_from((2, 4, 8))),
             prices={CapacityType.ON_DEMAND: Decimal(draw(st.integers(20, 500))) / 100},
             price_per_node=whole,
         )

@@ -17,9 +17,9 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 RATES: dict[str, Any] = {
     "memory_bandwidth": 3.35e12,
     "flops": {"bf16": 989e12, "fp8": 1978e12},
-    "link_bandwidth": 4.5e11,
+    "interconnect_bandwidth": 4.5e11,
     "network_bandwidth": 5e10,
-    "per_node": 8,
+    "count_per_node": 8,
 }
 LOAD = {"inputTokens": {"mean": 500}, "outputTokens": {"mean": 200}, "requestsPerSecond": "4"}
 
@@ -27,7 +27,7 @@ LOAD = {"inputTokens": {"mean": 500}, "outputTokens": {"mean": 200}, "requestsPe
 def accelerator(name: str, gib: float, price: str | None, resource: str = "nvidia.com/gpu") -> Accelerator:
     """An accelerator of unknown speed."""
     prices = {} if price is None else {CapacityType.ON_DEMAND: Decimal(price)}
-    return Accelerator(name, resource, Decimal(1), int(gib * GIB), prices=prices, per_node=8)
+    return Accelerator(name, resource, Decimal(1), int(gib * GIB), prices=prices, count_per_node=8)
 
 
 def fast(name: str, gib: float, price: str | None, **more: Any) -> Accelerator:

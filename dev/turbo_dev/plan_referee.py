@@ -279,7 +279,7 @@ def at_share(asked: Demand, engine: queueing.Engines, replicas: int) -> capacity
 
 def paid(row: Accelerator, replicas: int) -> int:
     """One accelerator a replica; whole nodes where they are bought so."""
-    node = (row.per_node or 1) if row.price_per_node else 1
+    node = (row.count_per_node or 1) if row.price_per_node else 1
     return -(-replicas // node) * node
 
 
@@ -296,8 +296,8 @@ def room(
     waited = mine.exhausted_until is not None and mine.exhausted_until > NOW
     if row.provisioning == Provisioning.FIXED or waited:
         bounds.append(sum(node.free for node in mine.nodes if kind in node.capacity_types))
-    elif row.most is not None:
-        bounds.append(row.most)
+    elif row.max_count is not None:
+        bounds.append(row.max_count)
     return bounds if mine.quota is None else [*bounds, mine.quota]
 
 

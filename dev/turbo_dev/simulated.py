@@ -96,7 +96,9 @@ class Simulation:
                 assert self.scheduler.block_pool.references[sequence.table[block]] == 1, (
                     "a shared block is written"
                 )
-                assert not self.scheduler.block_pool.is_cached(sequence.table[block]), "a cached block is written"
+                assert not self.scheduler.block_pool.is_cached(sequence.table[block]), (
+                    "a cached block is written"
+                )
                 self._slots[slot] = content
             assert self._slots[slot] == content, (
                 f"position {position} of {sequence.request.request_id} is lost"

@@ -46,7 +46,7 @@ class Footprint:
         """Replicas that are bought together, and the accelerators that they pay for."""
         if not self.accelerator.price_per_node:
             return 1, self.per_replica
-        per_node = self.accelerator.per_node or 1
+        per_node = self.accelerator.count_per_node or 1
         nodes = max(self.nodes, math.ceil(self.per_replica / per_node))
         return (1, nodes * per_node) if nodes > 1 else (per_node // self.per_replica, per_node)
 
@@ -81,8 +81,8 @@ class Footprint:
         exhausted = supply.exhausted_until is not None and supply.exhausted_until > now
         if self.accelerator.provisioning == Provisioning.FIXED or exhausted:
             bounds.append(self._on_nodes(supply))
-        elif self.accelerator.most is not None:
-            bounds.append(self.within(self.accelerator.most))
+        elif self.accelerator.max_count is not None:
+            bounds.append(self.within(self.accelerator.max_count))
         return min(bounds, default=None)
 
     def _on_nodes(self, supply: Supply) -> int:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import CapacityType, DraftStatus, Provisioning
+from pydantic import BaseModel
+
+from turbo_operator.api import CapacityType, DraftStatus, Provisioning, TurboAccelerator, quantity
 from turbo_runtime.contract.documents import Load, ModelInfo, TrainingProgress
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
@@ -32,20 +34,62 @@ class Accelerator:
     memory_bytes: int
     memory_bandwidth: float | None = None
     flops: Mapping[str, float] = field(default_factory=dict)  # dense, by type: bf16, fp8, int8, fp4
-    link_bandwidth: float | None = None  # one way, between accelerators of a node
+    interconnect_bandwidth: float | None = None  # one way, between accelerators of a node
     network_bandwidth: float | None = None  # one way, per accelerator, between nodes
-    per_node: int | None = None  # accelerators of a node
+    count_per_node: int | None = None  # accelerators of a node
     prices: Mapping[CapacityType, Decimal] = field(default_factory=dict)  # of one accelerator for an hour
     price_per_node: bool = False  # nodes are bought whole: what is left over on one is paid too
     price_source: str | None = None
     provisioning: Provisioning = Provisioning.FIXED
-    most: int | None = None  # Elastic: accelerators that the cluster may grow to; None is no bound
+    max_count: int | None = None  # Elastic: accelerators that the cluster may grow to; None is no bound
     # Over `planner.performance.step_time`, by its names.
     efficiency: Mapping[str, float] = field(default_factory=dict)
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
     # Labels of its nodes of a capacity type, where they are not those that clouds write.
     capacity_selectors: Mapping[CapacityType, Mapping[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, accelerator: TurboAccelerator) -> Accelerator:
+        """Convert an object of the API."""
+        spec, pricing = accelerator.spec, accelerator.spec.pricing
+        return cls(
+            name=accelerator.metadata.name,
+            resource_name=spec.resource_name,
+            quantity=quantity(spec.quantity),
+            memory_bytes=int(quantity(spec.memory)),
+            memory_bandwidth=_giga(spec.memory_bandwidth_gbps),
+            flops={name: rate * 1e12 for name, rate in _floats(spec.tflops).items()},
+            interconnect_bandwidth=_giga(spec.interconnect_gbps),
+            network_bandwidth=_giga(spec.network_gbps),
+            count_per_node=spec.count_per_node,
+            prices=_by_type(pricing.per_accelerator_hour if pricing else None),
+            price_per_node=pricing.billing_unit == "Node" if pricing else False,
+            price_source=pricing.source if pricing else None,
+            provisioning=spec.provisioning,
+            max_count=spec.max_count,
+            efficiency=_floats(spec.efficiency),
+            node_selector=dict(spec.node_selector or {}),
+            tolerations=tuple(toleration.dump() for toleration in spec.tolerations or ()),
+            capacity_selectors={
+                kind: dict(nodes.node_selector) for kind, nodes in _by_type(spec.capacity_types).items()
+            },
+        )
+
+
+def _floats(amounts: BaseModel | None) -> dict[str, float]:
+    """The amounts that a part of a spec states."""
+    return {name: float(value) for name, value in amounts or () if value is not None}
+
+
+def _giga(rate: Decimal | None) -> float | None:
+    return None if rate is None else float(rate) * 1e9
+
+
+def _by_type(stated: object) -> dict[CapacityType, Any]:
+    """What an object of the API states for each capacity type."""
+    values = {kind: getattr(stated, kind.name.lower(), None) for kind in CapacityType}
+    return {kind: value for kind, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def test_a_dense_row_on_two_accelerators(tmp_path: Path) -> None:
     assert work.kv_bytes[0] == 2 * 4 * 80 * 128
     assert machine.flops[0] == ACCELERATORS["h100"].flops["fp8"]
     assert machine.attention_flops[0] == ACCELERATORS["h100"].flops["bf16"]
-    assert machine.link[0] == ACCELERATORS["h100"].link_bandwidth
+    assert machine.link[0] == ACCELERATORS["h100"].interconnect_bandwidth
     assert (machine.tensor[0], machine.data[0], rows.requests[0]) == (2.0, 1.0, 16.0)
     assert throughput(rows, Times(rows.first, rows.token))[0] == pytest.approx(16 * 512 / (0.2 + 512 * 0.02))
 

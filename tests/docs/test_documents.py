@@ -17,7 +17,7 @@ import yaml
 
 from turbo_dev import transcripts
 from turbo_dev.access import Access
-from turbo_operator.api import constants
+from turbo_operator.api import conditions
 from turbo_runtime.capture.recorder import read_settings
 from turbo_runtime.cli import distill
 from turbo_runtime.server import metrics as runtime_metrics
@@ -139,7 +139,7 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
 def test_every_condition_and_reason_is_documented() -> None:
     text = "".join((ROOT / "docs" / name).read_text() for name in ("troubleshooting.md", "operations.md"))
     enums = [
-        value for value in vars(constants).values() if isinstance(value, type) and issubclass(value, StrEnum)
+        value for value in vars(conditions).values() if isinstance(value, type) and issubclass(value, StrEnum)
     ]
     words = {str(member) for enum in enums for member in enum if enum is not StrEnum}
     assert {word for word in words if f"`{word}`" not in text} == set()

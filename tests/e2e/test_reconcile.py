@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from turbo_operator import resources
-from turbo_operator.controller.kube import StrangerError
+from turbo_operator.controller.kube import NotOwnedError
 
 pytestmark = pytest.mark.cluster
 
@@ -147,7 +147,7 @@ def test_an_object_of_somebody_else_is_never_taken_over(cluster: Any) -> None:
     cluster.api.create(SERVICE, theirs)
     cluster.start(namespace)
     cluster.create_deployment(namespace)
-    refusal = StrangerError("Service", "chat").sentence
+    refusal = NotOwnedError("Service", "chat").sentence
     cluster.until(
         lambda: cluster.condition(cluster.deployment(namespace), "Ready")["message"] == refusal,
         "the condition says whose it is",

@@ -13,12 +13,12 @@ from turbo_operator.budget import Footprint, beside
 from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
 
 PRICES = {CapacityType.ON_DEMAND: Decimal("2.50"), CapacityType.SPOT: Decimal("0.90")}
-H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, per_node=8, prices=PRICES)
+H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, count_per_node=8, prices=PRICES)
 NOW = 1000.0
 
 footprints = st.builds(
     lambda price, per_node, whole, item, nodes: Footprint(
-        replace(H100, prices={CapacityType.ON_DEMAND: price}, per_node=per_node, price_per_node=whole),
+        replace(H100, prices={CapacityType.ON_DEMAND: price}, count_per_node=per_node, price_per_node=whole),
         CapacityType.ON_DEMAND,
         item * nodes,
         nodes,
@@ -98,13 +98,15 @@ def test_a_replica_fits_on_one_node_or_not_at_all() -> None:
 
 
 def test_an_elastic_class_grows_to_its_bound_until_a_pod_has_waited_in_vain() -> None:
-    footprint = Footprint(replace(H100, provisioning=Provisioning.ELASTIC, most=16), CapacityType.SPOT, 4)
+    footprint = Footprint(
+        replace(H100, provisioning=Provisioning.ELASTIC, max_count=16), CapacityType.SPOT, 4
+    )
     nodes = (NodeSupply("a", 8, 8),)
     assert footprint.room(Supply(nodes), NOW) == 4
     assert footprint.room(Supply(nodes, quota=8), NOW) == 2
     assert footprint.room(Supply(nodes, exhausted_until=NOW + 1), NOW) == 2
     assert footprint.room(Supply(nodes, exhausted_until=NOW), NOW) == 4
-    unbounded = Footprint(replace(footprint.accelerator, most=None), CapacityType.SPOT, 4)
+    unbounded = Footprint(replace(footprint.accelerator, max_count=None), CapacityType.SPOT, 4)
     assert unbounded.room(Supply(nodes), NOW) is None
 
 

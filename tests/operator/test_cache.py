@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.feed import Feed
+from turbo_operator.controller.informer import ObjectHandler
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, LoadSample, Occupancy
 from turbo_runtime.contract.documents import Load
@@ -292,17 +292,17 @@ def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_show
 
 def test_pods_that_an_earlier_object_of_the_name_left_are_no_room_for_its_successor() -> None:
     cache, inventory = Cache(), InventoryStore(lambda uid: cache.owner_of(uid))
-    feed = Feed(cache, inventory, lambda _: None, lambda _: None)
+    handler = ObjectHandler(cache, inventory, lambda _: None, lambda _: None)
     orphaned = child("ReplicaSet", "chat-abc-1", uid="rs")
     labels = {"plan-hash": "abc", "owner-uid": "td", "role": "serving"}
     orphaned["metadata"]["labels"] |= {f"{GROUP}/{name}": value for name, value in labels.items()}
     del orphaned["metadata"]["ownerReferences"]
     for kind, body in (("ReplicaSet", orphaned), ("Pod", pod("p", 1)), ("TurboDeployment", deployment(1))):
-        feed.put(kind, body)
+        handler.put(kind, body)
     assert cache.owner_of("p") == KEY.owner
     for change in (
-        lambda: feed.drop("TurboDeployment", deployment(2)),
-        lambda: feed.put("TurboDeployment", deployment(3, uid="its successor")),
+        lambda: handler.drop("TurboDeployment", deployment(2)),
+        lambda: handler.put("TurboDeployment", deployment(3, uid="its successor")),
     ):
         inventory.take_stock({}, 0.0)
         change()

@@ -7,7 +7,8 @@ from decimal import Decimal
 import pytest
 
 from turbo_operator.api import CapacityType, parse_accelerator
-from turbo_operator.catalog import as_row, catalog, shipped_objects
+from turbo_operator.catalog import catalog, shipped_objects
+from turbo_operator.snapshot import Accelerator
 
 GIB = 1 << 30
 # AWS' own prices of the instances, on demand in us-east-1 on 2026-01-19, with their number of GPUs.
@@ -31,7 +32,7 @@ def test_every_shipped_accelerator_has_a_profile() -> None:
     for row in catalog().values():
         assert row.memory_bandwidth
         assert row.flops["bf16"] > 0
-        assert row.link_bandwidth or row.per_node in (None, 1), row.name
+        assert row.interconnect_bandwidth or row.count_per_node in (None, 1), row.name
         assert row.network_bandwidth or row.resource_name == "cpu", row.name
 
 
@@ -45,7 +46,7 @@ def test_a_price_is_shipped_where_aws_has_one_and_no_other_is() -> None:
 def test_a_shipped_price_is_its_instances_and_says_so(name: str) -> None:
     instance, price, gpus = INSTANCES[name]
     row = catalog()[name]
-    assert row.per_node == gpus
+    assert row.count_per_node == gpus
     assert abs(row.prices[CapacityType.ON_DEMAND] * gpus - Decimal(price)) < Decimal("0.00001")
     assert not row.price_per_node
     (entry,) = (item for item in shipped_objects() if item["metadata"]["name"] == name)
@@ -72,7 +73,7 @@ def test_a_profile_is_that_of_its_source(
     assert row.memory_bytes == int(memory * GIB)
     assert row.memory_bandwidth == bandwidth * 1e9
     assert row.flops == {kind: pytest.approx(rate * 1e12) for kind, rate in flops.items()}
-    assert (row.per_node, row.link_bandwidth) == (per_node, link * 1e9)
+    assert (row.count_per_node, row.interconnect_bandwidth) == (per_node, link * 1e9)
 
 
 def test_the_shipped_accelerators_are_rows_of_the_planner() -> None:
@@ -101,7 +102,7 @@ def test_a_users_accelerator_is_a_row_of_what_it_says() -> None:
             },
         }
     )
-    row = as_row(mine)
+    row = Accelerator.of(mine)
     assert (row.quantity, row.memory_bytes) == (Decimal("1.5"), int(2.5 * GIB))
     assert row.prices.get("OnDemand") == Decimal("0.04")
     assert row.capacity_selectors == {"Spot": {"pool": "cheap"}}

@@ -49,7 +49,7 @@ async def until_no_figures() -> None:
 
 async def test_a_deleted_object_leaves_no_figures_even_if_no_child_of_its_goes_after_it() -> None:
     async with working() as operator:
-        operator.feed.drop("TurboDeployment", BODY)
+        operator.handler.drop("TurboDeployment", BODY)
         await until_no_figures()
 
 
@@ -58,5 +58,5 @@ async def test_an_object_whose_spec_cannot_be_read_has_no_figures() -> None:
     invalid = {"spec": {"model": {"uri": "ftp://old"}}}
     newer = {**BODY, **invalid, "metadata": {**BODY["metadata"], "resourceVersion": "2"}}
     async with working() as operator:
-        operator.feed.put("TurboDeployment", newer)
+        operator.handler.put("TurboDeployment", newer)
         await until_no_figures()

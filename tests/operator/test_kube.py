@@ -16,8 +16,8 @@ from turbo_operator.controller.kube import (
     ConflictError,
     GoneError,
     KubeError,
+    NotOwnedError,
     RefusedError,
-    StrangerError,
     _why,
     error_of,
 )
@@ -50,7 +50,7 @@ def test_an_error_is_of_the_kind_that_says_what_helps(status: int, kind: type[Ku
     [
         (RefusedError(422, "Invalid", "spec.replicas is 7"), "The API server refused: spec.replicas is 7"),
         (
-            StrangerError("Service", "chat"),
+            NotOwnedError("Service", "chat"),
             (
                 "Service chat is there already and belongs to somebody else: delete it, or rename this "
                 "TurboDeployment."

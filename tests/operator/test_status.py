@@ -26,7 +26,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.catalog import shapes
 from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
-from turbo_operator.status import Outcome, Takeover
+from turbo_operator.status import Outcome, RolloutState
 from turbo_runtime.contract.documents import ModelInfo
 
 GIB = 1 << 30
@@ -67,12 +67,12 @@ def computed(
     refused: str | None = None,
     accelerator: Accelerator = CPU,
     supply: Mapping[str, Supply] | None = None,
-    takeover: Takeover | None = None,
+    rollout: RolloutState | None = None,
 ) -> TurboDeploymentStatus:
     plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
     observed = Snapshot({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
-    outcome = Outcome(autoscaler.scale(it.spec), plan, variant, takeover or Takeover())
+    outcome = Outcome(autoscaler.scale(it.spec), plan, variant, rollout or RolloutState())
     return status.compute(it, observed, outcome, now, refused)
 
 
@@ -173,8 +173,8 @@ def test_while_the_new_plan_comes_up_it_is_available_and_not_ready() -> None:
 def test_a_new_plan_that_the_spec_holds_back_does_not_say_that_it_waits_for_accelerators(
     by_spec: bool,
 ) -> None:
-    takeover = Takeover(HASH, HASH, "v1old", waits="It waits.", waits_for_spec=by_spec)
-    new = computed(td(), pod("old", variant="v1old"), takeover=takeover)
+    rollout = RolloutState(HASH, HASH, "v1old", waits="It waits.", waits_for_spec=by_spec)
+    new = computed(td(), pod("old", variant="v1old"), rollout=rollout)
     reason = ReadyReason.USER_ACTION_REQUIRED if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
     assert said(new, ConditionType.READY) == ("False", reason)
     assert said(new, ConditionType.STALLED)[0] == str(by_spec)

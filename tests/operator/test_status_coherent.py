@@ -141,7 +141,7 @@ def test_no_status_contradicts_itself(history: list[tuple[Any, ...]]) -> None:
         decision = decide(it, observed, SETTINGS, now, plan, scaling)
         scaling = decision.scale.history
         if decision.plan_hash is None:  # no deadline runs, or the operator would look without a pause
-            assert seconds_left(decision.takeover.rollout, now, 30.0) is None
+            assert seconds_left(decision.rollout.status, now, 30.0) is None
         for refused in (None, "The API server refused: no."):
             after = document(spec, compute(it, observed, decision, now, refused).dump(), generation)
             assert contradictions(after) == []

@@ -97,7 +97,7 @@ def test_a_sentence_that_is_too_long_for_the_status_is_cut() -> None:
 
 
 def test_a_pod_whose_label_says_that_it_holds_nothing_is_paid_for_all_the_same() -> None:
-    whole = replace(CPU, price_per_node=True, per_node=4)
+    whole = replace(CPU, price_per_node=True, count_per_node=4)
     body = {
         "metadata": {"name": "p", "labels": {LABEL_ACCELERATOR: "cpu", LABEL_ACCELERATOR_COUNT: "0"}},
         "status": {"phase": "Running"},

@@ -10,7 +10,7 @@ from typing import Any
 
 from turbo_operator import api, resources
 from turbo_operator.cli.manifests import BadInputError
-from turbo_operator.controller import feed, kube
+from turbo_operator.controller import informer, kube
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.inventory.store import InventoryStore
@@ -43,8 +43,8 @@ class Cluster:
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
     """List what plans in these namespaces depend on (None: the context's own). Raises BadInputError."""
-    if not feed.log.handlers:  # a warning without one goes to stderr, of what the operator skips and logs too
-        feed.log.addHandler(logging.NullHandler())
+    if not informer.log.handlers:  # else what the operator logs and skips goes to stderr here
+        informer.log.addHandler(logging.NullHandler())
     try:
         return asyncio.run(_read_cluster(context, frozenset(namespaces)))
     except kube.KubeError as error:
@@ -64,12 +64,13 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
         def show(accelerator: Mapping[str, Any]) -> None:
             cluster.accelerators[accelerator["metadata"]["name"]] = accelerator
 
-        sink = feed.Feed(cache, cluster.inventory, lambda _: None, show)  # nobody is to be woken
+        # Nobody is to be woken.
+        handler = informer.ObjectHandler(cache, cluster.inventory, lambda _: None, show)
         places = {name or server.namespace for name in namespaces}
         lists = [(resource, place) for place in places for resource in _IN_NAMESPACE]
         for resource, namespace in (*lists, *((resource, None) for resource in _IN_CLUSTER)):
             is_labeled = resource is resources.REPLICASET
             selectors = [("labelSelector", api.LABEL_DEPLOYMENT)] if is_labeled else ()
             for body in await server.list_all(resource, namespace, selectors):
-                sink.put(resource.kind, body)
+                handler.put(resource.kind, body)
         return cluster

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from turbo_operator import api
-from turbo_operator.catalog import as_row
 from turbo_operator.inventory.supply import ClusterInventory, take_stock
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Accelerator
@@ -144,7 +143,7 @@ def overlay_accelerators(
         if name in bodies:
             body = {**body, "spec": merge_patch(bodies[name].get("spec"), body.get("spec"))}
         bodies[name] = body
-        rows[name] = as_row(parse(Found(item.place, body), api.parse_accelerator))
+        rows[name] = Accelerator.of(parse(Found(item.place, body), api.parse_accelerator))
     return rows
 
 

@@ -5,6 +5,7 @@ Names of the data are camelCase. Bytes are whole numbers, times seconds, money a
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from decimal import Decimal
 from enum import StrEnum
@@ -37,7 +38,7 @@ TRUST = {
 }
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 _UNMEASURED = "The Turbo engine was not timed on a GPU yet: these are other engines' times. Measure it."
-_SHARED_NODE = "The price is a share of a node of {}: for whole nodes, set pricing.billingUnit: Node on {}."
+_SHARED_NODE = "The price is a share of a node of {}; whole nodes: {} $/h (pricing.billingUnit: Node on {})."
 UNKNOWN = "-"
 _CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
 _CHOICE = (
@@ -262,8 +263,10 @@ def _caveats(choice: Choice, replicas: int) -> list[str]:
     row, used, notes = choice.accelerator, choice.accelerators_per_replica * replicas, []
     if not on_cpu(row) and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
         notes.append(_UNMEASURED)
-    if row.per_node and used % row.per_node and not row.price_per_node and " / " in (row.price_source or ""):
-        notes.append(_SHARED_NODE.format(row.per_node, row.name))
+    is_share = " / " in (row.price_source or "") and not row.price_per_node
+    price, size = row.prices.get(choice.capacity_type), row.count_per_node or 1
+    if is_share and price is not None and used % size:
+        notes.append(_SHARED_NODE.format(size, money(price * size * math.ceil(used / size)), row.name))
     return notes
 
 

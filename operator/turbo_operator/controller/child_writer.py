@@ -19,7 +19,7 @@ from turbo_operator.controller.cache.projection import controller, is_controlled
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
-from turbo_operator.controller.kube import Kube, LeftoverError, OutdatedError, RefusedError, StrangerError
+from turbo_operator.controller.kube import Kube, NotOwnedError, OutdatedError, RefusedError, TerminatingError
 from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.snapshot import ChildView, PodView
 
@@ -76,7 +76,7 @@ class ChildWriter:
                 if body is not None and is_controlled_by(body, self.td.metadata.uid):
                     self.cache.put_child(body)
                 elif body is not None and missing == REVISION:
-                    raise StrangerError(REVISION, name)
+                    raise NotOwnedError(REVISION, name)
             except RefusedError as error:
                 self.refusals[missing, name] = error
 
@@ -268,7 +268,7 @@ class ChildWriter:
         if not is_controlled_by(body, self.td.metadata.uid):
             owner = controller(body) or {}
             is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
-            return (LeftoverError if is_leftover else StrangerError)(kind, name)
+            return (TerminatingError if is_leftover else NotOwnedError)(kind, name)
         self.cache.put_child(body)
         return None
 

@@ -7,15 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import autoscaler, render, rollout, status
-from turbo_operator.api import (
-    ANNOTATION_APPLIED_HASH,
-    RolloutReason,
-    RolloutStatus,
-    ScaleEvent,
-    TurboDeployment,
-    epoch,
-)
+from turbo_operator import api, autoscaler, render, rollout, status
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts import canary, training
@@ -23,12 +15,12 @@ from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job, turbo_draft
 from turbo_operator.plan import Plan
-from turbo_operator.planner.performance.calibration import Online, update_calibrations
+from turbo_operator.planner.performance.calibration import OnlineCorrection, update_calibrations
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import ChildView, JobPod, Snapshot
-from turbo_operator.status import Outcome, Takeover
+from turbo_operator.status import Outcome, RolloutState
 
 Manifest = Mapping[str, Any]
 
@@ -37,7 +29,7 @@ Manifest = Mapping[str, Any]
 class Decision(Outcome):
     """The desired children, and everything that the status reports."""
 
-    online: Online | None  # what the calibrations are known from
+    online: OnlineCorrection | None  # what the calibrations are known from
     canary_run: CanaryRun | None
     children: tuple[Manifest, ...]  # all but those of the canary
     canary_children: tuple[Manifest, ...]
@@ -47,13 +39,13 @@ class Decision(Outcome):
 
 
 def decide(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     observed: Snapshot,
     settings: Settings,
     now: float,
     plan: Plan | None,
     history: History,
-    online: Online | None = None,
+    online: OnlineCorrection | None = None,
     step: training.TrainingDecision = training.NO_TRAINING,
     canary_run: CanaryRun | None = None,
     verdict: CanaryVerdict | None = None,
@@ -90,7 +82,7 @@ def decide(
         plan_hash,
         scale.replicas,
         serving,
-        progress is not None and progress.reason == RolloutReason.ROLLED_BACK,
+        progress is not None and progress.reason == api.RolloutReason.ROLLED_BACK,
         canary_hash,
         makes_room,
         bool(progress is not None and progress.over_limits),
@@ -98,15 +90,15 @@ def decide(
     move = rollout.next_step(states, wanted, footprint, bounds, now)
     if move.target == plan_hash and move.is_over:
         serving, progress = plan_hash, None
-    takeover = Takeover(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
+    state = RolloutState(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
     calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
     draft = verdict.draft if verdict is not None and is_tried else None
     # Made before that ReplicaSet is gone, a Deployment would get neither its name nor its pods.
     releasing = {
-        ("Deployment", render.variant_name(td, state.plan_hash))
-        for state in states
-        if state.plan_hash in observed.releasing and state.replicas and not state.exists
+        ("Deployment", render.variant_name(td, each.plan_hash))
+        for each in states
+        if each.plan_hash in observed.releasing and each.replicas and not each.exists
     }
     able = min(scale.replicas, max(move.fitting, sum(variant.replicas for variant in move.variants)))
     # One of those that fit may leave, but never the last of several that are wanted.
@@ -119,7 +111,7 @@ def decide(
     own = render.canary_names(td, canary_hash) if canary_hash is not None else frozenset()
     if verdict is not None and canary_run is not None and not is_tried:
         is_short = not rollout.has_taken_over(states, move.target, scale.replicas)
-        verdict = verdict.held_up(takeover.rolled_back, takeover.rollout is not None, is_short)
+        verdict = verdict.held_up(state.rolled_back, state.status is not None, is_short)
     job, draft_object = None, None
     # Neither a replica that is added now nor a Job is in the count that the other one was decided by.
     before = {state.plan_hash: state.replicas for state in states}
@@ -134,7 +126,7 @@ def decide(
         scale,
         plan,
         plan_hash,
-        takeover,
+        state,
         calibrations,
         verdict,
         step,
@@ -150,7 +142,7 @@ def decide(
 
 
 def _follow(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     observed: Snapshot,
     plan_hash: str | None,
     states: Sequence[VariantState],
@@ -158,7 +150,7 @@ def _follow(
     serving: str | None,
     is_over_limits: bool,
     now: float,
-) -> RolloutStatus | None:
+) -> api.RolloutStatus | None:
     """Return the rollout's status before the step; a suspension ends it, so that it is tried anew."""
     last = td.status.rollout
     if td.spec.suspend or (last is not None and plan_hash not in (None, last.plan_hash)):
@@ -169,8 +161,8 @@ def _follow(
         return last.model_copy(update={"last_progress_time": None}) if last and is_under_way else last
     spec_hash = digest(td.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16]
     if replicas == 0:
-        stays = last is not None and (last.reason, last.spec_hash) == (RolloutReason.ROLLED_BACK, spec_hash)
-        return last if stays else None
+        rolled_back = (api.RolloutReason.ROLLED_BACK, spec_hash)
+        return last if last is not None and (last.reason, last.spec_hash) == rolled_back else None
     state = next((state for state in states if state.plan_hash == plan_hash), None)
     progress = rollout.Progress.of_pods(
         plan_hash,
@@ -199,17 +191,19 @@ def is_stale_inspection(job: ChildView, wanted_hash: str, pods: Iterable[JobPod]
     return job.applied_hash != wanted_hash or (job.complete and not has_pod)
 
 
-def _inspects_anew(td: TurboDeployment, observed: Snapshot, children: Iterable[Manifest]) -> bool:
+def _inspects_anew(td: api.TurboDeployment, observed: Snapshot, children: Iterable[Manifest]) -> bool:
     """Whether what is seen of the inspection is of a Job that is about to be replaced."""
     name = render.job_name(td)
     job = next((child for child in observed.children if (child.kind, child.name) == ("Job", name)), None)
     new = next((child for child in children if child["kind"] == "Job"), None)
     if job is None or new is None:
         return False
-    wanted_hash = new["metadata"]["annotations"][ANNOTATION_APPLIED_HASH]
+    wanted_hash = new["metadata"]["annotations"][api.ANNOTATION_APPLIED_HASH]
     return is_stale_inspection(job, wanted_hash, observed.inspecting)
 
 
-def restore_history(events: Sequence[ScaleEvent]) -> History:
+def restore_history(events: Sequence[api.ScaleEvent]) -> History:
     """Return what the autoscaler knows after a start: what the status has kept."""
-    return History.restored(Event(epoch(each.time), each.before, each.after, each.reason) for each in events)
+    return History.restored(
+        Event(api.epoch(each.time), each.before, each.after, each.reason) for each in events
+    )

@@ -21,7 +21,7 @@ from turbo_operator import logs, metrics, resources
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.feed import Feed, Follower
+from turbo_operator.controller.informer import ObjectHandler, Reflector
 from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconciler import Reconciler
@@ -35,7 +35,7 @@ HEALTH_PATH = "/healthz"
 OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT)
 WATCHED = (*OWN, *LABELED)  # by kopf
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
-FOLLOWED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
+REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,13 @@ class Operator:
             self._reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
         self._inventory = InventorySync(inventory, self.cache, api, self._reconciler.plans_of, self._replan)
-        self.feed = Feed(self.cache, inventory, self.queue.add, self._inventory.show)
+        self.handler = ObjectHandler(self.cache, inventory, self.queue.add, self._inventory.show)
 
-        def followers(*kinds: Resource) -> list[Follower]:
-            return [Follower(api, self.feed, *place) for place in places(settings, kinds)]
+        def reflectors(*kinds: Resource) -> list[Reflector]:
+            return [Reflector(api, self.handler, *place) for place in places(settings, kinds)]
 
-        self._followers, self._pods = followers(*FOLLOWED), followers(resources.POD)
-        self._relisted = followers(*WATCHED, *EDITABLE)
+        self._reflectors, self._pods = reflectors(*REFLECTED), reflectors(resources.POD)
+        self._relisted = reflectors(*WATCHED, *EDITABLE)
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
         metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.deployments))
@@ -91,8 +91,8 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             period, timeout = self.settings.scrape_seconds, self.settings.scrape_timeout_seconds
             scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
-            follow = [follower.run() for follower in self._followers]
-            follow += [self._follow_pods(follower) for follower in self._pods]
+            follow = [reflector.run() for reflector in self._reflectors]
+            follow += [self._reflect_pods(reflector) for reflector in self._pods]
             follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
             work = (self._work(), scraper.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
@@ -112,18 +112,18 @@ class Operator:
 
     async def _work(self) -> None:
         # Every kind, before anything is done: a child that is missing until then may only be unseen.
-        for follower in (*self._relisted, *self._followers, *self._pods):
-            await follower.listed.wait()
+        for reflector in (*self._relisted, *self._reflectors, *self._pods):
+            await reflector.listed.wait()
         self._inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.deployments)})
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inventory.run())
             group.create_task(self.queue.run())
 
-    async def _follow_pods(self, pods: Follower) -> None:
+    async def _reflect_pods(self, pods: Reflector) -> None:
         """Follow pods once all that may control one is known."""
-        for follower in self._followers:
-            await follower.listed.wait()
+        for reflector in self._reflectors:
+            await reflector.listed.wait()
         await pods.run()
 
     # kopf
@@ -141,7 +141,7 @@ class Operator:
         return registry
 
     async def _event(self, kind: str, /, type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002
-        (self.feed.drop if type == "DELETED" else self.feed.put)(kind, dict(body))
+        (self.handler.drop if type == "DELETED" else self.handler.put)(kind, dict(body))
 
     async def _cleanup(self, **_: object) -> None:
         """Stop working; kopf waits for every task that it finds running."""
@@ -170,7 +170,7 @@ async def serve(settings: Settings) -> None:
                     f"The API server does not know {resource.kind}: install the "
                     "CustomResourceDefinitions first (the chart does, unless crds.install is false)."
                 )
-        for resource, namespace in places(settings, (*WATCHED, *FOLLOWED, resources.POD)):
+        for resource, namespace in places(settings, (*WATCHED, *REFLECTED, resources.POD)):
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
         if settings.apply_catalog:

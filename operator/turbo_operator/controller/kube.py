@@ -82,7 +82,7 @@ class WebhookError(RefusedError):
     is_final = False
 
 
-class StrangerError(RefusedError):
+class NotOwnedError(RefusedError):
     """Another owner's object already has a name that the operator needs."""
 
     why = f"is there already and belongs to somebody else: delete it, or rename this {TURBODEPLOYMENT}."
@@ -96,7 +96,7 @@ class StrangerError(RefusedError):
         return self.message
 
 
-class LeftoverError(StrangerError):
+class TerminatingError(NotOwnedError):
     """An object of an earlier TurboDeployment of the name is still there, and on its way out."""
 
     is_final = False

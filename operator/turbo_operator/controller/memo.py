@@ -18,7 +18,7 @@ from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.plan import Plan
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.planner import plan as compute_plan
-from turbo_operator.planner.performance.calibration import Online
+from turbo_operator.planner.performance.calibration import OnlineCorrection
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Memo:
 
     uid: str
     history: History | None = None  # of scaling; None before the first look
-    online: Online | None = None  # of step times under load
+    online: OnlineCorrection | None = None  # of step times under load
     speedups: SpeedupTracker = field(default_factory=SpeedupTracker)
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.

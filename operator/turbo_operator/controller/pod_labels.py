@@ -13,12 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from turbo_operator.api import (
-    LABEL_ACCELERATOR,
-    LABEL_ACCELERATOR_COUNT,
-    LABEL_CAPACITY_TYPE,
-    LABEL_OWNER_UID,
-)
+from turbo_operator import api
 from turbo_operator.controller.cache.pods import LABEL_TEMPLATE_HASH
 from turbo_operator.controller.cache.store import Cache, Key, Place
 from turbo_operator.controller.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
@@ -83,7 +78,7 @@ def _lost(cache: Cache, key: Key, uid: str) -> list[tuple[PodView, Mapping[str, 
         if not isinstance(pod, PodView) or not pod.is_serving:
             continue
         own = plans.get(pod.plan_hash)
-        labels: dict[str, str | None] = {LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
+        labels: dict[str, str | None] = {api.LABEL_OWNER_UID: uid} if pod.owner_uid != uid else {}
         if own is not None and own.accelerator is not None and _price(pod) != _price(own):
             labels |= _price(own)
         if pod.name in adoptable:
@@ -95,7 +90,7 @@ def _lost(cache: Cache, key: Key, uid: str) -> list[tuple[PodView, Mapping[str, 
 
 def _price(labeled: AcceleratorLabels) -> dict[str, str | None]:
     return {
-        LABEL_ACCELERATOR: labeled.accelerator,
-        LABEL_ACCELERATOR_COUNT: str(labeled.accelerators),
-        LABEL_CAPACITY_TYPE: str(labeled.capacity_type),
+        api.LABEL_ACCELERATOR: labeled.accelerator,
+        api.LABEL_ACCELERATOR_COUNT: str(labeled.accelerators),
+        api.LABEL_CAPACITY_TYPE: str(labeled.capacity_type),
     }

@@ -29,9 +29,9 @@ from turbo_operator.controller.kube import (
     GoneError,
     Kube,
     KubeError,
+    NotOwnedError,
     OutdatedError,
     RefusedError,
-    StrangerError,
     WebhookError,
 )
 from turbo_operator.controller.memo import Memo, Memos, Planner
@@ -202,7 +202,7 @@ class Reconciler:
         verdict, last = decision.verdict, look.td.status
         is_required = (
             (verdict is not None and verdict.is_over)
-            or (decision.takeover.rolled_back and decision.takeover.rollout != last.rollout)
+            or (decision.rollout.rolled_back and decision.rollout.status != last.rollout)
             or (decision.training_job is not None and decision.step.state != last.training)
         )
         is_new = decision.plan_hash not in (None, last.plan.hash if last.plan else None, look.memo.announced)
@@ -227,7 +227,7 @@ class Reconciler:
         untried: RefusedError | None = None  # where not everything was written
         try:
             ends = decision.scale.replicas == 0
-            await writer.write_children(decision.children, decision.takeover.serving, ends=ends)
+            await writer.write_children(decision.children, decision.rollout.serving, ends=ends)
             manifests = (*decision.children, *decision.canary_children)
             await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
             decision = await writer.write_canary(decision)
@@ -235,9 +235,9 @@ class Reconciler:
         except RefusedError as error:  # to look for what has a name of ours
             writer.refusals.setdefault(("", ""), error)
         except OutdatedError as error:  # no failure: what was written counts
-            waits = decision.takeover.waits or error.message
-            takeover = replace(decision.takeover, waits=waits, is_outdated=waits == error.message)
-            decision = replace(decision, takeover=takeover)
+            waits = decision.rollout.waits or error.message
+            rollout = replace(decision.rollout, waits=waits, is_outdated=waits == error.message)
+            decision = replace(decision, rollout=rollout)
             seconds.append(OUTDATED_SECONDS)
             untried = look.last_refusal
         except KubeError as error:  # a matter of time: the status is written all the same
@@ -258,7 +258,7 @@ class Reconciler:
         if failure is not None:
             raise failure
         if refusal is not None:
-            is_soon = isinstance(refusal, (StrangerError, WebhookError))
+            is_soon = isinstance(refusal, (NotOwnedError, WebhookError))
             seconds.append(STRANGER_SECONDS if is_soon else REFUSED_SECONDS)
         return min(*seconds, self._next_look(look, decision))
 
@@ -267,12 +267,12 @@ class Reconciler:
         td, observed, now = look.td, look.observed, look.now
         if observed.model is None:
             return INSPECTING_SECONDS
-        rollout, seconds = decision.takeover.rollout, [LIVE_SECONDS]
+        rollout, seconds = decision.rollout.status, [LIVE_SECONDS]
         deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline.seconds)
         # A pod that has just become ready is waited for beyond the deadline.
         deadline = ROLLOUT_SECONDS if deadline == 0.0 else deadline
         seconds += [max(1.0, due) for due in (next_look(td, observed.pods, now), deadline) if due is not None]
-        if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
+        if decision.rollout.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
         if td.spec.scaling_mode == ScalingMode.METRICS or decision.canary_run is not None:

@@ -248,7 +248,7 @@ class Requirements:
     def accelerators_per_node(self, accelerator: Accelerator) -> int:
         """Return the accelerators of one node, as stated or as the largest has; 1 without any."""
         supply = (self.inputs.supply or {}).get(accelerator.name, Supply())
-        return accelerator.per_node or max((1, *(node.allocatable for node in supply.nodes)))
+        return accelerator.count_per_node or max((1, *(node.allocatable for node in supply.nodes)))
 
     def find_parallelism_conflict(self) -> str | None:
         """Describe the pinned degrees that no accelerator allows; None if one may."""

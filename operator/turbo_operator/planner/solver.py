@@ -244,7 +244,7 @@ def _capacity(evaluation: PlanEvaluation, place: int) -> Capacity | None:
     return Capacity(float(requests[0]), running, round(running * demand.mean_context), tokens)
 
 
-class Kind(NamedTuple):
+class ReplicaOption(NamedTuple):
     """What one replica of a plan serves and costs."""
 
     name: str
@@ -253,7 +253,9 @@ class Kind(NamedTuple):
     max_replicas: int
 
 
-def find_cheapest(kinds: Sequence[Kind], demand: float, below: float = math.inf) -> tuple[int, ...] | None:
+def find_cheapest(
+    kinds: Sequence[ReplicaOption], demand: float, below: float = math.inf
+) -> tuple[int, ...] | None:
     """Find the replicas of each kind, in the order given; None where no mixture costs less than `below`.
 
         minimize sum of price_i n_i  with  sum of serves_i n_i >= demand,  0 <= n_i <= max_i whole
@@ -315,11 +317,11 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate
     price, rate = availability.cost(np.ones(len(availability.price))), serves[availability.candidate]
     able = (~evaluation.lacking & evaluation.memory_use.fits & evaluation.profiled)[availability.candidate]
     indices = np.flatnonzero(able & (rate > 0.0) & ~np.isnan(price))
-    kinds: dict[str, tuple[Kind, str]] = {}  # with its method
+    kinds: dict[str, tuple[ReplicaOption, str]] = {}  # with its method
     for index in indices[np.argsort(price[indices] / rate[indices], kind="stable")].tolist():
         offering = evaluation.offering(index)
         limit = int(min(availability.room[index], requirements.max_replicas))
-        kind = Kind(offering.accelerator.name, float(rate[index]), float(price[index]), limit)
+        kind = ReplicaOption(offering.accelerator.name, float(rate[index]), float(price[index]), limit)
         kinds.setdefault(kind.name, (kind, offering.draft.method))
     counts = find_cheapest([kind for kind, _ in kinds.values()], demand, float(evaluation.verdict.cost[best]))
     if counts is None or sum(map(bool, counts)) < 2:

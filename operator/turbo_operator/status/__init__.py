@@ -20,10 +20,10 @@ from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
 from turbo_operator.status import fields
-from turbo_operator.status.conditions import Conditions, Outcome, Takeover, in_force
+from turbo_operator.status.conditions import Conditions, Outcome, RolloutState, in_force
 from turbo_operator.status.failures import failure
 
-__all__ = ["Outcome", "Takeover", "compute", "failure", "in_force", "invalid"]
+__all__ = ["Outcome", "RolloutState", "compute", "failure", "in_force", "invalid"]
 
 
 def compute(
@@ -39,7 +39,7 @@ def compute(
 
     `refused` says in a sentence why a child of ours was not taken; whether that `passes` by itself.
     """
-    plan_hash, verdict, takeover = outcome.plan_hash, outcome.verdict, outcome.takeover
+    plan_hash, verdict, rollout = outcome.plan_hash, outcome.verdict, outcome.rollout
     scale = in_force(td, outcome.scale, plan_hash)
     outcome = dataclasses.replace(outcome, scale=scale)
     states = Conditions(td, observed, outcome, now, refused, passes).states()
@@ -47,7 +47,7 @@ def compute(
         observed = dataclasses.replace(observed, speedup=None)
     speedup = fields.shown_speedup(td.status.observed, observed)
     states |= draft_conditions.verdicts(
-        td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, speedup
+        td, observed, outcome.plan, rollout.target or plan_hash, verdict, outcome.step.condition, speedup
     )
     serving = [pod for pod in observed.pods if pod.is_serving]
     plan = fields.plan(td.status.plan, outcome.plan, plan_hash)
@@ -61,8 +61,8 @@ def compute(
         selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())),
         model=fields.model(observed),
         plan=plan,
-        serving_plan=fields.serving_plan(td.status, plan, takeover.serving),
-        rollout=takeover.rollout,
+        serving_plan=fields.serving_plan(td.status, plan, rollout.serving),
+        rollout=rollout.status,
         draft=fields.draft(observed),
         canary=fields.canary(verdict),
         rejected_drafts=fields.update_rejected_drafts(td.status, verdict, now),

@@ -37,21 +37,21 @@ def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | N
 
 
 @dataclass(frozen=True, slots=True)
-class Takeover:
+class RolloutState:
     """How far the plan of the spec is in taking over from the one that serves."""
 
     wanted: str | None = None  # hash of the plan of the spec; None while it has none
     target: str | None = None  # plan hash of the variant that all replicas shall be of
     serving: str | None = None  # and of the last one that had all of them available
-    rollout: api.RolloutStatus | None = None  # None where both are the same
+    status: api.RolloutStatus | None = None  # None where both are the same
     waits: str | None = None  # what holds it up that is not a pod, as a sentence
     waits_for_spec: bool = False  # whether nothing but a change of the spec helps
     is_outdated: bool = False  # whether it waits for nothing but newer data
 
     def is_over(self, reason: api.RolloutReason) -> bool:
         """Whether the takeover of the plan of the spec has ended so."""
-        rollout = self.rollout
-        return rollout is not None and (rollout.plan_hash, rollout.reason) == (self.wanted, reason)
+        status = self.status
+        return status is not None and (status.plan_hash, status.reason) == (self.wanted, reason)
 
     @property
     def rolled_back(self) -> bool:
@@ -60,11 +60,11 @@ class Takeover:
 
     def describe_failure(self, td: api.TurboDeployment, pods: Iterable[PodView]) -> str:
         """Say in sentences why a plan was given up, and whether pods of the one before it answer."""
-        rollout = self.rollout
-        assert rollout is not None  # that was given up
+        status = self.status
+        assert status is not None  # that was given up
         deadline = td.spec.rollout.progress_deadline
-        why = rollout.message or "Its pods start and do not become ready."
-        message = f"Plan {rollout.plan_hash} made no progress for {deadline}: {why}"
+        why = status.message or "Its pods start and do not become ready."
+        message = f"Plan {status.plan_hash} made no progress for {deadline}: {why}"
         if self.rolled_back:
             answers = any(pod.ready and pod.plan_hash == self.serving for pod in pods)
             does = "serves on" if answers else "gets its replicas back"
@@ -79,7 +79,7 @@ class Outcome:
     scale: ScalingDecision
     plan: Plan | None = None  # None until the model is known
     plan_hash: str | None = None  # None while no plan is feasible
-    takeover: Takeover = Takeover()  # how far the plan is in taking over from the one before
+    rollout: RolloutState = RolloutState()  # how far the plan is in taking over from the one before
     calibrations: tuple[api.Calibrated, ...] = ()  # what pods have reported of their speed
     verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft
@@ -104,8 +104,8 @@ class Conditions:
             others = tuple(child for child in observed.children if child.name != job_name(td))
             observed = dataclasses.replace(observed, children=others, model_error=None, inspecting=())
         self._observed = observed
-        self._scale, self._plan_hash, self._takeover = outcome.scale, outcome.plan_hash, outcome.takeover
-        self._target = outcome.plan_hash or outcome.takeover.target
+        self._scale, self._plan_hash, self._rollout = outcome.scale, outcome.plan_hash, outcome.rollout
+        self._target = outcome.plan_hash or outcome.rollout.target
         canary = outcome.verdict.variant if outcome.verdict is not None else None
         self._serving = [pod for pod in observed.pods if pod.is_serving]
         self._current = [
@@ -171,14 +171,14 @@ class Conditions:
         if silent := self._silent():
             return false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
         cause = self._held_up(current or self._serving, self._target, ready)
-        waits = None if self._takeover.is_outdated else self._takeover.waits
+        waits = None if self._rollout.is_outdated else self._rollout.waits
         if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
             return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
         return cause
 
     def _silent(self) -> str | None:
         """Say in a sentence which pod of the plan that serves, while another is to take over, is silent."""
-        serving = self._takeover.serving
+        serving = self._rollout.serving
         if serving in (None, self._target):
             return None
         pods = [pod for pod in self._serving if pod.plan_hash == serving and not pod.ready]
@@ -195,7 +195,7 @@ class Conditions:
         if ready >= self._scale.replicas:
             return ""
         failing = first_failing(self._current)
-        why = failing.message if failing else self._takeover.waits
+        why = failing.message if failing else self._rollout.waits
         return f" {why}" if why else ""
 
     def _held_up(self, pods: Sequence[PodView], plan_hash: str | None, ready: int) -> ConditionState:
@@ -223,7 +223,7 @@ class Conditions:
         answering = f"{ready} of {self._scale.replicas} replicas answer; others"
         deployments = (child for child in self._observed.children if child.kind == "Deployment")
         kept = next(filter(None, map(kept_by_finalizer, deployments)), None)
-        if kept and not self._takeover.waits and all(pod.ready for pod in pods):
+        if kept and not self._rollout.waits and all(pod.ready for pod in pods):
             return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} wait. {kept}")
         ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]
         if ending and all(pod.ready for pod in pods):
@@ -234,7 +234,7 @@ class Conditions:
     @cached_property
     def _ready(self) -> ConditionState:
         """Whether what runs serves the spec; else what holds it up first."""
-        replicas, plan_hash, takeover = self._scale.replicas, self._plan_hash, self._takeover
+        replicas, plan_hash, rollout = self._scale.replicas, self._plan_hash, self._rollout
         if self._refused:
             return false(api.ReadyReason.APPLY_REJECTED, sentence(self._refused))
         if self._scale.reason == api.ScalingReason.SUSPENDED:
@@ -244,11 +244,11 @@ class Conditions:
         ready, address = min(sum(pod.ready for pod in self._current), replicas), url(self._td)
         if replicas == 0 and plan_hash is not None:
             message = f"Nothing answers at {address}: 0 replicas are asked for, and the plan is feasible."
-            if takeover.rolled_back:
+            if rollout.rolled_back:
                 message = f"Nothing answers at {address}: 0 replicas are asked for. Plan {plan_hash} was "
-                message += f"rolled back: with replicas, plan {takeover.serving} serves."
+                message += f"rolled back: with replicas, plan {rollout.serving} serves."
             return true(api.ReadyReason.SCALED_TO_ZERO, message)
-        if takeover.rolled_back:
+        if rollout.rolled_back:
             return false(api.ReadyReason.ROLLED_BACK, self._stalled.message)
         if plan_hash is None:
             cause = self._inspected if self._inspected.status != "True" else self._feasible
@@ -257,15 +257,15 @@ class Conditions:
             return false(self._available.reason, self._available.message)
         if self._stalled.status == "True":
             return false(self._stalled.reason, self._serves_on + self._stalled.message)
-        takes_over = takeover.rollout is not None
+        takes_over = rollout.status is not None
         if ready >= self._minimum and not takes_over:
             message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
             return true(api.ReadyReason.SERVING, message + self._missing(ready))
         # the old variant answers while the new one comes up
-        if takeover.waits:
-            if takeover.is_outdated:
-                return false(api.ReconcilingReason.PROGRESSING, self._serves_on + takeover.waits)
-            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + takeover.waits)
+        if rollout.waits:
+            if rollout.is_outdated:
+                return false(api.ReconcilingReason.PROGRESSING, self._serves_on + rollout.waits)
+            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + rollout.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
             whose = " of the new plan" if self._serves_on else ""
@@ -312,18 +312,18 @@ class Conditions:
     @cached_property
     def _stalled(self) -> ConditionState:
         """Whether nothing will get better unless somebody changes something."""
-        takeover = self._takeover
+        rollout = self._rollout
         if self._refused and not self._passes:
             return true(api.StalledReason.USER_ACTION_REQUIRED, sentence(self._refused))
         for reason in api.RolloutReason:
-            if self._scale.replicas and takeover.is_over(reason):
-                return true(api.StalledReason(reason), takeover.describe_failure(self._td, self._serving))
+            if self._scale.replicas and rollout.is_over(reason):
+                return true(api.StalledReason(reason), rollout.describe_failure(self._td, self._serving))
         for cause in (self._inspected, self._feasible):
             # but for capacity: nodes come, and pods go
             if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
-        if self._scale.replicas and takeover.waits and takeover.waits_for_spec:
-            return true(api.StalledReason.USER_ACTION_REQUIRED, takeover.waits)
+        if self._scale.replicas and rollout.waits and rollout.waits_for_spec:
+            return true(api.StalledReason.USER_ACTION_REQUIRED, rollout.waits)
         placed = [pod.placed_since for pod in self._observed.inspecting if pod.placed_since is not None]
         deadline = self._td.spec.rollout.progress_deadline
         is_late = placed and self._now - min(placed) >= deadline.seconds
@@ -331,8 +331,8 @@ class Conditions:
             message = f"There is no answer after {deadline}. {self._inspected.message}"
             return true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
         message = "Nothing waits for a change of the spec."
-        if (rollout := takeover.rollout) is not None and rollout.last_progress_time is not None:
-            message = f"Plan {rollout.plan_hash} has {deadline} from its last progress to make some."
+        if (status := rollout.status) is not None and status.last_progress_time is not None:
+            message = f"Plan {status.plan_hash} has {deadline} from its last progress to make some."
         if self._scale.reason == api.ScalingReason.SUSPENDED:
             message = "It rests, as the spec asks: write spec.suspend: false to serve."
         return false(api.StalledReason.PROGRESSING, message)
@@ -360,13 +360,13 @@ class Conditions:
         for child in self._observed.children:
             if kept := kept_by_finalizer(child):
                 return kept
-        target, replicas = self._takeover.target, self._scale.replicas
+        target, replicas = self._rollout.target, self._scale.replicas
         present = [pod for pod in self._observed.pods if pod.is_present]
         others = [pod for pod in present if target is not None and pod.plan_hash != target]
         if surplus := others or (present if len(present) > replicas else []):
             number = len(others) or len(present) - replicas
             pods = "1 pod has" if number == 1 else f"{number} pods have"
             return f"{pods} yet to end, or to take the place of another: {surplus[0].name}."
-        if (rollout := self._takeover.rollout) is not None:
+        if (rollout := self._rollout.status) is not None:
             return f"The replicas of plan {rollout.plan_hash} have yet to prove themselves available."
         return None

@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
+from typing import TypeVar
 
 from turbo_runtime.client.client import KEY_VARIABLE
 
-UNBOUNDED = 1 << 40
+Number = TypeVar("Number", int, float)
 
 
-def bounded_float(minimum: float, maximum: float) -> Callable[[str], float]:
-    """Return a parser of numbers in a range."""
+def bounded(
+    read: Callable[[str], Number], minimum: float, maximum: float = math.inf
+) -> Callable[[str], Number]:
+    """Return a parser of numbers in a range, `read` by int or float."""
 
-    def number(text: str) -> float:
-        value = float(text)
+    def number(text: str) -> Number:
+        value = read(text)
         if not minimum <= value <= maximum:
-            raise argparse.ArgumentTypeError(f"must lie between {minimum:g} and {maximum:g}, not {text}")
-        return value
-
-    return number
-
-
-def bounded_int(minimum: int, maximum: int = UNBOUNDED) -> Callable[[str], int]:
-    """Return a parser of whole numbers in a range."""
-
-    def count(text: str) -> int:
-        value = int(text)
-        if not minimum <= value <= maximum:
-            bound = f"at least {minimum}" if maximum == UNBOUNDED else f"between {minimum} and {maximum}"
+            bound = f"at least {minimum:g}" if maximum == math.inf else f"between {minimum:g} and {maximum:g}"
             raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
         return value
 
-    return count
+    return number
 
 
 def client_parser(command: str, description: str, note: str = "") -> argparse.ArgumentParser:

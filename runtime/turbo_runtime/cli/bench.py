@@ -22,7 +22,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from turbo_runtime.cli.arguments import bounded_int, client_parser
+from turbo_runtime.cli.arguments import bounded, client_parser
 from turbo_runtime.client.client import Json, Progress, Server, ServerError, printable, work_off
 from turbo_runtime.prompts import PromptsError
 from turbo_runtime.prompts import read_prompts as read_objects
@@ -251,7 +251,7 @@ def _build_parser() -> argparse.ArgumentParser:
         ("--max-tokens", 128, "of an answer"),
     ):
         text = f"{text} (default: {default})"
-        parser.add_argument(flag, type=bounded_int(1), default=default, metavar="N", help=text)
+        parser.add_argument(flag, type=bounded(int, 1), default=default, metavar="N", help=text)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
     parser.add_argument("--seed", type=int, metavar="S", help="of sampled answers (default: drawn)")
     text = "a text a line, or .jsonl with 'messages' or 'prompt'"

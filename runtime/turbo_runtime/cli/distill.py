@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from turbo_runtime.cli.arguments import bounded_float, bounded_int
+from turbo_runtime.cli.arguments import bounded
 from turbo_runtime.client.client import ServerError
 from turbo_runtime.contract.config import Device, DType, RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, deal, read_kept, render_turns
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
-from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, MayPassError, Recipe
+from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, Recipe, TransientError
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
 from turbo_runtime.engine.process import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
@@ -76,7 +76,7 @@ def distill(argv: list[str]) -> int:
                 progress.say(f"progress is told on port {port}")
             _run(options, recipe, prompts, progress)
         text, status = read_manifest(options.out).to_json(), 0
-    except (HubUnreachableError, MayPassError, ServerError, OSError) as error:
+    except (HubUnreachableError, TransientError, ServerError, OSError) as error:
         text, status = str(error), 1
     except (PromptsError, ModelError, DistillError) as error:
         text, status = str(error), PERMANENT_ERROR
@@ -206,7 +206,7 @@ def parser() -> argparse.ArgumentParser:
     text = "learn from the --keep-answers of earlier drafts of MODEL, instead of asking"
     source.add_argument("--answers", type=Path, nargs="+", default=(), metavar="DIR", help=text)
     text = f"of prompts kept by `turbo serve --capture-config` the newest so many (default: {MAX_CAPTURED})"
-    parser.add_argument("--max-captured", type=bounded_int(1), help=text)
+    parser.add_argument("--max-captured", type=bounded(int, 1), help=text)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
     text = (
         "what the draft is for, in a word, and the domain of captured prompts and of those of a single "
@@ -225,18 +225,21 @@ def parser() -> argparse.ArgumentParser:
         "instead of the model in this process"
     )
     answers.add_argument("--from", dest="endpoint", default="", metavar="URL", help=text)
-    _add(answers, "temperature", bounded_float(0, 2), "of the answers, 0 for greedy ones")
-    _add(answers, "top_p", bounded_float(0.01, 1), "of the answers")
-    _add(answers, "top_k", bounded_int(0), "of the answers; 0 keeps all")
-    _add(answers, "max_tokens", bounded_int(2), "of an answer, at most")
+    _add(answers, "temperature", bounded(float, 0, 2), "of the answers, 0 for greedy ones")
+    _add(answers, "top_p", bounded(float, 0.01, 1), "of the answers")
+    _add(answers, "top_k", bounded(int, 0), "of the answers; 0 keeps all")
+    _add(answers, "max_tokens", bounded(int, 2), "of an answer, at most")
     text = "further answers, drawn at random, to each prompt that is trained on"
-    _add(answers, "variants", bounded_int(0, 64), text)
-    _add(answers, "variant_temperature", bounded_float(0, 2), "of those, where --temperature is lower")
+    _add(answers, "variants", bounded(int, 0, 64), text)
+    _add(answers, "variant_temperature", bounded(float, 0, 2), "of those, where --temperature is lower")
     _add(
-        answers, "test_fraction", bounded_float(0.01, 0.5), "share of the prompts that heads are evaluated on"
+        answers,
+        "test_fraction",
+        bounded(float, 0.01, 0.5),
+        "share of the prompts that drafts are tested on",
     )
     text = "share of the prompts that confidences are learnt from"
-    _add(answers, "validation_fraction", bounded_float(0.01, 0.4), text)
+    _add(answers, "validation_fraction", bounded(float, 0.01, 0.4), text)
     draft = parser.add_argument_group("draft")
     text = (
         "heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on "
@@ -244,33 +247,33 @@ def parser() -> argparse.ArgumentParser:
     )
     draft.add_argument("--method", default=HEADS, choices=METHODS, help=text)
     max_depth: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
-    _add(draft, "depth", bounded_int(1, max_depth), "tokens that are drafted at once")
-    _add(draft, "markov_rank", bounded_int(0, 4096), "of the term by which heads follow the token before")
-    _add(draft, "vocabulary", bounded_int(2), "tokens that can be drafted, at most")
+    _add(draft, "depth", bounded(int, 1, max_depth), "tokens that are drafted at once")
+    _add(draft, "markov_rank", bounded(int, 0, 4096), "of the term by which heads follow the token before")
+    _add(draft, "vocabulary", bounded(int, 2), "tokens that can be drafted, at most")
     training = parser.add_argument_group("training")
-    _add(training, "epochs", bounded_int(1), "times that everything is learnt from")
-    _add(training, "rows", bounded_int(1), "places of one step")
-    _add(training, "rate", bounded_float(1e-8, 1), "of learning, at its highest")
-    _add(training, "weight_decay", bounded_float(0, 1), "of AdamW")
-    _add(training, "warm_up", bounded_float(0, 0.9), "share of the steps over which the rate rises")
-    _add(training, "head_decay", bounded_float(0, 1), "how much less each further head counts")
-    _add(training, "words", bounded_float(0, 100), "weight of the cross-entropy with what was said")
+    _add(training, "epochs", bounded(int, 1), "times that everything is learnt from")
+    _add(training, "rows", bounded(int, 1), "places of one step")
+    _add(training, "rate", bounded(float, 1e-8, 1), "of learning, at its highest")
+    _add(training, "weight_decay", bounded(float, 0, 1), "of AdamW")
+    _add(training, "warm_up", bounded(float, 0, 0.9), "share of the steps over which the rate rises")
+    _add(training, "head_decay", bounded(float, 0, 1), "how much less each further head counts")
+    _add(training, "words", bounded(float, 0, 100), "weight of the cross-entropy with what was said")
     text = "weight of the cross-entropy with the model's own probabilities"
-    _add(training, "distribution_loss_weight", bounded_float(0, 100), text)
-    _add(training, "variation", bounded_float(0, 100), "weight of the total variation from them")
-    _add(training, "seed", bounded_int(0), "of everything that is drawn")
+    _add(training, "distribution_loss_weight", bounded(float, 0, 100), text)
+    _add(training, "variation", bounded(float, 0, 100), "weight of the total variation from them")
+    _add(training, "seed", bounded(int, 0), "of everything that is drawn")
     machine = parser.add_argument_group("machine")
     text = "tell on this port over HTTP how far it is; 0 takes a free one"
-    machine.add_argument("--progress-port", type=bounded_int(0, 65535), help=text)
+    machine.add_argument("--progress-port", type=bounded(int, 0, 65535), help=text)
     text = "write to FILE what was made, as JSON, or the error"
     machine.add_argument("--termination-message", type=Path, metavar="FILE", help=text)
     machine.add_argument("--revision", help=help_of["revision"])
     machine.add_argument("--device", default="auto", choices=get_args(Device), help=help_of["device"])
     machine.add_argument("--dtype", default="auto", choices=get_args(DType), help="of the model")
-    machine.add_argument("--threads", type=bounded_int(1), help="CPU threads (default: allowed cores)")
-    machine.add_argument("--max-model-len", type=bounded_int(2), help=help_of["max_model_len"])
+    machine.add_argument("--threads", type=bounded(int, 1), help="CPU threads (default: allowed cores)")
+    machine.add_argument("--max-model-len", type=bounded(int, 2), help=help_of["max_model_len"])
     text = f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})"
-    machine.add_argument("--memory-gib", type=bounded_float(0.01, 4096), default=MEMORY_GIB, help=text)
+    machine.add_argument("--memory-gib", type=bounded(float, 0.01, 4096), default=MEMORY_GIB, help=text)
     return parser
 
 

@@ -25,7 +25,7 @@ from transformers.models.llama import modeling_llama as llama
 
 from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples, positions_in
 from turbo_runtime.distill.data.responses import Completion, shuffled
-from turbo_runtime.distill.recipe import Recipe, UnfitModelError
+from turbo_runtime.distill.recipe import Recipe, UnsupportedModelError
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
 from turbo_runtime.files import write_whole, write_whole_by
@@ -200,7 +200,7 @@ class Eagle3Method:
         embedding, count = served.target.embedding, int(served.model.config.num_hidden_layers)
         self._layers = (2, count // 2, count - 3)  # the default of vLLM and SGLang
         if self._layers != tuple(sorted({*self._layers})):
-            raise UnfitModelError(
+            raise UnsupportedModelError(
                 f"eagle3 sees three layers of the model, and it has {count} in all; train heads instead"
             )
         self.target_vocabulary = len(embedding)

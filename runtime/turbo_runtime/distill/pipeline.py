@@ -32,10 +32,10 @@ from turbo_runtime.distill.recipe import (
     TRAINING,
     VALIDATION,
     DistillError,
-    MayPassError,
     Pilot,
     Recipe,
-    UnfitModelError,
+    TransientError,
+    UnsupportedModelError,
     choose_method,
 )
 from turbo_runtime.distill.target import Endpoint, TargetModel
@@ -134,7 +134,7 @@ class Distillation:
         else:
             with self.work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
-                    with suppress(UnfitModelError):
+                    with suppress(UnsupportedModelError):
                         self._pilots[name] = asdict(self._run_pilot(self._recipe.for_method(name), parts))
                     advance()
             self.work.write(PILOT, self._pilots)
@@ -170,7 +170,7 @@ class Distillation:
         if before is None:
             self.work.write(MACHINE, machine)
         elif before != machine:
-            raise MayPassError(
+            raise TransientError(
                 f"the model computes otherwise than when this was begun: {machine} and not {before}; try "
                 f"again when the machine is less busy, or remove {self.work.folder}"
             )

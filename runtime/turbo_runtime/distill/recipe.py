@@ -26,11 +26,11 @@ class DistillError(ValueError):
     """The work cannot be done; one sentence says why and what to do."""
 
 
-class UnfitModelError(DistillError):
+class UnsupportedModelError(DistillError):
     """A method cannot draft for the model."""
 
 
-class MayPassError(DistillError):
+class TransientError(DistillError):
     """What another try later may bring."""
 
 

@@ -18,7 +18,7 @@ from turbo_runtime.client.client import Server, ServerError, work_off
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import Text, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, render_turns
-from turbo_runtime.distill.recipe import DistillError, MayPassError
+from turbo_runtime.distill.recipe import DistillError, TransientError
 from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
@@ -226,7 +226,7 @@ class Endpoint:
         try:
             work_off(range(len(prompts)), work, MAX_REQUESTS)
         except ServerError as error:
-            failed = MayPassError if error.status in _BUSY else DistillError
+            failed = TransientError if error.status in _BUSY else DistillError
             raise failed(f"a prompt is not answered: {error}") from error
         return responses
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from turbo_runtime.contract.documents import MOST_DOMAINS, DraftManifest
 from turbo_runtime.distill.progress import Progress
-from turbo_runtime.distill.recipe import EAGLE3, HEADS, SAMPLING_FIELDS, DistillError, MayPassError, Recipe
+from turbo_runtime.distill.recipe import EAGLE3, HEADS, SAMPLING_FIELDS, DistillError, Recipe, TransientError
 from turbo_runtime.files import checkpoint_digest, read_object, write_whole
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
@@ -101,7 +101,7 @@ class Workspace:
             except OSError:
                 alone = False
             if not alone:
-                raise MayPassError(f"another process works in {self.out}; wait for it, or end it")
+                raise TransientError(f"another process works in {self.out}; wait for it, or end it")
             yield
 
     def read(self, name: str) -> Any:

@@ -150,11 +150,6 @@ class Proposer:
         self._use(active)
 
     @property
-    def version(self) -> str:
-        """Version of the deployment's own draft."""
-        return self._active.version
-
-    @property
     def versions(self) -> dict[str, str]:
         """Versions of all drafts that a request can choose, by name; the deployment's own comes first."""
         named = {name: heads.version for name, heads in self._active.named.items()}

@@ -152,7 +152,7 @@ class Engine:
             prefix_cache_queries=self.scheduler.cache_queries,
             prefix_cache_hits=self.scheduler.cache_hits,
             speedup=self.speculation.control.speedup,
-            draft_version=drafters.version,
+            draft_version=next(iter(versions.values())),
             draft_error=drafters.problem,
         )
 

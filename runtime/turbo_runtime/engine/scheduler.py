@@ -110,7 +110,9 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         if blocks_for(self.max_length) > self.block_pool.num_blocks:
-            raise ValueError(f"{self.block_pool.num_blocks} blocks hold no sequence of {self.max_length} tokens")
+            raise ValueError(
+                f"{self.block_pool.num_blocks} blocks hold no sequence of {self.max_length} tokens"
+            )
         self.running: list[Sequence] = []  # oldest first
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()

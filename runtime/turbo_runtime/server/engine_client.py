@@ -13,17 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
+from turbo_runtime import messages
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.messages import (
-    Abort,
-    EngineFailed,
-    EngineReady,
-    EngineStats,
-    GenerationRequest,
-    Shutdown,
-    StepOutput,
-    TokenEvent,
-)
 
 # (config, inbox, outbox, folder that the tokenizer is exported into, what to call at every turn of the loop),
 # as `turbo_runtime.engine.process.run_engine` takes them
@@ -106,7 +97,7 @@ LAST_MESSAGES_SECONDS = 2.0  # how long to wait for messages of a dead engine
 ABANDONED = "abandoned"  # a finish reason in addition to the engine's: it sends no more of this answer
 STOP_SECONDS = 5.0  # how long an engine may take to end by itself
 
-TimedEvent = tuple[TokenEvent, float]  # and its time of arrival, however slowly the client reads
+TimedEvent = tuple[messages.TokenEvent, float]  # and its time of arrival, however slowly the client reads
 EventQueue = asyncio.Queue[TimedEvent]  # of one request, until its coroutine takes them
 
 
@@ -132,10 +123,10 @@ class EngineClient:
         self._stopping = False
         self._hang_message = ""  # set when the watchdog ends the engine
         self.watchdog = Watchdog(config.step_timeout_seconds)
-        self.stats = EngineStats()
-        self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
+        self.stats = messages.EngineStats()
+        self.ready: asyncio.Future[messages.EngineReady] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.on_step: Callable[[EngineStats], object] = lambda _: None
+        self.on_step: Callable[[messages.EngineStats], object] = lambda _: None
 
     def start(self) -> None:
         """Start the process; `ready` or `ended` follows."""
@@ -148,7 +139,7 @@ class EngineClient:
         """Whether the engine can still answer; also true while it loads."""
         return not self.ended.done()
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> EventQueue:
+    def submit(self, requests: Sequence[messages.GenerationRequest]) -> EventQueue:
         """Hand requests to the engine and return where all their events arrive, also when the engine dies.
 
         Raises ValueError for an id that is in use, and hands nothing over.
@@ -167,20 +158,20 @@ class EngineClient:
         """Drop answers that nobody waits for any more; finished ones are ignored."""
         for request_id in request_ids:
             if self.unfinished.pop(request_id, None) is not None and self.is_alive:
-                self._inbox.put(Abort(request_id))
+                self._inbox.put(messages.Abort(request_id))
 
     def fail_all(self, message: str) -> None:
         """End every unfinished answer with an error."""
         unfinished, now = dict(self.unfinished), time.monotonic()
         self.cancel(unfinished)
         for request_id, events in unfinished.items():
-            events.put_nowait((TokenEvent(request_id, finish_reason=ABANDONED, error=message), now))
+            events.put_nowait((messages.TokenEvent(request_id, finish_reason=ABANDONED, error=message), now))
 
     async def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """End the process after its current step, by force if that takes longer than `timeout_seconds`."""
         self._stopping = True
         if timeout_seconds and self._process.is_alive():
-            self._inbox.put(Shutdown())
+            self._inbox.put(messages.Shutdown())
             await asyncio.to_thread(self._process.join, timeout_seconds)
         if self._process.is_alive():
             self._process.kill()
@@ -197,16 +188,18 @@ class EngineClient:
                 self._loop.call_soon_threadsafe(self._handle_message, message, time.monotonic())
             except RuntimeError:  # the loop is closed: the server ends, and nobody listens any more
                 return
-            if isinstance(message, EngineFailed):
+            if isinstance(message, messages.EngineFailed):
                 return
 
-    def _handle_message(self, message: StepOutput | EngineReady | EngineFailed, arrival_time: float) -> None:
-        if isinstance(message, EngineFailed):
+    def _handle_message(
+        self, message: messages.StepOutput | messages.EngineReady | messages.EngineFailed, arrival_time: float
+    ) -> None:
+        if isinstance(message, messages.EngineFailed):
             self._end(message.error)
             return
         self.stats = message.stats
         self.on_step(message.stats)
-        if isinstance(message, EngineReady):
+        if isinstance(message, messages.EngineReady):
             self.ready.set_result(message)
             self._check_heartbeat()
             return
@@ -224,7 +217,7 @@ class EngineClient:
             return
         # Its last messages, an EngineFailed perhaps, may still be on the way: this one queues up behind them.
         message = self._explain_exit()
-        self._outbox.put(EngineFailed(message))
+        self._outbox.put(messages.EngineFailed(message))
         # An engine killed while it wrote leaves the outbox locked, and this one then never arrives.
         self._loop.call_later(LAST_MESSAGES_SECONDS, self._end, message)
 

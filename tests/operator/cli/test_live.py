@@ -17,7 +17,7 @@ import pytest
 from turbo_operator import api, resources
 from turbo_operator.catalog import shipped_objects
 from turbo_operator.cli import cluster_reader, commands
-from turbo_operator.controller import feed
+from turbo_operator.controller import informer
 from turbo_operator.controller.cache.store import Key
 
 
@@ -152,7 +152,7 @@ def test_a_cluster_is_listed_once_and_what_cannot_be_read_is_left_out_in_silence
         bare.setattr(logging.getLogger(), "handlers", [])
         cluster = cluster_reader.read_cluster(None, [None, "team"])
     assert not capsys.readouterr().err
-    assert feed.log.isEnabledFor(logging.WARNING)
+    assert informer.log.isEnabledFor(logging.WARNING)
     assert len(listed.asked) == len({kind for kind, _, _ in listed.asked})
     assert ("ReplicaSet", "team", [("labelSelector", api.LABEL_DEPLOYMENT)]) in listed.asked
     assert set(cluster.accelerators) == {"h100", "odd"}

@@ -11,7 +11,7 @@ from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, TurboDeployment, 
 from turbo_operator.controller import child_writer
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
-from turbo_operator.controller.kube import LeftoverError, OutdatedError, RefusedError
+from turbo_operator.controller.kube import OutdatedError, RefusedError, TerminatingError
 from turbo_operator.resources import Resource
 
 KEY = Key("team", "chat")
@@ -150,7 +150,7 @@ async def test_what_an_earlier_object_left_is_a_matter_of_time_and_says_so() -> 
     left["metadata"]["ownerReferences"] = [{**OWNER, "uid": "an earlier one"}]
     server = Server(theirs={("Service", "chat"): left})
     error = await written(server, [], manifest("Service", "chat"), manifest("PodDisruptionBudget", "chat"))
-    assert isinstance(error, LeftoverError)
+    assert isinstance(error, TerminatingError)
     assert not error.is_final
     assert "Service chat of an earlier TurboDeployment is still being removed" in error.message
     assert server.applied == [("chat", None)], "the rest is written"

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator import resources
-from turbo_operator.controller.feed import Follower
+from turbo_operator.controller.informer import Reflector
 from turbo_operator.controller.kube import Kube
 from turbo_operator.inventory import usage
 from turbo_operator.inventory.store import InventoryStore
@@ -44,10 +44,10 @@ class FakeKube(Kube):
 async def follow(
     resource: Resource, listed: Sequence[dict[str, Any]], changes: Sequence[Event] = ()
 ) -> InventoryStore:
-    """What the inventory holds when a follower has seen the list and every change."""
+    """What the inventory holds when a reflector has seen the list and every change."""
     api, inventory = FakeKube(listed, changes), InventoryStore(lambda _: None)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
-        task = group.create_task(Follower(api, inventory, resource, None).run())
+        task = group.create_task(Reflector(api, inventory, resource, None).run())
         await api.shown.wait()
         task.cancel()
     inventory.take_stock({}, 0.0)

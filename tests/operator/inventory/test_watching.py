@@ -13,8 +13,8 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator import resources
-from turbo_operator.controller import feed, kube
-from turbo_operator.controller.feed import Follower
+from turbo_operator.controller import informer, kube
+from turbo_operator.controller.informer import Reflector
 from turbo_operator.controller.kube import Kube
 from turbo_operator.inventory.store import InventoryStore
 
@@ -74,10 +74,10 @@ async def following(server: Server) -> AsyncIterator[InventoryStore]:
     port = runner.addresses[0][1]
     inventory = InventoryStore(lambda _: None)
     async with ApiClient(Configuration(host=f"http://127.0.0.1:{port}")) as client:
-        follower = Follower(Kube(client), inventory, resources.POD, "team")
-        task = asyncio.create_task(follower.run())
+        reflector = Reflector(Kube(client), inventory, resources.POD, "team")
+        task = asyncio.create_task(reflector.run())
         try:
-            await asyncio.wait_for(follower.listed.wait(), 10)
+            await asyncio.wait_for(reflector.listed.wait(), 10)
             yield inventory
         finally:
             task.cancel()
@@ -129,7 +129,7 @@ async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_s
 async def test_a_watch_that_has_gone_silent_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in review: a connection that had ended without a word was believed for five minutes."""
     monkeypatch.setattr(kube, "SILENCE_SECONDS", 0.2)
-    monkeypatch.setattr(feed, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(informer, "RETRY_SECONDS", 0.01)
     server = Server([[pod("a", 1)]])
     async with following(server):
         await until(lambda: sum("watch" in query for query in server.asked) > 1)
@@ -153,7 +153,7 @@ async def test_an_object_that_cannot_be_read_is_logged_once_and_stops_no_other(
 async def test_a_watch_that_breaks_in_whatever_way_is_followed_by_another(
     broken: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(informer, "RETRY_SECONDS", 0.0)
     server = Server([[pod("a", 1)]], [broken], [{"type": "ADDED", "object": pod("b", 12, gpus=2)}])
     async with following(server) as inventory:
         await until(lambda: held(inventory) == 3)

@@ -90,7 +90,7 @@ def test_an_elastic_class_that_a_pod_waited_for_in_vain_is_passed_over_for_a_whi
 
 
 def test_a_node_whose_devices_are_all_unwell_is_no_capacity() -> None:
-    catalog = named(fast("a", 80, "1.00", per_node=None))
+    catalog = named(fast("a", 80, "1.00", count_per_node=None))
     result = plan(spec(), SMALL, catalog, {"a": Supply((NodeSupply("n1", 0, 0),))})
     assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert [row.accelerator for row in result.rejected] == ["a"]

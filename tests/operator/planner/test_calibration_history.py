@@ -23,7 +23,7 @@ from turbo_operator.api import (
 from turbo_operator.plan import Choice, Running
 from turbo_operator.planner.performance.calibration import (
     Filter,
-    Online,
+    OnlineCorrection,
     describe_replica,
     update_calibrations,
 )
@@ -170,7 +170,7 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
 
 
 def test_what_one_accelerator_has_learnt_under_load_says_nothing_of_another() -> None:
-    learnt = Online(reported=math.log(1.5), key=("Turbo", "other"))
+    learnt = OnlineCorrection(reported=math.log(1.5), key=("Turbo", "other"))
     (told,), online = update_calibrations(td(), seen((1.5, 2.0)), learnt, NOW)
     assert told.online == "1.000"
     assert online is not None
@@ -193,7 +193,7 @@ def test_what_was_heard_under_load_fades_once_it_is_not_heard_again(
     """Else a bad hour on an accelerator would keep every later plan away from it."""
     elsewhere = PLAN.model_copy(update={"accelerator": accelerator})
     before = kept("1.822", hours)
-    learnt = Online(filter=Filter(0.6), reported=0.6, key=("Turbo", "card"))
+    learnt = OnlineCorrection(filter=Filter(0.6), reported=0.6, key=("Turbo", "card"))
     (told,), _ = update_calibrations(td(before, plan=elsewhere), seen(), learnt, NOW)
     assert told == (before if counts else kept("1.000", None))
 

@@ -125,7 +125,7 @@ def test_a_model_that_only_several_devices_hold_says_so() -> None:
 
 
 def test_a_context_that_does_not_fit_names_the_longest_that_would() -> None:
-    catalog = named(replace(accelerator("card", 24, "1.00"), per_node=1))
+    catalog = named(replace(accelerator("card", 24, "1.00"), count_per_node=1))
     result = plan(spec(engine={"type": "Turbo"}), MIDDLE, catalog)
     assert result.choice is None
     longest = int(result.rejected[0].detail.partition("requests of up to ")[2].split()[0])
@@ -201,7 +201,7 @@ def figures(found: Plan) -> list[Any]:
 @pytest.mark.parametrize("name", [name for name, row in catalog().items() if row.memory_bandwidth])
 def test_no_time_depends_on_what_an_accelerator_or_a_model_is_called(name: str) -> None:
     """What is an accelerator's own stands in the catalog's efficiency, whatever its name."""
-    row = replace(catalog()[name], prices={CapacityType.ON_DEMAND: Decimal(1)}, most=64)
+    row = replace(catalog()[name], prices={CapacityType.ON_DEMAND: Decimal(1)}, max_count=64)
     asked, other = spec(workload=LOAD), replace(row, name="other")
     told: list[Any] = []
     for known in (SMALL, MIDDLE):

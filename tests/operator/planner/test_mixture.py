@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.planner.solver import Kind, find_cheapest
+from turbo_operator.planner.solver import ReplicaOption, find_cheapest
 
 kinds = st.builds(
-    Kind,
+    ReplicaOption,
     st.just("kind"),
     st.integers(0, 12).map(lambda tenths: tenths / 4),
     st.integers(0, 30).map(float),
@@ -20,7 +20,7 @@ kinds = st.builds(
 )
 
 
-def brute_force(offered: list[Kind], demand: float) -> float:
+def brute_force(offered: list[ReplicaOption], demand: float) -> float:
     """The price of the cheapest of all mixtures; inf where none serves the demand."""
     best = math.inf
     for counts in product(*(range(kind.max_replicas + 1) for kind in offered)):
@@ -30,7 +30,7 @@ def brute_force(offered: list[Kind], demand: float) -> float:
 
 
 @given(st.lists(kinds, min_size=2, max_size=3), st.integers(1, 60).map(lambda tenths: tenths / 4))
-def test_the_mixture_is_the_cheapest_of_all(offered: list[Kind], demand: float) -> None:
+def test_the_mixture_is_the_cheapest_of_all(offered: list[ReplicaOption], demand: float) -> None:
     actual = find_cheapest(offered, demand)
     best = brute_force(offered, demand)
     if actual is None:
@@ -44,12 +44,12 @@ def test_the_mixture_is_the_cheapest_of_all(offered: list[Kind], demand: float) 
 
 
 @given(st.lists(kinds, min_size=2, max_size=3), st.integers(1, 60).map(float), st.integers(0, 200).map(float))
-def test_only_what_costs_less_is_found(offered: list[Kind], demand: float, below: float) -> None:
+def test_only_what_costs_less_is_found(offered: list[ReplicaOption], demand: float, below: float) -> None:
     actual = find_cheapest(offered, demand, below)
     best = brute_force(offered, demand)
     assert (actual is None) == (best >= below)
 
 
 def test_two_kinds_together_can_beat_each_alone() -> None:
-    offered = [Kind("large", 10.0, 8.0, 9), Kind("little", 2.0, 2.0, 9)]
+    offered = [ReplicaOption("large", 10.0, 8.0, 9), ReplicaOption("little", 2.0, 2.0, 9)]
     assert find_cheapest(offered, 12.0) == (1, 1)  # 10: two large cost 16, six little 12

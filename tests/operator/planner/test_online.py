@@ -16,7 +16,7 @@ from turbo_operator.api import TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.planner.performance import calibration, step_time
-from turbo_operator.planner.performance.calibration import Calibration, Online, describe_replica
+from turbo_operator.planner.performance.calibration import Calibration, OnlineCorrection, describe_replica
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView
 from turbo_runtime.contract.documents import Load
 
@@ -79,8 +79,8 @@ def pod(sample: LoadSample | None, ready_since: float | None = START) -> PodView
     return PodView("p", "hash", "Running", True, "10.0.0.1", None, None, ready_since=ready_since, load=sample)
 
 
-def learnt(rate: float, factor: float, seconds: float, start: Calibration | None = None) -> Online:
-    known = Online()
+def learnt(rate: float, factor: float, seconds: float, start: Calibration | None = None) -> OnlineCorrection:
+    known = OnlineCorrection()
     for sample in samples(rate, factor, seconds):
         known = known.update([pod(sample)], MACHINE, WORK, start)
     return known
@@ -97,20 +97,23 @@ def test_what_the_start_up_points_have_told_is_not_told_again() -> None:
 
 
 def test_the_first_minute_of_a_pod_teaches_nothing() -> None:
-    known = Online()
+    known = OnlineCorrection()
     for sample in samples(1.0, 3.0, 600):
         known = known.update([pod(sample, ready_since=START + 541.0)], MACHINE, WORK, None)
-    assert known == Online()
-    assert Online().update([pod(next(samples(1.0, 1.0, 1.0)), None)], MACHINE, WORK, None) == Online()
+    assert known == OnlineCorrection()
+    assert (
+        OnlineCorrection().update([pod(next(samples(1.0, 1.0, 1.0)), None)], MACHINE, WORK, None)
+        == OnlineCorrection()
+    )
 
 
 def test_an_idle_pod_teaches_nothing() -> None:
     idle = LoadSample(START + 100.0, IDLE)
-    known = Online().update([pod(idle)], MACHINE, WORK, None)
+    known = OnlineCorrection().update([pod(idle)], MACHINE, WORK, None)
     for look in range(1, 1000):
         idle = LoadSample.after(idle, START + 100.0 + 15.0 * look, IDLE)
         known = known.update([pod(idle)], MACHINE, WORK, None)
-    assert known.filter == Online().filter
+    assert known.filter == OnlineCorrection().filter
 
 
 def test_a_process_that_was_started_again_begins_a_new_stretch() -> None:
@@ -127,7 +130,7 @@ def test_a_pod_that_is_gone_is_forgotten() -> None:
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=1, max_size=60))
 def test_small_wanderings_make_no_plan_anew(factors: list[float]) -> None:
-    known, reported = Online(), set()
+    known, reported = OnlineCorrection(), set()
     for step, factor in enumerate(factors):
         known = replace(known, filter=known.filter.update(factor, 1.0, START + 60.0 * step))
         known = known.update([], MACHINE, WORK, None)

@@ -29,9 +29,9 @@ CARD = Accelerator(
     80 * GIB,
     memory_bandwidth=3.35e12,
     flops={"bf16": 989e12},
-    link_bandwidth=4.5e11,
+    interconnect_bandwidth=4.5e11,
     network_bandwidth=1.25e9,
-    per_node=1,
+    count_per_node=1,
     prices={CapacityType.ON_DEMAND: Decimal(1)},
 )
 SLOTS = 40  # every state from 1 on
@@ -134,7 +134,7 @@ def test_the_largest_stage_fits(number: int) -> None:
 
 
 def test_a_row_tells_the_nodes_of_one_replica() -> None:
-    card = replace(CARD, per_node=8)
+    card = replace(CARD, count_per_node=8)
     asked = TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b", "maxModelLen": 4096}})
     (row,) = plan(asked, shape(ODD), {"card": card}).rejected
     assert (row.tensor, row.nodes) == (8, 2)

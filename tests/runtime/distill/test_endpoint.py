@@ -13,7 +13,7 @@ import pytest
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill import target
 from turbo_runtime.distill.data.responses import TokenizedPrompt
-from turbo_runtime.distill.recipe import DistillError, MayPassError
+from turbo_runtime.distill.recipe import DistillError, TransientError
 from turbo_runtime.distill.target import Endpoint
 from turbo_runtime.messages import SamplingParams
 
@@ -120,7 +120,7 @@ def test_a_server_that_stays_away_or_breaks_answers_off_may_come_back(
     monkeypatch.setattr(target, "_PAUSES", (0.01,))
     cut: list[dict[str, Any]] = [{"choices": [{"text": "a", "finish_reason": "abort"}]}]
     server = serve(lambda _: (status, cut if status == 200 else {"error": {"message": "Loading."}}))
-    with pytest.raises(MayPassError, match=r"Loading\.|its finish_reason is abort"):
+    with pytest.raises(TransientError, match=r"Loading\.|its finish_reason is abort"):
         ask(server)
 
 
@@ -128,5 +128,5 @@ def test_a_refusal_is_told_in_the_servers_own_words(serve: Callable[[Answer], Sc
     server = serve(lambda _: (400, {"error": {"message": "The prompt is too long."}}))
     with pytest.raises(DistillError, match=r"a prompt is not answered: The prompt is too long\.") as refused:
         ask(server)
-    assert not isinstance(refused.value, MayPassError)
+    assert not isinstance(refused.value, TransientError)
     assert len(server.bodies) <= len(ASKED)

@@ -67,14 +67,14 @@ def test_what_the_file_names_is_taken_up_and_swapped_while_it_runs(tmp_path: Pat
     file.write_text(json.dumps({"drafter": "heads", "heads": "one"}))
     drafters = following(file)
     assert names(drafters) == {"suffix"}
-    settle(drafters, 0.0, lambda: drafters.version == "v1")
+    settle(drafters, 0.0, lambda: drafters.versions["default"] == "v1")
     assert names(drafters) == {"heads"}
     file.write_text(json.dumps({"drafter": "heads", "heads": str(tmp_path / "two"), "version": "mine"}))
     drafters.poll(LOOK_SECONDS / 2)
-    assert drafters.version == "v1"
-    settle(drafters, LOOK_SECONDS * 2, lambda: drafters.version == "mine")
+    assert drafters.versions["default"] == "v1"
+    settle(drafters, LOOK_SECONDS * 2, lambda: drafters.versions["default"] == "mine")
     file.write_text(json.dumps({"drafter": "off"}))
-    settle(drafters, LOOK_SECONDS * 4, lambda: drafters.version == "")
+    settle(drafters, LOOK_SECONDS * 4, lambda: drafters.versions["default"] == "")
     assert names(drafters) == set()
 
 
@@ -86,10 +86,10 @@ def test_a_swapped_symlink_is_seen_as_a_mounted_config_map_makes_it(tmp_path: Pa
     (tmp_path / "..data").symlink_to("first")
     (tmp_path / "drafts.json").symlink_to("..data/drafts.json")
     drafters = following(tmp_path / "drafts.json")
-    settle(drafters, 0.0, lambda: drafters.version == "first")
+    settle(drafters, 0.0, lambda: drafters.versions["default"] == "first")
     (tmp_path / "..next").symlink_to("second")
     (tmp_path / "..next").rename(tmp_path / "..data")
-    settle(drafters, 10.0, lambda: drafters.version == "second")
+    settle(drafters, 10.0, lambda: drafters.versions["default"] == "second")
     assert names(drafters) == set()
 
 
@@ -112,14 +112,14 @@ def test_a_broken_file_changes_nothing_and_says_why(tmp_path: Path, content: str
     file = tmp_path / "drafts.json"
     file.write_text('{"heads": "one"}')
     drafters = following(file)
-    settle(drafters, 0.0, lambda: drafters.version == "v1")
+    settle(drafters, 0.0, lambda: drafters.versions["default"] == "v1")
     file.write_text(content)
     settle(drafters, 10.0, lambda: drafters.problem != "")
     assert said in drafters.problem
-    assert drafters.version == "v1"
+    assert drafters.versions["default"] == "v1"
     assert names(drafters, "heads") == {"heads"}
     file.write_text('{"heads": "one", "version": "again"}')
-    settle(drafters, 20.0, lambda: drafters.version == "again")
+    settle(drafters, 20.0, lambda: drafters.versions["default"] == "again")
     assert drafters.problem == ""
 
 
@@ -130,8 +130,8 @@ def test_a_folder_that_comes_after_the_file_is_taken_up_without_another_change(t
     settle(drafters, 0.0, lambda: drafters.problem != "")
     write_heads(tmp_path / "late", "v1")
     drafters.poll(RETRY_SECONDS / 2)
-    assert drafters.version == ""
-    settle(drafters, RETRY_SECONDS + LOOK_SECONDS, lambda: drafters.version == "v1")
+    assert drafters.versions["default"] == ""
+    settle(drafters, RETRY_SECONDS + LOOK_SECONDS, lambda: drafters.versions["default"] == "v1")
     assert drafters.problem == ""
 
 
@@ -149,7 +149,7 @@ def test_steps_go_on_while_drafts_are_loaded(tmp_path: Path) -> None:
         drafters.poll(float(step))
         assert names(drafters) == {"suffix"}
     go_on.set()
-    settle(drafters, 51.0, lambda: drafters.version == "slow")
+    settle(drafters, 51.0, lambda: drafters.versions["default"] == "slow")
 
 
 def test_an_unforeseen_failure_is_told_and_serving_goes_on(tmp_path: Path) -> None:
@@ -216,5 +216,5 @@ def test_a_file_that_is_not_there_is_a_problem_until_it_comes(tmp_path: Path) ->
     settle(drafters, 0.0, lambda: drafters.problem != "")
     assert drafters.problem.startswith(f"{file} cannot be read")
     file.write_text('{"drafter": "suffix", "version": "v1"}')
-    settle(drafters, LOOK_SECONDS, lambda: drafters.version == "v1")
+    settle(drafters, LOOK_SECONDS, lambda: drafters.versions["default"] == "v1")
     assert drafters.problem == ""

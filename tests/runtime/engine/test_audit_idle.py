@@ -173,15 +173,19 @@ def test_an_audit_changes_no_other_figure_and_leaves_nothing_in_cache_and_drafte
     run(server, *requests())
     while server.speculation.drafters.waiting:
         server.speculation.rest()
-    block_pool, suffix = server.scheduler.block_pool, server.speculation.drafters._suffix
-    stats, cached, num_bytes = server.stats(), [*map(block_pool.is_cached, block_pool.blocks)], suffix.num_bytes
-    tiles, learnt = set(block_pool.find(block_keys(server))), []
+    pool, suffix = server.scheduler.block_pool, server.speculation.drafters._suffix
+    stats, cached, num_bytes = (
+        server.stats(),
+        [*map(pool.is_cached, pool.blocks)],
+        suffix.num_bytes,
+    )
+    tiles, learnt = set(pool.find(block_keys(server))), []
     server.speculation.control.learn = learnt.append  # type: ignore[method-assign, assignment]
     audits, _ = finish_audits(server)
     assert audits == len(WANTED)
     assert replace(server.stats(), audits=0) == stats
-    assert ([*map(block_pool.is_cached, block_pool.blocks)], suffix.num_bytes) == (cached, num_bytes)
-    assert set(block_pool.find(block_keys(server))) == tiles
+    assert ([*map(pool.is_cached, pool.blocks)], suffix.num_bytes) == (cached, num_bytes)
+    assert set(pool.find(block_keys(server))) == tiles
     assert not learnt
 
 

@@ -10,17 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from turbo_operator.api import (
-    ANNOTATION_APPLIED_HASH,
-    LABEL_ACCELERATOR,
-    LABEL_ACCELERATOR_COUNT,
-    LABEL_CAPACITY_TYPE,
-    LABEL_OWNER_UID,
-    LABEL_PLAN_HASH,
-    CapacityType,
-    TurboDraft,
-    epoch,
-)
+from turbo_operator import api
 from turbo_operator.inventory.usage import overdue
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, PodView, TrainPod
 
@@ -45,7 +35,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
         kind=kind,
         name=meta["name"],
         uid=meta["uid"],
-        applied_hash=(meta.get("annotations") or {}).get(ANNOTATION_APPLIED_HASH),
+        applied_hash=(meta.get("annotations") or {}).get(api.ANNOTATION_APPLIED_HASH),
         plan_hash=_plan_hash(body),
         replicas=spec.get("replicas") if is_deployment else None,
         available_replicas=status.get("availableReplicas") or 0,
@@ -104,7 +94,7 @@ def _plan_hash(body: Mapping[str, Any]) -> str | None:
     return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
-def draft(body: TurboDraft) -> DraftView:
+def draft(body: api.TurboDraft) -> DraftView:
     """Project a TurboDraft."""
     spec, created = body.spec, body.metadata.creation_timestamp
     return DraftView(
@@ -116,7 +106,7 @@ def draft(body: TurboDraft) -> DraftView:
         spec.target_digest,
         digest=spec.digest,
         deployment=spec.deployment_name,
-        created=epoch(created) if created else 0.0,
+        created=api.epoch(created) if created else 0.0,
     )
 
 
@@ -135,8 +125,8 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
     meta, status = body["metadata"], body.get("status") or {}
     ready, labels = _condition(status, "Ready") is not None, meta.get("labels") or {}
     return PodView(
-        plan_hash=labels.get(LABEL_PLAN_HASH, ""),
-        owner_uid=labels.get(LABEL_OWNER_UID),
+        plan_hash=labels.get(api.LABEL_PLAN_HASH, ""),
+        owner_uid=labels.get(api.LABEL_OWNER_UID),
         ready=ready,
         ready_since=_since(status, "Ready"),
         overdue=overdue(meta),
@@ -155,8 +145,8 @@ def job_pod(body: Mapping[str, Any]) -> JobPod:
     return (TrainPod if trains(job) else JobPod)(
         job=job,
         exit_code=exit_code,
-        started=(epoch(start) or None) if start else None,  # 1970 is of a container that never began
-        ended=epoch(stamp) if end and (stamp := end.get("finishedAt")) else None,
+        started=(api.epoch(start) or None) if start else None,  # 1970 is of a container that never began
+        ended=api.epoch(stamp) if end and (stamp := end.get("finishedAt")) else None,
         **_pod(body, (None, end.get("message")) if end and exit_code == 0 else _trouble(status)),
     )
 
@@ -178,11 +168,11 @@ def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dic
 
 
 def _placement(labels: Mapping[str, str]) -> dict[str, Any]:
-    count = labels.get(LABEL_ACCELERATOR_COUNT, "")
+    count = labels.get(api.LABEL_ACCELERATOR_COUNT, "")
     return {
-        "accelerator": labels.get(LABEL_ACCELERATOR),
+        "accelerator": labels.get(api.LABEL_ACCELERATOR),
         "accelerators": max(1, int(count)) if count.isdecimal() else 1,
-        "capacity_type": labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+        "capacity_type": labels.get(api.LABEL_CAPACITY_TYPE, api.CapacityType.ON_DEMAND),
     }
 
 
@@ -195,7 +185,7 @@ def _condition(status: Mapping[str, Any], kind: str, value: str = "True") -> Map
 def _since(status: Mapping[str, Any], kind: str, value: str = "True") -> float | None:
     """Return since when a condition has had the value, in epoch seconds; None when it has another."""
     stamp = (_condition(status, kind, value) or {}).get("lastTransitionTime")
-    return None if stamp is None else epoch(stamp)
+    return None if stamp is None else api.epoch(stamp)
 
 
 def _pending_since(body: Mapping[str, Any]) -> float | None:
@@ -205,7 +195,7 @@ def _pending_since(body: Mapping[str, Any]) -> float | None:
         return None
     refused = _since(status, "PodScheduled", "False")
     created = body["metadata"].get("creationTimestamp")
-    return refused if refused is not None or created is None else epoch(created)
+    return refused if refused is not None or created is None else api.epoch(created)
 
 
 def _job(meta: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from turbo_operator.drafts.training.job_state import AcceleratorQuery as Acceler
 from turbo_operator.drafts.training.job_state import JobRequest as JobRequest
 from turbo_operator.drafts.training.job_state import TrainingDecision as TrainingDecision
 from turbo_operator.drafts.training.job_state import format_progress as format_progress
-from turbo_operator.drafts.training.next_job import Case, replan, start_or_resume
+from turbo_operator.drafts.training.next_job import TrainingInputs, replan, start_or_resume
 from turbo_operator.drafts.training.next_job import chosen as chosen
 from turbo_operator.drafts.training.next_job import question as question
 from turbo_operator.plan import Plan
@@ -52,19 +52,19 @@ def decide(
         if any(draft.name == draft_name for draft in observed.drafts):  # it is published
             update = {"result": TrainingReason.TRAINED, "completion_time": rfc3339(now)}
             state = state.model_copy(update=update)
-    serving, case = plan.served if plan is not None else None, None
+    serving, inputs = plan.served if plan is not None else None, None
     if observed.model is not None and serving is not None and serving.method != OFF:
-        case = Case(td, training, observed, observed.model.digest, serving, answer, now, state)
+        inputs = TrainingInputs(td, training, observed, observed.model.digest, serving, answer, now, state)
     if job is not None and state is not None and state.result is None:
         if job.complete or job.failed or state.start_time is not None:
             return job_state.read_job_state(training, job, state, pods, now)
         waiting = job_state.wait(job, state, pods, now)
-        return waiting if case is None else replan(case, waiting, pods)
-    if case is None:
+        return waiting if inputs is None else replan(inputs, waiting, pods)
+    if inputs is None:
         message = "A draft is trained once the model is known and a plan that drafts is feasible."
         step = TrainingDecision(unknown(TrainingReason.WAITING_FOR_PLAN, message), state)
     else:
-        step = _decide_without_job(case)
+        step = _decide_without_job(inputs)
     state = step.state
     if step.job_request is None and state is not None and state.result == TrainingReason.TRAINING_FAILED:
         # with it stays what its pods have said
@@ -82,19 +82,19 @@ def fitting(observed: Snapshot) -> list[DraftView]:
     ]
 
 
-def _decide_without_job(case: Case) -> TrainingDecision:
+def _decide_without_job(inputs: TrainingInputs) -> TrainingDecision:
     """Decide where every Job is over: what is waited for, or the next one."""
-    observed, state, training = case.observed, case.state, case.training
+    observed, state, training = inputs.observed, inputs.state, inputs.training
     drafts = fitting(observed)
-    since = _below_since(case, drafts)
+    since = _below_since(inputs, drafts)
     if state is None and since is not None:  # somebody else's candidate, whose speedup is to be remembered
         state = TrainingStatus(number=0, input_hash="", spec_hash="", result=TrainingReason.TRAINED)
     if state is not None:
         state = state.model_copy(update={"below_threshold_time": None if since is None else rfc3339(since)})
-    case = replace(case, state=state)
+    inputs = replace(inputs, state=state)
     unfinished = state is not None and state.result is None
     is_measured = observed.speedup is not None  # without requests, nothing is paid for
-    again = is_measured and since is not None and case.now - since >= training.trigger.window.seconds
+    again = is_measured and since is not None and inputs.now - since >= training.trigger.window.seconds
     if drafts and not again and not unfinished:
         message = f"TurboDraft {drafts[-1].name} was trained for the model that is served."
         if since is not None:
@@ -104,7 +104,7 @@ def _decide_without_job(case: Case) -> TrainingDecision:
                 f"it stays there, another one is trained from {due} on."
             )
         return TrainingDecision(true(TrainingReason.TRAINED, message), state)
-    if (blocked := _blocked(case, drafts)) is not None:
+    if (blocked := _blocked(inputs, drafts)) is not None:
         return TrainingDecision(blocked, state)
     if training.prompts.type == "Captured" and not drafts and not unfinished:
         captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
@@ -114,49 +114,53 @@ def _decide_without_job(case: Case) -> TrainingDecision:
                 f"trigger.minPrompts asks for {training.trigger.min_prompts}: wait, or ask for less."
             )
             return TrainingDecision(false(TrainingReason.WAITING_FOR_PROMPTS, message), state)
-    return start_or_resume(case)
+    return start_or_resume(inputs)
 
 
-def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
+def _below_since(inputs: TrainingInputs, drafts: list[DraftView]) -> float | None:
     """Return since when the speedup is below the bound, in seconds since the epoch. A new draft has its own
     time, which begins once it was promoted or rejected: until then another one would only take its place.
     """
-    bound, speedup, status = case.training.trigger.speedup_below, case.observed.speedup, case.td.status
+    bound, speedup, status = inputs.training.trigger.speedup_below, inputs.observed.speedup, inputs.td.status
     known = {identity(draft) for draft in (*status.rejected_drafts, status.draft) if draft is not None}
     if bound is None or not drafts or identity(drafts[-1]) not in known:
         return None
     if speedup is not None and speedup >= bound:
         return None
-    since = epoch(case.state.below_threshold_time) if case.state and case.state.below_threshold_time else None
+    since = (
+        epoch(inputs.state.below_threshold_time)
+        if inputs.state and inputs.state.below_threshold_time
+        else None
+    )
     if since is not None and since < drafts[-1].created:
         since = None
-    return case.now if since is None and speedup is not None else since
+    return inputs.now if since is None and speedup is not None else since
 
 
-def _blocked(case: Case, drafts: list[DraftView]) -> ConditionState | None:
+def _blocked(inputs: TrainingInputs, drafts: list[DraftView]) -> ConditionState | None:
     """Say what ended badly and waits for a change of the spec, or for new captured prompts."""
-    state, training = case.state, case.training
+    state, training = inputs.state, inputs.training
     if state is None or state.spec_hash != manifests.spec_hash(training):
         return None
-    if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == case.digest:
-        return _useless(case, state)
+    if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == inputs.digest:
+        return _useless(inputs, state)
     if state.result not in (TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED):
         return None
     is_captured = training.prompts.type == "Captured"
     is_retried = is_captured and state.result == TrainingReason.TRAINING_FAILED
     ended = epoch(state.completion_time) if is_retried and state.completion_time else math.inf
-    if case.now - ended >= training.trigger.window.seconds:
+    if inputs.now - ended >= training.trigger.window.seconds:
         return None  # traffic has brought others
     return false(TrainingReason(state.result), state.message or "It left no message.")
 
 
-def _useless(case: Case, state: TrainingStatus) -> ConditionState:
+def _useless(inputs: TrainingInputs, state: TrainingStatus) -> ConditionState:
     """Say that a draft was made for this very model, and none fits: the next would fare no better."""
-    name, own = manifests.draft_name(case.td, state.number), case.td.metadata.name
-    draft = next((draft for draft in case.observed.drafts if draft.name == name), None)
+    name, own = manifests.draft_name(inputs.td, state.number), inputs.td.metadata.name
+    draft = next((draft for draft in inputs.observed.drafts if draft.name == name), None)
     if draft is not None:
         message = (
-            f"TurboDraft {name} was trained for the model {draft.target_digest}, and {case.digest} is "
+            f"TurboDraft {name} was trained for the model {draft.target_digest}, and {inputs.digest} is "
             "served. Where another one lies under its path now, delete ConfigMap "
             f"{own}-model: it is inspected anew."
         )

@@ -44,7 +44,7 @@ HOST_BYTES = 2 * GIB  # beside a device: what is read of prompts, answers and st
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class TrainingInputs:
     """One look at a training whose model and plan are known."""
 
     td: api.TurboDeployment
@@ -67,43 +67,43 @@ class Case:
         return manifests.work_hash(self.td, self.training, self.digest, accelerator, self.serving.dtype)
 
 
-def start_or_resume(case: Case) -> TrainingDecision:
+def start_or_resume(inputs: TrainingInputs) -> TrainingDecision:
     """Begin the next training, or resume the one that is half done, on what the planner chooses."""
-    old, pinned = case.unfinished, case.training.accelerator_name or ""
+    old, pinned = inputs.unfinished, inputs.training.accelerator_name or ""
     if old is not None and old.start_time is not None:
-        row = case.observed.accelerators.get(old.accelerator_name or "")
-        if row is not None and pinned in ("", row.name) and old.input_hash == case.work_hash(row):
+        row = inputs.observed.accelerators.get(old.accelerator_name or "")
+        if row is not None and pinned in ("", row.name) and old.input_hash == inputs.work_hash(row):
             pinned = row.name  # another machine's threads and arithmetic make another draft
     passed_over = old.excluded_accelerators if old is not None else ()
-    query = AcceleratorQuery(pinned, case.serving.dtype, passed_over)
-    if case.answer is None:
+    query = AcceleratorQuery(pinned, inputs.serving.dtype, passed_over)
+    if inputs.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
         condition = unknown(TrainingReason.WAITING_FOR_ACCELERATOR, message)
-        return TrainingDecision(condition, case.state, query=query)
-    return _begin(case, query, case.answer)
+        return TrainingDecision(condition, inputs.state, query=query)
+    return _begin(inputs, query, inputs.answer)
 
 
-def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> TrainingDecision:
+def replan(inputs: TrainingInputs, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> TrainingDecision:
     """Plan anew for a training whose Job is there and of which no pod has run, which `waiting` tells of."""
-    old = case.state
+    old = inputs.state
     assert old is not None  # it names the Job
-    current, allowed = old.accelerator_name or "", case.td.spec.accelerators or api.Accelerators()
+    current, allowed = old.accelerator_name or "", inputs.td.spec.accelerators or api.Accelerators()
     is_timed_out = any(
-        case.now - pod.pending_since >= allowed.pending_timeout.seconds
+        inputs.now - pod.pending_since >= allowed.pending_timeout.seconds
         for pod in pods
         if pod.pending_since is not None
         and not pod.terminating
         and pod.accelerator == api.label_value(current)
     )
-    is_known = current in case.observed.accelerators and current in (allowed.allowed or (current,))
-    pinned = case.training.accelerator_name or (current if is_known and not is_timed_out else "")
+    is_known = current in inputs.observed.accelerators and current in (allowed.allowed or (current,))
+    pinned = inputs.training.accelerator_name or (current if is_known and not is_timed_out else "")
     passed_over = old.excluded_accelerators
     if is_timed_out:
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
-    query = AcceleratorQuery(pinned, case.serving.dtype, passed_over)
-    if case.answer is None:
+    query = AcceleratorQuery(pinned, inputs.serving.dtype, passed_over)
+    if inputs.answer is None:
         return replace(waiting, query=query)
-    step = _begin(case, query, case.answer)
+    step = _begin(inputs, query, inputs.answer)
     if step.job_request is not None:
         return replace(step, condition=waiting.condition, kept_job=waiting.kept_job)
     if is_timed_out:  # nothing else is to be had: it waits on, and all are tried again
@@ -111,22 +111,22 @@ def replan(case: Case, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> T
     return step
 
 
-def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
-    td, training, state, old = case.td, case.training, case.state, case.unfinished
+def _begin(inputs: TrainingInputs, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
+    td, training, state, old = inputs.td, inputs.training, inputs.state, inputs.unfinished
     choice = chosen(training, answer)
     if isinstance(choice, ConditionState):
         return TrainingDecision(choice, state)
     # the accelerator as it is, with a training's memory in addition
-    accelerator = case.observed.accelerators[choice.accelerator.name]
+    accelerator = inputs.observed.accelerators[choice.accelerator.name]
     memory = accelerator.memory_bytes if on_cpu(accelerator) else choice.host_memory_bytes + HOST_BYTES
     choice = replace(choice, accelerator=accelerator, host_memory_bytes=memory)
-    if (unaffordable := _unaffordable(case, choice)) is not None:
+    if (unaffordable := _unaffordable(inputs, choice)) is not None:
         return TrainingDecision(unaffordable, state)
-    price, work = choice.predicted.cost_per_hour, case.work_hash(accelerator)
+    price, work = choice.predicted.cost_per_hour, inputs.work_hash(accelerator)
     if old is not None and (old.start_time is None or old.input_hash == work):
         new = old.model_copy(update={"result": None, "message": None, "completion_time": None})
     else:
-        last = manifests.last_draft(td, (draft.name for draft in case.observed.drafts))
+        last = manifests.last_draft(td, (draft.name for draft in inputs.observed.drafts))
         new = TrainingStatus(
             number=1 + max(last, state.number if state else 0),
             input_hash=work,
@@ -137,33 +137,33 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
         update={
             "input_hash": work,
             "spec_hash": manifests.spec_hash(training),
-            "target_digest": case.digest,
+            "target_digest": inputs.digest,
             "accelerator_name": accelerator.name,
             "excluded_accelerators": query.passed_over,
             "cost_per_hour": None if price is None else str(price),
             "cost": None if price is None else (new.cost or "0"),
         }
     )
-    deadline = bought_seconds(training, new, case.now)
+    deadline = bought_seconds(training, new, inputs.now)
     if deadline is not None and deadline < MIN_SECONDS:
-        return over_budget(training, new, case.now)
+        return over_budget(training, new, inputs.now)
     cost = "" if price is None else f" for {money(price)} $/h"
     verb = "begins" if new.start_time is None else "goes on"
     message = f"Training {new.number} {verb} on {accelerator.name}{cost}."
-    request = JobRequest(new.number, work, choice, case.serving, deadline)
+    request = JobRequest(new.number, work, choice, inputs.serving, deadline)
     return TrainingDecision(false(TrainingReason.TRAINING, message), new, job_request=request)
 
 
-def _unaffordable(case: Case, choice: Choice) -> ConditionState | None:
+def _unaffordable(inputs: TrainingInputs, choice: Choice) -> ConditionState | None:
     """Say why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
-    td, observed = case.td, case.observed
+    td, observed = inputs.td, inputs.observed
     # A rollout or a canary may hold more than is desired, and of another accelerator.
-    states = variant_states(observed.children, observed.pods, observed.accelerators, case.now)
+    states = variant_states(observed.children, observed.pods, observed.accelerators, inputs.now)
     present = sum(state.held for state in states)
     replicas = max(td.status.desired_replicas or 1, present)
     cost, accelerators = td.spec.cost or api.Cost(), td.spec.accelerators or api.Accelerators()
     bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour)
-    serving, trainer = (footprint_of(each, td.spec.pod_template.spec) for each in (case.serving, choice))
+    serving, trainer = (footprint_of(each, td.spec.pod_template.spec) for each in (inputs.serving, choice))
     held = [(state.footprint, state.held) for state in states]
     broken = bounds.exceeded([*held, (serving, replicas - present), (trainer, 1)])
     if broken is None:

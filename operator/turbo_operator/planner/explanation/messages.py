@@ -74,7 +74,9 @@ def chosen(choice: Choice, replicas: int, alone: bool, requirements: Requirement
         tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"
         return f"{sentence} A request alone on a replica: {latency}; {tokens}."
     requests = rate(capacity.requests_per_second)
-    return f"{sentence} One replica takes {requests} requests/s; at the planned load {latency}."
+    planned, able = requirements.demand.rate, capacity.requests_per_second * replicas
+    share = f", {100 * planned / able:.0f} % of the capacity," if planned and able else ""
+    return f"{sentence} One replica takes {requests} requests/s. At the planned load{share} {latency}."
 
 
 def short(needed: float, requirements: Requirements) -> str:

@@ -325,14 +325,14 @@ def _available(evaluation: PlanEvaluation, offering: Offering, room: int) -> str
             f"TurboAccelerator {name} where nodes can be added."
         )
     is_exhausted = supply is not None and supply.exhausted_until is not None
-    if is_exhausted and room < (accelerator.most or room + 1):
+    if is_exhausted and room < (accelerator.max_count or room + 1):
         return (
             f"the cluster holds {holds}: a pod waited for one more {name} longer than "
             "spec.accelerators.pendingTimeout; it is tried again later."
         )
     return (
-        f"TurboAccelerator {name} may grow to spec.maxCount of {accelerator.most}, enough for {holds}: raise "
-        "it, ask for fewer, or allow another class."
+        f"TurboAccelerator {name} may grow to spec.maxCount of {accelerator.max_count}, enough for {holds}: "
+        "raise it, ask for fewer, or allow another class."
     )
 
 

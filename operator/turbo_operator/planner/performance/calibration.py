@@ -104,7 +104,7 @@ STEP = 0.10  # of the logarithm that is told: a plan is not made anew for less
 
 
 @dataclass(frozen=True, slots=True)
-class Online:
+class OnlineCorrection:
     """What is known of the pods of one engine on one accelerator; empty at first."""
 
     filter: Filter = field(default_factory=Filter)
@@ -119,7 +119,7 @@ class Online:
 
     def update(
         self, pods: Sequence[PodView], machine: Machine, work: ForwardCost, start: Calibration | None
-    ) -> Online:
+    ) -> OnlineCorrection:
         """Add the pods' present loads; `start` is what their start-up points have told."""
         known, marks = self.filter, {}
         for pod in pods:
@@ -177,8 +177,8 @@ BELIEVED_SECONDS = Filter().variance / DRIFT
 
 
 def update_calibrations(
-    td: TurboDeployment, observed: Snapshot, online: Online | None, now: float
-) -> tuple[tuple[Calibrated, ...], Online | None]:
+    td: TurboDeployment, observed: Snapshot, online: OnlineCorrection | None, now: float
+) -> tuple[tuple[Calibrated, ...], OnlineCorrection | None]:
     """Return the factors at `now`, those of what runs first, and `online` with what its loads tell."""
     existing = tuple(_fade(row, now) for row in td.status.calibrations)
     plan = find_plan_in_place(td, observed)
@@ -197,7 +197,7 @@ def update_calibrations(
     is_faded = mine is not None and mine not in td.status.calibrations
     if online is None or online.key != key or is_faded:
         logarithm = math.log(max(float(mine.online), MIN_FACTOR)) if mine is not None else 0.0
-        online = Online(filter=Filter(logarithm=logarithm), reported=logarithm, key=key)
+        online = OnlineCorrection(filter=Filter(logarithm=logarithm), reported=logarithm, key=key)
     online = online.update(pods, *replica, start)
     if start is None and online.reported == 0.0:
         return existing, online

@@ -80,7 +80,7 @@ def build_rates(requirements: Requirements) -> Machine:
         flops=collect(lambda row, engine: flops(row, dense_type, engine.quantized)),
         expert_flops=collect(lambda row, engine: flops(row, expert_type, engine.quantized)),
         attention_flops=collect(lambda row, _: flops(row, "bf16", False)),
-        link=collect(lambda row, _: row.link_bandwidth),
+        link=collect(lambda row, _: row.interconnect_bandwidth),
         network=collect(lambda row, _: row.network_bandwidth),
         tensor=1.0,
         coefficients=Coefficients(*np.moveaxis(columns, 2, 0)),

@@ -12,16 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator.api import (
-    LABEL_DEPLOYMENT,
-    TURBOACCELERATOR,
-    TURBODEPLOYMENT,
-    TURBODRAFT,
-    InvalidObject,
-    parse_accelerator,
-    parse_draft,
-)
-from turbo_operator.catalog import as_row
+from turbo_operator import api
 from turbo_operator.controller.cache.object_versions import ObjectStore, key_of
 from turbo_operator.controller.cache.projection import deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
@@ -29,6 +20,7 @@ from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.resources import CHILDREN, LABELED, POD, REPLICASET, Resource
+from turbo_operator.snapshot import Accelerator
 
 RETRY_SECONDS = 5.0
 PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
@@ -36,16 +28,16 @@ GONE = 410  # the version to go on from is older than what the API server rememb
 
 Body = Mapping[str, Any]
 _READERS: Mapping[str, Callable[[Body], Any]] = {
-    TURBODEPLOYMENT: deployment,
-    TURBOACCELERATOR: lambda body: as_row(parse_accelerator(body)),
-    TURBODRAFT: lambda body: draft(parse_draft(body)),
+    api.TURBODEPLOYMENT: deployment,
+    api.TURBOACCELERATOR: lambda body: Accelerator.of(api.parse_accelerator(body)),
+    api.TURBODRAFT: lambda body: draft(api.parse_draft(body)),
 }
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Feed:
+class ObjectHandler:
     """Takes objects of every kind that is watched. `wake` has a key looked at, `show` sees accelerators."""
 
     cache: Cache
@@ -56,9 +48,9 @@ class Feed:
     def __post_init__(self) -> None:
         cache = self.cache
         self._stores: dict[str, ObjectStore[Any]] = {
-            TURBODEPLOYMENT: cache.deployments,
-            TURBOACCELERATOR: cache.accelerators,
-            TURBODRAFT: cache.drafts,
+            api.TURBODEPLOYMENT: cache.deployments,
+            api.TURBOACCELERATOR: cache.accelerators,
+            api.TURBODRAFT: cache.drafts,
         }
         self._put = dict.fromkeys(CHILDREN, cache.put_child)
         self._put |= {POD.kind: cache.pods.put, REPLICASET.kind: cache.pods.put_replica_set}
@@ -69,7 +61,7 @@ class Feed:
         """Store an object as it is now."""
         if kind in READERS:
             self.inventory.put(kind, body)
-        if kind == TURBOACCELERATOR:
+        if kind == api.TURBOACCELERATOR:
             self.show(body)
         if kind in self._put:
             self._wake_all(self._put[kind](body))
@@ -105,7 +97,7 @@ class Feed:
     def _wake_by(self, kind: str, key: Key) -> None:
         """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
         self.inventory.moved = True
-        if kind == TURBODEPLOYMENT:
+        if kind == api.TURBODEPLOYMENT:
             self.wake(key)  # also of what is gone, so that nothing is kept of it
             return
         for each in sorted(self.cache.deployments):
@@ -117,24 +109,24 @@ def _read(kind: str, body: Body) -> Any:
     """Read an object; None, and a line in the log, where it was stored before a rule of the API was."""
     try:
         return _READERS[kind](body)
-    except InvalidObject as error:
+    except api.InvalidObject as error:
         log.warning("%s is left out: %s", kind, error, extra={"object": body["metadata"]["name"]})
         return None
 
 
 @dataclass(eq=False)
-class Follower:
-    """Keeps what `feed` holds of a kind like the cluster, in one namespace or with None in all."""
+class Reflector:
+    """Keeps what `handler` holds of a kind like the cluster, in one namespace or with None in all."""
 
     api: Kube
-    feed: Feed
+    handler: ObjectHandler
     resource: Resource
     namespace: str | None
 
     def __post_init__(self) -> None:
         # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
         is_labeled = self.resource in (*LABELED, REPLICASET)
-        self._selectors = (("labelSelector", LABEL_DEPLOYMENT),) if is_labeled else ()
+        self._selectors = (("labelSelector", api.LABEL_DEPLOYMENT),) if is_labeled else ()
         self.listed = asyncio.Event()
         self._version: str | None = None  # to go on from: what came before a break is not asked for again
         self._unreadable: dict[str, str] = {}  # by uid the version that was logged
@@ -171,9 +163,9 @@ class Follower:
         uids: set[str] = set()
         async for page, version in self.api.pages(self.resource, self.namespace, self._selectors):  # noqa: B007
             for body in page:
-                self._hand(self.feed.put, body)
+                self._hand(self.handler.put, body)
                 uids.add(body["metadata"]["uid"])
-        self.feed.keep_only(kind, uids, version, self.namespace)
+        self.handler.keep_only(kind, uids, version, self.namespace)
         return version
 
     async def _watch(self, version: str) -> None:
@@ -181,9 +173,9 @@ class Follower:
         events = self.api.watch(self.resource, self.namespace, version, self._selectors)
         async for change, body in events:
             if change == "DELETED":
-                self._hand(self.feed.drop, body)
+                self._hand(self.handler.drop, body)
             elif change != "BOOKMARK":
-                self._hand(self.feed.put, body)
+                self._hand(self.handler.put, body)
             self._version = body["metadata"]["resourceVersion"]
 
     def _hand(self, take: Callable[[str, Body], None], body: Body) -> None:
