@@ -192,3 +192,17 @@ def test_a_token_that_the_model_has_not_is_refused_by_name(
     write_kept(tmp_path, [replace(one, tokens=(*one.tokens, 1 << 20)) for one in said])
     assert distill.distill(learnt(folder, "beyond", "--answers", str(tmp_path))) == PERMANENT_ERROR
     assert "an answer that was kept has a token that none of" in capsys.readouterr().err
+
+
+def test_answers_that_say_one_thing_over_and_over_are_not_learnt_from_and_are_counted(
+    kept: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    _, other, _, said = beside(kept["left"], tmp_path)
+    training = [one for one in said if one.request.part == TRAINING]
+    looping = {one.request: replace(one, tokens=(*one.tokens[:3], *(5, 6, 7) * 12)) for one in training[:2]}
+    write_kept(other, [looping.get(one.request, one) for one in said])
+    assert distill.distill(learnt(folder, "without-loops", "--answers", str(other))) == 0
+    told = json.loads((folder / "without-loops" / "config.json").read_text())["training"]
+    whole = json.loads((kept["left"] / "config.json").read_text())["training"]
+    assert told["left_out"] == whole["left_out"] + len(looping)
+    assert told["answers"][TRAINING] == whole["answers"][TRAINING] - len(looping)
