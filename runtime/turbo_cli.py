@@ -14,8 +14,6 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
-from turbo_runtime.version import turbo_version
-
 GROUP = "turbo.commands"
 
 # One line each, kept here because reading a command's own docstring would import its whole extra.
@@ -69,6 +67,8 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     name, *rest = arguments
     if name == "--version":
+        from turbo_runtime.version import turbo_version
+
         print(f"turbo {turbo_version()}")
         return 0
     if name not in commands:

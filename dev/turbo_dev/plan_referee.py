@@ -293,7 +293,7 @@ def room(
     if supply is None:
         return bounds
     mine = supply.get(row.name, Supply())
-    waited = mine.exhausted_until is not None and mine.exhausted_until > NOW
+    waited = mine.unavailable_until is not None and mine.unavailable_until > NOW
     if row.provisioning == Provisioning.FIXED or waited:
         bounds.append(sum(node.free for node in mine.nodes if kind in node.capacity_types))
     elif row.max_count is not None:

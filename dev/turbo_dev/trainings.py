@@ -102,7 +102,7 @@ def pending(since: float | None = None, placed: float | None = None, **more: Any
     facts: dict[str, Any] = {"phase": "Pending", "started": None, "ip": None}
     if since is not None:
         facts |= {"reason": "Unschedulable", "message": "0/3 nodes are available"}
-    return pod(**(facts | {"pending_since": since, "placed_since": placed} | more))
+    return pod(**(facts | {"pending_since": since, "scheduled_since": placed} | more))
 
 
 def look(it: TurboDeployment, observed: Snapshot, now: float = NOW) -> training.TrainingDecision:

@@ -78,7 +78,7 @@ class Footprint:
         """Return the maximum of replicas that the cluster can hold at `now`, those that run included."""
         bounds = [] if supply.quota is None else [self.within(supply.quota)]
         # An Elastic accelerator may grow to its bound unless a pod timed out.
-        exhausted = supply.exhausted_until is not None and supply.exhausted_until > now
+        exhausted = supply.unavailable_until is not None and supply.unavailable_until > now
         if self.accelerator.provisioning == Provisioning.FIXED or exhausted:
             bounds.append(self._on_nodes(supply))
         elif self.accelerator.max_count is not None:

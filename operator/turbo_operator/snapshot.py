@@ -118,7 +118,7 @@ class Supply:
     nodes: tuple[NodeSupply, ...] = ()
     quota: int | None = None  # accelerators that quotas leave this TurboDeployment; None: no quota
     # Elastic: a pod waited for one longer than pendingTimeout; until then (epoch seconds) no more are planned
-    exhausted_until: float | None = None
+    unavailable_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class PodView(AcceleratorLabels):
     terminating: bool = False
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
-    placed_since: float | None = None  # when a node took it
+    scheduled_since: float | None = None  # when a node took it
     overdue: float = math.inf  # when it should have ended at the latest; later it stands in nobody's way
     orphan: str | None = None  # its resource version, where nothing controls it any more
     owner_uid: str | None = None  # by its label, without which the Service does not select it
@@ -269,7 +269,7 @@ class JobPod(AcceleratorLabels):
     started: float | None = None  # when its container began and ended, in seconds since the epoch
     ended: float | None = None
     pending_since: float | None = None  # of a pod that no node has taken yet
-    placed_since: float | None = None  # when a node took it
+    scheduled_since: float | None = None  # when a node took it
     terminating: bool = False
 
     @property

@@ -104,8 +104,8 @@ def test_an_elastic_class_grows_to_its_bound_until_a_pod_has_waited_in_vain() ->
     nodes = (NodeSupply("a", 8, 8),)
     assert footprint.room(Supply(nodes), NOW) == 4
     assert footprint.room(Supply(nodes, quota=8), NOW) == 2
-    assert footprint.room(Supply(nodes, exhausted_until=NOW + 1), NOW) == 2
-    assert footprint.room(Supply(nodes, exhausted_until=NOW), NOW) == 4
+    assert footprint.room(Supply(nodes, unavailable_until=NOW + 1), NOW) == 2
+    assert footprint.room(Supply(nodes, unavailable_until=NOW), NOW) == 4
     unbounded = Footprint(replace(footprint.accelerator, max_count=None), CapacityType.SPOT, 4)
     assert unbounded.room(Supply(nodes), NOW) is None
 

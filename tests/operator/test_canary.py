@@ -160,7 +160,11 @@ def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> N
 def test_a_second_pod_that_the_budget_does_not_hold_is_not_made(bound: dict[str, Any], name: str) -> None:
     speedups, verdict = look(td(promoted(OLD), **bound), seen(), SpeedupTracker(), NOW)
     assert verdict is not None
-    assert (verdict.reason, verdict.is_over, speedups.run) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
+    assert (verdict.reason, verdict.is_over, speedups.run) == (
+        CanaryReason.WAITING_FOR_BUDGET,
+        False,
+        None,
+    )
     assert name in verdict.detail
     _, of_two = look(td({**promoted(OLD), "desiredReplicas": 2}, **bound), seen(), SpeedupTracker(), NOW)
     assert of_two is not None

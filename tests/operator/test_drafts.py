@@ -200,7 +200,12 @@ def test_without_a_draft_asked_for_there_is_no_such_condition() -> None:
     ("draft", "loads", "wanted", "told"),
     [
         (None, (), ("False", DraftReason.NOT_FOUND), "There is no TurboDraft support in this namespace"),
-        (replace(DRAFT, method="EAGLE3"), (), ("False", DraftReason.NOT_YET_SUPPORTED), "train TurboHeads"),
+        (
+            replace(DRAFT, method="EAGLE3"),
+            (),
+            ("False", DraftReason.NOT_YET_SUPPORTED),
+            "train TurboHeads",
+        ),
         (
             replace(DRAFT, target_digest="x"),
             (),

@@ -34,10 +34,10 @@ def placed(status: str) -> list[dict[str, Any]]:
 
 def test_a_pod_that_trains_says_since_when_it_waits_for_a_node_and_since_when_it_has_one() -> None:
     waits = trains(phase="Pending", conditions=placed("False"))
-    assert (waits.pending_since, waits.placed_since) == (epoch(LATER), None)
+    assert (waits.pending_since, waits.scheduled_since) == (epoch(LATER), None)
     creating = {"waiting": {"reason": "ContainerCreating"}}
     starts = trains(creating, phase="Pending", conditions=placed("True"))
-    assert (starts.pending_since, starts.placed_since) == (None, epoch(LATER))
+    assert (starts.pending_since, starts.scheduled_since) == (None, epoch(LATER))
     assert (starts.reason, starts.started) == (None, None)
 
 

@@ -56,7 +56,16 @@ def wanted(spec: Mapping[str, Any]) -> str:
 
 def pod(name: str, variant: str, ready: bool = True, **more: Any) -> PodView:
     return PodView(
-        name, variant, "Running", ready, "10.0.0.1", None, None, accelerator="cpu", placed_since=NOW, **more
+        name,
+        variant,
+        "Running",
+        ready,
+        "10.0.0.1",
+        None,
+        None,
+        accelerator="cpu",
+        scheduled_since=NOW,
+        **more,
     )
 
 
@@ -102,7 +111,7 @@ def inspect_job(spec: Mapping[str, Any], **fields: Any) -> ChildView:
     return ChildView("Job", manifest["metadata"]["name"], "j", applied, **fields)
 
 
-PULLS = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nope"', "placed_since": NOW}
+PULLS = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nope"', "scheduled_since": NOW}
 
 
 def test_an_inspection_whose_image_cannot_be_pulled_stalls_at_the_deadline_and_names_the_field() -> None:
@@ -116,7 +125,7 @@ def test_an_inspection_whose_image_cannot_be_pulled_stalls_at_the_deadline_and_n
     for kind in ("Stalled", "Ready"):
         assert 'Back-off pulling image "nope"' in after[kind]["message"]
         assert "Correct spec.engine.image" in after[kind]["message"]
-    runs = inspecting(spec, placed_since=NOW + 40)
+    runs = inspecting(spec, scheduled_since=NOW + 40)
     _, again = look(spec, status, runs, NOW + 41)  # the image appeared, and the pod is another one
     assert told(again, "Stalled")[0] == "False"
 

@@ -171,7 +171,7 @@ def test_each_change_of_what_is_wanted_is_told_once_and_the_last_ones_are_kept()
 
 
 def test_what_is_passed_over_is_remembered() -> None:
-    told = computed(td(), supply={"cpu": Supply(), "h100": Supply(exhausted_until=NOW)})
+    told = computed(td(), supply={"cpu": Supply(), "h100": Supply(unavailable_until=NOW)})
     assert [(row.accelerator, row.expiration_time) for row in told.unavailable_accelerators] == [
         ("h100", "2023-11-14T22:13:20Z")
     ]

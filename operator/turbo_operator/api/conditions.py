@@ -40,14 +40,14 @@ class ReadyReason(StrEnum):
 
 
 class RolloutReason(StrEnum):
-    """How the takeover of a new plan has ended badly."""
+    """Of `status.rollout`: how the takeover of a new plan has ended badly."""
 
     ROLLED_BACK = "RolledBack"  # the plan that served before serves on, until the spec changes
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"  # there is none to go back to: it is tried on
 
 
 class PlanReason(StrEnum):
-    """Why a plan, or a rejected candidate, is feasible or not."""
+    """Of PlanFeasible: why a plan, or a rejected candidate, is feasible or not."""
 
     FEASIBLE = "Feasible"
     TARGET_UNREACHABLE = "TargetUnreachable"
@@ -65,7 +65,7 @@ class PlanReason(StrEnum):
 
 
 class ModelInspectedReason(StrEnum):
-    """How far the inspect Job is."""
+    """Of ModelInspected: how far the inspect Job is."""
 
     INSPECTED = "Inspected"
     INSPECTING = "Inspecting"
@@ -73,7 +73,7 @@ class ModelInspectedReason(StrEnum):
 
 
 class AvailableReason(StrEnum):
-    """What the first failing pod, or its ReplicaSet, says."""
+    """Of Available: what the first failing pod, or its ReplicaSet, says."""
 
     MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
     WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"
@@ -88,7 +88,7 @@ class AvailableReason(StrEnum):
 
 
 class DraftReason(StrEnum):
-    """Whether pods draft with the draft that is asked for."""
+    """Of DraftReady: whether pods draft with the draft that is asked for."""
 
     LOADED = "Loaded"
     LOADING = "Loading"  # not every pod has taken it up yet
@@ -100,7 +100,7 @@ class DraftReason(StrEnum):
 
 
 class TrainingReason(StrEnum):
-    """How far the training of a draft is."""
+    """Of DraftTrained: how far the training of a draft is."""
 
     TRAINED = "Trained"  # there is a draft for the model that is served, and none is due
     TRAINING = "Training"
@@ -117,7 +117,7 @@ class TrainingReason(StrEnum):
 
 
 class CanaryReason(StrEnum):
-    """What the canary of a new draft has come to."""
+    """Of DraftPromoted: what the canary of a new draft has come to."""
 
     WAITING_FOR_BUDGET = "WaitingForBudget"  # a pod beside the only one costs too much
     STARTING = "Starting"
@@ -132,15 +132,15 @@ class CanaryReason(StrEnum):
 
 
 class EffectReason(StrEnum):
-    """Whether drafts make answers faster."""
+    """Of SpeculationEffective: whether drafts make answers faster."""
 
     MEASURED = "Measured"
     INSUFFICIENT_SAMPLES = "InsufficientSamples"
     DISABLED = "Disabled"
 
 
-class BudgetReason(StrEnum):
-    """Whether what runs is within spec.cost."""
+class WithinBudgetReason(StrEnum):
+    """Of WithinBudget: whether what runs is within spec.cost."""
 
     WITHIN_BUDGET = "WithinBudget"
     NO_BUDGET = "NoBudget"
@@ -149,7 +149,7 @@ class BudgetReason(StrEnum):
 
 
 class ScalingReason(StrEnum):
-    """What determined the number of replicas."""
+    """Of ScalingActive: what determined the number of replicas."""
 
     PLANNED = "Planned"
     SCALING = "Scaling"

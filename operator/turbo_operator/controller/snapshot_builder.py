@@ -51,7 +51,7 @@ def build_snapshot(
     for name, until in unavailable_until(td, pods, now).items():
         for share in (supply, free):
             if share is not None and name in share:
-                share[name] = dataclasses.replace(share[name], exhausted_until=until)
+                share[name] = dataclasses.replace(share[name], unavailable_until=until)
     return dataclasses.replace(
         observed,
         pods=pods,

@@ -13,7 +13,7 @@ from turbo_operator.render.draft_volume import unusable
 from turbo_operator.snapshot import PodView, Snapshot
 
 
-def verdicts(
+def states(
     td: TurboDeployment,
     observed: Snapshot,
     plan: Plan | None,

@@ -14,7 +14,7 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import ModelShape
 
 REMEDY = "is not supported yet"
-METHODS = frozenset({str(Method.SUFFIX), OFF})  # that can be chosen
+SUPPORTED_METHODS = frozenset({str(Method.SUFFIX), OFF})  # that can be chosen
 # Methods whose drafts join the suffix drafts as pods run, once there are any.
 TRAINED_METHODS = frozenset({str(Method.TURBO_HEADS)})
 ARCHITECTURES = frozenset(
@@ -84,7 +84,7 @@ def describe_lack(
     lacks = {
         f"engine {engine}": engine != EngineName.TURBO,
         "a replica on more than one node": nodes > 1,
-        f"speculation with {method}": method not in METHODS,
+        f"speculation with {method}": method not in SUPPORTED_METHODS,
         f"a draft placed {placement}": placement is not None,
         "a replica on more than one accelerator": accelerators > 1,
     }

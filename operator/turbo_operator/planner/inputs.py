@@ -32,7 +32,7 @@ class PlannerInputs:
     def equals_but_for_counts(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
         mine, theirs = (
-            {name: supply.exhausted_until for name, supply in (inputs.supply or {}).items()}
+            {name: supply.unavailable_until for name, supply in (inputs.supply or {}).items()}
             for inputs in (self, other)
         )
         return mine == theirs and replace(self, supply=None) == replace(other, supply=None)

@@ -116,8 +116,8 @@ def _is_counted(td: TurboDeployment, observed: Snapshot, now: float) -> bool:
     """Whether the inventory includes the pod that trains, or its wait for a node has timed out."""
     timeout = (td.spec.accelerators or Accelerators()).pending_timeout.seconds
     pod = next((pod for pod in observed.trainings if pod.exit_code is None), None)
-    if pod is not None and pod.placed_since is not None:
-        return pod.placed_since + SETTLED_SECONDS <= observed.counted_time
+    if pod is not None and pod.scheduled_since is not None:
+        return pod.scheduled_since + SETTLED_SECONDS <= observed.counted_time
     if pod is not None and pod.pending_since is not None:
         return now - pod.pending_since >= timeout
     return pod is not None

@@ -46,7 +46,7 @@ def compute(
     if scale.replicas == 0:  # what was measured is of pods that are not wanted any more
         observed = dataclasses.replace(observed, speedup=None)
     speedup = fields.shown_speedup(td.status.observed, observed)
-    states |= draft_conditions.verdicts(
+    states |= draft_conditions.states(
         td, observed, outcome.plan, rollout.target or plan_hash, verdict, outcome.step.condition, speedup
     )
     serving = [pod for pod in observed.pods if pod.is_serving]
@@ -67,10 +67,10 @@ def compute(
         canary=fields.canary(verdict),
         rejected_drafts=fields.update_rejected_drafts(td.status, verdict, now),
         training=outcome.step.state,
-        observed=fields.live(td.status.observed, observed, now),
+        observed=fields.observed_metrics(td.status.observed, observed, now),
         calibrations=outcome.calibrations,
         scale_history=fields.scale_history(td.status, scale, now),
-        unavailable_accelerators=fields.exhausted(observed),
+        unavailable_accelerators=fields.unavailable_accelerators(observed),
         conditions=_conditions(states, td.status.conditions, td.metadata.generation, now),
     )
 

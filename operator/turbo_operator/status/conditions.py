@@ -299,15 +299,15 @@ class Conditions:
         """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
         ceiling = self._td.spec.cost.max_per_hour if self._td.spec.cost else None
         if ceiling is None:
-            return true(api.BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
+            return true(api.WithinBudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
         cost = cost_per_hour(self._observed)
         if cost is None:
             message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
-            return unknown(api.BudgetReason.PRICE_UNKNOWN, message)
+            return unknown(api.WithinBudgetReason.PRICE_UNKNOWN, message)
         message = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
         if cost <= ceiling:
-            return true(api.BudgetReason.WITHIN_BUDGET, message)
-        return false(api.BudgetReason.BUDGET_EXCEEDED, message)
+            return true(api.WithinBudgetReason.WITHIN_BUDGET, message)
+        return false(api.WithinBudgetReason.BUDGET_EXCEEDED, message)
 
     @cached_property
     def _stalled(self) -> ConditionState:
@@ -324,7 +324,7 @@ class Conditions:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
         if self._scale.replicas and rollout.waits and rollout.waits_for_spec:
             return true(api.StalledReason.USER_ACTION_REQUIRED, rollout.waits)
-        placed = [pod.placed_since for pod in self._observed.inspecting if pod.placed_since is not None]
+        placed = [pod.scheduled_since for pod in self._observed.inspecting if pod.scheduled_since is not None]
         deadline = self._td.spec.rollout.progress_deadline
         is_late = placed and self._now - min(placed) >= deadline.seconds
         if is_late and self._inspected.status == "Unknown":

@@ -120,7 +120,9 @@ def _predicted(prediction: Predicted) -> api.Predicted:
     )
 
 
-def live(old: api.ObservedMetrics | None, observed: Snapshot, now: float) -> api.ObservedMetrics | None:
+def observed_metrics(
+    old: api.ObservedMetrics | None, observed: Snapshot, now: float
+) -> api.ObservedMetrics | None:
     """Return what is measured and paid now; None where neither is known."""
     old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
@@ -156,12 +158,12 @@ def scale_history(
     return (*old.scale_history, event)[-MAX_EVENTS:]
 
 
-def exhausted(observed: Snapshot) -> tuple[api.UnavailableAccelerator, ...]:
+def unavailable_accelerators(observed: Snapshot) -> tuple[api.UnavailableAccelerator, ...]:
     """Return the accelerators that no pod could get, and until when they are passed over."""
     return tuple(
-        api.UnavailableAccelerator(accelerator=name, expiration_time=api.rfc3339(supply.exhausted_until))
+        api.UnavailableAccelerator(accelerator=name, expiration_time=api.rfc3339(supply.unavailable_until))
         for name, supply in sorted((observed.supply or {}).items())
-        if supply.exhausted_until is not None
+        if supply.unavailable_until is not None
     )
 
 

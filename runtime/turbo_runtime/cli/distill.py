@@ -233,10 +233,7 @@ def parser() -> argparse.ArgumentParser:
     _add(answers, "variants", bounded(int, 0, 64), text)
     _add(answers, "variant_temperature", bounded(float, 0, 2), "of those, where --temperature is lower")
     _add(
-        answers,
-        "test_fraction",
-        bounded(float, 0.01, 0.5),
-        "share of the prompts that drafts are tested on",
+        answers, "test_fraction", bounded(float, 0.01, 0.5), "share of the prompts that drafts are tested on"
     )
     text = "share of the prompts that confidences are learnt from"
     _add(answers, "validation_fraction", bounded(float, 0.01, 0.4), text)

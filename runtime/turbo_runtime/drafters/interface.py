@@ -56,7 +56,7 @@ class Draft:
     cumulative_acceptance: tuple[float, ...] = ()  # as long as `tokens`, never rising
     origins: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
-    costly: Hashable | None = field(default=None, compare=False)  # a key of its drafters, if one is costly
+    costly_key: Hashable | None = field(default=None, compare=False)  # of its drafters, if one is costly
 
     def drafted_by(self, source: str, length: int) -> int:
         """Count the tokens of that source among the first `length`."""

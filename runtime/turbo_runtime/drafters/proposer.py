@@ -145,7 +145,7 @@ class Proposer:
         """`poll` follows `file`; `active` holds until then."""
         self._file = file
         self._suffix = SuffixDrafter() if suffix is None else suffix
-        self.costly_seconds: dict[Hashable, float] = {}  # of the last proposal, by `Draft.costly`
+        self.costly_seconds: dict[Hashable, float] = {}  # of the last proposal, by `Draft.costly_key`
         self._generation = 0  # counts the sets of drafts
         self._use(active)
 
@@ -201,7 +201,7 @@ class Proposer:
         /,
     ) -> list[Draft]:
         """Return one draft for each request, perhaps empty; requests with the same drafters share a pass.
-        Costly ones draft in addition to others only where `pays` says so for their key, `Draft.costly`.
+        Costly ones draft in addition to others only where `pays` says so for their key, `Draft.costly_key`.
         """
         self.costly_seconds = {}
         drafts = [Draft()] * len(requests)
@@ -221,7 +221,7 @@ class Proposer:
             if used:
                 self.costly_seconds[key] = sum(guard.seconds for guard in used) - seconds_before
             for index, draft in zip(indices, proposed, strict=True):
-                drafts[index] = replace(draft, name=name, costly=key if costly else None)
+                drafts[index] = replace(draft, name=name, costly_key=key if costly else None)
         return drafts
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:

@@ -142,7 +142,7 @@ class Speculator:
         )
         proposed = request_id in self._drafted
         self._outcomes.append(
-            DraftOutcome(request_id, proposed, drafted, won, part.draft.costly, more, gained)
+            DraftOutcome(request_id, proposed, drafted, won, part.draft.costly_key, more, gained)
         )
         if self.drafters.reads_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows

@@ -100,13 +100,13 @@ def head(logits: Tensor, count: int) -> Tensor:
     return ids.index_select(0, order)
 
 
-def cuts(params: SamplingParams) -> bool:
+def truncates(params: SamplingParams) -> bool:
     """Whether any token may be dropped from a row."""
     return params.min_p > 0.0 or params.top_k > 0 or params.top_p < 1.0
 
 
 @torch.inference_mode()
-def keep_candidates(logits: Tensor, params: SamplingParams) -> Tensor:
+def truncate(logits: Tensor, params: SamplingParams) -> Tensor:
     """Set dropped tokens of a row (vocabulary,) of processed logits to -inf; the temperature is above 0."""
     peak = logits.max()
     if not peak.isfinite():
@@ -166,7 +166,7 @@ def excess(row: Tensor, token: int, params: SamplingParams, gumbel: Tensor | Non
     if gumbel is not None:
         scores = scores + params.temperature * gumbel
     rivals = scores
-    if gumbel is not None and cuts(params):
+    if gumbel is not None and truncates(params):
         if float(row[token]) < _lowest(row, params, off) - 2 * off:
             return math.inf
         rivals = scores[row.double() > _lowest(row, params, -off) + 2 * off]
@@ -184,5 +184,5 @@ def _lowest(row: Tensor, params: SamplingParams, off: float) -> float:
     """
     factor = math.exp(max(-_MAX_EXPONENT, min(2 * off / params.temperature, _MAX_EXPONENT)))
     moved = replace(params, min_p=min(1.0, params.min_p / factor), top_p=min(1.0, params.top_p * factor))
-    truncated = keep_candidates(row, moved)
+    truncated = truncate(row, moved)
     return float(truncated[truncated.isfinite()].min())

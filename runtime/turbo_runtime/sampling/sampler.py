@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from torch import Tensor
 
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, cuts, excess, greedy_tokens, keep_candidates, sampled_tokens
+from turbo_runtime.sampling.draw import NOTHING, excess, greedy_tokens, sampled_tokens, truncate, truncates
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import GrammarMatcher, Grammars
 from turbo_runtime.sampling.logprobs import PromptLogprobs
@@ -49,22 +49,22 @@ class Sampler:
         self._noise = noise
         self._grammar = grammar
         self._processors = Processors(params, prompt, self.stop_ids, noise)
-        self._cuts = not self.greedy and cuts(params)
+        self._truncates = not self.greedy and truncates(params)
         self._length = len(prompt)  # tokens of prompt and answer that were read
         self.prompt_logprobs = PromptLogprobs(prompt, params.prompt_logprobs)
 
     @property
     def plain(self) -> bool:
         """Whether a row's token depends only on the row, its position and the temperature."""
-        return self._processors.idle and self._grammar is None and not self._cuts
+        return self._processors.idle and self._grammar is None and not self._truncates
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
         """Return the token of the row (vocabulary,) after `tokens`, from the prompt on, and then `drafts`.
         Raises NoTokenError, SpentError (call again after `renew`), GrammarError for a too costly grammar.
         """
         row = self._process(logits, tokens, drafts)
-        if self._cuts:
-            row = keep_candidates(row, self.params)
+        if self._truncates:
+            row = truncate(row, self.params)
         if self.greedy:
             return self.require(int(greedy_tokens(row[None])))
         key = torch.tensor([position_key(self.key, len(tokens) + len(drafts))], device=row.device)

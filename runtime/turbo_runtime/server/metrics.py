@@ -23,6 +23,8 @@ class Metric:
     kind: type[Counter | Gauge | Histogram]
     name: str
     help: str
+    # Field that a counter follows: of EngineStats, by draft of DraftStats; of a list, the label is the index.
+    source: str = ""
     labels: tuple[str, ...] = ()  # in addition to MODEL_LABEL
     buckets: tuple[float, ...] = ()  # of a histogram
     initialized: bool = True
@@ -44,20 +46,33 @@ NUM_REQUESTS_RUNNING = _gauge("vllm:num_requests_running", "requests decoded tog
 NUM_REQUESTS_WAITING = _gauge("vllm:num_requests_waiting", "requests queued now")
 KV_CACHE_USAGE = _gauge("vllm:kv_cache_usage_perc", "used share of the KV cache, 0 to 1")
 PROMPT_TOKENS = _counter(
-    "vllm:prompt_tokens", "tokens of prompts, cached ones too, counted with their first answer token"
+    "vllm:prompt_tokens",
+    "tokens of prompts, cached ones too, counted with their first answer token",
+    "begun_prompt_tokens",
 )
-GENERATION_TOKENS = _counter("vllm:generation_tokens", "tokens generated")
-NUM_PREEMPTIONS = _counter("vllm:num_preemptions", "requests put back for want of KV cache")
-SPEC_NUM_DRAFTS = _counter("vllm:spec_decode_num_drafts", "verification passes with a drafted token")
-SPEC_NUM_DRAFT_TOKENS = _counter("vllm:spec_decode_num_draft_tokens", "tokens drafted")
-SPEC_NUM_ACCEPTED_TOKENS = _counter("vllm:spec_decode_num_accepted_tokens", "drafted tokens accepted")
-PREFIX_CACHE_QUERIES = _counter("vllm:prefix_cache_queries", "prompt tokens looked up in the prefix cache")
-PREFIX_CACHE_HITS = _counter("vllm:prefix_cache_hits", "prompt tokens found in the prefix cache")
+GENERATION_TOKENS = _counter("vllm:generation_tokens", "tokens generated", "generated_tokens")
+NUM_PREEMPTIONS = _counter("vllm:num_preemptions", "requests put back for want of KV cache", "preemptions")
+SPEC_NUM_DRAFTS = _counter(
+    "vllm:spec_decode_num_drafts", "verification passes with a drafted token", "drafts"
+)
+SPEC_NUM_DRAFT_TOKENS = _counter("vllm:spec_decode_num_draft_tokens", "tokens drafted", "draft_tokens")
+SPEC_NUM_ACCEPTED_TOKENS = _counter(
+    "vllm:spec_decode_num_accepted_tokens", "drafted tokens accepted", "accepted_tokens"
+)
+PREFIX_CACHE_QUERIES = _counter(
+    "vllm:prefix_cache_queries", "prompt tokens looked up in the prefix cache", "prefix_cache_queries"
+)
+PREFIX_CACHE_HITS = _counter(
+    "vllm:prefix_cache_hits", "prompt tokens found in the prefix cache", "prefix_cache_hits"
+)
 SPEC_NUM_ACCEPTED_TOKENS_PER_POS = _counter(
-    "vllm:spec_decode_num_accepted_tokens_per_pos", "drafted tokens accepted at a position", ("position",)
+    "vllm:spec_decode_num_accepted_tokens_per_pos",
+    "drafted tokens accepted at a position",
+    "accepted_per_position",
+    labels=("position",),
 )
 REQUEST_SUCCESS = _counter(  # finished_reason is stop, length, abort or error
-    "vllm:request_success", "answers finished, by reason", ("finished_reason",)
+    "vllm:request_success", "answers finished, by reason", labels=("finished_reason",)
 )
 TIME_TO_FIRST_TOKEN = _histogram(
     "vllm:time_to_first_token_seconds", "seconds to the first token", buckets=_FIRST_TOKEN
@@ -91,21 +106,30 @@ ITERATION_TOKENS = _histogram(
 GUARANTEE_INFO = _gauge(
     "turbo:guarantee_info",
     "bitwise: the same bytes as without speculation; distribution: the same distribution",
-    ("guarantee",),
+    labels=("guarantee",),
 )
-STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps")
-FORWARD_SECONDS = _counter("turbo:forward_seconds", "seconds of all steps in the model's forward pass")
+STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps", "step_seconds")
+FORWARD_SECONDS = _counter(
+    "turbo:forward_seconds", "seconds of all steps in the model's forward pass", "forward_seconds"
+)
 # The growth of the second over that of the first is the speed-up of any window.
-GENERATION_SECONDS = _counter("turbo:generation_seconds", "seconds of steps that generated tokens")
-BASELINE_GENERATION_SECONDS = _counter(
-    "turbo:baseline_generation_seconds", "seconds that as many tokens would take without drafts"
+GENERATION_SECONDS = _counter(
+    "turbo:generation_seconds", "seconds of steps that generated tokens", "generation_seconds"
 )
-AUDITS = _counter("turbo:audits", "answers replayed without speculation")
-AUDIT_MISMATCHES = _counter("turbo:audit_mismatches", "replayed answers that came out otherwise")
+BASELINE_GENERATION_SECONDS = _counter(
+    "turbo:baseline_generation_seconds",
+    "seconds that as many tokens would take without drafts",
+    "baseline_generation_seconds",
+)
+AUDITS = _counter("turbo:audits", "answers replayed without speculation", "audits")
+AUDIT_MISMATCHES = _counter(
+    "turbo:audit_mismatches", "replayed answers that came out otherwise", "audit_mismatches"
+)
 VERIFIED_DRAFT_LENGTH = _counter(
     "turbo:verified_draft_length",
     "how often so many drafts were verified for an answer in a step",
-    ("drafts",),
+    "verified_draft_length",
+    labels=("drafts",),
 )
 SPEEDUP = _unset_gauge("turbo:speedup", "tokens per second lately over those without drafts")
 HEARTBEAT_AGE = _unset_gauge(
@@ -114,26 +138,35 @@ HEARTBEAT_AGE = _unset_gauge(
 DRAFT_ERROR = _unset_gauge(  # /version says why
     "turbo:draft_error", "1 while drafts are not what was asked for, or there are none for a fault"
 )
-DRAFT_INFO = _unset_gauge("turbo:draft_info", "the version of the draft weights in use", ("draft", "version"))
+DRAFT_INFO = _unset_gauge(
+    "turbo:draft_info", "the version of the draft weights in use", labels=("draft", "version")
+)
 # What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name in --draft-config.
 DRAFTS_BY_DRAFT = _by_draft(
     "turbo:spec_decode_num_drafts",
     "verification passes with a drafted token, of requests by the draft they have",
+    "drafts",
 )
 DRAFT_TOKENS_BY_DRAFT = _by_draft(
-    "turbo:spec_decode_num_draft_tokens", "draft tokens proposed, by the request's draft"
+    "turbo:spec_decode_num_draft_tokens", "draft tokens proposed, by the request's draft", "draft_tokens"
 )
 ACCEPTED_TOKENS_BY_DRAFT = _by_draft(
-    "turbo:spec_decode_num_accepted_tokens", "draft tokens accepted, by the request's draft"
+    "turbo:spec_decode_num_accepted_tokens",
+    "draft tokens accepted, by the request's draft",
+    "accepted_tokens",
 )
 OWN_DRAFT_TOKENS_BY_DRAFT = _by_draft(
-    "turbo:spec_decode_num_head_draft_tokens", "draft tokens proposed by the draft's own layers"
+    "turbo:spec_decode_num_head_draft_tokens",
+    "draft tokens proposed by the draft's own layers",
+    "own_draft_tokens",
 )
 OWN_ACCEPTED_TOKENS_BY_DRAFT = _by_draft(
-    "turbo:spec_decode_num_head_accepted_tokens", "draft tokens of the draft's own layers accepted"
+    "turbo:spec_decode_num_head_accepted_tokens",
+    "draft tokens of the draft's own layers accepted",
+    "own_accepted_tokens",
 )
 CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
-    "turbo:capture_prompts", "prompts by whether they were kept to learn from", ("outcome",)
+    "turbo:capture_prompts", "prompts by whether they were kept to learn from", labels=("outcome",)
 )
 CAPTURE_BYTES = _unset_gauge("turbo:capture_bytes", "bytes of the folder that prompts are kept in")
 CAPTURE_ERROR = _unset_gauge(  # the log says why
@@ -141,31 +174,6 @@ CAPTURE_ERROR = _unset_gauge(  # the log says why
 )
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-
-# Fields that counters follow: of EngineStats, those by draft of DraftStats; of a list, the label is the index
-_SOURCES = {
-    PROMPT_TOKENS: "begun_prompt_tokens",
-    GENERATION_TOKENS: "generated_tokens",
-    NUM_PREEMPTIONS: "preemptions",
-    SPEC_NUM_DRAFTS: "drafts",
-    SPEC_NUM_DRAFT_TOKENS: "draft_tokens",
-    SPEC_NUM_ACCEPTED_TOKENS: "accepted_tokens",
-    PREFIX_CACHE_QUERIES: "prefix_cache_queries",
-    PREFIX_CACHE_HITS: "prefix_cache_hits",
-    STEP_SECONDS: "step_seconds",
-    FORWARD_SECONDS: "forward_seconds",
-    GENERATION_SECONDS: "generation_seconds",
-    BASELINE_GENERATION_SECONDS: "baseline_generation_seconds",
-    AUDITS: "audits",
-    AUDIT_MISMATCHES: "audit_mismatches",
-    SPEC_NUM_ACCEPTED_TOKENS_PER_POS: "accepted_per_position",
-    VERIFIED_DRAFT_LENGTH: "verified_draft_length",
-    DRAFTS_BY_DRAFT: "drafts",
-    DRAFT_TOKENS_BY_DRAFT: "draft_tokens",
-    ACCEPTED_TOKENS_BY_DRAFT: "accepted_tokens",
-    OWN_DRAFT_TOKENS_BY_DRAFT: "own_draft_tokens",
-    OWN_ACCEPTED_TOKENS_BY_DRAFT: "own_accepted_tokens",
-}
 
 
 class Metrics:
@@ -207,15 +215,15 @@ class Metrics:
     def _export_stats(self, stats: EngineStats) -> None:
         drafts = stats.by_draft if stats.by_draft != EngineStats().by_draft else ()
         self._collectors[DRAFT_INFO].clear()
-        for metric, field in _SOURCES.items():
+        for metric in filter(lambda each: each.source, METRICS):
             if not metric.labels:
-                self._set_counter(metric, getattr(stats, field))
+                self._set_counter(metric, getattr(stats, metric.source))
             elif "draft" in metric.labels:
                 self._collectors[metric].clear()  # a draft that is no longer in use leaves no series
                 for draft in drafts:
-                    self._set_counter(metric, getattr(draft, field), draft.name)
+                    self._set_counter(metric, getattr(draft, metric.source), draft.name)
             else:
-                for index, count in enumerate(getattr(stats, field)):
+                for index, count in enumerate(getattr(stats, metric.source)):
                     self._set_counter(metric, count, str(index))
         for draft in drafts:
             if draft.version:

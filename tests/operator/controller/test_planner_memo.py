@@ -80,7 +80,7 @@ async def test_another_spec_catalog_or_wait_in_vain_is_another_question_and_so_i
     assert await plans.ask(td(), seen(8), NOW + 601) is not first
     for other in (
         (td(replicas=3), seen(8)),
-        (td(), seen(8, exhausted_until=NOW + 60)),
+        (td(), seen(8, unavailable_until=NOW + 60)),
         (td(), replace(seen(8), accelerators={"cpu": replace(CPU, prices={})})),
     ):
         before = await plans.ask(td(), seen(8))

@@ -79,7 +79,7 @@ def test_a_fixed_class_with_too_few_nodes_is_no_capacity_with_the_remedy() -> No
 def test_an_elastic_class_that_a_pod_waited_for_in_vain_is_passed_over_for_a_while() -> None:
     elastic = fast("a", 80, "1.00", provisioning="Elastic")
     catalog = named(elastic, fast("b", 80, "5.00", provisioning="Elastic"))
-    supply = {"a": Supply(exhausted_until=100.0), "b": Supply()}
+    supply = {"a": Supply(unavailable_until=100.0), "b": Supply()}
     passed = plan(spec(), SMALL, catalog, supply, now=50.0)
     assert passed.choice is not None
     assert passed.choice.accelerator.name == "b"

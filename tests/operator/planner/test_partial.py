@@ -32,7 +32,11 @@ def running(name: str) -> Running:
 
 def test_as_many_replicas_as_fit_are_served_of_a_plan_that_says_how_many_do_not() -> None:
     actual = plan(spec(replicas=3), SHAPE, {"cpu": CPU}, free(cpu=2))
-    assert (actual.choice, actual.reason, actual.replicas) == (None, PlanReason.INSUFFICIENT_CAPACITY, 3)
+    assert (actual.choice, actual.reason, actual.replicas) == (
+        None,
+        PlanReason.INSUFFICIENT_CAPACITY,
+        3,
+    )
     assert actual.served is not None
     assert actual.served.accelerator.name == "cpu"
     assert actual.detail.endswith("2 of 3 replicas on cpu can run until then.")

@@ -96,13 +96,13 @@ def test_a_training_that_has_no_pod_yet_takes_its_place_in_the_stock() -> None:
     """Found in review: between its Job and its pod, replicas were raised into the place of a training."""
     begun = {"training": {"number": 1, "inputHash": "w", "specHash": "s", "acceleratorName": "cpu"}}
     supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=3)}
-    runs = TrainPod("t", "chat-train-1", "Running", accelerator="cpu", placed_since=NOW - 60)
-    waits = replace(runs, phase="Pending", placed_since=None, pending_since=NOW - 1)
+    runs = TrainPod("t", "chat-train-1", "Running", accelerator="cpu", scheduled_since=NOW - 60)
+    waits = replace(runs, phase="Pending", scheduled_since=None, pending_since=NOW - 1)
     for pods, room in (
         ((), 2),
         ((runs,), 3),
         ((replace(runs, exit_code=1),), 2),
-        ((replace(runs, placed_since=NOW - 2),), 2),  # the count is of about then
+        ((replace(runs, scheduled_since=NOW - 2),), 2),  # the count is of about then
         ((waits,), 2),
         ((replace(waits, pending_since=NOW - 3600),), 3),  # it may never come
     ):

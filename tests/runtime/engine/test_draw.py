@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, keep_candidates, sampled_tokens
+from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, sampled_tokens, truncate
 from turbo_runtime.sampling.noise import BLOCK, Noise, answer_key, position_key, token_exponential
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
@@ -134,7 +134,7 @@ def test_a_row_in_which_one_logit_is_no_number_has_no_token_under_any_key(
     row[5] = wrong
     assert greedy_tokens(row[None]).tolist() == [NOTHING]
     params = SamplingParams(**cut)  # type: ignore[arg-type]
-    kept = keep_candidates(row, params) if cut else row
+    kept = truncate(row, params) if cut else row
     heat = torch.ones(1, dtype=torch.float64)
     for key in range(12):
         assert sampled_tokens(kept[None], heat, torch.tensor([key]), Noise(300)).tolist() == [NOTHING]

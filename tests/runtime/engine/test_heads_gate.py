@@ -209,12 +209,12 @@ def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time()
     drafters = Proposer(ActiveDrafts("auto", source, "v1"))
     want = DraftRequest("r", [1], 1, 4, "", 0, 0.0)
     (draft,) = drafters.propose([replace(want, drafting="suffix")])
-    assert (draft, draft.costly) == (Draft(), None)
+    assert (draft, draft.costly_key) == (Draft(), None)
     (draft,) = drafters.propose([want], 0.0, lambda key: key != HEADS)
-    assert (draft, draft.costly) == (Draft(), HEADS)
+    assert (draft, draft.costly_key) == (Draft(), HEADS)
     assert (source.asked, drafters.costly_seconds) == (0, {})
     (draft,) = drafters.propose([want], 0.0, lambda key: key == HEADS)
-    assert draft.costly == HEADS
+    assert draft.costly_key == HEADS
     assert draft.tokens == (7,)
     assert set(drafters.costly_seconds) == {HEADS}
     assert drafters.costly_seconds[HEADS] > 0
@@ -226,8 +226,8 @@ def test_heads_that_a_request_wants_alone_are_weighed_by_the_gate_of_all() -> No
     want = DraftRequest("r", [1], 1, 4, "", 0, 0.0, drafting="heads")
     (draft,) = drafters.propose([want], 0.0, lambda _: False)
     assert draft.tokens == (7,)
-    assert set(drafters.costly_seconds) == {draft.costly}
-    assert draft.costly != HEADS
+    assert set(drafters.costly_seconds) == {draft.costly_key}
+    assert draft.costly_key != HEADS
 
 
 def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() -> None:
@@ -242,7 +242,7 @@ def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() 
     (before,) = drafters.propose([want])
     drafters.poll(0.0)
     (after,) = drafters.propose([want])
-    assert before.costly != after.costly
+    assert before.costly_key != after.costly_key
 
 
 class Telling(EveryDraft):
@@ -306,7 +306,7 @@ def test_the_engine_tells_what_heads_drafted_won_and_took(
     for outcome in outcomes:
         assert 0 <= outcome.more_by_costly <= outcome.drafted
         assert -1 <= outcome.won_by_costly <= outcome.won
-        assert outcome.costly in {None, ("heads", *HEADS[1:]), HEADS}
+        assert outcome.costly_key in {None, ("heads", *HEADS[1:]), HEADS}
     more = sum(outcome.more_by_costly for outcome in outcomes)
     won = sum(outcome.won_by_costly for outcome in outcomes)
     asked = [times for _, times in control.told if times.costly]

@@ -162,7 +162,7 @@ def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dic
         "message": trouble[1],
         "terminating": "deletionTimestamp" in meta,
         "pending_since": _pending_since(body),
-        "placed_since": _since(status, "PodScheduled"),
+        "scheduled_since": _since(status, "PodScheduled"),
         **_placement(meta.get("labels") or {}),
     }
 

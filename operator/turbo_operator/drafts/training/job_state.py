@@ -189,7 +189,7 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
     """Say where a Job is that is neither done nor over: it stays."""
     present = [pod for pod in pods if pod.exit_code is None]
     alive = [pod for pod in present if not pod.terminating]
-    placed_since = alive[0].placed_since if alive else None
+    scheduled_since = alive[0].scheduled_since if alive else None
     reason = TrainingReason.TRAINING
     if any(pod.runs for pod in alive):
         text = f" on {state.accelerator_name}: {state.progress or 'it starts'}"
@@ -202,10 +202,10 @@ def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: f
         if waiting.reason in ("Unschedulable", "SchedulingGated"):
             reason = TrainingReason.WAITING_FOR_ACCELERATOR
         text = f": Pod {waiting.name} waits: {bounded(waiting.message or waiting.reason or '', MAX_MESSAGE)}"
-    elif placed_since is not None and now - placed_since >= STARTING_SECONDS:
+    elif scheduled_since is not None and now - scheduled_since >= STARTING_SECONDS:
         # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
         text = (
-            f": Pod {alive[0].name} has been starting since {rfc3339(placed_since)}: a claim or ConfigMap "
+            f": Pod {alive[0].name} has been starting since {rfc3339(scheduled_since)}: a claim or ConfigMap "
             f"that it mounts may be missing; kubectl describe pod {alive[0].name} says why. Once the spec is "
             "right another Job is made."
         )

@@ -230,7 +230,7 @@ def question(
     free = None if query.pinned else observed.free
     if free is not None:
         free = {
-            name: replace(supply, exhausted_until=math.inf) if name in query.passed_over else supply
+            name: replace(supply, unavailable_until=math.inf) if name in query.passed_over else supply
             for name, supply in free.items()
         }
     return PlannerInputs(replica, shape, catalog, free, None, {}, None)

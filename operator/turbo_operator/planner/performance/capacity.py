@@ -9,16 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from turbo_operator.planner.arrays import Mask, Numbers, Selector, take
-from turbo_operator.planner.performance.queueing import (
-    TINY,
-    Chain,
-    Engines,
-    Queue,
-    completions,
-    crowd,
-    late_first,
-    late_tokens,
-)
+from turbo_operator.planner.performance import queueing
 from turbo_operator.planner.requirements import Bound, Demand
 
 UTILIZATION = 0.9  # of the saturated rate, where no target bounds it: the queue stays short at chance peaks
@@ -26,7 +17,7 @@ BITS = 11  # of the interval in which a capacity is sought; 2048 parts
 TIMES = (1e-5, 1e5)  # seconds between which a percentile lies
 TIME_BITS = 16
 AT_ONCE = 512  # evaluations of the queue in one array
-Late = Callable[[Queue, Demand, Numbers | float], Numbers]
+Late = Callable[[queueing.Queue, Demand, Numbers | float], Numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +31,17 @@ class ReplicaPerformance:
     tokens_per_second: Numbers  # output tokens
 
 
-def saturated(engines: Engines, demand: Demand) -> Numbers:
+def saturated(engines: queueing.Engines, demand: Demand) -> Numbers:
     """[c] requests per second while one always waits."""
-    return completions(engines, demand, crowd(engines, demand))
+    return queueing.completions(engines, demand, queueing.crowd(engines, demand))
 
 
-def capacity(engines: Engines, demand: Demand) -> Numbers:
+def capacity(engines: queueing.Engines, demand: Demand) -> Numbers:
     """[c] the most requests per second of one replica, to `UTILIZATION`, that keep the targets; 0: none."""
     limit = UTILIZATION * saturated(engines, demand)
     if not demand.has_latency:
         return limit
-    chain = Chain.of(engines, demand)
+    chain = queueing.Chain.of(engines, demand)
 
     def holds(place: Selector, part: Numbers) -> Mask:
         # Squared, so that a small capacity is found as exactly as a large one.
@@ -59,56 +50,59 @@ def capacity(engines: Engines, demand: Demand) -> Numbers:
     return limit * _highest(holds, len(limit), BITS) ** 2
 
 
-def served(engines: Engines, demand: Demand, rate: Numbers) -> ReplicaPerformance:
+def served(engines: queueing.Engines, demand: Demand, rate: Numbers) -> ReplicaPerformance:
     """Compute what one replica does at `rate` [c] requests per second; what is too much waits for ever."""
-    queue = Chain.of(engines, demand).at(rate, demand)
+    queue = queueing.Chain.of(engines, demand).at(rate, demand)
     return _served(queue, demand, np.minimum(rate, saturated(engines, demand)))
 
 
-def closed(engines: Engines, demand: Demand, running: Numbers) -> ReplicaPerformance:
+def closed(engines: queueing.Engines, demand: Demand, running: Numbers) -> ReplicaPerformance:
     """Compute what one replica does with `running` [c] requests under way; beyond its slots they wait."""
     queue, rate = _closed(engines, demand, running)
     return _served(queue, demand, rate)
 
 
-def keeps(engines: Engines, demand: Demand, running: Numbers) -> Mask:
+def keeps(engines: queueing.Engines, demand: Demand, running: Numbers) -> Mask:
     """[c] whether the targets hold with `running` [c] requests always under way: faster than `closed`."""
     return _holds(_closed(engines, demand, running)[0], demand)
 
 
-def unloaded_latency(engines: Engines, demand: Demand) -> tuple[Numbers, Numbers]:
+def unloaded_latency(engines: queueing.Engines, demand: Demand) -> tuple[Numbers, Numbers]:
     """[c] seconds to the first token of a long prompt, and per output token, of one request alone."""
     token = engines.decode[:, 0]
     return engines.first + token + engines.prefill * demand.prompt.p95, token
 
 
-def _closed(engines: Engines, demand: Demand, running: Numbers) -> tuple[Queue, Numbers]:
+def _closed(engines: queueing.Engines, demand: Demand, running: Numbers) -> tuple[queueing.Queue, Numbers]:
     together = np.clip(running, 1.0, engines.slots)
-    rate = completions(engines, demand, np.minimum(together, crowd(engines, demand)))
-    return Chain.of(engines, demand).with_running(together, rate, demand), rate
+    rate = queueing.completions(engines, demand, np.minimum(together, queueing.crowd(engines, demand)))
+    return queueing.Chain.of(engines, demand).with_running(together, rate, demand), rate
 
 
-def _served(queue: Queue, demand: Demand, rate: Numbers) -> ReplicaPerformance:
+def _served(queue: queueing.Queue, demand: Demand, rate: Numbers) -> ReplicaPerformance:
     first, token = (_percentile(late, queue, demand, bound) for late, bound in _bounds(demand))
     return ReplicaPerformance(rate, queue.together, first, token, rate * demand.output.mean)
 
 
 def _bounds(demand: Demand) -> tuple[tuple[Late, Bound | None], ...]:
     """Share of the requests that are late by each measure, and the bound on it."""
-    return (late_first, demand.time_to_first_token), (late_tokens, demand.time_per_output_token)
+    return (queueing.late_first, demand.time_to_first_token), (
+        queueing.late_tokens,
+        demand.time_per_output_token,
+    )
 
 
-def _holds(queue: Queue, demand: Demand) -> Mask:
+def _holds(queue: queueing.Queue, demand: Demand) -> Mask:
     holding = np.ones(len(queue.together), np.bool_)
     for late, bound in _bounds(demand):
         if bound is not None:
-            holding &= late(queue, demand, bound.seconds) <= 1.0 - bound.share + TINY
+            holding &= late(queue, demand, bound.seconds) <= 1.0 - bound.share + queueing.TINY
     return holding
 
 
-def _percentile(late: Late, queue: Queue, demand: Demand, bound: Bound | None) -> Numbers:
+def _percentile(late: Late, queue: queueing.Queue, demand: Demand, bound: Bound | None) -> Numbers:
     """[c] the time that all but the allowed share of the requests keep, to 0.04 %."""
-    allowed = 1.0 - (0.95 if bound is None else bound.share) + TINY
+    allowed = 1.0 - (0.95 if bound is None else bound.share) + queueing.TINY
     low, high = TIMES
 
     def exceeded(place: Selector, part: Numbers) -> Mask:

@@ -19,14 +19,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.sampling.grammar.compiler import (
-    GrammarError,
-    GrammarTrial,
-    SlowGrammarError,
-    compile_grammar,
-    read_tokenizer,
-    summarize,
-)
+from turbo_runtime.sampling.grammar import compiler
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +29,7 @@ QUICK_SECONDS = 0.5  # a slower grammar queues behind its like and delays no qui
 _MAX_CACHED = 64  # compiled grammars
 
 
-class SpentError(GrammarError):
+class SpentError(compiler.GrammarError):
     """The matcher reached its limits, which all that use one grammar share: renew it, then try again."""
 
 
@@ -64,8 +57,8 @@ class GrammarMatcher:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise (GrammarError if self._fresh else SpentError)(
-                f"the grammar became too costly: {summarize(self._matcher.get_error())}; simplify it"
+            raise (compiler.GrammarError if self._fresh else SpentError)(
+                f"the grammar became too costly: {compiler.summarize(self._matcher.get_error())}; simplify it"
             )
         self._fresh = False
         mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
@@ -98,13 +91,15 @@ class Grammars:
         self.end_ids = tuple(sorted(end_ids))
         self._file = tokenizer_file
         self._tokenizer: LLTokenizer | None = None
-        self._quick, self._slow = (GrammarTrial(tokenizer_file, vocabulary, self.end_ids) for _ in range(2))
+        self._quick, self._slow = (
+            compiler.GrammarTrial(tokenizer_file, vocabulary, self.end_ids) for _ in range(2)
+        )
         self._cache: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> Future[LLMatcher]:
         """Begin to compile, or use the cache. Raises GrammarError for a text that is too long."""
         if len(grammar.text) > MAX_CHARACTERS:
-            raise GrammarError(
+            raise compiler.GrammarError(
                 f"the {grammar.kind} has {len(grammar.text)} characters; at most {MAX_CHARACTERS} are taken"
             )
         future = self._cache.pop(grammar, None)
@@ -119,11 +114,13 @@ class Grammars:
         """Build a matcher at the beginning of a grammar; waits until compiled. Raises GrammarError."""
         try:
             compiled = compiling.result()
-        except GrammarError:
+        except compiler.GrammarError:
             raise
         except Exception as error:  # no fault of the grammar: out of memory, processes or files
             log.exception("a grammar was not compiled")
-            raise GrammarError(f"the grammar could not be compiled just now ({error}); try again") from error
+            raise compiler.GrammarError(
+                f"the grammar could not be compiled just now ({error}); try again"
+            ) from error
         return GrammarMatcher(compiled.deep_copy(), self.vocabulary, self.end_ids)
 
     def compile_alone(self, grammar: Grammar) -> Future[LLMatcher]:
@@ -146,18 +143,18 @@ class Grammars:
         self._quick.thread.submit(self._compile, self._quick, grammar, future)
         return future
 
-    def _compile(self, trial: GrammarTrial, grammar: Grammar, future: Future[LLMatcher]) -> None:
+    def _compile(self, trial: compiler.GrammarTrial, grammar: Grammar, future: Future[LLMatcher]) -> None:
         """Compile on the trial's thread; the time starts here, after the grammars before it."""
         is_quick = trial is self._quick
         seconds = min(QUICK_SECONDS, COMPILE_SECONDS) if is_quick else COMPILE_SECONDS
         try:
             if self._tokenizer is None:  # the quick trial sees every grammar first
                 trial.start()
-                self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
+                self._tokenizer = compiler.read_tokenizer(self._file, self.vocabulary, self.end_ids)
             trial.check(grammar, seconds)
-            future.set_result(compile_grammar(self._tokenizer, grammar))
+            future.set_result(compiler.compile_grammar(self._tokenizer, grammar))
         except BaseException as error:  # as an executor does: waiters get it
-            if isinstance(error, SlowGrammarError) and is_quick and COMPILE_SECONDS > QUICK_SECONDS:
+            if isinstance(error, compiler.SlowGrammarError) and is_quick and COMPILE_SECONDS > QUICK_SECONDS:
                 self._slow.thread.submit(self._compile, self._slow, grammar, future)
             else:
                 future.set_exception(error)
@@ -166,4 +163,6 @@ class Grammars:
 def _is_transient(future: Future[LLMatcher]) -> bool:
     """Whether the grammar failed for a reason that may have passed; an invalid text stays invalid."""
     error = future.exception() if future.done() else None
-    return error is not None and (not isinstance(error, GrammarError) or isinstance(error, SlowGrammarError))
+    return error is not None and (
+        not isinstance(error, compiler.GrammarError) or isinstance(error, compiler.SlowGrammarError)
+    )

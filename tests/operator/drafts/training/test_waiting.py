@@ -143,7 +143,7 @@ def test_one_that_is_asked_for_by_name_is_waited_for() -> None:
 
 
 def test_a_class_that_serving_waits_for_in_vain_is_passed_over() -> None:
-    short = {**NONE, "cpu": Supply(), "cheap": Supply(exhausted_until=NOW + HOUR)}
+    short = {**NONE, "cpu": Supply(), "cheap": Supply(unavailable_until=NOW + HOUR)}
     assert accelerator(look(cloudy(), clouded(free=short))) == "middle"
 
 
