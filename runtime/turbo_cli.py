@@ -1,8 +1,8 @@
 """The console command `turbo`: finds a sub-command among the entry points of the group `turbo.commands` and
 runs it.
 
-It imports only the version of either package, so that each sub-command brings the packages of its own extra
-and no others.
+It imports neither the operator nor the runtime, so that each sub-command brings only the packages of its
+own extra.
 """
 
 from __future__ import annotations

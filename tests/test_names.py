@@ -78,19 +78,20 @@ FLAGS = re.compile(
 
 CLASSES = (
     "Asked Begin Beside Bid BlockLedger BrokenLedger EngineLink Evidence "
-    "Exhausted Gain Gains Gone Held InUse Judgement Laws Ledger Lessons "
-    "Live Made MeasuredGain Observed Offer PagedModel PagedStep Paid Pair "
-    "Part Places Remembered RowProduct Said Served StepPlan Stock Told "
-    "Trained Trial TurnedDown Want Weighed Weighing "
+    "Exhausted Feed Follower Gain Gains Gone Held InUse Judgement Laws Ledger Lessons "
+    "LeftoverError Live Made MayPassError MeasuredGain Observed Offer PagedModel PagedStep Paid Pair "
+    "Part Places Remembered RowProduct Said Served StepPlan Stock StrangerError Takeover Told "
+    "Trained Trial TurnedDown UnfitModelError Want Weighed Weighing "
 )
 FUNCTIONS = (
-    "catalogue check_arithmetic choose fold futile gain_of gains heard judge "
-    "least_survival look outbid rows_hold shown_gain survival turned_down weigh "
+    "as_row bounded_float bounded_int catalogue check_arithmetic choose fold futile gain_of "
+    "gains heard heads_pay judge keep_candidates least_survival look outbid rows_hold "
+    "shown_gain survival turned_down weigh "
 )
 MODULES = (
     "abilities answer arrivals ask beside calibrating choose deal demands "
     "facts figures gain gains heard held instants judge kept leaving "
-    "looping observed observing online ownership paid planned planning "
+    "feed ledger looping observed observing online ownership paid planned planning "
     "question remembered said served signals told watching weigh whole words "
     "work "
 )

@@ -23,7 +23,7 @@ class EveryDraft(GoodputController):
         """How much of one draft is verified."""
         return proposed
 
-    def costly_pay(self, _heads: Hashable) -> bool:
+    def costly_pay(self, _key: Hashable) -> bool:
         """Always."""
         return True
 

@@ -71,15 +71,20 @@ class Judge:
     def follow(self, events: Iterable[Body]) -> list[Violation]:
         """All violations of the audit events of one log."""
         steps = list(replay(read_writes(events)))
-        ends = [
-            (number, write)
-            for number, (before, write, after) in enumerate(steps)
-            if write.key in before.pods and write.key not in after.pods and write.resource == "pods"
-        ]
+        written: dict[Key, int] = {}  # the number of the last write of each pod
+        ends: list[tuple[int, int, Write]] = []
+        for number, (before, write, after) in enumerate(steps):
+            if write.resource == "pods":
+                if write.verb == "delete" and write.key in before.pods and write.key not in after.pods:
+                    ends.append((written.get(write.key, -1), number, write))
+                written[write.key] = number
         for number, (before, write, after) in enumerate(steps):
             # A deletion without grace shows in a watch as the pod's end before it is done, and a busy API
-            # server may take seconds and hundreds of writes until it is.
-            ended = {end.key for at, end in ends if at > number and end.received < write.received}
+            # server may take seconds and hundreds of writes until it is. What is written of the pod
+            # meanwhile shows that it is still there.
+            ended = {
+                end.key for last, at, end in ends if last < number < at and end.received < write.received
+            }
             pods = {key: pod for key, pod in after.pods.items() if key not in ended} if ended else after.pods
             self._step(before, write, replace(after, pods=pods))
             owner = _owner_of(write, before, after)

@@ -78,8 +78,8 @@ class Footprint:
         """Return the maximum of replicas that the cluster can hold at `now`, those that run included."""
         bounds = [] if supply.quota is None else [self.within(supply.quota)]
         # An Elastic accelerator may grow to its bound unless a pod timed out.
-        exhausted = supply.unavailable_until is not None and supply.unavailable_until > now
-        if self.accelerator.provisioning == Provisioning.FIXED or exhausted:
+        is_unavailable = supply.unavailable_until is not None and supply.unavailable_until > now
+        if self.accelerator.provisioning == Provisioning.FIXED or is_unavailable:
             bounds.append(self._on_nodes(supply))
         elif self.accelerator.max_count is not None:
             bounds.append(self.within(self.accelerator.max_count))

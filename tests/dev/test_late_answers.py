@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turbo_dev.audit_log import NEW, OLD, serving
+from turbo_dev.audit_log import KUBELET, NEW, OLD, serving
 
 
 def test_an_answer_that_is_logged_late_makes_nothing_later() -> None:
@@ -34,6 +34,28 @@ def test_a_pod_whose_end_takes_hundreds_of_writes_has_ended_once_it_was_asked_fo
         log.quota(8)
     log.gone("aaaa-0", OLD, received=asked if asked_first else None)
     assert log.broken() == broken
+
+
+def test_a_pod_that_is_reported_after_its_end_was_asked_for_has_not_ended() -> None:
+    log = serving(replicas=0)
+    log.pod("aaaa-0", OLD)
+    asked = log.stamp()
+    log.wait(1)
+    log.pod("aaaa-0", OLD)
+    log.remove(OLD)
+    log.wait(20)
+    log.gone("aaaa-0", OLD, received=asked)
+    assert "drained" in log.broken()
+
+
+def test_a_pod_that_only_loses_its_labels_has_not_ended() -> None:
+    log = serving(replicas=0)
+    log.pod("aaaa-0", OLD)
+    asked = log.stamp()
+    log.wait(1)
+    log.remove(OLD)
+    log.write(KUBELET, "patch", "pods", "aaaa-0", {"metadata": {"labels": {}}}, received=asked)
+    assert "drained" in log.broken()
 
 
 @pytest.mark.parametrize(("seconds", "broken"), [(-0.1, []), (0.1, ["max-total"])])

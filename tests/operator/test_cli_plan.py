@@ -287,7 +287,7 @@ def test_a_plot_needs_no_home(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, f"turbo: {plot} is written.\n")
+    assert (done.returncode, done.stderr) == (0, f"turbo: wrote {plot}\n")
     assert plot.stat().st_size > 0
 
 

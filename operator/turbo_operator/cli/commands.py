@@ -132,7 +132,7 @@ def _show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
         from turbo_operator.cli.plot import draw
 
         draw([(answer, answer.question.candidates()) for answer in answers], plot)
-        print(f"turbo: {plot} is written.", file=sys.stderr)
+        print(f"turbo: wrote {plot}", file=sys.stderr)
     from turbo_operator.cli.output import as_document, show
 
     if output == "table":

@@ -5,7 +5,6 @@ Names of the data are camelCase. Bytes are whole numbers, times seconds, money a
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from decimal import Decimal
 from enum import StrEnum
@@ -18,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.api.condition_state import ConditionState, sentence
+from turbo_operator.budget import Footprint
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
 from turbo_operator.plan import Candidate, Choice, EvaluatedCandidate, Plan, Predicted
@@ -38,7 +38,9 @@ TRUST = {
 }
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 _UNMEASURED = "The Turbo engine was not timed on a GPU yet: these are other engines' times. Measure it."
-_SHARED_NODE = "The price is a share of a node of {}; whole nodes: {} $/h (pricing.billingUnit: Node on {})."
+_SHARED_NODE = (
+    "A share of a node of {} is paid: for whole nodes, {} $/h, set pricing.billingUnit: Node on {}."
+)
 UNKNOWN = "-"
 _CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
 _CHOICE = (
@@ -264,9 +266,11 @@ def _caveats(choice: Choice, replicas: int) -> list[str]:
     if not on_cpu(row) and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
         notes.append(_UNMEASURED)
     is_share = " / " in (row.price_source or "") and not row.price_per_node
-    price, size = row.prices.get(choice.capacity_type), row.count_per_node or 1
-    if is_share and price is not None and used % size:
-        notes.append(_SHARED_NODE.format(size, money(price * size * math.ceil(used / size)), row.name))
+    bought = replace(row, price_per_node=True)
+    whole = Footprint(bought, choice.capacity_type, choice.accelerators_per_replica)
+    cost = whole.cost_per_hour(replicas) if is_share and row.count_per_node else None
+    if cost is not None and whole.paid(replicas) != used:
+        notes.append(_SHARED_NODE.format(row.count_per_node, money(cost), row.name))
     return notes
 
 

@@ -267,8 +267,8 @@ class ChildWriter:
             raise OutdatedError(409, "Conflict", f"{kind} {name} had lost its owner, and has it again.")
         if not is_controlled_by(body, self.td.metadata.uid):
             owner = controller(body) or {}
-            is_leftover = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
-            return (TerminatingError if is_leftover else NotOwnedError)(kind, name)
+            is_terminating = (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name)
+            return (TerminatingError if is_terminating else NotOwnedError)(kind, name)
         self.cache.put_child(body)
         return None
 

@@ -121,7 +121,7 @@ class Operator:
             group.create_task(self.queue.run())
 
     async def _reflect_pods(self, pods: Reflector) -> None:
-        """Follow pods once all that may control one is known."""
+        """Reflect pods once all that may control one is known."""
         for reflector in self._reflectors:
             await reflector.listed.wait()
         await pods.run()

@@ -51,7 +51,7 @@ from turbo_operator.snapshot import Snapshot
 INSPECTING_SECONDS = 10.0
 LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
 ROLLOUT_SECONDS = 10.0  # and at a rollout: that there is room again is no event of its own
-STRANGER_SECONDS = 3.0  # and while an object of somebody else's is in the way: no watch shows it
+NOT_OWNED_SECONDS = 3.0  # and while an object of somebody else's is in the way: no watch shows it
 REFUSED_SECONDS = 30.0  # and while the API server refuses a child, which the spec alone may not mend
 OUTDATED_SECONDS = 1.0  # and where what was seen was too old to act on
 
@@ -259,7 +259,7 @@ class Reconciler:
             raise failure
         if refusal is not None:
             is_soon = isinstance(refusal, (NotOwnedError, WebhookError))
-            seconds.append(STRANGER_SECONDS if is_soon else REFUSED_SECONDS)
+            seconds.append(NOT_OWNED_SECONDS if is_soon else REFUSED_SECONDS)
         return min(*seconds, self._next_look(look, decision))
 
     def _next_look(self, look: _Look, decision: Decision) -> float:
@@ -267,12 +267,12 @@ class Reconciler:
         td, observed, now = look.td, look.observed, look.now
         if observed.model is None:
             return INSPECTING_SECONDS
-        rollout, seconds = decision.rollout.status, [LIVE_SECONDS]
-        deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline.seconds)
+        status, seconds = decision.rollout.status, [LIVE_SECONDS]
+        deadline = seconds_left(status, now, td.spec.rollout.progress_deadline.seconds)
         # A pod that has just become ready is waited for beyond the deadline.
         deadline = ROLLOUT_SECONDS if deadline == 0.0 else deadline
         seconds += [max(1.0, due) for due in (next_look(td, observed.pods, now), deadline) if due is not None]
-        if decision.rollout.waits is not None or (rollout is not None and rollout.reason is None):
+        if decision.rollout.waits is not None or (status is not None and status.reason is None):
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
         if td.spec.scaling_mode == ScalingMode.METRICS or decision.canary_run is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from turbo_operator import api
 from turbo_operator.api import ConditionType, DraftReason, TurboDeployment
-from turbo_operator.api.conditions import ConditionState, false, sentence, true, unknown
+from turbo_operator.api.condition_state import ConditionState, false, sentence, true, unknown
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan
 from turbo_operator.render.draft_volume import unusable

@@ -1,6 +1,6 @@
 """Nodes, quotas and what every pod holds, as watches have shown them; and the inventory last taken of them.
 
-A pod is kept as a few amounts (as a dictionary it is 43 KB), and one that has ended not at all. One follower
+A pod is kept as a few amounts (as a dictionary it is 43 KB), and one that has ended not at all. One reflector
 per kind and namespace feeds it, first a list and then changes in their order, so what came last is newest.
 Labels only claim whose a pod is: it is looked up as the inventory is taken. No method calls the API server.
 """

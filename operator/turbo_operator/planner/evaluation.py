@@ -17,21 +17,11 @@ import numpy as np
 from turbo_operator.api import EngineName, Objective, PlanReason, Provenance
 from turbo_operator.budget import Footprint
 from turbo_operator.plan import EvaluatedCandidate, Predicted, Running
+from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
 from turbo_operator.planner.capabilities import ENGINES, Engine, describe_lack, describe_model_lack
 from turbo_operator.planner.explanation import messages
-from turbo_operator.planner.feasibility import (
-    CODES,
-    MICRO,
-    Availability,
-    Feasibility,
-    Speed,
-    bucket,
-    compute_availability,
-    compute_speed,
-    needed_replicas,
-)
 from turbo_operator.planner.performance import candidate_curves, capacity
 from turbo_operator.planner.performance.queueing import Engines
 from turbo_operator.planner.performance.speculation import ORDER, SpeculationOption
@@ -39,7 +29,7 @@ from turbo_operator.planner.performance.step_time import Machine
 from turbo_operator.planner.requirements import Requirements
 
 ENDLESS = 1e4  # seconds: a queue that never ends has no percentile
-UNPRICED = 1_000_000 * MICRO  # above the price of any accelerator
+UNPRICED = 1_000_000 * feasibility.MICRO  # above the price of any accelerator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +75,8 @@ class PlanEvaluation:
     memory_use: MemoryUse
     rates: Machine
     conflicts: Mapping[str, str]  # by accelerator: what of a template contradicts the plan
-    availability: Availability
-    speeds: Speed
+    availability: feasibility.Availability
+    speeds: feasibility.Speed
 
     @cached_property
     def profiled(self) -> Mask:
@@ -113,14 +103,14 @@ class PlanEvaluation:
         return np.asarray(lacks | conflicts)
 
     @cached_property
-    def verdict(self) -> Feasibility:
+    def verdict(self) -> feasibility.Feasibility:
         """The verdict on every offering."""
         requirements, availability = self.requirements, self.availability
         candidate = availability.candidate
         min_replicas, limit = float(requirements.min_replicas), float(requirements.max_replicas)
         need = np.full(len(candidate), min_replicas)
         if requirements.needs_speed:
-            need = needed_replicas(requirements, self.speeds, candidate)
+            need = feasibility.needed_replicas(requirements, self.speeds, candidate)
         needed = np.where(np.isinf(need), min_replicas, need)
         # Too few by somebody else's decision is no reason to serve with none: only what no number mends is.
         short = np.isinf(need) if requirements.external else need > limit
@@ -132,9 +122,9 @@ class PlanEvaluation:
         cost = availability.cost(replicas)
         over, excess = replicas > availability.affordable, np.ones(len(candidate))
         if requirements.cost.max_per_hour is not None:
-            excess = cost / float(requirements.cost.max_per_hour * MICRO)
+            excess = cost / float(requirements.cost.max_per_hour * feasibility.MICRO)
         if requirements.cost.max_per_million_tokens is not None:
-            max_per_million = float(requirements.cost.max_per_million_tokens * MICRO)
+            max_per_million = float(requirements.cost.max_per_million_tokens * feasibility.MICRO)
             ratio = self.per_million_tokens(replicas) / max_per_million
             over |= ratio > 1.0 + 1e-12
             excess = np.maximum(excess, np.nan_to_num(ratio, nan=0.0))
@@ -151,10 +141,12 @@ class PlanEvaluation:
             (PlanReason.PERFORMANCE_UNKNOWN, ~self.profiled[candidate] & requirements.needs_speed, one),
             (PlanReason.INSUFFICIENT_MEMORY, ~self.memory_use.fits[candidate], one),
         ):
-            code[mask], miss[mask] = CODES.index(reason), ratio[mask]
+            code[mask], miss[mask] = feasibility.CODES.index(reason), ratio[mask]
         # Without a load nothing is known to be needed but the replicas of the spec.
         is_by_load = requirements.external and requirements.demand.has_load
-        return Feasibility(replicas, needed if is_by_load else np.maximum(replicas, 1.0), code, miss, cost)
+        return feasibility.Feasibility(
+            replicas, needed if is_by_load else np.maximum(replicas, 1.0), code, miss, cost
+        )
 
     @cached_property
     def leading(self) -> Numbers:
@@ -162,7 +154,7 @@ class PlanEvaluation:
         candidate, tokens = self.availability.candidate, self.speeds.tokens_per_second
         if self.requirements.objective == Objective.THROUGHPUT:
             count = 1.0 if self.requirements.external else self.verdict.replicas
-            return -bucket(count * tokens[candidate])
+            return -feasibility.bucket(count * tokens[candidate])
         if self.requirements.objective == Objective.COST:
             return np.zeros(len(candidate))
         token = np.full(len(candidate), np.inf)
@@ -170,7 +162,7 @@ class PlanEvaluation:
         if len(able):
             performance = self.performance(candidate[able], self.verdict.compared[able])
             token[able] = performance.time_per_output_token
-        return bucket(token)
+        return feasibility.bucket(token)
 
     @cached_property
     def order(self) -> Indices:
@@ -238,7 +230,7 @@ class PlanEvaluation:
         # An unknown load is taken to be all that the replica can do.
         max_rate = self.speeds.requests_per_second[places]
         if rate is None and np.isnan(self.speeds.tokens_per_second[places]).any():
-            max_rate = compute_speed(engines, self.requirements).requests_per_second
+            max_rate = feasibility.compute_speed(engines, self.requirements).requests_per_second
         loaded = capacity.served(engines, demand, max_rate + 0.0 * count if rate is None else rate / count)
         if not self.requirements.unloaded:
             return loaded
@@ -256,7 +248,7 @@ class PlanEvaluation:
         count = np.maximum(replicas, 1.0)
         performance = self.performance(places[able], count[able])
         times = np.stack((performance.time_to_first_token, performance.time_per_output_token), axis=1)
-        needed = needed_replicas(self.requirements, self.speeds, places)
+        needed = feasibility.needed_replicas(self.requirements, self.speeds, places)
         for number, at in enumerate(np.flatnonzero(able)):
             offering, one = self.offering(indices[at]), float(self.speeds.tokens_per_second[places[at]])
             cost = offering.cost_per_hour(int(count[at]))
@@ -288,8 +280,11 @@ class PlanEvaluation:
         """Add the speed of those candidates."""
         if not len(places):
             return self
-        speeds, computed = copy.deepcopy(self.speeds), compute_speed(self.engines(places), self.requirements)
-        for name in Speed.__slots__:
+        speeds, computed = (
+            copy.deepcopy(self.speeds),
+            feasibility.compute_speed(self.engines(places), self.requirements),
+        )
+        for name in feasibility.Speed.__slots__:
             getattr(speeds, name)[places] = getattr(computed, name)
         return replace(self, speeds=speeds)
 
@@ -301,8 +296,8 @@ class PlanEvaluation:
             requirements=requirements,
             candidates=candidates,
             memory_use=take(self.memory_use, places),
-            availability=compute_availability(candidates, requirements),
-            speeds=Speed(*np.full((3, len(places)), np.nan)),
+            availability=feasibility.compute_availability(candidates, requirements),
+            speeds=feasibility.Speed(*np.full((3, len(places)), np.nan)),
         )
         return selected.with_speed(np.flatnonzero(selected.profiled))
 
@@ -325,8 +320,8 @@ def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
         memory_use=estimate_memory(candidates, requirements),
         rates=candidate_curves.build_rates(requirements),
         conflicts={name: message for name, message in conflicts if message is not None},
-        availability=compute_availability(candidates, requirements),
-        speeds=Speed(*np.full((3, len(candidates)), np.nan)),
+        availability=feasibility.compute_availability(candidates, requirements),
+        speeds=feasibility.Speed(*np.full((3, len(candidates)), np.nan)),
     )
     if not (requirements.needs_speed or every):
         return evaluation

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, false, true
+from turbo_operator.api.condition_state import ConditionState, false, true
 from turbo_operator.drafts import conditions as draft_conditions
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, false, sentence, true, unknown
+from turbo_operator.api.condition_state import ConditionState, false, sentence, true, unknown
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision
@@ -367,6 +367,6 @@ class Conditions:
             number = len(others) or len(present) - replicas
             pods = "1 pod has" if number == 1 else f"{number} pods have"
             return f"{pods} yet to end, or to take the place of another: {surplus[0].name}."
-        if (rollout := self._rollout.status) is not None:
-            return f"The replicas of plan {rollout.plan_hash} have yet to prove themselves available."
+        if (status := self._rollout.status) is not None:
+            return f"The replicas of plan {status.plan_hash} have yet to prove themselves available."
         return None

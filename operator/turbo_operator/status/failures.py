@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from turbo_operator import api
-from turbo_operator.api.conditions import ConditionState, false, sentence
+from turbo_operator.api.condition_state import ConditionState, false, sentence
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
 _FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}

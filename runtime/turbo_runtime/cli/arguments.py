@@ -20,10 +20,11 @@ def bounded(
     def number(text: str) -> Number:
         value = read(text)
         if not minimum <= value <= maximum:
-            bound = f"at least {minimum:g}" if maximum == math.inf else f"between {minimum:g} and {maximum:g}"
-            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+            bounds = "be at least {0}" if maximum == math.inf else "lie between {0} and {1}"
+            raise argparse.ArgumentTypeError(f"must {bounds.format(minimum, maximum)}, not {text}")
         return value
 
+    number.__name__ = "whole number" if read is int else "number"  # argparse names it
     return number
 
 

@@ -258,7 +258,7 @@ def parser() -> argparse.ArgumentParser:
     text = "weight of the cross-entropy with the model's own probabilities"
     _add(training, "distribution_loss_weight", bounded(float, 0, 100), text)
     _add(training, "variation", bounded(float, 0, 100), "weight of the total variation from them")
-    _add(training, "seed", bounded(int, 0), "of everything that is drawn")
+    _add(training, "seed", bounded(int, 0, (1 << 64) - 1), "of everything that is drawn")
     machine = parser.add_argument_group("machine")
     text = "tell on this port over HTTP how far it is; 0 takes a free one"
     machine.add_argument("--progress-port", type=bounded(int, 0, 65535), help=text)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from turbo_runtime.contract.endpoints import PORT
 
-DraftMethod = Literal["auto", "off", "suffix", "heads"]  # a drafter by its name; auto: all of them
+DraftMethod = Literal["auto", "off", "suffix", "heads"]  # a drafter by its name; auto: all; off: none
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 

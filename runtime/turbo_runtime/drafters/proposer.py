@@ -26,15 +26,11 @@ class Guarded:
 
     def __init__(self, drafter: Drafter, draft: str | None = None) -> None:
         """`draft`: the trained draft that it drafts with, for requests that chose it; None: for all."""
-        self.drafter, self._draft = drafter, draft
+        self.drafter, self.draft = drafter, draft
         named = draft not in (None, DEFAULT_DRAFT)
         self._label = f"{drafter.name} of the draft {draft}" if named else drafter.name
         self.problem = ""  # why it gives no drafts any more; else empty
         self.seconds = 0.0  # of all its work
-
-    def drafts_for(self, method: str, draft: str) -> bool:
-        """Whether a request with these choices has it."""
-        return method in ("auto", self.drafter.name) and self._draft in (None, draft)
 
     def attempt(self, call: Callable[..., Result], *arguments: object, always: bool = False) -> Result | None:
         """Call a method of the drafter; None if it fails or has failed. `always`: call it even then."""
@@ -176,9 +172,9 @@ class Proposer:
         if loaded is not None and loaded != self._active:
             self._use(loaded)
 
-    def expect(self, request_id: str, tokens: Sequence[int], method: DraftMethod, draft: str) -> None:
+    def expect(self, request_id: str, tokens: Sequence[int], method: DraftMethod) -> None:
         """Announce a request whose prompt is being computed, so that `read` reads it; `tokens` only grow."""
-        for guard in self._chosen(method, draft):
+        for guard in self._of_method(self._resolve(method)):
             guard.attempt(guard.drafter.expect, request_id, tokens)
 
     @property
@@ -210,7 +206,7 @@ class Proposer:
             groups[self._resolve(request.drafting), self.name_of(request.name)].append(index)
         for (method, name), indices in groups.items():
             key = (method, name, self._generation)
-            chosen = self._chosen(method, name)
+            chosen = [guard for guard in self._of_method(method) if guard.draft in (None, name)]
             guards = [guard for guard in chosen if not guard.drafter.is_costly and not guard.problem]
             costly = [guard for guard in chosen if guard.drafter.is_costly]
             used = [guard for guard in costly if not guard.problem]
@@ -229,14 +225,14 @@ class Proposer:
         for origin, token, actual in zip(draft.origins, draft.tokens, committed, strict=False):
             for name, cell, candidate in ((origin.source, origin.cell, token), *origin.losing_candidates):
                 for guard in self._guards:
-                    if guard.drafter.name == name and guard.drafts_for(name, draft.name):
+                    if guard.drafter.name == name and guard.draft in (None, draft.name):
                         guard.attempt(guard.drafter.learn, cell, candidate == actual)
             if token != actual:
                 return
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Release the state of an ended request: `tokens` are prompt and answer so far."""
-        remembering = self._chosen(self._active.drafter, DEFAULT_DRAFT)
+        remembering = self._of_method(self._active.drafter)
         for guard in self._guards:
             remembered = tokens if guard in remembering and not guard.problem else ()
             finish = guard.drafter.finish
@@ -250,10 +246,9 @@ class Proposer:
         of_drafts = [Guarded(drafter, name) for name, drafter in {**trained, **drafts.named}.items()]
         self._guards = [Guarded(self._suffix), *of_drafts]
 
-    def _chosen(self, method: DraftMethod, draft: str) -> list[Guarded]:
-        """The drafters that a request with these choices has."""
-        method, name = self._resolve(method), self.name_of(draft)
-        return [guard for guard in self._guards if guard.drafts_for(method, name)]
+    def _of_method(self, method: DraftMethod) -> list[Guarded]:
+        """The drafters of a method, of whichever trained draft."""
+        return [guard for guard in self._guards if method in ("auto", guard.drafter.name)]
 
     def _resolve(self, method: DraftMethod) -> DraftMethod:
         """Resolve a request's choice: the deployment's `off` holds for all."""

@@ -177,9 +177,7 @@ class Speculator:
             sequence = part.work.sequence
             params = sequence.request.params
             if not sequence.generated and params.drafting != "off" and params.max_draft_tokens != 0:
-                self.drafters.expect(
-                    sequence.request_id, sequence.tokens, params.drafting, sequence.request.draft
-                )
+                self.drafters.expect(sequence.request_id, sequence.tokens, params.drafting)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _draft(self, able: Sequence[BatchEntry], answers: int) -> None:

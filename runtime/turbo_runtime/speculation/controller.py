@@ -251,9 +251,7 @@ class GoodputController:
         have = Counter(outcome.costly_key for outcome in outcomes if outcome.proposed)
         for_all = times.drafting - sum(spent for key, spent in times.costly.items() if key in have)
         row_cost = extra / drafted if drafted else 0.0
-        speed = max(
-            self.speedup or 1.0, 1.0
-        )  # the worth of time to costly drafters, which come in addition to others
+        speed = max(self.speedup or 1.0, 1.0)  # what time is worth to costly drafters, which come on top
         total_won = 0
         for name, proposed, verified, won, key, more_by_costly, won_by_costly in outcomes:
             lost = row_cost * verified

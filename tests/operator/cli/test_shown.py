@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from turbo_dev.plan_files import deployment, written
 from turbo_operator.cli import commands, output
 
-LLAMA = {
+LLAMA: dict[str, Any] = {
     "model": {"uri": "hf://meta-llama/Llama-3.1-8B-Instruct", "maxModelLen": 8192},
     "workload": {
         "inputTokens": {"mean": 600},
@@ -38,11 +40,41 @@ def test_candidates_that_cost_less_come_first_and_do_not_hide_the_others(
     assert set(reasons[half + 1 :]) == {"HigherCost"}
 
 
+@pytest.mark.parametrize(
+    ("workload", "targets", "share"),
+    [
+        ({"requestsPerSecond": "4"}, {}, r"At the planned load \((\d+) % of the capacity\): "),
+        ({"requestsPerSecond": "0.001"}, {}, r"At the planned load: "),
+        ({}, {"tokensPerSecond": "500"}, r"At the planned load \((\d+) % of the capacity\): "),
+    ],
+)
+def test_a_plan_says_which_share_of_its_capacity_the_load_takes(
+    workload: dict[str, str],
+    targets: dict[str, str],
+    share: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lengths = {name: LLAMA["workload"][name] for name in ("inputTokens", "outputTokens")}
+    spec = {"workload": lengths | workload, "targets": LLAMA["targets"] | targets}
+    found = re.search(share, "\n".join(plan(tmp_path, capsys, **spec)))
+    assert found
+    assert all(1 <= int(percent) <= 100 for percent in found.groups())
+
+
+def test_more_load_than_somebody_has_replicas_for_is_no_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {"workload": LLAMA["workload"] | {"requestsPerSecond": "60"}, "scaling": {"mode": "External"}}
+    text = "\n".join(plan(tmp_path, capsys, **spec, accelerators={"allowed": ["h100"]}))
+    assert "of the capacity" not in text
+
+
 def test_a_plan_on_a_gpu_says_that_its_times_are_those_of_other_engines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = "\n".join(plan(tmp_path, capsys))
     assert "The Turbo engine was not timed on a GPU yet" in text
-    assert "The price is a share of a node of 8; whole nodes: " in text
+    assert "A share of a node of 8 is paid: for whole nodes, " in text
     whole = "\n".join(plan(tmp_path, capsys, accelerators={"allowed": ["l40s"]}))
-    assert "a share of a node" not in whole
+    assert "share of a node" not in whole

@@ -311,7 +311,7 @@ def raw_node(name: str, gpus: int) -> dict[str, Any]:
     }
 
 
-def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
+def test_the_inventory_moves_only_when_something_that_counts_has_changed() -> None:
     inventory = InventoryStore(lambda _: None)
     inventory.put("Node", raw_node("a", 8))
     inventory.take_stock(CATALOG, 0.0)

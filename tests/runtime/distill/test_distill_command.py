@@ -209,8 +209,10 @@ def test_two_at_a_time_are_refused(
     [
         (("--temperature", "3"), "argument --temperature: must lie between 0 and 2, not 3"),
         (("--depth", "none"), "argument --depth: invalid"),
-        (("--depth", "20"), "argument --depth: must be between 1 and 8, not 20"),
+        (("--depth", "20"), "argument --depth: must lie between 1 and 8, not 20"),
         (("--epochs", "0"), "argument --epochs: must be at least 1, not 0"),
+        (("--rows", "1.5"), "argument --rows: invalid whole number value: '1.5'"),
+        (("--seed", "1" * 21), "argument --seed: must lie between 0 and 18446744073709551615, not 1111"),
     ],
 )
 def test_a_wrong_flag_is_named(

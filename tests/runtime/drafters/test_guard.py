@@ -101,13 +101,13 @@ def test_a_further_drafter_drafts_for_whoever_wants_it_and_learns_from_its_own_t
             super().__init__("never")
             self.name = "further"
             self.taught: list[bool] = []
-            self.ended: list[str] = []
+            self.ended: list[tuple[str, int]] = []
 
         def learn(self, cell: Hashable, accepted: bool) -> None:
             self.taught.append(accepted)
 
-        def finish(self, request_id: object, *_: object) -> None:
-            self.ended.append(str(request_id))
+        def finish(self, request_id: str, tokens: Sequence[int], *_: object) -> None:
+            self.ended.append((request_id, len(tokens)))
 
     further = Further()
     drafters = Proposer()
@@ -122,4 +122,34 @@ def test_a_further_drafter_drafts_for_whoever_wants_it_and_learns_from_its_own_t
     drafters.observe(draft, [4])
     assert further.taught == [False]
     drafters.finish("r", TOKENS, 10, "")
-    assert further.ended == ["r"]
+    assert further.ended == [("r", len(TOKENS))]
+
+
+def test_a_drafter_that_reads_texts_is_told_of_prompts_for_it_and_reads_what_others_leave() -> None:
+    class Reader(Failing):
+        def __init__(self) -> None:
+            super().__init__("never")
+            self.unread = 0
+
+        def expect(self, request_id: str, tokens: Sequence[int]) -> None:
+            self.unread += len(tokens)
+
+        @property
+        def waiting(self) -> bool:
+            return self.unread > 0
+
+        def read(self, max_tokens: int) -> int:
+            number = min(self.unread, max_tokens)
+            self.unread -= number
+            return number
+
+    reader, drafters = Reader(), Proposer()
+    drafters._guards.append(Guarded(reader))
+    drafters.expect("a", TOKENS, "suffix")
+    assert (reader.unread, drafters.waiting) == (0, True)
+    drafters.expect("b", TOKENS, "auto")
+    assert reader.unread == len(TOKENS)
+    assert drafters.read(2 * len(TOKENS) + 4) == 2 * len(TOKENS) + 4
+    assert reader.unread == len(TOKENS) - 4
+    assert drafters.read(100) == len(TOKENS) - 4
+    assert not drafters.waiting

@@ -58,7 +58,7 @@ def test_each_token_is_the_surer_sources_and_all_go_on_behind_it() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_draft_tells_what_would_be_drafted_without_sources_that_take_time(*, turned: bool) -> None:
+def test_a_draft_tells_what_would_be_drafted_without_costly_sources(*, turned: bool) -> None:
     slow = {0: (5, 0.9), 5: (6, 0.9), 6: (7, 0.9), 7: (8, 0.9), 8: (9, 0.9)}
     free = {0: (5, 0.5), 5: (6, 0.95), 6: (1, 0.3), 7: (8, 0.6), 8: (9, 0.95)}
     sources = [Scripted("free", free), Scripted("slow", slow, is_costly=True)]
@@ -95,9 +95,7 @@ def test_of_what_is_no_number_nothing_is_told() -> None:
 
 
 @given(scripts=st.lists(SCRIPTS, min_size=1, max_size=3), least=st.floats(0, 1))
-def test_without_sources_that_take_time_nothing_else_would_be_drafted(
-    scripts: list[Script], least: float
-) -> None:
+def test_without_costly_sources_nothing_else_would_be_drafted(scripts: list[Script], least: float) -> None:
     sources = [Scripted(str(number), script) for number, script in enumerate(scripts)]
     (found,) = propose([*map(Guarded, sources)], [DraftRequest("r", [0], 1, 8, "", 0, 0.0)], least)
     assert [origin.fallback_token for origin in found.origins] == list(found.tokens)

@@ -234,7 +234,7 @@ class Recorder(Drafter):
     is_costly: bool = True
     reads_hidden: bool = True
     version: str = "v1"
-    confidence: float = 0.999
+    sureness: float = 0.999
     asked: list[list[str]] = field(default_factory=list)
     taught: list[bool] = field(default_factory=list)
     broken: bool = False
@@ -245,7 +245,7 @@ class Recorder(Drafter):
         self.asked.append([want.request_id for want in wants])
 
     def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
-        return [TokenCandidate(self.token, self.confidence, self.token) for _ in self.asked[-1]]
+        return [TokenCandidate(self.token, self.sureness, self.token) for _ in self.asked[-1]]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Whatever was drafted, it goes on alike."""
@@ -281,7 +281,7 @@ def test_what_became_of_a_draft_teaches_who_made_it() -> None:
 
 @pytest.mark.parametrize(("sure", "surest"), [(0.6, "suffix"), (0.95, "heads")])
 def test_who_was_outbid_learns_as_well_up_to_the_first_token_that_was_wrong(sure: float, surest: str) -> None:
-    memory, heads = Recorder(30, "suffix", is_costly=False, confidence=0.8), Recorder(31, confidence=sure)
+    memory, heads = Recorder(30, "suffix", is_costly=False, sureness=0.8), Recorder(31, sureness=sure)
     drafters = Proposer(ActiveDrafts("auto", heads, "v1"), suffix=memory)  # type: ignore[arg-type]
     (draft,) = drafters.propose([want("default")])
     assert {origin.source for origin in draft.origins} == {surest}

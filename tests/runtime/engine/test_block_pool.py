@@ -150,6 +150,6 @@ def test_damage_to_the_books_is_noticed(damage: Callable[[BlockPool, list[int]],
         pool.check([table])
 
 
-def test_a_ledger_without_blocks_is_refused() -> None:
+def test_a_pool_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one block"):
         BlockPool(0)

@@ -13,7 +13,7 @@ import math
 from dataclasses import replace
 
 from turbo_operator.api import Method, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
-from turbo_operator.api.conditions import ConditionState, false, true, unknown
+from turbo_operator.api.condition_state import ConditionState, false, true, unknown
 from turbo_operator.drafts.training import job_state, manifests
 from turbo_operator.drafts.training.job_state import NO_TRAINING as NO_TRAINING
 from turbo_operator.drafts.training.job_state import AcceleratorQuery as AcceleratorQuery

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.api.conditions import ConditionState, bounded, false
+from turbo_operator.api.condition_state import ConditionState, bounded, false
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.documents import DraftManifest, TrainingProgress

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from turbo_operator import api
 from turbo_operator.api import PlanReason, TrainingReason, TrainingStatus
-from turbo_operator.api.conditions import ConditionState, false, unknown
+from turbo_operator.api.condition_state import ConditionState, false, unknown
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts.training import manifests
 from turbo_operator.drafts.training.job_state import (

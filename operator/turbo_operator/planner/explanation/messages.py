@@ -74,9 +74,11 @@ def chosen(choice: Choice, replicas: int, alone: bool, requirements: Requirement
         tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"
         return f"{sentence} A request alone on a replica: {latency}; {tokens}."
     requests = rate(capacity.requests_per_second)
-    planned, able = requirements.demand.rate, capacity.requests_per_second * replicas
-    share = f", {100 * planned / able:.0f} % of the capacity," if planned and able else ""
-    return f"{sentence} One replica takes {requests} requests/s. At the planned load{share} {latency}."
+    demand, able = requirements.demand, capacity.requests_per_second * replicas
+    planned = max(demand.rate or 0.0, (demand.tokens_per_second or 0.0) / demand.output.mean)
+    percent = round(100 * planned / able) if able else 0
+    share = f" ({percent} % of the capacity)" if 1 <= percent <= 100 else ""
+    return f"{sentence} One replica takes {requests} requests/s. At the planned load{share}: {latency}."
 
 
 def short(needed: float, requirements: Requirements) -> str:

@@ -324,8 +324,8 @@ def _available(evaluation: PlanEvaluation, offering: Offering, room: int) -> str
             f"the cluster has {rest}: ask for fewer, allow another class, or write provisioning: Elastic on "
             f"TurboAccelerator {name} where nodes can be added."
         )
-    is_exhausted = supply is not None and supply.unavailable_until is not None
-    if is_exhausted and room < (accelerator.max_count or room + 1):
+    is_unavailable = supply is not None and supply.unavailable_until is not None
+    if is_unavailable and room < (accelerator.max_count or room + 1):
         return (
             f"the cluster holds {holds}: a pod waited for one more {name} longer than "
             "spec.accelerators.pendingTimeout; it is tried again later."

@@ -1,4 +1,4 @@
-"""The KV tensors: one slot per token and layer, in blocks that the scheduler's block_pool numbers."""
+"""The KV tensors: one slot per token and layer, in blocks that the scheduler's block pool numbers."""
 
 from __future__ import annotations
 
