@@ -1,0 +1,75 @@
+"""The figures that docs/benchmarks.md prints are those of the runs in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def figures(benchmark: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / f"{benchmark}.json").read_text())
+    return found["figures"]  # type: ignore[no-any-return]
+
+
+def section(benchmark: str) -> str:
+    return PAGE.partition(f"\n## {benchmark}\n")[2].partition("\n## ")[0]
+
+
+def row(benchmark: str, label: str) -> list[float]:
+    """The numbers of a table's row that begins so; what stands in brackets is a spread."""
+    (line,) = re.findall(rf"^\| {re.escape(label)}[^|]*\|(.*)\|$", section(benchmark), re.MULTILINE)
+    cells = [re.sub(r"\(.*?\)", "", cell) for cell in line.split("|")]
+    return [float(number) for cell in cells for number in re.findall(r"\d+(?:\.\d+)?", cell)]
+
+
+@pytest.mark.parametrize(
+    ("label", "figure"),
+    [("time per output token", "tpot"), ("throughput", "throughput"), ("time to first token", "ttft_median")],
+)
+def test_the_planners_errors_are_those_of_its_run(label: str, figure: str) -> None:
+    told = figures("planner")
+    document = json.loads((ROOT / "benchmarks" / "results" / "planner.json").read_text())
+    (shipped,) = (
+        each for each in document["rows"] if (each["rows of"], each["coefficients"]) == ("all", "shipped")
+    )
+    known = [told[f"{figure}_{place}"] for place in ("seen", "new_accelerator", "3_points")]
+    assert row("planner", label) == [*known, float(shipped[f"{figure}_seen"])]
+
+
+def test_the_planners_other_figures_are_those_of_its_run() -> None:
+    told, text = figures("planner"), section("planner")
+    tpot, throughput, first = (told[f"{name}_new_model"] for name in ("tpot", "throughput", "ttft_median"))
+    assert f"On models never seen: {tpot}, {throughput} and {first}." in text
+    assert f"Saturated throughput: {told['saturated']}." in text
+    assert f"{told['speedup']} on the {told['speedup_rows']} A100 rows" in text
+    assert f"{told['rows']:,} published measurements" in text
+    assert f"{told['saturated_rows']} of saturated throughput" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        ("speedup over none", ["plain"]),
+        ("over transformers' `generate`, and with its prompt lookup", ["transformers", "lookup"]),
+        ("over vLLM 0.32 on CPU", ["vllm"]),
+        ("over vLLM with its n-grams", ["vllm_ngram"]),
+        ("over llama.cpp with the same float32 weights", ["llama_f32"]),
+    ],
+)
+def test_the_speedups_are_those_of_their_run(label: str, names: list[str]) -> None:
+    told = figures("speculation")
+    domains = ("json", "maths", "support")
+    assert row("speculation", label) == [told[f"{domain}_of_{name}"] for domain in domains for name in names]
+
+
+def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
+    told = figures("never_slower")
+    medians = [value for name, value in told.items() if name.endswith("_median")]
+    assert f"The medians lie between {min(medians):.2f} and {max(medians):.2f}" in section("never_slower")
