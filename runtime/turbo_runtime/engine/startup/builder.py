@@ -29,6 +29,7 @@ from turbo_runtime.models.matmul import COUNTS, padded_rows
 from turbo_runtime.models.runner import Chunk, ModelRunner, kv_bytes_per_block
 from turbo_runtime.sampling.draw import greedy_tokens
 from turbo_runtime.sampling.grammar.matcher import Grammars
+from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.speculation.controller import GoodputController
 
 log = logging.getLogger(__name__)
@@ -91,14 +92,14 @@ def start_engine(
     grammars = None
     if tokenizer:
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
-    drafters, control = Proposer(ActiveDrafts(config.speculation)), GoodputController(steps, padded_rows)
-    engine = Engine(model, scheduler, drafters, grammars, control, config.audit_fraction, report.guarantee)
+    active, file = ActiveDrafts(config.speculation), None
     if config.draft_config:
         target = Target(digest, model.decoder.embedding, model.decoder.output_rows)
-        loader = DraftLoader(target, engine.noise, config.speculation)
+        loader = DraftLoader(target, Noise(model.vocabulary, model.device), config.speculation)
         file = WatchedFile(Path(config.draft_config), loader.load)
-        active = file.wait(time.monotonic()) or ActiveDrafts(config.speculation)
-        engine.speculation.drafters = Proposer(active, file=file)
+        active = file.wait(time.monotonic()) or active
+    drafters, control = Proposer(active, file=file), GoodputController(steps, padded_rows)
+    engine = Engine(model, scheduler, drafters, grammars, control, config.audit_fraction, report.guarantee)
     return engine, replace(ready, stats=engine.stats())
 
 
