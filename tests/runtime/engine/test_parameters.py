@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -34,6 +34,12 @@ def paged() -> ModelRunner:
     report = check_batch_invariance(model, max_num_batched_tokens=48, limit_seconds=60)
     assert report.guarantee == "bitwise", report.reason
     return model
+
+
+def test_every_parameter_that_changes_the_text_is_among_those_that_are_tried() -> None:
+    parameters = {field.name for field in fields(SamplingParams)}
+    about_drafts = {"drafting", "max_draft_tokens"}
+    assert parameters - about_drafts - {"seed"} == {name for wanted in WANTED for name in wanted}
 
 
 def engine(model: ModelRunner, compiled: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
