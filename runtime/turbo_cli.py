@@ -1,8 +1,7 @@
 """The console command `turbo`: finds a sub-command among the entry points of the group `turbo.commands` and
 runs it.
 
-It imports neither the operator nor the runtime, so that each sub-command brings only the packages of its
-own extra.
+It imports neither the operator nor the runtime: each sub-command brings only the packages of its own extra.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -24,9 +25,11 @@ def take(record: Record, selector: Selector) -> Record:
     def select(value: Any) -> Any:
         if isinstance(value, np.ndarray):
             return value[selector]
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return take(value, selector)
-        return value
+        return take(value, selector) if hasattr(type(value), "__dataclass_fields__") else value
 
-    fields = dataclasses.fields(record)
-    return type(record)(*(select(getattr(record, field.name)) for field in fields))
+    return type(record)(*(select(getattr(record, name)) for name in _names(type(record))))
+
+
+@functools.cache
+def _names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))

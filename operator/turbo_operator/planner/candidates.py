@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from turbo_operator.snapshot import Accelerator
 STAGES = (2, 3, 4, 6, 8)  # nodes of one replica that are tried where one does not hold the model
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Candidates:
     """c candidates; each array has c elements."""
 
@@ -38,7 +39,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.engine)
 
-    @property
+    @cached_property
     def per_replica(self) -> Numbers:
         """Accelerators of one replica, a draft's own included."""
         own = self.by_draft(lambda draft: draft.placement == Placement.SEPARATE)

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -89,11 +89,13 @@ class PlanEvaluation:
         candidates, model_lack = self.candidates, describe_model_lack(self.requirements.shape)
         options = [(option.method, option.placement) for option in candidates.drafts]
         columns = (candidates.engine, candidates.draft, candidates.per_replica, candidates.nodes)
-        return tuple(
-            (model_lack if ENGINES[engine].name == EngineName.TURBO else None)
-            or describe_lack(ENGINES[engine].name, *options[draft], accelerators, nodes)
-            for engine, draft, accelerators, nodes in np.stack(columns, axis=1).astype(int).tolist()
-        )
+
+        @cache
+        def describe(engine: int, draft: int, accelerators: int, nodes: int) -> str | None:
+            lack = model_lack if ENGINES[engine].name == EngineName.TURBO else None
+            return lack or describe_lack(ENGINES[engine].name, *options[draft], accelerators, nodes)
+
+        return tuple(describe(*row) for row in np.stack(columns, axis=1).astype(int).tolist())
 
     @cached_property
     def lacking(self) -> Mask:

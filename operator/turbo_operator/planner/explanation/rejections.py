@@ -92,12 +92,15 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
     with np.errstate(invalid="ignore"):
         near = np.floor(np.log(np.maximum(verdict.miss, 1.0)) / 0.05)
     assumed = candidates.by_draft(lambda draft: draft.has_prior, bool)[availability.candidate]
-    first: dict[Key, int] = {}
-    for index in np.lexsort((rank, near, assumed, waits)).tolist():
-        reason = CODES[verdict.code[index]]
-        kind = 0 if reason in EVERYWHERE else int(availability.capacity_type[index])
-        if index != best:
-            first.setdefault((int(accelerators[index]), kind, reason), index)
+    order = np.lexsort((rank, near, assumed, waits))
+    order = order[order != best]
+    kinds = np.where(np.logical_or(*map(verdict.has_reason, EVERYWHERE)), 0, availability.capacity_type)
+    packed = (accelerators * len(CapacityType) + kinds) * len(CODES) + verdict.code
+    _, places = np.unique(packed[order], return_index=True)
+    first: dict[Key, int] = {
+        (int(accelerators[index]), int(kinds[index]), CODES[verdict.code[index]]): index
+        for index in order[np.sort(places)].tolist()
+    }
 
     def is_better(index: int, best: int) -> bool:
         """Whether an offering would be worth more than the chosen one, were it supported."""

@@ -17,7 +17,7 @@ back with the token. The last stage also makes the drafts, D, of every group in 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,14 +27,6 @@ from turbo_operator.planner.candidates import Candidates, MemoryUse
 from turbo_operator.planner.capabilities import ENGINES, Engine
 from turbo_operator.planner.performance import memory, queueing, speculation, step_time
 from turbo_operator.planner.performance.speculation import SpeculationOption
-from turbo_operator.planner.performance.step_time import (
-    BY_ENGINE,
-    NAMES,
-    Calibration,
-    Coefficients,
-    ForwardCost,
-    Machine,
-)
 from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.documents import ModelShape
@@ -57,7 +49,7 @@ def compute_types(shape: ModelShape) -> tuple[str, str]:
     return dense, quantized if shape.quantized_parameters else "bf16"
 
 
-def build_rates(requirements: Requirements) -> Machine:
+def build_rates(requirements: Requirements) -> step_time.Machine:
     """Collect the catalog's figures for this model as arrays [engines, accelerators]; NaN is unknown."""
     accelerators, (dense_type, expert_type) = requirements.rows, compute_types(requirements.shape)
 
@@ -72,10 +64,10 @@ def build_rates(requirements: Requirements) -> Machine:
         is_slow = requirements.element_bytes(row) == 4 and not memory.on_cpu(row)
         return rate * FLOAT32_SHARE if is_slow else rate
 
-    engines = [BY_ENGINE[engine.name] for engine in ENGINES]
-    fitted = [[astuple(replace(engine, **row.efficiency)) for row in accelerators] for engine in engines]
-    columns = np.array(fitted).reshape(len(engines), len(accelerators), len(NAMES))
-    return Machine(
+    kinds = [(step_time.BY_ENGINE[engine.name], row.efficiency) for engine in ENGINES for row in accelerators]
+    fitted = [[own.get(name, getattr(general, name)) for name in step_time.NAMES] for general, own in kinds]
+    columns = np.array(fitted).reshape(len(ENGINES), len(accelerators), len(step_time.NAMES))
+    return step_time.Machine(
         bandwidth=collect(lambda row, _: row.memory_bandwidth),
         flops=collect(lambda row, engine: flops(row, dense_type, engine.quantized)),
         expert_flops=collect(lambda row, engine: flops(row, expert_type, engine.quantized)),
@@ -83,18 +75,18 @@ def build_rates(requirements: Requirements) -> Machine:
         link=collect(lambda row, _: row.interconnect_bandwidth),
         network=collect(lambda row, _: row.network_bandwidth),
         tensor=1.0,
-        coefficients=Coefficients(*np.moveaxis(columns, 2, 0)),
+        coefficients=step_time.Coefficients(*np.moveaxis(columns, 2, 0)),
     )
 
 
-def select_machines(candidates: Candidates, rates: Machine) -> Machine:
+def select_machines(candidates: Candidates, rates: step_time.Machine) -> step_time.Machine:
     """Select what each candidate's replica runs on; columns [c, 1] broadcast against rows."""
     machine = take(rates, (candidates.engine, candidates.accelerator, None))
     tensor = candidates.tensor[:, None]
     return replace(machine, tensor=tensor, link=np.where(tensor == 1, np.inf, machine.link))
 
 
-def has_known_speed(candidates: Candidates, rates: Machine) -> Mask:
+def has_known_speed(candidates: Candidates, rates: step_time.Machine) -> Mask:
     """[c] whether the rates of each candidate's accelerator are all known."""
     machine = select_machines(candidates, rates)
     network = np.where(candidates.nodes == 1, np.inf, np.ravel(machine.network))
@@ -103,7 +95,7 @@ def has_known_speed(candidates: Candidates, rates: Machine) -> Mask:
 
 
 def build_engines(
-    candidates: Candidates, memory_use: MemoryUse, rates: Machine, requirements: Requirements
+    candidates: Candidates, memory_use: MemoryUse, rates: step_time.Machine, requirements: Requirements
 ) -> tuple[queueing.Engines, Indices]:
     """Build the curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
     shape, nodes = requirements.shape, candidates.nodes
@@ -112,7 +104,8 @@ def build_engines(
     context = requirements.demand.mean_context
     machine, work = describe_replicas(candidates, memory_use.element, rates, shape, context)
     keys = [[(str(engine.name), row.name) for row in candidates.accelerators] for engine in ENGINES]
-    factors = np.array([[calibrations.get(key, Calibration(1.0, 1.0)) for key in row] for row in keys])
+    unscaled = step_time.Calibration(1.0, 1.0)
+    factors = np.array([[calibrations.get(key, unscaled) for key in row] for row in keys])
     decode_factor, prefill_factor = factors[candidates.engine, candidates.accelerator].T
     groups = np.minimum(rows, nodes[:, None])
     together = rows / groups
@@ -165,8 +158,8 @@ def build_engines(
 
 
 def describe_replicas(
-    candidates: Candidates, element: Numbers, rates: Machine, shape: ModelShape, context: float
-) -> tuple[Machine, ForwardCost]:
+    candidates: Candidates, element: Numbers, rates: step_time.Machine, shape: ModelShape, context: float
+) -> tuple[step_time.Machine, step_time.ForwardCost]:
     """Describe what runs the passes of each candidate, and what they read and compute; columns [c, 1]."""
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
@@ -186,7 +179,7 @@ def _hops(candidates: Candidates, network: Numbers, shape: ModelShape) -> tuple[
 def _draft_model_seconds(
     option: SpeculationOption,
     candidates: Candidates,
-    rates: Machine,
+    rates: step_time.Machine,
     together: Numbers,
     context: float,
     draft: ModelShape,
