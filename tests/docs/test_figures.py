@@ -73,3 +73,10 @@ def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
     told = figures("never_slower")
     medians = [value for name, value in told.items() if name.endswith("_median")]
     assert f"The medians lie between {min(medians):.2f} and {max(medians):.2f}" in section("never_slower")
+
+
+def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
+    told, text = figures("load"), section("load")
+    assert f"At most {100 * told['outside_share_max']:.1f} % of a step is outside" in text
+    assert f"Memory grew by {told['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
+    assert told["memory_requests"] == 10_000
