@@ -71,20 +71,19 @@ class Judge:
     def follow(self, events: Iterable[Body]) -> list[Violation]:
         """All violations of the audit events of one log."""
         steps = list(replay(read_writes(events)))
-        written: dict[Key, int] = {}  # the number of the last write of each pod
-        ends: list[tuple[int, int, Write]] = []
+        asked: dict[Key, str] = {}  # when the last write of each pod was asked for
+        ends: list[tuple[int, Write]] = []
         for number, (before, write, after) in enumerate(steps):
             if write.resource == "pods":
-                if write.verb == "delete" and write.key in before.pods and write.key not in after.pods:
-                    ends.append((written.get(write.key, -1), number, write))
-                written[write.key] = number
+                is_end = write.verb == "delete" and write.key in before.pods and write.key not in after.pods
+                if is_end and asked.get(write.key, "") <= write.received:
+                    ends.append((number, write))
+                asked[write.key] = write.received
         for number, (before, write, after) in enumerate(steps):
             # A deletion without grace shows in a watch as the pod's end before it is done, and a busy API
-            # server may take seconds and hundreds of writes until it is. What is written of the pod
-            # meanwhile shows that it is still there.
-            ended = {
-                end.key for last, at, end in ends if last < number < at and end.received < write.received
-            }
+            # server may take seconds and hundreds of writes until it is. A pod that is written of meanwhile
+            # is still there.
+            ended = {end.key for at, end in ends if number < at and end.received < write.received}
             pods = {key: pod for key, pod in after.pods.items() if key not in ended} if ended else after.pods
             self._step(before, write, replace(after, pods=pods))
             owner = _owner_of(write, before, after)

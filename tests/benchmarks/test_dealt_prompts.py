@@ -66,7 +66,7 @@ def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine,
     learning = Learning(engine, "tiny", tmp_path)
     first, second = learning.drafters(requests), learning.drafters(requests)
     first.finish("old", [1, 2, 3, 4, 5, 6], 1, "")
-    assert (first.version, second._suffix.num_bytes) == ("fitted", 0)
+    assert (first.versions["default"], second._suffix.num_bytes) == ("fitted", 0)
     width = engine.model.decoder.embedding.shape[1]
     want = DraftRequest("r", [9, 8, 7], 3, 4, "", 0, 0.0, torch.ones(width), "heads")
     draft = first.propose([want])[0]

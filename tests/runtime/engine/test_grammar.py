@@ -14,7 +14,8 @@ from tokenizers import Tokenizer
 
 from turbo_dev import tiny_engine
 from turbo_runtime.messages import Grammar, SamplingParams
-from turbo_runtime.sampling.grammar.matcher import MAX_CHARACTERS, GrammarError, Grammars
+from turbo_runtime.sampling.grammar.compiler import GrammarError
+from turbo_runtime.sampling.grammar.matcher import MAX_CHARACTERS, Grammars
 from turbo_runtime.sampling.noise import Noise, answer_key
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.speculation.verification import verify

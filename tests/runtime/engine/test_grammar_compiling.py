@@ -10,8 +10,8 @@ import pytest
 from turbo_dev.tiny_engine import END, VOCABULARY, tokenizer
 from turbo_runtime.messages import Grammar
 from turbo_runtime.sampling.grammar import matcher as module
-from turbo_runtime.sampling.grammar.compiler import GrammarTrial
-from turbo_runtime.sampling.grammar.matcher import GrammarError, Grammars
+from turbo_runtime.sampling.grammar.compiler import GrammarError, GrammarTrial
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 HUGE = '{"type": "integer", "multipleOf": 999983}'  # as many states; minutes and gigabytes
 
