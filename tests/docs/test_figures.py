@@ -80,3 +80,13 @@ def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
     assert f"At most {100 * told['outside_share_max']:.1f} % of a step is outside" in text
     assert f"Memory grew by {told['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
     assert told["memory_requests"] == 10_000
+
+
+def test_what_was_compared_for_losslessness_is_that_of_its_run() -> None:
+    told = figures("lossless")
+    assert row("lossless", "outputs that differ") == [told["byte_differences"], 2, 280]
+    assert told["requests"] == 2280
+    accepted, rejected = f"{told['accepted_drafts']:,}", f"{told['rejected_drafts']:,}"
+    assert f"| {accepted} / {rejected} |" in section("lossless")
+    assert row("lossless", "smallest p of the chi-square test") == [round(told["chi_square_p_min"], 2)]
+    assert (told["logit_differences"], told["stream_differences"]) == (0, 0)
