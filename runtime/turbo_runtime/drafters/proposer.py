@@ -235,8 +235,7 @@ class Proposer:
         remembering = self._of_method(self._active.drafter)
         for guard in self._guards:
             remembered = tokens if guard in remembering and not guard.problem else ()
-            finish = guard.drafter.finish
-            guard.attempt(finish, request_id, remembered, prompt_length, scope, always=True)
+            guard.attempt(guard.drafter.finish, request_id, remembered, prompt_length, scope, always=True)
 
     def _use(self, drafts: ActiveDrafts) -> None:
         """Use these drafts, with fresh guards: they may work where earlier ones failed."""

@@ -10,8 +10,10 @@ import pytest
 
 from turbo_operator import planner
 from turbo_operator.api import (
+    Accelerators,
     Calibrated,
     CapacityType,
+    PlanReason,
     PlanStatus,
     Provenance,
     TurboDeployment,
@@ -96,6 +98,18 @@ def test_the_factors_of_the_running_pods_are_told() -> None:
     assert told == (
         Calibrated(engine="Turbo", accelerator="card", decode="1.500", prefill="2.000", online="1.000"),
     )
+
+
+def test_what_runs_is_calibrated_where_the_spec_does_not_allow_it_any_more() -> None:
+    """Found in a trial: a misspelled accelerator in an object that serves ended each look with an error."""
+    spec = td().spec.model_copy(update={"accelerators": Accelerators(allowed=("cards",))})
+    misspelled = td().model_copy(update={"spec": spec})
+    observed = seen((1.5, 2.0))
+    assert update_calibrations(misspelled, observed, None, NOW)[0] == (
+        Calibrated(engine="Turbo", accelerator="card", decode="1.500", prefill="2.000", online="1.000"),
+    )
+    decided = planner.plan(planner.build_inputs(misspelled, SHAPE, observed), NOW)
+    assert decided.reason == PlanReason.ACCELERATOR_NOT_FOUND
 
 
 def test_the_plan_rests_on_what_the_status_keeps_even_before_any_pod_has_spoken() -> None:

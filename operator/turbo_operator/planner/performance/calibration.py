@@ -224,6 +224,7 @@ def describe_replica(
 ) -> tuple[Machine, ForwardCost] | None:
     """Describe one replica in plain numbers; None where the speed of the accelerator is not stated."""
     alone = {accelerator.name: accelerator}
+    spec = spec.model_copy(update={"accelerators": None})  # what runs need not be allowed any more
     requirements = build_requirements(PlannerInputs(spec, shape, alone, None, None, {}, None), 0.0)
     rates = build_rates(requirements)
     engine = next(place for place, engine in enumerate(ENGINES) if engine.name == running.engine)
