@@ -34,23 +34,25 @@ def row(benchmark: str, label: str) -> list[float]:
     [("time per output token", "tpot"), ("throughput", "throughput"), ("time to first token", "ttft_median")],
 )
 def test_the_planners_errors_are_those_of_its_run(label: str, figure: str) -> None:
-    told = figures("planner")
+    measured = figures("planner")
     document = json.loads((ROOT / "benchmarks" / "results" / "planner.json").read_text())
     (shipped,) = (
         each for each in document["rows"] if (each["rows of"], each["coefficients"]) == ("all", "shipped")
     )
-    known = [told[f"{figure}_{place}"] for place in ("seen", "new_accelerator", "3_points")]
+    known = [measured[f"{figure}_{place}"] for place in ("seen", "new_accelerator", "3_points")]
     assert row("planner", label) == [*known, float(shipped[f"{figure}_seen"])]
 
 
 def test_the_planners_other_figures_are_those_of_its_run() -> None:
-    told, text = figures("planner"), section("planner")
-    tpot, throughput, first = (told[f"{name}_new_model"] for name in ("tpot", "throughput", "ttft_median"))
+    measured, text = figures("planner"), section("planner")
+    tpot, throughput, first = (
+        measured[f"{name}_new_model"] for name in ("tpot", "throughput", "ttft_median")
+    )
     assert f"On models never seen: {tpot}, {throughput} and {first}." in text
-    assert f"Saturated throughput: {told['saturated']}." in text
-    assert f"{told['speedup']} on the {told['speedup_rows']} A100 rows" in text
-    assert f"{told['rows']:,} published measurements" in text
-    assert f"{told['saturated_rows']} of saturated throughput" in text
+    assert f"Saturated throughput: {measured['saturated']}." in text
+    assert f"{measured['speedup']} on the {measured['speedup_rows']} A100 rows" in text
+    assert f"{measured['rows']:,} published measurements" in text
+    assert f"{measured['saturated_rows']} of saturated throughput" in text
 
 
 @pytest.mark.parametrize(
@@ -64,29 +66,31 @@ def test_the_planners_other_figures_are_those_of_its_run() -> None:
     ],
 )
 def test_the_speedups_are_those_of_their_run(label: str, names: list[str]) -> None:
-    told = figures("speculation")
+    measured = figures("speculation")
     domains = ("json", "maths", "support")
-    assert row("speculation", label) == [told[f"{domain}_of_{name}"] for domain in domains for name in names]
+    assert row("speculation", label) == [
+        measured[f"{domain}_of_{name}"] for domain in domains for name in names
+    ]
 
 
 def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
-    told = figures("never_slower")
-    medians = [value for name, value in told.items() if name.endswith("_median")]
+    measured = figures("never_slower")
+    medians = [value for name, value in measured.items() if name.endswith("_median")]
     assert f"The medians lie between {min(medians):.2f} and {max(medians):.2f}" in section("never_slower")
 
 
 def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
-    told, text = figures("load"), section("load")
-    assert f"At most {100 * told['outside_share_max']:.1f} % of a step is outside" in text
-    assert f"Memory grew by {told['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
-    assert told["memory_requests"] == 10_000
+    measured, text = figures("load"), section("load")
+    assert f"At most {100 * measured['outside_share_max']:.1f} % of a step is outside" in text
+    assert f"Memory grew by {measured['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
+    assert measured["memory_requests"] == 10_000
 
 
 def test_what_was_compared_for_losslessness_is_that_of_its_run() -> None:
-    told = figures("lossless")
-    assert row("lossless", "outputs that differ") == [told["byte_differences"], 2, 280]
-    assert told["requests"] == 2280
-    accepted, rejected = f"{told['accepted_drafts']:,}", f"{told['rejected_drafts']:,}"
+    measured = figures("lossless")
+    assert row("lossless", "outputs that differ") == [measured["byte_differences"], 2, 280]
+    assert measured["requests"] == 2280
+    accepted, rejected = f"{measured['accepted_drafts']:,}", f"{measured['rejected_drafts']:,}"
     assert f"| {accepted} / {rejected} |" in section("lossless")
-    assert row("lossless", "smallest p of the chi-square test") == [round(told["chi_square_p_min"], 2)]
-    assert (told["logit_differences"], told["stream_differences"]) == (0, 0)
+    assert row("lossless", "smallest p of the chi-square test") == [round(measured["chi_square_p_min"], 2)]
+    assert (measured["logit_differences"], measured["stream_differences"]) == (0, 0)
