@@ -34,25 +34,23 @@ def row(benchmark: str, label: str) -> list[float]:
     [("time per output token", "tpot"), ("throughput", "throughput"), ("time to first token", "ttft_median")],
 )
 def test_the_planners_errors_are_those_of_its_run(label: str, figure: str) -> None:
-    measured = figures("planner")
+    run = figures("planner")
     document = json.loads((ROOT / "benchmarks" / "results" / "planner.json").read_text())
     (shipped,) = (
         each for each in document["rows"] if (each["rows of"], each["coefficients"]) == ("all", "shipped")
     )
-    known = [measured[f"{figure}_{place}"] for place in ("seen", "new_accelerator", "3_points")]
+    known = [run[f"{figure}_{place}"] for place in ("seen", "new_accelerator", "3_points")]
     assert row("planner", label) == [*known, float(shipped[f"{figure}_seen"])]
 
 
 def test_the_planners_other_figures_are_those_of_its_run() -> None:
-    measured, text = figures("planner"), section("planner")
-    tpot, throughput, first = (
-        measured[f"{name}_new_model"] for name in ("tpot", "throughput", "ttft_median")
-    )
+    run, text = figures("planner"), section("planner")
+    tpot, throughput, first = (run[f"{name}_new_model"] for name in ("tpot", "throughput", "ttft_median"))
     assert f"On models never seen: {tpot}, {throughput} and {first}." in text
-    assert f"Saturated throughput: {measured['saturated']}." in text
-    assert f"{measured['speedup']} on the {measured['speedup_rows']} A100 rows" in text
-    assert f"{measured['rows']:,} published measurements" in text
-    assert f"{measured['saturated_rows']} of saturated throughput" in text
+    assert f"Saturated throughput: {run['saturated']}." in text
+    assert f"{run['speedup']} on the {run['speedup_rows']} A100 rows" in text
+    assert f"{run['rows']:,} published measurements" in text
+    assert f"{run['saturated_rows']} of saturated throughput" in text
 
 
 @pytest.mark.parametrize(
@@ -66,31 +64,29 @@ def test_the_planners_other_figures_are_those_of_its_run() -> None:
     ],
 )
 def test_the_speedups_are_those_of_their_run(label: str, names: list[str]) -> None:
-    measured = figures("speculation")
+    run = figures("speculation")
     domains = ("json", "maths", "support")
-    assert row("speculation", label) == [
-        measured[f"{domain}_of_{name}"] for domain in domains for name in names
-    ]
+    assert row("speculation", label) == [run[f"{domain}_of_{name}"] for domain in domains for name in names]
 
 
 def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
-    measured = figures("never_slower")
-    medians = [value for name, value in measured.items() if name.endswith("_median")]
+    run = figures("never_slower")
+    medians = [value for name, value in run.items() if name.endswith("_median")]
     assert f"The medians lie between {min(medians):.2f} and {max(medians):.2f}" in section("never_slower")
 
 
 def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
-    measured, text = figures("load"), section("load")
-    assert f"At most {100 * measured['outside_share_max']:.1f} % of a step is outside" in text
-    assert f"Memory grew by {measured['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
-    assert measured["memory_requests"] == 10_000
+    run, text = figures("load"), section("load")
+    assert f"At most {100 * run['outside_share_max']:.1f} % of a step is outside" in text
+    assert f"Memory grew by {run['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
+    assert run["memory_requests"] == 10_000
 
 
 def test_what_was_compared_for_losslessness_is_that_of_its_run() -> None:
-    measured = figures("lossless")
-    assert row("lossless", "outputs that differ") == [measured["byte_differences"], 2, 280]
-    assert measured["requests"] == 2280
-    accepted, rejected = f"{measured['accepted_drafts']:,}", f"{measured['rejected_drafts']:,}"
+    run = figures("lossless")
+    assert row("lossless", "outputs that differ") == [run["byte_differences"], 2, 280]
+    assert run["requests"] == 2280
+    accepted, rejected = f"{run['accepted_drafts']:,}", f"{run['rejected_drafts']:,}"
     assert f"| {accepted} / {rejected} |" in section("lossless")
-    assert row("lossless", "smallest p of the chi-square test") == [round(measured["chi_square_p_min"], 2)]
-    assert (measured["logit_differences"], measured["stream_differences"]) == (0, 0)
+    assert row("lossless", "smallest p of the chi-square test") == [round(run["chi_square_p_min"], 2)]
+    assert (run["logit_differences"], run["stream_differences"]) == (0, 0)
