@@ -30,7 +30,7 @@ $(UV):
 
 .build/synced: pyproject.toml uv.lock | $(UV)
 	@echo "Installing the locked dependencies into .venv (torch and its libraries are 4.7 GB; once per change of uv.lock)"
-	@$(UV) sync --quiet --frozen --compile-bytecode --all-extras --group dev
+	@$(UV) sync $$([ -t 2 ] || echo --quiet) --frozen --compile-bytecode --all-extras --group dev
 	@touch $@
 
 # A test installs the operator's part as a tool of its own, offline: this puts what it needs in uv's cache.

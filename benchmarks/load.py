@@ -150,7 +150,7 @@ def _measured(
     engine: Engine, requests: Sequence[GenerationRequest], at_a_time: int, drafting: DraftMethod
 ) -> Measured:
     server = fresh(engine)
-    asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
+    asked = [as_new(request, request.request_id, draft_method=drafting) for request in requests]
     with _timed_forward(server) as inside:
         counted = WhileFull(len(asked), at_a_time)
         began = time.perf_counter()

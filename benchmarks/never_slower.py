@@ -209,7 +209,7 @@ def _answered(
             server = servers[drafting]
             while waiting[drafting] and live[drafting] < at_a_time:
                 request = waiting[drafting].popleft()
-                server.accept(as_new(request, request.request_id, drafting=drafting))
+                server.accept(as_new(request, request.request_id, draft_method=drafting))
                 live[drafting] += 1
             if live[drafting]:
                 began = time.perf_counter()

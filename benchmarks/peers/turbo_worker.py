@@ -75,7 +75,7 @@ def requests(job: Job, prompts: list[list[int]], name: str) -> list[GenerationRe
         temperature=0.0,
         max_tokens=job.max_tokens,
         stop_token_ids=frozenset(job.stop),
-        drafting=cast("DraftMethod", job.variant),
+        draft_method=cast("DraftMethod", job.variant),
     )
     return [
         GenerationRequest(f"{name}{number}", tuple(prompt), params) for number, prompt in enumerate(prompts)

@@ -57,7 +57,7 @@ def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[Generat
 def alone(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str, Answer]:
     """Every answer without drafts, one at a time, none of them with a cached prompt."""
     return {
-        r.request_id: run(fresh(engine), [as_new(r, r.request_id, drafting="off")], 1)[r.request_id]
+        r.request_id: run(fresh(engine), [as_new(r, r.request_id, draft_method="off")], 1)[r.request_id]
         for r in requests
     }
 

@@ -46,7 +46,7 @@ def run(place: Place) -> int:
         if _refuses(access):
             return 1
     prefix = f"{place.registry}/" if place.registry else ""
-    with step("put the model on its claim", "5 s"):
+    with step("put the model on its claim, with a Job", "5 s"):
         volume.fill(access, cluster, prefix + made.model.name)
     with step("helm upgrade --install turbo charts/turbo", "10 s"):
         release.install(access, made, place.registry)

@@ -42,7 +42,7 @@ def say(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Said]:
     before, engine.speculation = engine.speculation, recorder
     tokens: defaultdict[str, list[int]] = defaultdict(list)
     for request in requests:
-        engine.accept(replace(request, params=replace(request.params, drafting="off")))
+        engine.accept(replace(request, params=replace(request.params, draft_method="off")))
     while not engine.idle:
         for event in engine.step().events:
             if event.error:

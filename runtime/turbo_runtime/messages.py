@@ -45,7 +45,7 @@ class SamplingParams:
     stop_token_ids: frozenset[int] = frozenset()  # the server adds the model's end-of-sequence ids
     logprobs: int | None = None  # for each token and that many likeliest ones; None: none
     prompt_logprobs: int | None = None  # the same for the prompt's tokens
-    drafting: DraftMethod = "auto"  # the drafter; auto: whatever promises most
+    draft_method: DraftMethod = "auto"  # the drafter; auto: whatever promises most
     max_draft_tokens: int | None = None  # None: the engine's limit, which also bounds it
 
 

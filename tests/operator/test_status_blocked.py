@@ -136,6 +136,25 @@ def test_an_inspection_that_no_node_takes_does_not_stall() -> None:
     assert told(look(spec, {}, waits, NOW + 500)[1], "Stalled")[0] == "False"
 
 
+def test_a_claim_that_is_not_there_is_told_with_the_remedy() -> None:
+    spec = {"model": {"uri": "pvc://modles/smollm2.gguf"}}
+    said = '0/1 nodes are available: persistentvolumeclaim "modles" not found. preemption: 0/1 nodes.'
+    waits = inspecting(spec, reason="Unschedulable", message=said, pending_since=NOW)
+    _, conditions = look(spec, {}, waits)
+    for kind in ("ModelInspected", "Ready"):
+        assert "Correct the name of the claim" in conditions[kind]["message"]
+    full = inspecting(spec, reason="Unschedulable", message="0/1 nodes: Insufficient cpu.", pending_since=NOW)
+    assert "claim" not in look(spec, {}, full)[1]["Ready"]["message"]
+
+
+def test_what_is_wrong_with_the_model_is_told_where_it_belongs_and_by_ready_and_stalled() -> None:
+    said = "Cannot inspect /model: there is no file smollm2.gguf"
+    job = inspect_job({}, failed=True)
+    _, conditions = look({}, {}, seen(model=None, model_error=said, children=(job,)))
+    tell = {kind for kind, each in conditions.items() if said in each["message"]}
+    assert tell == {"ModelInspected", "Ready", "Stalled"}
+
+
 def test_a_failed_inspection_of_another_model_or_image_is_not_told_of_this_generation() -> None:
     spec: dict[str, Any] = {"model": {"uri": "pvc://models/other"}}
     before: dict[str, Any] = {}

@@ -111,7 +111,7 @@ class TurboAcceleratorSpec(Record):
     resource_name: Annotated[
         str, Text(253, _RESOURCE, "write a resource that nodes have, like nvidia.com/gpu or cpu")
     ]
-    """The resource of nodes that is asked for, like nvidia.com/gpu or cpu."""
+    """The resource of nodes that pods request, such as nvidia.com/gpu or cpu."""
     quantity: Quantity = "1"
     """How much of the resource makes one accelerator: of resource cpu, that many cores."""
     node_selector: Labels | None = None

@@ -60,7 +60,7 @@ class Server(Record):
     """The server of the OpenAI API in every pod."""
 
     api_keys_secret_ref: ApiKeysSecretRef | None = None
-    """API keys that requests must bear. Default: none are asked for."""
+    """API keys that requests must have. Default: none."""
 
 
 class Model(Record):

@@ -229,7 +229,7 @@ class ScaleEvent(StatusRecord):
 
 
 class UnavailableAccelerator(StatusRecord):
-    """A TurboAccelerator that a pod has waited for in vain."""
+    """A TurboAccelerator that a pod has waited for without success."""
 
     accelerator: _Name
     """Its name."""
@@ -268,7 +268,7 @@ class TrainingStatus(StatusRecord):
     accelerator_name: _Name | None = None
     """The TurboAccelerator it runs on."""
     excluded_accelerators: Annotated[tuple[_Name, ...], Field(max_length=32)] = ()
-    """TurboAccelerators that its pod has waited for in vain, until one has run."""
+    """TurboAccelerators that its pod has waited for without success, until one has run."""
     start_time: _Time | None = None
     """When its first pod began to run (RFC 3339, UTC); absent until then."""
     cost_per_hour: _Name | None = None
@@ -332,7 +332,7 @@ class TurboDeploymentStatus(StatusRecord):
     canary: DraftStatus | None = None
     """A new one that is tried on a pod of its own, or waits to be."""
     rejected_drafts: Annotated[tuple[RejectedDraft, ...], Field(max_length=MAX_REJECTED_DRAFTS)] = ()
-    """The last drafts that were tried in vain, the latest last."""
+    """The last drafts that a canary rejected, the latest last."""
     observed: ObservedMetrics | None = None
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()

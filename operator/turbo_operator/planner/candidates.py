@@ -29,12 +29,12 @@ class Candidates:
     """c candidates; each array has c elements."""
 
     accelerators: tuple[Accelerator, ...]
-    drafts: tuple[SpeculationOption, ...]
+    draft_options: tuple[SpeculationOption, ...]
     engine: Indices  # of ENGINES
     accelerator: Indices  # of `accelerators`
     tensor: Numbers  # accelerators that share every layer
     nodes: Numbers  # stages of layers, each on a node of its own
-    draft: Indices  # of `drafts`
+    draft: Indices  # of `draft_options`
 
     def __len__(self) -> int:
         return len(self.engine)
@@ -55,7 +55,7 @@ class Candidates:
 
     def by_draft(self, value: Callable[[SpeculationOption], float], dtype: type = float) -> NDArray[Any]:
         """Look up a value of the way each candidate speculates."""
-        return np.array([value(draft) for draft in self.drafts], dtype)[self.draft]
+        return np.array([value(draft) for draft in self.draft_options], dtype)[self.draft]
 
 
 def enumerate_candidates(requirements: Requirements) -> Candidates:
@@ -193,7 +193,7 @@ def _draft_memory(
     """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators."""
     shape, draft, length = requirements.shape, requirements.inputs.draft, requirements.max_model_len
     weights, cache = np.zeros(len(candidates)), np.zeros(len(candidates))
-    for number, option in enumerate(candidates.drafts):
+    for number, option in enumerate(candidates.draft_options):
         mine = candidates.draft == number
         if option.placement is None or option.placement == Placement.CPU or not mine.any():
             continue

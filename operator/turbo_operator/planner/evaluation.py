@@ -87,7 +87,7 @@ class PlanEvaluation:
     def lacks(self) -> tuple[str | None, ...]:
         """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
         candidates, model_lack = self.candidates, describe_model_lack(self.requirements.shape)
-        options = [(option.method, option.placement) for option in candidates.drafts]
+        options = [(option.method, option.placement) for option in candidates.draft_options]
         columns = (candidates.engine, candidates.draft, candidates.per_replica, candidates.nodes)
 
         @cache
@@ -214,7 +214,7 @@ class PlanEvaluation:
             int(candidates.nodes[place]),
             place=place,
             engine=ENGINES[candidates.engine[place]],
-            draft=candidates.drafts[candidates.draft[place]],
+            draft=candidates.draft_options[candidates.draft[place]],
             tensor=int(candidates.tensor[place]),
         )
 

@@ -141,7 +141,7 @@ class Conditions:
             return false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
         message = "The inspect Job reads the model's shape."
         if error:
-            remedies = (remedy_of(pod.reason) for pod in self._observed.inspecting)
+            remedies = (remedy_of(pod.reason, pod.message) for pod in self._observed.inspecting)
             message = f"{message} Its last attempt said: {error}{next(filter(None, remedies), '')}"
         return unknown(api.ModelInspectedReason.INSPECTING, message)
 
@@ -149,8 +149,7 @@ class Conditions:
     def _feasible(self) -> ConditionState:
         plan = self._outcome.plan
         if plan is None:
-            message = f"There is nothing to plan yet. {self._inspected.message}"
-            return unknown(api.PlanReason.MODEL_UNKNOWN, message)
+            return unknown(api.PlanReason.MODEL_UNKNOWN, "It is planned once the model is inspected.")
         return ConditionState("False" if plan.choice is None else "True", plan.reason, plan.detail)
 
     @cached_property
@@ -167,7 +166,7 @@ class Conditions:
         if ready >= self._minimum:
             return true(api.AvailableReason.MINIMUM_REPLICAS_AVAILABLE, answering + self._missing(ready))
         if self._plan_hash is None and not self._serving:
-            return false(api.AvailableReason.NO_PLAN, f"{answering} {self._feasible.message}")
+            return false(api.AvailableReason.NO_PLAN, f"{answering} There is no plan: PlanFeasible says why.")
         if silent := self._silent():
             return false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
         cause = self._held_up(current or self._serving, self._target, ready)
@@ -289,10 +288,7 @@ class Conditions:
         # as a HorizontalPodAutoscaler says it
         idle = self._scale.reason in (api.ScalingReason.SUSPENDED, api.ScalingReason.METRICS_UNAVAILABLE)
         if spec.scaling_mode != api.ScalingMode.EXTERNAL and spec.replicas != 1 and not spec.suspend:
-            message += (
-                f" spec.replicas of {spec.replicas} is not followed: kubectl scale and other autoscalers "
-                "decide under spec.scaling.mode External alone."
-            )
+            message += f" spec.replicas of {spec.replicas} is not followed: that takes scaling.mode External."
         return ConditionState("False" if idle else "True", self._scale.reason, message)
 
     def _within_budget(self) -> ConditionState:
@@ -343,7 +339,7 @@ class Conditions:
         Ready does not say it: it is True also while the last replica starts.
         """
         if self._stalled.status == "True":
-            return false(self._stalled.reason, self._stalled.message)
+            return false(self._stalled.reason, "It is stalled: Stalled says why.")
         for cause in (self._ready, self._feasible):
             if cause.status != "True":
                 present = any(pod.is_present for pod in self._observed.pods)

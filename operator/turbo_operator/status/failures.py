@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from turbo_operator import api
@@ -22,7 +23,6 @@ POD_REASONS: Mapping[str, api.AvailableReason] = {
     }.items()
     for reason in reasons.split()
 }
-_IMAGE_REMEDY = " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
 
 
 def failure(observed: Snapshot, plan_hash: str) -> str:
@@ -49,7 +49,7 @@ def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
         return None
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
-    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy_of(pod.reason)}")
+    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy_of(pod.reason, message)}")
 
 
 def kept_by_finalizer(child: ChildView) -> str | None:
@@ -60,7 +60,10 @@ def kept_by_finalizer(child: ChildView) -> str | None:
     return f"{child.kind} {child.name} was deleted, and finalizer {foreign[0]} keeps it: remove that."
 
 
-def remedy_of(reason: str | None) -> str:
-    """Return a sentence, after a space, on what helps a pod of this reason; empty where none is known."""
-    is_image = POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF
-    return _IMAGE_REMEDY if is_image else ""
+def remedy_of(reason: str | None, message: str | None) -> str:
+    """Return a sentence, after a space, on what helps a pod that says so; empty where none is known."""
+    if POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF:
+        return " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
+    if message and re.search('persistentvolumeclaim "[^"]+" not found', message):  # the scheduler's words
+        return " Correct the name of the claim where the spec has it, or make a claim of this name."
+    return ""

@@ -34,8 +34,8 @@ class DraftRequest:
     key: int  # of its noise, `sampling.answer_key`
     temperature: float  # 0: greedy, no noise
     hidden: Tensor | None = None  # (width,): the model's last hidden state, which gave the last token
-    drafting: DraftMethod = "auto"  # the request's choice of drafters
-    name: str = DEFAULT_DRAFT  # of its trained draft
+    method: DraftMethod = "auto"  # the request's choice of drafters
+    draft: str = DEFAULT_DRAFT  # name of its trained draft
 
 
 class TokenOrigin(NamedTuple):

@@ -203,7 +203,7 @@ class Proposer:
         drafts = [Draft()] * len(requests)
         groups: defaultdict[tuple[DraftMethod, str], list[int]] = defaultdict(list)
         for index, request in enumerate(requests):
-            groups[self._resolve(request.drafting), self.name_of(request.name)].append(index)
+            groups[self._resolve(request.method), self.name_of(request.draft)].append(index)
         for (method, name), indices in groups.items():
             key = (method, name, self._generation)
             chosen = [guard for guard in self._of_method(method) if guard.draft in (None, name)]

@@ -294,7 +294,7 @@ class Scheduler:
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts that a decoding sequence could use in one step."""
         params = sequence.request.params
-        if params.drafting == "off":
+        if params.draft_method == "off":
             return 0
         own = self.max_draft_tokens if params.max_draft_tokens is None else params.max_draft_tokens
         # one token of the room is the correction or bonus

@@ -176,8 +176,8 @@ class Speculator:
         for part in parts:
             sequence = part.work.sequence
             params = sequence.request.params
-            if not sequence.generated and params.drafting != "off" and params.max_draft_tokens != 0:
-                self.drafters.expect(sequence.request_id, sequence.tokens, params.drafting)
+            if not sequence.generated and params.draft_method != "off" and params.max_draft_tokens != 0:
+                self.drafters.expect(sequence.request_id, sequence.tokens, params.draft_method)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _draft(self, able: Sequence[BatchEntry], answers: int) -> None:
@@ -212,7 +212,7 @@ class Speculator:
             sampler.key,
             0.0 if sampler.greedy else sampler.params.temperature,
             self._hidden.get(request.request_id),
-            sampler.params.drafting,
+            sampler.params.draft_method,
             request.draft,
         )
 

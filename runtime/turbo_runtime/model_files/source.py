@@ -21,6 +21,7 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
+_HUB_REMEDY = ": set HF_ENDPOINT to a mirror, or name a model on disk"
 _PASSING = (408, 429)  # besides all of 5xx: statuses that the same request may not meet again
 
 
@@ -80,7 +81,7 @@ def hub_errors() -> Iterator[None]:
             raise HubUnreachableError(f"the hub answered with status {status}") from error
         raise ModelError(f"the hub refused it: {first_line(error)}") from error
     except (HTTPError, ConnectionError) as error:
-        raise HubUnreachableError(f"the hub cannot be reached: {first_line(error)}") from error
+        raise HubUnreachableError(f"the hub cannot be reached ({first_line(error)}){_HUB_REMEDY}") from error
 
 
 def first_line(error: Exception) -> str:

@@ -203,7 +203,7 @@ def _prepare(
         stop_token_ids=stop_ids if request.ignore_eos else stop_ids | model.stop_token_ids,
         logprobs=request.num_logprobs,
         prompt_logprobs=max(prompt_logprobs, default=None),
-        drafting=request.speculation,
+        draft_method=request.speculation,
     )
     params = tuple(
         replace(shared, max_tokens=_max_tokens(len(prompt), request, field, model)) for prompt in prompts

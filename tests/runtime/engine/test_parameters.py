@@ -38,7 +38,7 @@ def paged() -> ModelRunner:
 
 def test_every_parameter_that_changes_the_text_is_among_those_that_are_tried() -> None:
     parameters = {field.name for field in fields(SamplingParams)}
-    about_drafts = {"drafting", "max_draft_tokens"}
+    about_drafts = {"draft_method", "max_draft_tokens"}
     assert parameters - about_drafts - {"seed"} == {name for wanted in WANTED for name in wanted}
 
 
@@ -58,7 +58,7 @@ def requests(drafting: str = "auto") -> list[GenerationRequest]:
     found = []
     for number, wanted in enumerate(WANTED):
         prompt = torch.randint(1, VOCABULARY, (5 + 7 * number % 40,), generator=generator).tolist()
-        params = SamplingParams(**{"seed": number, "max_tokens": 40, "drafting": drafting, **wanted})
+        params = SamplingParams(**{"seed": number, "max_tokens": 40, "draft_method": drafting, **wanted})
         found.append(GenerationRequest(f"r{number}", tuple(prompt * 2), params))
     return found
 

@@ -46,7 +46,7 @@ loads = st.builds(
 def submit(
     number: int, prompt: int, answer: int, speculation: bool = False, tenant: str = ""
 ) -> GenerationRequest:
-    params = SamplingParams(max_tokens=answer, drafting="auto" if speculation else "off")
+    params = SamplingParams(max_tokens=answer, draft_method="auto" if speculation else "off")
     return GenerationRequest(f"r{number}", tuple(range(prompt)), params, tenant=tenant)
 
 
@@ -94,7 +94,7 @@ def check(plan: tuple[ScheduledTokens, ...], scheduler: Scheduler, load: Load) -
         assert work.start + work.count <= len(sequence.tokens)
         if work.draft_limit:
             assert work.yields
-            assert sequence.request.params.drafting == "auto"
+            assert sequence.request.params.draft_method == "auto"
             assert work.draft_limit <= load.max_draft_tokens
             assert work.draft_limit < scheduler.room(sequence)
         # every token of the step has a slot before the step begins

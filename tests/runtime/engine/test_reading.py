@@ -90,7 +90,7 @@ def test_a_prompt_is_known_when_its_answer_begins(make_engine: MakeEngine) -> No
 @pytest.mark.parametrize(("drafter", "wanted"), [("off", "auto"), ("auto", "off"), ("heads", "auto")])
 def test_nothing_is_read_for_who_will_not_ask(make_engine: MakeEngine, drafter: str, wanted: str) -> None:
     server = make_engine(Proposer(ActiveDrafts(drafter)))
-    params = SamplingParams(temperature=0.0, max_tokens=20, drafting=wanted)
+    params = SamplingParams(temperature=0.0, max_tokens=20, draft_method=wanted)
     server.accept(GenerationRequest("r", tuple(range(1, 60)), params))
     server.step()
     assert server.speculation.drafters._suffix.num_bytes == 0

@@ -65,7 +65,7 @@ def alone(smollm2: ModelRunner) -> dict[str, list[int]]:
     """Every answer without speculation and without company."""
     answers: dict[str, list[int]] = {}
     for request in requests():
-        answers |= run(smollm2, [replace(request, params=replace(request.params, drafting="off"))])[0]
+        answers |= run(smollm2, [replace(request, params=replace(request.params, draft_method="off"))])[0]
     assert all(len(answer) == TOKENS for answer in answers.values())
     return answers
 

@@ -151,8 +151,10 @@ MIXED = [
 ]
 
 
-def mixed(drafting: str = "auto") -> list[GenerationRequest]:
-    return [ask(i, prompt, **MIXED[i % len(MIXED)], drafting=drafting) for i, prompt in enumerate(prompts(9))]
+def mixed(method: str = "auto") -> list[GenerationRequest]:
+    return [
+        ask(i, prompt, **MIXED[i % len(MIXED)], draft_method=method) for i, prompt in enumerate(prompts(9))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +162,7 @@ def alone(paged: tuple[str, ModelRunner]) -> dict[str, list[int]]:
     """Every answer computed alone, without speculation."""
     torch.set_num_threads(1)
     answers: dict[str, list[int]] = {}
-    for request in mixed(drafting="off"):
+    for request in mixed(method="off"):
         answers |= run(engine(paged[1]), [request])
     return answers
 

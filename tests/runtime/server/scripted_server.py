@@ -84,7 +84,7 @@ class Script:
         if refused or self.text.startswith("fail"):
             sentence = "The script says so."
             return TokenEvent(self.request.request_id, finish_reason="error", error=sentence, refused=refused)
-        speculative = self.request.params.drafting != "off" and not self.slow
+        speculative = self.request.params.draft_method != "off" and not self.slow
         now, self.tokens = (
             (self.tokens[:3], self.tokens[3:]) if speculative else (self.tokens[:1], self.tokens[1:])
         )

@@ -293,7 +293,7 @@ def test_the_bench_compares_both_ways_with_a_cache_of_its_own_for_each_pass(
     requests = [
         line for line in server.engine_log.read_text().splitlines() if line.startswith("GenerationRequest(")
     ]
-    passes = re.findall(r"drafting='(\w+)'.*salt='(.+)'", "\n".join(requests[2:]))
+    passes = re.findall(r"draft_method='(\w+)'.*salt='(.+)'", "\n".join(requests[2:]))
     assert [mode for mode, _ in passes[::3]] == ["auto", "off", "off", "auto"]
     assert len({salt for _, salt in passes}) == 4
     assert f"{document['speedup']:.2f} times" in capsys.readouterr().out

@@ -51,7 +51,7 @@ def test_every_parameter_reaches_the_engine(server: Any, client: openai.OpenAI) 
     unset = {field.name for field in fields(SamplingParams) if f" {field.name}={field.default!r}," in told}
     assert unset == {"grammar"}, "a parameter that this test does not send, or that nobody passes on"
     assert "seed=11, max_tokens=40, stop_token_ids=frozenset({0, 9})" in told
-    assert "logprobs=2, prompt_logprobs=1, drafting='suffix', max_draft_tokens=5" in told
+    assert "logprobs=2, prompt_logprobs=1, draft_method='suffix', max_draft_tokens=5" in told
     assert told.endswith("tenant='', salt='pepper', draft='default')")
 
 
@@ -68,7 +68,7 @@ def test_speculation_is_a_switch_or_a_method(
     server: Any, client: openai.OpenAI, value: Any, drafting: str
 ) -> None:
     client.completions.create(model="echo", prompt="abc", extra_body={"speculation": value})
-    assert f"drafting='{drafting}'" in last_submit(server)
+    assert f"draft_method='{drafting}'" in last_submit(server)
 
 
 def test_a_stop_token_or_string_is_named_and_is_no_text(server: Any, client: openai.OpenAI) -> None:

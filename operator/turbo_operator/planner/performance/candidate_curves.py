@@ -135,7 +135,7 @@ def build_engines(
         return speculation.find_fastest(option, seconds, drafting)
 
     decode, drafts, committed = np.empty_like(rows), np.zeros(rows.shape, np.int64), np.ones_like(rows)
-    for number, option in enumerate(candidates.drafts):
+    for number, option in enumerate(candidates.draft_options):
         places = np.flatnonzero(candidates.draft == number)
         if len(places) == 0:
             continue
