@@ -14,6 +14,7 @@ from .progress import step
 from .shell import CommandError, run
 
 BASE = "docker.io/library/debian:12-slim"
+DOCKERFILE = REPOSITORY / "Dockerfile"
 
 # Passed on to the build where the host has them: a package index, bundles of a private certificate authority.
 _PASSED_ON = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX")
@@ -36,10 +37,11 @@ def images() -> list[str]:
     return [name for row in rows or [] for name in row.get("names") or []]
 
 
-def build(target: str, image: str, contexts: dict[str, Path]) -> None:
-    """Build one target of the Dockerfile as `image`; what the layers' cache has is not built again."""
+def build(target: str, image: str, contexts: dict[str, Path], file: Path = DOCKERFILE) -> None:
+    """Build one target of a Dockerfile as `image`; what the layers' cache has is not built again."""
     _ensure_base()
     options = ["--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--target={target}"]
+    options.append(f"--file={file}")
     options += [f"--build-context={name}={folder}" for name, folder in contexts.items()]
     for name in _PASSED_ON:
         if os.environ.get(name):

@@ -25,7 +25,7 @@ _CODE = (
     "LICENSE",
 )
 _CODE_FOLDERS = ("operator", "runtime")
-_LOCAL = "docker.io/library"
+LOCAL = "docker.io/library"  # the registry of images that come from none
 _USUALLY = {
     "operator": "40 s, later 10 s",
     "runtime": "3 min, later 10 s",
@@ -49,7 +49,7 @@ class Image:
     @property
     def full_name(self) -> str:
         """As stores write it: docker.io/library/turbo-runtime:TAG."""
-        return f"{_LOCAL}/{self.name}"
+        return f"{LOCAL}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def build() -> Images:
     """Build what is not built yet. Raises CommandError with the end of the build's log."""
     wanted = of_this_checkout()
     packages.install(packages.plan(packages.missing(packages.IMAGE_PROGRAMS)))
-    with _locked():
+    with locked():
         known = buildah.images()
         for image in wanted:
             if image.full_name in known:
@@ -87,7 +87,7 @@ def build() -> Images:
             with step(f"build the image {image.name}", _USUALLY[image.target]):
                 buildah.build(image.target, image.full_name, contexts)
         current = {image.full_name for image in wanted}
-        ours = tuple(f"{_LOCAL}/{image.repository}:" for image in wanted)
+        ours = tuple(f"{LOCAL}/{image.repository}:" for image in wanted)
         for name in known:
             if name.startswith(ours) and name not in current:
                 buildah.forget(name)
@@ -98,7 +98,7 @@ def deliver(images: Images, cluster: Cluster) -> None:
     """Put the images on the node of the embedded cluster."""
     layout = Layout()
     there = set(cluster.ctr("images", "ls", "-q").split())
-    with _locked():
+    with locked():
         for image in images:
             if image.full_name in there:
                 continue
@@ -118,8 +118,8 @@ def prune(images: Images, cluster: Cluster) -> None:
     deployments = cluster.access.get("deployments", "--all-namespaces")["items"]
     specs = pods + [each["spec"]["template"]["spec"] for each in deployments]
     needed = {image.full_name for image in images}
-    needed |= {f"{_LOCAL}/{container['image']}" for spec in specs for container in spec["containers"]}
-    ours = tuple(f"{_LOCAL}/{image.repository}:" for image in images)
+    needed |= {f"{LOCAL}/{container['image']}" for spec in specs for container in spec["containers"]}
+    ours = tuple(f"{LOCAL}/{image.repository}:" for image in images)
     for name in cluster.ctr("images", "ls", "-q").split():
         if name.startswith(ours) and name not in needed:
             cluster.ctr("images", "rm", name)
@@ -130,7 +130,7 @@ def publish(images: Images, registry: str) -> dict[str, str]:
     pushed = {}
     host = registry.partition("/")[0].partition(":")[0]
     plain = ["--tls-verify=false"] if host in ("localhost", "127.0.0.1") else []
-    with _locked():  # the build of another checkout would forget an image that is being pushed
+    with locked():  # the build of another checkout would forget an image that is being pushed
         for image in images:
             digest = buildah.home() / f"{image.target}.digest"
             destination = f"{registry}/{image.name}"
@@ -160,7 +160,7 @@ def _counts(path: Path) -> bool:
 
 
 @contextmanager
-def _locked() -> Iterator[None]:
+def locked() -> Iterator[None]:
     """One build at a time: the layers' cache is of no use to two that make the same layer."""
     buildah.home().mkdir(parents=True, exist_ok=True)
     with (buildah.home() / "lock").open("w") as lock:

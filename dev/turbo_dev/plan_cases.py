@@ -197,8 +197,9 @@ def plan(
 
 
 def spec(**fields: Any) -> TurboDeploymentSpec:
-    """A spec with these fields."""
-    return TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b"}, **fields})
+    """A spec with these fields; of engine Turbo, which serves on all of the catalogs here."""
+    usual = {"model": {"uri": "hf://a/b"}, "engine": {"type": "Turbo"}}
+    return TurboDeploymentSpec.model_validate({**usual, **fields})
 
 
 def changed(wanted: TurboDeploymentSpec, **fields: Any) -> TurboDeploymentSpec:

@@ -57,6 +57,7 @@ class Settings:
     """The settings of an operator process, with their defaults."""
 
     runtime_image: str = _setting(_text)  # image of the serving and inspecting pods, with its tag or digest
+    vllm_image: str = _setting(_text, "vllm/vllm-openai:v0.32.0")  # of the pods that serve by vLLM
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
     namespaces: tuple[str, ...] = _setting(_names, ())  # watched; none is all of them
     apply_catalog: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from turbo_operator.api import CapacityType, DraftStatus, Provisioning, TurboAccelerator, quantity
+from turbo_operator.api import CapacityType, DraftStatus, EngineName, Provisioning, TurboAccelerator, quantity
 from turbo_runtime.contract.documents import Load, ModelInfo, TrainingProgress
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
@@ -149,6 +149,7 @@ class PodView(AcceleratorLabels):
     orphan: str | None = None  # its resource version, where nothing controls it any more
     owner_uid: str | None = None  # by its label, without which the Service does not select it
     load: LoadSample | None = None  # the latest that was read
+    engine: str = EngineName.TURBO
 
     @property
     def is_present(self) -> bool:

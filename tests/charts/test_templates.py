@@ -91,6 +91,7 @@ def test_wrong_values_are_refused(render: Render, case: str) -> None:
 def test_operator_understands_the_default_settings(render: Render) -> None:
     told = operator_settings(render())
     assert told.runtime_image == "turbo-runtime:0.1.0"
+    assert told.vllm_image == settings.Settings(runtime_image="any").vllm_image
     assert told.namespaces == ()
     assert told.apply_catalog is True
 
@@ -100,6 +101,8 @@ def test_operator_understands_changed_settings(render: Render) -> None:
         render(
             "--set=image.runtime.repository=registry.example:5000/turbo-runtime",
             f"--set=image.runtime.digest={DIGEST}",
+            "--set=image.vllm.repository=registry.example:5000/vllm",
+            "--set=image.vllm.tag=cpu",
             "--set=watchNamespaces={a,b}",
             "--set=accelerators.apply=false",
             "--set=imagePullPolicy=Always",
@@ -108,6 +111,7 @@ def test_operator_understands_changed_settings(render: Render) -> None:
         )
     )
     assert told.runtime_image == f"registry.example:5000/turbo-runtime@{DIGEST}"
+    assert told.vllm_image == "registry.example:5000/vllm:cpu"
     assert told.image_pull_policy == "Always"
     assert told.namespaces == ("a", "b")
     assert told.apply_catalog is False

@@ -318,7 +318,7 @@ def test_a_pod_that_waits_too_long_makes_way_for_the_next_class(hall: Hall) -> N
     h100 = hall.accelerator("h100", "2.50")
     hall.nodes(h100, 1)
     operator = hall.cluster.start(hall.namespace)
-    hall.deploy(l40s, h100, accelerators={"pendingTimeout": "10s"})
+    hall.deploy(l40s, h100, engine={"type": "Turbo"}, accelerators={"pendingTimeout": "10s"})
     hall.until_said("Available", "False", "WaitingForAccelerator")
     assert hall.body()["status"]["plan"]["accelerator"] == l40s
     assert hall.until_ready(1)["status"]["plan"]["accelerator"] == h100

@@ -45,7 +45,8 @@ def test_a_plan_that_cannot_start_goes_back_while_the_last_pod_stands_still_and_
     old = chat.status()["plan"]["hash"]
     start = time.monotonic()
     with Crowd(chat.target(CLIENT_SECONDS), keeping=NUM_CLIENTS) as crowd:
-        chat.change(engine={"image": "turbo-runtime:none"}, rollout={"progressDeadline": "60s"})
+        missing = {"type": "Turbo", "image": "turbo-runtime:none"}
+        chat.change(engine=missing, rollout={"progressDeadline": "60s"})
         chat.until(lambda: chat.status()["plan"]["hash"] != old, "the new plan is made")
         tried = chat.status()["plan"]["hash"]
         chat.until(lambda: any(map(lacks_image, chat.pods())), "its pod has no image")

@@ -110,7 +110,8 @@ class Storm:
         elif kind == "length":
             spec["model"] = {"maxModelLen": self.dice.choice((1024, 2048, 3072, 4096, 6144))}
         elif kind == "image":
-            spec["engine"] = {"image": f"registry.test/turbo-runtime:{self.dice.randint(2, 9)}"}
+            image = f"registry.test/turbo-runtime:{self.dice.randint(2, 9)}"
+            spec["engine"] = {"type": "Turbo", "image": image}
         elif kind == "suspend":
             spec = {"suspend": True}
         if kind == "replicas" or self.dice.random() < 0.3:

@@ -45,6 +45,9 @@ def node(labels: Mapping[str, str], *taints: dict[str, str], name: str = "n") ->
     return Node(name, {"gpu": "l4", **labels}, taints, True, amounts)
 
 
+ENGINE = {"engine": {"type": "Turbo"}}
+
+
 def td(kind: CapacityType = ON_DEMAND, **spec: Any) -> TurboDeployment:
     accelerators = {"capacityTypes": [kind]}
     return parse(
@@ -52,7 +55,7 @@ def td(kind: CapacityType = ON_DEMAND, **spec: Any) -> TurboDeployment:
             "apiVersion": "serving.turbo.dev/v1alpha1",
             "kind": "TurboDeployment",
             "metadata": {"name": "chat", "namespace": "team", "uid": "u-1", "generation": 1},
-            "spec": {"model": {"uri": "pvc://models/chat"}, "accelerators": accelerators, **spec},
+            "spec": {"model": {"uri": "pvc://models/chat"}, "accelerators": accelerators, **ENGINE, **spec},
         }
     )
 

@@ -25,7 +25,7 @@ def test_a_feasible_plan_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixtu
         "l4",
         "0.8048",
     )
-    assert {row["reason"] for row in found["rejected"]} == {"HigherCost", "PriceUnknown", "NotPreferred"}
+    assert {row["reason"] for row in found["rejected"]} == {"HigherCost", "PriceUnknown"}
 
 
 def test_an_infeasible_plan_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,8 @@ from turbo_operator import render
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, CapacityType, TurboDeployment, parse
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Choice
-from turbo_operator.render.template import runtime_config
+from turbo_operator.render.template import resources
+from turbo_operator.render.turbo import runtime_config
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, Snapshot
@@ -117,7 +118,7 @@ SEEN_BY_PODS: dict[str, dict[str, Any]] = {
     "the served name": {"model": {"uri": "pvc://models/chat", "name": "other"}},
     "speculation": {"speculation": {"mode": "Disabled"}},
     "the draft ceiling": {"speculation": {"maxDraftTokens": 4}},
-    "the image": {"engine": {"image": "mine:1"}},
+    "the image": {"engine": {"type": "Turbo", "image": "mine:1"}},
     "the drain": {"drain": {"timeout": "10s"}},
     "keys": {"server": {"apiKeysSecretRef": {"name": "keys"}}},
     "kept prompts": {"capture": {"persistentVolumeClaim": {"claimName": "kept"}}},
@@ -149,7 +150,8 @@ def test_the_hash_stays_what_it_was_in_earlier_versions() -> None:
     # A change here rolls every pod of every cluster when the operator is upgraded: take a new HASH_VERSION,
     # or find another way.
     assert render.plan_hash(BASE, chosen(BASE), FACTS) == "v2013f23ee"
-    assert render.plan_hash(BASE, chosen(BASE, CARD), FACTS) == "v2c7e5bfd0"
+    turbo = td(engine={"type": "Turbo"})
+    assert render.plan_hash(turbo, chosen(turbo, CARD), FACTS) == "v2c7e5bfd0"
 
 
 def test_another_default_image_leaves_a_frozen_template_alone() -> None:
@@ -193,7 +195,7 @@ def test_the_runtime_understands_what_it_is_told() -> None:
     it = td(speculation={"maxDraftTokens": 5}, drain={"timeout": "1m30s"})
     (container,) = pod(it)["containers"]
     config = RuntimeConfig.from_argv(container["args"])
-    assert config == runtime_config(it, chosen(it), FACTS)
+    assert config == runtime_config(it, chosen(it), FACTS, resources(it, chosen(it)))
     assert (config.model, config.served_model_name, config.threads) == ("/models/chat", "chat", 2)
     assert (config.max_draft_tokens, config.drain_timeout_seconds, config.dtype) == (5, 90.0, "float32")
     assert config.kv_cache_gib is not None
@@ -202,7 +204,7 @@ def test_the_runtime_understands_what_it_is_told() -> None:
 
 def test_the_image_is_the_objects_own_or_the_installed_one() -> None:
     assert pod(BASE)["containers"][0]["image"] == "registry.example/runtime:1"
-    assert pod(td(engine={"image": "mine:2"}))["containers"][0]["image"] == "mine:2"
+    assert pod(td(engine={"type": "Turbo", "image": "mine:2"}))["containers"][0]["image"] == "mine:2"
 
 
 def test_speculation_off_is_told_to_the_runtime() -> None:
@@ -220,7 +222,7 @@ def test_cores_are_requested_and_limited_and_one_thread_runs_on_each() -> None:
 
 
 def test_a_device_is_asked_for_where_it_is() -> None:
-    spec = pod(BASE, CARD)
+    spec = pod(td(engine={"type": "Turbo"}), CARD)
     assert spec["nodeSelector"] == {"gpu": "l4"}
     assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
     resources = spec["containers"][0]["resources"]

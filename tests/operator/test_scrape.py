@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,14 +15,16 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from turbo_operator.api import GROUP
+from turbo_operator.controller import vllm_load
 from turbo_operator.controller.cache.pods import Root
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.scraper import NUM_CONNECTIONS, Scraper
 from turbo_operator.snapshot import LoadSample
 from turbo_runtime.contract.documents import PROGRESS_PATH, Load, StepTime, TrainingProgress
-from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+from turbo_runtime.contract.endpoints import LOAD_PATH, METRICS_PATH, PORT
 
 KEY = Key("team", "chat")
+VLLM_PAGE = (Path(__file__).parent / "data" / "vllm-0.32-metrics.txt").read_text(encoding="utf-8")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bitwise", False)
 
 
@@ -111,6 +114,47 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
     samples = {each.name: each.load for each in cache.observe(KEY, "td").pods}
     assert samples.pop("good") == LoadSample(100.0, LOAD)
     assert set(samples.values()) == {None}
+
+
+async def test_the_load_of_vllm_is_read_from_its_page_of_metrics() -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=VLLM_PAGE)
+
+    cache, vllm = with_root(), pod("vllm", "127.0.0.57")
+    vllm["metadata"]["labels"][f"{GROUP}/engine"] = "VLLM"
+    cache.pods.put(vllm)
+    scraper = Scraper(cache, period=1000, timeout=5, wake=pytest.fail, clock=lambda: 100.0)
+    async with runtime("127.0.0.57", page, METRICS_PATH), aiohttp.ClientSession() as session:
+        await scraper.scrape(session)
+    (only,) = cache.observe(KEY, "td").pods
+    assert only.load == LoadSample(100.0, vllm_load.parse(VLLM_PAGE))
+
+
+def test_a_page_of_vllm_is_a_load() -> None:
+    load = vllm_load.parse(VLLM_PAGE)
+    assert (load.running_requests, load.waiting_requests, load.kv_cache_tokens) == (0, 0, 91 * 128)
+    assert (load.drafts, load.draft_tokens, load.accepted_tokens, load.generated_tokens) == (1, 4, 2, 40)
+    assert (load.prompts, load.prompt_tokens, load.guarantee) == (1, 6, "distribution")
+
+
+def test_the_engines_of_one_server_count_together() -> None:
+    own, busy = '{engine="0",model_name="chat"}', VLLM_PAGE
+    for name, value in {
+        "num_requests_running": 3,
+        "num_requests_waiting": 2,
+        "kv_cache_usage_perc": 0.5,
+    }.items():
+        busy = busy.replace(f"{name}{own} 0.0", f"{name}{own} {value}")
+    one, two = vllm_load.parse(busy), vllm_load.parse(busy + busy.replace('engine="0"', 'engine="1"'))
+    assert (one.running_requests, one.waiting_requests, one.waiting_tokens) == (3, 2, 2 * 6)
+    assert (two.running_requests, two.waiting_requests) == (6, 4)
+    assert (two.kv_cache_tokens, two.running_tokens) == (2 * one.kv_cache_tokens, 2 * one.running_tokens)
+    assert two.kv_cache_usage == one.kv_cache_usage == 0.5
+
+
+def test_a_page_of_another_program_is_no_load() -> None:
+    with pytest.raises(ValueError, match="num_requests_running"):
+        vllm_load.parse("# TYPE up gauge\nup 1\n")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -20,6 +20,7 @@ def test_defaults_need_only_the_image() -> None:
 def test_every_setting_can_be_given() -> None:
     given = {
         "TURBO_RUNTIME_IMAGE": "i",
+        "TURBO_VLLM_IMAGE": "v",
         "TURBO_IMAGE_PULL_POLICY": "Never",
         "TURBO_NAMESPACES": "a, b,",
         "TURBO_APPLY_CATALOG": "false",
@@ -36,6 +37,7 @@ def test_every_setting_can_be_given() -> None:
     assert len(given) == len(dataclasses.fields(Settings))
     expected = Settings(
         runtime_image="i",
+        vllm_image="v",
         image_pull_policy="Never",
         namespaces=("a", "b"),
         apply_catalog=False,

@@ -115,7 +115,8 @@ PULLS = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "nope"
 
 
 def test_an_inspection_whose_image_cannot_be_pulled_stalls_at_the_deadline_and_names_the_field() -> None:
-    spec = {"engine": {"image": "registry.invalid/nope"}, "rollout": {"progressDeadline": "20s"}}
+    engine = {"type": "Turbo", "image": "registry.invalid/nope"}
+    spec = {"engine": engine, "rollout": {"progressDeadline": "20s"}}
     status, before = look(spec, {}, inspecting(spec, **PULLS), NOW + 19)
     assert told(before, "Stalled")[0] == "False"
     assert "spec.engine.image" in before["Ready"]["message"]
@@ -163,7 +164,7 @@ def test_a_failed_inspection_of_another_model_or_image_is_not_told_of_this_gener
     assert told(conditions, "Stalled")[0] == "False"
     assert told(conditions, "ModelInspected") == ("Unknown", "Inspecting")
     assert "exit code" not in conditions["ModelInspected"]["message"]
-    image = {"engine": {"image": "good:1"}, "rollout": {"progressDeadline": "20s"}}
+    image = {"engine": {"type": "Turbo", "image": "good:1"}, "rollout": {"progressDeadline": "20s"}}
     stale = replace(inspecting(image, **PULLS), children=(inspect_job(before),))
     _, conditions = look(image, {}, stale, NOW + 100)
     assert told(conditions, "Stalled")[0] == "False"

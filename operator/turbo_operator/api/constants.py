@@ -21,6 +21,7 @@ MAX_NAME_LENGTH = 50
 
 LABEL_DEPLOYMENT = f"{GROUP}/deployment"
 LABEL_PLAN_HASH = f"{GROUP}/plan-hash"
+LABEL_ENGINE = f"{GROUP}/engine"  # of a serving pod
 LABEL_ACCELERATOR = f"{GROUP}/accelerator"
 LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
 LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"

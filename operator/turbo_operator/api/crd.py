@@ -33,6 +33,7 @@ _DEPLOYMENT_COLUMNS = (
     ("Draft", ".status.draft.version", 0),
     ("Speedup", ".status.observed.speedup", 0),
     ("$/1M", ".status.plan.predicted.costPerMillionTokens", 0),
+    ("Acceptance", ".status.observed.acceptanceLength", 1),
     ("$/h", ".status.observed.costPerHour", 1),
     ("Plan", ".status.plan.hash", 1),
     ("URL", ".status.url", 1),

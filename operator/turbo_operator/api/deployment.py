@@ -6,16 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
+from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName
 from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
-from turbo_operator.api.speculation import Capture, Speculation
+from turbo_operator.api.speculation import Capture, Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import PodTemplate
 from turbo_operator.api.validation import (
     ASecondToAnHour,
     Duration,
     Metadata,
+    ModelSource,
     ModelURI,
     ObjectName,
     Record,
@@ -63,7 +64,7 @@ class Server(Record):
     """API keys that requests must have. Default: none."""
 
 
-class Model(Record):
+class Model(ModelSource):
     """The model that is served."""
 
     uri: ModelURI
@@ -92,38 +93,52 @@ class Model(Record):
         ),
     )
 
-    @property
-    def on_hub(self) -> bool:
-        """Whether the model comes from the Hugging Face hub."""
-        return self.uri.startswith("hf://")
 
-    @property
-    def hub_id(self) -> str:
-        """ORGANISATION/NAME of a model of the hub."""
-        return self.uri.removeprefix("hf://")
-
-    @property
-    def claim(self) -> str:
-        """The claim's name of a model on a PersistentVolumeClaim."""
-        return self.uri.removeprefix("pvc://").partition("/")[0]
-
-    @property
-    def claim_path(self) -> str:
-        """The path below the claim's root, without a slash at either end; empty is the root."""
-        return self.uri.removeprefix("pvc://").partition("/")[2].strip("/")
+# What the operator writes itself.
+_PLANNED_ARGUMENTS = (
+    "api-key block-size data-parallel-size dtype enable-expert-parallel gpu-memory-utilization host "
+    "kv-cache-memory-bytes max-model-len max-num-batched-tokens max-num-seqs model nnodes node-rank "
+    "pipeline-parallel-size port revision served-model-name shutdown-timeout speculative-config "
+    "tensor-parallel-size"
+)
+_PLANNED = "|".join(_PLANNED_ARGUMENTS.replace("-", "[-_]").split())
+_EngineArgument = Annotated[
+    str,
+    Text(1024),
+    Rule(
+        rf"!self.matches(r'^(-tp|-pp|-dp|-sc|--({_PLANNED}))(=.*|\..*)?$')",
+        "leave out what the plan sets, like --model, --port and --tensor-parallel-size: spec.model, "
+        "spec.parallelism and spec.speculation say it",
+    ),
+]
 
 
 class Engine(Record):
     """The engine that serves the model."""
 
     type: Literal["Auto", "Turbo", "VLLM"] = "Auto"
-    """Auto leaves it to the planner."""
+    """Auto leaves it to the planner: Turbo on cores, VLLM on other accelerators."""
     image: _Image | None = None
     """Image of the engine. Default: the one that the operator was installed with."""
+    args: Annotated[list[_EngineArgument] | None, Field(max_length=64)] = None
+    """Further arguments of vLLM's server, like --quantization=fp8."""
     step_timeout: ASecondToAnHour | None = None
-    """Longest time that a step may take before the engine counts as hung and its pod is restarted. Default:
-    60s. Raise it if one step of 512 tokens can take that long, as with a large model on few cores.
+    """Longest time that a step of Turbo may take before the engine counts as hung and its pod is restarted.
+    Default: 60s. Raise it if one step of 512 tokens can take that long, as with a large model on few cores.
     """
+
+    rules = (
+        Rule(
+            "!has(self.args) || self.type == 'VLLM'",
+            "write type: VLLM too, or leave args out: they are of vLLM's server",
+            "args",
+        ),
+        Rule(
+            "!has(self.image) || self.type != 'Auto'",
+            "write type: Turbo or VLLM too: an image is of one engine",
+            "image",
+        ),
+    )
 
 
 class Drain(Record):
@@ -188,9 +203,28 @@ class TurboDeploymentSpec(Record):
             "speculation.method",
         ),
         Rule(
-            "self.engine.type != 'Turbo' || self.speculation.method != 'MTP'",
-            "choose another method, or engine.type VLLM: Turbo has no MTP",
+            "self.engine.type != 'VLLM' || !has(self.capture)",
+            "leave capture out, or choose engine.type Turbo: only Turbo keeps prompts",
+            "capture",
+        ),
+        Rule(
+            "self.engine.type != 'VLLM' || !has(self.speculation.training)"
+            " && !has(self.speculation.draftRef) && !has(self.speculation.namedDrafts)",
+            "leave training, draftRef and namedDrafts out, or choose engine.type Turbo: drafts that are "
+            "trained here are not supported on VLLM yet",
+            "speculation",
+        ),
+        Rule(
+            "self.engine.type != 'Turbo'"
+            " || !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
+            "choose another method, or engine.type VLLM: Turbo has no NGram, EAGLE3, DraftModel and MTP",
             "speculation.method",
+        ),
+        Rule(
+            "self.engine.type != 'Turbo' || !has(self.parallelism) || !has(self.parallelism.tensor)"
+            " || self.parallelism.tensor < 2",
+            "leave parallelism.tensor out, or choose engine.type VLLM: Turbo runs on one accelerator",
+            "parallelism.tensor",
         ),
         Rule(
             "!has(self.speculation.training) || self.speculation.training.prompts.type != 'Captured'"
@@ -215,6 +249,16 @@ class TurboDeploymentSpec(Record):
     )
 
     @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """The engines that may serve it: where none is named, those that can do what it asks for."""
+        if self.engine.type != "Auto":
+            return (EngineName(self.engine.type),)
+        drafts = self.speculation
+        of_turbo = (self.capture, drafts.training, drafts.draft_ref, drafts.named_drafts)
+        is_of_turbo = any(of_turbo) or drafts.method == Method.TURBO_HEADS
+        return (EngineName.TURBO,) if is_of_turbo else tuple(EngineName)
+
+    @property
     def scaling_mode(self) -> ScalingMode:
         """Who decides on the number of replicas, the default worked out."""
         if self.scaling.mode is not None:
@@ -227,26 +271,15 @@ class TurboDeploymentSpec(Record):
 # What the planner weighs and nothing runs yet.
 _NOT_YET_SUPPORTED = (
     Rule(
-        "self.spec.engine.type != 'VLLM'",
-        "write Auto or Turbo: VLLM is not supported yet",
-        "spec.engine.type",
-    ),
-    Rule(
-        "!(self.spec.speculation.method in ['EAGLE3', 'DraftModel', 'MTP'])",
-        "write Auto, Suffix or TurboHeads: EAGLE3, DraftModel and MTP are not supported yet",
-        "spec.speculation.method",
-    ),
-    Rule(
         "self.spec.speculation.placement == 'Auto'",
-        "leave placement out: a draft model of its own is not supported yet",
+        "leave placement out: a draft model elsewhere than with the model is not supported yet",
         "spec.speculation.placement",
     ),
     Rule(
-        "!has(self.spec.parallelism)"
-        " || (!has(self.spec.parallelism.tensor) || self.spec.parallelism.tensor < 2)"
-        " && (!has(self.spec.parallelism.pipeline) || self.spec.parallelism.pipeline < 2)",
-        "leave parallelism out: a replica on more than one accelerator is not supported yet",
-        "spec.parallelism",
+        "!has(self.spec.parallelism) || !has(self.spec.parallelism.pipeline)"
+        " || self.spec.parallelism.pipeline < 2",
+        "leave parallelism.pipeline out: a replica on more than one node is not supported yet",
+        "spec.parallelism.pipeline",
     ),
 )
 

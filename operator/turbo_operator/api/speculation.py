@@ -15,6 +15,7 @@ from turbo_operator.api.validation import (
     Amount,
     Duration,
     Fraction,
+    ModelSource,
     ModelURI,
     ObjectName,
     Quantity,
@@ -171,14 +172,15 @@ class Method(StrEnum):
 
     AUTO = "Auto"
     SUFFIX = "Suffix"
+    N_GRAM = "NGram"
     TURBO_HEADS = "TurboHeads"
     EAGLE3 = "EAGLE3"
     DRAFT_MODEL = "DraftModel"
     MTP = "MTP"
 
 
-class DraftModel(Record):
-    """A small model that drafts."""
+class DraftModel(ModelSource):
+    """A model that drafts."""
 
     uri: ModelURI
     """hf://ORGANISATION/NAME or pvc://CLAIM/PATH, as of the model."""
@@ -212,8 +214,8 @@ class Speculation(Record):
     mode: Literal["Auto", "Required", "Disabled"] = "Auto"
     """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
     method: Method = Method.AUTO
-    """Suffix drafts from what was said before, the others learn or are models; Auto leaves it to
-    the planner."""
+    """Suffix drafts from what was said before, NGram from the request alone; the others learn or are models.
+    Auto leaves it to the planner."""
     draft_ref: DraftRef | None = None
     """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
     training: Training | None = None
@@ -223,7 +225,8 @@ class Speculation(Record):
     ] = None
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
-    """The small model of method DraftModel."""
+    """The draft of method DraftModel, a small model, or of method EAGLE3, a layer that was trained for the
+    model."""
     placement: Literal["Auto", "Colocated", "Separate", "CPU"] = "Auto"
     """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
     planner."""
@@ -247,8 +250,8 @@ class Speculation(Record):
             "maxDraftTokens",
         ),
         Rule(
-            "!has(self.draftModel) || self.method in ['Auto', 'DraftModel']",
-            "leave draftModel out, or write method: DraftModel: no other method uses one",
+            "!has(self.draftModel) || self.method in ['Auto', 'DraftModel', 'EAGLE3']",
+            "leave draftModel out, or write method: DraftModel or EAGLE3: no other method uses one",
             "draftModel",
         ),
         Rule(
@@ -271,8 +274,8 @@ class Speculation(Record):
             "namedDrafts",
         ),
         Rule(
-            "self.method != 'DraftModel' || has(self.draftModel)",
-            "name the draft model in draftModel.uri: method DraftModel needs one",
+            "!(self.method in ['DraftModel', 'EAGLE3']) || has(self.draftModel) || has(self.draftRef)",
+            "name the draft in draftModel.uri: methods DraftModel and EAGLE3 need one",
             "method",
         ),
         Rule(

@@ -208,7 +208,10 @@ class ObservedMetrics(StatusRecord):
     tokens_per_second: _Name | None = None
     """Output tokens of all pods."""
     speedup: _Name | None = None
-    """Speed of answers over that without drafts, of all pods in the last ten minutes."""
+    """Speed of answers over that without drafts, of all pods in the last ten minutes; of vLLM by the drafts
+    that were right and the step-time model."""
+    acceptance_length: _Name | None = None
+    """Tokens that a step with drafts adds to a request, of all pods since they started."""
     cost_per_hour: _Name | None = None
     """Of the pods that hold accelerators, in US dollars per hour."""
     cost_per_million_tokens: _Name | None = None

@@ -314,3 +314,29 @@ ModelURI = Annotated[
     ),
 ]
 """Where a model lies."""
+
+
+class ModelSource(Record):
+    """Where a model comes from."""
+
+    uri: ModelURI
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the model comes from the Hugging Face hub."""
+        return self.uri.startswith("hf://")
+
+    @property
+    def hub_id(self) -> str:
+        """ORGANISATION/NAME of a model of the hub."""
+        return self.uri.removeprefix("hf://")
+
+    @property
+    def claim(self) -> str:
+        """The claim's name of a model on a PersistentVolumeClaim."""
+        return self.uri.removeprefix("pvc://").partition("/")[0]
+
+    @property
+    def claim_path(self) -> str:
+        """The path below the claim's root, without a slash at either end; empty is the root."""
+        return self.uri.removeprefix("pvc://").partition("/")[2].strip("/")

@@ -263,7 +263,8 @@ def _cost(predicted: Predicted | None) -> Decimal:
 def _caveats(choice: Choice, replicas: int) -> list[str]:
     """Say what the times and the price of a plan leave out."""
     row, used, notes = choice.accelerator, choice.accelerators_per_replica * replicas, []
-    if not on_cpu(row) and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
+    is_turbo = choice.engine == api.EngineName.TURBO and not on_cpu(row)
+    if is_turbo and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
         notes.append(_UNMEASURED)
     is_share = " / " in (row.price_source or "") and not row.price_per_node
     bought = replace(row, price_per_node=True)

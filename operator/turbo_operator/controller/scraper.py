@@ -1,4 +1,4 @@
-"""The only client of runtimes: reads the load of every pod that serves, and the progress of every one that
+"""The only client of engines: reads the load of every pod that serves, and the progress of every one that
 trains, a small document, every few seconds.
 
 A pod that does not answer in time, or answers what is no load or with a redirect, keeps its last load, which
@@ -17,14 +17,16 @@ from http import HTTPStatus
 import aiohttp
 
 from turbo_operator import metrics
-from turbo_operator.api import ScalingMode
+from turbo_operator.api import EngineName, ScalingMode
+from turbo_operator.controller import vllm_load
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.snapshot import PodView, TrainPod
 from turbo_runtime.contract.documents import PROGRESS_PATH, Load, TrainingProgress
-from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+from turbo_runtime.contract.endpoints import LOAD_PATH, METRICS_PATH, PORT
 
 NUM_CONNECTIONS = 64  # pods asked at the same time
 MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred
+MAX_PAGE_BYTES = 1 << 20  # of a page of metrics; vLLM's has some 50 thousand for each of its engines
 
 log = logging.getLogger(__name__)
 
@@ -78,22 +80,36 @@ class Scraper:
         self, session: aiohttp.ClientSession, pod: PodView | TrainPod
     ) -> tuple[float, Load | TrainingProgress] | None:
         """Read a pod's report; when it answered (epoch seconds), and what."""
-        path = LOAD_PATH if isinstance(pod, PodView) else PROGRESS_PATH
-        parse = Load.from_json if isinstance(pod, PodView) else TrainingProgress.from_json
-        host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         try:
-            # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
-            url = f"http://{host}:{PORT}{path}"
-            async with self._turns, session.get(url, allow_redirects=False) as answer:
-                if answer.status != HTTPStatus.OK:
-                    raise ValueError(f"its status is {answer.status}")
-                report = parse(await _text(answer))
+            report = await self._fetch(session, pod)
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()
-            log.debug("%s of pod %s is unknown: %r", path, pod.name, error)
+            log.debug("the report of pod %s is unknown: %r", pod.name, error)
             return None
         metrics.SCRAPES.labels("ok").inc()
         return self.clock(), report
+
+    async def _fetch(
+        self, session: aiohttp.ClientSession, pod: PodView | TrainPod
+    ) -> Load | TrainingProgress:
+        """Fetch a pod's report from where its engine has it."""
+        if isinstance(pod, TrainPod):
+            return TrainingProgress.from_json(await self._get(session, pod, PROGRESS_PATH))
+        if pod.engine == EngineName.VLLM:
+            return vllm_load.parse(await self._get(session, pod, METRICS_PATH, MAX_PAGE_BYTES))
+        return Load.from_json(await self._get(session, pod, LOAD_PATH))
+
+    async def _get(
+        self, session: aiohttp.ClientSession, pod: PodView | TrainPod, path: str, max_bytes: int = MAX_BYTES
+    ) -> str:
+        """Get a text of a pod; ValueError where it is none, or longer than that."""
+        host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
+        # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
+        url = f"http://{host}:{PORT}{path}"
+        async with self._turns, session.get(url, allow_redirects=False) as answer:
+            if answer.status != HTTPStatus.OK:
+                raise ValueError(f"its status is {answer.status}")
+            return await _text(answer, max_bytes)
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
         """Set the sums per TurboDeployment as gauges; one that nobody answers for has none."""
@@ -106,11 +122,11 @@ class Scraper:
         self._reported = set(loads)
 
 
-async def _text(answer: aiohttp.ClientResponse) -> str:
+async def _text(answer: aiohttp.ClientResponse, max_bytes: int) -> str:
     """Read the body; ValueError when it is longer than any load: the pod's image is the user's choice."""
     body = bytearray()
     async for chunk in answer.content.iter_chunked(MAX_BYTES):
         body += chunk
-        if len(body) > MAX_BYTES:
-            raise ValueError(f"an answer of more than {MAX_BYTES} bytes is no load")
+        if len(body) > max_bytes:
+            raise ValueError(f"an answer of more than {max_bytes} bytes is no load")
     return body.decode()

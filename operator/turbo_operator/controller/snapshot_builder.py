@@ -17,6 +17,7 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
 from turbo_operator.inventory.unavailable import unavailable_until
+from turbo_operator.planner.performance.live_speedup import add_generation_seconds
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, Snapshot, identity
 from turbo_runtime.contract.documents import ModelInfo
@@ -43,6 +44,8 @@ def build_snapshot(
         pod for pod in cache.pods.inspecting(key, td.metadata.uid) if pod.job == render.job_name(td)
     )
     facts, error = read_model(td, observed.children, inspecting)
+    if facts is not None:
+        pods = add_generation_seconds(td, facts.shape, observed.accelerators, pods)
     stock = inventory.stock_for(key.namespace, now)
     supply = supply_of(stock, key.owner, td.spec.pod_template.spec)
     free = None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from turbo_operator.api import EngineName, Method, Placement
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
-from turbo_operator.planner.capabilities import ENGINES, Engine
+from turbo_operator.planner.capabilities import ENGINES, Engine, engine_of
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.speculation import SpeculationOption
 from turbo_operator.planner.requirements import Requirements
@@ -64,7 +64,7 @@ def enumerate_candidates(requirements: Requirements) -> Candidates:
     options = [
         (number, option)
         for number, engine in enumerate(ENGINES)
-        if spec.engine.type in ("Auto", engine.name)
+        if engine.name in spec.engines
         for option in speculation.list_options(spec.speculation, engine, requirements.shape, draft)
     ]
     layouts = [_layouts(requirements, row) for row in requirements.rows]
@@ -106,7 +106,7 @@ def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: in
     """Find the smallest number of nodes that holds the weights and one request; 0 if none does."""
     shape, length, nodes = requirements.shape, requirements.max_model_len, np.array((1, *STAGES))
     element = requirements.element_bytes(accelerator)
-    engine = next(engine for engine in ENGINES if engine.name == EngineName.VLLM)
+    engine = engine_of(EngineName.VLLM)
     total = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
     cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     activations = memory.activation_bytes(
@@ -155,7 +155,8 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     tensor, nodes = candidates.tensor, candidates.nodes
     cpu = candidates.by_accelerator(memory.on_cpu, bool)
     element = candidates.by_accelerator(requirements.element_bytes)
-    usable = candidates.by_accelerator(memory.usable)
+    reserve = np.where(cpu, candidates.by_engine(lambda engine: engine.cores_reserve), 0.0)
+    usable = np.maximum(candidates.by_accelerator(memory.usable) - reserve, 0.0)
     running = candidates.by_engine(lambda engine: engine.max_num_seqs)
     step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
     forgets = candidates.by_engine(lambda engine: engine.forgets, bool)

@@ -9,12 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from turbo_operator.api import OFF, EngineName, Method, Placement
+from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import ModelShape
 
 REMEDY = "is not supported yet"
-SUPPORTED_METHODS = frozenset({str(Method.SUFFIX), OFF})  # that can be chosen
+SUPPORTED_METHODS = {  # that can be chosen, by engine
+    EngineName.TURBO: frozenset({str(Method.SUFFIX), OFF}),
+    EngineName.VLLM: frozenset(
+        map(str, (Method.SUFFIX, Method.N_GRAM, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL, OFF))
+    ),
+}
 # Methods whose drafts join the suffix drafts as pods run, once there are any.
 TRAINED_METHODS = frozenset({str(Method.TURBO_HEADS)})
 ARCHITECTURES = frozenset(
@@ -40,6 +45,10 @@ class Engine:
     methods: tuple[str, ...]
     quantized: bool  # serves weights as they are stored, instead of converting them
     forgets: bool  # its cache drops what a sliding window has passed
+    # Methods that only a spec that names them gets. vLLM drafts as many tokens for whatever load, so that
+    # guesses of which no gain is known may cost time.
+    by_name: frozenset[str] = frozenset()
+    cores_reserve: int = 0  # bytes that its processes hold on cores, in addition to what ours do
 
 
 # The runtime's own limits are read from its contract, not repeated here. vLLM's are its defaults for a
@@ -49,7 +58,7 @@ ENGINES = (
         EngineName.TURBO,
         _TURBO.max_num_seqs,
         _TURBO.max_num_batched_tokens,
-        (str(Method.SUFFIX), str(Method.TURBO_HEADS), str(Method.EAGLE3), str(Method.DRAFT_MODEL), OFF),
+        (str(Method.SUFFIX), str(Method.TURBO_HEADS), OFF),
         quantized=False,
         forgets=False,
     ),
@@ -57,11 +66,18 @@ ENGINES = (
         EngineName.VLLM,
         256,
         2048,
-        (str(Method.SUFFIX), str(Method.EAGLE3), str(Method.MTP), str(Method.DRAFT_MODEL), OFF),
+        tuple(map(str, (Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL, Method.N_GRAM, Method.SUFFIX, OFF))),
         quantized=True,
         forgets=True,
+        by_name=frozenset(map(str, (Method.SUFFIX, Method.N_GRAM))),
+        cores_reserve=2 << 30,  # measured: three interpreters with torch of together 3.4 GiB
     ),
 )
+
+
+def engine_of(name: EngineName) -> Engine:
+    """Return the engine of a name."""
+    return next(engine for engine in ENGINES if engine.name == name)
 
 
 def describe_model_lack(shape: ModelShape) -> str | None:
@@ -76,16 +92,40 @@ def max_length(shape: ModelShape) -> int:
     return shape.max_served if describe_model_lack(shape) is None else shape.max_position
 
 
+def describe_engine_lack(engine: EngineName, *, is_on_cpu: bool, is_only: bool) -> str | None:
+    """Describe why Auto does not take an engine on this hardware, as the end of a sentence; None if it may.
+
+    The start-up micro-benchmark has never run on a GPU: what Turbo's step times are taken to be there is
+    fitted to other engines. vLLM's image for CPUs is another one than that for GPUs.
+    """
+    if is_only or is_on_cpu == (engine == EngineName.TURBO):
+        return None
+    if engine == EngineName.TURBO:
+        return "the speed of engine Turbo on GPUs has not been measured: write engine.type: Turbo to run it"
+    return "vLLM needs an image for CPUs: write engine.type: VLLM, and the image in engine.image"
+
+
+def describe_draft_lack(method: str, speculation: Speculation) -> str | None:
+    """Describe the draft that a method needs and the spec does not name, as the end of a sentence."""
+    if method != Method.EAGLE3 or speculation.method == Method.EAGLE3:
+        return None
+    return (
+        "no EAGLE-3 draft of the model is named: write speculation.method: EAGLE3, and the draft in "
+        "speculation.draftModel.uri"
+    )
+
+
 @cache
 def describe_lack(
-    engine: str, method: str, placement: Placement | None, accelerators: int, nodes: int
+    engine: EngineName, method: str, placement: Placement | None, accelerators: int, nodes: int
 ) -> str | None:
     """Describe what one replica needs in addition to the model, as the end of a sentence."""
+    is_turbo = engine == EngineName.TURBO
     lacks = {
-        f"engine {engine}": engine != EngineName.TURBO,
+        f"speculation with {method} on engine {engine}": method not in SUPPORTED_METHODS[engine],
         "a replica on more than one node": nodes > 1,
-        f"speculation with {method}": method not in SUPPORTED_METHODS,
-        f"a draft placed {placement}": placement is not None,
-        "a replica on more than one accelerator": accelerators > 1,
+        f"a draft placed {placement}": placement not in (None, Placement.COLOCATED)
+        or (is_turbo and placement is not None),
+        "a replica on more than one accelerator with engine Turbo": is_turbo and accelerators > 1,
     }
     return next((f"{what} {REMEDY}" for what, is_lacking in lacks.items() if is_lacking), None)

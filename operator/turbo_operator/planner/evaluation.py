@@ -20,9 +20,16 @@ from turbo_operator.plan import EvaluatedCandidate, Predicted, Running
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
-from turbo_operator.planner.capabilities import ENGINES, Engine, describe_lack, describe_model_lack
+from turbo_operator.planner.capabilities import (
+    ENGINES,
+    Engine,
+    describe_draft_lack,
+    describe_engine_lack,
+    describe_lack,
+    describe_model_lack,
+)
 from turbo_operator.planner.explanation import messages
-from turbo_operator.planner.performance import candidate_curves, capacity
+from turbo_operator.planner.performance import candidate_curves, capacity, memory
 from turbo_operator.planner.performance.queueing import Engines
 from turbo_operator.planner.performance.speculation import ORDER, SpeculationOption
 from turbo_operator.planner.performance.step_time import Machine
@@ -86,14 +93,20 @@ class PlanEvaluation:
     @cached_property
     def lacks(self) -> tuple[str | None, ...]:
         """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
-        candidates, model_lack = self.candidates, describe_model_lack(self.requirements.shape)
-        options = [(option.method, option.placement) for option in candidates.draft_options]
-        columns = (candidates.engine, candidates.draft, candidates.per_replica, candidates.nodes)
+        candidates, spec = self.candidates, self.requirements.inputs.spec
+        options, model_lack = candidates.draft_options, describe_model_lack(self.requirements.shape)
+        is_only, on_cpu = len(spec.engines) == 1, candidates.by_accelerator(memory.on_cpu, bool)
+        columns = (candidates.engine, on_cpu, candidates.draft, candidates.per_replica, candidates.nodes)
 
         @cache
-        def describe(engine: int, draft: int, accelerators: int, nodes: int) -> str | None:
-            lack = model_lack if ENGINES[engine].name == EngineName.TURBO else None
-            return lack or describe_lack(ENGINES[engine].name, *options[draft], accelerators, nodes)
+        def describe(number: int, is_on_cpu: int, draft: int, accelerators: int, nodes: int) -> str | None:
+            engine, option = ENGINES[number].name, options[draft]
+            return (
+                (model_lack if engine == EngineName.TURBO else None)
+                or describe_lack(engine, option.method, option.placement, accelerators, nodes)
+                or describe_draft_lack(option.method, spec.speculation)
+                or describe_engine_lack(engine, is_on_cpu=bool(is_on_cpu), is_only=is_only)
+            )
 
         return tuple(describe(*row) for row in np.stack(columns, axis=1).astype(int).tolist())
 
@@ -222,6 +235,20 @@ class PlanEvaluation:
         """Build the curves of some candidates."""
         candidates, use = take(self.candidates, places), take(self.memory_use, places)
         return candidate_curves.build_engines(candidates, use, self.rates, self.requirements)[0]
+
+    def draft_schedule(self, place: int) -> tuple[tuple[int, int, int], ...]:
+        """Return the drafts that are quickest, by requests decoded together: first, last, drafts of each."""
+        places = np.array([place])
+        candidates, use = take(self.candidates, places), take(self.memory_use, places)
+        engines, drafts = candidate_curves.build_engines(candidates, use, self.rates, self.requirements)
+        steps: list[tuple[int, int, int]] = []
+        for last, number in zip(engines.rows[0].astype(int).tolist(), drafts[0].tolist(), strict=True):
+            first = steps[-1][1] + 1 if steps else 1
+            if steps and steps[-1][2] == number:
+                steps[-1] = (steps[-1][0], last, number)
+            elif last >= first:
+                steps.append((first, last, number))
+        return tuple(steps)
 
     def performance(self, places: Indices, replicas: Numbers) -> capacity.ReplicaPerformance:
         """Compute what one of so many replicas does at its share of the load, else at its capacity."""

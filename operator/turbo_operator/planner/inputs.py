@@ -48,8 +48,11 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
         )
         for row in td.status.calibrations
     }
-    # No inspect Job reads a draft model, so only the shape of a shipped one is known.
-    uri = td.spec.speculation.draft_model.uri if td.spec.speculation.draft_model is not None else ""
+    # No inspect Job reads a draft model, so only the shape of a shipped one is known. That of an EAGLE-3
+    # draft follows from the model's.
+    speculation = td.spec.speculation
+    is_model = speculation.draft_model and speculation.method != api.Method.EAGLE3
+    uri = speculation.draft_model.uri if speculation.draft_model and is_model else ""
     draft = shapes.shipped(uri.removeprefix("hf://")) if uri.startswith("hf://") else None
     return PlannerInputs(td.spec, shape, observed.accelerators, observed.supply, running, factors, draft)
 

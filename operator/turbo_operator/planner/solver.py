@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from turbo_operator.api import OFF, Objective, PlanReason, Provenance
+from turbo_operator.api import OFF, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.plan import Capacity, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner.arrays import take
 from turbo_operator.planner.capabilities import max_length
@@ -209,6 +209,10 @@ def _build_choice(
     """Build a plan's choice of so many replicas; `predicted` is what they do, where it is known."""
     requirements, use, offering = evaluation.requirements, evaluation.memory_use, evaluation.offering(index)
     unknown = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
+    reserve = memory.reserve(offering.accelerator)
+    reserve += offering.engine.cores_reserve if memory.on_cpu(offering.accelerator) else 0
+    is_scheduled = offering.engine.name == EngineName.VLLM and offering.draft.has_prior
+    is_scheduled = is_scheduled and bool(evaluation.profiled[offering.place])
     return Choice(
         engine=offering.engine.name,
         accelerator=offering.accelerator,
@@ -220,12 +224,13 @@ def _build_choice(
         placement=offering.draft.placement,
         max_draft_tokens=offering.draft.max_draft_tokens,
         dtype=requirements.dtype_on(offering.accelerator),
-        memory_bytes=int(use.total[offering.place]) + memory.reserve(offering.accelerator),
+        memory_bytes=int(use.total[offering.place]) + reserve,
         max_model_len=requirements.max_model_len,
         kv_cache_bytes=int(use.pool[offering.place]),
         host_memory_bytes=requirements.host_memory_bytes(offering.accelerator),
         capacity=_capacity(evaluation, offering.place),
         predicted=replace(predicted or unknown, cost_per_hour=offering.cost_per_hour(replicas)),
+        draft_schedule=evaluation.draft_schedule(offering.place) if is_scheduled else (),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume, metadata, pod
+from turbo_operator.render import draft_volume, metadata, pod, server, vllm
 from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
@@ -56,7 +56,7 @@ def children(
     selector = metadata.traffic_selector(td, observed.children)
     wanted = [service(td, selector), pdb(td, selector, min_available)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
-    wanted += pod_templates.capture_configmaps(td)
+    wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
         for draft, canary in drafts:
             wanted += draft_volume.configmaps(td, observed, draft, canary)
@@ -113,8 +113,8 @@ def _mounted_configmaps(
     for child in observed.children:
         if child.kind == "ConfigMap" and child.name in names:
             data = child.data or {}
-            if child.name == pod_templates.capture_configmap_name(td):
-                data = pod_templates.stopped_capture(data)
+            if child.name == server.capture_configmap_name(td):
+                data = server.stopped_capture(data)
             elif child.name == draft_volume.configmap_name(td, canary=True):
                 data = draft_volume.after_canary(td, observed, templates)
             configmaps.append(metadata.configmap(td, child.name, data))
@@ -199,10 +199,11 @@ def model_configmap_name(td: api.TurboDeployment) -> str:
 def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
     """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
     revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
-    args = [pod.model_argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
+    args = [pod.model_argument(td.spec.model), *revision, f"--termination-message={TERMINATION_LOG}"]
     # Configuration and headers only are read; what weighs is the interpreter.
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
-    container = pod.build_container(td, settings, INSPECT_CONTAINER, ["turbo", "inspect"], args, resources)
+    image, command = pod.runtime_image(td, settings), ["turbo", "inspect"]
+    container = pod.build_container(td, settings, image, INSPECT_CONTAINER, command, args, resources)
     spec = {
         "backoffLimit": RETRIES,
         "podFailurePolicy": {"rules": [pod.failing_at_once(INSPECT_CONTAINER)]},

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turbo_operator.api import Method, TurboDeployment
+from turbo_operator.api import EngineName, Method, TurboDeployment
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.metadata import configmap
@@ -25,7 +25,7 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = 
     """Return the claim that pods of a plan mount: that of a draft which the engine can use, or before the
     first one that on which drafts are trained, so that the first one needs no rollout either.
     """
-    if choice is not None and choice.method == OFF:
+    if choice is not None and (choice.method == OFF or choice.engine != EngineName.TURBO):
         return None
     if draft is not None:
         return draft.claim_name if draft.method == Method.TURBO_HEADS else None

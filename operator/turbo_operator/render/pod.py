@@ -14,6 +14,7 @@ from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 
 MODELS_PATH = "/models"  # where a claim is mounted
+DRAFT_MODEL_PATH = "/draft-model"  # and that of a draft model
 CACHE_PATH = "/cache"  # where a hub's files are kept for the life of a pod
 TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
 TMP_LIMIT = "1Gi"
@@ -40,10 +41,9 @@ def source_hash(td: api.TurboDeployment) -> str:
     return base64.b32encode(bytes.fromhex(source)).decode().lower()[:4]
 
 
-def model_argument(td: api.TurboDeployment) -> str:
-    """Return what the runtime gets as MODEL: a hub id, or a path below the mounted claim."""
-    model = td.spec.model
-    return model.hub_id if model.on_hub else f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
+def model_argument(source: api.ModelSource, path: str = MODELS_PATH) -> str:
+    """Return what an engine gets as a model: a hub id, or a path below the claim mounted at `path`."""
+    return source.hub_id if source.on_hub else f"{path}/{source.claim_path}".rstrip("/")
 
 
 def mounted_volume(
@@ -54,21 +54,30 @@ def mounted_volume(
     return {"name": name, **volume}, mount | ({"readOnly": True} if read_only else {})
 
 
-def _model_volumes(td: api.TurboDeployment) -> list[MountedVolume]:
-    """Build the volumes of a pod that reads the model."""
-    model = td.spec.model
-    temporary = mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)
-    if model.on_hub:
-        return [temporary, mounted_volume("cache", {"emptyDir": {}}, CACHE_PATH)]
-    claim = {"persistentVolumeClaim": {"claimName": model.claim, "readOnly": True}}
-    return [temporary, mounted_volume("model", claim, MODELS_PATH, read_only=True)]
+def _model_volumes(td: api.TurboDeployment, draft: api.ModelSource | None) -> list[MountedVolume]:
+    """Build the volumes of a pod that reads the model, and a draft model."""
+    volumes = [mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)]
+    for name, source, path in (
+        ("model", td.spec.model, MODELS_PATH),
+        ("draft-model", draft, DRAFT_MODEL_PATH),
+    ):
+        if source is not None and not source.on_hub:
+            claim = {"persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
+            volumes.append(mounted_volume(name, claim, path, read_only=True))
+    if _needs_hub(td, draft):
+        volumes.append(mounted_volume("cache", {"emptyDir": {}}, CACHE_PATH))
+    return volumes
 
 
-def _environment(td: api.TurboDeployment) -> list[dict[str, Any]]:
+def _needs_hub(td: api.TurboDeployment, draft: api.ModelSource | None) -> bool:
+    return td.spec.model.on_hub or (draft is not None and draft.on_hub)
+
+
+def _environment(td: api.TurboDeployment, draft: api.ModelSource | None) -> list[dict[str, Any]]:
     """Build its environment. The root is read-only, so homes and caches lie on the emptyDirs."""
     model = td.spec.model
     variables: list[dict[str, Any]] = [{"name": "HOME", "value": TMP_PATH}]
-    if not model.on_hub:
+    if not _needs_hub(td, draft):
         # A model on a claim is complete there: nothing of it may be fetched from elsewhere.
         return [*variables, {"name": "HF_HUB_OFFLINE", "value": "1"}]
     variables.append({"name": "HF_HOME", "value": CACHE_PATH})
@@ -78,25 +87,33 @@ def _environment(td: api.TurboDeployment) -> list[dict[str, Any]]:
     return variables
 
 
+def runtime_image(td: api.TurboDeployment, settings: Settings) -> str:
+    """Return the image of pods that run our runtime: those that inspect and train do so beside vLLM too."""
+    own = td.spec.engine.image if td.spec.engine.type != api.EngineName.VLLM else None
+    return own or settings.runtime_image
+
+
 def build_container(
     td: api.TurboDeployment,
     settings: Settings,
+    image: str,
     name: str,
     command: Sequence[str],
     arguments: Sequence[str],
     resources: Mapping[str, Any],
+    draft: api.ModelSource | None = None,
 ) -> dict[str, Any]:
-    """Build a container of the runtime's image."""
+    """Build a container that reads the model, and a draft model."""
     overlay = [variable.dump() for variable in td.spec.pod_template.spec.env or ()]
     # As the API server keeps them: an empty value is no value there.
     variables = [{key: value for key, value in variable.items() if value != ""} for variable in overlay]
     return {
         "name": name,
-        "image": td.spec.engine.image or settings.runtime_image,
+        "image": image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(command),
         "args": list(arguments),
-        "env": [*_environment(td), *variables],
+        "env": [*_environment(td, draft), *variables],
         "resources": resources,
     }
 
@@ -122,6 +139,7 @@ def pod_spec(
     container: dict[str, Any],
     choice: Choice | None = None,
     volumes: Sequence[MountedVolume] = (),
+    draft: api.ModelSource | None = None,
 ) -> dict[str, Any]:
     """Build a pod around one container that reads the model; with a choice, it goes only where the
     accelerator and the capacity type of that are. The overlay adds to it.
@@ -129,7 +147,7 @@ def pod_spec(
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
     overlay = td.spec.pod_template.spec
-    volumes = [*_model_volumes(td), *volumes]
+    volumes = [*_model_volumes(td, draft), *volumes]
     optional: dict[str, Any] = {
         "nodeSelector": {**(overlay.node_selector or {})},
         "tolerations": [toleration.dump() for toleration in overlay.tolerations or ()],

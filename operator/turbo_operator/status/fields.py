@@ -129,14 +129,23 @@ def observed_metrics(
     rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), messages.rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     speedup = shown_speedup(old, observed)
-    if cost is None and rate is None and speedup is None:
+    length = _stepped(old.acceptance_length, acceptance_length(observed), "{:.2f}".format)
+    if cost is None and rate is None and speedup is None and length is None:
         return None
     return api.ObservedMetrics(
         tokens_per_second=rate,
         speedup=speedup,
+        acceptance_length=length,
         cost_per_hour=_shown(cost, money),
         cost_per_million_tokens=_shown(per_million, money),
     )
+
+
+def acceptance_length(observed: Snapshot) -> float | None:
+    """Return the tokens that a step with drafts adds to a request; None where none was drafted yet."""
+    loads = [pod.load.load for pod in observed.pods if pod.is_serving and pod.load is not None]
+    drafts = sum(load.drafts for load in loads)
+    return 1.0 + sum(load.accepted_tokens for load in loads) / drafts if drafts else None
 
 
 def shown_speedup(old: api.ObservedMetrics | None, observed: Snapshot) -> str | None:

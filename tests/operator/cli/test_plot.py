@@ -81,7 +81,7 @@ def test_where_nothing_is_feasible_the_nearest_is_ringed_and_corners_are_named(f
     found = ask(question)
     assert found.plan.choice is None
     (axes,) = plot.figure([(found, question.candidates())]).axes
-    assert "nearest (ringed): slow, Suffix, 2 replicas, 2.00 $/h" in axes.get_title(loc="left")
+    assert "nearest (ringed): slow, VLLM, Off, 1 replica, 1.00 $/h" in axes.get_title(loc="left")
     assert {"slow", "fast"} <= {text.get_text().split(",")[0].split(" x")[0] for text in axes.texts}
 
 

@@ -19,6 +19,7 @@ LLAMA: dict[str, Any] = {
         "requestsPerSecond": "4",
     },
     "targets": {"timePerOutputToken": {"max": "50ms"}},
+    "engine": {"type": "Turbo"},
 }
 
 
@@ -75,6 +76,7 @@ def test_a_plan_on_a_gpu_says_that_its_times_are_those_of_other_engines(
 ) -> None:
     text = "\n".join(plan(tmp_path, capsys))
     assert "The Turbo engine was not timed on a GPU yet" in text
+    assert "not timed" not in "\n".join(plan(tmp_path, capsys, engine={"type": "VLLM"}))
     assert "A share of a node of 8 is paid: for whole nodes, " in text
     whole = "\n".join(plan(tmp_path, capsys, accelerators={"allowed": ["l40s"]}))
     assert "share of a node" not in whole

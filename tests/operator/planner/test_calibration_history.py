@@ -58,6 +58,7 @@ def td(*calibrations: Calibrated, plan: PlanStatus = PLAN, target: str = "1h") -
             "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 3},
             "spec": {
                 "model": {"uri": "pvc://models/chat"},
+                "engine": {"type": "Turbo"},
                 "speculation": {"mode": "Disabled"},
                 "workload": {"requestsPerSecond": "1"},
                 "targets": {"timePerOutputToken": {"max": target}},

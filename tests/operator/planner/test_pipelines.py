@@ -93,8 +93,11 @@ def test_no_pipeline_does_more_than_its_stages_would_alone(hub_id: str) -> None:
     assert several.prefill[0] >= one.prefill[0] / 4.0
 
 
+EAGLE3 = {"mode": "Required", "method": "EAGLE3", "draftModel": {"uri": "hf://a/draft"}}
+
+
 def test_the_last_stage_makes_the_drafts_of_every_group() -> None:
-    rows, required = 8, {"mode": "Required", "method": "EAGLE3", "maxDraftTokens": 1}
+    rows, required = 8, {**EAGLE3, "maxDraftTokens": 1}
     share = speculation.pass_share("EAGLE3", shape(DENSE))
     both = {number: curve(*stages(DENSE, number, speculation=required)) for number in (1, 4)}
     plain = {number: curve(*stages(DENSE, number)) for number in (1, 4)}
@@ -110,7 +113,7 @@ def test_the_last_stage_makes_the_drafts_of_every_group() -> None:
 def test_a_step_reads_what_decoding_and_verification_leave_of_it() -> None:
     plain = curve(*stages(DENSE, 1))
     assert plain.chunk[0] == 2048 - SLOTS  # a token of each request
-    required = {"mode": "Required", "method": "EAGLE3", "maxDraftTokens": 5}
+    required = {**EAGLE3, "maxDraftTokens": 5}
     drafting, number = curves(*stages(DENSE, 1, speculation=required))
     left = [
         (2048 - (k + 1) * (place + 1)) / speculation.committed("EAGLE3", k)

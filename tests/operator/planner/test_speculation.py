@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import MIDDLE, SMALL, fast, named, spec
-from turbo_operator.api import Method, Placement, PlanReason, Speculation
+from turbo_operator.api import EngineName, Method, Placement, PlanReason, Speculation
 from turbo_operator.catalog import shapes
-from turbo_operator.planner.capabilities import ENGINES, OFF
+from turbo_operator.planner.capabilities import ENGINES, OFF, engine_of
 from turbo_operator.planner.performance import speculation
 from turbo_operator.planner.performance.speculation import (
     PRIORS,
@@ -71,17 +71,26 @@ def test_each_engine_offers_its_own_methods_and_none_last() -> None:
     turbo, vllm = (
         [item.method for item in list_options(Speculation(), engine, SHAPE, None)] for engine in ENGINES
     )
-    assert turbo == ["Suffix", "TurboHeads", "EAGLE3", OFF]
-    assert vllm == ["Suffix", "EAGLE3", OFF]
+    assert turbo == ["Suffix", "TurboHeads", OFF]
+    assert vllm == ["EAGLE3", OFF]
+
+
+def test_guesses_of_which_no_gain_is_known_are_vllms_only_where_they_are_named() -> None:
+    # It drafts as many for whatever load, where engine Turbo stops before they cost time.
+    assert SHAPE is not None
+    vllm = engine_of(EngineName.VLLM)
+    for method in ("Suffix", "NGram"):
+        named = Speculation.model_validate({"method": method})
+        assert [item.method for item in list_options(named, vllm, SHAPE, None)] == [method, OFF]
 
 
 def test_a_draft_model_may_be_in_three_places() -> None:
     assert SHAPE is not None
     asked = Speculation.model_validate({"method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
-    actual = [item.placement for item in list_options(asked, ENGINES[0], SHAPE, DRAFT)]
+    actual = [item.placement for item in list_options(asked, engine_of(EngineName.VLLM), SHAPE, DRAFT)]
     assert actual == [*Placement, None]
     pinned = asked.model_copy(update={"placement": "Separate"})
-    assert [item.placement for item in list_options(pinned, ENGINES[0], SHAPE, DRAFT)] == [
+    assert [item.placement for item in list_options(pinned, engine_of(EngineName.VLLM), SHAPE, DRAFT)] == [
         Placement.SEPARATE,
         None,
     ]
@@ -142,7 +151,8 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_sizes(mode: st
 
 
 def test_a_draft_model_of_unknown_shape_is_told_where_nothing_else_may_draft() -> None:
-    asked = spec(speculation={"mode": "Required", "method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
+    required = {"mode": "Required", "method": "DraftModel", "draftModel": {"uri": "hf://a/b"}}
+    asked = spec(engine={"type": "VLLM"}, speculation=required)
     result = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
     assert result.choice is None
     assert "the shape of spec.speculation.draftModel is not known" in result.detail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ from turbo_dev.plan_examples import (
     shape,
     spec,
 )
-from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
+from turbo_operator.api import CapacityType, EngineName, Placement, PlanReason, Provenance
 from turbo_operator.catalog import catalog
 from turbo_operator.plan import Running
 from turbo_operator.planner.capabilities import describe_lack
@@ -33,13 +34,13 @@ from turbo_operator.snapshot import NodeSupply, Supply
 
 
 def test_a_pinned_degree_that_does_not_divide_the_heads_is_refused() -> None:
-    result = plan(spec(parallelism={"tensor": 5}), MIDDLE, named(fast("a", 80, "1")))
+    result = plan(spec(engine={}, parallelism={"tensor": 5}), MIDDLE, named(fast("a", 80, "1")))
     assert (result.choice, result.reason) == (None, PlanReason.INVALID_PARALLELISM)
     assert "does not divide the model's 32 heads: write one of 1, 2, 4, 8, 16, 32" in result.detail
 
 
 def test_a_pinned_degree_above_a_nodes_accelerators_is_refused() -> None:
-    result = plan(spec(parallelism={"tensor": 16}), MIDDLE, named(fast("a", 80, "1")))
+    result = plan(spec(engine={}, parallelism={"tensor": 16}), MIDDLE, named(fast("a", 80, "1")))
     assert (result.choice, result.reason) == (None, PlanReason.INVALID_PARALLELISM)
     assert "a node of a has 8" in result.detail
 
@@ -54,29 +55,59 @@ def test_a_fixed_number_of_accelerators_bounds_a_replica_and_all_of_them() -> No
 
 
 def test_what_is_not_supported_is_told_only_where_it_would_do_better() -> None:
-    cheap = plan(spec(model=SHORT), MIDDLE, named(fast("a", 80, "1.00")))
+    cheap = plan(spec(model=SHORT, engine={}), MIDDLE, named(fast("a", 80, "1.00")))
     assert cheap.choice is not None
     assert PlanReason.NOT_YET_SUPPORTED not in {row.reason for row in cheap.rejected}
-    load = {**LOAD, "requestsPerSecond": "60"}
-    busy = plan(spec(model=SHORT, workload=load), MIDDLE, named(fast("a", 80, "1.00")))
+    targets = {"timePerOutputToken": {"max": "6ms"}}
+    quick = spec(model=SHORT, engine={}, workload={**LOAD, "requestsPerSecond": "10"}, targets=targets)
+    busy = plan(quick, MIDDLE, named(fast("a", 80, "1.00")))
     assert busy.choice is not None
     better = row_of(busy, "a", PlanReason.NOT_YET_SUPPORTED)
     assert better.replicas is not None
     assert better.predicted is not None
     assert better.predicted.cost_per_hour < busy.choice.predicted.cost_per_hour  # type: ignore[operator]
-    assert better.detail.endswith("is not supported yet.")
+    assert "no EAGLE-3 draft of the model is named: write speculation.method: EAGLE3" in better.detail
 
 
-def test_an_engine_that_cannot_be_driven_yet_is_weighed_and_not_chosen() -> None:
-    result = plan(spec(model=SHORT, engine={"type": "VLLM"}), MIDDLE, named(fast("a", 80, "1.00")))
-    assert (result.choice, result.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-    assert "engine VLLM is not supported yet" in result.detail
+def test_vllm_serves_gpus_and_turbo_cores_unless_the_object_names_its_engine() -> None:
+    cores = replace(fast("cores", 64, "0.50"), resource_name="cpu", quantity=Decimal(8))
+    both = named(fast("a", 80, "1.00"), cores)
+    for name, engine in (("a", EngineName.VLLM), ("cores", EngineName.TURBO)):
+        only = {name: both[name]}
+        choice = plan(spec(model=SHORT, engine={}), SMALL, only).choice
+        assert choice is not None
+        assert choice.engine == engine
+        for wanted in EngineName:
+            choice = plan(spec(model=SHORT, engine={"type": wanted}), SMALL, only).choice
+            assert choice is not None
+            assert choice.engine == wanted
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"capture": {"persistentVolumeClaim": {"claimName": "kept"}}},
+        {"speculation": {"draftRef": {"name": "draft"}}},
+        {"speculation": {"method": "TurboHeads"}},
+    ],
+)
+def test_what_only_turbo_can_do_is_asked_of_turbo(asked: dict[str, Any]) -> None:
+    choice = plan(spec(model=SHORT, engine={}, **asked), SMALL, named(fast("a", 80, "1.00"))).choice
+    assert choice is not None
+    assert choice.engine == EngineName.TURBO
+
+
+def test_one_replica_of_vllm_takes_several_accelerators_of_a_node() -> None:
+    choice = plan(spec(engine={}), LARGE, named(accelerator("mid", 40, "2.00"))).choice
+    assert choice is not None
+    assert (choice.engine, choice.tensor, choice.nodes, choice.accelerators_per_replica) == ("VLLM", 2, 1, 2)
 
 
 def test_every_ability_names_what_is_missing() -> None:
     assert describe_lack(EngineName.TURBO, "Suffix", None, 1, 1) is None
     for arguments, word in (
-        ((EngineName.VLLM, "Suffix", None, 1, 1), "VLLM"),
+        ((EngineName.VLLM, "TurboHeads", None, 1, 1), "TurboHeads"),
+        ((EngineName.VLLM, "DraftModel", Placement.CPU, 1, 1), "placed CPU"),
         ((EngineName.TURBO, "EAGLE3", None, 1, 1), "EAGLE3"),
         ((EngineName.TURBO, "Suffix", None, 2, 1), "more than one accelerator"),
         ((EngineName.TURBO, "Suffix", None, 16, 2), "node"),
@@ -148,8 +179,9 @@ def test_requests_under_way_bound_the_throughput_that_replicas_can_bring() -> No
 
 
 def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
+    load = {**LOAD, "requestsPerSecond": "10"}
     result = plan(
-        spec(model=SHORT, workload={**LOAD, "requestsPerSecond": "10"}),
+        spec(model=SHORT, engine={"type": "Turbo"}, workload=load),
         shape("deepseek-ai/DeepSeek-R1"),
         catalog(),
     )
@@ -157,9 +189,11 @@ def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
     assert result.nearest.predicted is not None
     assert result.nearest.predicted.provenance == Provenance.ROOFLINE
     assert all("assumed" not in row.detail for row in result.rejected)
-    wanted = {"mode": "Required", "method": "EAGLE3"}
-    asked = plan(spec(model=SHORT, speculation=wanted), MIDDLE, named(fast("a", 80, "1.00")))
-    assert "(assumed: 3.39 tokens per step of 5 drafts, the least of" in asked.detail
+    targets = {"timePerOutputToken": {"max": "6ms"}}
+    quick = spec(model=SHORT, engine={}, workload=load, targets=targets)
+    asked = plan(quick, MIDDLE, named(fast("a", 80, "1.00")))
+    better = row_of(asked, "a", PlanReason.NOT_YET_SUPPORTED)
+    assert "(assumed: 3.39 tokens per step of 5 drafts, the least of" in better.detail
 
 
 def test_a_slower_candidate_is_not_called_dearer_where_speed_decides() -> None:

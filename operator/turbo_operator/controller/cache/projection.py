@@ -130,6 +130,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         ready=ready,
         ready_since=_since(status, "Ready"),
         overdue=overdue(meta),
+        engine=labels.get(api.LABEL_ENGINE, api.EngineName.TURBO),
         **_pod(body, (None, None) if ready else _trouble(status)),
     )
 

@@ -103,7 +103,8 @@ def training_job(
     out = f"{draft_volume.claim_path(claim)}/{folder(td, begin.number, begin.work)}"
     command = ["sh", "-c", SCRIPT, out]
     arguments = _arguments(td, training, begin, facts, prompts_path, out)
-    container = pod.build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
+    image, amounts = pod.runtime_image(td, settings), resources(td, choice)
+    container = pod.build_container(td, settings, image, CONTAINER, command, arguments, amounts)
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
     drafts = {"persistentVolumeClaim": {"claimName": claim}}
     volume = pod.mounted_volume("drafts", drafts, draft_volume.claim_path(claim))
@@ -129,7 +130,7 @@ def _arguments(
     choice, serving = begin.choice, begin.serving
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
     arguments = [
-        pod.model_argument(td),
+        pod.model_argument(td.spec.model),
         *([f"--revision={revision}"] if revision else []),
         f"--prompts={prompts}",
         f"--out={out}",

@@ -213,7 +213,7 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
         if objective == Objective.COST:
             return PlanReason.HIGHER_COST, f"{detail}."
         detail = f"{detail}, and it is no better by spec.planPolicy.objective {objective}."
-    elif (offering.accelerator, offering.capacity_type) == (winner.accelerator, winner.capacity_type):
+    elif winner.draft.method != OFF and winner.hardware == offering.hardware:
         method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
         detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."

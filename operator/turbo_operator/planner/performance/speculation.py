@@ -85,7 +85,12 @@ class SpeculationOption:
 
 
 # At equal cost a method that is there for nothing comes first, the larger draft later, none last.
-ORDER = (*map(str, (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)), OFF)
+ORDER = (
+    *map(
+        str, (Method.SUFFIX, Method.N_GRAM, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)
+    ),
+    OFF,
+)
 
 
 def list_options(
@@ -104,13 +109,15 @@ def list_options(
     named = [place for place in Placement if speculation.placement in ("Auto", place)]
     placements: dict[str, list[Placement | None]] = {
         Method.SUFFIX: [None],
+        Method.N_GRAM: [None],
         Method.DRAFT_MODEL: [*named] if draft is not None else [],
         Method.MTP: [Placement.COLOCATED] if shape.mtp_layers else [],
     }
     options = [
         SpeculationOption(method, placement, min(limit, shape.mtp_layers) if method == Method.MTP else limit)
         for method in ORDER
-        if method != OFF and method in engine.methods and requested in (Method.AUTO, method)
+        if method != OFF and method in engine.methods
+        if requested == method or (requested == Method.AUTO and method not in engine.by_name)
         for placement in placements.get(method, [Placement.COLOCATED])
     ]
     return (*options, none) if speculation.mode == "Auto" else tuple(options)

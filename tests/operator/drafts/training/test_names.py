@@ -35,7 +35,7 @@ def test_a_deployment_that_is_made_again_under_a_name_has_folders_of_its_own() -
         td(domain="support"),
         td(prompts={"type": "ConfigMap", "configMap": {"name": "others"}}),
         td(persistentVolumeClaim={"claimName": "elsewhere"}),
-        td(spec={"engine": {"image": "another"}}),
+        td(spec={"engine": {"type": "Turbo", "image": "another"}}),
         td(spec={"podTemplate": {"spec": {"resources": {"limits": {"cpu": "1"}}}}}),
     ],
 )
@@ -55,7 +55,7 @@ def test_arithmetic_threads_and_machine_are_of_the_work_and_money_is_not() -> No
 def test_an_upgrade_of_the_operator_is_another_work_only_where_it_brings_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pinned = {"engine": {"image": "registry.example/runtime:1"}}
+    pinned = {"engine": {"type": "Turbo", "image": "registry.example/runtime:1"}}
     before = work(td()), work(td(spec=pinned))
     monkeypatch.setattr(manifests, "turbo_version", lambda: "9.9.9")
     assert (work(td()) == before[0], work(td(spec=pinned)) == before[1]) == (False, True)

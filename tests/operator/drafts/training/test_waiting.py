@@ -61,7 +61,7 @@ def test_a_spec_that_is_mended_makes_another_job_before_any_pod_has_run() -> Non
     for right in (
         {"prompts": {"type": "ConfigMap", "configMap": {"name": "right"}}},
         {"persistentVolumeClaim": {"claimName": "right"}},
-        {"spec": {"engine": {"image": "right"}}},
+        {"spec": {"engine": {"type": "Turbo", "image": "right"}}},
         {"spec": {"podTemplate": {"spec": {"imagePullSecrets": [{"name": "right"}]}}}},
     ):
         step = look(td(state, **right), waits)

@@ -1,0 +1,73 @@
+"""The load of a pod of vLLM, read from its Prometheus page. Pure.
+
+Names are those of vLLM's page, which engine Turbo uses too: https://docs.vllm.ai/en/latest/design/metrics.html
+What vLLM does not report is left unknown: of prompts that wait it reports the number alone, and of prompts
+that it has read those whose requests have ended.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from turbo_runtime.contract.documents import Load
+
+_RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
+_USAGE, _CACHE = "vllm:kv_cache_usage_perc", "vllm:cache_config_info"
+_GENERATED = "vllm:generation_tokens_total"
+_PROMPTS, _PROMPT_TOKENS = "vllm:request_prompt_tokens_count", "vllm:request_prompt_tokens_sum"
+_DRAFTS, _DRAFT_TOKENS = "vllm:spec_decode_num_drafts_total", "vllm:spec_decode_num_draft_tokens_total"
+_ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+_COUNTS = (
+    _RUNNING,
+    _WAITING,
+    _USAGE,
+    _GENERATED,
+    _PROMPTS,
+    _PROMPT_TOKENS,
+    _DRAFTS,
+    _DRAFT_TOKENS,
+    _ACCEPTED,
+)
+# Most of a page are histograms of times.
+_WANTED = tuple(f"{name}{{" for name in (*_COUNTS, _CACHE))
+
+
+def parse(page: str) -> Load:
+    """Read a load; ValueError where the page is not of vLLM. Engines of one server count together."""
+    totals: defaultdict[str, float] = defaultdict(float)
+    num_engines, capacity = 0, 0
+    lines = (line for line in page.splitlines(keepends=True) if line.startswith(_WANTED))
+    for family in text_string_to_metric_families("".join(lines)):
+        for sample in family.samples:
+            totals[sample.name] += sample.value
+            if sample.name == _CACHE:
+                num_engines, capacity = num_engines + 1, capacity + _cache_tokens(sample.labels)
+    if _RUNNING not in totals:
+        raise ValueError(f"the page has no {_RUNNING}")
+    usage = totals[_USAGE] / max(1, num_engines)
+    waiting, prompts, prompt_tokens = (int(totals[name]) for name in (_WAITING, _PROMPTS, _PROMPT_TOKENS))
+    return Load(
+        running_requests=int(totals[_RUNNING]),
+        waiting_requests=waiting,
+        running_tokens=round(usage * capacity),
+        waiting_tokens=round(waiting * prompt_tokens / prompts) if prompts else 0,
+        kv_cache_usage=min(1.0, usage),
+        kv_cache_tokens=capacity,
+        drafts=int(totals[_DRAFTS]),
+        draft_tokens=int(totals[_DRAFT_TOKENS]),
+        accepted_tokens=int(totals[_ACCEPTED]),
+        generated_tokens=int(totals[_GENERATED]),
+        guarantee="distribution",
+        draining=False,
+        prompts=prompts,
+        prompt_tokens=prompt_tokens,
+    )
+
+
+def _cache_tokens(labels: Mapping[str, str]) -> int:
+    """Return the tokens of one engine's KV cache; 0 where it does not tell."""
+    blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+    return int(blocks) * int(size) if blocks.isdecimal() and size.isdecimal() else 0

@@ -1,0 +1,127 @@
+"""The server of engine VLLM in a serving pod: its arguments from the plan. Pure.
+
+Flags are those of vLLM 0.32: https://docs.vllm.ai/en/latest/configuration/engine_args.html
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from turbo_operator import api, pod_scripts
+from turbo_operator.plan import Choice
+from turbo_operator.planner import OFF
+from turbo_operator.planner.capabilities import engine_of
+from turbo_operator.planner.performance.memory import on_cpu
+from turbo_operator.render import pod
+from turbo_operator.render.metadata import configmap
+from turbo_operator.render.server import KEYS_PATH, Amounts, EngineServer, api_keys
+from turbo_operator.settings import Settings
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.documents import ModelInfo
+from turbo_runtime.contract.endpoints import HEALTH_PATH, METRICS_PATH, PORT
+
+COMMAND = ("vllm", "serve")
+SHARED_MEMORY_PATH, SHARED_MEMORY_LIMIT = "/dev/shm", "2Gi"  # noqa: S108  NCCL's, and of vLLM's processes
+FOLDER = "/etc/turbo-vllm"
+FILE = "vllm_drain.py"
+MIDDLEWARE = "vllm_drain.CloseConnections"
+GRACE_SLACK_SECONDS = 30  # for its processes to end
+N_GRAM_TOKENS = (2, 4)  # of the end of a text that is looked up in it, the fewest and the most
+_DRAFT_MODELS = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)
+# Keys are read at the start: vLLM takes them as arguments, and nothing but the container sees those.
+_WITH_KEYS = f'exec "$@" --api-key $(sed "s/^[^:]*://" {KEYS_PATH})'
+
+
+def server(
+    td: api.TurboDeployment, choice: Choice, facts: ModelInfo, amounts: Amounts, settings: Settings
+) -> EngineServer:
+    """Build vLLM's OpenAI server."""
+    delay = RuntimeConfig(model="").shutdown_delay_seconds
+    command: tuple[str, ...] = COMMAND
+    if api_keys(td):
+        command = ("sh", "-c", _WITH_KEYS, "sh", *COMMAND)
+    environment = {
+        "USER": "vllm",  # the image need not know the user that it runs as, and torch asks for its name
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONPATH": FOLDER,  # of the middleware
+    }
+    if on_cpu(choice.accelerator):
+        # One thread on each core of the limit, wherever they are: it would bind to all that the node has.
+        cores = max(1, int(api.quantity(amounts["limits"]["cpu"])))
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores)}
+    page, timeout = f"http://127.0.0.1:{PORT}{METRICS_PATH}", td.spec.drain.timeout.seconds
+    drain = ["python3", f"{FOLDER}/{FILE}", page, f"{delay:g}", f"{timeout:g}"]
+    shared = {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}}
+    return EngineServer(
+        image=td.spec.engine.image or settings.vllm_image,
+        command=command,
+        arguments=arguments(td, choice, facts),
+        ready_path=HEALTH_PATH,  # it listens once the model is loaded
+        grace_seconds=delay + timeout + GRACE_SLACK_SECONDS,
+        environment=[{"name": name, "value": value} for name, value in environment.items()],
+        lifecycle={"preStop": {"exec": {"command": drain}}},
+        volumes=[
+            pod.mounted_volume("shared-memory", shared, SHARED_MEMORY_PATH),
+            pod.mounted_volume("drain", {"configMap": {"name": configmap_name(td)}}, FOLDER, read_only=True),
+        ],
+        draft=td.spec.speculation.draft_model if choice.method in _DRAFT_MODELS else None,
+    )
+
+
+def configmap_name(td: api.TurboDeployment) -> str:
+    """`NAME-vllm`."""
+    return f"{td.metadata.name}-vllm"
+
+
+def configmaps(td: api.TurboDeployment, choice: Choice | None) -> list[dict[str, Any]]:
+    """Build the file that pods of vLLM drain by; none where the plan is of another engine."""
+    if choice is None or choice.engine != api.EngineName.VLLM:
+        return []
+    return [configmap(td, configmap_name(td), {FILE: pod_scripts.read(FILE)})]
+
+
+def arguments(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[str]:
+    """Return the server's arguments: the user's own, and after them, so that they win, the plan's."""
+    engine = engine_of(choice.engine)
+    planned: dict[str, Any] = {
+        "revision": (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
+        "served-model-name": td.served_name,
+        "port": PORT,
+        "dtype": choice.dtype,
+        "max-model-len": choice.max_model_len,
+        "max-num-seqs": engine.max_num_seqs,
+        "max-num-batched-tokens": engine.max_num_batched_tokens,
+        "kv-cache-memory-bytes": choice.kv_cache_bytes,
+        "tensor-parallel-size": choice.tensor if choice.tensor > 1 else None,
+        "middleware": MIDDLEWARE,
+        "shutdown-timeout": math.ceil(td.spec.drain.timeout.seconds),
+        "speculative-config": _speculative_config(td, choice),
+    }
+    own = [f"--{name}={value}" for name, value in planned.items() if value is not None]
+    return [pod.model_argument(td.spec.model), *(td.spec.engine.args or ()), *own]
+
+
+def _speculative_config(td: api.TurboDeployment, choice: Choice) -> str | None:
+    """Return --speculative-config as JSON; None without speculation."""
+    if choice.method == OFF:
+        return None
+    most = max((tokens for _, _, tokens in choice.draft_schedule), default=choice.max_draft_tokens)
+    config: dict[str, Any] = {"num_speculative_tokens": max(1, most)}
+    if choice.draft_schedule:  # with many requests fewer drafts, and none where they would cost time
+        config["num_speculative_tokens_per_batch_size"] = choice.draft_schedule
+    match choice.method:
+        case api.Method.SUFFIX:
+            config["method"] = "suffix"
+        case api.Method.N_GRAM:
+            low, high = N_GRAM_TOKENS
+            config |= {"method": "ngram", "prompt_lookup_min": low, "prompt_lookup_max": high}
+        case api.Method.MTP:
+            config["method"] = "mtp"
+        case api.Method.EAGLE3 | api.Method.DRAFT_MODEL:
+            source = td.spec.speculation.draft_model
+            assert source is not None  # no such plan without one
+            method = "eagle3" if choice.method == api.Method.EAGLE3 else "draft_model"
+            config |= {"method": method, "model": pod.model_argument(source, pod.DRAFT_MODEL_PATH)}
+    return json.dumps(config, sort_keys=True)

@@ -1,0 +1,98 @@
+"""vLLM's own parser takes the arguments of plans of many kinds, and refuses what is none of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import pytest
+from peers.contest import VLLM
+
+from turbo_dev import sizes
+from turbo_dev.paths import cache_root
+from turbo_operator.api import TurboDeployment, parse
+from turbo_operator.catalog import catalog, shapes
+from turbo_operator.planner import PlannerInputs, plan
+from turbo_operator.render import vllm
+from turbo_runtime.contract.documents import ModelInfo
+
+IS_INSTALLED = (cache_root() / "peers" / VLLM.name / "complete").exists()
+pytestmark = pytest.mark.skipif(
+    not (sizes.IS_FULL or IS_INSTALLED), reason="installs 2 GB of vLLM: make test-full or a benchmark does"
+)
+
+MODELS = (
+    "Qwen/Qwen2.5-1.5B-Instruct",
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-30B-A3B",
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "nvidia/Llama-3.1-70B-Instruct-FP8",
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+    "deepseek-ai/DeepSeek-R1",
+    "openai/gpt-oss-120b",
+)
+DRAFT = {"uri": "hf://acme/draft"}
+SPECS: tuple[dict[str, Any], ...] = (
+    {},
+    {"speculation": {"mode": "Required", "method": "NGram"}},
+    {"speculation": {"mode": "Required", "method": "Suffix"}},
+    {"speculation": {"mode": "Required", "method": "EAGLE3", "draftModel": DRAFT}},
+    {"speculation": {"method": "EAGLE3", "draftModel": DRAFT}, "workload": {"requestsPerSecond": "2"}},
+    {"parallelism": {"tensor": 8}, "engine": {"type": "VLLM", "args": ["--kv-cache-dtype=fp8"]}},
+    {"engine": {"type": "VLLM", "args": ["--enforce-eager", "--max-loras", "2"]}, "drain": {"timeout": "1m"}},
+)
+PARSER = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+for line in sys.stdin:
+    parsed = make_arg_parser(FlexibleArgumentParser(exit_on_error=False)).parse_args(json.loads(line))
+    validate_parsed_serve_args(parsed)
+    names = "model_tag tensor_parallel_size max_model_len speculative_config kv_cache_memory_bytes"
+    print(json.dumps([getattr(parsed, name) for name in names.split()]))
+"""
+
+
+def parsed(argvs: Sequence[Sequence[str]]) -> subprocess.CompletedProcess[str]:
+    lines = "".join(f"{json.dumps(argv)}\n" for argv in argvs)
+    command = [VLLM.python(), "-c", PARSER]
+    return subprocess.run(command, input=lines, capture_output=True, text=True, check=False, timeout=300)
+
+
+def deployments() -> list[TurboDeployment]:
+    objects = []
+    for hub_id, spec in product(MODELS, SPECS):
+        model = {"uri": f"hf://{hub_id}", "maxModelLen": 4096}
+        meta = {"name": "chat", "namespace": "team", "uid": "u"}
+        body = {"apiVersion": "serving.turbo.dev/v1alpha1", "kind": "TurboDeployment", "metadata": meta}
+        objects.append(parse({**body, "spec": {"model": model, **spec}}))
+    return objects
+
+
+def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
+    rendered = []
+    for td in deployments():
+        shape = shapes.shipped(td.spec.model.hub_id)
+        assert shape is not None
+        choice = plan(PlannerInputs(td.spec, shape, catalog(), None, None, {}, None), 0.0).choice
+        if choice is not None:
+            facts = ModelInfo(shape, "sha256:ab", "c0ffee", 1)
+            rendered.append((choice, vllm.arguments(td, choice, facts)))
+    assert len(rendered) >= 50
+    assert {"NGram", "Suffix", "EAGLE3", "MTP", "Off"} <= {choice.method for choice, _ in rendered}
+    assert {1, 2, 8} <= {choice.tensor for choice, _ in rendered}
+    result = parsed([argv for _, argv in rendered])
+    assert result.returncode == 0, result.stderr[-2000:]
+    answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    for (choice, argv), (model, tensor, length, speculative, cache) in zip(rendered, answers, strict=True):
+        assert model == argv[0]
+        assert (tensor, length, cache) == (choice.tensor, choice.max_model_len, choice.kv_cache_bytes)
+        assert (speculative is None) == (choice.method == "Off")
+
+
+def test_vllms_own_parser_refuses_what_it_has_not() -> None:
+    assert parsed([["acme/model", "--max-num-sequences-of-another-engine=8"]]).returncode != 0

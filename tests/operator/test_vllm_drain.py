@@ -1,0 +1,105 @@
+"""The file that a pod of vLLM drains by, run as it runs there: by a server of ASGI, and as a program."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from turbo_operator.pod_scripts import vllm_drain
+
+
+async def answering(_: Any, receive: Any, send: Any) -> None:
+    """An application that says yes."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"3")]})
+    await send({"type": "http.response.body", "body": b"yes"})
+
+
+@pytest.fixture
+def draining(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    mark = tmp_path / "draining"
+    monkeypatch.setattr(vllm_drain, "DRAINING", mark)
+    return mark
+
+
+@pytest.fixture
+def port(draining: Path) -> Iterator[int]:
+    """Where a server with the middleware listens."""
+    config = uvicorn.Config(vllm_drain.CloseConnections(answering), port=0, lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+def test_a_client_keeps_its_connection_until_the_pod_drains(port: int, draining: Path) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    for expected in (None, None, "close"):
+        if expected:
+            draining.touch()
+        client.request("GET", "/")
+        answer = client.getresponse()
+        assert answer.read() == b"yes"
+        assert answer.getheader("connection") == expected
+    assert client.sock is None, "and the next request goes where the load balancer says"
+
+
+def test_a_server_that_starts_anew_in_its_pod_does_not_drain(draining: Path) -> None:
+    draining.touch()
+    vllm_drain.CloseConnections(answering)
+    assert not draining.exists()
+
+
+class Page(BaseHTTPRequestHandler):
+    """A page of metrics on which requests run until a time."""
+
+    busy_until = 0.0
+
+    def do_GET(self) -> None:
+        running = float(time.monotonic() < self.busy_until)
+        page = f'# TYPE a gauge\nvllm:num_requests_running{{engine="0"}} {running}\n'
+        page += 'vllm:num_requests_waiting{engine="0"} 0.0\nvllm:num_requests_waiting_by_reason{a="b"} 9.0\n'
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(page.encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def metrics() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/metrics"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_hook_waits_for_what_is_under_way_and_no_longer(metrics: str) -> None:
+    start = time.monotonic()
+    Page.busy_until = start + 3.0
+    program = [sys.executable, vllm_drain.__file__, metrics, "0.5", "60"]
+    subprocess.run(program, check=True, timeout=30)
+    assert time.monotonic() - start >= 3.0
+    vllm_drain.DRAINING.unlink()
+
+
+def test_the_hook_ends_at_its_time_whatever_is_under_way(metrics: str, draining: Path) -> None:
+    Page.busy_until = time.monotonic() + 60.0
+    vllm_drain.drain(metrics, 0.0, 1.0)
+    assert draining.exists()
