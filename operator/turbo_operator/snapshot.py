@@ -194,6 +194,7 @@ class LoadSample:
     load: Load
     tokens_per_second: float | None = None  # of output; None of a first sample, or after a restart
     occupancy: Occupancy = Occupancy()
+    first: Load | None = None  # the sample that `occupancy` began with; None: this one
 
     @classmethod
     def after(cls, before: LoadSample | None, at: float, load: Load) -> LoadSample:
@@ -202,7 +203,8 @@ class LoadSample:
             return cls(at, load)
         seconds = at - before.at
         rate = (load.generated_tokens - before.load.generated_tokens) / seconds
-        return cls(at, load, rate, before.occupancy.then(before.load, load, seconds))
+        occupancy = before.occupancy.then(before.load, load, seconds)
+        return cls(at, load, rate, occupancy, before.first or before.load)
 
 
 @dataclass(frozen=True, slots=True)

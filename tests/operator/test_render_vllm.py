@@ -69,7 +69,7 @@ def test_vllm_serves_what_was_planned() -> None:
         "max-num-seqs": "256",
         "max-num-batched-tokens": "2048",
         "kv-cache-memory-bytes": str(choice.kv_cache_bytes),
-        "middleware": "vllm_drain.CloseConnections",
+        "middleware": "turbo_vllm.TurboMiddleware",
         "shutdown-timeout": "90",
     }
     assert container(it)["image"] == "registry.example/vllm:1"
@@ -95,10 +95,10 @@ def test_a_pod_leaves_after_its_last_answer() -> None:
     spec = template(it)["spec"]
     (only,) = spec["containers"]
     hook = only["lifecycle"]["preStop"]["exec"]["command"]
-    assert hook == ["python3", "/etc/turbo-vllm/vllm_drain.py", "http://127.0.0.1:8000/metrics", "5", "90"]
+    assert hook == ["python3", "/etc/turbo-vllm/turbo_vllm.py", "http://127.0.0.1:8000/metrics", "5", "90"]
     assert spec["terminationGracePeriodSeconds"] >= 90 + 5
     (configmap,) = vllm.configmaps(it, chosen(it))
-    assert "class CloseConnections" in configmap["data"]["vllm_drain.py"]
+    assert "class TurboMiddleware" in configmap["data"]["turbo_vllm.py"]
     assert {"name": "drain", "configMap": {"name": configmap["metadata"]["name"]}} in spec["volumes"]
     assert {"name": "PYTHONPATH", "value": "/etc/turbo-vllm"} in only["env"]
 
@@ -120,7 +120,7 @@ def test_drafts_are_configured_by_method(method: str, draft: str | None, config:
     drafts: dict[str, Any] = {"mode": "Required", "method": method, "maxDraftTokens": 6}
     if draft is not None:
         drafts["draftModel"] = {"uri": draft}
-    it = td(speculation=drafts, engine={"type": "VLLM"})
+    it = td(speculation=drafts, engine={"type": "VLLM", "image": "mine/vllm:1"})
     told = json.loads(flags(it)["speculative-config"])
     assert config.items() <= told.items()
 
@@ -160,19 +160,33 @@ def test_the_users_arguments_come_first_so_that_none_wins_over_the_plan() -> Non
     assert container(it)["args"][1:3] == ["--enforce-eager", "--quantization=fp8"]
 
 
-def test_api_keys_are_read_by_the_container_and_stand_in_no_manifest() -> None:
-    it = td(server={"apiKeysSecretRef": {"name": "keys"}})
-    only = container(it)
-    assert only["command"][:2] == ["sh", "-c"]
-    assert only["command"][3:] == ["sh", "vllm", "serve"]
-    assert "/etc/turbo/api-keys" in only["command"][2]
+def test_api_keys_are_mounted_and_stand_in_no_manifest() -> None:
+    only = container(td(server={"apiKeysSecretRef": {"name": "keys"}}))
+    assert {"name": "TURBO_API_KEY_FILE", "value": "/etc/turbo/api-keys"} in only["env"]
     assert {"name": "api-keys", "mountPath": "/etc/turbo", "readOnly": True} in only["volumeMounts"]
 
 
-def test_no_variable_of_the_environment_stands_there_twice() -> None:
-    it = td(podTemplate={"spec": {"env": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}]}})
-    names = [variable["name"] for variable in container(it)["env"]]
-    assert len(names) == len(set(names))
+def test_no_variable_of_the_environment_stands_there_twice_and_the_users_wins() -> None:
+    own = [{"name": "USER", "value": "me"}, {"name": "PYTHONPATH", "value": "/mine"}]
+    it = td(podTemplate={"spec": {"env": [*own, {"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}]}})
+    variables = {variable["name"]: variable["value"] for variable in container(it)["env"]}
+    assert len(variables) == len(container(it)["env"])
+    assert (variables["USER"], variables["PYTHONPATH"]) == ("me", "/etc/turbo-vllm:/mine")
+
+
+def test_another_draft_is_another_plan_and_another_estimate_none() -> None:
+    def hashed(uri: str, mean: int = 256, args: tuple[str, ...] = ()) -> str:
+        it = td(
+            engine={"type": "VLLM", "args": [*args]},
+            speculation={"mode": "Required", "method": "EAGLE3", "draftModel": {"uri": uri}},
+            workload={"requestsPerSecond": "2", "outputTokens": {"mean": mean}},
+        )
+        return render.plan_hash(it, chosen(it, MIDDLE), ModelInfo(MIDDLE, "sha256:ab", "c0ffee", 1))
+
+    first = hashed("pvc://drafts-a/eagle")
+    assert first != hashed("pvc://drafts-b/eagle")
+    assert first != hashed("pvc://drafts-a/eagle", args=("--enforce-eager",))
+    assert first == hashed("pvc://drafts-a/eagle", mean=300)  # which moves the drafts by requests
 
 
 def test_the_model_is_inspected_by_the_runtimes_image_whatever_serves_it() -> None:

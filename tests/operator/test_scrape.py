@@ -152,6 +152,16 @@ def test_the_engines_of_one_server_count_together() -> None:
     assert two.kv_cache_usage == one.kv_cache_usage == 0.5
 
 
+@pytest.mark.parametrize("value", ["+Inf", "NaN", "-5", "1e300"])
+def test_a_figure_that_no_counter_has_is_no_load(value: str) -> None:
+    """The pod's image is the user's choice, and an error that is not caught ends the operator."""
+    with pytest.raises(ValueError, match="cannot be"):
+        vllm_load.parse(f'vllm:num_requests_running{{a="b"}} {value}\n')
+    cache = f'vllm:cache_config_info{{num_gpu_blocks="{"9" * 5000}",block_size="1"}} 1\n'
+    long = f'vllm:num_requests_running{{a="b"}} 1\n{cache}'
+    assert vllm_load.parse(long).kv_cache_tokens == 0
+
+
 def test_a_page_of_another_program_is_no_load() -> None:
     with pytest.raises(ValueError, match="num_requests_running"):
         vllm_load.parse("# TYPE up gauge\nup 1\n")

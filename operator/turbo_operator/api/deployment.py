@@ -94,21 +94,24 @@ class Model(ModelSource):
     )
 
 
-# What the operator writes itself.
-_PLANNED_ARGUMENTS = (
-    "api-key block-size data-parallel-size dtype enable-expert-parallel gpu-memory-utilization host "
-    "kv-cache-memory-bytes max-model-len max-num-batched-tokens max-num-seqs model nnodes node-rank "
-    "pipeline-parallel-size port revision served-model-name shutdown-timeout speculative-config "
-    "tensor-parallel-size"
+# What the operator writes itself, and what would hide a server from it; prefixes, since vLLM takes those too.
+_PLANNED = (
+    "api-k api-server conf data-p device-m disable-log-s gpu-m grpc headless ho kv-cache-mem master max-m "
+    "max-num middleware nnodes node pipeline-p served-m shutdown spec ssl tensor-p uds"
 )
-_PLANNED = "|".join(_PLANNED_ARGUMENTS.replace("-", "[-_]").split())
+_PLANNED_PREFIX = "|".join(_PLANNED.replace("-", "[-_]").split())
 _EngineArgument = Annotated[
     str,
     Text(1024),
     Rule(
-        rf"!self.matches(r'^(-tp|-pp|-dp|-sc|--({_PLANNED}))(=.*|\..*)?$')",
+        r"!self.matches(r'(?s)^(-tp|-pp|-dp|-sc|-n|-r|--(model|dtype|port|revision))([=.].*)?$')"
+        rf" && !self.matches(r'^--({_PLANNED_PREFIX})')",
         "leave out what the plan sets, like --model, --port and --tensor-parallel-size: spec.model, "
         "spec.parallelism and spec.speculation say it",
+    ),
+    Rule(
+        r"!self.matches(r'^-[^={]*\s')",
+        "write a flag and its value as two arguments, or as one with '='",
     ),
 ]
 
@@ -119,7 +122,7 @@ class Engine(Record):
     type: Literal["Auto", "Turbo", "VLLM"] = "Auto"
     """Auto leaves it to the planner: Turbo on cores, VLLM on other accelerators."""
     image: _Image | None = None
-    """Image of the engine. Default: the one that the operator was installed with."""
+    """Image of the engine, with type Auto of Turbo. Default: the one that the operator was installed with."""
     args: Annotated[list[_EngineArgument] | None, Field(max_length=64)] = None
     """Further arguments of vLLM's server, like --quantization=fp8."""
     step_timeout: ASecondToAnHour | None = None
@@ -132,11 +135,6 @@ class Engine(Record):
             "!has(self.args) || self.type == 'VLLM'",
             "write type: VLLM too, or leave args out: they are of vLLM's server",
             "args",
-        ),
-        Rule(
-            "!has(self.image) || self.type != 'Auto'",
-            "write type: Turbo or VLLM too: an image is of one engine",
-            "image",
         ),
     )
 
@@ -254,8 +252,9 @@ class TurboDeploymentSpec(Record):
         if self.engine.type != "Auto":
             return (EngineName(self.engine.type),)
         drafts = self.speculation
-        of_turbo = (self.capture, drafts.training, drafts.draft_ref, drafts.named_drafts)
-        is_of_turbo = any(of_turbo) or drafts.method == Method.TURBO_HEADS
+        of_turbo = (self.capture, drafts.training, drafts.draft_ref, drafts.named_drafts, self.engine.image)
+        is_of_turbo = any(of_turbo) or drafts.method in (Method.TURBO_HEADS, Method.SUFFIX)
+        is_of_turbo = is_of_turbo or self.model.uri.endswith(".gguf")
         return (EngineName.TURBO,) if is_of_turbo else tuple(EngineName)
 
     @property

@@ -255,7 +255,7 @@ class Speculation(Record):
             "draftModel",
         ),
         Rule(
-            "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
+            "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads']",
             "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
             "other method",
             "draftRef",
@@ -274,7 +274,7 @@ class Speculation(Record):
             "namedDrafts",
         ),
         Rule(
-            "!(self.method in ['DraftModel', 'EAGLE3']) || has(self.draftModel) || has(self.draftRef)",
+            "!(self.method in ['DraftModel', 'EAGLE3']) || has(self.draftModel)",
             "name the draft in draftModel.uri: methods DraftModel and EAGLE3 need one",
             "method",
         ),

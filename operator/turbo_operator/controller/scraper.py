@@ -82,7 +82,7 @@ class Scraper:
         """Read a pod's report; when it answered (epoch seconds), and what."""
         try:
             report = await self._fetch(session, pod)
-        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, ArithmeticError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()
             log.debug("the report of pod %s is unknown: %r", pod.name, error)
             return None

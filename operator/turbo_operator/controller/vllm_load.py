@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from turbo_runtime.contract.documents import Load
+from turbo_runtime.contract.documents import LARGEST, Load
 
 _RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 _USAGE, _CACHE = "vllm:kv_cache_usage_perc", "vllm:cache_config_info"
@@ -31,6 +31,7 @@ _COUNTS = (
     _DRAFT_TOKENS,
     _ACCEPTED,
 )
+_MAX_DIGITS = 9
 # Most of a page are histograms of times.
 _WANTED = tuple(f"{name}{{" for name in (*_COUNTS, _CACHE))
 
@@ -42,6 +43,8 @@ def parse(page: str) -> Load:
     lines = (line for line in page.splitlines(keepends=True) if line.startswith(_WANTED))
     for family in text_string_to_metric_families("".join(lines)):
         for sample in family.samples:
+            if not 0.0 <= sample.value <= LARGEST:  # NaN neither: the pod's image is the user's choice
+                raise ValueError(f"{sample.name} cannot be {sample.value}")
             totals[sample.name] += sample.value
             if sample.name == _CACHE:
                 num_engines, capacity = num_engines + 1, capacity + _cache_tokens(sample.labels)
@@ -70,4 +73,5 @@ def parse(page: str) -> Load:
 def _cache_tokens(labels: Mapping[str, str]) -> int:
     """Return the tokens of one engine's KV cache; 0 where it does not tell."""
     blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
-    return int(blocks) * int(size) if blocks.isdecimal() and size.isdecimal() else 0
+    fit = all(part.isdecimal() and len(part) <= _MAX_DIGITS for part in (blocks, size))
+    return int(blocks) * int(size) if fit else 0

@@ -25,11 +25,12 @@ def states(
     """Return the conditions on drafts that have something to say; `speedup` is what the status shows."""
     pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
     is_off = plan is not None and plan.choice is not None and plan.choice.method == api.OFF
+    is_computed = any(pod.engine == api.EngineName.VLLM for pod in pods)
     states = {
         ConditionType.DRAFT_READY: _ready(td, observed, is_off, pods),
         ConditionType.DRAFT_TRAINED: training,
         ConditionType.DRAFT_PROMOTED: _promoted(td, verdict),
-        ConditionType.SPECULATION_EFFECTIVE: _effective(is_off, speedup),
+        ConditionType.SPECULATION_EFFECTIVE: _effective(is_off, speedup, is_computed),
     }
     return {kind: state for kind, state in states.items() if state is not None}
 
@@ -47,13 +48,14 @@ def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionSt
     return ConditionState(last.status, last.reason, last.message)
 
 
-def _effective(is_off: bool, speedup: str | None) -> ConditionState:
+def _effective(is_off: bool, speedup: str | None, is_computed: bool) -> ConditionState:
     if is_off:
         return false(api.EffectReason.DISABLED, "The plan is one without speculation.")
     if speedup is None:
         message = "Too little was answered in the last ten minutes to tell how much faster drafts are."
         return unknown(api.EffectReason.INSUFFICIENT_SAMPLES, message)
-    message = f"Pods answer {speedup} times as fast as they would without drafts."
+    message = f"Pods answer {speedup} times as fast as they would without drafts"
+    message += ", by the drafts that were right and the step-time model." if is_computed else "."
     return ConditionState("True" if float(speedup) >= 1 else "False", api.EffectReason.MEASURED, message)
 
 

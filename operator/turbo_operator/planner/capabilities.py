@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation
+from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation, TurboDeploymentSpec
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import ModelShape
 
@@ -92,17 +92,28 @@ def max_length(shape: ModelShape) -> int:
     return shape.max_served if describe_model_lack(shape) is None else shape.max_position
 
 
-def describe_engine_lack(engine: EngineName, *, is_on_cpu: bool, is_only: bool) -> str | None:
-    """Describe why Auto does not take an engine on this hardware, as the end of a sentence; None if it may.
+def describe_engine_lack(
+    spec: TurboDeploymentSpec, engine: EngineName, method: str, *, is_on_cpu: bool
+) -> str | None:
+    """Describe why an engine is not taken on this hardware, as the end of a sentence; None if it may be.
 
     The start-up micro-benchmark has never run on a GPU: what Turbo's step times are taken to be there is
     fitted to other engines. vLLM's image for CPUs is another one than that for GPUs.
     """
-    if is_only or is_on_cpu == (engine == EngineName.TURBO):
-        return None
     if engine == EngineName.TURBO:
+        if is_on_cpu or len(spec.engines) == 1:
+            return None
         return "the speed of engine Turbo on GPUs has not been measured: write engine.type: Turbo to run it"
-    return "vLLM needs an image for CPUs: write engine.type: VLLM, and the image in engine.image"
+    if spec.model.uri.endswith(".gguf"):
+        return "vLLM reads no GGUF files: write engine.type: Turbo, or name a folder of safetensors"
+    if spec.engine.image is None and is_on_cpu:
+        return "vLLM needs an image for CPUs: write engine.type: VLLM, and the image in engine.image"
+    if spec.engine.image is None and method == Method.SUFFIX:
+        return (
+            "vLLM needs the package arctic-inference for Suffix: name an image with it in engine.image, or "
+            "write speculation.method: NGram"
+        )
+    return None
 
 
 def describe_draft_lack(method: str, speculation: Speculation) -> str | None:

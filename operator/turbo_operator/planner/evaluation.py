@@ -95,7 +95,7 @@ class PlanEvaluation:
         """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
         candidates, spec = self.candidates, self.requirements.inputs.spec
         options, model_lack = candidates.draft_options, describe_model_lack(self.requirements.shape)
-        is_only, on_cpu = len(spec.engines) == 1, candidates.by_accelerator(memory.on_cpu, bool)
+        on_cpu = candidates.by_accelerator(memory.on_cpu, bool)
         columns = (candidates.engine, on_cpu, candidates.draft, candidates.per_replica, candidates.nodes)
 
         @cache
@@ -105,7 +105,7 @@ class PlanEvaluation:
                 (model_lack if engine == EngineName.TURBO else None)
                 or describe_lack(engine, option.method, option.placement, accelerators, nodes)
                 or describe_draft_lack(option.method, spec.speculation)
-                or describe_engine_lack(engine, is_on_cpu=bool(is_on_cpu), is_only=is_only)
+                or describe_engine_lack(spec, engine, option.method, is_on_cpu=bool(is_on_cpu))
             )
 
         return tuple(describe(*row) for row in np.stack(columns, axis=1).astype(int).tolist())

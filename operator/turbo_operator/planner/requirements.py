@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from turbo_operator import api
-from turbo_operator.api import CapacityType, Objective, ScalingMode, TurboDeploymentSpec, quantity
+from turbo_operator.api import CapacityType, EngineName, Objective, ScalingMode, TurboDeploymentSpec, quantity
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
 from turbo_operator.budget import beside
@@ -26,6 +26,8 @@ POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
 MAX_REPLICAS = 1000  # as many as the scale subresource takes
 # In addition to the weights on their way to a device: interpreter, tokenizer, page cache.
 HOST_RESERVE = 4 * memory.GIB
+# Of vLLM: its server, its core, the memory that its processes share; and each worker with its CUDA context.
+VLLM_RESERVE, VLLM_WORKER_BYTES = 6 * memory.GIB, 4 * memory.GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +236,21 @@ class Requirements:
         """Return the bytes of one number of that type."""
         return memory.ELEMENT_BYTES[self.dtype_on(accelerator)]
 
-    def host_memory_bytes(self, accelerator: Accelerator) -> int:
-        """Return the memory of one container: on cores the accelerator's own, else twice the weights."""
+    def engine_on(self, accelerator: Accelerator) -> EngineName:
+        """Return the engine of an accelerator's pods; of two that may, the one that Auto takes there."""
+        engines = self.inputs.spec.engines
+        if len(engines) == 1:
+            return engines[0]
+        return EngineName.TURBO if memory.on_cpu(accelerator) else EngineName.VLLM
+
+    def host_memory_bytes(self, accelerator: Accelerator, tensor: int = 1) -> int:
+        """Return the memory of one container: on cores the accelerator's own. Turbo holds the weights twice
+        while it loads them; vLLM maps them, and has a process for each of its accelerators.
+        """
         if memory.on_cpu(accelerator):
             return accelerator.memory_bytes
+        if self.engine_on(accelerator) == EngineName.VLLM:
+            return VLLM_RESERVE + tensor * VLLM_WORKER_BYTES
         element = float(self.element_bytes(accelerator))
         return 2 * int(memory.weights(self.shape, element, quantized=False).total) + HOST_RESERVE
 

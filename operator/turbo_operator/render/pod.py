@@ -118,6 +118,18 @@ def build_container(
     }
 
 
+def merge_environment(
+    own: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return both, each variable once: the others' value wins, but a path of ours comes before theirs."""
+    merged = {variable["name"]: dict(variable) for variable in own}
+    for variable in others:
+        path = merged.get("PYTHONPATH", {}) if variable["name"] == "PYTHONPATH" else {}
+        value = {"value": f"{path['value']}:{variable['value']}"} if path and "value" in variable else {}
+        merged[variable["name"]] = {**variable, **value}
+    return list(merged.values())
+
+
 def pod_metadata(td: api.TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
     """Build the metadata of a pod template: the overlay's, under our own labels."""
     overlay = td.spec.pod_template.metadata

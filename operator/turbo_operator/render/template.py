@@ -85,7 +85,7 @@ def plan_hash(
 def _arguments(td: api.TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None) -> list[str]:
     """Return what tells the engine's servers of two plans apart."""
     if choice.engine == api.EngineName.VLLM:
-        return vllm.arguments(td, choice, facts)
+        return vllm.identity(td, choice, facts)
     return turbo.runtime_config(td, choice, facts, resources(td, choice), claim).to_argv()
 
 
@@ -119,7 +119,7 @@ def pod_template(
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
         **({"lifecycle": engine.lifecycle} if engine.lifecycle else {}),
     }
-    container["env"] = [*engine.environment, *container["env"]]
+    container["env"] = pod.merge_environment(engine.environment, container["env"])
     volumes = [*volumes_of(td), *draft_volume.volumes(td, claim, canary), *engine.volumes]
     spec = pod.pod_spec(td, container, choice, volumes, engine.draft)
     if capture(td):

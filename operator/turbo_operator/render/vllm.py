@@ -25,13 +25,11 @@ from turbo_runtime.contract.endpoints import HEALTH_PATH, METRICS_PATH, PORT
 COMMAND = ("vllm", "serve")
 SHARED_MEMORY_PATH, SHARED_MEMORY_LIMIT = "/dev/shm", "2Gi"  # noqa: S108  NCCL's, and of vLLM's processes
 FOLDER = "/etc/turbo-vllm"
-FILE = "vllm_drain.py"
-MIDDLEWARE = "vllm_drain.CloseConnections"
+FILE = "turbo_vllm.py"
+MIDDLEWARE = "turbo_vllm.TurboMiddleware"
 GRACE_SLACK_SECONDS = 30  # for its processes to end
 N_GRAM_TOKENS = (2, 4)  # of the end of a text that is looked up in it, the fewest and the most
 _DRAFT_MODELS = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)
-# Keys are read at the start: vLLM takes them as arguments, and nothing but the container sees those.
-_WITH_KEYS = f'exec "$@" --api-key $(sed "s/^[^:]*://" {KEYS_PATH})'
 
 
 def server(
@@ -39,14 +37,13 @@ def server(
 ) -> EngineServer:
     """Build vLLM's OpenAI server."""
     delay = RuntimeConfig(model="").shutdown_delay_seconds
-    command: tuple[str, ...] = COMMAND
-    if api_keys(td):
-        command = ("sh", "-c", _WITH_KEYS, "sh", *COMMAND)
     environment = {
         "USER": "vllm",  # the image need not know the user that it runs as, and torch asks for its name
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": FOLDER,  # of the middleware
     }
+    if api_keys(td):
+        environment["TURBO_API_KEY_FILE"] = KEYS_PATH
     if on_cpu(choice.accelerator):
         # One thread on each core of the limit, wherever they are: it would bind to all that the node has.
         cores = max(1, int(api.quantity(amounts["limits"]["cpu"])))
@@ -56,7 +53,7 @@ def server(
     shared = {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}}
     return EngineServer(
         image=td.spec.engine.image or settings.vllm_image,
-        command=command,
+        command=COMMAND,
         arguments=arguments(td, choice, facts),
         ready_path=HEALTH_PATH,  # it listens once the model is loaded
         grace_seconds=delay + timeout + GRACE_SLACK_SECONDS,
@@ -66,7 +63,7 @@ def server(
             pod.mounted_volume("shared-memory", shared, SHARED_MEMORY_PATH),
             pod.mounted_volume("drain", {"configMap": {"name": configmap_name(td)}}, FOLDER, read_only=True),
         ],
-        draft=td.spec.speculation.draft_model if choice.method in _DRAFT_MODELS else None,
+        draft=_draft_model(td, choice),
     )
 
 
@@ -80,6 +77,32 @@ def configmaps(td: api.TurboDeployment, choice: Choice | None) -> list[dict[str,
     if choice is None or choice.engine != api.EngineName.VLLM:
         return []
     return [configmap(td, configmap_name(td), {FILE: pod_scripts.read(FILE)})]
+
+
+def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[str]:
+    """Return what tells the servers of two plans apart: what was asked for and planned, and neither the words
+    of this version nor the drafts by requests under way, which are renewed with the next rollout.
+    """
+    source = _draft_model(td, choice)
+    parts = (
+        facts.revision or td.spec.model.revision,
+        td.served_name,
+        choice.dtype,
+        choice.max_model_len,
+        choice.kv_cache_bytes,
+        choice.tensor,
+        td.spec.drain.timeout,
+        choice.method,
+        choice.max_draft_tokens,
+        source.uri if source is not None else None,
+        *(td.spec.engine.args or ()),
+    )
+    return [str(part) for part in parts]
+
+
+def _draft_model(td: api.TurboDeployment, choice: Choice) -> api.ModelSource | None:
+    """Return the draft model that the server reads."""
+    return td.spec.speculation.draft_model if choice.method in _DRAFT_MODELS else None
 
 
 def arguments(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[str]:
@@ -120,7 +143,7 @@ def _speculative_config(td: api.TurboDeployment, choice: Choice) -> str | None:
         case api.Method.MTP:
             config["method"] = "mtp"
         case api.Method.EAGLE3 | api.Method.DRAFT_MODEL:
-            source = td.spec.speculation.draft_model
+            source = _draft_model(td, choice)
             assert source is not None  # no such plan without one
             method = "eagle3" if choice.method == api.Method.EAGLE3 else "draft_model"
             config |= {"method": method, "model": pod.model_argument(source, pod.DRAFT_MODEL_PATH)}

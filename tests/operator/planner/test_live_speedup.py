@@ -40,7 +40,8 @@ def pod(
     load = Load(
         0, 0, 0, 0, 0.0, 1000, drafts, drafts * tokens_each, accepted, generated, "distribution", False
     )
-    sample = LoadSample(100.0, load, 1.0, Occupancy(10.0, 10.0 * among, 5000.0))
+    start = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "distribution", draining=False)
+    sample = LoadSample(100.0, load, 1.0, Occupancy(10.0, 10.0 * among, 5000.0), start)
     view = PodView("a", "v2a", "Running", True, "10.0.0.1", None, None, load=sample, engine="VLLM")
     return replace(view, **fields)
 
@@ -62,6 +63,17 @@ def test_drafts_that_are_right_save_time_and_those_that_are_wrong_cost_some() ->
 
 def test_without_drafts_there_is_no_gain() -> None:
     assert speedup(pod(0, 0, 0, 500), "Off") == pytest.approx(1.0)
+
+
+def test_what_a_pod_did_before_it_was_observed_is_no_gain_of_now() -> None:
+    """After a restart of the operator a day's history counted at the load of the moment."""
+    seen = pod(1000, 3, 2000, 0)
+    assert seen.load is not None
+    (anew,) = add_generation_seconds(
+        td(), MIDDLE, CATALOG, [replace(seen, load=LoadSample(9.0, seen.load.load))]
+    )
+    assert anew.load is not None
+    assert GenerationStats.of(anew.load.load) == GenerationStats(0.0, 0.0)
 
 
 def test_guesses_from_the_text_cost_their_verification_alone() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import (
     CARD,
+    GIB,
     LARGE,
     LOAD,
     MIDDLE,
@@ -78,7 +79,8 @@ def test_vllm_serves_gpus_and_turbo_cores_unless_the_object_names_its_engine() -
         assert choice is not None
         assert choice.engine == engine
         for wanted in EngineName:
-            choice = plan(spec(model=SHORT, engine={"type": wanted}), SMALL, only).choice
+            named_engine = {"type": wanted, "image": "mine:1"}
+            choice = plan(spec(model=SHORT, engine=named_engine), SMALL, only).choice
             assert choice is not None
             assert choice.engine == wanted
 
@@ -95,6 +97,42 @@ def test_what_only_turbo_can_do_is_asked_of_turbo(asked: dict[str, Any]) -> None
     choice = plan(spec(model=SHORT, engine={}, **asked), SMALL, named(fast("a", 80, "1.00"))).choice
     assert choice is not None
     assert choice.engine == EngineName.TURBO
+
+
+def test_what_vllm_cannot_start_is_not_planned() -> None:
+    catalog = named(fast("a", 80, "1.00"))
+    required = {"mode": "Required", "method": "Suffix"}
+    suffix = plan(spec(model=SHORT, engine={"type": "VLLM"}, speculation=required), SMALL, catalog)
+    assert suffix.choice is None
+    assert "arctic-inference" in suffix.detail
+    model = {"uri": "pvc://models/m.gguf", "maxModelLen": 1024}
+    gguf = plan(spec(model=model, engine={"type": "VLLM"}), SMALL, catalog)
+    assert gguf.choice is None
+    assert "vLLM reads no GGUF files" in gguf.detail
+    cores = replace(fast("cores", 64, "0.50"), resource_name="cpu", quantity=Decimal(8))
+    on_cores = plan(spec(model=SHORT, engine={"type": "VLLM"}), SMALL, named(cores))
+    assert on_cores.choice is None
+    assert "vLLM needs an image for CPUs" in on_cores.detail
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"model": {"uri": "pvc://models/m.gguf", "maxModelLen": 1024}},
+        {"engine": {"image": "mine:1"}},
+        {"speculation": {"method": "Suffix"}},
+    ],
+)
+def test_what_ran_by_turbo_on_a_gpu_and_vllm_could_not_start_stays_turbos(asked: dict[str, Any]) -> None:
+    choice = plan(spec(**{"model": SHORT, "engine": {}, **asked}), SMALL, named(fast("a", 80, "1.00"))).choice
+    assert choice is not None
+    assert choice.engine == EngineName.TURBO
+
+
+def test_a_container_of_vllm_takes_what_its_processes_do_and_not_the_weights() -> None:
+    choice = plan(spec(engine={}), LARGE, named(accelerator("mid", 40, "2.00"))).choice
+    assert choice is not None
+    assert choice.host_memory_bytes == 14 * GIB  # two workers
 
 
 def test_one_replica_of_vllm_takes_several_accelerators_of_a_node() -> None:

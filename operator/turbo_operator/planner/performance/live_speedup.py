@@ -56,16 +56,20 @@ def _estimate(
     among = max(1.0, occupancy.squared_seconds / requests)  # that a request runs among
     context = occupancy.token_seconds / requests
     plain = float(step_time.decode_seconds(machine, work, among, 0.0, context))
+    # Of what was observed: a mean over it says nothing of what a pod did before.
+    first = sample.first or load
+    drafts, accepted = load.drafts - first.drafts, load.accepted_tokens - first.accepted_tokens
+    generated = load.generated_tokens - first.generated_tokens
     verifying = 0.0
-    if load.drafts:
-        drafts = load.draft_tokens / load.drafts
-        verifying = float(step_time.decode_seconds(machine, work, among, drafts, context))
+    if drafts > 0:
+        each = (load.draft_tokens - first.draft_tokens) / drafts
+        verifying = float(step_time.decode_seconds(machine, work, among, each, context))
         if method in PRIORS:  # guesses from the text take no pass
-            making = draft_seconds(method, round(drafts), shape, np.asarray(plain), np.zeros(()))
+            making = draft_seconds(method, round(each), shape, np.asarray(plain), np.zeros(()))
             verifying += float(making)
-    others = max(0, load.generated_tokens - load.accepted_tokens - load.drafts)
+    others = max(0, generated - accepted - drafts)
     return replace(
         load,
-        generation_seconds=load.drafts * verifying + others * plain,
-        baseline_generation_seconds=load.generated_tokens * plain,
+        generation_seconds=drafts * verifying + others * plain,
+        baseline_generation_seconds=generated * plain,
     )
