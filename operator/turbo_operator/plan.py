@@ -85,8 +85,8 @@ class Choice:
     host_memory_bytes: int  # memory of one replica's container; on cpu the accelerator's own
     capacity: Capacity | None  # None where the accelerator has no profile
     predicted: Predicted  # of all replicas
-    # Drafted tokens of each request by the number decoded together: from, to, tokens. Of VLLM, which is told;
-    # Turbo chooses as it runs. Empty where nothing is known of the method's acceptance.
+    # Draft tokens of each request by batch size: first, last, tokens. For VLLM, which takes a schedule; Turbo
+    # chooses at each step. Empty where the acceptance of the method is unknown.
     draft_schedule: tuple[tuple[int, int, int], ...] = ()
 
 

@@ -248,7 +248,7 @@ class TurboDeploymentSpec(Record):
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
-        """The engines that may serve it: where none is named, those that can do what it asks for."""
+        """The engines that may serve it: without a named one, those that support what it requests."""
         if self.engine.type != "Auto":
             return (EngineName(self.engine.type),)
         drafts = self.speculation

@@ -1,5 +1,5 @@
-"""What Turbo brings into a pod of vLLM, as a file of a ConfigMap: it ends without losing a request, and asks
-for API keys that may change while it runs.
+"""What Turbo adds to a pod of vLLM, as a file of a ConfigMap: draining without a failed request, and API keys
+that may change while it runs.
 
 A client that keeps its connection goes on to send requests to a pod that no load balancer names any more, and
 vLLM fails each of them once it was told to end. So the pod's preStop hook runs this file: from then on every
@@ -26,7 +26,7 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 
 DRAINING = Path("/tmp/turbo-draining")  # noqa: S108  an emptyDir of the pod's own
-KEYS_VARIABLE = "TURBO_API_KEY_FILE"  # names the file of keys; without it none is asked for
+KEYS_VARIABLE = "TURBO_API_KEY_FILE"  # path of the keys; unset: no key is required
 MIN_KEY_LENGTH = 8
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/version"})
 _BUSY = re.compile(r"^vllm:num_requests_(?:running|waiting)\{.*\} ([0-9.e+]+)$", re.MULTILINE)
@@ -35,7 +35,7 @@ _READ_SECONDS = 10.0
 
 
 def read_keys(path: Path) -> frozenset[bytes]:
-    """Return the digests of a file's keys, one a line, as name:key or the key alone. Raises ValueError."""
+    """Return the digests of a file's keys. The format is that of Turbo's server. Raises ValueError."""
     digests = set()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         text = line.strip()
@@ -51,9 +51,7 @@ def read_keys(path: Path) -> frozenset[bytes]:
 
 
 class TurboMiddleware:
-    """ASGI middleware, by `vllm serve --middleware`: keys are asked for, and a pod that drains closes
-    connections.
-    """
+    """ASGI middleware, by `vllm serve --middleware`: requires API keys, closes connections while draining."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         DRAINING.unlink(missing_ok=True)  # of a server that was restarted in this pod

@@ -88,7 +88,7 @@ def _environment(td: api.TurboDeployment, draft: api.ModelSource | None) -> list
 
 
 def runtime_image(td: api.TurboDeployment, settings: Settings) -> str:
-    """Return the image of pods that run our runtime: those that inspect and train do so beside vLLM too."""
+    """Return the image of pods that run our runtime, as those that inspect and train do with any engine."""
     own = td.spec.engine.image if td.spec.engine.type != api.EngineName.VLLM else None
     return own or settings.runtime_image
 

@@ -28,7 +28,7 @@ FOLDER = "/etc/turbo-vllm"
 FILE = "turbo_vllm.py"
 MIDDLEWARE = "turbo_vllm.TurboMiddleware"
 GRACE_SLACK_SECONDS = 30  # for its processes to end
-N_GRAM_TOKENS = (2, 4)  # of the end of a text that is looked up in it, the fewest and the most
+N_GRAM_TOKENS = (2, 4)  # minimum and maximum length of the n-gram that is looked up
 _DRAFT_MODELS = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)
 
 
