@@ -42,6 +42,7 @@ POD = Resource("Pod", "", "v1", "pods")
 NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
 REPLICASET = Resource("ReplicaSet", "apps", "v1", "replicasets")
 QUOTA = Resource("ResourceQuota", "", "v1", "resourcequotas")
+EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 
 # The children of a TurboDeployment, by kind.
 CHILDREN = {

@@ -61,6 +61,8 @@ class Settings:
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
     namespaces: tuple[str, ...] = _setting(_names, ())  # watched; none is all of them
     apply_catalog: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start
+    # Of shipped accelerators that are a share of a node; Node where their nodes are bought whole.
+    billing_unit: str = _setting(_one_of("Accelerator", "Node"), "Accelerator")
     # Where the operator runs; without one, the namespace of the kubeconfig's context.
     operator_namespace: str | None = _setting(_text, None)
     resync_seconds: float = _setting(_seconds, 600.0)  # every object is looked at again at least this often

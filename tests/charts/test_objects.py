@@ -76,6 +76,7 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
         ("apps/replicasets", ["list", "watch"]),
         ("batch/jobs", ["list", "watch", "create", "patch", "delete"]),
         ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update"]),
+        ("events.k8s.io/events", ["create"]),
     ]
 
 

@@ -94,6 +94,7 @@ def test_operator_understands_the_default_settings(render: Render) -> None:
     assert told.vllm_image == settings.Settings(runtime_image="any").vllm_image
     assert told.namespaces == ()
     assert told.apply_catalog is True
+    assert told.billing_unit == "Accelerator"
 
 
 def test_operator_understands_changed_settings(render: Render) -> None:
@@ -105,6 +106,7 @@ def test_operator_understands_changed_settings(render: Render) -> None:
             "--set=image.vllm.tag=cpu",
             "--set=watchNamespaces={a,b}",
             "--set=accelerators.apply=false",
+            "--set=accelerators.billingUnit=Node",
             "--set=imagePullPolicy=Always",
             "--set=log.level=DEBUG",
             "--set=log.format=text",
@@ -115,6 +117,7 @@ def test_operator_understands_changed_settings(render: Render) -> None:
     assert told.image_pull_policy == "Always"
     assert told.namespaces == ("a", "b")
     assert told.apply_catalog is False
+    assert told.billing_unit == "Node"
     assert (told.log_level, told.log_format) == ("DEBUG", "text")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -49,6 +50,20 @@ def test_an_applied_object_becomes_ready_and_rests(cluster: Any) -> None:
     assert len(cluster.writes(namespace)) == written
     assert [event for event in cluster.writes(namespace) if event["responseStatus"]["code"] >= 400] == []
     assert httpx.get(operator.health).status_code == 200
+    # Told as it went: in the object's namespace, once each, with the words of its conditions.
+    events = [
+        event
+        for event in cluster.api.list(resources.EVENT, namespace)
+        if event["regarding"].get("uid") == body["metadata"]["uid"]
+    ]
+    events.sort(key=lambda event: event["eventTime"])
+    told = [(event["reason"], event["type"]) for event in events]
+    assert told[0] == ("Inspecting", "Normal")
+    assert ("Planned", "Normal") in told
+    assert told[-1] == ("Serving", "Normal")
+    assert len(told) == len(set(told))
+    described = cluster.access.kubectl("describe", "td", "chat", "-n", namespace)
+    assert re.search(r"Normal\s+Serving\s+\S+\s+turbo-operator\s+1 of 1 replicas serve", described), described
     metrics = httpx.get(operator.metrics).text
     assert 'turbo_operator_api_requests_total{code="200",resource="services",verb="PATCH"}' not in metrics
     assert 'turbo_operator_api_requests_total{code="201",resource="services",verb="PATCH"} 1.0' in metrics

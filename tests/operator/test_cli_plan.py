@@ -15,6 +15,7 @@ import yaml
 
 from turbo_dev.plan_files import EXAMPLES, MODEL, accelerator, answer, deployment, node, nodes_file, written
 from turbo_operator.cli import commands
+from turbo_operator.planner.explanation.messages import time
 
 
 def test_a_feasible_plan_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,3 +336,25 @@ def test_the_operator_says_which_setting_is_wrong(
     monkeypatch.setenv("TURBO_TYPO", "1")
     assert commands.operator([]) == 1
     assert "TURBO_TYPO" in capsys.readouterr().err
+
+
+def test_a_row_out_of_reach_shows_the_times_that_its_sentence_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by a reader: the table spoke of the planned load and the sentence of one request alone."""
+    targets = {"timePerOutputToken": {"max": "1ms"}}
+    assert commands.plan(["-f", written(tmp_path, deployment(targets=targets)), "-o", "json"]) == 2
+    rows = [row for row in answer(capsys)["rejected"] if "even with nothing else to do" in row["message"]]
+    assert rows
+    for row in rows:
+        named = row["message"].split("(")[1].split(" of ")[0]
+        assert named == time(row["timePerOutputTokenSeconds"])
+
+
+@pytest.mark.parametrize(("unit", "cost"), [("Accelerator", "6.88"), ("Node", "55.04")])
+def test_the_billing_unit_of_all_accelerators_can_be_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unit: str, cost: str
+) -> None:
+    file = written(tmp_path, deployment(accelerators={"allowed": ["h100"]}))
+    assert commands.plan(["-f", file, "-o", "json", "--billing-unit", unit]) == 0
+    assert answer(capsys)["choice"]["costPerHour"] == cost

@@ -54,7 +54,7 @@ class FakeKube(Kube):
 async def api() -> FakeKube:
     """After the first start."""
     fake = FakeKube()
-    await catalog_sync.apply(fake, NAMESPACE)
+    await catalog_sync.apply(fake, NAMESPACE, "Accelerator")
     assert set(fake.accelerators) == ALL
     assert fake.memory is not None
     assert set(fake.memory["data"]) == ALL
@@ -65,9 +65,9 @@ async def test_a_deleted_one_stays_away_also_when_another_version_of_it_is_shipp
     api: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = [{**each, "spec": {**each["spec"], "memory": "1Gi"}} for each in shipped_objects()]
-    monkeypatch.setattr(catalog_sync, "shipped_objects", lambda: later)
+    monkeypatch.setattr(catalog_sync, "shipped_objects", lambda _: later)
     del api.accelerators["h100"]
-    await catalog_sync.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE, "Accelerator")
     assert set(api.accelerators) == ALL - {"h100"}
     assert {each["spec"]["memory"] for each in api.accelerators.values()} == {"1Gi"}
 
@@ -77,8 +77,8 @@ async def test_what_a_later_version_brings_is_created_and_what_it_no_longer_ship
 ) -> None:
     objects = shipped_objects()
     brought = {**objects[0], "metadata": {"name": "brought-later"}}
-    monkeypatch.setattr(catalog_sync, "shipped_objects", lambda: (*objects[1:], brought))
-    await catalog_sync.apply(api, NAMESPACE)
+    monkeypatch.setattr(catalog_sync, "shipped_objects", lambda _: (*objects[1:], brought))
+    await catalog_sync.apply(api, NAMESPACE, "Accelerator")
     assert set(api.accelerators) == ALL | {"brought-later"}
     assert api.memory is not None
     assert set(api.memory["data"]) == ALL | {"brought-later"}
@@ -87,7 +87,7 @@ async def test_what_a_later_version_brings_is_created_and_what_it_no_longer_ship
 async def test_where_no_accelerator_is_left_all_are_shipped_anew(api: FakeKube) -> None:
     """The kinds were removed with all their objects, and the ConfigMap outlived them."""
     api.accelerators.clear()
-    await catalog_sync.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE, "Accelerator")
     assert set(api.accelerators) == ALL
 
 
@@ -96,7 +96,7 @@ async def test_a_memory_that_may_not_be_read_is_not_written_over(
 ) -> None:
     memory, api.read_refusal = api.memory, FORBIDDEN
     del api.accelerators["h100"]
-    await catalog_sync.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE, "Accelerator")
     assert set(api.accelerators) == ALL
     assert api.memory is memory
     assert "deleted TurboAccelerators come back: may not patch configmaps" in caplog.text
@@ -108,7 +108,7 @@ async def test_a_memory_that_cannot_be_written_is_told_of_and_nothing_else_fails
 ) -> None:
     api = FakeKube()
     api.write_refusal = refusal
-    await catalog_sync.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE, "Accelerator")
     assert set(api.accelerators) == ALL
     assert f"deleted TurboAccelerators come back: {refusal.message}" in caplog.text
 
@@ -117,5 +117,13 @@ async def test_while_the_api_server_cannot_be_reached_nothing_comes_back(api: Fa
     api.read_refusal = KubeError(0, "Unreachable", "no connection")
     del api.accelerators["h100"]
     with pytest.raises(KubeError, match="no connection"):
-        await catalog_sync.apply(api, NAMESPACE)
+        await catalog_sync.apply(api, NAMESPACE, "Accelerator")
     assert "h100" not in api.accelerators
+
+
+async def test_accelerators_that_share_a_node_are_shipped_by_the_billing_unit(api: FakeKube) -> None:
+    await catalog_sync.apply(api, NAMESPACE, "Node")
+    units = {
+        name: each["spec"].get("pricing", {}).get("billingUnit") for name, each in api.accelerators.items()
+    }
+    assert (units["h100"], units["l4"], units["cpu"]) == ("Node", None, None)

@@ -46,6 +46,12 @@ def plan(argv: list[str]) -> int:
     text = "the cluster of this kubeconfig context: its TurboAccelerators, nodes, pods and quotas"
     supply.add_argument("--context", metavar="CONTEXT", help=text)
 
+    text = (
+        "plan as if every accelerator had this pricing.billingUnit: Node pays for whole nodes (default: what "
+        "each TurboAccelerator says, of the shipped ones Accelerator)"
+    )
+    parser.add_argument("--billing-unit", choices=("Accelerator", "Node"), help=text)
+
     return _answer(parser, argv)
 
 

@@ -63,8 +63,13 @@ def read(options: argparse.Namespace) -> PlanQueries:
         return of_object(options.name, options.namespace, options.context)
     queries = given(options.file, options.catalog, options.nodes, options.model)
     if options.context is not None:
-        return against_cluster(queries, options.context)
-    return from_files(queries, options.nodes)
+        queries = against_cluster(queries, options.context)
+    else:
+        queries = from_files(queries, options.nodes)
+    if options.billing_unit is not None:
+        is_node = options.billing_unit == "Node"
+        queries.questions = [question.with_billing(is_node) for question in queries.questions]
+    return queries
 
 
 def given(

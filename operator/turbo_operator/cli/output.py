@@ -39,7 +39,8 @@ TRUST = {
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 _UNMEASURED = "The Turbo engine was not timed on a GPU yet: these are other engines' times. Measure it."
 _SHARED_NODE = (
-    "A share of a node of {} is paid: for whole nodes, {} $/h, set pricing.billingUnit: Node on {}."
+    "A share of a node of {} is paid. Whole nodes of {} would be {} $/h: plan with --billing-unit Node if "
+    "you buy those, and install the chart with accelerators.billingUnit=Node."
 )
 UNKNOWN = "-"
 _CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
@@ -271,7 +272,7 @@ def _caveats(choice: Choice, replicas: int) -> list[str]:
     whole = Footprint(bought, choice.capacity_type, choice.accelerators_per_replica)
     cost = whole.cost_per_hour(replicas) if is_share and row.count_per_node else None
     if cost is not None and whole.paid(replicas) != used:
-        notes.append(_SHARED_NODE.format(row.count_per_node, money(cost), row.name))
+        notes.append(_SHARED_NODE.format(row.count_per_node, row.name, money(cost)))
     return notes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -31,6 +31,12 @@ class Question:
     def plan(self) -> Plan:
         """Plan it."""
         return planner.plan(planner.build_inputs(self.td, self.shape, self.observed), self.now)
+
+    def with_billing(self, per_node: bool) -> Question:
+        """Return the question of somebody who buys nodes whole, or no node whole."""
+        rows = self.observed.accelerators
+        bought = {name: replace(row, price_per_node=per_node) for name, row in rows.items()}
+        return replace(self, observed=replace(self.observed, accelerators=bought))
 
     def candidates(self) -> tuple[EvaluatedCandidate, ...]:
         """Return every candidate that could be predicted, for the plot."""

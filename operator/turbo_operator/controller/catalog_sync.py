@@ -28,7 +28,7 @@ _CONFIG_MAP = CHILDREN["ConfigMap"]
 log = logging.getLogger(__name__)
 
 
-async def apply(api: Kube, namespace: str) -> None:
+async def apply(api: Kube, namespace: str, billing_unit: str) -> None:
     """Create what is missing and was never shipped, update what is still ours.
 
     `namespace` is the operator's own. Where the memory cannot be read, what was deleted comes back.
@@ -42,7 +42,7 @@ async def apply(api: Kube, namespace: str) -> None:
         message = "what was shipped before cannot be read, so deleted TurboAccelerators come back: %s"
         log.warning(message, error.message, extra=where)
     memory = dict(shipped or {}) if existing else {}
-    for entry in shipped_objects():
+    for entry in shipped_objects(billing_unit):
         name, version = entry["metadata"]["name"], _version(entry["spec"])
         if name in memory and name not in existing:
             log.info("TurboAccelerator stays deleted", extra={"object": name})

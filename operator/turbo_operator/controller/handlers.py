@@ -49,7 +49,7 @@ class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types 
 
 
 def framework_settings() -> kopf.OperatorSettings:
-    """Configure kopf to post no events, scan for no later kinds, and store no progress."""
+    """Configure kopf to turn no log into an Event, scan for no later kinds, and store no progress."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -94,7 +94,7 @@ class Operator:
             follow = [reflector.run() for reflector in self._reflectors]
             follow += [self._reflect_pods(reflector) for reflector in self._pods]
             follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
-            work = (self._work(), scraper.run(), *follow)
+            work = (self._work(), scraper.run(), self._reconciler.events.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
             await kopf.operator(
                 registry=self.registry(),
@@ -174,7 +174,8 @@ async def serve(settings: Settings) -> None:
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
         if settings.apply_catalog:
-            await catalog_sync.apply(api, settings.operator_namespace or api.namespace)
+            place = settings.operator_namespace or api.namespace
+            await catalog_sync.apply(api, place, settings.billing_unit)
         await Operator(settings, api).run()
 
 

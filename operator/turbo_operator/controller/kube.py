@@ -126,6 +126,11 @@ class Kube:
         body = {"apiVersion": resource.api_version, "kind": resource.kind, **wanted}
         return await self._request("PATCH", resource, path, query, body=body, content=_APPLY)
 
+    async def create(self, resource: Resource, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object; returns it. ConflictError where there is one of its name."""
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, **body}
+        return await self._request("POST", resource, resource.path(body["metadata"]["namespace"]), body=body)
+
     async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Apply the status of `wanted` alone; returns the object as it stands then."""
         return await self.apply(resource, wanted, "status")

@@ -25,6 +25,7 @@ from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.decision import Decision, decide, restore_history
+from turbo_operator.controller.event_recorder import EventRecorder
 from turbo_operator.controller.kube import (
     GoneError,
     Kube,
@@ -46,6 +47,7 @@ from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Snapshot
+from turbo_operator.status.transitions import transitions
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
@@ -95,6 +97,7 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self._planner = Planner(self.settings.resync_seconds)
+        self.events = EventRecorder(self.api)
 
     def plans_of(self, key: Key) -> list[Plan]:
         """Return what another count of the cluster may outdate: the plan, and that of a waiting training."""
@@ -289,7 +292,10 @@ class Reconciler:
             self.cache.put_deployment(await self.api.apply_status(TURBODEPLOYMENT, wanted))
         except GoneError as error:
             raise _DeletedError(key) from error
-        deployment_metrics.count_training(key, (body.get("status") or {}).get("training"), new.training)
+        old = body.get("status") or {}
+        allowance = self._memos.of(key, identity["uid"]).events
+        self.events.record(body, transitions(old, document), allowance, self.clock())
+        deployment_metrics.count_training(key, old.get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:
             details = {"ready": ready.status, "reason": ready.reason, "why": ready.message}

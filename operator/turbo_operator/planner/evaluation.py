@@ -278,6 +278,11 @@ class PlanEvaluation:
         performance = self.performance(places[able], count[able])
         times = np.stack((performance.time_to_first_token, performance.time_per_output_token), axis=1)
         needed = feasibility.needed_replicas(self.requirements, self.speeds, places)
+        # What misses the targets at any load is shown at its best: one request alone.
+        lost = np.isinf(needed[able]) & self.requirements.demand.has_latency
+        if lost.any():
+            alone = capacity.unloaded_latency(self.engines(places[able][lost]), self.requirements.demand)
+            times[lost] = np.stack(alone, axis=1)
         for number, at in enumerate(np.flatnonzero(able)):
             offering, one = self.offering(indices[at]), float(self.speeds.tokens_per_second[places[at]])
             cost = offering.cost_per_hour(int(count[at]))

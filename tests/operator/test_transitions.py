@@ -1,0 +1,106 @@
+"""What becomes an Event: each change that a person would want to read of, and nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import Condition, PlanStatus, ScaleEvent, TurboDeploymentStatus
+from turbo_operator.status.transitions import Transition, transitions
+
+KINDS = ("Ready", "DraftTrained", "DraftPromoted", "WithinBudget", "DraftReady", "Available", "Stalled")
+
+
+def condition(kind: str, status: str, reason: str, message: str = "A sentence.") -> Condition:
+    return Condition(
+        type=kind,
+        status=status,  # type: ignore[arg-type]
+        reason=reason,
+        message=message,
+        last_transition_time="2026-01-19T08:30:00Z",
+    )
+
+
+def found(old: TurboDeploymentStatus, new: TurboDeploymentStatus) -> list[Transition]:
+    return list(transitions(old.dump(), new.dump()))
+
+
+def of_conditions(*conditions: Condition) -> TurboDeploymentStatus:
+    return TurboDeploymentStatus(conditions=conditions)
+
+
+NOTHING = TurboDeploymentStatus()
+
+
+@given(
+    st.builds(
+        TurboDeploymentStatus,
+        conditions=st.lists(
+            st.builds(
+                condition,
+                st.sampled_from(KINDS),
+                st.sampled_from(["True", "False", "Unknown"]),
+                st.sampled_from(["Serving", "ModelLoading", "OOMKilled"]),
+            ),
+            unique_by=lambda each: each.type,
+            max_size=7,
+        ).map(tuple),
+        plan=st.none() | st.builds(PlanStatus, hash=st.none() | st.just("ab"), message=st.just("m")),
+    )
+)
+def test_the_same_status_again_is_no_event(status: TurboDeploymentStatus) -> None:
+    assert found(status, status) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "last", "now", "is_warning"),
+    [
+        ("Ready", None, ("Unknown", "Inspecting"), False),
+        ("Ready", ("Unknown", "Inspecting"), ("False", "ModelLoading"), False),
+        ("Ready", ("False", "ModelLoading"), ("False", "OOMKilled"), True),
+        ("Ready", ("False", "OOMKilled"), ("True", "Serving"), False),
+        ("Ready", None, ("False", "InvalidSpec"), True),
+        ("DraftPromoted", ("Unknown", "Evaluating"), ("False", "NoImprovement"), True),
+        ("DraftTrained", ("False", "Training"), ("False", "TrainingFailed"), True),
+        ("WithinBudget", ("True", "WithinBudget"), ("False", "BudgetExceeded"), True),
+        ("WithinBudget", ("False", "BudgetExceeded"), ("True", "WithinBudget"), False),
+    ],
+)
+def test_a_step_is_an_event_with_the_conditions_reason_and_sentence(
+    kind: str, last: tuple[str, str] | None, now: tuple[str, str], is_warning: bool
+) -> None:
+    old = of_conditions(condition(kind, *last)) if last else NOTHING
+    expected = Transition(is_warning, now[1], "What it is now.")
+    assert found(old, of_conditions(condition(kind, *now, "What it is now."))) == [expected]
+
+
+def test_another_sentence_alone_is_no_event() -> None:
+    """Counts in a sentence move while pods start."""
+    old, new = (of_conditions(condition("Ready", "True", "Serving", text)) for text in ("One.", "Two."))
+    assert found(old, new) == []
+
+
+@pytest.mark.parametrize("kind", ["WithinBudget", "DraftReady"])
+def test_what_is_well_from_the_first_is_no_event(kind: str) -> None:
+    assert found(NOTHING, of_conditions(condition(kind, "True", "Loaded"))) == []
+    loading = of_conditions(condition(kind, "Unknown", "Loading"))
+    assert found(loading, of_conditions(condition(kind, "True", "Loaded"))) == []
+
+
+def test_a_new_plan_is_an_event_with_why_it_was_chosen() -> None:
+    old = TurboDeploymentStatus(plan=PlanStatus(hash="ab", message="The first."))
+    new = TurboDeploymentStatus(plan=PlanStatus(hash="cd", message="The cheapest."))
+    assert found(old, new) == [Transition(False, "Planned", "The cheapest.")]
+    assert found(new, TurboDeploymentStatus(plan=PlanStatus(message="None is feasible."))) == []
+
+
+def test_a_change_of_replicas_is_an_event_with_its_cause() -> None:
+    first = ScaleEvent(time="2026-01-19T08:30:00Z", before=1, after=3, reason="Scaling")
+    second = ScaleEvent(time="2026-01-19T08:40:00Z", before=3, after=2, reason="Scaling")
+    scaling = condition("ScalingActive", "True", "Scaling", "The load needs 3.")
+    new = TurboDeploymentStatus(scale_history=(first,), conditions=(scaling,))
+    up = Transition(False, "ScaledUp", "From 1 to 3 replicas. The load needs 3.")
+    assert found(NOTHING, new) == [up]
+    later = TurboDeploymentStatus(scale_history=(first, second))
+    assert found(new, later) == [Transition(False, "ScaledDown", "From 3 to 2 replicas.")]
