@@ -1,7 +1,7 @@
-"""Kubernetes, etcd, KWOK, helm and a registry, built once from their Go modules into the user's cache.
+"""Kubernetes, etcd, KWOK, LeaderWorkerSet, helm and a registry, built once from their Go modules.
 
-Every tool has its own folder named by its version, so that a new version never meets an old binary and
-two checkouts share what they have in common.
+They lie in the user's cache, each in a folder named by its version, so that a new version never meets an
+old binary and two checkouts share what they have in common.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ ETCD = "3.6.4"
 KWOK = "0.8.0"
 HELM = "3.22.0"
 DISTRIBUTION = "3.0.0"
+LWS = "0.7.0"
 PAUSE = "1"  # ours; raise it when its source changes
 
 _MODULES = REPOSITORY / "dev" / "cluster"
@@ -52,6 +53,7 @@ NODE = ("kubelet", "kube-proxy", "pause")
 HELM_CLIENT = ("helm",)
 FAKE_NODES = ("kwok",)
 REGISTRY = ("registry",)
+LEADER_WORKER_SETS = ("lws",)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class _Tool:
     usually: str
     flags: str = _STRIP
     module: Path | None = None  # None: `go install package`
+    release: str | None = None  # of a module in which `package` is built as it was released
 
 
 def _kubernetes(name: str, usually: str) -> _Tool:
@@ -84,6 +87,7 @@ _TOOLS = {
         f"github.com/distribution/distribution/v3/cmd/registry@v{DISTRIBUTION}",
         "90 s",
     ),
+    "lws": _Tool(f"lws-{LWS}", "./cmd", "3 min", release=f"sigs.k8s.io/lws@v{LWS}"),
     "helm": _Tool(
         f"helm-{HELM}-for-{KUBERNETES}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s", _HELM_STAMP
     ),
@@ -120,8 +124,7 @@ def ensure(names: tuple[str, ...]) -> dict[str, Path]:
 
 def kwok_stages() -> list[Path]:
     """The stage files of KWOK's own module: nodes that start and beat, pods that run and finish at once."""
-    answer = run(["go", "mod", "download", "-json", f"sigs.k8s.io/kwok@v{KWOK}"], cwd=_MODULES / "etcd")
-    stages = Path(json.loads(answer)["Dir"]) / "kustomize" / "stage"
+    stages = _module(f"sigs.k8s.io/kwok@v{KWOK}") / "kustomize" / "stage"
     wanted = (
         "node/fast/node-initialize",
         "node/heartbeat/node-heartbeat",
@@ -130,6 +133,17 @@ def kwok_stages() -> list[Path]:
         "pod/fast/pod-delete",
     )
     return [stages / f"{name}.yaml" for name in wanted]
+
+
+def lws_config() -> Path:
+    """The folder of LeaderWorkerSet's own module with its CustomResourceDefinition and webhooks."""
+    return _module(f"sigs.k8s.io/lws@v{LWS}") / "config"
+
+
+def _module(path: str) -> Path:
+    """Where the files of a module are."""
+    answer = run(["go", "mod", "download", "-json", path], cwd=_MODULES / "etcd")
+    return Path(json.loads(answer)["Dir"])
 
 
 def _target(name: str) -> Path:
@@ -143,8 +157,9 @@ def _build(name: str) -> None:
     env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
     options = ["-trimpath", "-ldflags", tool.flags]
     with step(f"build {tool.folder.replace('-', ' ')}: {name}", tool.usually):
-        if tool.module is not None:
-            run(["go", "build", *options, "-o", half_done, tool.package], cwd=tool.module, env=env)
+        module = _module(tool.release) if tool.release else tool.module
+        if module is not None:
+            run(["go", "build", *options, "-o", half_done, tool.package], cwd=module, env=env)
         else:
             staging = target.with_name(f".{name}.install")
             run(["go", "install", *options, tool.package], cwd=_MODULES, env={**env, "GOBIN": str(staging)})
@@ -166,6 +181,7 @@ __all__ = [
     "CONTROL_PLANE",
     "FAKE_NODES",
     "HELM_CLIENT",
+    "LEADER_WORKER_SETS",
     "NODE",
     "REGISTRY",
     "CommandError",
@@ -173,5 +189,6 @@ __all__ = [
     "ensure",
     "folder",
     "kwok_stages",
+    "lws_config",
     "missing",
 ]

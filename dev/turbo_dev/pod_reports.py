@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from turbo_operator.api import LABEL_ROLE, ROLE_INSPECT, rfc3339
+from turbo_operator.catalog import shapes
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
 Body = Mapping[str, Any]
@@ -25,8 +27,10 @@ def inspects(pod: Body) -> bool:
 
 
 def inspected(pod: Body, now: float, problem: str | None = None) -> dict[str, Any]:
-    """It has ended with the facts, or with what is wrong."""
-    end = {"exitCode": 0, "message": FACTS.to_json(), "reason": "Completed"}
+    """It has ended with the facts, those of a shipped shape where there is one, or with what is wrong."""
+    shape = shapes.shipped(pod["spec"]["containers"][0]["args"][0])
+    facts = FACTS if shape is None else replace(FACTS, shape=shape)
+    end = {"exitCode": 0, "message": facts.to_json(), "reason": "Completed"}
     if problem is not None:
         end = {"exitCode": 1, "message": problem, "reason": "Error"}
     return report(pod, now, "Failed" if problem else "Succeeded", {"terminated": end})

@@ -176,7 +176,7 @@ class World:
             self.cache.put_child(copy.deepcopy(body))
             labels = body["spec"]["template"]["metadata"]["labels"]
             replica_set = self._owned("ReplicaSet", f"{name}-x", labels, ("Deployment", name, meta["uid"]))
-            self.cache.pods.put_replica_set(replica_set)
+            self.cache.pods.put_set(replica_set)
             for number in range(max(replicas, self._pods.get(name, 0))):
                 pod = self._pod(f"{name}-x-{number}", labels, ready)
                 (self.cache.pods.put if number < replicas else self.cache.pods.drop)(pod)

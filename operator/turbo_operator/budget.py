@@ -112,9 +112,10 @@ def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
 
 
 def labeled_footprint(labeled: AcceleratorLabels, accelerators: Mapping[str, Accelerator]) -> Footprint:
-    """Return the footprint of one pod by its labels; without a price where its TurboAccelerator is gone."""
+    """Return the footprint of a pod's replica by its labels; no price where its TurboAccelerator is gone."""
     name = labeled.accelerator or ""
     by_label = (row for key, row in accelerators.items() if label_value(key) == name)
     row = accelerators.get(name) or next(by_label, None) or Accelerator(name, "", Decimal(1), 0)
     kinds = (kind for kind in CapacityType if kind == labeled.capacity_type)
-    return Footprint(row, next(kinds, CapacityType.ON_DEMAND), labeled.accelerators)
+    kind, per_replica = next(kinds, CapacityType.ON_DEMAND), labeled.accelerators * labeled.nodes
+    return Footprint(row, kind, per_replica, labeled.nodes)

@@ -41,6 +41,7 @@ TURBODRAFT = _own(api.TURBODRAFT)
 POD = Resource("Pod", "", "v1", "pods")
 NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
 REPLICASET = Resource("ReplicaSet", "apps", "v1", "replicasets")
+STATEFULSET = Resource("StatefulSet", "apps", "v1", "statefulsets")
 QUOTA = Resource("ResourceQuota", "", "v1", "resourcequotas")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 
@@ -52,12 +53,20 @@ CHILDREN = {
         Resource("Service", "", "v1", "services"),
         Resource("ControllerRevision", "apps", "v1", "controllerrevisions"),
         Resource("Deployment", "apps", "v1", "deployments"),
+        Resource("LeaderWorkerSet", "leaderworkerset.x-k8s.io", "v1", "leaderworkersets"),
         Resource("Job", "batch", "v1", "jobs"),
         Resource("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
     )
 }
 
+LEADERWORKERSET = CHILDREN["LeaderWorkerSet"]
+
+# What the pods of a variant come from: one pod a replica, or several on as many nodes.
+WORKLOADS = frozenset({"Deployment", "LeaderWorkerSet"})
 # What pods come from: all are watched, since one may lose its label, and kept where they are ours.
 EDITABLE = (CHILDREN["Deployment"], CHILDREN["Job"])
+# Watched where the cluster has the first of them: it makes the others, with this label.
+GROUPED = (LEADERWORKERSET, STATEFULSET)
+LABEL_GROUPED = "leaderworkerset.sigs.k8s.io/name"
 # Of these the API server sends only what bears our label: one that lost it is found by its name.
-LABELED = tuple(resource for resource in CHILDREN.values() if resource not in EDITABLE)
+LABELED = tuple(each for each in CHILDREN.values() if each not in (*EDITABLE, LEADERWORKERSET))

@@ -126,13 +126,17 @@ class AcceleratorLabels:
     """The accelerators and capacity type that a pod is billed as, by its labels; names are label values."""
 
     accelerator: str | None = None
-    accelerators: int = 1
+    accelerators: int = 1  # of the pod
     capacity_type: str = CapacityType.ON_DEMAND
+    nodes: int = 1  # of its replica, each with a pod
 
 
 @dataclass(frozen=True, slots=True)
 class PodView(AcceleratorLabels):
-    """A pod of a deployment: enough to say what holds it up and how it does."""
+    """A pod of a deployment: enough to say what holds it up and how it does.
+
+    In a `Snapshot` one stands for a whole replica, also where that has a pod on each of several nodes.
+    """
 
     name: str
     plan_hash: str
@@ -150,6 +154,8 @@ class PodView(AcceleratorLabels):
     owner_uid: str | None = None  # by its label, without which the Service does not select it
     load: LoadSample | None = None  # the latest that was read
     engine: str = EngineName.TURBO
+    group: str | None = None  # of a replica on several nodes: its number in the LeaderWorkerSet
+    worker: int = 0  # and that of the pod in the group; 0 is the leader, which answers
 
     @property
     def is_present(self) -> bool:
@@ -215,13 +221,13 @@ class ChildView(AcceleratorLabels):
     name: str
     uid: str
     applied_hash: str | None  # annotation serving.turbo.dev/applied-hash
-    plan_hash: str | None = None  # Deployments and ControllerRevisions
-    replicas: int | None = None  # Deployments: spec.replicas
+    plan_hash: str | None = None  # of workloads and ControllerRevisions
+    replicas: int | None = None  # of workloads: spec.replicas
     available_replicas: int = 0
     observed_generation: int = 0
     generation: int = 0
     pods: int = 0  # Deployments: pods that its controller counts, those that end left out
-    unavailable_since: float | None = None  # Deployments: epoch seconds; None while it is available
+    unavailable_since: float | None = None  # of workloads: epoch seconds; None while it is available
     terminating: bool = False
     finalizers: tuple[str, ...] = ()
     data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
@@ -308,4 +314,5 @@ class Snapshot:
     releasing: frozenset[str] = frozenset()
     # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
     free: Mapping[str, Supply] | None = None
+    group_lack: str | None = None  # why no replica can be on several nodes, as the end of a sentence
     counted_time: float = math.inf  # when what nodes have free was counted, in seconds since the epoch

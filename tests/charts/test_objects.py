@@ -74,8 +74,13 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
         ("apps/deployments", ["list", "watch", "create", "patch", "update", "delete"]),
         ("apps/controllerrevisions", ["list", "watch", "create", "patch", "delete"]),
         ("apps/replicasets", ["list", "watch"]),
+        ("apps/statefulsets", ["list", "watch"]),
+        (
+            "leaderworkerset.x-k8s.io/leaderworkersets",
+            ["list", "watch", "create", "patch", "update", "delete"],
+        ),
         ("batch/jobs", ["list", "watch", "create", "patch", "delete"]),
-        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update"]),
+        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update", "delete"]),
         ("events.k8s.io/events", ["create"]),
     ]
 

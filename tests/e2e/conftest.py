@@ -25,6 +25,7 @@ from turbo_dev.api import Api, ApiRefusalError
 from turbo_dev.audit_reader import AuditReader, StatusReader
 from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
+from turbo_dev.hall import Hall
 from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 from turbo_operator import resources
@@ -161,9 +162,18 @@ class Cluster:
         return {
             f"{kind}/{item['metadata']['name']}": item
             for kind, resource in resources.CHILDREN.items()
-            for item in self.api.list(resource, namespace)
+            for item in self.objects(resource, namespace)
             if "serving.turbo.dev/deployment" in (item["metadata"].get("labels") or {})
         }
+
+    def objects(self, resource: Any, namespace: str) -> list[dict[str, Any]]:
+        """All of a namespace; none of a kind that this cluster does not know."""
+        try:
+            return self.api.list(resource, namespace)
+        except ApiRefusalError as error:
+            if error.status != 404:
+                raise
+            return []
 
     # Here and not only in the module, since test modules cannot import a conftest.
     @staticmethod
@@ -311,6 +321,11 @@ def gpu_cluster(gpu_plane: Cluster) -> Iterator[Cluster]:
         yield gpu_plane
     finally:
         gpu_plane.stop_all()
+
+
+@pytest.fixture
+def hall(gpu_cluster: Any, request: pytest.FixtureRequest) -> Hall:
+    return Hall(gpu_cluster, request.node.name.removeprefix("test_").replace("_", "-")[:24].strip("-"))
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def with_roots() -> Cache:
     cache = Cache()
     cache.put_child(child("Deployment", "chat-abc", uid="d"))
     cache.put_child(child("Job", "chat-inspect-1", uid="j"))
-    cache.pods.put_replica_set(replica_set())
+    cache.pods.put_set(replica_set())
     return cache
 
 
@@ -263,7 +263,7 @@ def test_nothing_is_kept_of_what_is_gone() -> None:
     cache.children(Key("team", "never heard of"), "u")
     for kind, name, uid in (("Deployment", "chat-abc", "d"), ("Job", "chat-inspect-1", "j")):
         cache.drop_child(child(kind, name, version=4, uid=uid))
-    cache.pods.drop_replica_set(replica_set())
+    cache.pods.drop_set(replica_set())
     assert len(cache.observe(KEY, "td").pods) == 1  # it ends, and is paid meanwhile
     cache.pods.drop(pod("a", 5))
     cache.pods.drop(pod("of a Job", 6))

@@ -162,7 +162,7 @@ def test_what_the_api_server_refuses_of_a_canary_is_told_of_the_draft_and_holds_
             await operator.reconcile(Key("team", "chat"))
             if not server.labels:
                 continue
-            cache.pods.put_replica_set(owned("ReplicaSet", "rs", "Deployment", f"chat-{STABLE}"))
+            cache.pods.put_set(owned("ReplicaSet", "rs", "Deployment", f"chat-{STABLE}"))
             pod = owned("Pod", "pod", "ReplicaSet", "rs")
             pod["metadata"] |= {"labels": server.labels}
             cache.pods.put({**pod, "spec": {"nodeName": "n"}, **READY})

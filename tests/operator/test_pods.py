@@ -22,13 +22,14 @@ def body(
     owner = {"kind": kind, "name": controller, "uid": uid, "controller": True}
     owners = [owner] if kind else []
     return {
+        "kind": "Pod" if name.startswith("p") else "ReplicaSet",
         "metadata": {
             "namespace": "team",
             "name": name,
             "uid": name,
             "labels": labels,
             "ownerReferences": owners,
-        }
+        },
     }
 
 
@@ -50,7 +51,7 @@ def test_a_pod_is_found_whatever_order_the_watches_come_in_and_the_last_one_wake
         if each == "pod":
             woken = pods.put(POD)
         elif each == "set":
-            woken = pods.put_replica_set(SET)
+            woken = pods.put_set(SET)
         else:
             pods.put_root("d", ROOT)
     assert names(pods) == ["p"]
@@ -71,7 +72,7 @@ def test_a_strangers_pod_with_our_labels_is_not_ours() -> None:
 def test_a_pod_whose_labels_come_and_go_is_ours_as_long_as_its_replica_set_has_it() -> None:
     pods = Pods()
     pods.put_root("d", ROOT)
-    pods.put_replica_set(SET)
+    pods.put_set(SET)
     pods.put(POD)
     assert pods.put(body("p", labels={})) == {KEY}  # let go
     assert names(pods) == []
@@ -91,7 +92,7 @@ def test_a_pod_of_a_job_needs_no_label_and_trains_if_its_job_does() -> None:
 def test_a_pod_runs_the_plan_of_its_deployment_whatever_its_label_says() -> None:
     pods = Pods()
     pods.put(body("p", "ReplicaSet", "rs", "chat-abc-1", labels=LABELS | {f"{GROUP}/plan-hash": "edited"}))
-    pods.put_replica_set(SET)
+    pods.put_set(SET)
     pods.put_root("d", ROOT)
     (view,) = pods.of(KEY, "td")
     assert isinstance(view, PodView)
@@ -101,7 +102,7 @@ def test_a_pod_runs_the_plan_of_its_deployment_whatever_its_label_says() -> None
 def test_pods_end_after_what_controls_them_and_a_full_list_shows_them_gone() -> None:
     pods = Pods()
     pods.put_root("d", ROOT)
-    pods.put_replica_set(SET)
+    pods.put_set(SET)
     pods.put(POD)
     pods.drop_root("d")
     assert pods.keep_only("ReplicaSet", set(), None) == set()
@@ -114,9 +115,9 @@ def test_pods_end_after_what_controls_them_and_a_full_list_shows_them_gone() -> 
 def test_a_replica_set_that_its_deployment_lets_go_takes_its_pods_along() -> None:
     pods = Pods()
     pods.put_root("d", ROOT)
-    pods.put_replica_set(SET)
+    pods.put_set(SET)
     pods.put(POD)
-    assert pods.put_replica_set(body("rs")) == {KEY}
+    assert pods.put_set(body("rs")) == {KEY}
     assert names(pods) == []
 
 
@@ -128,19 +129,19 @@ def orphan(name: str = "chat-abc-1", uid: str = "td") -> dict[str, Any]:
 def test_the_pods_of_a_replica_set_that_was_orphaned_stay_ours_until_it_is_adopted_or_gone() -> None:
     pods = Pods()
     pods.put_root("d", ROOT)
-    pods.put_replica_set(SET)
+    pods.put_set(SET)
     pods.put(POD)
-    assert pods.put_replica_set(orphan()) == {KEY}
+    assert pods.put_set(orphan()) == {KEY}
     pods.drop_root("d")
     assert names(pods) == ["p"]
     assert pods.root_of("p").owner == Owner("team", "chat")  # type: ignore[union-attr]
     assert pods.of(KEY, "an earlier one") == []
     pods.put_root("d2", ROOT)
-    assert pods.put_replica_set(body("rs", "Deployment", "d2", "chat-abc")) == {KEY}
+    assert pods.put_set(body("rs", "Deployment", "d2", "chat-abc")) == {KEY}
     assert names(pods) == ["p"]
-    pods.put_replica_set(orphan())
+    pods.put_set(orphan())
     pods.drop_root("d2")
-    pods.drop_replica_set(orphan())
+    pods.drop_set(orphan())
     assert pods.drop(POD) == {KEY}
     assert len(pods) == 0
 
@@ -153,7 +154,7 @@ def test_an_orphan_is_not_ours_by_labels_that_its_name_contradicts_or_where_anot
         "ownerReferences"
     ]
     for stranger in (orphan("chat-edited-1"), orphan("rs"), orphan(uid=""), theirs):
-        assert pods.put_replica_set(stranger) == set()
+        assert pods.put_set(stranger) == set()
         assert names(pods) == []
         assert pods.root_of("p") is None
 
@@ -170,7 +171,7 @@ def test_a_pod_whose_replica_set_was_taken_from_it_too_stays_ours_until_the_next
     isolated = {**meta["labels"], f"{GROUP}/role": "debug"}  # type: ignore[dict-item]
     for other in (meta | {"name": "p"}, meta | {"labels": LABELS}, meta | {"labels": isolated}):
         assert Pods().put({"metadata": body("p")["metadata"] | other}) == set()
-    pods.put_replica_set(SET)
+    pods.put_set(SET)
     pods.put_root("d", ROOT)
     adopted = {"metadata": POD["metadata"] | meta}
     assert pods.put(adopted) == {KEY}
@@ -179,7 +180,7 @@ def test_a_pod_whose_replica_set_was_taken_from_it_too_stays_ours_until_the_next
     assert view.orphan is None
     pods.drop(adopted)
     pods.drop_root("d")
-    pods.drop_replica_set(SET)
+    pods.drop_set(SET)
     assert len(pods) == 0
 
 
@@ -199,10 +200,10 @@ def test_an_orphan_is_to_be_relabeled_for_the_replica_set_that_its_variant_has()
     pods.put(lost)
     pods.put_root("d", ROOT)
     assert pods.adoptable(KEY, "td") == []
-    pods.put_replica_set(body("rs1", "Deployment", "d", "chat-abc", labels | {"pod-template-hash": "1"}))
+    pods.put_set(body("rs1", "Deployment", "d", "chat-abc", labels | {"pod-template-hash": "1"}))
     assert pods.adoptable(KEY, "td") == [], "it adopts by itself"
-    pods.drop_replica_set(body("rs1"))
-    pods.put_replica_set(body("rs2", "Deployment", "d", "chat-abc", labels | {"pod-template-hash": "2"}))
+    pods.drop_set(body("rs1"))
+    pods.put_set(body("rs2", "Deployment", "d", "chat-abc", labels | {"pod-template-hash": "2"}))
     assert [(pod.name, template_hash) for pod, template_hash in pods.adoptable(KEY, "td")] == [
         ("chat-abc-1-x", "2")
     ]
@@ -213,10 +214,10 @@ def test_a_replica_set_that_is_deleted_without_its_pods_says_so_until_it_is_gone
     pods = Pods()
     leaving = orphan()
     leaving["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["orphan"]}
-    pods.put_replica_set(leaving)
+    pods.put_set(leaving)
     assert pods.releasing(KEY, "td") == {"abc"}
     assert pods.releasing(KEY, "an earlier one") == frozenset()
-    assert pods.drop_replica_set(leaving) == {KEY}
+    assert pods.drop_set(leaving) == {KEY}
     assert pods.releasing(KEY, "td") == frozenset()
     assert len(pods) == 0
 

@@ -42,6 +42,7 @@ SPECS: tuple[dict[str, Any], ...] = (
     {"speculation": {"mode": "Required", "method": "EAGLE3", "draftModel": DRAFT}},
     {"speculation": {"method": "EAGLE3", "draftModel": DRAFT}, "workload": {"requestsPerSecond": "2"}},
     {"parallelism": {"tensor": 8}, "engine": {"type": "VLLM", "args": ["--kv-cache-dtype=fp8"]}},
+    {"parallelism": {"tensor": 8, "pipeline": 2}},
     {"engine": {"type": "VLLM", "args": ["--enforce-eager", "--max-loras", "2"]}, "drain": {"timeout": "1m"}},
 )
 PARSER = """
@@ -53,6 +54,7 @@ for line in sys.stdin:
     parsed = make_arg_parser(FlexibleArgumentParser(exit_on_error=False)).parse_args(json.loads(line))
     validate_parsed_serve_args(parsed)
     names = "model_tag tensor_parallel_size max_model_len speculative_config kv_cache_memory_bytes"
+    names += " pipeline_parallel_size nnodes node_rank headless"
     print(json.dumps([getattr(parsed, name) for name in names.split()]))
 """
 
@@ -81,15 +83,23 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
         choice = plan(PlannerInputs(td.spec, shape, catalog(), None, None, {}, None), 0.0).choice
         if choice is not None:
             facts = ModelInfo(shape, "sha256:ab", "c0ffee", 1)
-            rendered.append((choice, vllm.arguments(td, choice, facts)))
+            rendered.append((choice, 0, vllm.arguments(td, choice, facts)))
+            if choice.nodes > 1:  # as Kubernetes fills in what LeaderWorkerSet sets
+                argv = vllm.arguments(td, choice, facts, is_worker=True)
+                last = choice.nodes - 1
+                filled = [argument.replace("$(LWS_WORKER_INDEX)", str(last)) for argument in argv]
+                rendered.append((choice, last, filled))
     assert len(rendered) >= 50
-    assert {"NGram", "Suffix", "EAGLE3", "MTP", "Off"} <= {choice.method for choice, _ in rendered}
-    assert {1, 2, 8} <= {choice.tensor for choice, _ in rendered}
-    result = parsed([argv for _, argv in rendered])
+    assert {"NGram", "Suffix", "EAGLE3", "MTP", "Off"} <= {choice.method for choice, _, _ in rendered}
+    assert {1, 2, 8} <= {choice.tensor for choice, _, _ in rendered}
+    assert {(1, 0), (2, 0), (2, 1)} <= {(choice.nodes, rank) for choice, rank, _ in rendered}
+    result = parsed([argv for _, _, argv in rendered])
     assert result.returncode == 0, result.stderr[-2000:]
     answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
-    for (choice, argv), (model, tensor, length, speculative, cache) in zip(rendered, answers, strict=True):
+    for (choice, rank, argv), answer in zip(rendered, answers, strict=True):
+        model, tensor, length, speculative, cache, *group = answer
         assert model == argv[0]
+        assert group == [choice.nodes, choice.nodes, rank, rank > 0]
         assert (tensor, length, cache) == (choice.tensor, choice.max_model_len, choice.kv_cache_bytes)
         assert (speculative is None) == (choice.method == "Off")
 

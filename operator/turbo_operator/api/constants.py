@@ -24,6 +24,7 @@ LABEL_PLAN_HASH = f"{GROUP}/plan-hash"
 LABEL_ENGINE = f"{GROUP}/engine"  # of a serving pod
 LABEL_ACCELERATOR = f"{GROUP}/accelerator"
 LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
+LABEL_NODES = f"{GROUP}/nodes"  # of a pod whose replica is on several: on how many
 LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"
 LABEL_DRAFT_VERSION = f"{GROUP}/draft-version"  # of a pod that a new draft is tried on
 LABEL_OWNER_UID = f"{GROUP}/owner-uid"  # of a serving pod: of its TurboDeployment, which nobody else's has
@@ -33,6 +34,7 @@ LABEL_INSTANCE = "app.kubernetes.io/instance"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 ROLE_SERVING = "serving"
+ROLE_WORKER = "worker"  # of a replica on several nodes: a pod that does not answer itself
 ROLE_INSPECT = "inspect"
 ROLE_TRAIN = "train"
 

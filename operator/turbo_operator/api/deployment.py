@@ -275,9 +275,9 @@ _NOT_YET_SUPPORTED = (
         "spec.speculation.placement",
     ),
     Rule(
-        "!has(self.spec.parallelism) || !has(self.spec.parallelism.pipeline)"
-        " || self.spec.parallelism.pipeline < 2",
-        "leave parallelism.pipeline out: a replica on more than one node is not supported yet",
+        "self.spec.engine.type != 'Turbo' || !has(self.spec.parallelism)"
+        " || !has(self.spec.parallelism.pipeline) || self.spec.parallelism.pipeline < 2",
+        "leave parallelism.pipeline out, or write engine.type: VLLM: engine Turbo runs a replica on one node",
         "spec.parallelism.pipeline",
     ),
 )

@@ -18,7 +18,7 @@ from turbo_operator.snapshot import Accelerator, Snapshot
 
 _IN_NAMESPACE = (
     *(resources.TURBODEPLOYMENT, resources.TURBODRAFT, resources.QUOTA),
-    *(*resources.CHILDREN.values(), resources.REPLICASET),
+    *(resources.REPLICASET, *resources.CHILDREN.values()),
 )
 _IN_CLUSTER = (resources.TURBOACCELERATOR, resources.NODE, resources.POD)
 
@@ -67,10 +67,13 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
         # Nobody is to be woken.
         handler = informer.ObjectHandler(cache, cluster.inventory, lambda _: None, show)
         places = {name or server.namespace for name in namespaces}
-        lists = [(resource, place) for place in places for resource in _IN_NAMESPACE]
+        cache.has_groups = await server.serves(resources.LEADERWORKERSET)
+        kinds = [each for each in _IN_NAMESPACE if cache.has_groups or each is not resources.LEADERWORKERSET]
+        kinds += [resources.STATEFULSET] if cache.has_groups else []
+        lists = [(resource, place) for place in places for resource in kinds]
         for resource, namespace in (*lists, *((resource, None) for resource in _IN_CLUSTER)):
-            is_labeled = resource is resources.REPLICASET
-            selectors = [("labelSelector", api.LABEL_DEPLOYMENT)] if is_labeled else ()
+            is_labeled = resource in (resources.REPLICASET, resources.STATEFULSET)
+            selectors = informer.selectors_of(resource) if is_labeled else ()
             for body in await server.list_all(resource, namespace, selectors):
                 handler.put(resource.kind, body)
         return cluster

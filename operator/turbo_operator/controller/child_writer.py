@@ -1,6 +1,6 @@
 """All writes to children: applied, adopted, restored and pruned, and so are the Job and draft of a training.
 
-A variant is a Deployment and the ControllerRevision of its template: where one of the two is not seen, the
+A variant is a workload and the ControllerRevision of its template: where one of the two is not seen, the
 other one must not be lost. What lost its label is found by its name; what lost its owner gets it back.
 """
 
@@ -20,10 +20,10 @@ from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
 from turbo_operator.controller.kube import Kube, NotOwnedError, OutdatedError, RefusedError, TerminatingError
-from turbo_operator.resources import CHILDREN, TURBODRAFT
+from turbo_operator.resources import CHILDREN, LEADERWORKERSET, TURBODRAFT, WORKLOADS
 from turbo_operator.snapshot import ChildView, PodView
 
-DEPLOYMENT, REVISION, JOB = "Deployment", "ControllerRevision", "Job"
+REVISION, JOB = "ControllerRevision", "Job"
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({REVISION, JOB})
 FRESH_SECONDS = 3.0  # for which what was seen is good enough to take something away by
@@ -45,7 +45,7 @@ class ChildWriter:
     noop_applies: set[tuple[str, str]]
     # When the snapshot was taken that the decision rests on.
     seen_time: float = field(default_factory=time.monotonic)
-    # Why a Deployment keeps replicas that it was to lose: nothing may take their place.
+    # Why a workload keeps replicas that it was to lose: nothing may take their place.
     obstacle: RefusedError | None = None
     # What was refused so far, but for a canary and a training, whose conditions tell of it.
     refusals: dict[Place, RefusedError] = field(default_factory=dict)
@@ -58,21 +58,21 @@ class ChildWriter:
     async def restore_variants(self) -> None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
 
-        A ControllerRevision that is gone is made again of what the Deployment runs, so that no pod rolls; a
-        Deployment that is gone is the rollout's matter. Where a part cannot be had, the other stays as it is.
+        A ControllerRevision that is gone is made again of what the workload runs, so that no pod rolls; a
+        workload that is gone is the rollout's matter. Where a part cannot be had, the other stays as it is.
         """
         cached = self._children()
         for (kind, name), child in cached.items():
             plan_hash = child.view.plan_hash
             if plan_hash is None or child.view.terminating:
                 continue
-            missing = REVISION if kind == DEPLOYMENT else DEPLOYMENT
-            if (missing, name) in cached:
+            missing = REVISION if kind in WORKLOADS else render.workload_kind(child.view.data or {})
+            if (missing, name) in cached or (missing == LEADERWORKERSET.kind and not self.cache.has_groups):
                 continue
             try:
                 body = await self._find_or_adopt(missing, name)
                 if body is None and missing == REVISION:
-                    body = await self._make_revision(name, plan_hash)
+                    body = await self._make_revision(kind, name, plan_hash)
                 if body is not None and is_controlled_by(body, self.td.metadata.uid):
                     self.cache.put_child(body)
                 elif body is not None and missing == REVISION:
@@ -86,7 +86,7 @@ class ChildWriter:
         """Apply what is missing or different, what pods need first.
 
         What the API server refuses holds up nothing that serves: the rest is written. Where pods cannot start
-        without it, no Deployment that serves is lowered, nor that of the plan hash `serving`, and none takes
+        without it, no workload that serves is lowered, nor that of the plan hash `serving`, and none takes
         the place of what was to be; unless all of it `ends`.
         """
         mounted, cached = render.mounted_configmaps(manifests), self._children()
@@ -94,7 +94,7 @@ class ChildWriter:
             place
             for place in map(_place, manifests)
             # Pods start with a ConfigMap as it was before.
-            if place[0] in (DEPLOYMENT, REVISION) or (place[1] in mounted and place not in cached)
+            if place[0] in (*WORKLOADS, REVISION) or (place[1] in mounted and place not in cached)
         }
         # In front of them, a webhook that is slow to refuse what no pod needs would make old what was seen.
         for is_needed in (True, False):
@@ -120,7 +120,7 @@ class ChildWriter:
         ends: bool,
     ) -> None:
         place, more = _place(manifest), _added_replicas(manifest, child)
-        # A Deployment is never without its ControllerRevision.
+        # A workload is never without its ControllerRevision.
         refusal = self.refusals.get(place) or (None if child else self.refusals.get((REVISION, place[1])))
         is_loss = more < 0 and not ends and child is not None and self._serves(child.view, serving)
         if refusal is None and is_loss:
@@ -138,7 +138,7 @@ class ChildWriter:
             self.obstacle = self.obstacle or refusal
 
     def _serves(self, view: ChildView, serving: str | None) -> bool:
-        """Whether a Deployment is that of the plan that serves, or has a pod that answers."""
+        """Whether a workload is that of the plan that serves, or has a pod that answers."""
         pods = [pod for pod in self.cache.pods.of(self.key, self.td.metadata.uid) if isinstance(pod, PodView)]
         is_ready = any(pod.ready and pod.plan_hash == view.plan_hash for pod in pods)
         return is_ready or view.available_replicas > 0 or view.plan_hash == serving
@@ -202,14 +202,15 @@ class ChildWriter:
         cached = self._children()
         wanted = {_place(manifest): manifest for manifest in manifests}
         places = {place for place, item in wanted.items() if not self._is_stale(item, cached.get(place))}
-        places |= {(kind, name) for kind in (DEPLOYMENT, REVISION, JOB) for name in kept_names}
+        places |= {(kind, name) for kind in (*WORKLOADS, REVISION, JOB) for name in kept_names}
         answer = ("ConfigMap", render.model_configmap_name(self.td))
         kept = cached[answer].view.applied_hash if answer in cached else None
         if answer in wanted and kept != _hash(wanted[answer]):
             places.add((JOB, render.job_name(self.td)))
-        # A Deployment before its ControllerRevision: it is never without one.
-        for place, child in sorted(cached.items(), key=lambda item: item[0][0] != DEPLOYMENT):
-            if place not in places and not (place[0] == REVISION and (DEPLOYMENT, place[1]) in self.refusals):
+        # A workload before its ControllerRevision: it is never without one.
+        for place, child in sorted(cached.items(), key=lambda item: item[0][0] not in WORKLOADS):
+            needed = place[0] == REVISION and any((kind, place[1]) in self.refusals for kind in WORKLOADS)
+            if place not in places and not needed:
                 if child.view.replicas and self._serves(child.view, None):
                     self._check_fresh()
                 try:
@@ -236,12 +237,12 @@ class ChildWriter:
             return await adopt(self.api, self.td, body)
         return body
 
-    async def _make_revision(self, name: str, plan_hash: str) -> dict[str, Any] | None:
-        """Make the ControllerRevision of a Deployment that runs; None where it is gone."""
-        deployment = await self._find(DEPLOYMENT, name)
-        if deployment is None:  # meanwhile: its event is on its way
+    async def _make_revision(self, kind: str, name: str, plan_hash: str) -> dict[str, Any] | None:
+        """Make the ControllerRevision of a workload that runs; None where it is gone."""
+        workload = await self._find(kind, name)
+        if workload is None:  # meanwhile: its event is on its way
             return None
-        manifest = render.revision(self.td, plan_hash, deployment["spec"]["template"])
+        manifest = render.revision(self.td, plan_hash, render.frozen_templates(workload))
         revision = await self.api.apply(CHILDREN[REVISION], manifest)
         self._log("created", REVISION, name)
         return revision
@@ -359,13 +360,13 @@ class ChildWriter:
 
 
 def _scales_only(manifest: Manifest) -> bool:
-    """Whether it is of a Deployment whose template is not at hand: its replicas are all that is written."""
-    return manifest["kind"] == DEPLOYMENT and "template" not in manifest["spec"]
+    """Whether it is of a workload whose template is not at hand: its replicas are all that is written."""
+    return manifest["kind"] in WORKLOADS and manifest["spec"].keys() == {"replicas"}
 
 
 def _added_replicas(manifest: Manifest, child: CachedChild | None) -> int:
-    """Count the replicas that a Deployment gains; what it loses is negative."""
-    if manifest["kind"] != DEPLOYMENT:
+    """Count the replicas that a workload gains; what it loses is negative."""
+    if manifest["kind"] not in WORKLOADS:
         return 0
     replicas: int = manifest["spec"]["replicas"]
     return replicas - ((child.view.replicas or 0) if child is not None else 0)

@@ -56,7 +56,8 @@ def decide(
     if observed.model is not None and choice is not None:
         plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
     canary_hash = canary_run.variant if canary_run is not None else None
-    states = rollout.variant_states(observed.children, observed.pods, observed.accelerators, now)
+    seen = observed.children, observed.pods, observed.accelerators
+    states = rollout.variant_states(*seen, now, td.spec.rollout.min_ready_seconds)
     asked = rollout.asked_replicas(states)  # None before the first; variants on the way share them
     scale = autoscaler.scale(
         td.spec,

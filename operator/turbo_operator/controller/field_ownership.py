@@ -72,6 +72,8 @@ def _beyond(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") 
 def _counts(kind: str, path: str) -> bool:
     if kind == "Deployment":  # kubectl rollout restart annotates pods, and an upgrade of nodes may
         return not path.startswith(("/f:replicas", "/f:template/f:metadata/f:annotations"))
+    if kind == "LeaderWorkerSet":  # whose webhook writes defaults beside it
+        return path.startswith("/f:leaderWorkerTemplate")
     if kind == "Service":
         return path.startswith(("/f:selector", "/f:ports", "/f:publishNotReadyAddresses"))
     return kind == "PodDisruptionBudget"

@@ -28,7 +28,7 @@ from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
-from turbo_operator.resources import EDITABLE, LABELED, Resource
+from turbo_operator.resources import EDITABLE, GROUPED, LABELED, LEADERWORKERSET, Resource
 from turbo_operator.settings import Settings
 
 HEALTH_PATH = "/healthz"
@@ -36,6 +36,7 @@ OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRA
 WATCHED = (*OWN, *LABELED)  # by kopf
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
+GROUPS_SECONDS = 15.0  # between two looks for LeaderWorkerSets, which may be installed at any time
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Operator:
     """The parts of one operator process, wired."""
 
     def __init__(self, settings: Settings, api: Kube) -> None:
-        self.settings = settings
+        self.settings, self._api = settings, api
         self.cache = Cache()
         inventory = InventoryStore(self.cache.owner_of)
         self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time)
@@ -80,6 +81,7 @@ class Operator:
             return [Reflector(api, self.handler, *place) for place in places(settings, kinds)]
 
         self._reflectors, self._pods = reflectors(*REFLECTED), reflectors(resources.POD)
+        self._grouped, self._knows_groups = reflectors(*GROUPED), asyncio.Event()
         self._relisted = reflectors(*WATCHED, *EDITABLE)
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
@@ -93,6 +95,7 @@ class Operator:
             scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
             follow = [reflector.run() for reflector in self._reflectors]
             follow += [self._reflect_pods(reflector) for reflector in self._pods]
+            follow.append(self._reflect_groups())
             follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
             work = (self._work(), scraper.run(), self._reconciler.events.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
@@ -120,10 +123,34 @@ class Operator:
             group.create_task(self._inventory.run())
             group.create_task(self.queue.run())
 
+    async def _reflect_groups(self) -> None:
+        """Reflect LeaderWorkerSets and what they make, as soon as the cluster knows that kind."""
+        while not await self._serves_groups():
+            self._knows_groups.set()
+            await asyncio.sleep(GROUPS_SECONDS)
+        async with asyncio.TaskGroup() as group:
+            for reflector in self._grouped:
+                group.create_task(reflector.run())
+            for reflector in self._grouped:
+                await reflector.listed.wait()
+            self.cache.has_groups = True
+            if self._knows_groups.is_set():  # it was installed meanwhile: other plans may be possible
+                for key in list(self.cache.deployments):
+                    self._replan(key)
+            self._knows_groups.set()
+
+    async def _serves_groups(self) -> bool:
+        try:
+            return await self._api.serves(LEADERWORKERSET)
+        except KubeError as error:
+            log.warning("it is not known yet whether there are LeaderWorkerSets: %s", error)
+            return False
+
     async def _reflect_pods(self, pods: Reflector) -> None:
         """Reflect pods once all that may control one is known."""
         for reflector in self._reflectors:
             await reflector.listed.wait()
+        await self._knows_groups.wait()
         await pods.run()
 
     # kopf

@@ -19,7 +19,15 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.usage import READERS
-from turbo_operator.resources import CHILDREN, LABELED, POD, REPLICASET, Resource
+from turbo_operator.resources import (
+    CHILDREN,
+    LABEL_GROUPED,
+    LABELED,
+    POD,
+    REPLICASET,
+    STATEFULSET,
+    Resource,
+)
 from turbo_operator.snapshot import Accelerator
 
 RETRY_SECONDS = 5.0
@@ -53,9 +61,11 @@ class ObjectHandler:
             api.TURBODRAFT: cache.drafts,
         }
         self._put = dict.fromkeys(CHILDREN, cache.put_child)
-        self._put |= {POD.kind: cache.pods.put, REPLICASET.kind: cache.pods.put_replica_set}
+        self._put |= {POD.kind: cache.pods.put}
+        self._put |= {set_.kind: cache.pods.put_set for set_ in (REPLICASET, STATEFULSET)}
         self._drop = dict.fromkeys(CHILDREN, cache.drop_child)
-        self._drop |= {POD.kind: cache.pods.drop, REPLICASET.kind: cache.pods.drop_replica_set}
+        self._drop |= {POD.kind: cache.pods.drop}
+        self._drop |= {set_.kind: cache.pods.drop_set for set_ in (REPLICASET, STATEFULSET)}
 
     def put(self, kind: str, body: Body, /) -> None:
         """Store an object as it is now."""
@@ -114,6 +124,14 @@ def _read(kind: str, body: Body) -> Any:
         return None
 
 
+def selectors_of(resource: Resource) -> tuple[tuple[str, str], ...]:
+    """Return by which label the objects of a kind are listed; none where all are."""
+    # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
+    label = api.LABEL_DEPLOYMENT if resource in (*LABELED, REPLICASET) else None
+    label = LABEL_GROUPED if resource is STATEFULSET else label
+    return (("labelSelector", label),) if label else ()
+
+
 @dataclass(eq=False)
 class Reflector:
     """Keeps what `handler` holds of a kind like the cluster, in one namespace or with None in all."""
@@ -124,9 +142,7 @@ class Reflector:
     namespace: str | None
 
     def __post_init__(self) -> None:
-        # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
-        is_labeled = self.resource in (*LABELED, REPLICASET)
-        self._selectors = (("labelSelector", api.LABEL_DEPLOYMENT),) if is_labeled else ()
+        self._selectors = selectors_of(self.resource)
         self.listed = asyncio.Event()
         self._version: str | None = None  # to go on from: what came before a break is not asked for again
         self._unreadable: dict[str, str] = {}  # by uid the version that was logged

@@ -93,4 +93,5 @@ def _price(labeled: AcceleratorLabels) -> dict[str, str | None]:
         api.LABEL_ACCELERATOR: labeled.accelerator,
         api.LABEL_ACCELERATOR_COUNT: str(labeled.accelerators),
         api.LABEL_CAPACITY_TYPE: str(labeled.capacity_type),
+        **({api.LABEL_NODES: str(labeled.nodes)} if labeled.nodes > 1 else {}),
     }

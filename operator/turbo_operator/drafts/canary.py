@@ -14,6 +14,7 @@ from turbo_operator.autoscaler import limits
 from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
 from turbo_operator.drafts.training import fitting
 from turbo_operator.plan import Choice
+from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
 # What ends a canary whatever was measured: pods of the same template but for the draft do not fail so.
@@ -132,7 +133,7 @@ def _pods(observed: Snapshot, variant: str) -> list[PodView]:
 def deployment_of(observed: Snapshot, variant: str) -> ChildView | None:
     """Return the Deployment of a variant; None while there is none."""
     of_variant = (child for child in observed.children if child.plan_hash == variant)
-    return next((child for child in of_variant if child.kind == "Deployment"), None)
+    return next((child for child in of_variant if child.kind in WORKLOADS), None)
 
 
 def _unaffordable(

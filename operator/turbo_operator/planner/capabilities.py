@@ -128,13 +128,12 @@ def describe_draft_lack(method: str, speculation: Speculation) -> str | None:
 
 @cache
 def describe_lack(
-    engine: EngineName, method: str, placement: Placement | None, accelerators: int, nodes: int
+    engine: EngineName, method: str, placement: Placement | None, accelerators: int
 ) -> str | None:
     """Describe what one replica needs in addition to the model, as the end of a sentence."""
     is_turbo = engine == EngineName.TURBO
     lacks = {
         f"speculation with {method} on engine {engine}": method not in SUPPORTED_METHODS[engine],
-        "a replica on more than one node": nodes > 1,
         f"a draft placed {placement}": placement not in (None, Placement.COLOCATED)
         or (is_turbo and placement is not None),
         "a replica on more than one accelerator with engine Turbo": is_turbo and accelerators > 1,

@@ -93,7 +93,8 @@ class PlanEvaluation:
     @cached_property
     def lacks(self) -> tuple[str | None, ...]:
         """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
-        candidates, spec = self.candidates, self.requirements.inputs.spec
+        candidates, inputs = self.candidates, self.requirements.inputs
+        spec = inputs.spec
         options, model_lack = candidates.draft_options, describe_model_lack(self.requirements.shape)
         on_cpu = candidates.by_accelerator(memory.on_cpu, bool)
         columns = (candidates.engine, on_cpu, candidates.draft, candidates.per_replica, candidates.nodes)
@@ -103,7 +104,8 @@ class PlanEvaluation:
             engine, option = ENGINES[number].name, options[draft]
             return (
                 (model_lack if engine == EngineName.TURBO else None)
-                or describe_lack(engine, option.method, option.placement, accelerators, nodes)
+                or describe_lack(engine, option.method, option.placement, accelerators)
+                or (inputs.group_lack if nodes > 1 else None)
                 or describe_draft_lack(option.method, spec.speculation)
                 or describe_engine_lack(spec, engine, option.method, is_on_cpu=bool(is_on_cpu))
             )
@@ -181,7 +183,11 @@ class PlanEvaluation:
 
     @cached_property
     def order(self) -> Indices:
-        """The offerings by `leading`, the smallest first, and of equals the cheapest first."""
+        """The offerings by `leading`, the smallest first, and of equals the cheapest first.
+
+        Replicas on several nodes come last: they fail with any of their nodes, and no step time of theirs was
+        fitted to measurements.
+        """
         candidates, availability = self.candidates, self.availability
         # What has no price comes after all that has one, and there the number of accelerators decides.
         price = np.nan_to_num(availability.price, nan=float(UNPRICED))
@@ -191,7 +197,8 @@ class PlanEvaluation:
         method = candidates.by_draft(lambda draft: ORDER.index(draft.method))
         keys = (candidates.nodes, candidates.tensor, candidates.engine, method, named)
         ties = tuple(key[availability.candidate] for key in keys)
-        return np.asarray(np.lexsort((*ties, availability.capacity_type, money, self.leading)))
+        is_group = candidates.nodes[availability.candidate] > 1
+        return np.asarray(np.lexsort((*ties, availability.capacity_type, money, self.leading, is_group)))
 
     @property
     def compared_cost(self) -> Numbers:

@@ -9,11 +9,12 @@ from turbo_operator import api
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.planner.performance.step_time import Calibration
+from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import Accelerator, Snapshot, Supply
 from turbo_runtime.contract.documents import ModelShape
 
-# A variant whose Deployment was deleted is made again from its frozen template.
-VARIANT_KINDS = frozenset({"Deployment", "ControllerRevision"})
+# A variant whose workload was deleted is made again from its frozen template.
+VARIANT_KINDS = frozenset({*WORKLOADS, "ControllerRevision"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class PlannerInputs:
     # Ratios of measured step times to the model's, by engine and accelerator.
     calibrations: Mapping[tuple[str, str], Calibration]
     draft: ModelShape | None  # of speculation.draftModel, where its shape is shipped
+    group_lack: str | None = None  # why no replica can be on several nodes, as the end of a sentence
 
     def equals_but_for_counts(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
@@ -54,7 +56,8 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     is_model = speculation.draft_model and speculation.method != api.Method.EAGLE3
     uri = speculation.draft_model.uri if speculation.draft_model and is_model else ""
     draft = shapes.shipped(uri.removeprefix("hf://")) if uri.startswith("hf://") else None
-    return PlannerInputs(td.spec, shape, observed.accelerators, observed.supply, running, factors, draft)
+    seen = observed.accelerators, observed.supply
+    return PlannerInputs(td.spec, shape, *seen, running, factors, draft, observed.group_lack)
 
 
 def find_plan_in_place(td: api.TurboDeployment, observed: Snapshot) -> api.PlanStatus | None:

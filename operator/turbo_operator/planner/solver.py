@@ -76,7 +76,8 @@ def plan(inputs: PlannerInputs, now: float) -> Plan:
     choice = _build_choice(evaluation, best, count, predicted)
     lost = (PlanReason.HIGHER_COST, PlanReason.NOT_PREFERRED)
     is_alone = {row.accelerator for row in rejected if row.reason in lost} <= {choice.accelerator.name}
-    detail = messages.chosen(choice, count, is_alone, requirements)
+    is_cheapest = not any(row.nodes > choice.nodes and row.reason in lost for row in evaluated)
+    detail = messages.chosen(choice, count, is_alone, is_cheapest, requirements)
     detail += messages.short(evaluation.verdict.compared[best], requirements)
     return Plan(choice, count, PlanReason.FEASIBLE, detail, rejected, near_miss)
 

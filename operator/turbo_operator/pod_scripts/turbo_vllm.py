@@ -3,7 +3,8 @@ that may change while it runs.
 
 A client that keeps its connection goes on to send requests to a pod that no load balancer names any more, and
 vLLM fails each of them once it was told to end. So the pod's preStop hook runs this file: from then on every
-answer closes its connection, and the hook returns when nothing is left to answer. Of the standard library
+answer closes its connection, and the hook returns when nothing is left to answer. A worker of a replica on
+several nodes waits for its leader so. Of the standard library
 alone: it runs in an image that is not Turbo's.
 """
 
@@ -14,6 +15,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import sys
 import time
 import urllib.error
@@ -111,8 +113,8 @@ def drain(metrics_url: str, delay_seconds: float, timeout_seconds: float) -> Non
         time.sleep(0.25)
         try:
             is_busy = _is_busy(metrics_url)
-        except ConnectionRefusedError:
-            return  # there is no server any more
+        except (ConnectionRefusedError, socket.gaierror):
+            return  # there is no server any more, or no leader
         except (OSError, http.client.HTTPException):
             is_busy = True  # too busy to say
         if is_busy:
@@ -134,4 +136,4 @@ def _is_busy(metrics_url: str) -> bool:
 
 
 if __name__ == "__main__":
-    drain(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]))
+    drain(os.path.expandvars(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

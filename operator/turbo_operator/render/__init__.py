@@ -16,6 +16,12 @@ from turbo_operator.render import draft_volume, metadata, pod, server, vllm
 from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
+from turbo_operator.render.workload import NODES, WORKER, workload
+from turbo_operator.render.workload import frozen_templates as frozen_templates
+from turbo_operator.render.workload import pod_template as _answering_template
+from turbo_operator.render.workload import variant_name as variant_name
+from turbo_operator.render.workload import workload_kind as workload_kind
+from turbo_operator.resources import WORKLOADS
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, Snapshot
@@ -23,8 +29,6 @@ from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import PORT_NAME
 
 SERVICE_PORT = 80
-PROGRESS_SECONDS = 3600  # as long as a start may take
-KEPT_REPLICA_SETS = 0  # a variant's template never changes, so there is nothing to go back to
 
 INSPECT_CONTAINER = "inspect"
 FACTS_KEY = "facts.json"  # ModelInfo as JSON
@@ -47,14 +51,14 @@ def children(
     """Build all children wanted now, in the order in which they are to be applied.
 
     `choice` is the feasible plan's, and None while there is none; `variants` come from the rollout. A
-    ControllerRevision stands before its Deployment: whatever is interrupted between the two goes on from the
+    ControllerRevision stands before its workload: whatever is interrupted between the two goes on from the
     frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `trying` is a
     draft that a variant of its own is for. No drain may leave less than `min_available` pods that answer.
     """
     model = observed.model
     drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
     selector = metadata.traffic_selector(td, observed.children)
-    wanted = [service(td, selector), pdb(td, selector, min_available)]
+    wanted = [service(td, selector), pdb(td, td.metadata.name, selector, min_available)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
@@ -63,6 +67,7 @@ def children(
     frozen = _frozen_templates(observed)
     templates = [frozen[variant.plan_hash] for variant in variants if variant.plan_hash in frozen]
     wanted += _mounted_configmaps(td, observed, wanted, templates)
+    workers: list[tuple[int, int]] = []  # of replicas on several nodes: how many, and workers of one
     for variant in variants:
         template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
         if template is None and choice is not None and model is not None:
@@ -73,15 +78,22 @@ def children(
                     )
                     break
         if template is not None:
-            wanted += [revision(td, variant.plan_hash, template), deployment(td, variant, template)]
+            wanted += [revision(td, variant.plan_hash, template), workload(td, variant, template)]
+            workers += [(variant.replicas, template[NODES] - 1)] if WORKER in template else []
         else:  # somebody deleted its revision: it can only be scaled
             meta = {"name": variant_name(td, variant.plan_hash), "namespace": td.metadata.namespace}
-            wanted.append({"kind": "Deployment", "metadata": meta, "spec": {"replicas": variant.replicas}})
+            own = (child.kind for child in observed.children if child.plan_hash == variant.plan_hash)
+            kind = next((kind for kind in own if kind in WORKLOADS), "Deployment")
+            wanted.append({"kind": kind, "metadata": meta, "spec": {"replicas": variant.replicas}})
+    if workers:  # with one of them its whole replica leaves
+        selects = {**selector, api.LABEL_ROLE: api.ROLE_WORKER}
+        stay = sum(replicas * each for replicas, each in workers) - max(each for _, each in workers)
+        wanted.append(pdb(td, f"{td.metadata.name}-workers", selects, max(0, stay)))
     return tuple(wanted)
 
 
 def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
-    """Return pod templates by plan hash, as they were rendered when their variants were made."""
+    """Return templates by plan hash, as they were rendered when their variants were made."""
     return {
         child.plan_hash: child.data
         for child in observed.children
@@ -91,7 +103,7 @@ def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
 
 def mounted_configmaps(manifests: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """Return the names of the ConfigMaps without which pods of these manifests do not start."""
-    templates = [item["spec"].get("template") for item in manifests if item["kind"] == "Deployment"]
+    templates = [_answering_template(item) for item in manifests if item["kind"] in WORKLOADS]
     return frozenset(chain.from_iterable(_mounted_by(template) for template in templates if template))
 
 
@@ -145,8 +157,10 @@ def url(td: api.TurboDeployment) -> str:
     return f"http://{td.metadata.name}.{td.metadata.namespace}.svc/v1"
 
 
-def pdb(td: api.TurboDeployment, selector: Mapping[str, str], min_available: int) -> dict[str, Any]:
-    """Build `NAME`: for a node's sake no more pods may leave; one that does not serve always may.
+def pdb(
+    td: api.TurboDeployment, name: str, selector: Mapping[str, str], min_available: int
+) -> dict[str, Any]:
+    """Build `name`: for a node's sake no more pods may leave; one that does not serve always may.
 
     A maxUnavailable would be of what Deployments ask for at the moment, which a rollout lowers.
     """
@@ -155,35 +169,15 @@ def pdb(td: api.TurboDeployment, selector: Mapping[str, str], min_available: int
         "selector": {"matchLabels": dict(selector)},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
-    return metadata.build_child(td, "PodDisruptionBudget", td.metadata.name, api.ROLE_SERVING, {"spec": spec})
-
-
-def deployment(td: api.TurboDeployment, variant: Variant, template: Mapping[str, Any]) -> dict[str, Any]:
-    """Build `NAME-HASH`: the pods of one plan."""
-    own = {api.LABEL_PLAN_HASH: variant.plan_hash}
-    spec = {
-        "replicas": variant.replicas,
-        "selector": {"matchLabels": {**metadata.serving_selector(td), **own}},
-        "template": template,
-        "minReadySeconds": td.spec.rollout.min_ready_seconds,
-        "progressDeadlineSeconds": PROGRESS_SECONDS + td.spec.rollout.min_ready_seconds,
-        "revisionHistoryLimit": KEPT_REPLICA_SETS,
-    }
-    name = variant_name(td, variant.plan_hash)
-    return metadata.build_child(td, "Deployment", name, api.ROLE_SERVING, {"spec": spec}, own)
+    return metadata.build_child(td, "PodDisruptionBudget", name, api.ROLE_SERVING, {"spec": spec})
 
 
 def revision(td: api.TurboDeployment, plan_hash: str, template: Mapping[str, Any]) -> dict[str, Any]:
-    """Build `NAME-HASH`: the variant's pod template, as it was rendered when the variant was made."""
+    """Build `NAME-HASH`: the variant's templates, as they were rendered when the variant was made."""
     body, own = {"revision": 1, "data": template}, {api.LABEL_PLAN_HASH: plan_hash}
     return metadata.build_child(
         td, "ControllerRevision", variant_name(td, plan_hash), api.ROLE_SERVING, body, own
     )
-
-
-def variant_name(td: api.TurboDeployment, plan_hash: str) -> str:
-    """Return the name of a variant's Deployment and ControllerRevision."""
-    return f"{td.metadata.name}-{plan_hash}"
 
 
 def job_name(td: api.TurboDeployment) -> str:

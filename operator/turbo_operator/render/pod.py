@@ -141,7 +141,7 @@ def placement_labels(choice: Choice) -> dict[str, str]:
     """Return the labels by which, and the catalog's prices, anybody can tell what a pod costs."""
     return {
         api.LABEL_ACCELERATOR: api.label_value(choice.accelerator.name),
-        api.LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
+        api.LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica // choice.nodes),
         api.LABEL_CAPACITY_TYPE: choice.capacity_type,
     }
 

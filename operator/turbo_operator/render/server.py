@@ -34,6 +34,9 @@ class EngineServer:
     lifecycle: Mapping[str, Any] = field(default_factory=dict)
     volumes: Sequence[pod.MountedVolume] = ()
     draft: api.ModelSource | None = None  # a draft model that it reads
+    # Of a replica on several nodes: the arguments and lifecycle of the servers that do not answer.
+    worker_arguments: Sequence[str] = ()
+    worker_lifecycle: Mapping[str, Any] = field(default_factory=dict)
 
 
 def api_keys(td: api.TurboDeployment) -> api.ApiKeysSecretRef | None:

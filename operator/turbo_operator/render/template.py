@@ -9,6 +9,7 @@ by `spec.engine.image`, or with the next change of the plan.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +19,8 @@ from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.render import draft_volume, pod, turbo, vllm
 from turbo_operator.render.metadata import digest, labels
-from turbo_operator.render.server import api_keys, capture, volumes_of
+from turbo_operator.render.server import EngineServer, api_keys, capture, volumes_of
+from turbo_operator.render.workload import NODES, WORKER
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.documents import ModelInfo
@@ -57,7 +59,7 @@ def plan_hash(
         "accelerator": [
             accelerator.name,
             accelerator.resource_name,
-            _number(accelerator.quantity * choice.accelerators_per_replica),
+            _number(accelerator.quantity * _per_pod(choice)),
             dict(accelerator.node_selector),
             [dict(toleration) for toleration in accelerator.tolerations],
         ],
@@ -67,6 +69,8 @@ def plan_hash(
     # What is not asked for is left out, so that what runs keeps its name.
     if choice.engine != api.EngineName.TURBO:
         material["engine"] = choice.engine
+    if choice.nodes > 1:
+        material["nodes"] = choice.nodes
     if choice.capacity_type != api.CapacityType.ON_DEMAND:
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
@@ -99,7 +103,11 @@ def pod_template(
     *,
     canary: bool = False,
 ) -> dict[str, Any]:
-    """Build the pod template of `variant`, a plan hash; of a `canary`, that the draft is tried on."""
+    """Build the templates of `variant`, a plan hash; of a `canary`, that the draft is tried on.
+
+    It is the template of the pods that answer. Where a replica is on several nodes, `worker` in it is that
+    of the others, and `nodes` how many there are.
+    """
     claim = draft_volume.claim(td, draft, choice)
     amounts = resources(td, choice)
     if choice.engine == api.EngineName.VLLM:
@@ -134,13 +142,33 @@ def pod_template(
     }
     if canary and draft:
         own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
-    return {"metadata": pod.pod_metadata(td, own), "spec": spec}
+    if choice.nodes > 1:
+        own[api.LABEL_NODES] = str(choice.nodes)
+    template = {"metadata": pod.pod_metadata(td, own), "spec": spec}
+    return template if choice.nodes == 1 else {**template, **_workers(choice, engine, template)}
+
+
+def _workers(choice: Choice, engine: EngineServer, template: Mapping[str, Any]) -> dict[str, Any]:
+    """Build what is frozen beside a leader's template: that of its workers, which listen to nobody."""
+    (leader,) = template["spec"]["containers"]
+    probes = ("ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle")
+    container = {key: value for key, value in leader.items() if key not in probes}
+    container |= {"args": list(engine.worker_arguments), "lifecycle": dict(engine.worker_lifecycle)}
+    meta = template["metadata"]
+    roles = {api.LABEL_ROLE: api.ROLE_WORKER, api.LABEL_COMPONENT: api.ROLE_WORKER}
+    return {
+        WORKER: {
+            "metadata": {**meta, "labels": {**meta["labels"], **roles}},
+            "spec": {**template["spec"], "containers": [container]},
+        },
+        NODES: choice.nodes,
+    }
 
 
 def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
     """Return the container's requests and limits: the accelerator's, the overlay's amounts over them."""
     accelerator = choice.accelerator
-    amount = _number(accelerator.quantity * choice.accelerators_per_replica)
+    amount = _number(accelerator.quantity * _per_pod(choice))
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
     limits = {"memory": memory, accelerator.resource_name: amount}
     requests = {"cpu": DEVICE_POD_CORES, **limits}  # of cores the accelerator's amount
@@ -149,6 +177,11 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
         requests |= overlay.requests or {}
         limits |= overlay.limits or {}
     return {"requests": requests, "limits": limits}
+
+
+def _per_pod(choice: Choice) -> int:
+    """Return the accelerators of one pod; a replica has one on each of its nodes."""
+    return choice.accelerators_per_replica // choice.nodes
 
 
 def _number(amount: Decimal) -> str:

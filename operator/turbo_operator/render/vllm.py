@@ -27,6 +27,7 @@ SHARED_MEMORY_PATH, SHARED_MEMORY_LIMIT = "/dev/shm", "2Gi"  # noqa: S108  NCCL'
 FOLDER = "/etc/turbo-vllm"
 FILE = "turbo_vllm.py"
 MIDDLEWARE = "turbo_vllm.TurboMiddleware"
+RENDEZVOUS_PORT = 29501  # where the leader of a replica on several nodes waits for its workers
 GRACE_SLACK_SECONDS = 30  # for its processes to end
 N_GRAM_TOKENS = (2, 4)  # minimum and maximum length of the n-gram that is looked up
 _DRAFT_MODELS = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)
@@ -50,6 +51,7 @@ def server(
         environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(cores)}
     page, timeout = f"http://127.0.0.1:{PORT}{METRICS_PATH}", td.spec.drain.timeout.seconds
     drain = ["python3", f"{FOLDER}/{FILE}", page, f"{delay:g}", f"{timeout:g}"]
+    leader_page = f"http://$LWS_LEADER_ADDRESS:{PORT}{METRICS_PATH}"
     shared = {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}}
     return EngineServer(
         image=td.spec.engine.image or settings.vllm_image,
@@ -59,6 +61,9 @@ def server(
         grace_seconds=delay + timeout + GRACE_SLACK_SECONDS,
         environment=[{"name": name, "value": value} for name, value in environment.items()],
         lifecycle={"preStop": {"exec": {"command": drain}}},
+        worker_arguments=arguments(td, choice, facts, is_worker=True),
+        # A worker answers through its leader: it stays for as long as that has requests to end.
+        worker_lifecycle={"preStop": {"exec": {"command": [*drain[:2], leader_page, *drain[3:]]}}},
         volumes=[
             pod.mounted_volume("shared-memory", shared, SHARED_MEMORY_PATH),
             pod.mounted_volume("drain", {"configMap": {"name": configmap_name(td)}}, FOLDER, read_only=True),
@@ -91,6 +96,7 @@ def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[
         choice.max_model_len,
         choice.kv_cache_bytes,
         choice.tensor,
+        *([choice.nodes] if choice.nodes > 1 else []),
         td.spec.drain.timeout,
         choice.method,
         choice.max_draft_tokens,
@@ -105,7 +111,9 @@ def _draft_model(td: api.TurboDeployment, choice: Choice) -> api.ModelSource | N
     return td.spec.speculation.draft_model if choice.method in _DRAFT_MODELS else None
 
 
-def arguments(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[str]:
+def arguments(
+    td: api.TurboDeployment, choice: Choice, facts: ModelInfo, *, is_worker: bool = False
+) -> list[str]:
     """Return the server's arguments: the user's own, and after them, so that they win, the plan's."""
     engine = engine_of(choice.engine)
     planned: dict[str, Any] = {
@@ -118,12 +126,25 @@ def arguments(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list
         "max-num-batched-tokens": engine.max_num_batched_tokens,
         "kv-cache-memory-bytes": choice.kv_cache_bytes,
         "tensor-parallel-size": choice.tensor if choice.tensor > 1 else None,
+        **(_group(choice, is_worker) if choice.nodes > 1 else {}),
         "middleware": MIDDLEWARE,
         "shutdown-timeout": math.ceil(td.spec.drain.timeout.seconds),
         "speculative-config": _speculative_config(td, choice),
     }
     own = [f"--{name}={value}" for name, value in planned.items() if value is not None]
+    own += ["--headless"] if is_worker else []
     return [pod.model_argument(td.spec.model), *(td.spec.engine.args or ()), *own]
+
+
+def _group(choice: Choice, is_worker: bool) -> dict[str, Any]:
+    """Return how the pods of a replica on several nodes find one another; LeaderWorkerSet sets LWS_*."""
+    return {
+        "pipeline-parallel-size": choice.nodes,
+        "nnodes": choice.nodes,
+        "node-rank": "$(LWS_WORKER_INDEX)" if is_worker else 0,
+        "master-addr": "$(LWS_LEADER_ADDRESS)",
+        "master-port": RENDEZVOUS_PORT,
+    }
 
 
 def _speculative_config(td: api.TurboDeployment, choice: Choice) -> str | None:

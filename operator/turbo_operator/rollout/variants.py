@@ -1,7 +1,8 @@
-"""The variants of a TurboDeployment as observed: each a Deployment and its frozen pod template. Pure.
+"""The variants of a TurboDeployment as observed: each a workload and its frozen pod template. Pure.
 
-A variant is named by its plan hash. It exists while its ControllerRevision does, with or without the
-Deployment: a deleted one can be created again from the frozen template.
+The workload is a Deployment, or for a replica on several nodes a LeaderWorkerSet. A variant is named by its
+plan hash. It exists while its ControllerRevision does, with or without the workload: a deleted one can be
+created again from the frozen template.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from turbo_operator.budget import Footprint, labeled_footprint
+from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import Accelerator, ChildView, PodView
 
 # Longer than a liveness probe takes to end a container that hangs: after that, what does not answer may go
@@ -20,7 +22,7 @@ SILENT_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A Deployment that shall exist, and with how many pods."""
+    """A workload that shall exist, and with how many replicas."""
 
     plan_hash: str
     replicas: int
@@ -66,13 +68,14 @@ def variant_states(
     pods: Sequence[PodView],
     accelerators: Mapping[str, Accelerator],
     now: float,
+    min_ready_seconds: float = 0.0,
 ) -> tuple[VariantState, ...]:
     """List every variant, by plan hash; also one of which only pods are left. `now` is in epoch seconds.
 
     A pod that cannot end, since its node is lost, is none: as for a quota, nothing waits for it.
     """
     labeled = [(child.plan_hash, child) for child in children if child.plan_hash]
-    deployments = {plan_hash: child for plan_hash, child in labeled if child.kind == "Deployment"}
+    deployments = {plan_hash: child for plan_hash, child in labeled if child.kind in WORKLOADS}
     revisions = {plan_hash: child for plan_hash, child in labeled if child.kind == "ControllerRevision"}
     present: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
@@ -85,7 +88,7 @@ def variant_states(
         ending = sum(pod.terminating for pod in own)
         state = VariantState(plan_hash, ending=ending, exists=False, footprint=footprint, pods=len(own))
         if deployment is not None:
-            state = _deployed(state, deployment, own)
+            state = _deployed(state, deployment, own, now - min_ready_seconds)
         elif plan_hash in revisions:  # what a Deployment can be made again from
             ready = sum(pod.ready for pod in own if not pod.terminating)
             state = replace(state, replicas=len(own) - ending, ready=ready)
@@ -93,18 +96,27 @@ def variant_states(
     return tuple(states)
 
 
-def _deployed(state: VariantState, deployment: ChildView, pods: Sequence[PodView]) -> VariantState:
-    replicas = deployment.replicas or 0
-    was_seen = deployment.observed_generation >= deployment.generation
+def _deployed(
+    state: VariantState, deployment: ChildView, pods: Sequence[PodView], ready_before: float
+) -> VariantState:
+    replicas, counted = deployment.replicas or 0, deployment.available_replicas
+    was_seen, silent_since = (
+        deployment.observed_generation >= deployment.generation,
+        deployment.unavailable_since,
+    )
     alive = [pod for pod in pods if not pod.terminating]
     ready = sum(pod.ready for pod in alive)
+    if deployment.kind == "LeaderWorkerSet":  # whose status says neither of these
+        was_seen = len(alive) <= replicas
+        counted = sum(pod.ready and (pod.ready_since or 0.0) <= ready_before for pod in alive)
+        silent_since = None if ready else silent_since
     return replace(
         state,
         replicas=replicas,
         # As it is, not as it was; pods come by another watch, and may say that they no longer answer.
-        available=min(deployment.available_replicas, replicas, ready) if was_seen else 0,
+        available=min(counted, replicas, ready) if was_seen else 0,
         exists=True,
-        silent_since=deployment.unavailable_since,
+        silent_since=silent_since,
         unschedulable=any(pod.waits_for_node for pod in alive),
         pods=max(len(pods), deployment.pods + state.ending),
         seen=was_seen,

@@ -19,6 +19,7 @@ from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision
 from turbo_operator.plan import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import job_name, url
+from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.failures import first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
@@ -205,13 +206,14 @@ class Conditions:
         if failing := first_failing(pods):
             return failing
         for child in self._observed.children:
-            if child.kind != "Deployment" or plan_hash not in (None, child.plan_hash):
+            if child.kind not in WORKLOADS or plan_hash not in (None, child.plan_hash):
                 continue
             reason, message = api.AvailableReason.FAILED_CREATE, sentence(child.message)
             if kept := kept_by_finalizer(child):
                 message = kept
             elif child.terminating:
-                message = f"Deployment {child.name} was deleted, and is made again when its pods have ended."
+                name = f"{child.kind} {child.name}"
+                message = f"{name} was deleted, and is made again when its pods have ended."
             elif child.is_over_quota:
                 reason = api.AvailableReason.QUOTA_EXCEEDED
             if message:
@@ -220,8 +222,8 @@ class Conditions:
         if not pods and (failed := first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
         answering = f"{ready} of {self._scale.replicas} replicas answer; others"
-        deployments = (child for child in self._observed.children if child.kind == "Deployment")
-        kept = next(filter(None, map(kept_by_finalizer, deployments)), None)
+        workloads = (child for child in self._observed.children if child.kind in WORKLOADS)
+        kept = next(filter(None, map(kept_by_finalizer, workloads)), None)
         if kept and not self._rollout.waits and all(pod.ready for pod in pods):
             return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} wait. {kept}")
         ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]

@@ -199,9 +199,9 @@ def cost_per_hour(observed: Snapshot) -> Decimal | None:
     """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
     holding: list[AcceleratorLabels] = [pod for pod in observed.trainings if pod.runs]
     holding += [pod for pod in observed.pods if pod.is_present and pod.pending_since is None]
-    groups: defaultdict[tuple[str | None, str, int], list[AcceleratorLabels]] = defaultdict(list)
+    groups: defaultdict[tuple[object, ...], list[AcceleratorLabels]] = defaultdict(list)
     for pod in holding:
-        groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
+        groups[pod.accelerator, pod.capacity_type, pod.accelerators, pod.nodes].append(pod)
     total = Decimal(0)
     for pods in groups.values():  # together, since whole nodes may be bought
         cost = labeled_footprint(pods[0], observed.accelerators).cost_per_hour(len(pods))

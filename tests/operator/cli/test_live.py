@@ -154,7 +154,8 @@ def test_a_cluster_is_listed_once_and_what_cannot_be_read_is_left_out_in_silence
     assert not capsys.readouterr().err
     assert informer.log.isEnabledFor(logging.WARNING)
     assert len(listed.asked) == len({kind for kind, _, _ in listed.asked})
-    assert ("ReplicaSet", "team", [("labelSelector", api.LABEL_DEPLOYMENT)]) in listed.asked
+    assert ("ReplicaSet", "team", (("labelSelector", api.LABEL_DEPLOYMENT),)) in listed.asked
+    assert ("LeaderWorkerSet", "team", ()) in listed.asked
     assert set(cluster.accelerators) == {"h100", "odd"}
     key = Key("team", "chat")
     assert cluster.cache.deployments.get(key) is not None

@@ -77,6 +77,6 @@ def test_a_plan_on_a_gpu_says_that_its_times_are_those_of_other_engines(
     text = "\n".join(plan(tmp_path, capsys))
     assert "The Turbo engine was not timed on a GPU yet" in text
     assert "not timed" not in "\n".join(plan(tmp_path, capsys, engine={"type": "VLLM"}))
-    assert "A share of a node of 8 is paid: for whole nodes, " in text
+    assert "A share of a node of 8 is paid. Whole nodes of " in text
     whole = "\n".join(plan(tmp_path, capsys, accelerators={"allowed": ["l40s"]}))
     assert "share of a node" not in whole

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from turbo_dev.plan_cases import plan
+from turbo_dev.plan_examples import LARGE, accelerator, named
 from turbo_operator.api import CapacityType, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.planner.arrays import Indices
@@ -141,4 +142,20 @@ def test_a_row_tells_the_nodes_of_one_replica() -> None:
     asked = TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b", "maxModelLen": 4096}})
     (row,) = plan(asked, shape(ODD), {"card": card}).rejected
     assert (row.tensor, row.nodes) == (8, 2)
-    assert "2 nodes of 8 x card" in row.detail
+    assert "8 x card on each of 2 nodes" in row.detail
+
+
+def test_several_nodes_are_planned_only_where_one_does_not_do_or_the_spec_says_so() -> None:
+    single = accelerator("large", 160, "9.00")
+    cheap = replace(accelerator("little", 40, "0.50"), count_per_node=1)
+    model = {"uri": "hf://a/b", "maxModelLen": 1024}
+    it = TurboDeploymentSpec.model_validate({"model": model, "engine": {"type": "VLLM"}})
+    made = plan(it, LARGE, named(single, cheap))
+    assert made.choice is not None
+    assert (made.choice.accelerator.name, made.choice.nodes) == ("large", 1)
+    assert "the least of what is feasible on one node" in made.detail
+    (row,) = (row for row in made.rejected if row.nodes > 1 and row.reason == "NotPreferred")
+    assert "several nodes are planned only where one does not do" in row.detail
+    alone = plan(it, LARGE, named(cheap)).choice
+    assert alone is not None
+    assert alone.nodes == row.nodes

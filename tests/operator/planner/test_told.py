@@ -142,13 +142,13 @@ def test_one_replica_of_vllm_takes_several_accelerators_of_a_node() -> None:
 
 
 def test_every_ability_names_what_is_missing() -> None:
-    assert describe_lack(EngineName.TURBO, "Suffix", None, 1, 1) is None
+    assert describe_lack(EngineName.TURBO, "Suffix", None, 1) is None
+    assert describe_lack(EngineName.VLLM, "Off", None, 16) is None
     for arguments, word in (
-        ((EngineName.VLLM, "TurboHeads", None, 1, 1), "TurboHeads"),
-        ((EngineName.VLLM, "DraftModel", Placement.CPU, 1, 1), "placed CPU"),
-        ((EngineName.TURBO, "EAGLE3", None, 1, 1), "EAGLE3"),
-        ((EngineName.TURBO, "Suffix", None, 2, 1), "more than one accelerator"),
-        ((EngineName.TURBO, "Suffix", None, 16, 2), "node"),
+        ((EngineName.VLLM, "TurboHeads", None, 1), "TurboHeads"),
+        ((EngineName.VLLM, "DraftModel", Placement.CPU, 1), "placed CPU"),
+        ((EngineName.TURBO, "EAGLE3", None, 1), "EAGLE3"),
+        ((EngineName.TURBO, "Suffix", None, 2), "more than one accelerator"),
     ):
         lack = describe_lack(*arguments)  # type: ignore[arg-type]
         assert lack is not None

@@ -1,4 +1,5 @@
-"""Pods, known by what controls them: Pod <- ReplicaSet <- Deployment, or Pod <- Job.
+"""Pods, known by what controls them: Pod <- ReplicaSet <- Deployment, Pod <- Job, or for a replica on several
+nodes worker Pod <- StatefulSet <- leader Pod <- StatefulSet <- LeaderWorkerSet.
 
 Labels do not prove whose a pod is: a stranger's pod may carry ours. They only say which pods are worth
 caching, since one that its ReplicaSet controls carries them as long as it does: a Deployment's selector,
@@ -30,11 +31,11 @@ LABEL_TEMPLATE_HASH = "pod-template-hash"  # the Deployment controller's
 
 
 class Root(NamedTuple):
-    """The child of ours that pods come from: a Deployment or a Job."""
+    """The child of ours that pods come from: a workload or a Job."""
 
     key: Key
     owner_uid: str  # of the TurboDeployment
-    plan_hash: str  # of a Deployment; "" of a Job
+    plan_hash: str  # of a workload; "" of a Job
     trains: bool = False
 
     @property
@@ -45,11 +46,12 @@ class Root(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Controlled:
-    """A ReplicaSet, or a pod that may be ours."""
+    """A ReplicaSet or StatefulSet, or a pod that may be ours."""
 
+    kind: str
     namespace: str
     controller: str  # uid
-    view: View | None = None  # of a pod
+    view: View | None = None  # of a pod that there is
     template_hash: str = ""  # by which a ReplicaSet selects its pods; none of one that is being deleted
 
 
@@ -61,7 +63,7 @@ class Pods:
         self._roots_of: defaultdict[Key, set[str]] = defaultdict(set)
         self._controlled: dict[str, _Controlled] = {}
         self._under: defaultdict[str, set[str]] = defaultdict(set)  # what each controls
-        self._gone: set[str] = set()  # Deployments, Jobs and ReplicaSets, each until the last pod follows
+        self._gone: set[str] = set()  # whatever controls pods, until the last of those follows
         self._releasing: dict[str, Root] = {}  # ReplicaSets that are being deleted without their pods
 
     def __len__(self) -> int:
@@ -80,24 +82,25 @@ class Pods:
         """Remove one that is gone, its pods go after it; or one that is no longer ours, nor are they."""
         self._drop(uid, at_once=disowned)
 
-    def put_replica_set(self, body: Mapping[str, Any]) -> set[Key]:
-        """Store a ReplicaSet as it is now; the keys that this is news to."""
+    def put_set(self, body: Mapping[str, Any]) -> set[Key]:
+        """Store a ReplicaSet or StatefulSet as it is now; the keys that this is news to."""
         meta, owner = body["metadata"], controller(body)
         released = self._releasing.pop(meta["uid"], None)
         keys = {released.key} if released is not None else set()  # what waited for its name may be made
         if owner is not None:
             template_hash = "" if "deletionTimestamp" in meta else _template_hash(meta)
-            cached = _Controlled(meta["namespace"], owner["uid"], template_hash=template_hash)
+            place = body["kind"], meta["namespace"], owner["uid"]
+            cached = _Controlled(*place, template_hash=template_hash)
             return keys | self._put(meta["uid"], cached)
         root = _orphans_root(meta)
         if root is None:
-            return keys | self.drop_replica_set(body, disowned=True)
+            return keys | self.drop_set(body, disowned=True)
         if "deletionTimestamp" in meta and "orphan" in (meta.get("finalizers") or ()):
             self._releasing[meta["uid"]] = root
-        return keys | self._put_orphan(meta, root)
+        return keys | self._put_orphan(body["kind"], meta, root)
 
-    def drop_replica_set(self, body: Mapping[str, Any], *, disowned: bool = False) -> set[Key]:
-        """Remove one that is gone, its pods go after it; or one that no Deployment owns, nor its pods."""
+    def drop_set(self, body: Mapping[str, Any], *, disowned: bool = False) -> set[Key]:
+        """Remove one that is gone, its pods go after it; or one that no workload owns, nor its pods."""
         uid = body["metadata"]["uid"]
         keys = self._keys(uid) if disowned else set()
         if (root := self._releasing.pop(uid, None)) is not None:
@@ -106,8 +109,8 @@ class Pods:
         return keys
 
     def root_of(self, uid: str) -> Root | None:
-        """Return what a ReplicaSet or pod comes from; None for a stranger's."""
-        for _ in range(2):  # not while there is one: somebody may have two ReplicaSets control one another
+        """Return what a set or pod comes from; None for a stranger's."""
+        for _ in range(4):  # not while there is one: somebody may have two ReplicaSets control one another
             if uid in self._controlled:
                 uid = self._controlled[uid].controller
         return self._roots.get(uid)
@@ -124,28 +127,28 @@ class Pods:
         before = self._controlled.get(meta["uid"])
         view = _with_reports(pod(body), before.view if before is not None else None)
         if owner is not None:
-            return self._put(meta["uid"], _Controlled(meta["namespace"], owner["uid"], view))
+            return self._put(meta["uid"], _Controlled("Pod", meta["namespace"], owner["uid"], view))
         if root is None or not isinstance(view, PodView):
             return self.drop(body)
-        return self._put_orphan(meta, root, replace(view, orphan=meta["resourceVersion"]))
+        return self._put_orphan("Pod", meta, root, replace(view, orphan=meta["resourceVersion"]))
 
     def drop(self, body: Mapping[str, Any]) -> set[Key]:
         """Remove a pod; the keys that this is news to."""
         uid = body["metadata"]["uid"]
         keys = self._keys(uid)
-        self._drop(uid, at_once=True)
+        if uid in self._under:  # a leader: whose its workers are stays known while they end
+            self._controlled[uid] = replace(self._controlled[uid], view=None)
+        self._drop(uid, at_once=False)
         return keys
 
     def keep_only(self, kind: str, uids: Set[str], namespace: str | None) -> set[Key]:
-        """Drop the pods or ReplicaSets that a full list does not show; the keys that lost."""
+        """Drop the pods or sets that a full list does not show; the keys that lost."""
         missing = [
             uid
             for uid, cached in self._controlled.items()
-            if (cached.view is not None) == (kind == "Pod")
-            and uid not in uids
-            and namespace in (None, cached.namespace)
+            if cached.kind == kind and uid not in uids and namespace in (None, cached.namespace)
         ]
-        drop = self.drop if kind == "Pod" else self.drop_replica_set
+        drop = self.drop if kind == "Pod" else self.drop_set
         return {key for uid in missing for key in drop({"metadata": {"uid": uid}})}
 
     def put_report(self, key: Key, name: str, at: float, report: Load | TrainingProgress) -> bool:
@@ -213,6 +216,7 @@ class Pods:
             for key in sorted(self._roots_of)
             for view in self.of(key)
             if view.ip
+            and not (isinstance(view, PodView) and view.worker)
             and (
                 (isinstance(view, TrainPod) and view.runs)
                 or (isinstance(view, PodView) and (view.ready or (view.terminating and view.load)))
@@ -221,23 +225,31 @@ class Pods:
 
     def _pods_of(self, key: Key) -> Iterator[tuple[str, View, Root]]:
         for root_uid in self._roots_of.get(key, ()):
-            for child_uid in self._under.get(root_uid, ()):
-                for uid in (child_uid, *self._under.get(child_uid, ())):
-                    view = self._controlled[uid].view
-                    if view is not None:
-                        yield uid, view, self._roots[root_uid]
+            for uid in self._controlled_by(root_uid):
+                view = self._controlled[uid].view
+                if view is not None:
+                    yield uid, view, self._roots[root_uid]
+
+    def _controlled_by(self, uid: str) -> Iterator[str]:
+        """Yield all that it controls, directly or not; a tree, since each has one controller."""
+        for child_uid in self._under.get(uid, ()):
+            yield child_uid
+            yield from self._controlled_by(child_uid)
 
     def _keys(self, uid: str) -> set[Key]:
-        """Return whom news of a ReplicaSet or pod concerns: nobody while it is a ReplicaSet without pods."""
+        """Return whom news of a set or pod concerns: nobody while it is a set without pods."""
         root, cached = self.root_of(uid), self._controlled.get(uid)
         has_pods = cached is not None and (cached.view is not None or uid in self._under)
         return {root.key} if root is not None and has_pods else set()
 
-    def _put_orphan(self, meta: Mapping[str, Any], root: Root, view: View | None = None) -> set[Key]:
+    def _put_orphan(
+        self, kind: str, meta: Mapping[str, Any], root: Root, view: View | None = None
+    ) -> set[Key]:
         """Store what nothing controls under a root of its own, which is kept for its sake alone."""
         owner_uid = f"orphan {meta['uid']}"
         self.put_root(owner_uid, root)
-        keys = self._put(meta["uid"], _Controlled(meta["namespace"], owner_uid, view, _template_hash(meta)))
+        cached = _Controlled(kind, meta["namespace"], owner_uid, view, _template_hash(meta))
+        keys = self._put(meta["uid"], cached)
         self._gone.add(owner_uid)
         return keys
 

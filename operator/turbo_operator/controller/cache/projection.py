@@ -12,10 +12,14 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.inventory.usage import overdue
+from turbo_operator.resources import LABEL_GROUPED, WORKLOADS
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, PodView, TrainPod
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
+# Of pods that a LeaderWorkerSet makes: which group of it, and which pod of the group; 0 is the leader.
+_LABEL_GROUP = "leaderworkerset.sigs.k8s.io/group-index"
+_LABEL_WORKER = "leaderworkerset.sigs.k8s.io/worker-index"
 
 
 def deployment(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -28,7 +32,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
     """Project a child of ours, of any kind."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     kind = body["kind"]
-    is_deployment, is_job = kind == "Deployment", kind == "Job"
+    is_deployment, is_job, is_workload = kind == "Deployment", kind == "Job", kind in WORKLOADS
     failure = _condition(status, {"Job": "Failed", "Deployment": "ReplicaFailure"}.get(kind, ""))
     failed = is_job and failure is not None
     return ChildView(
@@ -37,12 +41,12 @@ def child(body: Mapping[str, Any]) -> ChildView:
         uid=meta["uid"],
         applied_hash=(meta.get("annotations") or {}).get(api.ANNOTATION_APPLIED_HASH),
         plan_hash=_plan_hash(body),
-        replicas=spec.get("replicas") if is_deployment else None,
+        replicas=spec.get("replicas") if is_workload else None,
         available_replicas=status.get("availableReplicas") or 0,
         observed_generation=status.get("observedGeneration") or 0,
         generation=meta.get("generation") or 0,
         pods=(status.get("replicas") or 0) if is_deployment else 0,
-        unavailable_since=_since(status, "Available", "False") if is_deployment else None,
+        unavailable_since=_since(status, "Available", "False") if is_workload else None,
         terminating="deletionTimestamp" in meta,
         finalizers=tuple(meta.get("finalizers") or ()),
         data=body.get("data") if kind == "ConfigMap" else _frozen_template(body),
@@ -65,12 +69,16 @@ def _frozen_template(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def template_labels(body: Mapping[str, Any]) -> Mapping[str, str]:
     """Return the labels of the pod template in a child; a ControllerRevision may hold anything."""
     is_revision = body["kind"] == "ControllerRevision"
-    labels: Any = body.get("data") if is_revision else (body.get("spec") or {}).get("template")
+    labels: Any = body.get("data") if is_revision else _leading_template(body.get("spec") or {})
     for name in ("metadata", "labels"):
         labels = labels.get(name) if isinstance(labels, Mapping) else None
     if not isinstance(labels, Mapping):
         return {}
     return {name: value for name, value in labels.items() if isinstance(value, str)}
+
+
+def _leading_template(spec: Mapping[str, Any]) -> Any:
+    return (spec.get("leaderWorkerTemplate") or {}).get("leaderTemplate") or spec.get("template")
 
 
 def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -88,7 +96,7 @@ def is_controlled_by(body: Mapping[str, Any], uid: str) -> bool:
 def _plan_hash(body: Mapping[str, Any]) -> str | None:
     """Read a variant's plan hash from the name `NAME-HASH` that nobody can edit."""
     owner, name = controller(body), body["metadata"]["name"]
-    if body["kind"] not in ("Deployment", "ControllerRevision") or owner is None:
+    if body["kind"] not in (*WORKLOADS, "ControllerRevision") or owner is None:
         return None
     prefix = f"{owner['name']}-"
     return name.removeprefix(prefix) if name.startswith(prefix) else None
@@ -131,6 +139,8 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         ready_since=_since(status, "Ready"),
         overdue=overdue(meta),
         engine=labels.get(api.LABEL_ENGINE, api.EngineName.TURBO),
+        group=labels.get(_LABEL_GROUP) if LABEL_GROUPED in labels else None,
+        worker=_number(labels, _LABEL_WORKER, 0),
         **_pod(body, (None, None) if ready else _trouble(status)),
     )
 
@@ -169,12 +179,17 @@ def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dic
 
 
 def _placement(labels: Mapping[str, str]) -> dict[str, Any]:
-    count = labels.get(api.LABEL_ACCELERATOR_COUNT, "")
     return {
         "accelerator": labels.get(api.LABEL_ACCELERATOR),
-        "accelerators": max(1, int(count)) if count.isdecimal() else 1,
+        "accelerators": max(1, _number(labels, api.LABEL_ACCELERATOR_COUNT, 1)),
         "capacity_type": labels.get(api.LABEL_CAPACITY_TYPE, api.CapacityType.ON_DEMAND),
+        "nodes": max(1, _number(labels, api.LABEL_NODES, 1)),
     }
+
+
+def _number(labels: Mapping[str, str], name: str, default: int) -> int:
+    text = labels.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _condition(status: Mapping[str, Any], kind: str, value: str = "True") -> Mapping[str, Any] | None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turbo_operator.api import TURBODEPLOYMENT
+from turbo_operator.controller.cache.groups import merge_groups
 from turbo_operator.controller.cache.object_versions import Key, ObjectStore, is_newer, key_of
 from turbo_operator.controller.cache.pods import Pods, Root
 from turbo_operator.controller.cache.projection import child, controller, deployment, trains
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
 from turbo_operator.inventory.supply import Owner
-from turbo_operator.resources import CHILDREN
+from turbo_operator.resources import CHILDREN, WORKLOADS
 from turbo_operator.snapshot import Accelerator, ChildView, DraftView, PodView, Snapshot, TrainPod
 
 __all__ = ["Cache", "CachedChild", "Key"]
@@ -48,6 +49,7 @@ class Cache:
         self.accelerators: ObjectStore[Accelerator] = ObjectStore()
         self.drafts: ObjectStore[DraftView] = ObjectStore()
         self.pods = Pods()
+        self.has_groups = False  # whether the cluster knows LeaderWorkerSets
         self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
         self._children: defaultdict[Key, dict[Place, CachedChild]] = defaultdict(dict)  # the same by owner
 
@@ -143,7 +145,7 @@ class Cache:
         if after is not None:
             view = after.view
             self._children[after.key][view.kind, view.name] = after
-            if view.kind in ("Deployment", "Job"):
+            if view.kind in (*WORKLOADS, "Job"):
                 is_training = view.kind == "Job" and trains(view.name)
                 root = Root(after.key, after.owner_uid, view.plan_hash or "", is_training)
                 self.pods.put_root(view.uid, root)
@@ -155,7 +157,7 @@ class Cache:
         return Snapshot(
             accelerators=self.accelerators_by_name(),
             children=tuple(children[place].view for place in sorted(children)),
-            pods=tuple(pod for pod in pods if isinstance(pod, PodView)),
+            pods=merge_groups(pod for pod in pods if isinstance(pod, PodView)),
             trainings=tuple(pod for pod in pods if isinstance(pod, TrainPod)),
             releasing=self.pods.releasing(key, uid),
         )

@@ -35,9 +35,9 @@ def count(number: int, noun: str) -> str:
 
 
 def hardware(name: str, tensor: int, nodes: int) -> str:
-    """Format one replica's accelerators, like h100, 8 x h100 or 2 nodes of 8 x h100."""
+    """Format one replica's accelerators, like h100, 8 x h100 or 8 x h100 on each of 2 nodes."""
     node = name if tensor == 1 else f"{tensor} x {name}"
-    return node if nodes == 1 else f"{nodes} nodes of {node}"
+    return node if nodes == 1 else f"{node} on each of {nodes} nodes"
 
 
 def paid_as(capacity_type: CapacityType) -> str:
@@ -50,17 +50,21 @@ def join(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def chosen(choice: Choice, replicas: int, alone: bool, requirements: Requirements) -> str:
-    """Explain the plan: what it takes, does and costs, and what it was compared with."""
+def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requirements: Requirements) -> str:
+    """Explain the plan: what it takes, does and costs, and what it was compared with.
+
+    `best_of_all` is False where several nodes, which come last, might do better.
+    """
     pods, capacity, predicted = count(replicas, "replica"), choice.capacity, choice.predicted
     cost, source = predicted.cost_per_hour, choice.accelerator.price_source
     if cost is None:
         paid = "its price is unknown, and no other accelerator is allowed that could cost less"
     else:
         best = f"the {BEST[requirements.objective]} of what is feasible"
+        best += "" if best_of_all else " on one node"
         paid = f"{money(cost)} $/h for {pods}, {'and no other accelerator is feasible' if alone else best}"
         paid += f" (price: {source})" if source else ""
-    drafts = f"with {choice.method} drafts of up to {choice.max_draft_tokens} tokens"
+    drafts = f"with {choice.method} drafts of up to {count(choice.max_draft_tokens, 'token')}"
     sentence = (
         f"{hardware(choice.accelerator.name, choice.tensor, choice.nodes)}{paid_as(choice.capacity_type)} "
         f"{'without speculation' if choice.method == OFF else drafts} in {choice.dtype} takes "

@@ -195,7 +195,11 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
     extra = (evaluation.compared_cost[index] - evaluation.compared_cost[best]) / MICRO
     lead, best_lead = evaluation.leading[index], evaluation.leading[best]
     reason = PlanReason.NOT_PREFERRED
-    if lead < best_lead or (extra < 0 and not lead > best_lead):
+    if offering.nodes > winner.nodes == 1 and (lead, extra) < (best_lead, 0):
+        less = f" for {_dollars(-extra)} $/h less" if extra < 0 else ""
+        detail = f"{name} fits{less}, but several nodes are planned only where one does not do, or where "
+        detail += "spec.parallelism.pipeline says so."
+    elif lead < best_lead or (extra < 0 and not lead > best_lead):
         by = f" by {_dollars(-extra)} $/h" if extra < 0 else ""
         detail = f"{name} would be better{by}, but not by spec.planPolicy.minSavingFraction: what runs stays."
     elif lead > best_lead:
