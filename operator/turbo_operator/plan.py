@@ -24,6 +24,7 @@ class Predicted:
     cost_per_hour: Decimal | None  # of all replicas, whole nodes where those are bought
     cost_per_million_tokens: Decimal | None  # output tokens, at the planned load
     provenance: Provenance
+    load: float | None = None  # share of the replicas' capacity that the planned load takes; None without one
 
 
 @dataclass(frozen=True, slots=True)

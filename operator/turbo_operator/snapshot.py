@@ -119,6 +119,7 @@ class Supply:
     quota: int | None = None  # accelerators that quotas leave this TurboDeployment; None: no quota
     # Elastic: a pod waited for one longer than pendingTimeout; until then (epoch seconds) no more are planned
     unavailable_until: float | None = None
+    closed: int = 0  # nodes with the labels of its pods that take none: not ready, cordoned or tainted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,8 +92,9 @@ class ClusterInventory:
     quotas: tuple[Quota, ...] = ()
     charged: Sequence[PodUsage] = ()  # pods of namespaces that have a quota, seen at the same moment
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
-    # By accelerator: the nodes that would be open to more, were their taints tolerated.
-    tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+    # By accelerator: nodes with its labels that are not ready, cordoned, or have taints that it does not
+    # tolerate, if only as one capacity type.
+    closed: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
     time: float = 0.0  # of quotas and their pods, in seconds since the epoch
     counted_time: float = 0.0  # of nodes and what they have free
 
@@ -117,31 +118,34 @@ def take_stock(
         if pod.owner is not None:
             own[pod.owner] += (pod,)
     supply: dict[str, tuple[NodeSupply, ...]] = {}
-    tainted: dict[str, tuple[Node, ...]] = {}
+    closed: dict[str, tuple[Node, ...]] = {}
     for name, accelerator in accelerators.items():
         classifier, selector = NodeClassifier(accelerator), accelerator.node_selector
         opened = [
             (node, _open_to(node, selector, accelerator.tolerations, classifier))
             for node in by_name.values()
-            if node.takes_pods and _matches(node, selector)
+            if _matches(node, selector)
         ]
         supply[name] = tuple(
             _on_node(accelerator, node, held.get(node.name, {}), {}, types) for node, types in opened if types
         )
-        tainted[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
+        closed[name] = tuple(node for node, types in opened if types != classifier.classify(node.labels))
     limited = {quota.namespace for quota in quotas}
     charged, rows = [pod for pod in pods if pod.namespace in limited], tuple(quotas)
-    return ClusterInventory(dict(accelerators), by_name, held, own, rows, charged, supply, tainted, now, now)
+    return ClusterInventory(dict(accelerators), by_name, held, own, rows, charged, supply, closed, now, now)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: PodSpec | None = None) -> dict[str, Supply]:
     """Return by accelerator what `owner` may plan with; its template narrows the nodes."""
     mine = stock.own.get(owner, ())
     own, left = _by_node(mine), _left(stock, owner)
-    return {
-        name: Supply(_nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, left))
-        for name, accelerator in stock.accelerators.items()
-    }
+    supply = {}
+    for name, accelerator in stock.accelerators.items():
+        nodes, quota = _nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, left)
+        selector, opened = _selector(accelerator, overlay), {row.name for row in nodes}
+        closed = [node for node in _further(stock, accelerator, selector) if node.name not in opened]
+        supply[name] = Supply(nodes, quota, closed=sum(_matches(node, selector) for node in closed))
+    return supply
 
 
 def unit(accelerator: Accelerator) -> Amounts:
@@ -168,9 +172,8 @@ def _nodes(
     own: Mapping[str, Amounts],
     overlay: PodSpec | None,
 ) -> tuple[NodeSupply, ...]:
-    selector, base = accelerator.node_selector, stock.supply[accelerator.name]
+    selector, base = _selector(accelerator, overlay), stock.supply[accelerator.name]
     if overlay is not None and (overlay.node_selector or overlay.tolerations):
-        selector = {**selector, **(overlay.node_selector or {})}
         base = _under(stock, accelerator, selector, [item.dump() for item in overlay.tolerations or ()])
     if not own:
         return base
@@ -192,6 +195,20 @@ def _nodes(
     return tuple(sorted((*rows.values(), *kept), key=lambda row: row.name))
 
 
+def _selector(accelerator: Accelerator, overlay: PodSpec | None) -> Mapping[str, str]:
+    own = overlay.node_selector if overlay is not None else None
+    return {**accelerator.node_selector, **own} if own else accelerator.node_selector
+
+
+def _further(
+    stock: ClusterInventory, accelerator: Accelerator, selector: Mapping[str, str]
+) -> Iterable[Node]:
+    """Return the nodes that are not counted as the accelerator's, and that a template may open."""
+    if any(selector[key] != value for key, value in accelerator.node_selector.items()):
+        return stock.nodes.values()  # other nodes altogether
+    return stock.closed[accelerator.name]
+
+
 def _under(
     stock: ClusterInventory,
     accelerator: Accelerator,
@@ -203,14 +220,10 @@ def _under(
     A template mostly narrows what is counted already, and every look at its TurboDeployment comes here.
     """
     name, tolerations = accelerator.name, (*accelerator.tolerations, *more)
-    rows: dict[str, NodeSupply] = {}
-    if any(selector[key] != value for key, value in accelerator.node_selector.items()):
-        further = tuple(stock.nodes.values())  # other nodes altogether
-    else:
-        rows = {row.name: row for row in stock.supply[name] if _matches(stock.nodes[row.name], selector)}
-        further = stock.tainted[name] if more else ()
+    rows = {row.name: row for row in stock.supply[name] if _matches(stock.nodes[row.name], selector)}
     classifier = NodeClassifier(accelerator)
-    for node in further:
+    # Without more tolerations a node that is counted for nobody opens to labels of other nodes alone.
+    for node in _further(stock, accelerator, selector) if more or not rows else ():
         if types := _open_to(node, selector, tolerations, classifier):
             rows[node.name] = _on_node(accelerator, node, stock.held.get(node.name, {}), {}, types)
     return tuple(rows[name] for name in sorted(rows))

@@ -104,6 +104,8 @@ def _thousandths(text: str, path: str) -> int:
     if parts is None:
         raise ValueError(f"{path}: {text!r} is no quantity: write it like 4, 400m or 1.5Gi")
     exponent = parts["exponent"] or _DECIMAL_EXPONENTS[parts["decimal"] or ""]
+    if parts["number"].startswith("-") and Decimal(parts["number"]):
+        raise ValueError(f"{path}: {text!r} is below 0: write 0 or more, like 4, 400m or 1.5Gi")
     # Bounded before any arithmetic: an exponent of nine digits is soon written and never computed.
     value = max(-_LARGEST, min(Decimal(f"{parts['number']}e{exponent}"), _LARGEST))
     if parts["binary"]:

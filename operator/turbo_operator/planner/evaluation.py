@@ -14,7 +14,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from turbo_operator.api import EngineName, Objective, PlanReason, Provenance
+from turbo_operator.api import EngineName, Objective, PlanReason, Provenance, ScalingMode
 from turbo_operator.budget import Footprint
 from turbo_operator.plan import EvaluatedCandidate, Predicted, Running
 from turbo_operator.planner import feasibility
@@ -186,19 +186,31 @@ class PlanEvaluation:
         """The offerings by `leading`, the smallest first, and of equals the cheapest first.
 
         Replicas on several nodes come last: they fail with any of their nodes, and no step time of theirs was
-        fitted to measurements.
+        fitted to measurements. A node that is bought whole pays for replicas of several sizes: the one that
+        takes the most load comes first where the plan fixes how many there are. Elsewhere the smallest does,
+        since more of them fit on the node that is paid for.
         """
         candidates, availability = self.candidates, self.availability
+        is_whole = candidates.by_accelerator(lambda row: row.price_per_node, bool)[availability.candidate]
+        is_whole &= self.requirements.inputs.spec.scaling_mode == ScalingMode.PLANNED
         # What has no price comes after all that has one, and there the number of accelerators decides.
         price = np.nan_to_num(availability.price, nan=float(UNPRICED))
-        money = availability.paid(self.verdict.compared) * price
+        paid = availability.paid(self.verdict.compared)
+        money = paid * price
         places = {name: place for place, name in enumerate(self.requirements.names)}
         named = candidates.by_accelerator(lambda row: places[row.name])
         method = candidates.by_draft(lambda draft: ORDER.index(draft.method))
+        most = np.where(is_whole, -feasibility.bucket(np.nan_to_num(self.compared_tokens)), 0.0)
         keys = (candidates.nodes, candidates.tensor, candidates.engine, method, named)
-        ties = tuple(key[availability.candidate] for key in keys)
+        nodes, tensor, *others = (key[availability.candidate] for key in keys)
+        ties = (nodes, tensor, most, paid, *others)
         is_group = candidates.nodes[availability.candidate] > 1
         return np.asarray(np.lexsort((*ties, availability.capacity_type, money, self.leading, is_group)))
+
+    @property
+    def compared_tokens(self) -> Numbers:
+        """[p] output tokens per second that the compared replicas can yield; NaN where it is not computed."""
+        return self.verdict.compared * self.speeds.tokens_per_second[self.availability.candidate]
 
     @property
     def compared_cost(self) -> Numbers:
@@ -285,6 +297,7 @@ class PlanEvaluation:
         performance = self.performance(places[able], count[able])
         times = np.stack((performance.time_to_first_token, performance.time_per_output_token), axis=1)
         needed = feasibility.needed_replicas(self.requirements, self.speeds, places)
+        loads = feasibility.filled_replicas(self.requirements, self.speeds, places) / count
         # What misses the targets at any load is shown at its best: one request alone.
         lost = np.isinf(needed[able]) & self.requirements.demand.has_latency
         if lost.any():
@@ -314,6 +327,7 @@ class PlanEvaluation:
                 cost_per_hour=cost,
                 cost_per_million_tokens=per_million,
                 provenance=Provenance.ASSUMED if is_assumed else provenance,
+                load=float(loads[at]) if np.isfinite(loads[at]) else None,
             )
         return predictions
 

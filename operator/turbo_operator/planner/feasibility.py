@@ -143,25 +143,31 @@ class Feasibility:
         return np.asarray(self.code == CODES.index(reason))
 
 
-def needed_replicas(requirements: Requirements, speeds: Speed, candidate: Indices) -> Numbers:
-    """[p] replicas that the load needs, and no fewer than the minimum; inf where no number does."""
+def filled_replicas(requirements: Requirements, speeds: Speed, candidate: Indices) -> Numbers:
+    """[p] replicas that the load takes, in fractions; NaN without a load, inf where no number does."""
     demand = requirements.demand
     loads = (
         (demand.rate, speeds.requests_per_second),
         (demand.concurrency, speeds.concurrency),
         (demand.tokens_per_second, speeds.tokens_per_second),
     )
-    needed = np.full(len(candidate), float(requirements.min_replicas))
+    filled = np.full(len(candidate), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         for load, speed in loads:
-            if load is None:
-                continue
-            one = speed[candidate]
-            # A hair of tolerance: what divides evenly must not need one more for the last bit of a float.
-            needed = np.maximum(needed, np.where(one > 0.0, np.ceil(load / one * (1.0 - 1e-9)), np.inf))
-        if demand.has_latency:
-            needed = np.where(speeds.requests_per_second[candidate] > 0.0, needed, np.inf)
-    return needed
+            if load is not None:
+                one = speed[candidate]
+                filled = np.fmax(filled, np.where(one > 0.0, load / one, np.inf))
+    return filled
+
+
+def needed_replicas(requirements: Requirements, speeds: Speed, candidate: Indices) -> Numbers:
+    """[p] replicas that the load needs, and no fewer than the minimum; inf where no number does."""
+    # A hair of tolerance: what divides evenly must not need one more for the last bit of a float.
+    whole = np.ceil(filled_replicas(requirements, speeds, candidate) * (1.0 - 1e-9))
+    needed = np.fmax(float(requirements.min_replicas), whole)
+    if requirements.demand.has_latency:
+        needed = np.where(speeds.requests_per_second[candidate] > 0.0, needed, np.inf)
+    return np.asarray(needed)
 
 
 def bucket(value: Numbers) -> Numbers:

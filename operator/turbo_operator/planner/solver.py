@@ -16,7 +16,13 @@ from turbo_operator.planner.arrays import take
 from turbo_operator.planner.capabilities import max_length
 from turbo_operator.planner.evaluation import PlanEvaluation, evaluate
 from turbo_operator.planner.explanation import messages
-from turbo_operator.planner.explanation.rejections import find_near_miss, find_smallest_miss, list_rejected
+from turbo_operator.planner.explanation.rejections import (
+    describe_unpriced,
+    find_near_miss,
+    find_smallest_miss,
+    list_rejected,
+    reject,
+)
 from turbo_operator.planner.feasibility import CODES, MICRO, bucket, compute_speed, needed_replicas
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
@@ -24,6 +30,8 @@ from turbo_operator.planner.performance.queueing import Chain
 from turbo_operator.planner.requirements import Requirements, build_requirements, describe_overlong
 
 MAX_BRANCHES = 4000  # the best mixture by then is a mixture all the same
+# Where a load and the lengths of its requests may decide.
+RESTS_ON_SPEED = (PlanReason.TARGET_UNREACHABLE, PlanReason.INSUFFICIENT_CAPACITY, PlanReason.BUDGET_EXCEEDED)
 TOLERANCE = 1e-9  # fraction of the demand that may be missing for the last bits of floats
 NOTHING_LEFT = (
     "No candidate is left: spec.engine, spec.speculation, spec.parallelism and "
@@ -64,13 +72,7 @@ def plan(inputs: PlannerInputs, now: float) -> Plan:
         is_unread = inputs.spec.speculation.draft_model is not None and inputs.draft is None
         return Plan(None, fixed, PlanReason.NOT_YET_SUPPORTED, UNREAD if is_unread else NOTHING_LEFT)
     if best is None:
-        if near_miss is None and rejected[0].reason == PlanReason.TARGET_UNREACHABLE:
-            near_miss = find_smallest_miss(evaluation)
-        nearest = near_miss or rejected[0]
-        detail = f"No plan is feasible. Nearest: {nearest.detail}"
-        if nearest.accelerator not in catalog:
-            detail = f"{nearest.detail} There are: {', '.join(sorted(catalog)) or 'none'}."
-        return _add_partial(evaluation, Plan(None, fixed, nearest.reason, detail, rejected, nearest))
+        return _add_partial(evaluation, _explain_infeasible(evaluation, near_miss, rejected, fixed))
     mixture = suggest_mixture(evaluation, best)
     rejected = rejected if mixture is None else (*rejected, mixture)
     choice = _build_choice(evaluation, best, count, predicted)
@@ -125,16 +127,47 @@ def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
     return None if conflict is None else (PlanReason.INVALID_PARALLELISM, conflict)
 
 
+def _explain_infeasible(
+    evaluation: PlanEvaluation,
+    near_miss: EvaluatedCandidate | None,
+    rejected: tuple[EvaluatedCandidate, ...],
+    replicas: int,
+) -> Plan:
+    """Explain by what misses least why no plan is feasible."""
+    requirements, catalog = evaluation.requirements, evaluation.requirements.inputs.catalog
+    if near_miss is None and rejected[0].reason == PlanReason.TARGET_UNREACHABLE:
+        near_miss = find_smallest_miss(evaluation)
+    if near_miss is None and (unpriced := describe_unpriced(rejected)) is not None:
+        detail = f"No plan is feasible. {unpriced}"
+        return Plan(None, replicas, PlanReason.PRICE_UNKNOWN, detail, rejected)
+    nearest = near_miss or rejected[0]
+    detail = f"No plan is feasible. Nearest: {_with_assumptions(nearest, requirements)}"
+    if nearest.accelerator not in catalog:
+        detail = f"{nearest.detail} There are: {', '.join(sorted(catalog)) or 'none'}."
+    return Plan(None, replicas, nearest.reason, detail, rejected, nearest)
+
+
+def _with_assumptions(row: EvaluatedCandidate, requirements: Requirements) -> str:
+    """Add to a row's sentence what its times and replicas rest on, where these decide."""
+    is_by_speed = requirements.needs_speed and row.reason in RESTS_ON_SPEED
+    return row.detail + (messages.assumes(row.method, requirements) if is_by_speed else "")
+
+
 def _add_partial(evaluation: PlanEvaluation, plan: Plan) -> Plan:
     """Add what runs of an infeasible plan all the same, where it lacks nothing but capacity."""
     partial = _select_partial(evaluation)
     if partial is None:
         return plan
-    index, fitting = partial
+    (index, fitting), requirements = partial, evaluation.requirements
     replicas = int(evaluation.verdict.replicas[index])
-    (predicted,) = evaluation.predict(np.array([index]), np.array([float(max(fitting, 1))]))
-    name = evaluation.offering(index).accelerator.name
-    detail = f"{plan.detail} {fitting} of {messages.count(replicas, 'replica')} on {name} can run until then."
+    counts = np.array([max(fitting, 1), replicas], float)
+    predicted, wanted = evaluation.predict(np.array([index, index]), counts)
+    name, pods = evaluation.offering(index).accelerator.name, messages.count(replicas, "replica")
+    if fitting:
+        row = reject(evaluation, index, None, wanted)
+        detail = f"Not all of {pods} fit: {_with_assumptions(row, requirements)}"
+        plan = replace(plan, reason=row.reason, detail=detail, nearest=row)
+    detail = f"{plan.detail} {fitting} of {pods} on {name} can run until then."
     choice = _build_choice(evaluation, index, fitting, predicted)
     return replace(plan, replicas=replicas, detail=detail, partial=choice)
 

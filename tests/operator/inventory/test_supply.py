@@ -181,12 +181,13 @@ def test_a_template_leaves_the_nodes_that_its_pods_may_go_to(
     template = PodSpec.model_validate(overlay)
     tolerated = [{"key": "gpu", "operator": "Exists"}]
     h100 = replace(H100, tolerations=tuple(tolerated))
-    found = supply_of(take_stock({"h100": h100}, there, []), MINE, template)["h100"].nodes
+    found = supply_of(take_stock({"h100": h100}, there, []), MINE, template)["h100"]
     selector = {**h100.node_selector, **overlay.get("nodeSelector", {})}
     tolerated += overlay.get("tolerations", [])
-    assert [each.name for each in found] == [
-        each.name for each in there if is_open(each, selector, tolerated)
-    ]
+    labeled = [each for each in there if selector.items() <= each.labels.items()]
+    opened = [each.name for each in labeled if is_open(each, selector, tolerated)]
+    assert [each.name for each in found.nodes] == opened
+    assert found.closed == len(labeled) - len(opened)
 
 
 def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them() -> None:

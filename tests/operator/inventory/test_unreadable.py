@@ -142,13 +142,20 @@ _SUFFIXES = {
 }
 
 
-@given(st.sampled_from(["", "+", "-"]), st.integers(0, 10**9), st.sampled_from(sorted(_SUFFIXES)))
-def test_every_whole_quantity_is_read_with_its_sign_and_none_exceeds_the_largest(
+@given(st.sampled_from(["", "+"]), st.integers(0, 10**9), st.sampled_from(sorted(_SUFFIXES)))
+def test_every_whole_quantity_is_read_and_none_exceeds_the_largest(
     sign: str, number: int, suffix: str
 ) -> None:
     value = min(number * _SUFFIXES[suffix] * 1000, MOST)
-    read = usage.amounts({"cpu": f"{sign}{number}{suffix}"}, "status")
-    assert read == {"cpu": -value if sign == "-" else value}
+    assert usage.amounts({"cpu": f"{sign}{number}{suffix}"}, "status") == {"cpu": value}
+
+
+@pytest.mark.parametrize("text", ["-1", "-100u", "-.5Gi", "-1e999999999"])
+def test_less_than_nothing_is_refused_with_its_field(text: str) -> None:
+    """Found in a trial: it counted as 0, and the plan did not say why the node had no room."""
+    with pytest.raises(ValueError, match=r"^status\.cpu: .* is below 0: write 0 or more"):
+        usage.amounts({"cpu": text}, "status")
+    assert usage.amounts({"cpu": "-0"}, "status") == {"cpu": 0}
 
 
 @pytest.mark.parametrize(
@@ -166,13 +173,11 @@ def test_every_whole_quantity_is_read_with_its_sign_and_none_exceeds_the_largest
         (".5", 500),
         ("5.", 5000),
         ("+.5Ki", 512_000),
-        ("-100u", -1),
         ("1E3", 10**6),
         ("1e-3", 1),
         ("12e+1", 120_000),
         ("1e-400", 1),
         ("1e999999999", MOST),
-        ("-1e999999999", -MOST),
         ("0e999999999", 0),
         ("9" * 400 + "Ei", MOST),
         ("0." + "0" * 400 + "1", 1),

@@ -67,7 +67,7 @@ def test_a_fixed_class_with_too_few_nodes_is_no_capacity_with_the_remedy() -> No
     assert plan(spec(replicas=2), SMALL, catalog, supply).choice is not None
     result = plan(spec(replicas=3), SMALL, catalog, supply)
     assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
-    assert "3 replicas of a are needed, and the cluster has 2 a free on 2 nodes" in result.detail
+    assert "3 replicas of a are needed, and the cluster has 2 of 16 a free on 2 nodes" in result.detail
     assert "provisioning: Elastic" in result.detail
     other = {**catalog, "b": fast("b", 80, "5.00")}
     both = {**supply, "b": Supply((NodeSupply("n3", 8, 8),))}

@@ -57,12 +57,58 @@ def test_at_equal_price_the_order_of_capacity_types_decides_and_a_cheaper_one_wi
     assert result.capacity_type == CapacityType.ON_DEMAND
 
 
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [(["cheap"], "no other accelerator is allowed"), (["cheap", "tiny"], "no other accelerator is feasible")],
+)
+def test_an_accelerator_without_a_rival_is_told_to_be_the_only_one_allowed_or_feasible(
+    allowed: list[str], said: str
+) -> None:
+    catalog = named(accelerator("cheap", 24, "0.80"), accelerator("tiny", 1, "0.10"))
+    assert said in plan(spec(accelerators={"allowed": allowed}), SMALL, catalog).detail
+
+
+@pytest.mark.parametrize("mode", ["Planned", "External", "Metrics"])
+def test_of_whole_nodes_the_replica_that_takes_most_load_is_chosen_where_the_plan_says_how_many_run(
+    mode: str,
+) -> None:
+    """Found in a trial: of two plans at the price of one node the slower one was chosen.
+
+    Somebody who adds replicas fills the node with the smallest ones at no further cost.
+    """
+    asked = {"engine": {}, "speculation": {"mode": "Disabled"}, "workload": LOAD, "scaling": {"mode": mode}}
+    whole = named(fast("a", 80, "1.00", price_per_node=True))
+    result = plan(spec(model=SHORT, **asked), MIDDLE, whole)
+    assert result.choice is not None
+    assert result.choice.predicted.cost_per_hour == Decimal(8)
+    assert result.choice.tensor == (8 if mode == "Planned" else 1)
+    lost = row_of(result, "a", PlanReason.NOT_PREFERRED).detail
+    assert "fits at the cost of the same node, but " in lost
+    assert ("takes less load than 8 x a." in lost) == (mode == "Planned")
+    by_card = plan(spec(model=SHORT, **asked), MIDDLE, named(fast("a", 80, "1.00"))).choice
+    assert by_card is not None
+    assert by_card.tensor == 1
+
+
 def test_a_missing_price_is_never_assumed() -> None:
     catalog = named(accelerator("known", 24, "9.00"), accelerator("unknown", 24, None))
     result = plan(spec(), SMALL, catalog)
     assert result.choice is not None
     assert result.choice.accelerator.name == "known"
     assert row_of(result, "unknown", PlanReason.PRICE_UNKNOWN)
+
+
+def test_prices_that_all_lack_are_told_of_all_and_none_is_nearest() -> None:
+    """Found in a trial: the first of the alphabet was called nearest, or one that misses the target."""
+    catalog = named(fast("a", 80, "1"), fast("b", 80, "2"), fast("slow", 80, "3", memory_bandwidth=1e10))
+    asked = {"workload": LOAD, "targets": {"timePerOutputToken": {"max": "50ms"}}}
+    result = plan(spec(model=SHORT, accelerators={"capacityTypes": ["Spot"]}, **asked), MIDDLE, catalog)
+    assert (result.choice, result.reason, result.nearest) == (None, PlanReason.PRICE_UNKNOWN, None)
+    assert result.detail == (
+        "No plan is feasible. The Spot prices of all that would do are unknown: write "
+        "spec.pricing.perAcceleratorHour.spot on TurboAccelerator a or b, or OnDemand in "
+        "spec.accelerators.capacityTypes."
+    )
 
 
 def test_a_spot_price_is_the_users_or_unknown() -> None:

@@ -39,6 +39,7 @@ def test_as_many_replicas_as_fit_are_served_of_a_plan_that_says_how_many_do_not(
     )
     assert actual.served is not None
     assert actual.served.accelerator.name == "cpu"
+    assert actual.detail.startswith("Not all of 3 replicas fit: 3 replicas of cpu are needed, and ")
     assert actual.detail.endswith("2 of 3 replicas on cpu can run until then.")
     assert actual.served.predicted.cost_per_hour == Decimal("0.08"), "of those that run"
 

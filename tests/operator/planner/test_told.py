@@ -31,7 +31,7 @@ from turbo_operator.catalog import catalog
 from turbo_operator.plan import Running
 from turbo_operator.planner.capabilities import describe_lack
 from turbo_operator.planner.requirements import demand, describe_overlong
-from turbo_operator.snapshot import NodeSupply, Supply
+from turbo_operator.snapshot import Supply
 
 
 def test_a_pinned_degree_that_does_not_divide_the_heads_is_refused() -> None:
@@ -234,6 +234,28 @@ def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
     assert "(assumed: 3.39 tokens per step of 5 drafts, the least of" in better.detail
 
 
+def test_a_plan_says_which_lengths_and_which_acceptance_it_assumes() -> None:
+    """Found in a trial: the number was told of rejected candidates alone, and the lengths nowhere."""
+    draft = {"method": "EAGLE3", "draftModel": {"uri": "hf://a/draft"}}
+    eagle = plan(spec(model=SHORT, engine={}, speculation=draft, workload=LOAD), MIDDLE, CARD)
+    assert eagle.choice is not None
+    assert " This assumes 3.39 tokens per step of 5 drafts, the least of Spec-Bench" in eagle.detail
+    output = {"outputTokens": {"mean": 100}, "requestsPerSecond": "1"}
+    assert plan(spec(model=SHORT, workload=output), MIDDLE, CARD).detail.endswith(
+        " This assumes a mean of 512 input tokens."
+    )
+    late = spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}})
+    lengths = " This assumes a mean of 512 input tokens and a mean of 256 output tokens."
+    assert plan(late, MIDDLE, CARD).detail.endswith(lengths)
+    assert "assumes" not in plan(spec(model=SHORT, workload=LOAD), MIDDLE, CARD).detail
+
+
+def test_required_drafts_are_advised_of_the_engine_that_was_measured() -> None:
+    result = plan(spec(model=SHORT, engine={}, speculation={"mode": "Required"}), MIDDLE, CARD)
+    assert result.choice is None
+    assert "write speculation.method: EAGLE3, and the draft in speculation.draftModel.uri" in result.detail
+
+
 def test_a_slower_candidate_is_not_called_dearer_where_speed_decides() -> None:
     catalog = named(fast("slow", 80, "1.10", memory_bandwidth=1e12), fast("quick", 80, "9.00"))
     for objective, best in (("Latency", "fastest"), ("Throughput", "most")):
@@ -354,24 +376,6 @@ def test_a_row_says_how_both_are_paid_for_where_it_is_not_on_demand() -> None:
     assert row_of(other, "a", PlanReason.HIGHER_COST).detail.startswith(
         "a (Spot) fits, and costs 1.00 $/h more"
     )
-
-
-def test_one_replica_without_a_free_accelerator_is_told_in_the_singular() -> None:
-    result = plan(spec(), SMALL, CARD, {"a": Supply((NodeSupply("n1", 8, 0),))})
-    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
-    assert "1 replica of a is needed, and the cluster has no free a: ask for fewer" in result.detail
-
-
-def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them() -> None:
-    on_demand = frozenset({CapacityType.ON_DEMAND})
-    supply = {"a": Supply((NodeSupply("n1", 8, 8, capacity_types=on_demand),))}
-    card = named(replace(fast("a", 80, "1.00"), prices={CapacityType.SPOT: Decimal(1)}))
-    result = plan(spec(accelerators={"capacityTypes": ["Spot"]}), SMALL, card, supply)
-    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
-    assert (
-        "the cluster has no free a (Spot), and 1 node of another capacity type (by its labels: name yours "
-        "in spec.capacityTypes of TurboAccelerator a): ask for fewer"
-    ) in result.detail
 
 
 def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:

@@ -8,6 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from turbo_operator.api import OFF, CapacityType, Objective
 from turbo_operator.plan import Choice, Predicted
 from turbo_operator.planner.performance.memory import gib
+from turbo_operator.planner.performance.speculation import PRIORS
 from turbo_operator.planner.requirements import Requirements
 
 BEST = {Objective.COST: "least", Objective.LATENCY: "fastest", Objective.THROUGHPUT: "most"}
@@ -45,9 +46,9 @@ def paid_as(capacity_type: CapacityType) -> str:
     return "" if capacity_type == CapacityType.ON_DEMAND else f" ({capacity_type})"
 
 
-def join(parts: Sequence[str]) -> str:
-    """Join parts of a sentence with commas and an `and`."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def join(parts: Sequence[str], word: str = "and") -> str:
+    """Join parts of a sentence with commas and a last `word`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
 
 
 def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requirements: Requirements) -> str:
@@ -62,7 +63,10 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     else:
         best = f"the {BEST[requirements.objective]} of what is feasible"
         best += "" if best_of_all else " on one node"
-        paid = f"{money(cost)} $/h for {pods}, {'and no other accelerator is feasible' if alone else best}"
+        if alone:
+            only = "is allowed" if len(requirements.accelerators.allowed or ()) == 1 else "is feasible"
+            best = f"and no other accelerator {only}"
+        paid = f"{money(cost)} $/h for {pods}, {best}"
         paid += f" (price: {source})" if source else ""
     drafts = f"with {choice.method} drafts of up to {count(choice.max_draft_tokens, 'token')}"
     sentence = (
@@ -73,16 +77,32 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     token, first = predicted.time_per_output_token, predicted.time_to_first_token
     if capacity is None or token is None or first is None:
         return sentence
+    assumed = assumes(choice.method, requirements)
     latency = f"{time(token)} per output token and {time(first)} to the first"
     if requirements.unloaded:
         tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"
-        return f"{sentence} A request alone on a replica: {latency}; {tokens}."
-    requests = rate(capacity.requests_per_second)
-    demand, able = requirements.demand, capacity.requests_per_second * replicas
-    planned = max(demand.rate or 0.0, (demand.tokens_per_second or 0.0) / demand.output.mean)
-    percent = round(100 * planned / able) if able else 0
+        return f"{sentence} A request alone on a replica: {latency}; {tokens}.{assumed}"
+    requests, percent = rate(capacity.requests_per_second), round(100 * (predicted.load or 0.0))
     share = f" ({percent} % of the capacity)" if 1 <= percent <= 100 else ""
-    return f"{sentence} One replica takes {requests} requests/s. At the planned load{share}: {latency}."
+    at_load = f"At the planned load{share}: {latency}."
+    return f"{sentence} One replica takes {requests} requests/s. {at_load}{assumed}"
+
+
+def prior(method: str) -> str:
+    """Format what is assumed of drafts of a method, and where that is from."""
+    known = PRIORS[method]
+    tokens = f"{known.acceptance_length} tokens per step of {count(known.depth, 'draft')}"
+    return f"{tokens}, the least of {known.source}"
+
+
+def assumes(method: str, requirements: Requirements) -> str:
+    """What nobody stated or measured and times rest on, as a sentence to append; empty without any."""
+    demand, workload = requirements.demand, requirements.inputs.spec.workload
+    stated = (workload and workload.input_tokens, workload and workload.output_tokens)
+    lengths = (f"{demand.prompt.mean:.0f} input tokens", f"{demand.output.mean:.0f} output tokens")
+    parts = [f"a mean of {each}" for each, own in zip(lengths, stated, strict=True) if own is None]
+    parts += [prior(method)] if method in PRIORS else []
+    return f" This assumes {join(parts)}." if parts else ""
 
 
 def short(needed: float, requirements: Requirements) -> str:

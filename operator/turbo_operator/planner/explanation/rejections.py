@@ -7,16 +7,18 @@ sentence of each says what would help.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import OFF, CapacityType, Objective, PlanReason, Provenance, Provisioning
+from turbo_operator.api import OFF, CapacityType, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices
 from turbo_operator.planner.evaluation import Offering, PlanEvaluation
 from turbo_operator.planner.explanation import messages
+from turbo_operator.planner.explanation.shortages import describe_shortage
 from turbo_operator.planner.feasibility import CODES, MICRO, bucket
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.capacity import unloaded_latency
@@ -28,8 +30,8 @@ NEAREST = (
     PlanReason.NOT_PREFERRED,
     PlanReason.BUDGET_EXCEEDED,
     PlanReason.INSUFFICIENT_CAPACITY,
+    PlanReason.PRICE_UNKNOWN,  # which meets all that is asked but a price
     PlanReason.TARGET_UNREACHABLE,
-    PlanReason.PRICE_UNKNOWN,
     PlanReason.NOT_YET_SUPPORTED,
     PlanReason.INSUFFICIENT_MEMORY,
     PlanReason.INVALID_PARALLELISM,
@@ -61,12 +63,12 @@ def list_rejected(
         return max(near, waits) if fails else near, fails, int(rank[row[0]])
 
     offerings = zip(indices.tolist(), predictions, strict=False)
-    rows = [(index, _reject(evaluation, index, best, predicted)) for index, predicted in offerings]
+    rows = [(index, reject(evaluation, index, best, predicted)) for index, predicted in offerings]
     rejected = tuple(row for _, row in sorted(rows, key=distance))
     return rejected, None if best is None else predictions[-1]
 
 
-def _reject(
+def reject(
     evaluation: PlanEvaluation, index: int, best: int | None, predicted: Predicted | None
 ) -> EvaluatedCandidate:
     """Return the row of an offering that lost to `best`, or failed."""
@@ -87,12 +89,15 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
     lacking = evaluation.lacking[availability.candidate]
     accelerators = candidates.accelerator[availability.candidate]
     # Of those that fail alike reports the one that misses by least: what may be chosen before what may not,
-    # and what was computed before what rests on an assumed acceptance.
+    # what was measured of the engine before what was not, and what was computed before what rests on an
+    # assumed acceptance.
     waits = lacking & ~verdict.has_reason(PlanReason.NOT_YET_SUPPORTED)
     with np.errstate(invalid="ignore"):
         near = np.floor(np.log(np.maximum(verdict.miss, 1.0)) / 0.05)
     assumed = candidates.by_draft(lambda draft: draft.has_prior, bool)[availability.candidate]
-    order = np.lexsort((rank, near, assumed, waits))
+    unmeasured = candidates.by_engine(lambda engine: engine.name == EngineName.TURBO, bool)
+    unmeasured &= ~candidates.by_accelerator(memory.on_cpu, bool)
+    order = np.lexsort((rank, near, assumed, unmeasured[availability.candidate], waits))
     order = order[order != best]
     kinds = np.where(np.logical_or(*map(verdict.has_reason, EVERYWHERE)), 0, availability.capacity_type)
     packed = (accelerators * len(CapacityType) + kinds) * len(CODES) + verdict.code
@@ -184,7 +189,7 @@ def find_smallest_miss(evaluation: PlanEvaluation) -> EvaluatedCandidate | None:
     cost = np.nan_to_num(evaluation.compared_cost[offerings], nan=np.inf)
     index = int(offerings[np.lexsort((cost, bucket(np.max(ratios, axis=0))))[0]])
     (predicted,) = evaluation.predict(np.array([index]), evaluation.verdict.reported[[index]])
-    return _reject(evaluation, index, None, predicted)
+    return reject(evaluation, index, None, predicted)
 
 
 def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReason, str]:
@@ -221,6 +226,10 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
         method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
         detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."
+    elif offering.accelerator == winner.accelerator and winner.accelerator.price_per_node:
+        is_less = evaluation.compared_tokens[index] < evaluation.compared_tokens[best]
+        lacks = f"takes less load than {winner_name}" if is_less else "leaves less of it for more replicas"
+        detail = f"{name} fits at the cost of the same node, but {lacks}."
     else:
         detail = f"{name} fits at the same cost; {winner_name} comes first in the order of choice."
     return reason, detail
@@ -260,8 +269,26 @@ def _price_unknown(_: PlanEvaluation, __: int, offering: Offering) -> str:
     what, remedy = f"The {kind} price of {name}", ""
     if kind == CapacityType.ON_DEMAND:
         what, remedy = f"The price of {name}", ", or allow only this one and set no budget"
-    field = f"spec.pricing.perAcceleratorHour.{kind[0].lower()}{kind[1:]}"
-    return f"{what} is unknown: write {field} on the TurboAccelerator{remedy}."
+    return f"{what} is unknown: write {_price_field(kind)} on the TurboAccelerator{remedy}."
+
+
+def _price_field(kind: str) -> str:
+    return f"spec.pricing.perAcceleratorHour.{kind[0].lower()}{kind[1:]}"
+
+
+def describe_unpriced(rejected: Sequence[EvaluatedCandidate]) -> str | None:
+    """Say that prices are all that several accelerators lack, where none is nearer to a plan than another."""
+    rows = [row for row in rejected if row.reason == PlanReason.PRICE_UNKNOWN]
+    names = list(dict.fromkeys(row.accelerator for row in rows))
+    if len(names) < 2 or rejected[0].reason != PlanReason.PRICE_UNKNOWN:
+        return None
+    kinds = list(dict.fromkeys(row.capacity_type for row in rows))
+    fields, others = messages.join([*map(_price_field, kinds)], "or"), messages.join(names, "or")
+    more = "" if CapacityType.ON_DEMAND in kinds else ", or OnDemand in spec.accelerators.capacityTypes"
+    return (
+        f"The {messages.join(kinds)} prices of all that would do are unknown: write {fields} on "
+        f"TurboAccelerator {others}{more}."
+    )
 
 
 def _unreachable(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
@@ -284,63 +311,6 @@ def _unreachable(evaluation: PlanEvaluation, index: int, offering: Offering) -> 
     if requirements.max_replicas == MAX_REPLICAS:
         return f"{takes}, and a TurboDeployment has {limit} at most: allow a faster accelerator."
     return f"{takes}, and spec.scaling.maxReplicas allows {limit}: allow more, or a faster accelerator."
-
-
-def _no_capacity(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
-    replicas = int(evaluation.verdict.replicas[index])
-    needs = f"{messages.count(replicas, 'replica')} of {offering.hardware}"
-    if evaluation.availability.within_total[index] < replicas:
-        accelerators = messages.count(replicas * offering.per_replica, "accelerator")
-        return (
-            f"{needs} {'takes' if replicas == 1 else 'take'} {accelerators}, and spec.accelerators.maxTotal "
-            f"is {evaluation.requirements.accelerators.max_total}: raise it, or lower what is asked."
-        )
-    available = _available(evaluation, offering, int(evaluation.availability.room[index]))
-    return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {available}"
-
-
-def _available(evaluation: PlanEvaluation, offering: Offering, room: int) -> str:
-    """What the cluster has of an accelerator, as the end of a sentence, and what to do."""
-    accelerator, name = offering.accelerator, offering.accelerator.name
-    supply = (evaluation.requirements.inputs.supply or {}).get(name)
-    holds = messages.count(room, "such replica")
-    if supply is not None and supply.quota is not None and supply.quota // offering.per_replica <= room:
-        return (
-            f"the namespace's quota leaves {supply.quota} {name}, enough for {holds}: raise the "
-            "ResourceQuota, ask for fewer, or allow another class."
-        )
-    if accelerator.provisioning == Provisioning.FIXED:
-        all_nodes = supply.nodes if supply else ()
-        nodes = [node for node in all_nodes if offering.capacity_type in node.capacity_types]
-        free, on = sum(node.free for node in nodes), messages.count(len(nodes), "node")
-        what = f"{name}{messages.paid_as(offering.capacity_type)}"
-        rest = f"{free} {what} free on {on}, enough for {holds}" if free else f"no free {what}"
-        # Without cores and memory in the count more replicas would fit.
-        without_host = (offering.room(supply, evaluation.requirements.now) or 0) if supply else 0
-        if free and room < without_host:
-            host = evaluation.requirements.host(accelerator)
-            assert host is not None  # on cores nothing is counted beside
-            pod = f"{host.millicores / 1000:g} cores and {memory.gib(host.memory_bytes)} of memory"
-            rest += f", each with {pod} beside"
-        if others := {node.name for node in all_nodes} - {node.name for node in nodes}:
-            rest += (
-                f", and {messages.count(len(others), 'node')} of another capacity type (by its labels: name "
-                f"yours in spec.capacityTypes of TurboAccelerator {name})"
-            )
-        return (
-            f"the cluster has {rest}: ask for fewer, allow another class, or write provisioning: Elastic on "
-            f"TurboAccelerator {name} where nodes can be added."
-        )
-    is_unavailable = supply is not None and supply.unavailable_until is not None
-    if is_unavailable and room < (accelerator.max_count or room + 1):
-        return (
-            f"the cluster holds {holds}: a pod waited for one more {name} longer than "
-            "spec.accelerators.pendingTimeout; it is tried again later."
-        )
-    return (
-        f"TurboAccelerator {name} may grow to spec.maxCount of {accelerator.max_count}, enough for {holds}: "
-        "raise it, ask for fewer, or allow another class."
-    )
 
 
 def _over_budget(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
@@ -373,14 +343,11 @@ def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
             one = _out_of_memory(evaluation, 0, evaluation.offering(indices[0]))
             return f"{one} {offering.tensor} together would, but {lack}."
     replicas, method = int(evaluation.verdict.reported[index]), offering.draft.method
-    cost, assumed = offering.cost_per_hour(replicas), ""
+    cost = offering.cost_per_hour(replicas)
     price = "" if cost is None else f" for {messages.money(cost)} $/h"
     how = "" if method == OFF else f" with {method} drafts"
     pods = f"{messages.count(replicas, 'replica')} of {offering.engine.name} on {offering.hardware}"
-    if offering.draft.has_prior:
-        prior = speculation.PRIORS[method]
-        tokens = f"{prior.acceptance_length} tokens per step of {messages.count(prior.depth, 'draft')}"
-        assumed = f" (assumed: {tokens}, the least of {prior.source})"
+    assumed = f" (assumed: {messages.prior(method)})" if offering.draft.has_prior else ""
     return f"{pods}{how} would serve it{price}{assumed}, but {lack}."
 
 
@@ -389,7 +356,7 @@ _DETAILS = {
     PlanReason.PERFORMANCE_UNKNOWN: _no_profile,
     PlanReason.PRICE_UNKNOWN: _price_unknown,
     PlanReason.TARGET_UNREACHABLE: _unreachable,
-    PlanReason.INSUFFICIENT_CAPACITY: _no_capacity,
+    PlanReason.INSUFFICIENT_CAPACITY: describe_shortage,
     PlanReason.BUDGET_EXCEEDED: _over_budget,
     PlanReason.NOT_YET_SUPPORTED: _not_yet,
 }
