@@ -26,7 +26,7 @@ from turbo_operator.yaml_text import documents
             {"model": {"uri": "pvc://claim/model"}},
             "document 1 (TurboDeployment): spec.model.uri: the shape of",
         ),
-        ({"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135-Instruct"}}, f"Did you mean {MODEL.lower()}?"),
+        ({"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135-Instruct"}}, f"Did you mean {MODEL}?"),
         ({"targets": {"timeToFirstToken": {"max": 1000}}}, "max: write a duration like 120s, 2m or 25ms."),
         ({"replicas": "three"}, "spec.replicas: write a whole number, without quotes."),
         ({"scaling": {"mode": "Metric"}}, "spec.scaling.mode: write 'Planned', 'Metrics' or 'External'."),
@@ -135,7 +135,7 @@ def test_one_wrong_object_keeps_no_other_from_its_plan(
     assert f"{file}, document 4 (TurboDeployment): metadata.name" in third
 
 
-def test_a_change_that_one_object_does_not_take_keeps_no_other_from_its_plan(
+def test_a_change_that_one_object_does_not_take_is_told_and_all_are_planned(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = deployment(scaling={"maxReplicas": 3})
@@ -147,7 +147,8 @@ def test_a_change_that_one_object_does_not_take_keeps_no_other_from_its_plan(
         == 1
     )
     said = capsys.readouterr()
-    assert [plan["name"] for plan in json.loads(said.out)] == ["chat"]
+    changes = {plan["name"]: len(plan.get("whatIf", ())) for plan in json.loads(said.out)}
+    assert changes == {"few": 0, "chat": 1}
     assert "--what-if minReplicas=5: spec.scaling.minReplicas" in said.err
 
 

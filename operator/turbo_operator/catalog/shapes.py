@@ -41,17 +41,23 @@ def from_document(text: str, name: str) -> ModelShape:
 
 def shipped(hub_id: str) -> ModelShape | None:
     """Return the shape of a well-known model by its hub id in any case; None when it is not shipped."""
-    config = table().get(hub_id.lower())
-    return None if config is None else from_config(config, hub_id)
+    name = spellings().get(hub_id.lower())
+    return None if name is None else from_config(table()[name], hub_id)
+
+
+@cache
+def spellings() -> Mapping[str, str]:
+    """Return the hub ids of the shipped shapes as their hub writes them, by those in lower case."""
+    return {name.lower(): name for name in table()}
 
 
 @cache
 def table() -> Mapping[str, Mapping[str, Any]]:
-    """Return the shipped configurations by hub id in lower case; a row may be `like` one before it."""
+    """Return the shipped configurations by hub id; a row may be `like` one before it."""
     text = resources.files(__package__).joinpath("shapes.toml").read_text(encoding="utf-8")
     configs: dict[str, Mapping[str, Any]] = {}
     for row in tomllib.loads(text)["model"]:
-        like = configs[row["like"].lower()] if "like" in row else {}
+        like = configs[row["like"]] if "like" in row else {}
         config = {**like, **row.get("config", {})}
-        configs |= {name.lower(): config for name in row["names"]}
+        configs |= dict.fromkeys(row["names"], config)
     return configs

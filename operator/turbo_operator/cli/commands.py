@@ -28,8 +28,11 @@ def plan(argv: list[str]) -> int:
     """`turbo plan -f FILE`: what the operator would choose. 0 feasible, 2 infeasible, 1 bad input."""
     text = "Print the plan for a TurboDeployment, without a cluster or against one."
     parser = argparse.ArgumentParser(prog="turbo plan", description=text, epilog=_STATUS)
-    text = "YAML with a TurboDeployment, and any TurboAccelerators that go with it; - reads standard input"
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help=text)
+    text = (
+        "YAML with a TurboDeployment, and any TurboAccelerators that go with it; - reads standard input; may "
+        "be repeated"
+    )
+    parser.add_argument("-f", "--file", action="append", required=True, metavar="FILE", help=text)
     text = "YAML with TurboAccelerators, over the shipped ones (kubectl get turboaccelerators -o yaml)"
     parser.add_argument("--catalog", metavar="FILE", help=text)
     text = (
@@ -110,12 +113,9 @@ def _answer(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     def report(problem: object) -> None:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
 
-    answers = []
     try:
         queries = inputs.read(options)
-        for question in queries.questions:
-            with queries.keeping_problems():
-                answers.append(ask(question, options.what_if))
+        answers = [ask(question, options.what_if) for question in queries.questions]
         for note in queries.notes:
             report(note)
         if answers:
@@ -123,9 +123,10 @@ def _answer(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     except BadInputError as error:
         report(error)
         return BAD_INPUT
-    for problem in queries.problems:
+    problems = [*queries.problems, *(problem for answer in answers for problem in answer.problems)]
+    for problem in dict.fromkeys(map(str, problems)):  # of a change that is none, once for all answers
         report(problem)
-    if queries.problems:
+    if problems:
         return BAD_INPUT
     return FEASIBLE if all(answer.plan.choice for answer in answers) else INFEASIBLE
 
@@ -139,13 +140,14 @@ def _show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
 
         draw([(answer, answer.question.candidates()) for answer in answers], plot)
         print(f"turbo: wrote {plot}", file=sys.stderr)
-    from turbo_operator.cli.output import as_document, show
+    from turbo_operator.cli.output import as_document, show, show_together
 
     if output == "table":
         for number, answer in enumerate(answers):
             if number:
                 print()
             show(answer)
+        show_together(answers)
         return
     documents = [as_document(answer) for answer in answers]
     if output == "json":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +74,25 @@ def read(options: argparse.Namespace) -> PlanQueries:
 
 
 def given(
-    file: str, catalog_file: str | None = None, nodes_file: str | None = None, model: str | None = None
+    files: Sequence[str],
+    catalog_file: str | None = None,
+    nodes_file: str | None = None,
+    model: str | None = None,
 ) -> PlanQueries:
     """Read the files but for the nodes. Raises BadInputError."""
-    if [file, catalog_file, nodes_file].count("-") > 1:
+    if [*files, catalog_file, nodes_file].count("-") > 1:
         raise BadInputError("standard input can be read once: write - for one file, and name the others.")
-    objects = manifests.unique(manifests.read_objects(file))
-    deployments = _of_kind(objects, api.TURBODEPLOYMENT, manifests.label(file))
+    by_file = {file: tuple(manifests.read_objects(file)) for file in files}
+    objects = manifests.unique(chain.from_iterable(by_file.values()))
+    deployments = _of_kind(objects, api.TURBODEPLOYMENT, ", ".join(map(manifests.label, by_file)))
     overlay = tuple(item for item in objects if item.kind == api.TURBOACCELERATOR)
     if catalog_file is not None:
         listed = manifests.unique(manifests.read_objects(catalog_file, "--catalog"))
         label = f"--catalog {manifests.label(catalog_file)}"
         overlay = (*_of_kind(listed, api.TURBOACCELERATOR, label), *overlay)
     shape = None if model is None else _given_shape(model)
-    return PlanQueries(deployments, overlay, model, shape, [*_unread(objects, file == nodes_file)])
+    unread = (_unread(found, file == nodes_file) for file, found in by_file.items())
+    return PlanQueries(deployments, overlay, model, shape, [*chain.from_iterable(unread)])
 
 
 def _of_kind(objects: tuple[Found, ...], kind: str, label: str) -> tuple[Found, ...]:
@@ -195,8 +201,8 @@ def _shipped_shape(td: api.TurboDeployment) -> ModelShape:
 
 def _nearest(hub_id: str) -> str:
     """Suggest the shipped shape that may be meant, or nothing."""
-    near = difflib.get_close_matches(hub_id.lower(), shapes.table(), n=1, cutoff=0.8)
-    return f" Did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(hub_id.lower(), shapes.spellings(), n=1, cutoff=0.8)
+    return f" Did you mean {shapes.spellings()[near[0]]}?" if near else ""
 
 
 def _given_shape(model: str) -> ModelShape:

@@ -5,6 +5,7 @@ Names of the data are camelCase. Bytes are whole numbers, times seconds, money a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from enum import StrEnum
@@ -28,7 +29,18 @@ from turbo_operator.planner.performance.memory import on_cpu
 
 WIDTH = 200  # columns that a table may take at most
 NUM_REJECTED = 8  # rows; -o json has all of them
-COLUMNS = ("accelerator", "speculation", "replicas", "TTFT", "TPOT", "tokens/s", "$/h", "$/1M", "reason")
+COLUMNS = (
+    "accelerator",
+    "speculation",
+    "replicas",
+    "load",
+    "TTFT",
+    "TPOT",
+    "tokens/s",
+    "$/h",
+    "$/1M",
+    "reason",
+)
 NUMBERS = {*COLUMNS[2:-1], "difference"}
 TRUST = {
     api.Provenance.ASSUMED: "rest on lengths or on an acceptance of drafts that are assumed, not measured",
@@ -113,6 +125,7 @@ def _predicted(predicted: Predicted) -> dict[str, Any]:
     return {
         "timeToFirstTokenSeconds": predicted.time_to_first_token,
         "timePerOutputTokenSeconds": predicted.time_per_output_token,
+        "load": predicted.load,
         "tokensPerSecond": predicted.tokens_per_second,
         "capacityTokensPerSecond": predicted.capacity_tokens_per_second,
         "costPerHour": _money(predicted.cost_per_hour),
@@ -264,8 +277,7 @@ def _cost(predicted: Predicted | None) -> Decimal:
 def _caveats(choice: Choice, replicas: int) -> list[str]:
     """Say what the times and the price of a plan leave out."""
     row, used, notes = choice.accelerator, choice.accelerators_per_replica * replicas, []
-    is_turbo = choice.engine == api.EngineName.TURBO and not on_cpu(row)
-    if is_turbo and choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE):
+    if _is_unmeasured(choice):
         notes.append(_UNMEASURED)
     is_share = " / " in (row.price_source or "") and not row.price_per_node
     bought = replace(row, price_per_node=True)
@@ -274,6 +286,24 @@ def _caveats(choice: Choice, replicas: int) -> list[str]:
     if cost is not None and whole.paid(replicas) != used:
         notes.append(_SHARED_NODE.format(row.count_per_node, row.name, money(cost)))
     return notes
+
+
+def _is_unmeasured(choice: Choice) -> bool:
+    is_modeled = choice.predicted.provenance in (api.Provenance.ASSUMED, api.Provenance.ROOFLINE)
+    return is_modeled and choice.engine == api.EngineName.TURBO and not on_cpu(choice.accelerator)
+
+
+def show_together(answers: Sequence[Answer]) -> None:
+    """Say of several plans that none takes account of the others, and what they cost together."""
+    if len(answers) < 2:
+        return
+    choices = [answer.plan.choice for answer in answers if answer.plan.choice]
+    costs = [cost for choice in choices if (cost := choice.predicted.cost_per_hour) is not None]
+    is_limited = any(answer.question.observed.supply is not None for answer in answers)
+    room = ", so there may not be room for all" if is_limited else ""
+    who = "they" if len(costs) == len(answers) else "those with a plan and a price"
+    total = f" Together {who} cost {money(sum(costs, Decimal(0)))} $/h." if costs else ""
+    print(f"\nEach is planned by itself, as if the others did not run{room}.{total}")
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -293,7 +323,11 @@ def _show_changes(console: Console, answer: Answer) -> None:
     console.print()
     console.print(table)
     for change in answer.changes:
-        for note in (*([change.plan.detail] if change.plan.choice is None else []), *change.notes):
+        choice, base = change.plan.choice, answer.plan.choice
+        told = [change.plan.detail] if choice is None else []
+        if choice and _is_unmeasured(choice) and not (base and _is_unmeasured(base)):
+            told.append(_UNMEASURED)
+        for note in (*told, *change.notes):
             console.print(Text(f"  {change.setting}: {note}"))
 
 
@@ -312,14 +346,19 @@ def _rejected_cells(row: EvaluatedCandidate) -> list[str]:
 
 def _figures(predicted: Predicted | None) -> list[str]:
     if predicted is None:
-        return [UNKNOWN] * 5
+        return [UNKNOWN] * 6
     rate, costs = predicted.tokens_per_second, (predicted.cost_per_hour, predicted.cost_per_million_tokens)
     return [
+        _percent(predicted.load),
         duration(predicted.time_to_first_token),
         duration(predicted.time_per_output_token),
         UNKNOWN if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
         *(_money(cost) or UNKNOWN for cost in costs),
     ]
+
+
+def _percent(share: float | None) -> str:
+    return UNKNOWN if share is None else "< 1 %" if share < 0.005 else f"{100 * share:,.0f} %"
 
 
 def _sentence(row: EvaluatedCandidate) -> str:

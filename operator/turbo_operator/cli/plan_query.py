@@ -61,13 +61,18 @@ class Answer:
     plan: Plan
     trainer: Plan | None = None
     changes: tuple[Change, ...] = ()
+    problems: tuple[BadInputError, ...] = ()  # what is wrong with other changes
 
 
 def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
-    """Plan, and plan under each change. Raises BadInputError for a change that is none or breaks a rule."""
-    plan = question.plan()
-    changes = tuple(_change(question, plan, change) for change in what_if)
-    return Answer(question, plan, _trainer(question, plan), changes)
+    """Plan, and plan under each change that is one and breaks no rule."""
+    plan, changes, problems = question.plan(), list[Change](), list[BadInputError]()
+    for setting in what_if:
+        try:
+            changes.append(_change(question, plan, setting))
+        except BadInputError as error:
+            problems.append(error)
+    return Answer(question, plan, _trainer(question, plan), tuple(changes), tuple(problems))
 
 
 def _trainer(question: Question, plan: Plan) -> Plan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
@@ -12,12 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import Bbox
 
-from turbo_operator.api import PlanReason, TurboDeploymentSpec
+from turbo_operator.api import OFF, PlanReason, TurboDeploymentSpec
+from turbo_operator.api.requirements import Latency
 from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.cli.output import candidate, duration
 from turbo_operator.cli.plan_query import Answer
-from turbo_operator.plan import EvaluatedCandidate, Plan, Predicted
+from turbo_operator.plan import Candidate, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import money
 from turbo_operator.planner.explanation.messages import count
 
@@ -25,9 +28,15 @@ PANEL = (10.0, 6.0)  # inches
 FORMATS = (".png", ".svg", ".pdf")
 NUM_NAMED = 6  # corners of the frontier that are named
 APART = 1.15  # times the cost of the one below
-# Okabe and Ito's palette, which color-blind people can tell apart; with the shapes 56 accelerators.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+LIGHTNESS = (0.28, 0.44)  # of neighbors in the legend, which shapes tell apart too
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
+MARGIN = 4  # pixels around a name
+# Where the name of a corner may stand, in points from it: first where nothing feasible is, below on the left.
+PLACES = (
+    *(((-7, -6), "right", "top"), ((7, 5), "left", "bottom")),
+    *(((7, -6), "left", "top"), ((-7, 5), "right", "bottom")),
+)
+USUAL_PERCENTILE = Latency.model_fields["percentile"].default  # of what is predicted without a target
 DARK, CHOSEN = "#333333", "#C00000"
 _SOLID = {PlanReason.NOT_YET_SUPPORTED, PlanReason.FEASIBLE}
 
@@ -50,9 +59,11 @@ def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Fi
     drawn = Figure(figsize=(PANEL[0], PANEL[1] * len(answers)), layout="constrained")
     FigureCanvasAgg(drawn)  # no window, whatever the machine has
     panels = drawn.subplots(len(answers), 1, squeeze=False)[:, 0]
+    named: list[tuple[Axes, Points, Points]] = []
     for axes, (answer, candidates) in zip(panels, answers, strict=True):
-        if points := _points(candidates):
-            about = _panel(axes, answer, points)
+        if points := _points(answer.plan, candidates):
+            about, corners = _panel(axes, answer, points)
+            named.append((axes, corners, points))
         else:
             about = "no candidate has both a price and a speed, so there is nothing to draw"
             text = fill(answer.plan.detail, 100)
@@ -60,6 +71,9 @@ def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Fi
             axes.text(0.0, 0.95, text, transform=axes.transAxes, va="top", fontsize=10)
         name = f"{answer.question.td.metadata.name}: {answer.question.model}"
         axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
+    drawn.draw_without_rendering()  # which says where all the rest is
+    for each in named:
+        _name(*each)
     return drawn
 
 
@@ -72,18 +86,38 @@ def frontier(points: Points) -> Points:
     return best
 
 
-def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
-    placed = (
-        (evaluated, evaluated.predicted.time_per_output_token, evaluated.predicted.cost_per_hour)
-        for evaluated in candidates
-        if evaluated.predicted is not None
-    )
-    # the axes are logarithmic: what costs nothing has no place on them
-    return [(row, (seconds, float(cost))) for row, seconds, cost in placed if seconds is not None and cost]
+def _points(plan: Plan, candidates: Iterable[EvaluatedCandidate]) -> Points:
+    """Place the candidates, the ringed one as the plan has it: it may run another number of replicas."""
+    ringed = _ringed(plan)
+    own = [] if ringed is None or _place(ringed) is None else [ringed]
+    others = (row for row in candidates if not own or _identity(row) != _identity(own[0]))
+    return [(row, place) for row in (*others, *own) if (place := _place(row)) is not None]
 
 
-def _panel(axes: Axes, answer: Answer, points: Points) -> str:
-    """Draw a panel; return what it shows, for the title."""
+def _identity(row: Candidate) -> tuple[object, ...]:
+    return row.accelerator, row.tensor, row.method, row.engine, row.capacity_type, row.nodes
+
+
+def _place(row: EvaluatedCandidate) -> Point | None:
+    """Return the place; None of what has no speed or costs nothing, since the axes are logarithmic."""
+    if row.predicted is None:
+        return None
+    seconds, cost = row.predicted.time_per_output_token, row.predicted.cost_per_hour
+    return None if seconds is None or not cost else (seconds, float(cost))
+
+
+def _ringed(plan: Plan) -> EvaluatedCandidate | None:
+    """Return the choice, else what comes nearest."""
+    choice = plan.choice
+    if choice is None:
+        return plan.nearest
+    columns = (choice.tensor, choice.method, choice.engine, choice.capacity_type, choice.nodes)
+    does: dict[str, Any] = {"replicas": plan.replicas, "predicted": choice.predicted}
+    return EvaluatedCandidate(choice.accelerator.name, *columns, reason=PlanReason.FEASIBLE, **does)
+
+
+def _panel(axes: Axes, answer: Answer, points: Points) -> tuple[str, Points]:
+    """Draw a panel; return what it shows, for the title, and the corners to name."""
     spec = answer.question.td.spec
     legend = _scatter(axes, points)
     feasible = [pair for pair in points if pair[0].reason == PlanReason.FEASIBLE]
@@ -91,13 +125,27 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> str:
     seconds, costs = zip(*(place for _, place in best), strict=True)
     style, name = ("-", "frontier") if feasible else (":", "frontier, none feasible")
     legend += axes.step(seconds, costs, style, where="post", color=DARK, linewidth=1.2, label=name)
-    for evaluated, place in _apart(best):
-        axes.annotate(candidate(evaluated), place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
-    _draw_limits(axes, spec)
+    legend += _draw_limits(axes, spec)
     about = _choice(axes, answer.plan)
     _axis(axes, spec)
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-    return about
+    return about, _apart(best)
+
+
+def _name(axes: Axes, corners: Points, points: Points) -> None:
+    """Name the corners whose names have a place where they hide no point and no other name."""
+    spots, taken = axes.transData.transform([place for _, place in points]), list[Bbox]()
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "color": DARK, "in_layout": False}
+    for row, place in corners:
+        words = candidate(row) if row.method == OFF else f"{candidate(row)}, {row.method}"
+        for offset, across, up in PLACES:
+            text = axes.annotate(words, place, offset, ha=across, va=up, **style)
+            box = text.get_window_extent().padded(MARGIN)
+            is_inside = axes.bbox.count_contains(box.corners()) == 4
+            if is_inside and not box.count_contains(spots) and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def _apart(corners: Points) -> Points:
@@ -119,14 +167,15 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
         Line2D([], [], label="not supported yet", markersize=3, **dark),
     ]
     for number, name in enumerate(names):
-        color, shape = COLORS[number % len(COLORS)], SHAPES[number % len(SHAPES)]
+        hue, lightness = 0.6 + number / len(names), LIGHTNESS[number % len(LIGHTNESS)]
+        color, shape = colorsys.hls_to_rgb(hue, lightness, 0.8), SHAPES[number % len(SHAPES)]
         legend.append(Line2D([], [], linestyle="", marker=shape, color=color, label=name))
         own = [(evaluated.reason, place) for evaluated, place in points if evaluated.accelerator == name]
         hollow = {reason for reason, _ in own} - _SOLID
         for reasons, face, size in (
-            ({PlanReason.NOT_YET_SUPPORTED}, color, 12),
+            ({PlanReason.NOT_YET_SUPPORTED}, [color], 12),
             (hollow, "none", 30),
-            ({PlanReason.FEASIBLE}, color, 46),
+            ({PlanReason.FEASIBLE}, [color], 46),
         ):
             if places := [place for reason, place in own if reason in reasons]:
                 style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "zorder": 3}
@@ -135,45 +184,31 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
     return legend
 
 
-def _draw_limits(axes: Axes, spec: TurboDeploymentSpec) -> None:
+def _draw_limits(axes: Axes, spec: TurboDeploymentSpec) -> list[Line2D]:
     """Draw the target and the budget as lines: what is left of the one and below the other fits."""
     target = spec.targets.time_per_output_token if spec.targets else None
-    budget = spec.cost.max_per_hour if spec.cost else None
-    style: dict[str, Any] = {"color": CHOSEN, "linestyle": "--", "linewidth": 1.0}
-    words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
+    budget, lines = spec.cost.max_per_hour if spec.cost else None, []
+    style: dict[str, Any] = {"color": CHOSEN, "linewidth": 1.0}
     if target is not None:
-        axes.axvline(target.max.seconds, **style)
-        # upright, or it would run out of the panel where the target is at its edge
-        beside: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "rotation": 90}
-        place, across = (target.max.seconds, 0.99), axes.get_xaxis_transform()
-        axes.annotate(f"target {target.max}", place, xycoords=across, va="top", **beside, **words)
+        lines.append(axes.axvline(target.max.seconds, linestyle="--", label=f"target {target.max}", **style))
     if budget is not None:
-        axes.axhline(float(budget), **style)
-        text, across = f"budget {money(budget)} $/h", axes.get_yaxis_transform()
-        # on the left, where what is fast and cheap would be
-        axes.text(0.01, float(budget), text, transform=across, va="bottom", **words)
+        label = f"budget {money(budget)} $/h"
+        lines.append(axes.axhline(float(budget), linestyle="-.", label=label, **style))
+    return lines
 
 
 def _choice(axes: Axes, plan: Plan) -> str:
     """Ring the choice, else the nearest miss, where it has a place; return its name for the title."""
-    choice, near = plan.choice, plan.nearest
-    if choice is not None:
-        chosen = "chosen (ringed)" if _ring(axes, choice.predicted) else "chosen"
-        return f"{chosen}: {candidate(choice)}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
-    none = f"no plan is feasible: {plan.reason}"
-    if near is None or near.predicted is None or not _ring(axes, near.predicted):
+    ringed = _ringed(plan)
+    none = "" if plan.choice else f"no plan is feasible: {plan.reason}"
+    place = ringed and _place(ringed)
+    if place:
+        axes.scatter(*place, 220, facecolors="none", edgecolors=CHOSEN, linewidths=2)
+    if ringed is None or ringed.predicted is None or (none and not place):
         return none
-    does = _does(near.replicas or 0, near.predicted)
-    return f"{none}; nearest (ringed): {candidate(near)}, {near.method}, {does}"
-
-
-def _ring(axes: Axes, predicted: Predicted) -> bool:
-    """Ring a place; return whether there is one."""
-    seconds, cost = predicted.time_per_output_token, predicted.cost_per_hour
-    if seconds is None or not cost:
-        return False
-    axes.scatter([seconds], [float(cost)], 220, facecolors="none", edgecolors=CHOSEN, linewidths=2)
-    return True
+    what = f"{none}; nearest" if none else "chosen"
+    name = f"{candidate(ringed)}, {ringed.method}, {_does(ringed.replicas or 0, ringed.predicted)}"
+    return f"{what}{' (ringed)' if place else ''}: {name}"
 
 
 def _does(replicas: int, predicted: Predicted) -> str:
@@ -185,8 +220,8 @@ def _does(replicas: int, predicted: Predicted) -> str:
 
 def _axis(axes: Axes, spec: TurboDeploymentSpec) -> None:
     target = spec.targets.time_per_output_token if spec.targets else None
-    share = f", {target.percentile} % of requests" if target else ""
-    axes.set_xlabel(f"time per output token{share}")
+    percentile = target.percentile if target else USUAL_PERCENTILE
+    axes.set_xlabel(f"time per output token, {percentile} % of requests")
     axes.set_ylabel("US dollars per hour, all replicas")
     axes.set_xscale("log")
     axes.set_yscale("log")

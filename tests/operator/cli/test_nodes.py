@@ -50,6 +50,10 @@ def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFix
             [node("a", "inf")],
             "item 1 (Node): status.allocatable.nvidia.com/gpu: 'inf' is no quantity",
         ),
+        (
+            [node("a", -1)],
+            "item 1 (Node): status.allocatable.nvidia.com/gpu: '-1' is below 0: write 0 or more",
+        ),
     ],
 )
 def test_a_list_without_nodes_is_bad_input(

@@ -80,3 +80,45 @@ def test_a_plan_on_a_gpu_says_that_its_times_are_those_of_other_engines(
     assert "A share of a node of 8 is paid. Whole nodes of " in text
     whole = "\n".join(plan(tmp_path, capsys, accelerators={"allowed": ["l40s"]}))
     assert "share of a node" not in whole
+
+
+def column(lines: list[str], name: str) -> list[str]:
+    """The cells of a column of the first table, its numbers aligned on the right."""
+    head, _, *rows = lines[1:]
+    end = head.index(name) + len(name)
+    cells = [row[:end].rsplit("  ", 1)[-1].strip() for row in rows]
+    return cells[: cells.index("")] if "" in cells else cells
+
+
+@pytest.mark.parametrize(
+    ("rate", "loads"), [("4", r"[1-9]\d? %|100 %|-"), ("0.0001", r"< 1 %|-"), (None, r"-")], ids=str
+)
+def test_the_table_shows_how_much_of_the_capacity_the_load_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: str | None, loads: str
+) -> None:
+    workload = {**LLAMA["workload"], "requestsPerSecond": rate}
+    lines = plan(tmp_path, capsys, workload={key: each for key, each in workload.items() if each})
+    shown = column(lines, "load")
+    assert len(shown) > output.NUM_REJECTED
+    assert [cell for cell in shown if not re.fullmatch(loads, cell)] == []
+    share = re.search(r"\((\d+ %) of the capacity\)", "\n".join(lines))
+    assert shown[0] == (share[1] if share else "-" if rate is None else "< 1 %")
+
+
+def test_a_load_above_the_capacity_is_shown_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = {"workload": LLAMA["workload"] | {"requestsPerSecond": "60"}, "scaling": {"mode": "External"}}
+    (share,) = column(plan(tmp_path, capsys, **spec, accelerators={"allowed": ["h100"]}), "load")[:1]
+    assert int(share.removesuffix(" %")) > 100
+
+
+def test_a_change_to_the_engine_that_was_not_timed_on_a_gpu_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "engine=Turbo: The Turbo engine was not timed on a GPU yet"
+    file = written(tmp_path, deployment(**{**LLAMA, "engine": {}}))
+    assert commands.plan(["-f", file, "--what-if", "engine=Turbo"]) == 0
+    assert said in capsys.readouterr().out
+    assert commands.plan(["-f", written(tmp_path, deployment(**LLAMA)), "--what-if", "engine=Turbo"]) == 0
+    assert said not in capsys.readouterr().out, "the plan itself has said it"
