@@ -160,7 +160,7 @@ def _bench(options: argparse.Namespace) -> int:
     if failures:
         _report_problem(f"{len(failures)} requests failed, the first thus: {failures[0]}", 1)
     if is_stopped:
-        return _report_problem("stopped; tokens/s and the speed-up are those of whole passes.", INTERRUPTED)
+        return _report_problem("stopped; tokens/s and the speedup are those of whole passes.", INTERRUPTED)
     return 1 if failures else 0
 
 

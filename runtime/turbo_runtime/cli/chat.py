@@ -7,7 +7,7 @@ import json
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,6 +15,10 @@ from rich.text import Text
 
 from turbo_runtime.cli.arguments import client_parser
 from turbo_runtime.client.client import Progress, Server, ServerError, printable
+from turbo_runtime.contract.endpoints import MAX_BODY_BYTES
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 PROMPT = "› "
 REASONING_STYLE, STATUS_STYLE = "dim italic", "cyan"
@@ -158,7 +162,7 @@ def format_status(progress: Progress) -> Text:
     if progress.acceptance_length is not None:
         parts.append(f"{progress.acceptance_length:.1f} per draft")
     if progress.speedup is not None:
-        parts.append(f"speed-up {progress.speedup:.2f}")
+        parts.append(f"speedup {progress.speedup:.2f}")
     return Text(" · ".join(parts), STATUS_STYLE, no_wrap=True, overflow="ellipsis")
 
 
@@ -237,11 +241,7 @@ def _answer_piped(server: Server, conversation: Conversation, stream_options: di
     """Answer standard input as one message on standard output, with the figures on standard error."""
     if sys.stdin.isatty():
         print("Write the message; Ctrl-D in a line of its own ends it.", file=sys.stderr)
-    try:
-        message = sys.stdin.read()
-        message.encode()  # in a POSIX locale Python accepts bytes that are no UTF-8
-    except UnicodeError as error:
-        raise ServerError("The message is no UTF-8.") from error
+    message = _read_message()
     if not message.strip():
         raise ServerError("There is no message: write one to standard input.")
     progress = Progress()
@@ -250,6 +250,20 @@ def _answer_piped(server: Server, conversation: Conversation, stream_options: di
             print(_encodable(text), end="", flush=True)
     print(flush=True)
     print(format_status(progress).plain, file=sys.stderr)
+
+
+def _read_message() -> str:
+    """Read standard input to its end, piece by piece: a single read would not hear Ctrl-C between pieces."""
+    source, message = cast("BufferedReader", sys.stdin.buffer), bytearray()
+    while piece := source.read1(MAX_BODY_BYTES):
+        message += piece
+        if len(message) > MAX_BODY_BYTES:
+            limit = f"{MAX_BODY_BYTES >> 20} MiB"
+            raise ServerError(f"The message is longer than {limit}, and no request may be: shorten it.")
+    try:
+        return message.decode()
+    except UnicodeDecodeError as error:
+        raise ServerError("The message is no UTF-8.") from error
 
 
 def _encodable(text: str) -> str:

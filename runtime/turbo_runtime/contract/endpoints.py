@@ -1,4 +1,4 @@
-"""Port, paths, and exit codes of the runtime's processes."""
+"""Port, paths, limit, and exit codes of the runtime's processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ READY_PATH = "/ready"  # the model is loaded, the engine finishes steps, and the
 LOAD_PATH = "/load"  # `Load` as JSON
 METRICS_PATH = "/metrics"
 VERSION_PATH = "/version"
+
+MAX_BODY_BYTES = 4 * 1024 * 1024  # of a request
 
 PERMANENT_ERROR = 3  # exit status of `turbo inspect` and `turbo distill` when trying again cannot help
 TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelInfo` as JSON must fit

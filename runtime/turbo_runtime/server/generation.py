@@ -14,6 +14,7 @@ from fastapi import Request
 
 from turbo_runtime.capture.recorder import HEADER as CAPTURE_HEADER
 from turbo_runtime.capture.recorder import CapturedPrompt
+from turbo_runtime.contract.endpoints import MAX_BODY_BYTES
 from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats
 from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError, cut, invalid, unavailable
@@ -23,7 +24,6 @@ from turbo_runtime.server.reply import Reply
 from turbo_runtime.server.request_output import RequestOutput
 from turbo_runtime.server.service import Service
 
-MAX_BODY_BYTES = 4 * 1024 * 1024
 READ_BYTES = 4 * MAX_BODY_BYTES  # a client that still sends when the connection closes may miss the reply
 LARGE_BODY_BYTES = 256 * 1024  # to be parsed beside the event loop
 BODY_SECONDS = 60.0

@@ -69,7 +69,7 @@ def other() -> Iterator[str]:
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8"))
 
 
 def test_a_message_that_is_piped_in_is_answered_on_standard_output(
@@ -79,7 +79,7 @@ def test_a_message_that_is_piped_in_is_answered_on_standard_output(
     assert chat([f"{server.url}/v1/", "--system=be brief: ", "--set=temperature=0"]) == 0
     said = capsys.readouterr()
     assert said.out == "be brief: hello wörld\n"
-    assert re.search(r"^\d+ tokens .*3\.0 per draft · speed-up 1\.50$", said.err.strip())
+    assert re.search(r"^\d+ tokens .*3\.0 per draft · speedup 1\.50$", said.err.strip())
 
 
 @pytest.mark.parametrize("given", ["temperature", "=1", "temperature="])
@@ -198,6 +198,15 @@ def test_nothing_piped_in_is_no_message(
     assert "There is no message" in capsys.readouterr().err
 
 
+def test_of_input_without_an_end_no_more_is_read_than_a_request_may_have(other: str) -> None:
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(
+            [sys.executable, "-c", CHAT, other], stdin=endless, capture_output=True, text=True, check=False
+        )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "turbo chat: The message is longer than 4 MiB, and no request may be: shorten it.\n"
+
+
 def test_where_every_request_fails_there_is_no_table(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench([server.url, "--requests=2", "--max-tokens=100000"]) == 1
     said = capsys.readouterr()
@@ -251,7 +260,7 @@ def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(server: Any) -> None:
     screen.type("/new\n")
     screen.wait_for("A new conversation.")
     screen.type("<think>hm</think>hello\n")
-    screen.wait_for(r"speed-up 1\.50")
+    screen.wait_for(r"speedup 1\.50")
     screen.type("\x04")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     os.close(terminal)

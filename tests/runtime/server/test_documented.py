@@ -14,12 +14,13 @@ from turbo_runtime.cli.chat import HELP, chat
 from turbo_runtime.client.client import KEY_VARIABLE
 from turbo_runtime.contract import documents, endpoints
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import MAX_BODY_BYTES
 from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
 from turbo_runtime.server.admission import MIN_KEY_LENGTH
 from turbo_runtime.server.app import OPENAPI_PATH, build_openapi_document
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
-from turbo_runtime.server.generation import BODY_SECONDS, MAX_BODY_BYTES, READ_BYTES
+from turbo_runtime.server.generation import BODY_SECONDS, READ_BYTES
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))

@@ -1,4 +1,4 @@
-"""Ctrl-C ends `turbo bench` at once, whatever its requests wait for, and what is known is told."""
+"""Ctrl-C ends `turbo bench` and `turbo chat` at once, whatever they wait for, and what is known is told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def test_what_was_measured_is_told_and_rates_are_of_whole_passes(stuck: Stuck, t
     status, out, err, seconds = interrupted(stuck, 2, f"--json={figures}")
     assert (status, err) == (
         130,
-        "turbo bench: stopped; tokens/s and the speed-up are those of whole passes.\n",
+        "turbo bench: stopped; tokens/s and the speedup are those of whole passes.\n",
     )
     assert "as it is" in out
     (mode,) = json.loads(figures.read_text())["modes"]
@@ -111,3 +112,19 @@ def test_before_the_first_answer_there_is_one_sentence(stuck: Stuck, waiting: in
     status, out, err, seconds = interrupted(stuck, waiting)
     assert (status, out, err) == (130, "", "turbo bench: stopped; there are no figures.\n")
     assert seconds < AT_ONCE_SECONDS
+
+
+@pytest.mark.parametrize("stuck", [0], indirect=True)
+def test_a_chat_whose_input_goes_on_ends_without_a_word(stuck: Stuck) -> None:
+    command = [sys.executable, "-m", "turbo_cli", "chat", f"http://127.0.0.1:{stuck.server_port}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as chat:
+        assert chat.stdin is not None
+        assert chat.stderr is not None
+        chat.stdin.write(b"word " * 100_000)  # more than a pipe holds: it is being read
+        chat.send_signal(signal.SIGINT)
+        with suppress(BrokenPipeError):
+            for _ in range(100 * AT_ONCE_SECONDS):
+                chat.stdin.write(b"word ")
+                time.sleep(0.01)
+            pytest.fail("it reads on")
+        assert (chat.wait(PATIENCE_SECONDS), chat.stderr.read()) == (130, b"")
