@@ -36,7 +36,7 @@ INTERRUPTED, UNREAD = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `turbo ARGV`; returns the exit status: 2 for an unknown command, else the command's own.
+    """Run `turbo ARGV`; returns the exit status: 1 for an unknown command, else the command's own.
 
     Whatever the command, Ctrl-C ends it with 130 and no traceback. Where standard output cannot be written,
     a sentence says so, and the status is 1; a reader that has read enough (`| head -1`) is no error: the
@@ -72,7 +72,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if name not in commands:
         print(unknown(name, commands), file=sys.stderr)
-        return 2
+        return 1
     return _run(commands[name], rest)
 
 

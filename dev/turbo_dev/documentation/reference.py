@@ -133,7 +133,8 @@ def commands() -> str:
         (
             "The command `turbo` is in both images, in `.venv/bin` after `make setup`, and on your path "
             "after `uv tool install '.[operator]'` in a checkout, without the commands of the runtime. "
-            "This page has the output of `--help` of each command.\n"
+            "This page has the output of `--help` of each command. A command that does not exist ends with "
+            "exit status 1.\n"
         ),
     ]
     for name, function in _entry_points().items():

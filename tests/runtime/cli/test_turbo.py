@@ -70,9 +70,9 @@ def test_a_command_gets_its_arguments_and_gives_its_status(capsys: pytest.Captur
 
 
 def test_an_unknown_command_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert turbo_cli.main(["srve"]) == 2
+    assert turbo_cli.main(["srve"]) == 1  # 2 would say that a plan is infeasible, where it is `plna`
     assert capsys.readouterr().err == "turbo: there is no command 'srve'; did you mean `turbo serve`?\n"
-    assert turbo_cli.main(["xyzzy"]) == 2
+    assert turbo_cli.main(["xyzzy"]) == 1
     assert "--help" in capsys.readouterr().err
 
 
