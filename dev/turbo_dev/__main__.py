@@ -22,9 +22,7 @@ def main(arguments: list[str]) -> int:
         say("\nStopped. The same command goes on from here.")
         return 130
     except (CommandError, GoMissingError, NotRootError, SandboxError, TimeoutError) as error:
-        say(f"\n{error}")
-        if options.run is _demo:
-            say("What was made is still there: `make demo` goes on from here, `make demo-down` removes it.")
+        say("\n".join(["", str(error), *getattr(error, "__notes__", ())]))
         return 1
 
 
@@ -101,6 +99,11 @@ def _images(options: argparse.Namespace) -> None:
     if options.registry:
         images.publish(built, options.registry)
         print(f"\nInstall them with\n\n{release.command(built, options.registry)}")
+    else:
+        print(
+            "\nThey are on this machine alone. Push them to a registry that your cluster pulls from with"
+            "\n\nmake images REGISTRY=registry.example.com/turbo"
+        )
 
 
 if __name__ == "__main__":

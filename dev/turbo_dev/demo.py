@@ -22,9 +22,17 @@ class Place:
     registry: str | None = None
 
     @property
+    def command(self) -> str:
+        """What makes it, and goes on where it was stopped."""
+        return self._on_context("make demo") + (f" REGISTRY={self.registry}" if self.registry else "")
+
+    @property
     def down_command(self) -> str:
         """What removes it."""
-        return "make demo-down" + (f" CONTEXT={self.context}" if self.context else "")
+        return self._on_context("make demo-down")
+
+    def _on_context(self, command: str) -> str:
+        return command + (f" CONTEXT={self.context}" if self.context else "")
 
     def access(self) -> Access:
         """The way into the user's cluster, as a kubeconfig of its own."""
@@ -37,16 +45,28 @@ def run(place: Place) -> int:
 
     0 when the object is Ready, speculation has changed no byte and no request failed while it was scaled.
     """
+    if place.context is not None:
+        binaries.ensure(("kubectl", *binaries.HELM_CLIENT))
+        if _refuses(place.access()):
+            return 1
+    try:
+        return _run(place)
+    except Exception as error:
+        error.add_note(
+            f"What was made is still there: `{place.command}` goes on from here, `{place.down_command}` "
+            "removes it."
+        )
+        raise
+
+
+def _run(place: Place) -> int:
     began = time.monotonic()
     if place.context is None:
         access, made, cluster = _embedded()
     else:
-        binaries.ensure(("kubectl", *binaries.HELM_CLIENT))
         access, made, cluster = place.access(), images.of_this_checkout(), None
-        if _refuses(access):
-            return 1
     prefix = f"{place.registry}/" if place.registry else ""
-    with step("put the model on its claim, with a Job", "5 s"):
+    with step("put the model on the claim `models`, with a Job that stays until `make demo-down`", "5 s"):
         volume.fill(access, cluster, prefix + made.model.name)
     with step("helm upgrade --install turbo charts/turbo", "10 s"):
         release.install(access, made, place.registry)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from . import binaries
 from .access import Access
 from .images import Images
 from .paths import REPOSITORY, cache_root
+from .progress import say
 from .shell import CommandError, run
 
 RELEASE = "turbo"
@@ -31,12 +33,35 @@ UNUSED_IMAGES = (
 
 def install(access: Access, images: Images, registry: str | None) -> None:
     """`helm upgrade --install` of the chart with this checkout's images; waits until the operator is up."""
+    recover(access)
     options = ["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
     options += _naming(images, registry)
     try:
         _helm(access, "upgrade", "--install", RELEASE, str(REPOSITORY / "charts" / "turbo"), *options)
     except CommandError as error:  # helm says only that it has waited long enough
-        raise CommandError(f"{error}\n{_operator_says(access)}") from error
+        raise CommandError(f"{error}\n{_operator_says(access)}".rstrip()) from error
+
+
+def recover(access: Access) -> None:
+    """Undo a change that a stopped run has left half done: until then helm refuses every other."""
+    if not (status := _status(access)):
+        return
+    history = json.loads(_helm(access, "history", RELEASE, "--namespace", NAMESPACE, "--output", "json"))
+    if words := undoing(history):
+        say(f"   a stopped run has left the release {status}: helm {' '.join(words)}")
+        _helm(access, *words, "--namespace", NAMESPACE)
+
+
+def undoing(history: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The helm command that undoes a release's last revision where it is half done; empty where it is not.
+
+    `history` is what `helm history` lists, the last revision at its end.
+    """
+    last = history[-1]["status"]
+    whole = [each["revision"] for each in history if each["status"] in ("deployed", "superseded")]
+    if last == "uninstalling" or (last.startswith("pending-") and not whole):
+        return ("uninstall", RELEASE, "--wait")
+    return ("rollback", RELEASE, str(whole[-1])) if last.startswith("pending-") else ()
 
 
 def command(images: Images, registry: str) -> str:
@@ -59,7 +84,7 @@ def _naming(images: Images, registry: str | None) -> list[str]:
 
 def list_foreign_values(access: Access) -> list[str]:
     """Values of a release of this name that the demo does not set; empty without a release."""
-    if RELEASE not in _helm(access, "list", "--all", "--short", "--namespace", NAMESPACE).split():
+    if not _status(access):
         return []
     values = _helm(access, "get", "values", RELEASE, "--namespace", NAMESPACE, "--output", "json")
     return sorted((json.loads(values) or {}).keys() - {"image"})
@@ -68,7 +93,7 @@ def list_foreign_values(access: Access) -> list[str]:
 def uninstall(access: Access) -> None:
     """Remove the example, then the release; its CRDs too where no TurboDeployment of anybody's is left."""
     access.kubectl("delete", "-f", str(EXAMPLE), "--ignore-not-found", "--timeout=60s")
-    if RELEASE in _helm(access, "list", "--short", "--namespace", NAMESPACE).split():
+    if _status(access):
         _helm(access, "uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
     if not access.get("turbodeployments", "--all-namespaces")["items"]:
         access.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
@@ -105,10 +130,20 @@ def wait_ready(access: Access, say: Callable[[str], None], seconds: float = READ
 
 
 def _operator_says(access: Access) -> str:
+    """The end of the operator's log where it is not up; of all else helm's error says enough."""
     try:
+        status = access.get("deployment", RELEASE, "-n", NAMESPACE)["status"]
+        if not status.get("unavailableReplicas"):
+            return ""
         return access.kubectl("logs", f"deployment/{RELEASE}", "-n", NAMESPACE, "--tail=30")
     except CommandError as silent:
         return str(silent)
+
+
+def _status(access: Access) -> str:
+    """What helm calls the state of the release; empty without one."""
+    releases = json.loads(_helm(access, "list", "--all", "--namespace", NAMESPACE, "--output", "json"))
+    return next((str(each["status"]) for each in releases if each["name"] == RELEASE), "")
 
 
 def _helm(access: Access, *words: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
 
+from turbo_dev import binaries
 from turbo_dev.access import Access
-from turbo_dev.release import UNUSED_IMAGES, list_foreign_values
+from turbo_dev.release import UNUSED_IMAGES, list_foreign_values, recover
 from turbo_dev.shell import CommandError
 
 pytestmark = pytest.mark.cluster
@@ -141,6 +144,39 @@ def test_install_upgrade_uninstall_and_install_again(
         CommandError, match=r"could not find the requested resource|doesn't have a resource type"
     ):
         cluster.get("td", "kept")
+
+
+def test_a_release_that_a_stopped_helm_left_half_done_can_be_changed_again(
+    cluster: Access, release: Callable[..., str], chart: str
+) -> None:
+    def stop_midway(state: str) -> None:
+        helm = binaries.ensure(("helm",))["helm"]
+        where = [f"--kubeconfig={cluster.kubeconfig}", f"--namespace={SYSTEM}"]
+        # No node runs the operator, so that helm waits for it until it is killed.
+        words = [helm, "upgrade", "--install", "turbo", chart, "--wait", *where, *UNUSED_IMAGES]
+        with subprocess.Popen(words, stdout=subprocess.DEVNULL) as waiting:
+            give_up = time.monotonic() + 60.0
+            while state not in release("list", "--all") or not operator_is_made():
+                assert time.monotonic() < give_up
+                time.sleep(0.1)
+            waiting.kill()
+
+    def operator_is_made() -> bool:
+        return bool(cluster.kubectl("get", "deployments", "-n", SYSTEM, "-o", "name"))
+
+    stop_midway("pending-install")
+    with pytest.raises(CommandError, match="another operation"):
+        release("upgrade", "--install", "turbo", chart)
+    recover(cluster)
+    assert "turbo" not in release("list", "--all")
+    assert not operator_is_made()
+    release("upgrade", "--install", "turbo", chart)
+    stop_midway("pending-upgrade")
+    recover(cluster)
+    try:
+        release("upgrade", "--install", "turbo", chart)
+    finally:
+        release("uninstall", "turbo", "--wait")
 
 
 def may(cluster: Access, who: str, verb: str, what: str, namespace: str) -> bool:
