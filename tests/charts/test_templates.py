@@ -303,7 +303,8 @@ def test_the_test_pod_has_the_operators_image_and_none_of_its_labels(render: Ren
         assert service["selector"].items() <= operator_pod(objects)["metadata"]["labels"].items()
     _, variable, name, port, _ = pod["spec"]["containers"][0]["args"]
     assert services[name]["ports"] == [{"name": "health", "port": int(port), "targetPort": "health"}]
-    assert variable == "TURBO_TEST_SERVICE_HOST"
+    assert variable == "TURBO_HEALTH_SERVICE_HOST"
+    assert name != pod["metadata"]["name"]  # helm shows both, each by its name alone
 
 
 @pytest.mark.parametrize(("status", "passes"), [(200, True), (503, False)])
