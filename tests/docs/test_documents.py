@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import json
 import re
 import shlex
@@ -17,7 +18,9 @@ import yaml
 
 from turbo_dev import transcripts
 from turbo_dev.access import Access
-from turbo_operator.api import conditions
+from turbo_dev.shell import CommandError
+from turbo_operator import api
+from turbo_operator.api import conditions, crd
 from turbo_runtime.capture.recorder import read_settings
 from turbo_runtime.cli import distill
 from turbo_runtime.server import metrics as runtime_metrics
@@ -99,6 +102,14 @@ def test_every_turbo_plan_shown_finds_a_plan(words: tuple[str, ...], tmp_path: P
     assert asked.returncode == 0, asked.stderr
 
 
+def test_the_picture_of_a_plan_is_of_the_command_above_it() -> None:
+    above = (ROOT / "README.md").read_text().partition("(docs/images/screen-plan.svg)")[0]
+    picture = html.unescape((ROOT / "docs/images/screen-plan.svg").read_text()).replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert f"$ {re.findall(r'^turbo plan .*$', above, re.M)[-1]}</text>" in picture
+
+
 DISTILLATIONS = [words[2:] for _, words in commands() if words[:2] == ["turbo", "distill"]]
 
 
@@ -157,9 +168,50 @@ def test_every_metric_of_the_runtime_is_documented() -> None:
     assert set(re.findall(r"`((?:vllm|turbo):[a-z_]+)`", text)) <= set(metrics)
 
 
-def test_every_field_that_the_page_for_users_of_vllm_names_is_one_of_the_api() -> None:
-    fields = set(re.findall(r"`(spec\.[A-Za-z.]+?)(?:: \w+)?`", (ROOT / "docs/from-vllm.md").read_text()))
-    reference = (ROOT / "docs/reference/api.md").read_text().replace("<wbr>", "")
-    known = set(re.findall(r"^\| <code>(spec\.[A-Za-z.]+)<", reference, re.M))
-    assert len(fields) > 10
-    assert fields <= known
+def test_every_field_of_the_api_that_a_document_names_is_there() -> None:
+    reference = (ROOT / "docs/reference/api.md").read_text().replace("<wbr>", "").replace("[]", "")
+    named = {
+        (str(document.relative_to(ROOT)), field)
+        for document in DOCUMENTS
+        for field in re.findall(r"(?<=`)(?:spec|status)(?:\.[a-z]\w*)+", document.read_text())
+    }
+    assert len(named) > 100
+    assert [
+        each for each in sorted(named) if not re.search(rf"<code>{re.escape(each[1])}\b", reference)
+    ] == []
+
+
+def test_spelling_is_american() -> None:
+    paths = [*DOCUMENTS, *(ROOT / "charts").rglob("*.*"), *(ROOT / "examples").iterdir()]
+    british = r"(?i)\w*(?:speed-up|artefact|(?:behavi|col|fav)our|learnt|licence|(?:organ|quant)is)\w*"
+    words = {word for path in paths for word in re.findall(british, path.read_text())}
+    assert words == set()
+
+
+def test_every_column_that_a_document_names_is_one_that_kubectl_prints() -> None:
+    versions = [definition["spec"]["versions"][0] for definition in crd.definitions()]
+    columns = {column["name"].upper() for each in versions for column in each["additionalPrinterColumns"]}
+    named = {
+        column
+        for document in DOCUMENTS
+        for words in re.findall(r"\bcolumns? `[^`]+`(?: and `[^`]+`)?", document.read_text())
+        for column in re.findall(r"`([^`]+)`", words)
+    }
+    assert len(named) > 3
+    assert named <= columns
+
+
+@pytest.mark.cluster
+def test_apply_rejects_a_misspelled_field_and_patch_drops_it(api_server: Access) -> None:
+    body = {"apiVersion": api.API_VERSION, "kind": api.TURBODEPLOYMENT, "metadata": {"name": "misspelled"}}
+    right = json.dumps({**body, "spec": {"model": {"uri": "hf://acme/tiny"}}})
+    wrong = json.dumps({**body, "spec": {"model": {"uri": "hf://acme/tiny"}, "replica": 2}})
+    api_server.kubectl("apply", "-f", "-", input=right)
+    try:
+        for dry in ((), ("--dry-run=server",)):
+            with pytest.raises(CommandError, match=r'unknown field \\?"spec\.replica'):
+                api_server.kubectl("apply", *dry, "-f", "-", input=wrong)
+        assert "patched" in api_server.kubectl("patch", "td", "misspelled", "--type=merge", "-p", wrong)
+        assert "replica" not in api_server.get("td", "misspelled")["spec"]
+    finally:
+        api_server.kubectl("delete", "td", "misspelled")

@@ -64,7 +64,7 @@ def _provenance(result: Result) -> str:
     return ", ".join(word for word in words if word)
 
 
-_DOMAINS = {"json": "text to JSON", "maths": "maths", "support": "support", "latex": "LaTeX"}
+_DOMAINS = {"json": "text to JSON", "maths": "math", "support": "support", "latex": "LaTeX"}
 
 
 def _speedup(figure: Figure, result: Result) -> None:

@@ -68,13 +68,13 @@ class Model(ModelSource):
     """The model that is served."""
 
     uri: ModelURI
-    """hf://ORGANISATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
+    """hf://ORGANIZATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
     revision: _Revision | None = None
     """Commit, tag or branch of a model of the hub."""
     dtype: Literal["Auto", "Float32", "BFloat16"] = "Auto"
     """What the model is computed in; Auto takes what the weights are stored in where the hardware can."""
     max_model_len: Annotated[int, Field(strict=True, ge=16, le=16_777_216)] | None = None
-    """Longest prompt plus answer in tokens. Default: the model's own."""
+    """Longest prompt plus output in tokens. Default: the model's own."""
     name: _ServedName | None = None
     """Name of the model in the OpenAI API. Default: the name of the TurboDeployment."""
     token_secret_ref: TokenSecretRef | None = None

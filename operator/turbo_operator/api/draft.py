@@ -40,7 +40,7 @@ class Speedup(Record):
 
 
 class DomainEvaluation(Record):
-    """What it is worth on one kind of traffic, on prompts that it has not learnt from."""
+    """What it is worth on one kind of traffic, on prompts that it has not learned from."""
 
     domain: Annotated[str, Text(253)]
     """Its name."""

@@ -53,7 +53,7 @@ class Workload(Record):
     input_tokens: Lengths | None = None
     """Tokens of a prompt. Default: a mean of 512, or what maxModelLen leaves; shown as assumed."""
     output_tokens: Lengths | None = None
-    """Tokens of an answer. Default: a mean of 256, or what maxModelLen leaves; shown as assumed."""
+    """Tokens of an output. Default: a mean of 256, or what maxModelLen leaves; shown as assumed."""
     requests_per_second: Rate | None = None
     """Requests of all clients together in a busy hour."""
     concurrency: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None

@@ -89,7 +89,7 @@ class Canary(Record):
     """How a new draft of the deployment is tried: by one pod of its own, before all take it."""
 
     min_generation_duration: UpToAnHour = Duration("60s")
-    """Time that its pod has to spend on answers, once to warm up and once to be compared."""
+    """Time that its pod has to spend on outputs, once to warm up and once to be compared."""
     min_duration: UpToAnHour = Duration("10m")
     """Shortest canary."""
     min_speedup_ratio: Ratio = Decimal("1.02")

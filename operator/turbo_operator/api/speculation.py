@@ -164,7 +164,7 @@ class Training(Record):
     """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,
     that name none. Default: the deployment's name."""
     max_output_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
-    """Tokens of an answer at most."""
+    """Tokens of an output at most."""
 
 
 class Method(StrEnum):
@@ -183,7 +183,7 @@ class DraftModel(ModelSource):
     """A model that drafts."""
 
     uri: ModelURI
-    """hf://ORGANISATION/NAME or pvc://CLAIM/PATH, as of the model."""
+    """hf://ORGANIZATION/NAME or pvc://CLAIM/PATH, as of the model."""
 
 
 class DraftRef(Record):

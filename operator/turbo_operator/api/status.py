@@ -54,9 +54,9 @@ class ShapeStatus(StatusRecord):
     max_position: _Count
     dtype: _Name
     quantization: _Name | None = None
-    """Type of the quantised weights; absent where none is."""
+    """Type of the quantized weights; absent where none is."""
     quantized_parameters: _Weights = 0
-    """Of parameters: those that are quantised."""
+    """Of parameters: those that are quantized."""
     embedding_parameters: _Weights = 0
     """Of parameters: a table that is looked up and multiplied by nothing."""
     experts: _Count = 0
@@ -208,7 +208,7 @@ class ObservedMetrics(StatusRecord):
     tokens_per_second: _Name | None = None
     """Output tokens of all pods."""
     speedup: _Name | None = None
-    """Speed of answers over that without drafts, of all pods in the last ten minutes; of vLLM by the drafts
+    """Speed of outputs over that without drafts, of all pods in the last ten minutes; of vLLM by the drafts
     that were right and the step-time model."""
     acceptance_length: _Name | None = None
     """Tokens that a step with drafts adds to a request, of all pods since they started."""
@@ -279,7 +279,7 @@ class TrainingStatus(StatusRecord):
     cost: _Name | None = None
     """US dollars of the time that its pods ran; counted now and then."""
     last_cost_time: _Time | None = None
-    """Since when the pod that runs is not counted in spent yet (RFC 3339, UTC)."""
+    """Since when the pod that runs is not counted in cost yet (RFC 3339, UTC)."""
     progress: _Name | None = None
     """The stage and how much of it is done, in steps of a tenth, like answers 40 %."""
     estimated_remaining: _Name | None = None

@@ -304,7 +304,7 @@ ModelURI = Annotated[
     Text(
         1024,
         f"{_HUB}|{_CLAIM}",
-        "write hf://ORGANISATION/NAME for a model of the Hugging Face hub (its commit in revision), or "
+        "write hf://ORGANIZATION/NAME for a model of the Hugging Face hub (its commit in revision), or "
         "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim",
     ),
     Rule(
@@ -328,7 +328,7 @@ class ModelSource(Record):
 
     @property
     def hub_id(self) -> str:
-        """ORGANISATION/NAME of a model of the hub."""
+        """ORGANIZATION/NAME of a model of the hub."""
         return self.uri.removeprefix("hf://")
 
     @property

@@ -48,7 +48,7 @@ TOKENS_PER_SECOND = _gauge(
 )
 SPEEDUP = _gauge(
     "turbo_deployment_speedup",
-    "Speed of answers over that without drafts, of all pods in the last ten minutes.",
+    "Speed of outputs over that without drafts, of all pods in the last ten minutes.",
 )
 DESIRED_REPLICAS = _gauge("turbo_deployment_desired_replicas", "Replicas that are wanted now.")
 TIME_TO_FIRST_TOKEN = _gauge(

@@ -94,7 +94,7 @@ def distill(argv: list[str]) -> int:
 
 def _read_prompts(options: argparse.Namespace, recipe: Recipe) -> list[Prompt]:
     """Read them all, and require some for each part. Raises PromptsError."""
-    # traffic goes on: what was captured when the first run began is what is learnt from
+    # traffic goes on: what was captured when the first run began is what is learned from
     before = captured_before(options.out, options.prompts)
     newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
     domain, chat = options.domain or "", not options.completions
@@ -207,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--answers", type=Path, nargs="+", default=(), metavar="DIR", help=text)
     text = f"of prompts kept by `turbo serve --capture-config` the newest so many (default: {MAX_CAPTURED})"
     parser.add_argument("--max-captured", type=bounded(int, 1), help=text)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the draft")
     text = (
         "what the draft is for, in a word, and the domain of captured prompts and of those of a single "
         f"file that name none themselves (default: {_DOMAIN}, and the file's name)"
@@ -235,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     _add(
         answers, "test_fraction", bounded(float, 0.01, 0.5), "share of the prompts that drafts are tested on"
     )
-    text = "share of the prompts that confidences are learnt from"
+    text = "share of the prompts that confidences are learned from"
     _add(answers, "validation_fraction", bounded(float, 0.01, 0.4), text)
     draft = parser.add_argument_group("draft")
     text = (
@@ -248,7 +248,7 @@ def parser() -> argparse.ArgumentParser:
     _add(draft, "markov_rank", bounded(int, 0, 4096), "of the term by which heads follow the token before")
     _add(draft, "vocabulary", bounded(int, 2), "tokens that can be drafted, at most")
     training = parser.add_argument_group("training")
-    _add(training, "epochs", bounded(int, 1), "times that everything is learnt from")
+    _add(training, "epochs", bounded(int, 1), "times that everything is learned from")
     _add(training, "rows", bounded(int, 1), "places of one step")
     _add(training, "rate", bounded(float, 1e-8, 1), "of learning, at its highest")
     _add(training, "weight_decay", bounded(float, 0, 1), "of AdamW")

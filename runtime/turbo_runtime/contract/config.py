@@ -58,7 +58,7 @@ class RuntimeConfig:
         _POSITIVE_OR_DEFAULT,
     )
     max_model_len: int | None = _flag(
-        None, "longest prompt plus answer, in tokens (default: the model's own)", _POSITIVE_OR_DEFAULT
+        None, "longest prompt plus output, in tokens (default: the model's own)", _POSITIVE_OR_DEFAULT
     )
     max_num_seqs: int = _flag(32, "requests decoded together", _COUNT)
     max_queued_requests: int = _flag(256, "requests queued before 429", _COUNT)
@@ -80,8 +80,8 @@ class RuntimeConfig:
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step", _up_to(64))
     audit_fraction: float = _flag(
         0.01,
-        "share of finished answers, 0 to 1, computed again without speculation while idle and compared; a "
-        "hundredth costs little power, and finds what spoils one answer in ten within about a thousand",
+        "share of finished outputs, 0 to 1, computed again without speculation while idle and compared; a "
+        "hundredth costs little power, and finds what spoils one output in ten within about a thousand",
         _up_to(1),
     )
     api_key_file: str | None = _flag(
@@ -96,7 +96,7 @@ class RuntimeConfig:
         _text("must name a file; leave it out to keep no prompts"),
     )
     request_timeout_seconds: float = _flag(
-        600.0, "longest time for the answers to one request, queueing included", _POSITIVE
+        600.0, "longest time for the outputs of one request, queueing included", _POSITIVE
     )
     step_timeout_seconds: float = _flag(  # an idle engine is heard of every half second
         60.0,

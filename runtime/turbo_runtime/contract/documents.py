@@ -186,7 +186,7 @@ class MeasuredSpeedup:
 
 @dataclass(frozen=True, slots=True)
 class DomainEvaluation(JsonDocument):
-    """What a draft is worth on one kind of traffic, on prompts that it has not learnt from."""
+    """What a draft is worth on one kind of traffic, on prompts that it has not learned from."""
 
     domain: str
     acceptance_length: float | None = None  # None: no answer was left to measure it on

@@ -156,7 +156,7 @@ class TargetModel:
         for chunks in self._passes(completions):
             forward = self.model.forward(chunks, layers)
             if forward.broken:
-                raise DistillError("the model's hidden states are no numbers: it cannot be learnt from")
+                raise DistillError("the model's hidden states are no numbers: it cannot be learned from")
             rows.append((forward.hidden.clone(), *_likeliest(forward.logits, params)))
             if forward.streams is not None:
                 streams.append(forward.streams)

@@ -47,7 +47,7 @@ NUM_REQUESTS_WAITING = _gauge("vllm:num_requests_waiting", "requests queued now"
 KV_CACHE_USAGE = _gauge("vllm:kv_cache_usage_perc", "used share of the KV cache, 0 to 1")
 PROMPT_TOKENS = _counter(
     "vllm:prompt_tokens",
-    "tokens of prompts, cached ones too, counted with their first answer token",
+    "tokens of prompts, cached ones too, counted with their first output token",
     "begun_prompt_tokens",
 )
 GENERATION_TOKENS = _counter("vllm:generation_tokens", "tokens generated", "generated_tokens")
@@ -72,34 +72,34 @@ SPEC_NUM_ACCEPTED_TOKENS_PER_POS = _counter(
     labels=("position",),
 )
 REQUEST_SUCCESS = _counter(  # finished_reason is stop, length, abort or error
-    "vllm:request_success", "answers finished, by reason", labels=("finished_reason",)
+    "vllm:request_success", "outputs finished, by reason", labels=("finished_reason",)
 )
 TIME_TO_FIRST_TOKEN = _histogram(
     "vllm:time_to_first_token_seconds", "seconds to the first token", buckets=_FIRST_TOKEN
 )
 INTER_TOKEN_LATENCY = _histogram(
-    "vllm:inter_token_latency_seconds", "seconds between steps of an answer", buckets=_PER_TOKEN
+    "vllm:inter_token_latency_seconds", "seconds between steps of an output", buckets=_PER_TOKEN
 )
 REQUEST_TIME_PER_OUTPUT_TOKEN = _histogram(
     "vllm:request_time_per_output_token_seconds",
-    "seconds per token after the first, of a complete answer",
+    "seconds per token after the first, of a complete output",
     buckets=_PER_TOKEN,
 )
 E2E_REQUEST_LATENCY = _histogram(
-    "vllm:e2e_request_latency_seconds", "seconds of a complete answer", buckets=_WHOLE
+    "vllm:e2e_request_latency_seconds", "seconds of a complete output", buckets=_WHOLE
 )
 REQUEST_QUEUE_TIME = _histogram(
     "vllm:request_queue_time_seconds", "seconds until the engine took a request in", buckets=_WHOLE
 )
 REQUEST_PROMPT_TOKENS = _histogram(
-    "vllm:request_prompt_tokens", "tokens of a complete answer's prompt", buckets=_TOKENS
+    "vllm:request_prompt_tokens", "tokens of a complete output's prompt", buckets=_TOKENS
 )
 REQUEST_GENERATION_TOKENS = _histogram(
-    "vllm:request_generation_tokens", "tokens of a complete answer", buckets=_TOKENS
+    "vllm:request_generation_tokens", "tokens of a complete output", buckets=_TOKENS
 )
 ITERATION_TOKENS = _histogram(
     "vllm:iteration_tokens_total",
-    "tokens of an engine step: of answers, and of prompts that it finished",
+    "tokens of an engine step: of outputs, and of prompts that it finished",
     buckets=_TOKENS,
 )
 # Metrics that only Turbo has.
@@ -112,7 +112,7 @@ STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps", "
 FORWARD_SECONDS = _counter(
     "turbo:forward_seconds", "seconds of all steps in the model's forward pass", "forward_seconds"
 )
-# The growth of the second over that of the first is the speed-up of any window.
+# The growth of the second over that of the first is the speedup of any window.
 GENERATION_SECONDS = _counter(
     "turbo:generation_seconds", "seconds of steps that generated tokens", "generation_seconds"
 )
@@ -121,13 +121,13 @@ BASELINE_GENERATION_SECONDS = _counter(
     "seconds that as many tokens would take without drafts",
     "baseline_generation_seconds",
 )
-AUDITS = _counter("turbo:audits", "answers replayed without speculation", "audits")
+AUDITS = _counter("turbo:audits", "outputs replayed without speculation", "audits")
 AUDIT_MISMATCHES = _counter(
-    "turbo:audit_mismatches", "replayed answers that came out otherwise", "audit_mismatches"
+    "turbo:audit_mismatches", "replayed outputs that came out otherwise", "audit_mismatches"
 )
 VERIFIED_DRAFT_LENGTH = _counter(
     "turbo:verified_draft_length",
-    "how often so many drafts were verified for an answer in a step",
+    "how often so many drafts were verified for an output in a step",
     "verified_draft_length",
     labels=("drafts",),
 )

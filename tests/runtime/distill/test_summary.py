@@ -37,5 +37,5 @@ def test_answers_that_are_left_out_are_counted() -> None:
     first, second = record(0, {}, left_out=4).summary()
     assert first == "4 of 24 answers say one thing over and over or end at once: they are left out"
     assert second == (
-        "support: every answer held out stands among those learnt from; give more prompts to measure it"
+        "support: every answer held out stands among those learned from; give more prompts to measure it"
     )

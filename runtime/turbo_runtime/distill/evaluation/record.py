@@ -30,7 +30,7 @@ REPORT_FILE = "report.html"
 _LEGEND = (
     '<p class="small">Speedups are of this machine, over the same prompts without drafts; <i>before</i> '
     "drafts from memory alone, <i>after</i> with this draft in addition. Prompts were held out; answers that "
-    "stand word for word among those learnt from are left out, but for the last column.</p>"
+    "stand word for word among those learned from are left out, but for the last column.</p>"
 )
 _TITLE_COLUMNS = 45  # characters that fit above one of two plots
 _BEFORE, _AFTER = "#9aa5b1", "#2563eb"
@@ -94,7 +94,7 @@ class Record:
 def _sentences(record: DomainRecord) -> list[str]:
     length, count = record.unseen.acceptance_length, record.unseen.answers
     if not count:
-        return ["every answer held out stands among those learnt from; give more prompts to measure it"]
+        return ["every answer held out stands among those learned from; give more prompts to measure it"]
     sentences = [f"acceptance length {length or 0:.2f} over {count} answers held out"]
     if record.speedups:
         sentence = "{0.after:.2f} times as fast at {0.batch} ({0.before:.2f} from memory alone)"
@@ -133,7 +133,7 @@ def render(record: Record, model: str, name: str) -> str:
     """Render the whole page."""
     body = [
         f"<h1>{html.escape(name)}</h1>",
-        f"<p>A draft for {html.escape(model)}, learnt from the model's own answers: "
+        f"<p>A draft for {html.escape(model)}, learned from the model's own answers: "
         + ", ".join(f"{count} {part}" for part, count in record.answers.items())
         + f"; {record.left_out} answers were left out, since they loop or end at once.</p>",
         "<h2>Speedup</h2>",
