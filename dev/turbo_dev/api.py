@@ -35,7 +35,9 @@ class Api:
             method, path, params=query, content=json.dumps(body), headers={"Content-Type": kind}
         )
         if answer.status_code >= 400:
-            raise ApiRefusalError(answer.status_code, answer.json().get("message", answer.text))
+            is_json = answer.headers.get("content-type", "").startswith("application/json")
+            message = answer.json().get("message", answer.text) if is_json else answer.text
+            raise ApiRefusalError(answer.status_code, message)
         return answer.json()
 
     def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:

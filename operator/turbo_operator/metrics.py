@@ -15,6 +15,11 @@ API_REQUESTS = Counter(
     "Requests to the Kubernetes API, watches not included.",
     ["verb", "resource", "code"],
 )
+EVENTS_DROPPED = Counter(
+    "turbo_operator_events_dropped",
+    "Events that were not written, since there were too many of an object or at once.",
+    ["type"],
+)
 QUEUE_DEPTH = Gauge("turbo_operator_queue_depth", "TurboDeployments that wait for a free worker.")
 DEPLOYMENTS = Gauge("turbo_operator_deployments", "TurboDeployments known to the operator.")
 SCRAPES = Counter("turbo_operator_scrapes", "Reads of a pod's load or progress: ok or failed.", ["result"])

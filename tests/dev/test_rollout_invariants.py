@@ -259,7 +259,7 @@ def status(reconciling: tuple[str, str], ready: int = 1, replicas: int = 1) -> d
         condition("Ready", "True", "Serving"),
         condition("Available", "True", "MinimumReplicasAvailable"),
         condition("Reconciling", *reconciling),
-        condition("Stalled", "False", "Progressing"),
+        condition("Stalled", "False", "NotStalled"),
     ]
     counts = {"replicas": replicas, "readyReplicas": ready, "desiredReplicas": 1, "observedGeneration": 1}
     return counts | {"conditions": conditions}

@@ -30,7 +30,7 @@ def body(*changed: dict[str, Any], **status: Any) -> dict[str, Any]:
         "PlanFeasible": condition("PlanFeasible", "True", "Feasible"),
         "Available": condition("Available", "True", "MinimumReplicasAvailable", "2 of 2 replicas answer."),
         "Reconciling": condition("Reconciling", "False", "UpToDate"),
-        "Stalled": condition("Stalled", "False", "Progressing"),
+        "Stalled": condition("Stalled", "False", "NotStalled"),
     } | {each["type"]: each for each in changed}
     return {
         "metadata": {
@@ -56,7 +56,7 @@ def body(*changed: dict[str, Any], **status: Any) -> dict[str, Any]:
 
 IN_ROLLOUT = (
     condition("Reconciling", "True", "ModelLoading"),
-    condition("Ready", "False", "ModelLoading", "The plan before it serves on."),
+    condition("Ready", "False", "ModelLoading", "The earlier plan serves on."),
 )
 ROLLED_BACK = (
     condition("Ready", "False", "RolledBack"),
@@ -193,7 +193,7 @@ WRONG = {
         "WithinBudget says WithinBudget, and spec.cost.maxPerHour is not set",
     ),
     "no-reason": (body(condition("Stalled", "False", "")), "Stalled has no reason"),
-    "no-sentence": (body(condition("Stalled", "False", "Progressing", "all well")), "is no sentence"),
+    "no-sentence": (body(condition("Stalled", "False", "NotStalled", "all well")), "is no sentence"),
 }
 
 
@@ -223,7 +223,7 @@ def test_a_condition_twice_and_one_that_is_missing_are_told() -> None:
 def test_a_transition_time_moves_with_the_status_alone_and_never_back() -> None:
     later = "2026-01-01T00:00:09Z"
     flipped = condition("Stalled", "True", "UserActionRequired") | {"lastTransitionTime": later}
-    kept = condition("Stalled", "False", "Progressing") | {"lastTransitionTime": later}
+    kept = condition("Stalled", "False", "NotStalled") | {"lastTransitionTime": later}
     assert impossible_changes(body(), body(flipped)) == []
     assert "Stalled stayed False" in impossible_changes(body(), body(kept))[0]
     assert "went back" in impossible_changes(body(flipped), body())[0]

@@ -134,7 +134,7 @@ def test_no_capacity_until_a_node_is_added(hall: Hall) -> None:
     hall.deploy(h100)
     said = hall.until_said("PlanFeasible", "False", "InsufficientCapacity")
     assert h100 in said["message"]
-    hall.until_said("Stalled", "False", "Progressing")
+    hall.until_said("Stalled", "False", "NotStalled")
     assert hall.serving() == []
     hall.nodes(h100, 1)
     hall.until_ready(1)

@@ -185,7 +185,7 @@ def test_a_new_plan_that_finds_no_room_beside_the_old_one_says_what_makes_some()
     ready = computed(td(), pod("old", variant="v1old"), waits).condition(ConditionType.READY)
     assert ready is not None
     assert (ready.status, ready.reason) == ("False", AvailableReason.WAITING_FOR_ACCELERATOR)
-    assert ready.message.startswith("The plan before it serves on. Of the new plan: Pod new: Unschedulable")
+    assert ready.message.startswith("The earlier plan serves on. Of the new plan: Pod new: Unschedulable")
     loads = computed(td(), pod("old", variant="v1old"), pod("new", ready=False))
     other = loads.condition(ConditionType.READY)
     assert other is not None

@@ -122,7 +122,7 @@ def test_an_inspection_whose_image_cannot_be_pulled_stalls_at_the_deadline_and_n
     assert "spec.engine.image" in before["Ready"]["message"]
     status, after = look(spec, status, inspecting(spec, **PULLS), NOW + 21)
     assert told(after, "Stalled") == ("True", "ProgressDeadlineExceeded")
-    assert told(after, "Ready") == ("False", "Inspecting")
+    assert told(after, "Ready") == ("False", "InspectRetrying")
     for kind in ("Stalled", "Ready"):
         assert 'Back-off pulling image "nope"' in after[kind]["message"]
         assert "Correct spec.engine.image" in after[kind]["message"]

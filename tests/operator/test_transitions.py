@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import Condition, PlanStatus, ScaleEvent, TurboDeploymentStatus
+from turbo_operator.api import Condition, PlanStatus, Predicted, ScaleEvent, TurboDeploymentStatus
 from turbo_operator.status.transitions import Transition, transitions
 
 KINDS = ("Ready", "DraftTrained", "DraftPromoted", "WithinBudget", "DraftReady", "Available", "Stalled")
@@ -57,7 +57,10 @@ def test_the_same_status_again_is_no_event(status: TurboDeploymentStatus) -> Non
     ("kind", "last", "now", "is_warning"),
     [
         ("Ready", None, ("Unknown", "Inspecting"), False),
+        ("Ready", ("Unknown", "Inspecting"), ("Unknown", "InspectRetrying"), True),
         ("Ready", ("Unknown", "Inspecting"), ("False", "ModelLoading"), False),
+        ("Ready", ("True", "Serving"), ("False", "ModelLoading"), False),
+        ("Stalled", ("False", "NotStalled"), ("True", "ProgressDeadlineExceeded"), True),
         ("Ready", ("False", "ModelLoading"), ("False", "OOMKilled"), True),
         ("Ready", ("False", "OOMKilled"), ("True", "Serving"), False),
         ("Ready", None, ("False", "InvalidSpec"), True),
@@ -88,19 +91,37 @@ def test_what_is_well_from_the_first_is_no_event(kind: str) -> None:
     assert found(loading, of_conditions(condition(kind, "True", "Loaded"))) == []
 
 
-def test_a_new_plan_is_an_event_with_why_it_was_chosen() -> None:
-    old = TurboDeploymentStatus(plan=PlanStatus(hash="ab", message="The first."))
-    new = TurboDeploymentStatus(plan=PlanStatus(hash="cd", message="The cheapest."))
-    assert found(old, new) == [Transition(False, "Planned", "The cheapest.")]
+@pytest.mark.parametrize(("last", "now"), [("ModelLoading", "WaitingForPods"), ("OOMKilled", "ModelLoading")])
+def test_what_is_usual_after_another_state_that_is_not_ready_is_no_event(last: str, now: str) -> None:
+    """Found by a reader: eight Events told of one rollout, and the ninth that mattered was dropped."""
+    assert found(*(of_conditions(condition("Ready", "False", reason)) for reason in (last, now))) == []
+
+
+def test_of_two_conditions_with_one_cause_the_first_tells_it() -> None:
+    over = [condition(kind, "False", "BudgetExceeded", f"{kind}.") for kind in ("Ready", "WithinBudget")]
+    assert found(NOTHING, of_conditions(*over)) == [Transition(True, "BudgetExceeded", "Ready.")]
+
+
+def test_a_new_plan_is_an_event_that_says_what_it_takes_and_whether_that_is_new() -> None:
+    serves = {"engine": "VLLM", "accelerator": "h100", "accelerators_per_replica": 8, "method": "MTP"}
+    paid = Predicted(cost_per_hour="55.04")
+    old = TurboDeploymentStatus(plan=PlanStatus(hash="ab", **serves, replicas=1, predicted=paid))
+    new = TurboDeploymentStatus(plan=PlanStatus(hash="cd", **serves, replicas=2, predicted=paid))
+    (event,) = found(NOTHING, old)
+    words = "1 replica of engine VLLM on 8 x h100, drafts MTP, 55.04 $/h."
+    assert event == Transition(False, "Planned", f"Plan ab: {words}")
+    (event,) = found(old, new)
+    assert event.message.endswith("the model, image, arguments or pod template differ.")
+    (event,) = found(old, new.model_copy(update={"plan": PlanStatus(hash="cd", accelerator="l4")}))
+    assert "as before" not in event.message
     assert found(new, TurboDeploymentStatus(plan=PlanStatus(message="None is feasible."))) == []
 
 
 def test_a_change_of_replicas_is_an_event_with_its_cause() -> None:
     first = ScaleEvent(time="2026-01-19T08:30:00Z", before=1, after=3, reason="Scaling")
     second = ScaleEvent(time="2026-01-19T08:40:00Z", before=3, after=2, reason="Scaling")
-    scaling = condition("ScalingActive", "True", "Scaling", "The load needs 3.")
-    new = TurboDeploymentStatus(scale_history=(first,), conditions=(scaling,))
-    up = Transition(False, "ScaledUp", "From 1 to 3 replicas. The load needs 3.")
+    new = TurboDeploymentStatus(scale_history=(first,))
+    up = Transition(False, "ScaledUp", "From 1 to 3 replicas, as the load asks.")
     assert found(NOTHING, new) == [up]
     later = TurboDeploymentStatus(scale_history=(first, second))
-    assert found(new, later) == [Transition(False, "ScaledDown", "From 3 to 2 replicas.")]
+    assert found(new, later) == [Transition(False, "ScaledDown", "From 3 to 2 replicas, as the load asks.")]

@@ -64,6 +64,7 @@ class ModelInspectedReason(StrEnum):
 
     INSPECTED = "Inspected"
     INSPECTING = "Inspecting"
+    INSPECT_RETRYING = "InspectRetrying"  # its last attempt failed, or its pod cannot start
     INSPECT_FAILED = "InspectFailed"
 
 
@@ -72,6 +73,7 @@ class AvailableReason(StrEnum):
 
     MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
     WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"
+    WAITING_FOR_PODS = "WaitingForPods"  # those of an earlier plan hold what new ones take
     QUOTA_EXCEEDED = "QuotaExceeded"
     IMAGE_PULL_BACK_OFF = "ImagePullBackOff"
     CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
@@ -165,7 +167,7 @@ class ReconcilingReason(StrEnum):
 class StalledReason(StrEnum):
     """Whether the object waits for a change by its user."""
 
-    PROGRESSING = "Progressing"
+    NOT_STALLED = "NotStalled"
     USER_ACTION_REQUIRED = "UserActionRequired"
     ROLLED_BACK = "RolledBack"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"

@@ -137,7 +137,7 @@ def scale(
     elif plan is None or choice is None:
         replicas = present or spec.scaling.min_replicas or 1
         reason = api.ScalingReason.PLANNED if policy == api.ScalingMode.PLANNED else api.ScalingReason.STABLE
-        detail = "What runs is kept while no plan is feasible."
+        detail = "What runs is kept while no plan is feasible." if present else "No plan is feasible yet."
     elif policy == api.ScalingMode.PLANNED:
         replicas, reason = plan.replicas, api.ScalingReason.PLANNED
         by_spec = plan.replicas <= (spec.scaling.min_replicas or 0)
@@ -220,7 +220,7 @@ def _autoscale(
             silence = f"The load of {_name_some(signal.silent)} is not known"
         detail = f"{silence}: {as_before}."
     elif signal.starting:
-        detail = f"{as_before}: {_name_some(signal.starting)} became ready just now and is asked next."
+        detail = f"{as_before}: {_name_some(signal.starting)} became ready just now: its load is read next."
     elif high < min_replicas == current and (spec.scaling.min_replicas or 0) >= plan.replicas:
         detail = f"{_count(current)}: spec.scaling.minReplicas allows no fewer."
     elif high < min_replicas == current and plan.replicas > 1:

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from turbo_operator import metrics
 from turbo_operator.api import API_VERSION, FIELD_MANAGER, TURBODEPLOYMENT
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.resources import EVENT
@@ -22,7 +24,7 @@ from turbo_operator.status.transitions import Transition
 
 MAX_WAITING = 5000
 MAX_NOTE = 1024  # bytes that the API server takes
-# A state that flaps does not flood the API server: so many at once, and then one in so many seconds.
+# A state that flaps does not flood the API server: so many of each type at once, then one in so many seconds.
 BURST, REFILL_SECONDS = 25, 300.0
 
 log = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Allowance:
-    """How many Events one object may still have: client-go's token bucket."""
+    """How many Events of one type an object may still have: client-go's token bucket."""
 
     tokens: float = BURST
     time: float = 0.0  # of the monotonic clock, when that many were left
@@ -45,6 +47,9 @@ class Allowance:
         return True
 
 
+Allowances = defaultdict[str, Allowance]  # by type: what is usual takes no place from what is wrong
+
+
 @dataclass(eq=False)
 class EventRecorder:
     """Writes Events one after the other."""
@@ -56,21 +61,24 @@ class EventRecorder:
         self._instance = socket.gethostname()
 
     def record(
-        self, body: Mapping[str, Any], found: Iterable[Transition], allowance: Allowance, now: float
+        self, body: Mapping[str, Any], found: Iterable[Transition], allowances: Allowances, now: float
     ) -> None:
         """Queue an Event about a TurboDeployment for each transition; `now` is in seconds since the epoch."""
         meta = body["metadata"]
         regarding = {key: meta[key] for key in ("name", "namespace", "uid")}
         regarding |= {"apiVersion": API_VERSION, "kind": TURBODEPLOYMENT}
         for number, each in enumerate(found):
-            if self._waiting.full() or not allowance.take(time.monotonic()):
-                log.warning("dropped an Event", extra={"object": meta["name"], "reason": each.reason})
+            kind = "Warning" if each.is_warning else "Normal"
+            if self._waiting.full() or not allowances[kind].take(time.monotonic()):
+                metrics.EVENTS_DROPPED.labels(kind).inc()
+                details = {"object": f"{meta['namespace']}/{meta['name']}", "reason": each.reason}
+                log.warning("dropped an Event: %s", each.message, extra=details)
                 continue
             at = datetime.fromtimestamp(now, UTC) + timedelta(microseconds=number)  # to be told in this order
             event = {
                 "metadata": {"name": f"{meta['name']}.{at:%Y%m%d%H%M%S%f}", "namespace": meta["namespace"]},
                 "eventTime": f"{at:%Y-%m-%dT%H:%M:%S.%fZ}",
-                "type": "Warning" if each.is_warning else "Normal",
+                "type": kind,
                 "reason": each.reason,
                 "note": _cut(each.message),
                 "action": "Reconcile",

@@ -293,8 +293,8 @@ class Reconciler:
         except GoneError as error:
             raise _DeletedError(key) from error
         old = body.get("status") or {}
-        allowance = self._memos.of(key, identity["uid"]).events
-        self.events.record(body, transitions(old, document), allowance, self.clock())
+        allowances = self._memos.of(key, identity["uid"]).events
+        self.events.record(body, transitions(old, document), allowances, self.clock())
         deployment_metrics.count_training(key, old.get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:

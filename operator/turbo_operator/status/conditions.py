@@ -144,6 +144,7 @@ class Conditions:
         if error:
             remedies = (remedy_of(pod.reason, pod.message) for pod in self._observed.inspecting)
             message = f"{message} Its last attempt said: {error}{next(filter(None, remedies), '')}"
+            return unknown(api.ModelInspectedReason.INSPECT_RETRYING, message)
         return unknown(api.ModelInspectedReason.INSPECTING, message)
 
     @cached_property
@@ -221,7 +222,7 @@ class Conditions:
         ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
         if not pods and (failed := first_failing(p for p in ended if plan_hash in (None, p.plan_hash))):
             return failed
-        answering = f"{ready} of {self._scale.replicas} replicas answer; others"
+        answering = f"{ready} of {self._scale.replicas} replicas answer; the others"
         workloads = (child for child in self._observed.children if child.kind in WORKLOADS)
         kept = next(filter(None, map(kept_by_finalizer, workloads)), None)
         if kept and not self._rollout.waits and all(pod.ready for pod in pods):
@@ -229,8 +230,8 @@ class Conditions:
         ending = [pod.name for pod in self._observed.pods if pod.terminating and pod.is_present]
         if ending and all(pod.ready for pod in pods):
             message = f"{answering} wait until pod {ending[0]} has ended, whose accelerators they take."
-            return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, message)
-        return false(api.AvailableReason.MODEL_LOADING, f"{answering} start or load.")
+            return false(api.AvailableReason.WAITING_FOR_PODS, message)
+        return false(api.AvailableReason.MODEL_LOADING, f"{answering} start or load the model.")
 
     @cached_property
     def _ready(self) -> ConditionState:
@@ -270,7 +271,7 @@ class Conditions:
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds
             whose = " of the new plan" if self._serves_on else ""
-            since = f"for less than {seconds} s" if seconds else "and have yet to be counted"
+            since = f"but not for {seconds} s yet" if seconds else "and have yet to be counted"
             message = f"{ready} of {replicas} replicas{whose} answer, {since}."
             return false(api.ReconcilingReason.PROGRESSING, self._serves_on + message)
         cause = self._held_up(self._current, plan_hash, ready)
@@ -283,7 +284,7 @@ class Conditions:
         verdict = self._outcome.verdict
         own = {self._plan_hash, verdict.variant if verdict is not None else None}
         answers = any(pod.ready and pod.plan_hash not in own for pod in self._serving)
-        return "The plan before it serves on. " if answers else ""
+        return "The earlier plan serves on. " if answers else ""
 
     def _scaling(self) -> ConditionState:
         spec, message = self._td.spec, self._scale.detail
@@ -329,11 +330,13 @@ class Conditions:
             message = f"There is no answer after {deadline}. {self._inspected.message}"
             return true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
         message = "Nothing waits for a change of the spec."
+        if self._inspected.reason == api.ModelInspectedReason.INSPECT_RETRYING:
+            message = "The model is read again and again: ModelInspected says what is in the way."
         if (status := rollout.status) is not None and status.last_progress_time is not None:
             message = f"Plan {status.plan_hash} has {deadline} from its last progress to make some."
         if self._scale.reason == api.ScalingReason.SUSPENDED:
             message = "It rests, as the spec asks: write spec.suspend: false to serve."
-        return false(api.StalledReason.PROGRESSING, message)
+        return false(api.StalledReason.NOT_STALLED, message)
 
     def _reconciling(self) -> ConditionState:
         """Whether the spec is not in force yet, though it may come to that by itself.

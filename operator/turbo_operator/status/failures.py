@@ -64,6 +64,8 @@ def remedy_of(reason: str | None, message: str | None) -> str:
     """Return a sentence, after a space, on what helps a pod that says so; empty where none is known."""
     if POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF:
         return " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
+    if message and "HF_ENDPOINT" in message:
+        return " Environment variables are in spec.podTemplate.spec.env."
     if message and re.search('persistentvolumeclaim "[^"]+" not found', message):  # the scheduler's words
         return " Correct the name of the claim where the spec has it, or make a claim of this name."
     return ""

@@ -14,17 +14,19 @@ from turbo_operator.api import (
     ModelInspectedReason,
     ReadyReason,
     ReconcilingReason,
+    ScalingReason,
     TrainingReason,
 )
 
-# Conditions of which every step is told, and others that are told where they turn bad or good again.
+# Conditions of which every change is told, and others that are told where they turn bad or good again.
 STEPS = (ConditionType.READY, ConditionType.DRAFT_TRAINED, ConditionType.DRAFT_PROMOTED)
 ALARMS = (ConditionType.WITHIN_BUDGET, ConditionType.DRAFT_READY)
-# What is no failure although it is not there yet.
+# What is no failure although it is not there yet; one of these after another is no news.
 EXPECTED = frozenset[str](
     {
         ModelInspectedReason.INSPECTING,
         AvailableReason.MODEL_LOADING,
+        AvailableReason.WAITING_FOR_PODS,
         ReconcilingReason.PROGRESSING,
         ReadyReason.SUSPENDED,
         DraftReason.SPECULATION_DISABLED,
@@ -35,6 +37,13 @@ EXPECTED = frozenset[str](
         CanaryReason.EVALUATING,
     }
 )
+_CAUSES: Mapping[str, str] = {
+    ScalingReason.PLANNED: ", as planned",
+    ScalingReason.SCALING: ", as the load asks",
+    ScalingReason.SCALING_LIMITED: ", as far as the limits of the spec go",
+    ScalingReason.EXTERNALLY_MANAGED: ", as spec.replicas asks",
+    ScalingReason.SUSPENDED: ", as spec.suspend asks",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +59,52 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tran
     """Yield what happened between two statuses as the API server holds them; nothing where they agree."""
     plan = new.get("plan") or {}
     if plan.get("hash") not in (None, (old.get("plan") or {}).get("hash")):
-        yield Transition(False, "Planned", plan.get("message", ""))
-    conditions = _by_type(old), _by_type(new)
+        yield Transition(False, "Planned", _describe_plan(plan, old.get("plan") or {}))
     before = old.get("scaleHistory") or []
     for event in new.get("scaleHistory") or []:
         if event not in before:
-            scaling = conditions[1].get(ConditionType.SCALING_ACTIVE) or {}
             reason = "ScaledUp" if event["to"] > event["from"] else "ScaledDown"
-            why = f" {scaling['message']}" if scaling.get("reason") == event["reason"] else ""
-            yield Transition(False, reason, f"From {event['from']} to {event['to']} replicas.{why}")
-    for kind in (*STEPS, *ALARMS):
+            cause = _CAUSES.get(event["reason"], "")
+            yield Transition(False, reason, f"From {event['from']} to {event['to']} replicas{cause}.")
+    conditions, told = (_by_type(old), _by_type(new)), set[str]()
+    for kind in (*STEPS, *ALARMS, ConditionType.STALLED):
         last, condition = (found.get(kind) for found in conditions)
-        if condition is None or (last is not None and _step(last) == _step(condition)):
-            continue
-        status, reason = _step(condition)
-        if kind in ALARMS and status != "False" and (last is None or last["status"] != "False"):
-            continue
-        yield Transition(status != "True" and reason not in EXPECTED, reason, condition["message"])
+        if condition is not None and condition["reason"] not in told and _is_news(kind, last, condition):
+            told.add(condition["reason"])  # of two conditions for one cause, the first
+            is_warning = kind == ConditionType.STALLED or not _is_well(condition)
+            yield Transition(is_warning, condition["reason"], condition["message"])
+
+
+def _is_news(kind: ConditionType, last: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
+    """Whether a condition has changed so that a person would want to read of it."""
+    if last is not None and (last["status"], last["reason"]) == (new["status"], new["reason"]):
+        return False
+    if kind == ConditionType.STALLED:
+        return bool(new["status"] == "True")
+    if kind in ALARMS:
+        return new["status"] == "False" or (last is not None and last["status"] == "False")
+    return last is None or last["status"] != new["status"] or new["reason"] not in EXPECTED
+
+
+def _is_well(condition: Mapping[str, Any]) -> bool:
+    return condition["status"] == "True" or condition["reason"] in EXPECTED
+
+
+def _describe_plan(plan: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Say what pods are made of now, and what has changed where the plan itself has not."""
+    names = ("engine", "accelerator", "capacityType", "acceleratorsPerReplica", "method", "maxDraftTokens")
+    count, cost = plan.get("acceleratorsPerReplica") or 1, (plan.get("predicted") or {}).get("costPerHour")
+    pods = f"{count} x {plan.get('accelerator')}" if count > 1 else plan.get("accelerator")
+    replicas = plan.get("replicas") or 0
+    message = (
+        f"Plan {plan.get('hash')}: {replicas} {'replica' if replicas == 1 else 'replicas'} of engine "
+        f"{plan.get('engine')} on {pods}, drafts {plan.get('method')}"
+    )
+    message += f", {cost} $/h." if cost else "."
+    if last.get("hash") and all(plan.get(name) == last.get(name) for name in names):
+        message += " All this is as before; the model, image, arguments or pod template differ."
+    return message
 
 
 def _by_type(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {condition["type"]: condition for condition in status.get("conditions") or ()}
-
-
-def _step(condition: Mapping[str, Any]) -> tuple[str, str]:
-    return condition["status"], condition["reason"]

@@ -21,7 +21,7 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
-_HUB_REMEDY = ": set HF_ENDPOINT to a mirror, or name a model on disk"
+_HUB_REMEDY = ": set the environment variable HF_ENDPOINT to a mirror, or name a model on disk"
 _PASSING = (408, 429)  # besides all of 5xx: statuses that the same request may not meet again
 
 

@@ -162,7 +162,7 @@ def test_a_pod_that_became_ready_just_now_is_not_silent_and_holds_the_others() -
     seen = asked(5).history
     held = asked(FRESH, history=seen)
     assert (held.replicas, held.reason) == (2, ScalingReason.STABLE)
-    assert held.detail == "2 replicas as before: new became ready just now and is asked next."
+    assert held.detail == "2 replicas as before: new became ready just now: its load is read next."
     assert asked(FRESH + 1).reason == ScalingReason.METRICS_UNAVAILABLE
     assert asked(5, load=30_000).replicas == 4
     reported = [pod("says", loaded(100)), pod("new", loaded(0), ready_since=START - 5)]

@@ -6,7 +6,14 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
-from turbo_operator.controller.event_recorder import BURST, MAX_NOTE, REFILL_SECONDS, Allowance, EventRecorder
+from turbo_operator.controller.event_recorder import (
+    BURST,
+    MAX_NOTE,
+    REFILL_SECONDS,
+    Allowance,
+    Allowances,
+    EventRecorder,
+)
 from turbo_operator.controller.kube import KubeError
 from turbo_operator.resources import Resource
 from turbo_operator.status.transitions import Transition
@@ -45,7 +52,7 @@ async def test_events_of_one_moment_are_told_in_their_order_under_names_of_their
     server = Server(2)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
     found = [Transition(False, "Planned", "Why."), Transition(True, "OOMKilled", "Pod chat-x.")]
-    recorder.record(BODY, found, Allowance(), NOW)
+    recorder.record(BODY, found, Allowances(Allowance), NOW)
     await written(recorder, server)
     assert [event["reason"] for event in server.events] == ["Planned", "OOMKilled"]
     assert [event["type"] for event in server.events] == ["Normal", "Warning"]
@@ -67,20 +74,21 @@ async def test_one_that_is_not_taken_does_not_hold_up_the_next() -> None:
     server = Server(1, refused="Planned")
     recorder = EventRecorder(server)  # type: ignore[arg-type]
     found = [Transition(False, "Planned", "Why."), Transition(False, "Serving", "It serves.")]
-    recorder.record(BODY, found, Allowance(), NOW)
+    recorder.record(BODY, found, Allowances(Allowance), NOW)
     await written(recorder, server)
     assert [event["reason"] for event in server.events] == ["Serving"]
 
 
-async def test_a_state_that_flaps_is_told_a_few_times_only() -> None:
+async def test_a_state_that_flaps_is_told_a_few_times_and_what_is_usual_besides() -> None:
     server = Server(BURST + 1)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
-    allowance = Allowance()
+    allowances = Allowances(Allowance)
     for _ in range(BURST + 10):
-        recorder.record(BODY, [Transition(True, "CrashLoopBackOff", "Again.")], allowance, NOW)
-    recorder.record(BODY, [Transition(False, "Serving", "Another object.")], Allowance(), NOW)
+        recorder.record(BODY, [Transition(True, "CrashLoopBackOff", "Again.")], allowances, NOW)
+    recorder.record(BODY, [Transition(False, "Serving", "It serves.")], allowances, NOW)
     await written(recorder, server)
-    assert [event["reason"] for event in server.events].count("CrashLoopBackOff") == BURST
+    told = [event["reason"] for event in server.events]
+    assert told == ["CrashLoopBackOff"] * BURST + ["Serving"], "each type has its own"
 
 
 def test_an_allowance_grows_again_up_to_its_burst() -> None:
@@ -94,7 +102,7 @@ def test_an_allowance_grows_again_up_to_its_burst() -> None:
 async def test_a_long_sentence_is_cut_to_what_the_api_server_takes() -> None:
     server = Server(1)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
-    recorder.record(BODY, [Transition(False, "Planned", "ä" * MAX_NOTE)], Allowance(), NOW)
+    recorder.record(BODY, [Transition(False, "Planned", "ä" * MAX_NOTE)], Allowances(Allowance), NOW)
     await written(recorder, server)
     note = server.events[0]["note"]
     assert note.endswith("ä…")

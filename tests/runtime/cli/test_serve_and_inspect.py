@@ -108,7 +108,8 @@ def test_a_hub_that_cannot_be_reached_is_a_sentence_and_may_pass(tmp_path: Path)
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("Cannot inspect foo/bar: the hub cannot be reached (")
-    assert ended.stderr.endswith("): set HF_ENDPOINT to a mirror, or name a model on disk\n")
+    remedy = "set the environment variable HF_ENDPOINT to a mirror, or name a model on disk"
+    assert ended.stderr.endswith(f"): {remedy}\n")
     assert len(ended.stderr.splitlines()) == 1
     assert message.read_text(encoding="utf-8") == ended.stderr.removesuffix("\n")
 
