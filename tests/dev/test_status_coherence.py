@@ -166,7 +166,7 @@ WRONG = {
     ),
     "suspended-in-one": (body(condition("Available", "False", "Suspended"), *IN_ROLLOUT), "for ModelLoading"),
     "suspended-and-not-asked-to": (body(*SUSPENDED, desiredReplicas=0), "spec.suspend is not true"),
-    "rolled-back-in-one": (body(ROLLED_BACK[0], **BACK), "Stalled is False for Progressing"),
+    "rolled-back-in-one": (body(ROLLED_BACK[0], **BACK), "Stalled is False for NotStalled"),
     "rolled-back-and-waits": (
         body(*ROLLED_BACK, condition("Reconciling", "True", "RolledBack"), **BACK),
         "Reconciling is True for RolledBack",
