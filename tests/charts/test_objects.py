@@ -80,7 +80,7 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
             ["list", "watch", "create", "patch", "update", "delete"],
         ),
         ("batch/jobs", ["list", "watch", "create", "patch", "delete"]),
-        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update", "delete"]),
+        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update"]),
         ("events.k8s.io/events", ["create"]),
     ]
 

@@ -26,6 +26,7 @@ from turbo_operator.render.template import pod_template
 from turbo_operator.rollout import Variant, variant_states
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
+from turbo_operator.status import fields
 from turbo_runtime.contract.documents import ModelInfo
 
 NOW = 1_700_000_000.0
@@ -111,10 +112,17 @@ def test_the_workload_is_a_leader_worker_set_that_its_frozen_templates_make_agai
     assert group["spec"]["leaderWorkerTemplate"]["size"] == 3
     assert render.frozen_templates(group) == template
     built = [item for item in made if item["kind"] == "PodDisruptionBudget"]
-    budgets = {item["metadata"]["name"]: item["spec"] for item in built}
-    assert budgets["chat"]["minAvailable"] == 1
-    assert budgets["chat-workers"]["minAvailable"] == 2, "all but the two workers of one replica"
-    assert budgets["chat-workers"]["selector"]["matchLabels"][f"{GROUP}/role"] == "worker"
+    (budget,) = (item["spec"] for item in built)
+    assert budget["minAvailable"] == 5, "of six pods one may leave, and takes its replica with it"
+    (roles,) = budget["selector"]["matchExpressions"]
+    assert (roles["key"], roles["values"]) == (f"{GROUP}/role", ["serving", "worker"])
+    assert f"{GROUP}/role" not in budget["selector"]["matchLabels"]
+    (alone,) = (
+        item["spec"]
+        for item in render.children(it, observed, None, [Variant(PLAN, 1)], SETTINGS, min_available=0)
+        if item["kind"] == "PodDisruptionBudget"
+    )
+    assert alone["minAvailable"] == 0, "the only replica may be drained"
 
 
 def test_another_number_of_nodes_is_another_plan() -> None:
@@ -249,3 +257,33 @@ def test_a_name_that_fits_may_have_groups(name: str) -> None:
     assert lack(it) is None
     longer = it.model_copy(update={"metadata": it.metadata.model_copy(update={"name": "c" * 38})})
     assert "37 characters" in (lack(longer) or "")
+
+
+def test_sets_that_control_one_another_a_thousand_times_over_end_nothing() -> None:
+    """Found in review: whoever may create ReplicaSets could end the operator by a long chain of them."""
+    pods = Pods()
+    pods.put_root("lws", Root(KEY, "u-1", PLAN))
+    owner = ("LeaderWorkerSet", "lws")
+    for number in range(2000):
+        pods.put_set(body(f"s{number}", "ReplicaSet", owner))
+        owner = ("ReplicaSet", f"s{number}")
+    pods.put(body("deep", "Pod", owner, **LABELED))
+    assert pods.of(KEY) == []
+    assert pods.root_of("deep") is None
+
+
+def test_the_group_of_a_stranger_is_passed_over() -> None:
+    """Found in review: `turbo plan --context` ended where somebody else runs a LeaderWorkerSet."""
+    pods = Pods()
+    pods.put_set(WORKERS)
+    leader = body("leader", "Pod", ("StatefulSet", "leaders"))
+    assert pods.put(leader) == set()
+    assert pods.drop(leader) == set()
+
+
+def test_a_replica_costs_its_price_while_one_of_its_pods_waits() -> None:
+    """Found in review: a node's accelerators were held for nothing."""
+    row = replace(CARD, name="mid")
+    (merged,) = merge_groups([member(0, ready=False, accelerator="mid"), member(1, pending_since=NOW)])
+    assert merged.pending_since is not None
+    assert fields.cost_per_hour(Snapshot({"mid": row}, pods=(merged,))) == 3

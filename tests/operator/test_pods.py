@@ -123,7 +123,8 @@ def test_a_replica_set_that_its_deployment_lets_go_takes_its_pods_along() -> Non
 
 def orphan(name: str = "chat-abc-1", uid: str = "td") -> dict[str, Any]:
     labels = LABELS | {f"{GROUP}/owner-uid": uid}
-    return {"metadata": body("rs", labels=labels)["metadata"] | {"name": name}}
+    meta = body("rs", labels=labels)["metadata"] | {"name": name}
+    return {"kind": "ReplicaSet", "metadata": meta}
 
 
 def test_the_pods_of_a_replica_set_that_was_orphaned_stay_ours_until_it_is_adopted_or_gone() -> None:

@@ -1,7 +1,7 @@
 """Events of TurboDeployments, for `kubectl describe` and `kubectl events`.
 
-They are written in the background: a reconcile never waits for one. One that cannot be written is logged and
-dropped, as in client-go.
+They are written in the background: a reconcile never waits for one. One that cannot be written is tried again
+a few times, then logged and dropped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from turbo_operator import metrics
 from turbo_operator.api import API_VERSION, FIELD_MANAGER, TURBODEPLOYMENT
-from turbo_operator.controller.kube import Kube, KubeError
+from turbo_operator.controller.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.resources import EVENT
 from turbo_operator.status.transitions import Transition
 
@@ -26,6 +26,7 @@ MAX_WAITING = 5000
 MAX_NOTE = 1024  # bytes that the API server takes
 # A state that flaps does not flood the API server: so many of each type at once, then one in so many seconds.
 BURST, REFILL_SECONDS = 25, 300.0
+RETRY_SECONDS = (1.0, 5.0)
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +94,21 @@ class EventRecorder:
         while True:
             event = await self._waiting.get()
             try:
-                await self.api.create(EVENT, event)
+                await self._write(event)
             except KubeError as error:
+                metrics.EVENTS_DROPPED.labels(event["type"]).inc()
                 log.warning("an Event was not written: %s", error, extra={"reason": event["reason"]})
+
+    async def _write(self, event: Mapping[str, Any]) -> None:
+        for seconds in RETRY_SECONDS:
+            try:
+                await self.api.create(EVENT, event)
+                return
+            except (RefusedError, ConflictError, GoneError):  # its namespace may be going
+                raise
+            except KubeError:
+                await asyncio.sleep(seconds)
+        await self.api.create(EVENT, event)
 
 
 def _cut(text: str) -> str:

@@ -21,9 +21,9 @@ from turbo_operator import logs, metrics, resources
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.informer import ObjectHandler, Reflector
+from turbo_operator.controller.informer import RETRY_SECONDS, ObjectHandler, Reflector
 from turbo_operator.controller.inventory_sync import InventorySync
-from turbo_operator.controller.kube import Kube, KubeError
+from turbo_operator.controller.kube import Kube, KubeError, RefusedError
 from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
 from turbo_operator.controller.workqueue import WorkQueue
@@ -124,27 +124,50 @@ class Operator:
             group.create_task(self.queue.run())
 
     async def _reflect_groups(self) -> None:
-        """Reflect LeaderWorkerSets and what they make, as soon as the cluster knows that kind."""
-        while not await self._serves_groups():
-            self._knows_groups.set()
+        """Reflect LeaderWorkerSets and what they make while the cluster knows that kind and shows it."""
+        while True:
+            if await self._sees_groups():
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(reflector.run()) for reflector in self._grouped]
+                    for reflector in self._grouped:
+                        await reflector.listed.wait()
+                    self._set_groups(True)
+                    await self._lose_groups()
+                    for task in tasks:
+                        task.cancel()
+            self._set_groups(False)
             await asyncio.sleep(GROUPS_SECONDS)
-        async with asyncio.TaskGroup() as group:
-            for reflector in self._grouped:
-                group.create_task(reflector.run())
-            for reflector in self._grouped:
-                await reflector.listed.wait()
-            self.cache.has_groups = True
-            if self._knows_groups.is_set():  # it was installed meanwhile: other plans may be possible
-                for key in list(self.cache.deployments):
-                    self._replan(key)
-            self._knows_groups.set()
 
-    async def _serves_groups(self) -> bool:
-        try:
-            return await self._api.serves(LEADERWORKERSET)
-        except KubeError as error:
-            log.warning("it is not known yet whether there are LeaderWorkerSets: %s", error)
-            return False
+    async def _lose_groups(self) -> None:
+        """Wait until the cluster no longer knows the kind."""
+        is_there = True
+        while is_there:
+            await asyncio.sleep(GROUPS_SECONDS)
+            is_there = await self._sees_groups()
+
+    def _set_groups(self, are_there: bool) -> None:
+        """Follow that the kind came or went: other plans may be possible, or none of those that were."""
+        is_news = are_there != self.cache.has_groups and self._knows_groups.is_set()
+        self.cache.has_groups = are_there
+        self._knows_groups.set()
+        for key in list(self.cache.deployments) if is_news else ():
+            self._replan(key)
+
+    async def _sees_groups(self) -> bool:
+        """Whether the cluster knows the kind and lets us list it; waits until it can be told."""
+        while True:
+            try:
+                if not await self._api.serves(LEADERWORKERSET):
+                    return False
+                for resource, namespace in places(self.settings, GROUPED):
+                    await self._api.check_list(resource, namespace)
+                return True
+            except RefusedError as error:
+                log.warning("no replica can be on several nodes: %s", error.message)
+                return False
+            except KubeError as error:  # what is not known is not taken for absent
+                log.warning("it is not known whether there are LeaderWorkerSets: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _reflect_pods(self, pods: Reflector) -> None:
         """Reflect pods once all that may control one is known."""

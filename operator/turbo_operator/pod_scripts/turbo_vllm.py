@@ -104,8 +104,13 @@ async def _refuse(send: Send) -> None:
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
-def drain(metrics_url: str, delay_seconds: float, timeout_seconds: float) -> None:
-    """Wait until load balancers have taken the pod out and it has answered all that it took."""
+def drain(
+    metrics_url: str, delay_seconds: float, timeout_seconds: float, *, until_gone: bool = False
+) -> None:
+    """Wait until load balancers have taken the pod out and it has answered all that it took.
+
+    A worker waits `until_gone`: its leader is told to end only after the worker was, and has then to answer.
+    """
     DRAINING.touch()
     time.sleep(delay_seconds)
     start = quiet_since = time.monotonic()
@@ -117,7 +122,7 @@ def drain(metrics_url: str, delay_seconds: float, timeout_seconds: float) -> Non
             return  # there is no server any more, or no leader
         except (OSError, http.client.HTTPException):
             is_busy = True  # too busy to say
-        if is_busy:
+        if is_busy or until_gone:
             quiet_since = time.monotonic()
 
 
@@ -136,4 +141,9 @@ def _is_busy(metrics_url: str) -> bool:
 
 
 if __name__ == "__main__":
-    drain(os.path.expandvars(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))
+    drain(
+        os.path.expandvars(sys.argv[1]),
+        float(sys.argv[2]),
+        float(sys.argv[3]),
+        until_gone="LWS_LEADER_ADDRESS" in sys.argv[1],
+    )

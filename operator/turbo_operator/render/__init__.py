@@ -16,8 +16,8 @@ from turbo_operator.render import draft_volume, metadata, pod, server, vllm
 from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
-from turbo_operator.render.workload import NODES, WORKER, workload
 from turbo_operator.render.workload import frozen_templates as frozen_templates
+from turbo_operator.render.workload import number_of_nodes, workload
 from turbo_operator.render.workload import pod_template as _answering_template
 from turbo_operator.render.workload import variant_name as variant_name
 from turbo_operator.render.workload import workload_kind as workload_kind
@@ -58,7 +58,7 @@ def children(
     model = observed.model
     drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
     selector = metadata.traffic_selector(td, observed.children)
-    wanted = [service(td, selector), pdb(td, td.metadata.name, selector, min_available)]
+    wanted = [service(td, selector)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
@@ -67,7 +67,6 @@ def children(
     frozen = _frozen_templates(observed)
     templates = [frozen[variant.plan_hash] for variant in variants if variant.plan_hash in frozen]
     wanted += _mounted_configmaps(td, observed, wanted, templates)
-    workers: list[tuple[int, int]] = []  # of replicas on several nodes: how many, and workers of one
     for variant in variants:
         template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
         if template is None and choice is not None and model is not None:
@@ -79,17 +78,13 @@ def children(
                     break
         if template is not None:
             wanted += [revision(td, variant.plan_hash, template), workload(td, variant, template)]
-            workers += [(variant.replicas, template[NODES] - 1)] if WORKER in template else []
         else:  # somebody deleted its revision: it can only be scaled
             meta = {"name": variant_name(td, variant.plan_hash), "namespace": td.metadata.namespace}
             own = (child.kind for child in observed.children if child.plan_hash == variant.plan_hash)
             kind = next((kind for kind in own if kind in WORKLOADS), "Deployment")
             wanted.append({"kind": kind, "metadata": meta, "spec": {"replicas": variant.replicas}})
-    if workers:  # with one of them its whole replica leaves
-        selects = {**selector, api.LABEL_ROLE: api.ROLE_WORKER}
-        stay = sum(replicas * each for replicas, each in workers) - max(each for _, each in workers)
-        wanted.append(pdb(td, f"{td.metadata.name}-workers", selects, max(0, stay)))
-    return tuple(wanted)
+    nodes = min((number_of_nodes(item) for item in wanted if item["kind"] in WORKLOADS), default=1)
+    return (wanted[0], pdb(td, selector, min_available, nodes), *wanted[1:])
 
 
 def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
@@ -158,18 +153,23 @@ def url(td: api.TurboDeployment) -> str:
 
 
 def pdb(
-    td: api.TurboDeployment, name: str, selector: Mapping[str, str], min_available: int
+    td: api.TurboDeployment, selector: Mapping[str, str], min_available: int, nodes: int = 1
 ) -> dict[str, Any]:
-    """Build `name`: for a node's sake no more pods may leave; one that does not serve always may.
+    """Build `NAME`: for a node's sake no more pods may leave; one that does not serve always may.
+
+    With any pod of a replica on several `nodes` the whole of it leaves: then one pod of all may.
 
     A maxUnavailable would be of what Deployments ask for at the moment, which a rollout lowers.
     """
-    spec = {
-        "minAvailable": min_available,
-        "selector": {"matchLabels": dict(selector)},
-        "unhealthyPodEvictionPolicy": "AlwaysAllow",
-    }
-    return metadata.build_child(td, "PodDisruptionBudget", name, api.ROLE_SERVING, {"spec": spec})
+    selects: dict[str, Any] = {"matchLabels": dict(selector)}
+    if nodes > 1:
+        roles = {"key": api.LABEL_ROLE, "operator": "In", "values": [api.ROLE_SERVING, api.ROLE_WORKER]}
+        labels = {name: value for name, value in selector.items() if name != api.LABEL_ROLE}
+        selects = {"matchLabels": labels, "matchExpressions": [roles]}
+        min_available = (min_available + 1) * nodes - 1 if min_available else 0
+    policy = {"selector": selects, "unhealthyPodEvictionPolicy": "AlwaysAllow"}
+    body = {"spec": {"minAvailable": min_available, **policy}}
+    return metadata.build_child(td, "PodDisruptionBudget", td.metadata.name, api.ROLE_SERVING, body)
 
 
 def revision(td: api.TurboDeployment, plan_hash: str, template: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,12 @@ def frozen_templates(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**group["leaderTemplate"], WORKER: group["workerTemplate"], NODES: group["size"]}
 
 
+def number_of_nodes(manifest: Manifest) -> int:
+    """Return on how many nodes one replica of a workload is."""
+    group: Mapping[str, Any] = manifest["spec"].get("leaderWorkerTemplate") or {}
+    return int(group.get("size", 1))
+
+
 def pod_template(manifest: Manifest) -> Mapping[str, Any] | None:
     """Return the template of the pods that answer; None of a manifest that has none."""
     spec = manifest.get("spec") or {}

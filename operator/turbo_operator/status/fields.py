@@ -198,7 +198,9 @@ def _duration(seconds: float) -> str:
 def cost_per_hour(observed: Snapshot) -> Decimal | None:
     """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
     holding: list[AcceleratorLabels] = [pod for pod in observed.trainings if pod.runs]
-    holding += [pod for pod in observed.pods if pod.is_present and pod.pending_since is None]
+    # Of a replica on several nodes some pods may wait while others hold theirs: it counts as a whole.
+    placed = (pod for pod in observed.pods if pod.pending_since is None or pod.group is not None)
+    holding += [pod for pod in placed if pod.is_present]
     groups: defaultdict[tuple[object, ...], list[AcceleratorLabels]] = defaultdict(list)
     for pod in holding:
         groups[pod.accelerator, pod.capacity_type, pod.accelerators, pod.nodes].append(pod)

@@ -6,6 +6,9 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+import pytest
+
+from turbo_operator.controller import event_recorder
 from turbo_operator.controller.event_recorder import (
     BURST,
     MAX_NOTE,
@@ -14,7 +17,7 @@ from turbo_operator.controller.event_recorder import (
     Allowances,
     EventRecorder,
 )
-from turbo_operator.controller.kube import KubeError
+from turbo_operator.controller.kube import KubeError, RefusedError
 from turbo_operator.resources import Resource
 from turbo_operator.status.transitions import Transition
 
@@ -32,7 +35,7 @@ class Server:
     async def create(self, resource: Resource, body: dict[str, Any]) -> dict[str, Any]:
         assert resource.path(body["metadata"]["namespace"]) == "/apis/events.k8s.io/v1/namespaces/team/events"
         if body["reason"] == self.refused:
-            raise KubeError(429, "TooManyRequests", "later")
+            raise RefusedError(403, "Forbidden", "may not create events")
         self.events.append(body)
         if len(self.events) == self.count:
             self.full.set()
@@ -107,3 +110,20 @@ async def test_a_long_sentence_is_cut_to_what_the_api_server_takes() -> None:
     note = server.events[0]["note"]
     assert note.endswith("ä…")
     assert MAX_NOTE - 3 <= len(note.encode()) <= MAX_NOTE
+
+
+async def test_one_that_fails_for_the_moment_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_recorder, "RETRY_SECONDS", (0.0, 0.0))
+    server = Server(1)
+    create, failures = server.create, [KubeError(429, "TooManyRequests", "later")] * 2
+
+    async def fail_first(resource: Resource, body: dict[str, Any]) -> dict[str, Any]:
+        if failures:
+            raise failures.pop()
+        return await create(resource, body)
+
+    monkeypatch.setattr(server, "create", fail_first)
+    recorder = EventRecorder(server)  # type: ignore[arg-type]
+    recorder.record(BODY, [Transition(False, "Serving", "It serves.")], Allowances(Allowance), NOW)
+    await written(recorder, server)
+    assert [event["reason"] for event in server.events] == ["Serving"]

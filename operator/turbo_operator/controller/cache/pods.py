@@ -26,6 +26,8 @@ from turbo_runtime.contract.documents import Load, TrainingProgress
 
 View = PodView | JobPod
 
+# From a LeaderWorkerSet to a worker. Somebody may have a thousand ReplicaSets control one another.
+MAX_DEPTH = 4
 _GENERATED_NAME = 58  # of which Kubernetes makes the names of pods
 LABEL_TEMPLATE_HASH = "pod-template-hash"  # the Deployment controller's
 
@@ -110,7 +112,7 @@ class Pods:
 
     def root_of(self, uid: str) -> Root | None:
         """Return what a set or pod comes from; None for a stranger's."""
-        for _ in range(4):  # not while there is one: somebody may have two ReplicaSets control one another
+        for _ in range(MAX_DEPTH):
             if uid in self._controlled:
                 uid = self._controlled[uid].controller
         return self._roots.get(uid)
@@ -136,7 +138,7 @@ class Pods:
         """Remove a pod; the keys that this is news to."""
         uid = body["metadata"]["uid"]
         keys = self._keys(uid)
-        if uid in self._under:  # a leader: whose its workers are stays known while they end
+        if uid in self._under and uid in self._controlled:  # a leader: its workers stay known while they end
             self._controlled[uid] = replace(self._controlled[uid], view=None)
         self._drop(uid, at_once=False)
         return keys
@@ -225,16 +227,17 @@ class Pods:
 
     def _pods_of(self, key: Key) -> Iterator[tuple[str, View, Root]]:
         for root_uid in self._roots_of.get(key, ()):
-            for uid in self._controlled_by(root_uid):
+            for uid in self._controlled_by(root_uid, MAX_DEPTH):
                 view = self._controlled[uid].view
                 if view is not None:
                     yield uid, view, self._roots[root_uid]
 
-    def _controlled_by(self, uid: str) -> Iterator[str]:
-        """Yield all that it controls, directly or not; a tree, since each has one controller."""
+    def _controlled_by(self, uid: str, depth: int) -> Iterator[str]:
+        """Yield what it controls, directly or through at most so many others."""
         for child_uid in self._under.get(uid, ()):
             yield child_uid
-            yield from self._controlled_by(child_uid)
+            if depth > 1:
+                yield from self._controlled_by(child_uid, depth - 1)
 
     def _keys(self, uid: str) -> set[Key]:
         """Return whom news of a set or pod concerns: nobody while it is a set without pods."""
