@@ -125,3 +125,14 @@ def test_a_change_of_replicas_is_an_event_with_its_cause() -> None:
     assert found(NOTHING, new) == [up]
     later = TurboDeploymentStatus(scale_history=(first, second))
     assert found(new, later) == [Transition(False, "ScaledDown", "From 3 to 2 replicas, as the load asks.")]
+
+
+def test_who_scales_what_is_not_followed_is_told_once() -> None:
+    """Found by a reader: `kubectl scale` said scaled, and nothing happened or was said."""
+    said = "2 replicas as before. spec.replicas of {} is not followed: that takes scaling.mode External."
+    plain = of_conditions(condition("ScalingActive", "True", "Stable", "2 replicas as before."))
+    scaled, again = (
+        of_conditions(condition("ScalingActive", "True", "Stable", said.format(n))) for n in (3, 4)
+    )
+    assert found(plain, scaled) == [Transition(True, "ReplicasNotFollowed", said.format(3))]
+    assert found(scaled, again) == []

@@ -24,6 +24,8 @@ from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.failures import first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
 
+NOT_FOLLOWED = "is not followed: that takes scaling.mode External."
+
 
 def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
     """Return what pods are measured against: the spec, or while it has no plan the last feasible one.
@@ -291,7 +293,7 @@ class Conditions:
         # as a HorizontalPodAutoscaler says it
         idle = self._scale.reason in (api.ScalingReason.SUSPENDED, api.ScalingReason.METRICS_UNAVAILABLE)
         if spec.scaling_mode != api.ScalingMode.EXTERNAL and spec.replicas != 1 and not spec.suspend:
-            message += f" spec.replicas of {spec.replicas} is not followed: that takes scaling.mode External."
+            message += f" spec.replicas of {spec.replicas} {NOT_FOLLOWED}"
         return ConditionState("False" if idle else "True", self._scale.reason, message)
 
     def _within_budget(self) -> ConditionState:

@@ -17,6 +17,7 @@ from turbo_operator.api import (
     ScalingReason,
     TrainingReason,
 )
+from turbo_operator.status.conditions import NOT_FOLLOWED
 
 # Conditions of which every change is told, and others that are told where they turn bad or good again.
 STEPS = (ConditionType.READY, ConditionType.DRAFT_TRAINED, ConditionType.DRAFT_PROMOTED)
@@ -67,6 +68,11 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tran
             cause = _CAUSES.get(event["reason"], "")
             yield Transition(False, reason, f"From {event['from']} to {event['to']} replicas{cause}.")
     conditions, told = (_by_type(old), _by_type(new)), set[str]()
+    last_text, text = (
+        (found.get(ConditionType.SCALING_ACTIVE) or {}).get("message", "") for found in conditions
+    )
+    if NOT_FOLLOWED in text and NOT_FOLLOWED not in last_text:  # whoever scaled it sees no other answer
+        yield Transition(True, "ReplicasNotFollowed", text)
     for kind in (*STEPS, *ALARMS, ConditionType.STALLED):
         last, condition = (found.get(kind) for found in conditions)
         if condition is not None and condition["reason"] not in told and _is_news(kind, last, condition):
