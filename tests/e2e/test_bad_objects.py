@@ -61,10 +61,15 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "no-class",
         {"podTemplate": {"spec": {"priorityClassName": "missing"}}},
-        "Inspecting",
+        "InspectRetrying",
         "has made no pod",
     ),
-    ("unreadable", {"model": {"uri": "pvc://models/gone.gguf"}}, "Inspecting", "there is no file gone.gguf"),
+    (
+        "unreadable",
+        {"model": {"uri": "pvc://models/gone.gguf"}},
+        "InspectRetrying",
+        "there is no file gone.gguf",
+    ),
 ]
 
 

@@ -132,7 +132,7 @@ class Life:
         return Counter(
             f"{event['verb']} {event['objectRef']['resource']}/{event['objectRef']['name']}"
             for event in self.cluster.writes(self.namespace)
-            if event["objectRef"]["resource"] != "turbodeployments"
+            if event["objectRef"]["resource"] not in ("turbodeployments", "events")
             and (event["responseStatus"]["code"] < 400 or interrupted)
         )
 
