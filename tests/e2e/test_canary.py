@@ -75,7 +75,7 @@ def deployment() -> dict[str, Any]:
             "capture": {"persistentVolumeClaim": {"claimName": "kept"}},
             "speculation": {"training": training},
             "rollout": {
-                "canary": {"minGenerationDuration": "10s", "minDuration": "15s", "minSpeedupRatio": "1.05"}
+                "canary": {"minGenerationDuration": "20s", "minDuration": "30s", "minSpeedupRatio": "1.02"}
             },
         },
     }
