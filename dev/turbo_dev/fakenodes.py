@@ -4,6 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from turbo_operator.api import API_VERSION
+
+GPU = "nvidia.com/gpu"
+
+
+def gpu_accelerator(name: str, price: str, **spec: Any) -> dict[str, Any]:
+    """A TurboAccelerator of one GPU of 80 GiB on nodes whose product is its name; `spec` adds to it."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "TurboAccelerator",
+        "metadata": {"name": name},
+        "spec": {
+            "resourceName": GPU,
+            "memory": "80Gi",
+            "nodeSelector": {f"{GPU}.product": name},
+            "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+            "pricing": {"perAcceleratorHour": {"onDemand": price}, "source": "set by the test"},
+            **spec,
+        },
+    }
+
 
 def gpu_node(name: str, product: str, gpus: int = 8, memory_mib: int = 81559) -> dict[str, Any]:
     """A Node object with the labels that NVIDIA's GPU feature discovery writes, tainted against real pods.

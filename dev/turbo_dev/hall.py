@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from turbo_dev.fakenodes import gpu_node
+from turbo_dev.fakenodes import gpu_accelerator, gpu_node
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION
 
-GPU = "nvidia.com/gpu"
 MODEL = {"uri": "hf://maker/model"}  # a claim would have to be there for the scheduler
 
 
@@ -23,21 +21,7 @@ class Hall:
     def accelerator(self, kind: str, price: str, **spec: Any) -> str:
         """A TurboAccelerator of one GPU whose pods may go to KWOK's nodes; its name."""
         name = f"{kind}-{self.namespace}"
-        self.cluster.access.apply(
-            {
-                "apiVersion": API_VERSION,
-                "kind": "TurboAccelerator",
-                "metadata": {"name": name},
-                "spec": {
-                    "resourceName": GPU,
-                    "memory": "80Gi",
-                    "nodeSelector": {f"{GPU}.product": name},
-                    "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
-                    "pricing": {"perAcceleratorHour": {"onDemand": price}, "source": "set by the test"},
-                }
-                | spec,
-            }
-        )
+        self.cluster.access.apply(gpu_accelerator(name, price, **spec))
         return name
 
     def nodes(self, accelerator: str, count: int, gpus: int = 1) -> None:

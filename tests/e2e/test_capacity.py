@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from turbo_dev.hall import GPU, MODEL, Hall
+from turbo_dev.fakenodes import GPU
+from turbo_dev.hall import MODEL, Hall
 from turbo_operator import resources
 
 pytestmark = pytest.mark.cluster

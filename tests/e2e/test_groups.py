@@ -11,7 +11,8 @@ import pytest
 from turbo_dev import leader_worker_sets
 from turbo_dev.audit_reader import AuditReader
 from turbo_dev.binaries import GoMissingError
-from turbo_dev.hall import GPU, Hall
+from turbo_dev.fakenodes import GPU
+from turbo_dev.hall import Hall
 from turbo_operator import resources
 
 pytestmark = pytest.mark.cluster

@@ -17,17 +17,16 @@ import pytest
 from turbo_dev.audit_reader import AuditReader
 from turbo_dev.audit_timeline import seconds
 from turbo_dev.chaos_kubelet import ChaosKubelet
-from turbo_dev.fakenodes import gpu_node
+from turbo_dev.fakenodes import GPU, gpu_accelerator, gpu_node
 from turbo_dev.rollout_invariants import Judge, unfinished
 from turbo_dev.sizes import size
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION
 
 pytestmark = pytest.mark.cluster
 
 SEED = 20260707
 NUM_DEPLOYMENTS, NUM_CHANGES = size(25, 50), 4  # of each; all fifty in `make test-full`
-GPU, PRICE = "nvidia.com/gpu", "2.50"
+PRICE = "2.50"
 ROOMY, SCARCE = "storm-roomy", "storm-scarce"
 NODES = {ROOMY: (4, 50), SCARCE: (size(1, 2), 8)}  # and the GPUs of each
 LAG_SECONDS = 8.0  # of the operator behind the API server on a busy machine
@@ -61,7 +60,9 @@ class Storm:
         ]
         self.nodes = {node["metadata"]["name"] for node in nodes}
         self.kubelet = ChaosKubelet(cluster.api, set(self.namespaces.values()), self.nodes, SEED)
-        cluster.access.apply(*nodes, accelerator(ROOMY, "Elastic"), accelerator(SCARCE, "Fixed"))
+        cluster.access.apply(
+            *nodes, gpu_accelerator(ROOMY, PRICE, provisioning="Elastic"), gpu_accelerator(SCARCE, PRICE)
+        )
         quota = {
             "apiVersion": "v1",
             "kind": "ResourceQuota",
@@ -154,22 +155,6 @@ class Storm:
             self.cluster.api.send("DELETE", resources.TURBODEPLOYMENT.path(namespace, name))
         self.cluster.access.kubectl("delete", "node", *self.nodes)
         self.cluster.access.kubectl("delete", "turboaccelerator", ROOMY, SCARCE)
-
-
-def accelerator(name: str, provisioning: str) -> dict[str, Any]:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "TurboAccelerator",
-        "metadata": {"name": name},
-        "spec": {
-            "resourceName": GPU,
-            "memory": "80Gi",
-            "provisioning": provisioning,
-            "nodeSelector": {f"{GPU}.product": name},
-            "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
-            "pricing": {"perAcceleratorHour": {"onDemand": PRICE}, "source": "set by the test"},
-        },
-    }
 
 
 def has_settled(body: dict[str, Any]) -> bool:

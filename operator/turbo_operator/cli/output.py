@@ -324,10 +324,10 @@ def _show_changes(console: Console, answer: Answer) -> None:
     console.print(table)
     for change in answer.changes:
         choice, base = change.plan.choice, answer.plan.choice
-        told = [change.plan.detail] if choice is None else []
+        notes = [change.plan.detail] if choice is None else []
         if choice and _is_unmeasured(choice) and not (base and _is_unmeasured(base)):
-            told.append(_UNMEASURED)
-        for note in (*told, *change.notes):
+            notes.append(_UNMEASURED)
+        for note in (*notes, *change.notes):
             console.print(Text(f"  {change.setting}: {note}"))
 
 

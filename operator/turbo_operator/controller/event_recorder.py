@@ -75,7 +75,7 @@ class EventRecorder:
                 details = {"object": f"{meta['namespace']}/{meta['name']}", "reason": each.reason}
                 log.warning("dropped an Event: %s", each.message, extra=details)
                 continue
-            at = datetime.fromtimestamp(now, UTC) + timedelta(microseconds=number)  # to be told in this order
+            at = datetime.fromtimestamp(now, UTC) + timedelta(microseconds=number)  # for this order
             event = {
                 "metadata": {"name": f"{meta['name']}.{at:%Y%m%d%H%M%S%f}", "namespace": meta["namespace"]},
                 "eventTime": f"{at:%Y-%m-%dT%H:%M:%S.%fZ}",

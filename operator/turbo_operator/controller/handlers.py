@@ -154,7 +154,7 @@ class Operator:
             self._replan(key)
 
     async def _sees_groups(self) -> bool:
-        """Whether the cluster knows the kind and lets us list it; waits until it can be told."""
+        """Whether the cluster knows the kind and lets us list it; retries until the API server answers."""
         while True:
             try:
                 if not await self._api.serves(LEADERWORKERSET):

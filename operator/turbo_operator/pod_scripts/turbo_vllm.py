@@ -109,7 +109,7 @@ def drain(
 ) -> None:
     """Wait until load balancers have taken the pod out and it has answered all that it took.
 
-    A worker waits `until_gone`: its leader is told to end only after the worker was, and has then to answer.
+    With `until_gone`, for a worker: until its leader has ended, which is deleted only after the worker.
     """
     DRAINING.touch()
     time.sleep(delay_seconds)

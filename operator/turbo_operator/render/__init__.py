@@ -17,8 +17,7 @@ from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
 from turbo_operator.render.workload import frozen_templates as frozen_templates
-from turbo_operator.render.workload import number_of_nodes, workload
-from turbo_operator.render.workload import pod_template as _answering_template
+from turbo_operator.render.workload import number_of_nodes, pod_template, workload
 from turbo_operator.render.workload import variant_name as variant_name
 from turbo_operator.render.workload import workload_kind as workload_kind
 from turbo_operator.resources import WORKLOADS
@@ -98,7 +97,7 @@ def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
 
 def mounted_configmaps(manifests: Iterable[Mapping[str, Any]]) -> frozenset[str]:
     """Return the names of the ConfigMaps without which pods of these manifests do not start."""
-    templates = [_answering_template(item) for item in manifests if item["kind"] in WORKLOADS]
+    templates = [pod_template(item) for item in manifests if item["kind"] in WORKLOADS]
     return frozenset(chain.from_iterable(_mounted_by(template) for template in templates if template))
 
 

@@ -19,7 +19,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.status.conditions import NOT_FOLLOWED
 
-# Conditions of which every change is told, and others that are told where they turn bad or good again.
+# Conditions whose every change is an Event, and others for which only a turn for the worse or back is one.
 STEPS = (ConditionType.READY, ConditionType.DRAFT_TRAINED, ConditionType.DRAFT_PROMOTED)
 ALARMS = (ConditionType.WITHIN_BUDGET, ConditionType.DRAFT_READY)
 # What is no failure although it is not there yet; one of these after another is no news.
@@ -49,7 +49,7 @@ _CAUSES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One thing that happened, as an Event tells it."""
+    """One thing that happened, as an Event reports it."""
 
     is_warning: bool
     reason: str  # one word
@@ -67,7 +67,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tran
             reason = "ScaledUp" if event["to"] > event["from"] else "ScaledDown"
             cause = _CAUSES.get(event["reason"], "")
             yield Transition(False, reason, f"From {event['from']} to {event['to']} replicas{cause}.")
-    conditions, told = (_by_type(old), _by_type(new)), set[str]()
+    conditions, reported = (_by_type(old), _by_type(new)), set[str]()
     last_text, text = (
         (found.get(ConditionType.SCALING_ACTIVE) or {}).get("message", "") for found in conditions
     )
@@ -75,8 +75,8 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tran
         yield Transition(True, "ReplicasNotFollowed", text)
     for kind in (*STEPS, *ALARMS, ConditionType.STALLED):
         last, condition = (found.get(kind) for found in conditions)
-        if condition is not None and condition["reason"] not in told and _is_news(kind, last, condition):
-            told.add(condition["reason"])  # of two conditions for one cause, the first
+        if condition is not None and condition["reason"] not in reported and _is_news(kind, last, condition):
+            reported.add(condition["reason"])  # of two conditions for one cause, the first
             is_warning = kind == ConditionType.STALLED or not _is_well(condition)
             yield Transition(is_warning, condition["reason"], condition["message"])
 

@@ -1,4 +1,4 @@
-"""Pods of replicas on several nodes, told of as one pod a replica. Pure.
+"""Pods of replicas on several nodes, merged to one pod a replica. Pure.
 
 A LeaderWorkerSet makes a leader, which answers, and workers. The replica is as ready as its leader, and is
 held up by whichever of its pods is; it holds its accelerators until the last of them has ended.
