@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from turbo_operator.api import PlanReason, label_value
-from turbo_operator.inventory.supply import ClusterInventory, Owner, resource_of, unit
+from turbo_operator.inventory.supply import ClusterInventory, Owner, resource_of, total_of, unit
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import NodeSupply
 
@@ -90,10 +90,12 @@ def _hosted(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
 
 
 def _amounts(stock: ClusterInventory) -> Mapping[str, list[tuple[str, int, int]]]:
-    """Collect by namespace what its quotas say of what an accelerator takes."""
+    """Collect by namespace what quotas bound of what an accelerator takes, and what pods hold of it."""
     taken = {name for row in stock.accelerators.values() for name in unit(row)}
     by_namespace: defaultdict[str, list[tuple[str, int, int]]] = defaultdict(list)
     for quota in stock.quotas:
-        rows = [(key, hard, quota.used.get(key, 0)) for key, hard in quota.hard.items()]
-        by_namespace[quota.namespace] += [row for row in rows if resource_of(row[0]) in taken]
+        pods = [pod for pod in stock.charged if pod.namespace == quota.namespace]
+        pods = [pod for pod in pods if pod.counts(quota, stock.time)]
+        keys = [key for key in quota.hard if resource_of(key) in taken]
+        by_namespace[quota.namespace] += [(key, quota.hard[key], total_of(pods, key)) for key in keys]
     return by_namespace

@@ -77,7 +77,6 @@ class Quota:
 
     namespace: str
     hard: Amounts
-    used: Amounts
     scopes: frozenset[str] = frozenset()
 
 
@@ -266,21 +265,18 @@ def _units(accelerator: Accelerator, amounts: Amounts) -> int:
 def _left(stock: ClusterInventory, owner: Owner) -> dict[str, int]:
     """Count by what quotas name how much the tightest leaves the owner, what it holds already included.
 
-    What the others use is the quota's status less the owner's pods, or what their pods hold where that is
-    more. The two come by watches of their own: a status that no longer counts a pod which is still seen would
-    have its owner take that pod's place a second time.
+    What the others use is what their pods hold. The quota's status says the same earlier or later: with a
+    pod that it counts too many, a replica would make room for one that has room.
     """
     left: dict[str, int] = {}
     taken = {name for row in stock.accelerators.values() for name in unit(row)}
     pods = [pod for pod in stock.charged if pod.namespace == owner.namespace]
-    own = [pod for pod in pods if pod.owner == owner]
     for quota in (quota for quota in stock.quotas if quota.namespace == owner.namespace):
         others = [pod for pod in pods if pod.owner != owner and pod.counts(quota, stock.time)]
         for key, hard in quota.hard.items():
             if resource_of(key) not in taken:
                 continue
-            used = max(quota.used.get(key, 0) - _total(own, key), _total(others, key))
-            left[key] = min(left.get(key, hard), max(0, hard - used))
+            left[key] = min(left.get(key, hard), max(0, hard - total_of(others, key)))
     return left
 
 
@@ -289,7 +285,7 @@ def resource_of(key: str) -> str:
     return key.removeprefix("requests.").removeprefix("limits.")
 
 
-def _total(pods: Iterable[PodUsage], key: str) -> int:
+def total_of(pods: Iterable[PodUsage], key: str) -> int:
     """Add up what pods hold of what a quota names."""
     name = resource_of(key)
     return sum((pod.limits if key.startswith("limits.") else pod.requests).get(name, 0) for pod in pods)

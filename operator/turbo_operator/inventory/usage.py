@@ -83,12 +83,11 @@ def overdue(meta: Mapping[str, Any]) -> float:
 
 def quota(body: Mapping[str, Any]) -> Quota | None:
     """Read a ResourceQuota; None for one that serving pods may not fall under, by its scopes."""
-    spec, status = body.get("spec") or {}, body.get("status") or {}
+    spec = body.get("spec") or {}
     scopes = frozenset(spec.get("scopes") or ())
     if spec.get("scopeSelector") or not scopes <= SERVING_SCOPES:
         return None
-    hard, used = amounts(spec.get("hard"), "spec.hard"), amounts(status.get("used"), "status.used")
-    return Quota(body["metadata"]["namespace"], hard, used, scopes)
+    return Quota(body["metadata"]["namespace"], amounts(spec.get("hard"), "spec.hard"), scopes)
 
 
 def amounts(raw: Mapping[str, Any] | None, path: str) -> dict[str, int]:

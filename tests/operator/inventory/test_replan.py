@@ -33,7 +33,7 @@ def stock(
     ]
     pods = [PodUsage(ME, "H100", {GPU: 1000}, {}, accelerator="h100")] * mine
     pods += [PodUsage(ME, "L4", {"cpu": 100}, {}, accelerator=other) for other in others]
-    quotas = [] if quota is None else [Quota("team", {GPU: quota}, {})]
+    quotas = [] if quota is None else [Quota("team", {GPU: quota})]
     return take_stock({"h100": H100, "l4": L4}, nodes, pods, quotas)
 
 
@@ -110,8 +110,16 @@ def test_a_node_that_becomes_one_of_another_capacity_type_wakes_whom_it_is_lost_
     assert not is_woken(plan(1, choice=chosen(L4)), as_("on-demand"), as_("on-demand"))
 
 
+def test_a_place_in_a_quota_that_another_one_leaves_is_noticed() -> None:
+    theirs = PodUsage(Owner("team", "other"), None, {GPU: 1000}, {}, namespace="team")
+    before, after = (
+        take_stock({"h100": H100}, [], pods, [Quota("team", {GPU: 2000})]) for pods in ([theirs], [])
+    )
+    assert is_woken(plan(2), before, after)
+
+
 def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
-    elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
+    elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}),))
     assert not is_woken(plan(2), stock(4), elsewhere)
 
 
