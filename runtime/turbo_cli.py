@@ -23,6 +23,7 @@ SUMMARIES = {
     "distill": "train a draft from a model's own answers to your prompts",
     "drafts": "list, show and compare drafts",
     "explain": "print the plan of a TurboDeployment of a cluster",
+    "fetch": "download models of the hub into its cache on disk",
     "inspect": "print a model's shape and digest as JSON",
     "operator": "run the Kubernetes operator",
     "plan": "print the plan for a TurboDeployment, without a cluster",

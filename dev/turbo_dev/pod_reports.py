@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from turbo_operator.api import LABEL_ROLE, ROLE_INSPECT, rfc3339
+from turbo_operator.api import LABEL_ROLE, ROLE_FETCH, ROLE_INSPECT, rfc3339
 from turbo_operator.catalog import shapes
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
 
@@ -26,10 +26,20 @@ def inspects(pod: Body) -> bool:
     return bool(pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_INSPECT)
 
 
+def fetches(pod: Body) -> bool:
+    """Whether it brings a model to a claim."""
+    return bool(pod["metadata"]["labels"].get(LABEL_ROLE) == ROLE_FETCH)
+
+
+def ended(pod: Body, now: float) -> dict[str, Any]:
+    """It has done its work."""
+    return report(pod, now, "Succeeded", {"terminated": {"exitCode": 0, "reason": "Completed"}})
+
+
 def inspected(pod: Body, now: float, problem: str | None = None) -> dict[str, Any]:
     """It has ended with the facts, those of a shipped shape where there is one, or with what is wrong."""
     shape = shapes.shipped(pod["spec"]["containers"][0]["args"][0])
-    facts = FACTS if shape is None else replace(FACTS, shape=shape)
+    facts = FACTS if shape is None else replace(FACTS, shape=shape, revision="0" * 40)
     end = {"exitCode": 0, "message": facts.to_json(), "reason": "Completed"}
     if problem is not None:
         end = {"exitCode": 1, "message": problem, "reason": "Error"}

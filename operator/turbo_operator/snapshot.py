@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from turbo_operator.api import CapacityType, DraftStatus, EngineName, Provisioning, TurboAccelerator, quantity
-from turbo_runtime.contract.documents import Load, ModelInfo, TrainingProgress
+from turbo_runtime.contract.documents import JobProgress, Load, ModelInfo
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
 
@@ -234,6 +234,7 @@ class ChildView(AcceleratorLabels):
     data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
     failed: bool = False  # Jobs
     complete: bool = False  # Jobs
+    has_image: bool = False  # of a Job: whether its pods mount an image
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
     reason: str | None = None  # of a Job that failed
     ended: float | None = None  # of a Job: when it failed or was complete, in seconds since the epoch
@@ -267,7 +268,7 @@ def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class JobPod(AcceleratorLabels):
-    """A pod of a Job that inspects the model, or trains a draft."""
+    """A pod of a Job that inspects or fetches the model, or trains a draft."""
 
     name: str
     job: str
@@ -289,10 +290,20 @@ class JobPod(AcceleratorLabels):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainPod(JobPod):
+class ReportingPod(JobPod):
+    """A pod of a Job that tells how far it is."""
+
+    progress: JobProgress | None = None  # the latest that was read
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPod(ReportingPod):
     """A pod that trains a draft."""
 
-    progress: TrainingProgress | None = None  # the latest that was read
+
+@dataclass(frozen=True, slots=True)
+class FetchPod(ReportingPod):
+    """A pod that fetches the model to a claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +317,7 @@ class Snapshot:
     model: ModelInfo | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     inspecting: tuple[JobPod, ...] = ()  # pods of the Job that reads it
+    fetching: tuple[FetchPod, ...] = ()  # pods of Jobs that bring it to a claim
     draft: DraftView | None = None  # the one that is asked for
     named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first

@@ -9,8 +9,8 @@ from turbo_runtime.contract.documents import (
     MOST_DOMAINS,
     DomainEvaluation,
     DraftManifest,
+    JobProgress,
     MeasuredSpeedup,
-    TrainingProgress,
 )
 from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
 
@@ -58,7 +58,7 @@ def test_facts_of_a_draft_fit_a_termination_message() -> None:
 
 @given(
     told=st.builds(
-        TrainingProgress,
+        JobProgress,
         stage=WORDS,
         done=COUNTS,
         total=COUNTS,
@@ -66,5 +66,5 @@ def test_facts_of_a_draft_fit_a_termination_message() -> None:
         left_seconds=st.none() | st.floats(0, 1e9),
     )
 )
-def test_how_far_a_training_is_survives(told: TrainingProgress) -> None:
-    assert TrainingProgress.from_json(told.to_json()) == told
+def test_how_far_a_training_is_survives(told: JobProgress) -> None:
+    assert JobProgress.from_json(told.to_json()) == told

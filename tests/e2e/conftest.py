@@ -66,6 +66,8 @@ class Kubelet(threading.Thread):
         if pod_reports.inspects(pod):
             why = self.unreadable.get(meta["labels"][LABEL_DEPLOYMENT])
             report = pod_reports.inspected(pod, now, why)
+        elif pod_reports.fetches(pod):
+            report = pod_reports.ended(pod, now)
         elif self._serves:
             report = pod_reports.running(pod, now)
         else:

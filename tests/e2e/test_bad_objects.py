@@ -52,6 +52,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "ApplyRejected",
         "must be less than or equal to ephemeral-storage limit",
     ),
+    (  # this API server has no image volumes
+        "in-an-image",
+        {"model": {"uri": "oci://registry.test/smollm2:1"}},
+        "InspectFailed",
+        "dropped that of registry.test/smollm2:1: take Kubernetes",
+    ),
     (
         "more-cores",
         {"podTemplate": {"spec": {"resources": {"limits": {"cpu": "16"}}}}},
@@ -87,6 +93,7 @@ def test_every_bad_object_says_why_and_a_good_one_beside_them_stays_ready(cluste
     price = {"pricing": {"perAcceleratorHour": {"onDemand": "0.01"}}}
     cluster.access.apply(accelerator("tiny", "0.1", **price), accelerator("unpriced", 4))
     cluster.kubelet.unreadable["unreadable"] = "there is no file gone.gguf below /models"
+    cluster.kubelet.unreadable["in-an-image"] = "there is no folder /models"
     operator = cluster.start(namespace)
     cluster.create_deployment(namespace, "good")
     cluster.until_ready(namespace, "good")

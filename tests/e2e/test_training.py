@@ -17,7 +17,7 @@ from turbo_dev.cores import accelerator
 from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
-from turbo_runtime.contract.documents import PROGRESS_PATH, TrainingProgress
+from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress
 from turbo_runtime.contract.endpoints import PORT
 
 pytestmark = [pytest.mark.node, pytest.mark.model]
@@ -103,7 +103,7 @@ def place(access: Access, pod: dict[str, Any]) -> float:
         )
     except CommandError:  # not listening yet, or over
         return -1.0
-    progress = TrainingProgress.from_json(text)
+    progress = JobProgress.from_json(text)
     return STAGES.index(progress.stage) + min(0.999, progress.done / max(1, progress.total))
 
 

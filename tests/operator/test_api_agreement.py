@@ -31,9 +31,15 @@ _odd_uris = [
     "pvc://C/d",
     "hf://a/b\n",
     "c/d\n",
+    "oci://r/a",
+    "oci://a:1",
+    "oci://r/a:1/../b",
 ]
 _uris = _values(
-    ["hf://a/b", "hf://A-1/b_2.x", "pvc://c", "pvc://c/", "pvc://c//d", "pvc://c/a..b", "pvc://c/d/e.gguf"],
+    [
+        *("hf://a/b", "hf://A-1/b_2.x", "pvc://c", "pvc://c/", "pvc://c//d", "pvc://c/a..b"),
+        *("pvc://c/d/e.gguf", "oci://r.io/a/b:1", "oci://r.io:5000/a__b/c-d@sha256:" + "0f" * 32 + "/m/"),
+    ],
     st.sampled_from(_odd_uris),
 )
 _durations = _values(
@@ -146,6 +152,11 @@ _specs = st.fixed_dictionaries(
             ),
         ),
         "replicas": _values([0, 1, 1000], st.integers(-1, 1001)),
+        "cache": _some(
+            persistentVolumeClaim=st.fixed_dictionaries({"claimName": _names}),
+            emptyDir=_some(sizeLimit=_quantities),
+            none=st.just({}),
+        ),
         "drain": _some(timeout=_durations),
         "podTemplate": _pod_template,
     },

@@ -95,7 +95,23 @@ def test_uri_says_where_the_model_is(
     if on_hub:
         assert model.hub_id == hub_id
     else:
-        assert (model.claim, model.claim_path) == (claim, path)
+        assert (model.claim, model.path) == (claim, path)
+
+
+DIGEST = "sha256:" + "0f" * 32
+
+
+@pytest.mark.parametrize(
+    ("uri", "image", "path"),
+    [
+        ("oci://ghcr.io/acme/tiny:1.0", "ghcr.io/acme/tiny:1.0", ""),
+        ("oci://127.0.0.1:5000/tiny:v1/models/", "127.0.0.1:5000/tiny:v1", "models"),
+        (f"oci://quay.io/a/b/c@{DIGEST}/models/x.gguf", f"quay.io/a/b/c@{DIGEST}", "models/x.gguf"),
+    ],
+)
+def test_uri_says_which_image_the_model_is_in_and_where(uri: str, image: str, path: str) -> None:
+    model = api.Model(uri=uri)
+    assert (model.on_hub, model.image, model.path) == (False, image, path)
 
 
 def test_what_nobody_writes_has_these_values() -> None:

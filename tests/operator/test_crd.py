@@ -124,6 +124,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
         },
         "replicas": 3,
         "server": {"apiKeysSecretRef": {"name": "keys", "key": "api-keys.txt"}},
+        "cache": {"persistentVolumeClaim": {"claimName": "weights"}},
         "scaling": {
             "mode": "Metrics",
             "minReplicas": 2,
@@ -244,6 +245,7 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
                 mlp_width=28_672,
             ),
         ),
+        cache=api.CacheStatus(claim_name="weights", revision="abc", progress="download 40 %"),
         plan=api.PlanStatus(
             hash="12345678",
             engine="Turbo",

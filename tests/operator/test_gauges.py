@@ -12,7 +12,7 @@ from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import ClusterInventory
 from turbo_operator.snapshot import Accelerator, LoadSample, NodeSupply, PodView, Snapshot, TrainPod
-from turbo_runtime.contract.documents import Load, TrainingProgress
+from turbo_runtime.contract.documents import JobProgress, Load
 
 KEY = Key("team", "chat")
 NOW = 1_700_000_000.0
@@ -94,7 +94,7 @@ def test_a_training_is_told_while_it_runs_and_counted_once_when_it_ends() -> Non
         return value("turbo_trainings_total", result="Trained") or 0.0
 
     begun = TrainingStatus(number=1, input_hash="a", spec_hash="b", cost="0.25")
-    runs = TrainPod("t", "chat-train-1", "Running", progress=TrainingProgress("answers", 1, 4, "prompts"))
+    runs = TrainPod("t", "chat-train-1", "Running", progress=JobProgress("answers", 1, 4, "prompts"))
     deployment_metrics.show_training(KEY, begun, (runs,))
     assert value("turbo_training_progress", stage="answers") == 0.25
     assert value("turbo_training_spent_dollars") == 0.25

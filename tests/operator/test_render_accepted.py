@@ -16,6 +16,7 @@ from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalog, shapes
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training.manifests import SCRIPT, training_job
+from turbo_operator.render import fetch
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
@@ -67,6 +68,16 @@ SPECS: dict[str, dict[str, Any]] = {
             }
         },
     },
+    "fetched-to-a-claim": {
+        "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
+        "accelerators": {"allowed": ["l4"]},
+        "cache": {"persistentVolumeClaim": {"claimName": "weights"}},
+    },
+    "fetched-by-each-pod": {
+        "model": {"uri": "hf://org/chat"},
+        "accelerators": {"allowed": ["cpu"]},
+        "cache": {"emptyDir": {"sizeLimit": "2Gi"}},
+    },
     "hub-on-a-device": {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
         "accelerators": {"allowed": ["l4"]},
@@ -116,6 +127,11 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
         *render.children(td, Snapshot({}), None, (), SETTINGS),
         *render.children(td, observed, choice, variants, SETTINGS),
         *([training_job(td, begin, FACTS, SETTINGS)] if begin else []),
+        *(
+            [fetch.job(td, FACTS, SETTINGS)]
+            if td.spec.cache and td.spec.cache.persistent_volume_claim
+            else []
+        ),
     ]
     kinds = {child["kind"] for child in children}
     assert kinds == {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}

@@ -20,7 +20,7 @@ from turbo_operator.controller.cache.pods import Root
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.scraper import NUM_CONNECTIONS, Scraper
 from turbo_operator.snapshot import LoadSample
-from turbo_runtime.contract.documents import PROGRESS_PATH, Load, StepTime, TrainingProgress
+from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, Load, StepTime
 from turbo_runtime.contract.endpoints import LOAD_PATH, METRICS_PATH, PORT
 
 KEY = Key("team", "chat")
@@ -288,7 +288,7 @@ async def test_how_far_a_training_is_is_read_and_wakes_at_a_tenth_of_a_stage() -
     done = 41
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(text=TrainingProgress("answers", done, 100, "prompts").to_json())
+        return web.Response(text=JobProgress("answers", done, 100, "prompts").to_json())
 
     body = pod("trainer", "127.0.0.91", ready=False)
     body["metadata"]["ownerReferences"][0] |= {"kind": "Job", "name": "chat-train-1"}
@@ -308,7 +308,7 @@ async def test_how_far_a_training_is_is_read_and_wakes_at_a_tenth_of_a_stage() -
         await scraper.scrape(session)
         assert woken == [KEY, KEY]
     (seen,) = cache.observe(KEY, "td").trainings
-    assert seen.progress == TrainingProgress("answers", 50, 100, "prompts")
+    assert seen.progress == JobProgress("answers", 50, 100, "prompts")
     assert cache.observe(KEY, "td").pods == ()
     body["metadata"]["resourceVersion"] = "2"
     cache.pods.put(body)  # what a watch shows does not know it

@@ -11,6 +11,7 @@ class ConditionType(StrEnum):
     READY = "Ready"
     PLAN_FEASIBLE = "PlanFeasible"
     MODEL_INSPECTED = "ModelInspected"
+    MODEL_CACHED = "ModelCached"  # only where a model is fetched to a claim
     AVAILABLE = "Available"
     DRAFT_READY = "DraftReady"  # only where a draft is asked for
     DRAFT_TRAINED = "DraftTrained"  # only where drafts are trained
@@ -66,6 +67,17 @@ class ModelInspectedReason(StrEnum):
     INSPECTING = "Inspecting"
     INSPECT_RETRYING = "InspectRetrying"  # its last attempt failed, or its pod cannot start
     INSPECT_FAILED = "InspectFailed"
+
+
+class ModelCachedReason(StrEnum):
+    """Of ModelCached: how far the Job is that fetches the model to a claim."""
+
+    CACHED = "Cached"
+    WAITING_FOR_MODEL = "WaitingForModel"  # not inspected yet
+    FETCHING = "Fetching"
+    FETCH_RETRYING = "FetchRetrying"  # its last attempt failed, or its pod cannot start
+    FETCH_FAILED = "FetchFailed"
+    SUSPENDED = "Suspended"
 
 
 class AvailableReason(StrEnum):

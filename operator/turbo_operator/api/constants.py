@@ -36,6 +36,7 @@ LABEL_COMPONENT = "app.kubernetes.io/component"
 ROLE_SERVING = "serving"
 ROLE_WORKER = "worker"  # of a replica on several nodes: a pod that does not answer itself
 ROLE_INSPECT = "inspect"
+ROLE_FETCH = "fetch"
 ROLE_TRAIN = "train"
 
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"

@@ -142,7 +142,7 @@ def _convert(node: Mapping[str, Any], references: Mapping[str, Any]) -> dict[str
     out = {key: node[key] for key in keywords if node.get(key) is not None}
     if "const" in node:
         out["enum"] = [node["const"]]
-    others = ("min", "max", "x-kubernetes-int-or-string", CEL_RULES)
+    others = ("min", "max", "x-kubernetes-int-or-string", "x-kubernetes-map-type", CEL_RULES)
     out |= {key: value for key, value in node.items() if key.startswith(others)}
     if node.get("type") == "integer":
         out.setdefault("format", "int32")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName
 from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
@@ -19,6 +19,7 @@ from turbo_operator.api.validation import (
     ModelSource,
     ModelURI,
     ObjectName,
+    Quantity,
     Record,
     Rule,
     Text,
@@ -68,7 +69,9 @@ class Model(ModelSource):
     """The model that is served."""
 
     uri: ModelURI
-    """hf://ORGANIZATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
+    """hf://ORGANIZATION/NAME, or a folder of safetensors or a .gguf file: pvc://CLAIM/PATH on a claim,
+    oci://REGISTRY/REPOSITORY:TAG/PATH in an image, which nodes mount where the cluster has image volumes.
+    """
     revision: _Revision | None = None
     """Commit, tag or branch of a model of the hub."""
     dtype: Literal["Auto", "Float32", "BFloat16"] = "Auto"
@@ -83,7 +86,7 @@ class Model(ModelSource):
     rules = (
         Rule(
             "self.uri.startsWith('hf://') || !has(self.revision)",
-            "leave revision out: only models of the hub (hf://) have one, on a claim the path says which",
+            "leave revision out: only models of the hub (hf://) have one, elsewhere the uri says which",
             "revision",
         ),
         Rule(
@@ -139,6 +142,47 @@ class Engine(Record):
     )
 
 
+class CacheClaim(Record):
+    """A PersistentVolumeClaim that keeps models."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace; with pods on several nodes one that several may mount. Its
+    folder hub is a cache of the Hugging Face hub, which other TurboDeployments may share.
+    """
+
+
+class CacheFolder(Record):
+    """A folder that each pod has for itself."""
+
+    size_limit: Quantity | None = None
+    """Of the folder. Default: what the node has."""
+
+
+class NoCache(Record):
+    """Nothing is fetched ahead."""
+
+
+class Cache(Record):
+    """Where a model of the hub lies before a pod serves it: one of the three."""
+
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
+
+    persistent_volume_claim: CacheClaim | None = None
+    """A Job fetches the model to a claim once. Pods start when all of it is there, and need no hub."""
+    empty_dir: CacheFolder | None = None
+    """Each pod fetches the model before its engine starts, which needs no hub then."""
+    none: NoCache | None = None
+    """Each engine downloads the model as it starts."""
+
+    rules = (
+        Rule(
+            "(has(self.persistentVolumeClaim) != has(self.emptyDir)) != has(self.none)"
+            " && !(has(self.persistentVolumeClaim) && has(self.emptyDir))",
+            "write one of persistentVolumeClaim, emptyDir and none",
+        ),
+    )
+
+
 class Drain(Record):
     """How a pod leaves."""
 
@@ -183,6 +227,8 @@ class TurboDeploymentSpec(Record):
     """Which plan is best, and when one that runs gives way to another."""
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
+    cache: Cache | None = None
+    """Where a model of the hub lies before a pod serves it. Default: none."""
     capture: Capture | None = None
     """Prompts of this deployment's own traffic, kept for drafts to learn from. Default: none are."""
     rollout: Rollout = Field(default_factory=Rollout)
@@ -199,6 +245,11 @@ class TurboDeploymentSpec(Record):
             "self.engine.type != 'VLLM' || self.speculation.method != 'TurboHeads'",
             "choose another method, or engine.type Turbo: only Turbo has TurboHeads",
             "speculation.method",
+        ),
+        Rule(
+            "!has(self.cache) || self.model.uri.startsWith('hf://')",
+            "leave cache out: only a model of the hub (hf://) is fetched",
+            "cache",
         ),
         Rule(
             "self.engine.type != 'VLLM' || !has(self.capture)",

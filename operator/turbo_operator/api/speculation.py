@@ -183,7 +183,7 @@ class DraftModel(ModelSource):
     """A model that drafts."""
 
     uri: ModelURI
-    """hf://ORGANIZATION/NAME or pvc://CLAIM/PATH, as of the model."""
+    """hf://, pvc:// or oci://, as of the model."""
 
 
 class DraftRef(Record):

@@ -88,6 +88,19 @@ class ModelStatus(StatusRecord):
     """Its shape."""
 
 
+class CacheStatus(StatusRecord):
+    """The copy of the model on a claim."""
+
+    claim_name: _Name
+    """The claim."""
+    revision: _Name
+    """The commit of the hub that it is of."""
+    progress: _Name | None = None
+    """How much of it is there, in steps of a tenth, like download 40 %; absent once it is whole."""
+    estimated_remaining: _Name | None = None
+    """About how long the rest will take, like 5m."""
+
+
 class Predicted(StatusRecord):
     """What the plan is expected to do at the planned load; absent is unknown."""
 
@@ -322,6 +335,8 @@ class TurboDeploymentStatus(StatusRecord):
     """Label selector of the pods, for autoscalers."""
     model: ModelStatus | None = None
     """Which model it is, exactly."""
+    cache: CacheStatus | None = None
+    """The copy of the model on the claim of spec.cache."""
     plan: PlanStatus | None = None
     """What the spec comes to: what runs, is about to, or was tried and rolled back."""
     serving_plan: PlanStatus | None = None

@@ -299,17 +299,24 @@ def below_root(message: str) -> Text:
 
 _HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]{0,95}/[A-Za-z0-9][-A-Za-z0-9_.]{0,95}"
 _CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[^/\s]+)*/?"
+# A reference as containers have it, and the path in the image.
+_REFERENCE = (
+    r"[a-zA-Z0-9][-a-zA-Z0-9.]*(:[0-9]{1,5})?(/[a-z0-9]+([-._]+[a-z0-9]+)*)+"
+    r"(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}|@sha256:[0-9a-f]{64})"
+)
+_IN_IMAGE = r"oci://" + _REFERENCE + r"(/[^/\s]+)*/?"
 ModelURI = Annotated[
     str,
     Text(
         1024,
-        f"{_HUB}|{_CLAIM}",
-        "write hf://ORGANIZATION/NAME for a model of the Hugging Face hub (its commit in revision), or "
-        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim",
+        f"{_HUB}|{_CLAIM}|{_IN_IMAGE}",
+        "write hf://ORGANIZATION/NAME for a model of the Hugging Face hub (its commit in revision), "
+        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim, or "
+        "oci://REGISTRY/REPOSITORY:TAG/PATH for one in an image",
     ),
     Rule(
         "!self.split('/').exists(part, part == '..')",
-        "write the path below the claim without '..'",
+        "write the path without '..'",
         holds=lambda uri: ".." not in uri.split("/"),
     ),
 ]
@@ -332,11 +339,18 @@ class ModelSource(Record):
         return self.uri.removeprefix("hf://")
 
     @property
+    def image(self) -> str | None:
+        """The reference of the image that a model is in; None where it is elsewhere."""
+        found = re.match(f"oci://({_REFERENCE})", self.uri)
+        return found[1] if found else None
+
+    @property
     def claim(self) -> str:
         """The claim's name of a model on a PersistentVolumeClaim."""
         return self.uri.removeprefix("pvc://").partition("/")[0]
 
     @property
-    def claim_path(self) -> str:
-        """The path below the claim's root, without a slash at either end; empty is the root."""
-        return self.uri.removeprefix("pvc://").partition("/")[2].strip("/")
+    def path(self) -> str:
+        """The path below the root of claim or image, without a slash at either end; empty is the root."""
+        volume = f"oci://{self.image}" if self.image else f"pvc://{self.claim}"
+        return self.uri.removeprefix(volume).strip("/")

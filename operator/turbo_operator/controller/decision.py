@@ -16,11 +16,12 @@ from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job, turbo_draft
 from turbo_operator.plan import Plan
 from turbo_operator.planner.performance.calibration import OnlineCorrection, update_calibrations
+from turbo_operator.render import fetch, pod
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import ChildView, JobPod, Snapshot
-from turbo_operator.status import Outcome, RolloutState
+from turbo_operator.status import Outcome, RolloutState, model_cache
 
 Manifest = Mapping[str, Any]
 
@@ -70,17 +71,23 @@ def decide(
         fresh_seconds=autoscaler.NUM_MISSED * settings.scrape_seconds,
     )
     scale = status.in_force(td, scale, plan_hash)
+    fetch_job = None
+    if observed.model is not None and pod.fetched_claim(td) is not None:
+        fetch_job = fetch.job(td, observed.model, settings)
+    cache = model_cache.build_model_cache(td, observed, now, _applied_hash(fetch_job))
+    fetch_job = fetch_job if cache.wants_job else None
     makes_room = canary.makes_room(td, observed, choice, canary_run, scale.replicas, now)
     footprint = footprint_of(choice, td.spec.pod_template.spec) if choice is not None else None
     bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
     recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
+    awaits_copy = scale.replicas > 0 and cache.blocks(observed, plan_hash, recorded)
     canaries = {canary_hash, *render.canary_hashes(td, observed)}
     own_states = [state for state in states if state.plan_hash not in canaries]
     serving = rollout.serving_variant(own_states, plan_hash, recorded, scale.replicas, bounds)
     is_over_limits = bounds.is_overspent((state.footprint, state.replicas) for state in states)
     progress = _follow(td, observed, plan_hash, states, scale.replicas, serving, is_over_limits, now)
     wanted = rollout.Wanted(
-        plan_hash,
+        None if awaits_copy else plan_hash,
         scale.replicas,
         serving,
         progress is not None and progress.reason == api.RolloutReason.ROLLED_BACK,
@@ -88,10 +95,13 @@ def decide(
         makes_room,
         bool(progress is not None and progress.over_limits),
     )
-    move = rollout.next_step(states, wanted, footprint, bounds, now)
+    present = [each for each in states if not (awaits_copy and each.plan_hash == plan_hash)]
+    move = rollout.next_step(present, wanted, footprint, bounds, now)
     if move.target == plan_hash and move.is_over:
         serving, progress = plan_hash, None
     state = RolloutState(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
+    if awaits_copy and cache.condition is not None:
+        state = dataclasses.replace(state, waits=cache.condition.message, waits_for_spec=False)
     calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
     draft = verdict.draft if verdict is not None and is_tried else None
@@ -106,7 +116,9 @@ def decide(
     min_available = max(able - 1, min(able, scale.replicas - 1, 1), 0)
     children = tuple(
         child
-        for child in render.children(td, observed, choice, move.variants, settings, draft, min_available)
+        for child in render.children(
+            td, observed, choice, move.variants, settings, draft, min_available, fetch_job
+        )
         if (child["kind"], child["metadata"]["name"]) not in releasing
     )
     own = render.canary_names(td, canary_hash) if canary_hash is not None else frozenset()
@@ -118,7 +130,7 @@ def decide(
     before = {state.plan_hash: state.replicas for state in states}
     others = [variant for variant in move.variants if variant.plan_hash != canary_hash]
     grows = any(variant.replicas > before.get(variant.plan_hash, 0) for variant in others)
-    if step.job_request is not None and observed.model is not None and not grows:
+    if step.job_request is not None and observed.model is not None and not (grows or cache.is_missing):
         job = training_job(td, step.job_request, observed.model, settings)
     training_spec = td.spec.speculation.training
     if step.finished is not None and step.state is not None and training_spec is not None:
@@ -132,6 +144,8 @@ def decide(
         verdict,
         step,
         _inspects_anew(td, observed, children),
+        cache,
+        awaits_copy,
         online=online,
         canary_run=canary_run,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
@@ -196,11 +210,17 @@ def _inspects_anew(td: api.TurboDeployment, observed: Snapshot, children: Iterab
     """Whether what is seen of the inspection is of a Job that is about to be replaced."""
     name = render.job_name(td)
     job = next((child for child in observed.children if (child.kind, child.name) == ("Job", name)), None)
-    new = next((child for child in children if child["kind"] == "Job"), None)
-    if job is None or new is None:
-        return False
-    wanted_hash = new["metadata"]["annotations"][api.ANNOTATION_APPLIED_HASH]
-    return is_stale_inspection(job, wanted_hash, observed.inspecting)
+    new = next((child for child in children if child["metadata"]["name"] == name), None)
+    wanted_hash = _applied_hash(new)
+    return (
+        job is not None
+        and wanted_hash is not None
+        and (is_stale_inspection(job, wanted_hash, observed.inspecting))
+    )
+
+
+def _applied_hash(manifest: Manifest | None) -> str | None:
+    return None if manifest is None else str(manifest["metadata"]["annotations"][api.ANNOTATION_APPLIED_HASH])
 
 
 def restore_history(events: Sequence[api.ScaleEvent]) -> History:

@@ -1,5 +1,5 @@
 """The only client of engines: reads the load of every pod that serves, and the progress of every one that
-trains, a small document, every few seconds.
+trains or fetches a model, a small document, every few seconds.
 
 A pod that does not answer in time, or answers what is no load or with a redirect, keeps its last load, which
 grows old: silence is never a load of zero.
@@ -20,8 +20,8 @@ from turbo_operator import metrics
 from turbo_operator.api import EngineName, ScalingMode
 from turbo_operator.controller import vllm_load
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.snapshot import PodView, TrainPod
-from turbo_runtime.contract.documents import PROGRESS_PATH, Load, TrainingProgress
+from turbo_operator.snapshot import PodView, ReportingPod
+from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, Load
 from turbo_runtime.contract.endpoints import LOAD_PATH, METRICS_PATH, PORT
 
 NUM_CONNECTIONS = 64  # pods asked at the same time
@@ -77,8 +77,8 @@ class Scraper:
         return bool(scaling.get("mode") == ScalingMode.METRICS)
 
     async def _read(
-        self, session: aiohttp.ClientSession, pod: PodView | TrainPod
-    ) -> tuple[float, Load | TrainingProgress] | None:
+        self, session: aiohttp.ClientSession, pod: PodView | ReportingPod
+    ) -> tuple[float, Load | JobProgress] | None:
         """Read a pod's report; when it answered (epoch seconds), and what."""
         try:
             report = await self._fetch(session, pod)
@@ -89,18 +89,20 @@ class Scraper:
         metrics.SCRAPES.labels("ok").inc()
         return self.clock(), report
 
-    async def _fetch(
-        self, session: aiohttp.ClientSession, pod: PodView | TrainPod
-    ) -> Load | TrainingProgress:
+    async def _fetch(self, session: aiohttp.ClientSession, pod: PodView | ReportingPod) -> Load | JobProgress:
         """Fetch a pod's report from where its engine has it."""
-        if isinstance(pod, TrainPod):
-            return TrainingProgress.from_json(await self._get(session, pod, PROGRESS_PATH))
+        if isinstance(pod, ReportingPod):
+            return JobProgress.from_json(await self._get(session, pod, PROGRESS_PATH))
         if pod.engine == EngineName.VLLM:
             return vllm_load.parse(await self._get(session, pod, METRICS_PATH, MAX_PAGE_BYTES))
         return Load.from_json(await self._get(session, pod, LOAD_PATH))
 
     async def _get(
-        self, session: aiohttp.ClientSession, pod: PodView | TrainPod, path: str, max_bytes: int = MAX_BYTES
+        self,
+        session: aiohttp.ClientSession,
+        pod: PodView | ReportingPod,
+        path: str,
+        max_bytes: int = MAX_BYTES,
     ) -> str:
         """Get a text of a pod; ValueError where it is none, or longer than that."""
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip

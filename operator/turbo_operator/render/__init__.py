@@ -34,7 +34,6 @@ FACTS_KEY = "facts.json"  # ModelInfo as JSON
 SOURCE_KEY = "source"  # the source hash that they are good for
 SEAL_KEY = "seal"  # hash of both: what somebody edited is no answer of the Job's
 
-TERMINATION_LOG = "/dev/termination-log"  # where the kubelet reads it
 RETRIES = 6  # pauses of 10 s, doubled each time: about ten minutes for a claim or a hub to come back
 
 
@@ -46,6 +45,7 @@ def children(
     settings: Settings,
     trying: DraftView | None = None,
     min_available: int = 0,
+    fetch_job: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """Build all children wanted now, in the order in which they are to be applied.
 
@@ -59,6 +59,7 @@ def children(
     selector = metadata.traffic_selector(td, observed.children)
     wanted = [service(td, selector)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
+    wanted += [dict(fetch_job)] if fetch_job is not None else []
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
         for draft, canary in drafts:
@@ -192,11 +193,13 @@ def model_configmap_name(td: api.TurboDeployment) -> str:
 def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
     """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
     revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
-    args = [pod.model_argument(td.spec.model), *revision, f"--termination-message={TERMINATION_LOG}"]
+    args = [pod.model_argument(td.spec.model), *revision, f"--termination-message={pod.TERMINATION_LOG}"]
     # Configuration and headers only are read; what weighs is the interpreter.
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
     image, command = pod.runtime_image(td, settings), ["turbo", "inspect"]
-    container = pod.build_container(td, settings, image, INSPECT_CONTAINER, command, args, resources)
+    container = pod.build_container(
+        td, settings, image, INSPECT_CONTAINER, command, args, resources, asks_hub=True
+    )
     spec = {
         "backoffLimit": RETRIES,
         "podFailurePolicy": {"rules": [pod.failing_at_once(INSPECT_CONTAINER)]},

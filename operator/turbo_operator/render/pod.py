@@ -11,11 +11,14 @@ from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.render.metadata import digest
 from turbo_operator.settings import Settings
+from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 
-MODELS_PATH = "/models"  # where a claim is mounted
+TERMINATION_LOG = "/dev/termination-log"  # where the kubelet reads it
+MODELS_PATH = "/models"  # where a claim or an image is mounted
 DRAFT_MODEL_PATH = "/draft-model"  # and that of a draft model
-CACHE_PATH = "/cache"  # where a hub's files are kept for the life of a pod
+CACHE_PATH = "/cache"  # where a hub's files are kept, by a claim or for the life of a pod
+HUB_CACHE_PATH = f"{CACHE_PATH}/hub"  # as a folder of it is called where HF_HOME is /cache
 TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
 TMP_LIMIT = "1Gi"
 
@@ -42,8 +45,28 @@ def source_hash(td: api.TurboDeployment) -> str:
 
 
 def model_argument(source: api.ModelSource, path: str = MODELS_PATH) -> str:
-    """Return what an engine gets as a model: a hub id, or a path below the claim mounted at `path`."""
-    return source.hub_id if source.on_hub else f"{path}/{source.claim_path}".rstrip("/")
+    """Return what an engine gets as a model: a hub id, or a path in the volume mounted at `path`."""
+    return source.hub_id if source.on_hub else f"{path}/{source.path}".rstrip("/")
+
+
+def fetched_claim(td: api.TurboDeployment) -> str | None:
+    """Return the claim that the model is fetched to before a pod starts; None where it is to none."""
+    claim = td.spec.cache.persistent_volume_claim if td.spec.cache else None
+    return claim.claim_name if claim else None
+
+
+def is_fetched(td: api.TurboDeployment) -> bool:
+    """Whether the model is fetched before an engine starts, which needs no hub then."""
+    return td.spec.cache is not None and td.spec.cache.none is None
+
+
+def served_model(td: api.TurboDeployment, facts: ModelInfo) -> tuple[str, str | None]:
+    """Return what an engine gets as the model, and of a model that it asks the hub for the commit."""
+    source = td.spec.model
+    revision = (facts.revision or source.revision) if source.on_hub else None
+    if is_fetched(td):
+        return f"{HUB_CACHE_PATH}/models--{source.hub_id.replace('/', '--')}/snapshots/{revision}", None
+    return model_argument(source), revision
 
 
 def mounted_volume(
@@ -54,7 +77,9 @@ def mounted_volume(
     return {"name": name, **volume}, mount | ({"readOnly": True} if read_only else {})
 
 
-def _model_volumes(td: api.TurboDeployment, draft: api.ModelSource | None) -> list[MountedVolume]:
+def _model_volumes(
+    td: api.TurboDeployment, draft: api.ModelSource | None, writes_claim: bool
+) -> list[MountedVolume]:
     """Build the volumes of a pod that reads the model, and a draft model."""
     volumes = [mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)]
     for name, source, path in (
@@ -62,10 +87,17 @@ def _model_volumes(td: api.TurboDeployment, draft: api.ModelSource | None) -> li
         ("draft-model", draft, DRAFT_MODEL_PATH),
     ):
         if source is not None and not source.on_hub:
-            claim = {"persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
-            volumes.append(mounted_volume(name, claim, path, read_only=True))
-    if _needs_hub(td, draft):
-        volumes.append(mounted_volume("cache", {"emptyDir": {}}, CACHE_PATH))
+            volume: dict[str, Any] = {"persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
+            if source.image:
+                volume = {"image": {"reference": source.image, "pullPolicy": "IfNotPresent"}}
+            volumes.append(mounted_volume(name, volume, path, read_only=True))
+    if (claim_name := fetched_claim(td)) is not None:
+        kept = {"claimName": claim_name} | ({} if writes_claim else {"readOnly": True})
+        volume = {"persistentVolumeClaim": kept}
+        volumes.append(mounted_volume("cache", volume, CACHE_PATH, read_only=not writes_claim))
+    elif _needs_hub(td, draft):
+        folder = td.spec.cache.empty_dir.dump() if td.spec.cache and td.spec.cache.empty_dir else {}
+        volumes.append(mounted_volume("cache", {"emptyDir": folder}, CACHE_PATH))
     return volumes
 
 
@@ -73,14 +105,19 @@ def _needs_hub(td: api.TurboDeployment, draft: api.ModelSource | None) -> bool:
     return td.spec.model.on_hub or (draft is not None and draft.on_hub)
 
 
-def _environment(td: api.TurboDeployment, draft: api.ModelSource | None) -> list[dict[str, Any]]:
+def _environment(
+    td: api.TurboDeployment, draft: api.ModelSource | None, asks_hub: bool
+) -> list[dict[str, Any]]:
     """Build its environment. The root is read-only, so homes and caches lie on the emptyDirs."""
     model = td.spec.model
     variables: list[dict[str, Any]] = [{"name": "HOME", "value": TMP_PATH}]
-    if not _needs_hub(td, draft):
+    if is_fetched(td):
+        variables.append({"name": "HF_HUB_CACHE", "value": HUB_CACHE_PATH})
+    if not _needs_hub(td, draft) or (is_fetched(td) and not asks_hub):
         # A model on a claim is complete there: nothing of it may be fetched from elsewhere.
         return [*variables, {"name": "HF_HUB_OFFLINE", "value": "1"}]
-    variables.append({"name": "HF_HOME", "value": CACHE_PATH})
+    if not is_fetched(td):
+        variables.append({"name": "HF_HOME", "value": CACHE_PATH})
     if model.token_secret_ref:
         key = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
         variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
@@ -102,8 +139,12 @@ def build_container(
     arguments: Sequence[str],
     resources: Mapping[str, Any],
     draft: api.ModelSource | None = None,
+    *,
+    asks_hub: bool = False,
 ) -> dict[str, Any]:
-    """Build a container that reads the model, and a draft model."""
+    """Build a container that reads the model, and a draft model; one that `asks_hub` does so too where the
+    model is fetched before an engine starts.
+    """
     overlay = [variable.dump() for variable in td.spec.pod_template.spec.env or ()]
     # As the API server keeps them: an empty value is no value there.
     variables = [{key: value for key, value in variable.items() if value != ""} for variable in overlay]
@@ -113,7 +154,7 @@ def build_container(
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(command),
         "args": list(arguments),
-        "env": [*_environment(td, draft), *variables],
+        "env": [*_environment(td, draft, asks_hub), *variables],
         "resources": resources,
     }
 
@@ -152,6 +193,8 @@ def pod_spec(
     choice: Choice | None = None,
     volumes: Sequence[MountedVolume] = (),
     draft: api.ModelSource | None = None,
+    *,
+    writes_claim: bool = False,
 ) -> dict[str, Any]:
     """Build a pod around one container that reads the model; with a choice, it goes only where the
     accelerator and the capacity type of that are. The overlay adds to it.
@@ -159,7 +202,7 @@ def pod_spec(
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
     overlay = td.spec.pod_template.spec
-    volumes = [*_model_volumes(td, draft), *volumes]
+    volumes = [*_model_volumes(td, draft, writes_claim), *volumes]
     optional: dict[str, Any] = {
         "nodeSelector": {**(overlay.node_selector or {})},
         "tolerations": [toleration.dump() for toleration in overlay.tolerations or ()],
@@ -185,16 +228,19 @@ def pod_spec(
             "runAsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [
-            {
-                **container,
-                "securityContext": CONTAINER_SECURITY,
-                "volumeMounts": [mount for _, mount in volumes],
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-            }
-        ],
+        "containers": [secured(container, [mount for _, mount in volumes])],
         "volumes": [volume for volume, _ in volumes],
         **{name: value for name, value in optional.items() if value},
+    }
+
+
+def secured(container: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Complete a container of a pod with what it mounts."""
+    return {
+        **container,
+        "securityContext": CONTAINER_SECURITY,
+        "volumeMounts": list(mounts),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     }
 
 

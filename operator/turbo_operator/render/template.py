@@ -17,7 +17,7 @@ from turbo_operator import api
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume, pod, turbo, vllm
+from turbo_operator.render import draft_volume, fetch, pod, turbo, vllm
 from turbo_operator.render.metadata import digest, labels
 from turbo_operator.render.server import EngineServer, api_keys, capture, volumes_of
 from turbo_operator.render.workload import NODES, WORKER
@@ -75,6 +75,8 @@ def plan_hash(
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
         material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
+    if pod.is_fetched(td) and td.spec.cache is not None:
+        material["cache"] = td.spec.cache.dump()
     if keys := api_keys(td):
         material["apiKeys"] = keys.dump()
     if kept := capture(td):
@@ -130,6 +132,8 @@ def pod_template(
     container["env"] = pod.merge_environment(engine.environment, container["env"])
     volumes = [*volumes_of(td), *draft_volume.volumes(td, claim, canary), *engine.volumes]
     spec = pod.pod_spec(td, container, choice, volumes, engine.draft)
+    if before := fetch.init_containers(td, facts, settings):
+        spec["initContainers"] = before
     if capture(td):
         spec["securityContext"] |= pod.OWN_GROUP
     spec["terminationGracePeriodSeconds"] = math.ceil(engine.grace_seconds)

@@ -56,9 +56,10 @@ def runtime_config(
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
     cpu = on_cpu(choice.accelerator)
     timeout = td.spec.engine.step_timeout
+    model, revision = pod.served_model(td, facts)
     config = RuntimeConfig(
-        model=pod.model_argument(td.spec.model),
-        revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
+        model=model,
+        revision=revision,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
         dtype=choice.dtype,

@@ -116,8 +116,9 @@ def arguments(
 ) -> list[str]:
     """Return the server's arguments: the user's own, and after them, so that they win, the plan's."""
     engine = engine_of(choice.engine)
+    model, revision = pod.served_model(td, facts)
     planned: dict[str, Any] = {
-        "revision": (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
+        "revision": revision,
         "served-model-name": td.served_name,
         "port": PORT,
         "dtype": choice.dtype,
@@ -133,7 +134,7 @@ def arguments(
     }
     own = [f"--{name}={value}" for name, value in planned.items() if value is not None]
     own += ["--headless"] if is_worker else []
-    return [pod.model_argument(td.spec.model), *(td.spec.engine.args or ()), *own]
+    return [model, *(td.spec.engine.args or ()), *own]
 
 
 def _group(choice: Choice, is_worker: bool) -> dict[str, Any]:

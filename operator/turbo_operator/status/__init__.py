@@ -60,6 +60,7 @@ def compute(
         desired_replicas=scale.replicas,
         selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())),
         model=fields.model(observed),
+        cache=outcome.cache.status,
         plan=plan,
         serving_plan=fields.serving_plan(td.status, plan, rollout.serving),
         rollout=rollout.status,

@@ -21,8 +21,9 @@ from turbo_operator.planner import money
 from turbo_operator.render import job_name, url
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
-from turbo_operator.status.failures import first_failing, kept_by_finalizer, remedy_of
+from turbo_operator.status.failures import dropped_image, first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
+from turbo_operator.status.model_cache import NO_CACHE, ModelCache
 
 NOT_FOLLOWED = "is not followed: that takes scaling.mode External."
 
@@ -87,6 +88,8 @@ class Outcome:
     verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft
     inspects_anew: bool = False  # the inspect Job that is seen is of another spec, and goes
+    cache: ModelCache = NO_CACHE  # the copy of the model on a claim
+    awaits_copy: bool = False  # no pod of the plan starts before it is whole
 
 
 class Conditions:
@@ -121,6 +124,7 @@ class Conditions:
             api.ConditionType.READY: self._ready,
             api.ConditionType.PLAN_FEASIBLE: self._feasible,
             api.ConditionType.MODEL_INSPECTED: self._inspected,
+            **({api.ConditionType.MODEL_CACHED: cached} if (cached := self._outcome.cache.condition) else {}),
             api.ConditionType.AVAILABLE: self._available,
             api.ConditionType.WITHIN_BUDGET: self._within_budget(),
             api.ConditionType.SCALING_ACTIVE: self._scaling(),
@@ -138,6 +142,8 @@ class Conditions:
         name, error = job_name(self._td), sentence(self._observed.model_error)
         jobs = (child for child in self._observed.children if (child.kind, child.name) == ("Job", name))
         job = next(jobs, None)
+        if job is not None and (dropped := dropped_image(self._td, job)):
+            return false(api.ModelInspectedReason.INSPECT_FAILED, dropped)
         if job is not None and (job.failed or (job.complete and error)):
             message = f"The model could not be read. {error or 'The Job left no message.'}"
             remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
@@ -173,11 +179,18 @@ class Conditions:
             return false(api.AvailableReason.NO_PLAN, f"{answering} There is no plan: PlanFeasible says why.")
         if silent := self._silent():
             return false(api.AvailableReason.MODEL_LOADING, f"{answering} {silent}")
+        if self._awaited is not None:
+            return false(self._awaited.reason, f"{answering} {self._awaited.message}")
         cause = self._held_up(current or self._serving, self._target, ready)
         waits = None if self._rollout.is_outdated else self._rollout.waits
         if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
             return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
         return cause
+
+    @property
+    def _awaited(self) -> ConditionState | None:
+        """What the copy of the model is at, where pods wait for it."""
+        return self._outcome.cache.condition if self._outcome.awaits_copy else None
 
     def _silent(self) -> str | None:
         """Say in a sentence which pod of the plan that serves, while another is to take over, is silent."""
@@ -257,6 +270,8 @@ class Conditions:
         if plan_hash is None:
             cause = self._inspected if self._inspected.status != "True" else self._feasible
             return false(cause.reason, self._serves_on + cause.message)
+        if self._awaited is not None:
+            return false(self._awaited.reason, self._serves_on + self._awaited.message)
         if self._available.status != "True":
             return false(self._available.reason, self._available.message)
         if self._stalled.status == "True":
@@ -323,6 +338,8 @@ class Conditions:
             # but for capacity: nodes come, and pods go
             if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
+        if self._awaited is not None and self._awaited.status == "False":
+            return true(api.StalledReason.USER_ACTION_REQUIRED, self._awaited.message)
         if self._scale.replicas and rollout.waits and rollout.waits_for_spec:
             return true(api.StalledReason.USER_ACTION_REQUIRED, rollout.waits)
         placed = [pod.scheduled_since for pod in self._observed.inspecting if pod.scheduled_since is not None]

@@ -60,12 +60,27 @@ def kept_by_finalizer(child: ChildView) -> str | None:
     return f"{child.kind} {child.name} was deleted, and finalizer {foreign[0]} keeps it: remove that."
 
 
+def dropped_image(td: api.TurboDeployment, job: ChildView) -> str:
+    """Say that a cluster has dropped the image of a model from the pods of a Job; empty where it has not."""
+    if td.spec.model.image is None or job.has_image:
+        return ""
+    return (
+        f"The API server has no image volumes, and dropped that of {td.spec.model.image}: take Kubernetes "
+        "1.35, or switch on the feature gate ImageVolume of API server and kubelets (from 1.33 on), then "
+        f"delete Job {job.name}."
+    )
+
+
 def remedy_of(reason: str | None, message: str | None) -> str:
     """Return a sentence, after a space, on what helps a pod that says so; empty where none is known."""
     if POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF:
         return " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
     if message and "HF_ENDPOINT" in message:
         return " Environment variables are in spec.podTemplate.spec.env."
+    if message and "HF_TOKEN" in message:
+        return " spec.model.tokenSecretRef names the Secret that has it."
+    if message and re.search("volume node affinity conflict|ReadWriteOncePod", message):
+        return " Pods on several nodes need a claim that several may mount: ReadWriteMany or ReadOnlyMany."
     if message and re.search('persistentvolumeclaim "[^"]+" not found', message):  # the scheduler's words
         return " Correct the name of the claim where the spec has it, or make a claim of this name."
     return ""

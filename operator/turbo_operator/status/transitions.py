@@ -11,6 +11,7 @@ from turbo_operator.api import (
     CanaryReason,
     ConditionType,
     DraftReason,
+    ModelCachedReason,
     ModelInspectedReason,
     ReadyReason,
     ReconcilingReason,
@@ -26,6 +27,8 @@ ALARMS = (ConditionType.WITHIN_BUDGET, ConditionType.DRAFT_READY)
 EXPECTED = frozenset[str](
     {
         ModelInspectedReason.INSPECTING,
+        ModelCachedReason.FETCHING,
+        ModelCachedReason.WAITING_FOR_MODEL,
         AvailableReason.MODEL_LOADING,
         AvailableReason.WAITING_FOR_PODS,
         ReconcilingReason.PROGRESSING,

@@ -10,7 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
 Guarantee = Literal["bitwise", "distribution"]
-PROGRESS_PATH = "/progress"  # `TrainingProgress` as JSON
+PROGRESS_PATH = "/progress"  # `JobProgress` as JSON
 MOST_DOMAINS = 6  # of a draft's worth, so that it fits a termination message
 
 _hints = functools.cache(get_type_hints)  # most of what reading a document would take
@@ -225,8 +225,8 @@ class DraftManifest(JsonDocument):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingProgress(JsonDocument):
-    """The body of `PROGRESS_PATH`: how far `turbo distill` is."""
+class JobProgress(JsonDocument):
+    """The body of `PROGRESS_PATH`: how far `turbo distill` or `turbo fetch` is."""
 
     stage: str
     done: int

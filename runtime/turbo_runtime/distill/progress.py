@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TextIO
 
-from turbo_runtime.contract.documents import PROGRESS_PATH, TrainingProgress
+from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress
 from turbo_runtime.contract.endpoints import HEALTH_PATH
 
 # Between two lines: on a terminal, where one replaces another, and in a log.
@@ -35,12 +35,12 @@ class Progress:
             self._start_time = self._shown_time = time.monotonic()
 
     @property
-    def now(self) -> TrainingProgress:
+    def now(self) -> JobProgress:
         """Describe the stage for a program."""
         with self._lock:
             passed = time.monotonic() - self._start_time
             remaining = passed * (self._total - self._done) / self._fresh if self._fresh else None
-            return TrainingProgress(self._name, self._done, self._total, self._unit, remaining)
+            return JobProgress(self._name, self._done, self._total, self._unit, remaining)
 
     def line(self, *, over: bool = False) -> str:
         """Describe the stage for people; `over`: for the last time."""
@@ -99,7 +99,7 @@ class Progress:
 
 
 @contextmanager
-def serve_progress(port: int | None, now: Callable[[], TrainingProgress]) -> Iterator[int | None]:
+def serve_progress(port: int | None, now: Callable[[], JobProgress]) -> Iterator[int | None]:
     """Serve `PROGRESS_PATH` on the port that is yielded: of 0 a free one, of None none. Raises OSError."""
     if port is None:
         yield None

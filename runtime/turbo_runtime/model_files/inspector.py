@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
-from turbo_runtime.model_files.source import ModelError, find, hub_errors
+from turbo_runtime.model_files.hub_cache import INDEX, cached_snapshot
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find, hub_errors
 from turbo_runtime.shapes import UnknownShapeError, describe
 from turbo_runtime.shapes.config_reader import BITS, Quantization
 
@@ -25,7 +26,6 @@ _GGUF_ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
-_INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 _PACKED = {"I32": 32, "U8": 8, "I8": 8}  # bits of one stored element that holds one or more weights
@@ -53,18 +53,34 @@ class Files:
 
 
 def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
-    """Inspect MODEL as `turbo serve` takes it. Raises ModelError, another ValueError or OSError."""
+    """Inspect MODEL as `turbo serve` takes it. Raises ModelError, another ValueError or OSError.
+
+    Where the hub cannot be reached, a model in its cache on disk will do.
+    """
     source = find(model, revision)
     if source.gguf_file:
         return _inspect_gguf(Path(source.name) / source.gguf_file)
     if (folder := Path(source.name)).is_dir():
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-        return _inspect(Files(None, sizes, lambda name: (folder / name).open("rb")))
+        return _inspect(_files(folder, None))
+    try:
+        return _inspect_on_hub(source.name, revision)
+    except HubUnreachableError:
+        if (cached := cached_snapshot(source.name, revision)) is None:
+            raise
+        return _inspect(_files(cached, cached.name))
+
+
+def _files(folder: Path, revision: str | None) -> Files:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    return Files(revision, sizes, lambda name: (folder / name).open("rb"))
+
+
+def _inspect_on_hub(model: str, revision: str | None) -> ModelInfo:
     with hub_errors():
         from huggingface_hub import HfApi, HfFileSystem
 
-        info, system = HfApi().model_info(source.name, revision=revision), HfFileSystem()
-        root = f"{source.name}@{info.sha}"
+        info, system = HfApi().model_info(model, revision=revision), HfFileSystem()
+        root = f"{model}@{info.sha}"
         entries: list[Any] = system.ls(root, detail=True)
         files = [entry for entry in entries if entry["type"] == "file"]
         sizes = {file["name"].rsplit("/", 1)[-1]: file["size"] for file in files}
@@ -96,8 +112,8 @@ def _inspect(files: Files) -> ModelInfo:
 def _weight_files(files: Files) -> list[str]:
     """List what transformers loads: a folder may hold the weights again as `consolidated.safetensors`."""
     sizes = files.sizes
-    if _INDEX in sizes:
-        index = json.loads(files.read(_INDEX, 0, sizes[_INDEX]))
+    if INDEX in sizes:
+        index = json.loads(files.read(INDEX, 0, sizes[INDEX]))
         return sorted(set(index["weight_map"].values()))
     if "model.safetensors" in sizes:
         return ["model.safetensors"]

@@ -22,6 +22,7 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
 )
 _HUB_REMEDY = ": set the environment variable HF_ENDPOINT to a mirror, or name a model on disk"
+_GATED_REMEDY = ": a gated or private model needs a token (HF_TOKEN) of somebody who may read it"
 _PASSING = (408, 429)  # besides all of 5xx: statuses that the same request may not meet again
 
 
@@ -79,7 +80,8 @@ def hub_errors() -> Iterator[None]:
         status = error.response.status_code
         if status >= 500 or status in _PASSING:
             raise HubUnreachableError(f"the hub answered with status {status}") from error
-        raise ModelError(f"the hub refused it: {first_line(error)}") from error
+        remedy = _GATED_REMEDY if status in (401, 403) else ""
+        raise ModelError(f"the hub refused it: {first_line(error).rstrip('.')}{remedy}") from error
     except (HTTPError, ConnectionError) as error:
         raise HubUnreachableError(f"the hub cannot be reached ({first_line(error)}){_HUB_REMEDY}") from error
 

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from turbo_runtime.contract.documents import TrainingProgress
+from turbo_runtime.contract.documents import JobProgress
 from turbo_runtime.distill import progress
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
 
@@ -87,11 +87,11 @@ def test_how_far_it_is_is_told_over_http_while_it_works() -> None:
     progress = Progress(io.StringIO())
     with serve_progress(0, lambda: progress.now) as port:
         url = f"http://127.0.0.1:{port}/progress"
-        assert TrainingProgress.from_json(httpx.get(url).text).stage == "start"
+        assert JobProgress.from_json(httpx.get(url).text).stage == "start"
         with progress.stage("training", 8, "steps") as advance:
             advance(2, known=True)
             advance(2)
-            told = TrainingProgress.from_json(httpx.get(url).text)
+            told = JobProgress.from_json(httpx.get(url).text)
             assert (told.stage, told.done, told.total, told.unit) == ("training", 4, 8, "steps")
             assert told.left_seconds is not None
         assert httpx.get(f"http://127.0.0.1:{port}/else").status_code == 404

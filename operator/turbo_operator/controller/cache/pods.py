@@ -21,8 +21,8 @@ from turbo_operator.controller.cache.object_versions import Key
 from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
 from turbo_operator.inventory.supply import Owner
-from turbo_operator.snapshot import JobPod, LoadSample, PodView, TrainPod
-from turbo_runtime.contract.documents import Load, TrainingProgress
+from turbo_operator.snapshot import JobPod, LoadSample, PodView, ReportingPod
+from turbo_runtime.contract.documents import JobProgress, Load
 
 View = PodView | JobPod
 
@@ -153,14 +153,14 @@ class Pods:
         drop = self.drop if kind == "Pod" else self.drop_set
         return {key for uid in missing for key in drop({"metadata": {"uid": uid}})}
 
-    def put_report(self, key: Key, name: str, at: float, report: Load | TrainingProgress) -> bool:
+    def put_report(self, key: Key, name: str, at: float, report: Load | JobProgress) -> bool:
         """Store what a pod reports; whether that is the first of step times, another draft, or progress."""
         for uid, view, _ in self._pods_of(key):
-            before: Load | TrainingProgress | None
+            before: Load | JobProgress | None
             if isinstance(view, PodView) and view.name == name and isinstance(report, Load):
                 before = view.load.load if view.load else None
                 new: View = replace(view, load=LoadSample.after(view.load, at, report))
-            elif isinstance(view, TrainPod) and view.name == name and isinstance(report, TrainingProgress):
+            elif isinstance(view, ReportingPod) and view.name == name and isinstance(report, JobProgress):
                 before, new = view.progress, replace(view, progress=report)
             else:
                 continue
@@ -209,10 +209,10 @@ class Pods:
     def inspecting(self, key: Key, owner_uid: str) -> tuple[JobPod, ...]:
         """Return the pods of inspect Jobs, by name."""
         own = self.of(key, owner_uid)
-        return tuple(pod for pod in own if isinstance(pod, JobPod) and not isinstance(pod, TrainPod))
+        return tuple(pod for pod in own if isinstance(pod, JobPod) and not isinstance(pod, ReportingPod))
 
-    def reporting(self) -> list[tuple[Key, PodView | TrainPod]]:
-        """Return every pod that reports its load, being ready or draining, or how far a training is."""
+    def reporting(self) -> list[tuple[Key, PodView | ReportingPod]]:
+        """Return every pod that reports its load, being ready or draining, or how far its Job is."""
         return [
             (key, view)
             for key in sorted(self._roots_of)
@@ -220,7 +220,7 @@ class Pods:
             if view.ip
             and not (isinstance(view, PodView) and view.worker)
             and (
-                (isinstance(view, TrainPod) and view.runs)
+                (isinstance(view, ReportingPod) and view.runs)
                 or (isinstance(view, PodView) and (view.ready or (view.terminating and view.load)))
             )
         ]
@@ -301,14 +301,14 @@ def _with_reports(view: View, before: View | None) -> View:
     """Keep what a pod reported itself: no watch knows it."""
     if isinstance(view, PodView) and isinstance(before, PodView):
         return replace(view, load=before.load)
-    if isinstance(view, TrainPod) and isinstance(before, TrainPod):
+    if isinstance(view, ReportingPod) and isinstance(before, ReportingPod):
         return replace(view, progress=before.progress)
     return view
 
 
-def _gist(report: Load | TrainingProgress | None) -> tuple[object, ...]:
+def _gist(report: Load | JobProgress | None) -> tuple[object, ...]:
     """Return what of a report decides something: if it has step times, its draft; or its tenth of a stage."""
-    if isinstance(report, TrainingProgress):
+    if isinstance(report, JobProgress):
         return (format_progress(report),)
     draft = (report.draft_version or "", report.draft_error or "") if report else ("", "")
     return report is not None and report.step_times is not None, *draft

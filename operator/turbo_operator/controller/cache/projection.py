@@ -13,7 +13,7 @@ from typing import Any
 from turbo_operator import api
 from turbo_operator.inventory.usage import overdue
 from turbo_operator.resources import LABEL_GROUPED, WORKLOADS
-from turbo_operator.snapshot import ChildView, DraftView, JobPod, PodView, TrainPod
+from turbo_operator.snapshot import ChildView, DraftView, FetchPod, JobPod, PodView, TrainPod
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
@@ -52,11 +52,20 @@ def child(body: Mapping[str, Any]) -> ChildView:
         data=body.get("data") if kind == "ConfigMap" else _frozen_template(body),
         failed=failed,
         complete=is_job and _condition(status, "Complete") is not None,
+        has_image=is_job and any("image" in volume for volume in _volumes(spec)),
         message=failure.get("message") if failure else None,
         reason=failure.get("reason") if failure and failed else None,
         ended=_since(status, "Failed" if failed else "Complete") if is_job else None,
         **_placement(template_labels(body)),
     )
+
+
+def _volumes(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """Return the volumes of the pods of a Job."""
+    volumes: Iterable[Mapping[str, Any]] = ((spec.get("template") or {}).get("spec") or {}).get(
+        "volumes"
+    ) or ()
+    return volumes
 
 
 def _frozen_template(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -128,6 +137,13 @@ def trains(job: str) -> bool:
     return re.fullmatch(r".+-train-[0-9]+", job) is not None
 
 
+def _view_of(job: str) -> type[JobPod]:
+    """Return what a pod of a Job of ours is there for, by the Job's name, as `render.fetch` makes it."""
+    if trains(job):
+        return TrainPod
+    return FetchPod if re.fullmatch(r".+-fetch-[a-z2-7]{4}", job) else JobPod
+
+
 def serving_pod(body: Mapping[str, Any]) -> PodView:
     """Project a serving pod, with what holds it up."""
     meta, status = body["metadata"], body.get("status") or {}
@@ -153,7 +169,7 @@ def job_pod(body: Mapping[str, Any]) -> JobPod:
     end = next((end for end in ends if end.get("exitCode") != 0), ends[0] if ends else None)
     exit_code = end.get("exitCode", 1) if end else 1 if status.get("phase") == "Failed" else None
     start = (end or (states[0].get("running") if states else None) or {}).get("startedAt")
-    return (TrainPod if trains(job) else JobPod)(
+    return _view_of(job)(
         job=job,
         exit_code=exit_code,
         started=(api.epoch(start) or None) if start else None,  # 1970 is of a container that never began

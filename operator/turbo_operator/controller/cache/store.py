@@ -20,7 +20,7 @@ from turbo_operator.controller.cache.projection import child, controller, deploy
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
 from turbo_operator.inventory.supply import Owner
 from turbo_operator.resources import CHILDREN, WORKLOADS
-from turbo_operator.snapshot import Accelerator, ChildView, DraftView, PodView, Snapshot, TrainPod
+from turbo_operator.snapshot import Accelerator, ChildView, DraftView, FetchPod, PodView, Snapshot, TrainPod
 
 __all__ = ["Cache", "CachedChild", "Key"]
 
@@ -158,6 +158,7 @@ class Cache:
             accelerators=self.accelerators_by_name(),
             children=tuple(children[place].view for place in sorted(children)),
             pods=merge_groups(pod for pod in pods if isinstance(pod, PodView)),
+            fetching=tuple(pod for pod in pods if isinstance(pod, FetchPod)),
             trainings=tuple(pod for pod in pods if isinstance(pod, TrainPod)),
             releasing=self.pods.releasing(key, uid),
         )

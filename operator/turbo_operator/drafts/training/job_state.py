@@ -11,7 +11,7 @@ from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, 
 from turbo_operator.api.condition_state import ConditionState, bounded, false
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
-from turbo_runtime.contract.documents import DraftManifest, TrainingProgress
+from turbo_runtime.contract.documents import DraftManifest, JobProgress
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 
 COUNTED_SECONDS = 600.0  # between two counts of what is paid, at most, while somebody looks
@@ -61,13 +61,13 @@ class TrainingDecision:
 NO_TRAINING = TrainingDecision()
 
 
-def format_progress(progress: TrainingProgress) -> str:
+def format_progress(progress: JobProgress) -> str:
     """Write the stage and the tenths of it that are done, like `answers 40 %`."""
     share = progress.done / progress.total if progress.total > 0 else 0.0
     return f"{progress.stage[:40]} {10 * int(10 * min(1.0, max(0.0, share)) + 1e-9)} %"
 
 
-def format_remaining(progress: TrainingProgress) -> str | None:
+def format_remaining(progress: JobProgress) -> str | None:
     """Write the time that the stage takes yet, rounded up: minutes, or hours from two of them on."""
     seconds = progress.left_seconds
     if seconds is None or not 0 <= seconds < 1e9:

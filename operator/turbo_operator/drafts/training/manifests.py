@@ -11,7 +11,7 @@ from turbo_operator.api import Training, TrainingStatus, TurboDeployment, quanti
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.drafts.training.job_state import JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import TERMINATION_LOG, draft_volume, pod
+from turbo_operator.render import draft_volume, fetch, pod
 from turbo_operator.render.metadata import build_child, digest, labels
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
@@ -110,6 +110,8 @@ def training_job(
     volume = pod.mounted_volume("drafts", drafts, draft_volume.claim_path(claim))
     spec = pod.pod_spec(td, container, choice, [volume, prompts])
     spec["securityContext"] |= pod.OWN_GROUP
+    if before := fetch.init_containers(td, facts, settings):
+        spec["initContainers"] = before
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
     disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     own = {**labels(td, api.ROLE_TRAIN), **pod.placement_labels(choice)}
@@ -128,9 +130,9 @@ def _arguments(
 ) -> list[str]:
     """Return model, arithmetic and threads as served, so that answers are those that are served."""
     choice, serving = begin.choice, begin.serving
-    revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
+    model, revision = pod.served_model(td, facts)
     arguments = [
-        pod.model_argument(td.spec.model),
+        model,
         *([f"--revision={revision}"] if revision else []),
         f"--prompts={prompts}",
         f"--out={out}",
@@ -141,7 +143,7 @@ def _arguments(
         f"--threads={threads(td, choice.accelerator)}",
         f"--max-model-len={serving.max_model_len}",
         f"--progress-port={PORT}",
-        f"--termination-message={TERMINATION_LOG}",
+        f"--termination-message={pod.TERMINATION_LOG}",
     ]
     # speeds of another machine than the one that serves say nothing
     return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-speedup"]

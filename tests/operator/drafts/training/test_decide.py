@@ -33,7 +33,7 @@ from turbo_operator.api import TrainingReason, TrainingStatus, rfc3339
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training import manifests
 from turbo_operator.snapshot import ChildView, DraftView, LoadSample, NodeSupply, PodView, Supply, TrainPod
-from turbo_runtime.contract.documents import TrainingProgress
+from turbo_runtime.contract.documents import JobProgress
 
 
 def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
@@ -117,7 +117,7 @@ def test_the_status_is_written_at_a_tenth_of_a_stage_and_counts_what_was_paid() 
     assert state.last_cost_time == rfc3339(NOW - 60)
 
     def at(done: int, state: TrainingStatus, now: float) -> TrainingStatus:
-        progress = TrainingProgress("answers", done, 100, "prompts", 130.0)
+        progress = JobProgress("answers", done, 100, "prompts", 130.0)
         found = look(td(state), seen(children=(job(),), trainings=(pod(progress=progress),)), now).state
         assert found is not None
         return found

@@ -1,0 +1,99 @@
+"""How far the copy of the model on a claim is, and what becomes of the Job that makes it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from turbo_operator import api
+from turbo_operator.api import ModelCachedReason
+from turbo_operator.api.condition_state import ConditionState, false, sentence, true, unknown
+from turbo_operator.drafts.training.job_state import format_progress, format_remaining
+from turbo_operator.render import fetch, pod
+from turbo_operator.snapshot import ChildView, FetchPod, Snapshot
+from turbo_operator.status.failures import remedy_of
+
+RETRY_SECONDS = 600.0  # after which a Job that has failed gives way to another
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCache:
+    """One look at the copy; empty where no model is fetched to a claim."""
+
+    condition: ConditionState | None = None
+    status: api.CacheStatus | None = None
+    wants_job: bool = False  # whether there shall be a Job now
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether pods that read it would find less than all of it."""
+        return self.condition is not None and self.condition.status != "True"
+
+    def blocks(self, observed: Snapshot, plan_hash: str | None, serving: str | None) -> bool:
+        """Whether no pod of a plan may start. Of one that is `serving`, or has some, all was there before,
+        though its Job be gone.
+        """
+        children = [child for child in observed.children if child.plan_hash == plan_hash and child.replicas]
+        return self.is_missing and plan_hash not in (None, serving) and not children
+
+
+NO_CACHE = ModelCache()
+
+
+def build_model_cache(
+    td: api.TurboDeployment, observed: Snapshot, now: float, wanted_hash: str | None
+) -> ModelCache:
+    """Look at the copy; `wanted_hash` is that of the Job as it would be made now, `now` in epoch seconds."""
+    claim, facts = pod.fetched_claim(td), observed.model
+    if claim is None:
+        return NO_CACHE
+    if facts is None:
+        message = f"The model is fetched to claim {claim} once it is inspected."
+        return ModelCache(unknown(ModelCachedReason.WAITING_FOR_MODEL, message))
+    name = fetch.job_name(td, facts)
+    job = next((each for each in observed.children if (each.kind, each.name) == ("Job", name)), None)
+    status = api.CacheStatus(claim_name=claim, revision=facts.revision or "")
+    if job is not None and job.complete:
+        message = f"{td.spec.model.uri} at {facts.revision} is on claim {claim}."
+        return ModelCache(true(ModelCachedReason.CACHED, message), status, wants_job=True)
+    if td.spec.suspend:
+        message = "spec.suspend is true: nothing is fetched."
+        return ModelCache(false(ModelCachedReason.SUSPENDED, message))
+    pods = [each for each in observed.fetching if each.job == name]
+    if job is not None and job.failed:
+        ended = now if job.ended is None else job.ended
+        message = f"The model could not be fetched to claim {claim}. {_last_words(job, pods)} It is tried "
+        message += f"again at {api.rfc3339(ended + RETRY_SECONDS)}, or once Job {name} is deleted."
+        is_over = now - ended < RETRY_SECONDS
+        return ModelCache(false(ModelCachedReason.FETCH_FAILED, message), status, wants_job=is_over)
+    # It cannot be changed: one of another spec makes room.
+    wants_job = job is None or job.applied_hash == wanted_hash
+    progress = next((each.progress for each in pods if each.runs and each.progress is not None), None)
+    message = f"The model is fetched to claim {claim}."
+    if progress is not None:
+        remaining = format_remaining(progress)
+        status = status.model_copy(
+            update={"progress": format_progress(progress), "estimated_remaining": remaining}
+        )
+        message = f"The model is fetched to claim {claim}: {status.progress}."
+    elif failing := max((each for each in pods if each.reason), key=_end, default=None):
+        why = f"{sentence(failing.message or failing.reason)}{remedy_of(failing.reason, failing.message)}"
+        message = f"{message} Pod {failing.name}: {why}"
+        return ModelCache(unknown(ModelCachedReason.FETCH_RETRYING, message), status, wants_job)
+    elif job is not None and not pods:  # only events say why no pod can be made
+        message += f" Job {name} has made no pod: kubectl describe job {name} says why."
+    return ModelCache(unknown(ModelCachedReason.FETCHING, message), status, wants_job)
+
+
+def _end(each: FetchPod) -> float:
+    return math.inf if each.ended is None else each.ended
+
+
+def _last_words(job: ChildView, pods: Sequence[FetchPod]) -> str:
+    """Return in a sentence what the last pod of a Job that has failed said, with a remedy."""
+    said = [each for each in pods if each.exit_code and each.message]
+    if not said:
+        return sentence(job.message or "it gave no reason")
+    last = max(said, key=_end)
+    return f"{sentence(last.message)}{remedy_of(last.reason, last.message)}"

@@ -1,0 +1,81 @@
+"""`turbo fetch`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR
+from turbo_runtime.distill.progress import Progress, serve_progress
+from turbo_runtime.model_files import hub_cache
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError
+
+TEMPORARY_ERROR = 1
+_TERMINATED = 128 + signal.SIGTERM
+_EPILOG = """\
+Files are checked against the hub's checksums. A download that was interrupted goes on where it was. What is
+there is not downloaded again, and where the hub cannot be reached a model that is there will do. Weights of
+other frameworks than torch are left out. Exit status: 0 when done; 1 when it failed and may work later; 2 for
+a wrong command line; 3 when trying again cannot help.
+"""
+
+
+def fetch(argv: list[str]) -> int:
+    """`turbo fetch MODEL [MODEL ...]`: models of the hub into its cache on disk."""
+    parser = argparse.ArgumentParser(
+        prog="turbo fetch",
+        description="Bring models of the Hugging Face hub into its cache on disk ($HF_HUB_CACHE).",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a Hugging Face hub id")
+    parser.add_argument("--revision", help="commit, tag or branch of the first model (default: main)")
+    parser.add_argument("--commit", help="what the revision stands for (default: what the hub says)")
+    parser.add_argument(
+        "--progress-port", type=int, metavar="PORT", help="serve the progress as JSON at /progress"
+    )
+    parser.add_argument(
+        "--termination-message", type=Path, metavar="FILE", help="write the last line to FILE too"
+    )
+    options = parser.parse_args(argv)
+    # All that is lost is what the kernel has not written yet. A container's first process has no default
+    # action, and threads that download would be waited for.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
+    progress = Progress()
+    try:
+        with serve_progress(options.progress_port, lambda: progress.now):
+            text, status = _fetch(options, progress), 0
+    except (OSError, ValueError) as error:
+        is_temporary = not isinstance(error, ModelError) or isinstance(error, HubUnreachableError)
+        text = f"Cannot fetch {' and '.join(options.models)}: {error}"
+        status = TEMPORARY_ERROR if is_temporary else PERMANENT_ERROR
+    print(text, file=sys.stderr if status else sys.stdout)
+    if options.termination_message is not None:
+        options.termination_message.write_text(text, encoding="utf-8")
+    return status
+
+
+def _fetch(options: argparse.Namespace, progress: Progress) -> str:
+    """Fetch all; what was done, in a sentence. Raises ModelError or OSError."""
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    disable_progress_bars()
+    revisions = dict.fromkeys(options.models) | {options.models[0]: options.revision}
+    snapshots = []
+    for model, revision in revisions.items():
+        commit = options.commit if model == options.models[0] else None
+        try:
+            snapshots.append(hub_cache.list_snapshot(model, commit or revision))
+        except HubUnreachableError:
+            if hub_cache.cached_snapshot(model, commit or revision) is None:
+                raise
+    total, present = (sum(getattr(each, name) for each in snapshots) for name in ("size", "present"))
+    with progress.stage("download", total, "bytes", present) as advance:
+        for snapshot in snapshots:
+            hub_cache.fetch(snapshot, revisions[snapshot.model], advance)
+    if len(snapshots) < len(revisions):
+        return "The hub cannot be reached, and what is there will do."
+    return f"Downloaded {total - present} bytes; {present} were there."

@@ -1,0 +1,223 @@
+"""The hub's cache on disk (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), filled ahead.
+
+A file is a blob that is named by its checksum, and a link to it in the snapshot of a commit. huggingface_hub
+throws away what it has of a blob when it ends early, and compares sizes alone: blobs are downloaded here, go
+on where they were, and get their names once their checksums are right. Links are the library's.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from turbo_runtime.model_files.source import ModelError, hub_errors
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+INDEX = "model.safetensors.index.json"
+_MAIN = "main"
+_CONFIG = "config.json"  # linked last: where it is, the snapshot is whole
+_WORKERS = 8  # files that are downloaded at a time, as the library does
+# Weights of other frameworks, and the same weights again.
+_UNUSED = (
+    *("*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ot"),
+    *("original/*", "onnx/*", "consolidated*", ".git*"),
+)
+
+
+class ChecksumError(OSError):
+    """What was downloaded is not what the hub has: it is deleted, and another try may get it right."""
+
+
+class NoSpaceError(OSError):
+    """The folder has no room for what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository."""
+
+    name: str
+    size: int  # in bytes
+    checksum: str  # sha256 of a large file, else git's sha1 of the blob; also the name of its blob
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A commit of a repository, and which of its files serve to load the model."""
+
+    model: str
+    commit: str
+    files: tuple[HubFile, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def present(self) -> int:
+        """Bytes that need not be downloaded any more."""
+        return sum(self._present(file) for file in self.files)
+
+    def blob(self, file: HubFile) -> Path:
+        """Return where a file is kept."""
+        return repository(self.model) / "blobs" / file.checksum
+
+    def part(self, file: HubFile) -> Path:
+        """Return where it is kept while it is downloaded."""
+        return self.blob(file).with_name(f"{file.checksum}.turbo.incomplete")
+
+    def has(self, file: HubFile) -> bool:
+        """Whether it is there; where links cannot be made, as a file of the snapshot alone."""
+        link = repository(self.model) / "snapshots" / self.commit / file.name
+        return self.blob(file).exists() or link.exists()
+
+    def _present(self, file: HubFile) -> int:
+        if self.has(file):
+            return file.size
+        part = self.part(file)
+        return min(file.size, part.stat().st_size) if part.exists() else 0
+
+
+def repository(model: str) -> Path:
+    """Return the folder of a repository in the cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model, repo_type="model")
+
+
+def cached_snapshot(model: str, revision: str | None) -> Path | None:
+    """Return the snapshot of a revision, a commit or what it stood for last; None where it is not whole."""
+    root, name = repository(model), revision or _MAIN
+    ref = root / "refs" / name
+    folder = root / "snapshots" / (ref.read_text(encoding="ascii").strip() if ref.is_file() else name)
+    if not (folder / _CONFIG).is_file():
+        return None
+    index = folder / INDEX
+    names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
+    return folder if all((folder / name).is_file() for name in names) else None
+
+
+def list_snapshot(model: str, revision: str | None) -> Snapshot:
+    """Ask the hub for the files of a revision. Raises ModelError."""
+    with hub_errors():
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        api = HfApi()
+        commit = api.model_info(model, revision=revision).sha
+        if commit is None:
+            raise ModelError(f"the hub names no commit of {model}")
+        entries = api.list_repo_tree(model, revision=commit, recursive=True)
+        files = [
+            HubFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            for entry in entries
+            if isinstance(entry, RepoFile)
+        ]
+    return Snapshot(model, commit, tuple(_used(files)))
+
+
+def _used(files: Iterable[HubFile]) -> list[HubFile]:
+    """Leave out what no engine of ours loads, config.json last."""
+    used = [file for file in files if not any(fnmatch.fnmatch(file.name, unused) for unused in _UNUSED)]
+    if any(file.name.endswith(".safetensors") for file in used):
+        used = [file for file in used if not file.name.endswith(".bin")]
+    return sorted(used, key=lambda file: (file.name == _CONFIG, file.name))
+
+
+def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], object]) -> None:
+    """Bring a snapshot into the cache, as what `revision` stands for; `advance` is called with the bytes.
+
+    Raises ModelError, NoSpaceError, ChecksumError or another OSError: the next call goes on from there.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    root = repository(snapshot.model)
+    root.mkdir(parents=True, exist_ok=True)
+    missing, free = snapshot.size - snapshot.present, shutil.disk_usage(root).free
+    if missing > free:
+        raise NoSpaceError(
+            f"{_gb(missing)} are missing, and the volume has {_gb(free)} free: enlarge it, or remove from it"
+        )
+    own = [file for file in snapshot.files if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE]
+    with hub_errors():
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            for done in [pool.submit(_download, snapshot, file, advance) for file in own]:
+                done.result()
+        for file in snapshot.files:  # what is larger than HTTP gives out is the library's to download
+            hf_hub_download(snapshot.model, file.name, revision=snapshot.commit)
+    name = revision or _MAIN
+    ref = root / "refs" / name
+    if name != snapshot.commit and not (ref.is_file() and ref.read_text("ascii") == snapshot.commit):
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(snapshot.commit, encoding="ascii")
+
+
+def _download(snapshot: Snapshot, file: HubFile, advance: Callable[[int], object]) -> None:
+    """Download a blob, from where an earlier try ended."""
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+
+    root = repository(snapshot.model)
+    blob, part = snapshot.blob(file), snapshot.part(file)
+    if snapshot.has(file):  # nothing is written, as on a claim that can be read alone
+        return
+    lock = root.parent / ".locks" / root.name / f"{file.checksum}.lock"
+    for folder in (blob.parent, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        if part.exists() and part.stat().st_size > file.size:
+            part.unlink()
+        with _Counted(part, advance) as stream:
+            url = hf_hub_url(snapshot.model, file.name, revision=snapshot.commit)
+            http_get(url, stream, resume_size=stream.tell(), headers=headers, expected_size=file.size)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if _checksum(part, file) != file.checksum:
+            part.unlink()
+            raise ChecksumError(f"{file.name} was not downloaded as the hub has it: its checksum is another")
+        part.replace(blob)
+
+
+class _Counted(io.BufferedWriter):
+    """A file that is appended to, and tells how much."""
+
+    def __init__(self, path: Path, advance: Callable[[int], object]) -> None:
+        super().__init__(io.FileIO(path, "ab"))
+        self._advance = advance
+
+    def write(self, data: ReadableBuffer) -> int:
+        count = super().write(data)
+        self._advance(count)
+        return count
+
+
+def _checksum(path: Path, file: HubFile) -> str:
+    """Compute the checksum of the kind that the hub names."""
+    is_large = len(file.checksum) == hashlib.sha256().digest_size * 2
+    # S324: git's own, of what the hub names by it
+    digest = hashlib.sha256() if is_large else hashlib.sha1(f"blob {file.size}\0".encode())  # noqa: S324
+    with path.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

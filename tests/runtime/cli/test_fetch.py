@@ -1,0 +1,181 @@
+"""`turbo fetch` against the hub's own client, and a server that answers as the hub does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from turbo_dev import hub
+from turbo_dev.controlplane import free_port
+from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, ModelInfo
+
+MODEL = "acme/tiny"
+CONFIG = {
+    "architectures": ["MistralForCausalLM"],
+    "num_attention_heads": 2,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "vocab_size": 10,
+    "max_position_embeddings": 256,
+}
+COMMANDS = "import sys\nfrom turbo_runtime.cli import {0}\nsys.exit({0}.{1}(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    model = folder / MODEL
+    (model / "original").mkdir(parents=True)
+    (model / "config.json").write_text(json.dumps(CONFIG))
+    (model / "tokenizer.json").write_text("{}")
+    save_file({"w": np.random.default_rng(0).random(8_000_000, np.float32)}, model / "model.safetensors")
+    (model / "pytorch_model.bin").write_bytes(b"the same weights again")
+    (model / "original" / "params.json").write_text("{}")
+    return folder
+
+
+class Machine:
+    """A hub, and a cache on disk that is empty at first."""
+
+    def __init__(self, served: hub.Hub, folder: Path) -> None:
+        self.hub, self.folder = served, folder
+        self.root = folder / "hub" / "models--acme--tiny"
+        self.environment = os.environ | {
+            "HF_ENDPOINT": served.url,
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_HOME": str(folder / "home"),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+
+    def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        module = "serve" if command == "inspect" else command
+        program = [sys.executable, "-c", COMMANDS.format(module, command), *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            program, env=self.environment | environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def run(self, command: str, *arguments: str, **environment: str) -> tuple[int, str]:
+        """Exit status and last line."""
+        with self.start(command, *arguments, **environment) as process:
+            out, err = process.communicate()
+        return process.returncode, (out if process.returncode == 0 else err).splitlines()[-1]
+
+    @property
+    def commit(self) -> str:
+        return hub.commit(self.hub.folder / MODEL)
+
+    def files(self) -> set[str]:
+        return {path.name for path in (self.root / "snapshots" / self.commit).iterdir()}
+
+
+@pytest.fixture
+def machine(models: Path, tmp_path: Path) -> Iterator[Machine]:
+    with hub.serve(models, tmp_path / "log") as served:
+        yield Machine(served, tmp_path)
+
+
+AWAY = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+
+
+def test_a_second_fetch_downloads_nothing_and_then_neither_it_nor_an_inspection_needs_the_hub(
+    machine: Machine,
+) -> None:
+    _, before = machine.run("inspect", MODEL)
+    read = machine.hub.downloaded()
+    status, told = machine.run("fetch", MODEL)
+    assert (status, "0 were there" in told) == (0, True)
+    assert machine.files() == {"config.json", "tokenizer.json", "model.safetensors"}
+    weights = (machine.hub.folder / MODEL / "model.safetensors").read_bytes()
+    assert (machine.root / "snapshots" / machine.commit / "model.safetensors").read_bytes() == weights
+    assert machine.hub.downloaded() - read == len(weights)
+    assert machine.run("fetch", MODEL)[1].startswith("Downloaded 0 bytes")
+    assert machine.hub.downloaded() - read == len(weights)
+    for arguments in ([MODEL], [MODEL, f"--commit={machine.commit}"]):
+        assert machine.run("fetch", *arguments, **AWAY)[0] == 0
+    status, after = machine.run("inspect", MODEL, **AWAY)
+    assert (status, ModelInfo.from_json(after)) == (0, ModelInfo.from_json(before))
+
+
+def test_of_a_cache_that_is_whole_nothing_is_written(machine: Machine) -> None:
+    assert machine.run("fetch", MODEL)[0] == 0
+    before = stamps(machine.folder / "hub")
+    assert machine.run("fetch", MODEL)[0] == 0
+    assert stamps(machine.folder / "hub") == before
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_a_fetch_that_was_killed_goes_on_within_the_file_where_it_was(machine: Machine) -> None:
+    machine.hub.bytes_per_second = 8e6
+    port = free_port("127.0.0.1")
+    process = machine.start("fetch", MODEL, f"--progress-port={port}")
+    part = None
+    with process:
+        while part is None or part.stat().st_size == 0:
+            part = next(iter(machine.root.rglob("*.incomplete")), None)
+            assert process.poll() is None
+            time.sleep(0.05)
+        told = JobProgress.from_json(httpx.get(f"http://127.0.0.1:{port}{PROGRESS_PATH}").text)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 128 + signal.SIGTERM
+    assert 0 < told.done < told.total
+    assert machine.run("fetch", MODEL, **AWAY)[0] == 1, "what is there is not whole"
+    kept = part.stat().st_size
+    machine.hub.bytes_per_second = None
+    before = machine.hub.downloaded()
+    assert machine.run("fetch", MODEL)[0] == 0
+    assert machine.hub.downloaded() - before == 32_000_080 - kept
+    assert any(each["start"] == kept for each in machine.hub.answers())
+
+
+def test_what_has_another_checksum_is_not_kept(machine: Machine) -> None:
+    machine.hub.corrupt = {"model.safetensors"}
+    status, told = machine.run("fetch", MODEL)
+    assert (status, "model.safetensors" in told, "checksum" in told) == (1, True, True)
+    assert not list(machine.root.rglob("*.incomplete"))
+    machine.hub.corrupt = set()
+    assert machine.run("fetch", MODEL)[0] == 0
+
+
+def test_a_gated_model_is_a_sentence_that_names_the_token_and_permanent(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine.hub.gated = {MODEL}
+    message = tmp_path / "message"
+    status, told = machine.run("fetch", MODEL, f"--termination-message={message}")
+    assert (status, "HF_TOKEN" in told) == (3, True)
+    assert message.read_text() == told
+
+
+def test_a_volume_without_room_is_a_sentence_with_what_is_missing(machine: Machine) -> None:
+    small = machine.folder / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a file system of its own needs root")
+    try:
+        status, told = machine.run("fetch", MODEL, HF_HUB_CACHE=str(small))
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert status == 1
+    assert "0.0 GB are missing" not in told
+    assert "enlarge it" in told
+
+
+def test_where_nothing_is_kept_the_hub_is_needed(machine: Machine) -> None:
+    status, told = machine.run("fetch", MODEL, **AWAY)
+    assert (status, "HF_ENDPOINT" in told) == (1, True)
