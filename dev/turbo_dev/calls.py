@@ -35,6 +35,8 @@ class Target:
     model: str
     timeout_seconds: float
     num_tokens: int = 8
+    prompts: tuple[str, ...] = ("Count to five.",)  # one after the other
+    temperature: float = 1.0
 
 
 class Crowd:
@@ -71,7 +73,7 @@ class Crowd:
     def _ask(self, is_keeping: bool) -> None:
         with _client(self._target, is_keeping) as client:
             while not self._stop.is_set():
-                call = _call(client, self._target)
+                call = _call(client, self._target, len(self.calls))
                 self.calls.append(call)
                 if call.error:
                     self._stop.wait(PAUSE_SECONDS)
@@ -118,7 +120,7 @@ class Pulse:
 
     def _ask(self) -> None:
         with _client(self._target, is_keeping=False) as client:
-            self.calls.append(_call(client, self._target))
+            self.calls.append(_call(client, self._target, len(self.calls)))
 
 
 def describe(calls: Iterable[Call], start: float) -> str:
@@ -135,13 +137,14 @@ def _client(target: Target, is_keeping: bool) -> openai.OpenAI:
     )
 
 
-def _call(client: openai.OpenAI, target: Target) -> Call:
+def _call(client: openai.OpenAI, target: Target, number: int) -> Call:
     start, error = time.monotonic(), ""
     try:
         reply = client.chat.completions.create(
             model=target.model,
-            messages=[{"role": "user", "content": "Count to five."}],
+            messages=[{"role": "user", "content": target.prompts[number % len(target.prompts)]}],
             max_tokens=target.num_tokens,
+            temperature=target.temperature,
         )
         if reply.choices[0].finish_reason not in ("stop", "length"):
             error = f"it ended with {reply.choices[0].finish_reason}"

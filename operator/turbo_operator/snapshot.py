@@ -14,7 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from turbo_operator.api import CapacityType, DraftStatus, EngineName, Provisioning, TurboAccelerator, quantity
+from turbo_operator.api import (
+    CapacityType,
+    DraftStatus,
+    EngineName,
+    Provisioning,
+    TurboAccelerator,
+    label_value,
+    quantity,
+)
 from turbo_runtime.contract.documents import JobProgress, Load, ModelInfo
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
@@ -157,6 +165,7 @@ class PodView(AcceleratorLabels):
     engine: str = EngineName.TURBO
     group: str | None = None  # of a replica on several nodes: its number in the LeaderWorkerSet
     worker: int = 0  # and that of the pod in the group; 0 is the leader, which answers
+    draft_label: str | None = None  # the version of the draft that its template names
 
     @property
     def is_present(self) -> bool:
@@ -172,6 +181,14 @@ class PodView(AcceleratorLabels):
     def is_serving(self) -> bool:
         """Whether it is a serving pod that is there to stay."""
         return self.is_present and not self.terminating
+
+    def drafts_with(self, version: str) -> bool:
+        """Whether it answers and drafts with that version: vLLM starts with the draft of its arguments, or
+        not at all.
+        """
+        if self.engine == EngineName.VLLM:
+            return self.ready and self.draft_label == label_value(version)
+        return self.ready and self.load is not None and self.load.load.draft_version == version
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +276,9 @@ class DraftView:
     digest: str = ""  # of its configuration and tensors
     deployment: str | None = None  # the TurboDeployment whose candidate it is
     created: float = 0.0  # seconds since the epoch
+    # By position, that the token drafted there is right, all before it being so, on the kind of traffic that
+    # it drafts worst for; empty: not evaluated.
+    acceptance: tuple[float, ...] = ()
 
 
 def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:

@@ -135,6 +135,7 @@ def test_a_page_of_vllm_is_a_load() -> None:
     assert (load.running_requests, load.waiting_requests, load.kv_cache_tokens) == (0, 0, 91 * 128)
     assert (load.drafts, load.draft_tokens, load.accepted_tokens, load.generated_tokens) == (1, 4, 2, 40)
     assert (load.prompts, load.prompt_tokens, load.guarantee) == (1, 6, "distribution")
+    assert (load.decode_seconds, load.decode_tokens) == (1.5522942949974095, 39)  # but the first of 40
 
 
 def test_the_engines_of_one_server_count_together() -> None:

@@ -13,6 +13,7 @@ from peers.contest import VLLM
 
 from turbo_dev import sizes
 from turbo_dev.paths import cache_root
+from turbo_dev.vllm_canaries import FIRST
 from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.catalog import catalog, shapes
 from turbo_operator.planner import PlannerInputs, plan
@@ -41,6 +42,7 @@ SPECS: tuple[dict[str, Any], ...] = (
     {"speculation": {"mode": "Required", "method": "Suffix"}},
     {"speculation": {"mode": "Required", "method": "EAGLE3", "draftModel": DRAFT}},
     {"speculation": {"method": "EAGLE3", "draftModel": DRAFT}, "workload": {"requestsPerSecond": "2"}},
+    {"speculation": {"method": "EAGLE3", "draftRef": {"name": "mine"}}},
     {"parallelism": {"tensor": 8}, "engine": {"type": "VLLM", "args": ["--kv-cache-dtype=fp8"]}},
     {"parallelism": {"tensor": 8, "pipeline": 2}},
     {"engine": {"type": "VLLM", "args": ["--enforce-eager", "--max-loras", "2"]}, "drain": {"timeout": "1m"}},
@@ -80,12 +82,15 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
     for td in deployments():
         shape = shapes.shipped(td.spec.model.hub_id)
         assert shape is not None
-        choice = plan(PlannerInputs(td.spec, shape, catalog(), None, None, {}, None), 0.0).choice
+        draft = FIRST if td.spec.speculation.draft_ref is not None else None
+        trained = draft.acceptance if draft is not None else None
+        inputs = PlannerInputs(td.spec, shape, catalog(), None, None, {}, None, trained=trained)
+        choice = plan(inputs, 0.0).choice
         if choice is not None:
             facts = ModelInfo(shape, "sha256:ab", "c0ffee", 1)
-            rendered.append((choice, 0, vllm.arguments(td, choice, facts)))
+            rendered.append((choice, 0, vllm.arguments(td, choice, facts, draft)))
             if choice.nodes > 1:  # as Kubernetes fills in what LeaderWorkerSet sets
-                argv = vllm.arguments(td, choice, facts, is_worker=True)
+                argv = vllm.arguments(td, choice, facts, draft, is_worker=True)
                 last = choice.nodes - 1
                 filled = [argument.replace("$(LWS_WORKER_INDEX)", str(last)) for argument in argv]
                 rendered.append((choice, last, filled))
@@ -102,6 +107,7 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
         assert group == [choice.nodes, choice.nodes, rank, rank > 0]
         assert (tensor, length, cache) == (choice.tensor, choice.max_model_len, choice.kv_cache_bytes)
         assert (speculative is None) == (choice.method == "Off")
+    assert any('"model": "/drafts/drafts/chat/1-ab"' in text for _, _, argv in rendered for text in argv)
 
 
 def test_vllms_own_parser_refuses_what_it_has_not() -> None:

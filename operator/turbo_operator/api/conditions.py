@@ -115,6 +115,7 @@ class TrainingReason(StrEnum):
     TRAINING = "Training"
     WAITING_FOR_PLAN = "WaitingForPlan"  # the model is not known, or no plan drafts
     WAITING_FOR_PROMPTS = "WaitingForPrompts"  # too few were captured
+    WAITING_FOR_PODS = "WaitingForPods"  # none answers yet, and a draft for vLLM learns from their answers
     WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"  # none has room, or the pod waits for a node
     NO_ACCELERATOR = "NoAccelerator"  # none will do, whatever room there is
     PRICE_UNKNOWN = "PriceUnknown"  # maxCost is set, and what it is to be spent on has no price
@@ -129,6 +130,7 @@ class CanaryReason(StrEnum):
     """Of DraftPromoted: what the canary of a new draft has come to."""
 
     WAITING_FOR_BUDGET = "WaitingForBudget"  # a pod beside the only one costs too much
+    WAITING_FOR_PLAN = "WaitingForPlan"  # no plan with it is feasible on what serves
     STARTING = "Starting"
     EVALUATING = "Evaluating"  # too little was answered yet to tell
     PROMOTED = "Promoted"

@@ -26,7 +26,9 @@ LABEL_ACCELERATOR = f"{GROUP}/accelerator"
 LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
 LABEL_NODES = f"{GROUP}/nodes"  # of a pod whose replica is on several: on how many
 LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"
-LABEL_DRAFT_VERSION = f"{GROUP}/draft-version"  # of a pod that a new draft is tried on
+LABEL_DRAFT_VERSION = (
+    f"{GROUP}/draft-version"  # of a pod that a new draft is tried on, or of vLLM that loads one
+)
 LABEL_OWNER_UID = f"{GROUP}/owner-uid"  # of a serving pod: of its TurboDeployment, which nobody else's has
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_NAME = "app.kubernetes.io/name"

@@ -199,6 +199,14 @@ def _has_load(spec: str) -> str:
     )
 
 
+# Whose drafts are trained for vLLM: that engine alone can serve it.
+_HAS_EAGLE3 = (
+    "self.speculation.method == 'EAGLE3'"
+    " && (has(self.speculation.draftRef) || has(self.speculation.training))"
+)
+_ON_VLLM = f"(self.engine.type == 'VLLM' || {_HAS_EAGLE3})"
+
+
 class TurboDeploymentSpec(Record):
     """What is wanted: a model; everything else is defaulted, planned, or refused with a reason."""
 
@@ -252,16 +260,24 @@ class TurboDeploymentSpec(Record):
             "cache",
         ),
         Rule(
-            "self.engine.type != 'VLLM' || !has(self.capture)",
-            "leave capture out, or choose engine.type Turbo: only Turbo keeps prompts",
+            f"!{_ON_VLLM} || !has(self.capture)",
+            "leave capture out, or choose engine.type Turbo: only Turbo keeps prompts, and it has no EAGLE3",
             "capture",
         ),
         Rule(
-            "self.engine.type != 'VLLM' || !has(self.speculation.training)"
-            " && !has(self.speculation.draftRef) && !has(self.speculation.namedDrafts)",
-            "leave training, draftRef and namedDrafts out, or choose engine.type Turbo: drafts that are "
-            "trained here are not supported on VLLM yet",
-            "speculation",
+            f"!{_ON_VLLM} || !has(self.speculation.namedDrafts)",
+            "leave namedDrafts out, or choose engine.type Turbo: vLLM loads one draft, as it starts",
+            "speculation.namedDrafts",
+        ),
+        Rule(
+            f"!{_ON_VLLM} || !has(self.speculation.training) || self.speculation.mode != 'Required'",
+            "write mode: Auto: on VLLM, pods answer without drafts until the first one is trained",
+            "speculation.mode",
+        ),
+        Rule(
+            f"self.engine.type != 'Auto' || !has(self.engine.image) || !({_HAS_EAGLE3})",
+            "write engine.type: VLLM too: with type Auto it is an image of Turbo, which has no EAGLE3",
+            "engine.image",
         ),
         Rule(
             "self.engine.type != 'Turbo'"
@@ -303,10 +319,17 @@ class TurboDeploymentSpec(Record):
         if self.engine.type != "Auto":
             return (EngineName(self.engine.type),)
         drafts = self.speculation
+        if drafts.method == Method.EAGLE3 and (drafts.draft_ref or drafts.training):
+            return (EngineName.VLLM,)
         of_turbo = (self.capture, drafts.training, drafts.draft_ref, drafts.named_drafts, self.engine.image)
         is_of_turbo = any(of_turbo) or drafts.method in (Method.TURBO_HEADS, Method.SUFFIX)
         is_of_turbo = is_of_turbo or self.model.uri.endswith(".gguf")
         return (EngineName.TURBO,) if is_of_turbo else tuple(EngineName)
+
+    @property
+    def draft_method(self) -> Method:
+        """How drafts that are trained for it draft: TurboHeads on engine Turbo, EAGLE3 on VLLM."""
+        return Method.EAGLE3 if self.engines == (EngineName.VLLM,) else Method.TURBO_HEADS
 
     @property
     def scaling_mode(self) -> ScalingMode:

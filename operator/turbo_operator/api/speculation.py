@@ -217,9 +217,11 @@ class Speculation(Record):
     """Suffix drafts from what was said before, NGram from the request alone; the others learn or are models.
     Auto leaves it to the planner."""
     draft_ref: DraftRef | None = None
-    """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
+    """A draft that was trained for the model: TurboHeads for engine Turbo, which takes up another one of the
+    same claim without a restart, EAGLE3 for VLLM, where another one is a rollout."""
     training: Training | None = None
-    """Drafts that the operator has trained. Default: none are."""
+    """Drafts that the operator has trained: TurboHeads, or with engine VLLM an EAGLE-3 layer. Default: none
+    are."""
     named_drafts: Annotated[
         tuple[NamedDraft, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)
     ] = None
@@ -255,16 +257,16 @@ class Speculation(Record):
             "draftModel",
         ),
         Rule(
-            "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads']",
-            "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
-            "other method",
+            "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
+            "leave draftRef out, or write method: Auto or EAGLE3 without a draftModel: a trained draft goes "
+            "with no other method",
             "draftRef",
         ),
         Rule(
             "!has(self.training) || !has(self.draftRef) && !has(self.draftModel)"
-            " && self.method in ['Auto', 'TurboHeads']",
-            "leave training out, or write method: Auto without draftRef and draftModel: what is trained are "
-            "TurboHeads, taken into use by the operator",
+            " && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
+            "leave training out, or write method: Auto or EAGLE3 without draftRef and draftModel: what is "
+            "trained are TurboHeads or an EAGLE-3 layer, taken into use by the operator",
             "training",
         ),
         Rule(
@@ -274,8 +276,10 @@ class Speculation(Record):
             "namedDrafts",
         ),
         Rule(
-            "!(self.method in ['DraftModel', 'EAGLE3']) || has(self.draftModel)",
-            "name the draft in draftModel.uri: methods DraftModel and EAGLE3 need one",
+            "!(self.method in ['DraftModel', 'EAGLE3']) || has(self.draftModel)"
+            " || self.method == 'EAGLE3' && (has(self.draftRef) || has(self.training))",
+            "name the draft in draftModel.uri, or for EAGLE3 in draftRef, or write training: methods "
+            "DraftModel and EAGLE3 need one",
             "method",
         ),
         Rule(

@@ -79,9 +79,11 @@ def _trainer(question: Question, plan: Plan) -> Plan | None:
     """Choose as the operator does once a training is due; None where none will begin."""
     td, observed, serving = question.td, question.observed, plan.choice
     spec = td.spec.speculation.training
-    if spec is None or spec.suspend or td.spec.suspend or serving is None or serving.method == api.OFF:
+    if spec is None or spec.suspend or td.spec.suspend or serving is None:
         return None
-    if spec.trigger.speedup_below is None and training.fitting(observed):
+    if serving.method == api.OFF and td.spec.draft_method != api.Method.EAGLE3:
+        return None
+    if spec.trigger.speedup_below is None and training.fitting(td, observed):
         return None
     query = training.AcceleratorQuery(spec.accelerator_name or "", serving.dtype)
     return planner.plan(training.question(td, observed, question.shape, query), question.now)

@@ -104,7 +104,7 @@ def decide(
         state = dataclasses.replace(state, waits=cache.condition.message, waits_for_spec=False)
     calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
-    draft = verdict.draft if verdict is not None and is_tried else None
+    tried = (verdict.draft, verdict.choice) if verdict is not None and verdict.choice and is_tried else None
     # Made before that ReplicaSet is gone, a Deployment would get neither its name nor its pods.
     releasing = {
         ("Deployment", render.variant_name(td, each.plan_hash))
@@ -117,7 +117,7 @@ def decide(
     children = tuple(
         child
         for child in render.children(
-            td, observed, choice, move.variants, settings, draft, min_available, fetch_job
+            td, observed, choice, move.variants, settings, tried, min_available, fetch_job
         )
         if (child["kind"], child["metadata"]["name"]) not in releasing
     )

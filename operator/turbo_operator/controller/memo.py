@@ -48,6 +48,7 @@ class Memo:
     refusal: tuple[int, RefusedError | None] = (0, None)  # of the last look, and the spec's generation then
     plan: CachedPlan | None = None
     training_plan: CachedPlan | None = None  # of a training that waits
+    trial_plan: CachedPlan | None = None  # with a draft that is tried
     # How often another count may have given it another plan: read before what the next question is made of.
     edition: int = 0
 

@@ -41,7 +41,7 @@ from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
-from turbo_operator.plan import Plan
+from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import build_inputs
 from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
@@ -102,7 +102,8 @@ class Reconciler:
     def plans_of(self, key: Key) -> list[Plan]:
         """Return what another count of the cluster may outdate: the plan, and that of a waiting training."""
         memo = self._memos.get(key)
-        return [cached.plan for cached in (memo.plan, memo.training_plan) if cached] if memo else []
+        cached = (memo.plan, memo.training_plan, memo.trial_plan) if memo else ()
+        return [each.plan for each in cached if each]
 
     def outdate(self, key: Key) -> None:
         """Record that the cluster has another count of accelerators, which may give this one another plan."""
@@ -142,18 +143,20 @@ class Reconciler:
         observed = build_snapshot(self.cache, self.inventory, key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
         # Decide
-        last = memo.plan, memo.training_plan
+        last = memo.plan, memo.training_plan, memo.trial_plan
         plan = await self._plan(look)
         choice = plan.served if plan is not None else None
-        tried = canary.update_canary(td, observed, choice, memo.speedups, now)
+        trial = await self._plan_trial(look, choice)
+        tried = canary.update_canary(td, observed, choice, memo.speedups, now, trial)
         await self._plan_training(replace(look, observed=canary.add_verdict(observed, *tried)), plan)
-        if memo.plan is not last[0] or memo.training_plan is not last[1]:
+        new = memo.plan, memo.training_plan, memo.trial_plan
+        if any(one is not other for one, other in zip(new, last, strict=True)):
             # The planner was waited for: what pods and spec were before it is nothing to lower a replica by.
             if self.cache.deployments.get(key) is not body:
                 return 0.0
             now = self.clock()
             observed = build_snapshot(self.cache, self.inventory, key, td, now)
-            tried = canary.update_canary(td, observed, choice, memo.speedups, now)
+            tried = canary.update_canary(td, observed, choice, memo.speedups, now, trial)
         speedups, verdict = tried
         observed = canary.add_verdict(observed, speedups, verdict)
         writer.seen_time = time.monotonic() - (self.clock() - now)
@@ -179,6 +182,15 @@ class Reconciler:
         inputs = build_inputs(look.td, look.observed.model.shape, look.observed)
         look.memo.plan = await self._planner.plan(look.memo.plan, inputs, look.edition, look.now)
         return look.memo.plan.plan
+
+    async def _plan_trial(self, look: _Look, choice: Choice | None) -> Plan | None:
+        """Plan the pods that try a draft, where they load it as they start."""
+        inputs, memo = canary.trial(look.td, look.observed, choice), look.memo
+        if inputs is None:
+            memo.trial_plan = None
+            return None
+        memo.trial_plan = await self._planner.plan(memo.trial_plan, inputs, look.edition, look.now)
+        return memo.trial_plan.plan
 
     async def _plan_training(self, look: _Look, plan: Plan | None) -> None:
         """Plan the training of a draft, where one is due."""

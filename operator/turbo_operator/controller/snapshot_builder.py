@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from turbo_operator import render
-from turbo_operator.api import LABEL_OWNER_UID, Method, TurboDeployment
+from turbo_operator.api import LABEL_OWNER_UID, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
@@ -93,7 +93,7 @@ def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
     """Return the draft that pods are to use: the one that is named, else the one that was promoted."""
     ref, last = td.spec.speculation.draft_ref, td.status.draft
     # What pods draft with while the draft in the spec is not there: it may come, or come back.
-    used = None if last is None else DraftView(**dict(last), method=Method.TURBO_HEADS, gone=True)
+    used = None if last is None else DraftView(**dict(last), method=td.spec.draft_method, gone=True)
     if ref is not None:
         return cache.drafts.get(Key(key.namespace, ref.name)) or used
     if last is None or used is None:

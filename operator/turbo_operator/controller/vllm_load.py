@@ -20,6 +20,9 @@ _GENERATED = "vllm:generation_tokens_total"
 _PROMPTS, _PROMPT_TOKENS = "vllm:request_prompt_tokens_count", "vllm:request_prompt_tokens_sum"
 _DRAFTS, _DRAFT_TOKENS = "vllm:spec_decode_num_drafts_total", "vllm:spec_decode_num_draft_tokens_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+# Of requests that have ended: the time from their first to their last token, and their tokens.
+_DECODE_SECONDS = "vllm:request_decode_time_seconds_sum"
+_ENDED, _ENDED_TOKENS = "vllm:request_generation_tokens_count", "vllm:request_generation_tokens_sum"
 _COUNTS = (
     _RUNNING,
     _WAITING,
@@ -30,6 +33,9 @@ _COUNTS = (
     _DRAFTS,
     _DRAFT_TOKENS,
     _ACCEPTED,
+    _DECODE_SECONDS,
+    _ENDED,
+    _ENDED_TOKENS,
 )
 _MAX_DIGITS = 9
 # Most of a page are histograms of times.
@@ -67,6 +73,8 @@ def parse(page: str) -> Load:
         draining=False,
         prompts=prompts,
         prompt_tokens=prompt_tokens,
+        decode_seconds=totals[_DECODE_SECONDS],
+        decode_tokens=max(0, int(totals[_ENDED_TOKENS] - totals[_ENDED])),
     )
 
 

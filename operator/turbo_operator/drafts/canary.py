@@ -1,5 +1,8 @@
 """A new draft comes to a part of the traffic first: tried on a variant of its own, then taken by all pods or
 rejected. Pure and stateless but for what is counted: a process that dies begins the canary's count again.
+
+Pods of Turbo take a draft up as they run. Those of vLLM load it as they start: there the pod that tries one
+is of the plan to come, and promotion is a rollout from the plan without it.
 """
 
 from __future__ import annotations
@@ -8,19 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from turbo_operator import api, render
-from turbo_operator.api import OFF, CanaryReason, ScalingMode, TurboDeployment
+from turbo_operator.api import OFF, CanaryReason, EngineName, Method, ScalingMode, TurboDeployment
 from turbo_operator.api.status import MAX_REJECTED_DRAFTS
 from turbo_operator.autoscaler import limits
 from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
 from turbo_operator.drafts.training import fitting
-from turbo_operator.plan import Choice
+from turbo_operator.plan import Choice, Plan
+from turbo_operator.planner import PlannerInputs, build_inputs
+from turbo_operator.planner.explanation import messages
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
 # What ends a canary whatever was measured: pods of the same template but for the draft do not fail so.
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
-_WAITS = (CanaryReason.STARTING, CanaryReason.WAITING_FOR_BUDGET, CanaryReason.APPLY_REJECTED)
+_WAITS = (
+    CanaryReason.STARTING,
+    CanaryReason.WAITING_FOR_BUDGET,
+    CanaryReason.WAITING_FOR_PLAN,
+    CanaryReason.APPLY_REJECTED,
+)
 _UNDER_WAY = frozenset({CanaryReason.EVALUATING, *_WAITS})
 GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a canary without a verdict is over
 # Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
@@ -35,6 +45,7 @@ class CanaryVerdict:
     variant: str  # plan hash of the pods that try it
     reason: CanaryReason
     detail: str  # a sentence
+    choice: Choice | None = None  # what those pods are made of; None: there can be none
 
     @property
     def is_over(self) -> bool:
@@ -64,9 +75,13 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
 
     None where a draft is named by hand: that one is taken by all pods at once.
     """
-    if td.spec.speculation.draft_ref is not None or observed.model is None:
+    speculation = td.spec.speculation
+    if speculation.draft_ref is not None or observed.model is None or speculation.mode == "Disabled":
         return None
-    drafts, used = fitting(observed), td.status.draft
+    is_other = speculation.method not in (Method.AUTO, Method.EAGLE3) or speculation.draft_model is not None
+    if td.spec.draft_method == Method.EAGLE3 and is_other:
+        return None
+    drafts, used = fitting(td, observed), td.status.draft
     known = {identity(draft) for draft in (*td.status.rejected_drafts, used) if draft is not None}
     names = [draft.name for draft in drafts]
     first = names.index(used.name) if used is not None and used.name in names else 0
@@ -75,29 +90,63 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
     return next((draft for draft in reversed(latest) if identity(draft) not in known), None)
 
 
+def trial(td: TurboDeployment, observed: Snapshot, choice: Choice | None) -> PlannerInputs | None:
+    """Ask for the plan of pods that load the candidate as they start, on the accelerators that serve now;
+    None where there is no candidate, or pods take it up as they run.
+    """
+    draft, spec = candidate(td, observed), td.spec
+    if draft is None or observed.model is None or choice is None or choice.engine != EngineName.VLLM:
+        return None
+    same = {"allowed": (choice.accelerator.name,), "capacity_types": (choice.capacity_type,)}
+    drafts = {"mode": "Required", "method": Method.EAGLE3}
+    spec = spec.model_copy(
+        update={
+            "accelerators": (spec.accelerators or api.Accelerators()).model_copy(update=same),
+            "parallelism": api.Parallelism(tensor=choice.tensor, pipeline=choice.nodes),
+            "speculation": spec.speculation.model_copy(update=drafts),
+        }
+    )
+    seen = replace(observed, draft=draft)
+    return build_inputs(td.model_copy(update={"spec": spec}), observed.model.shape, seen)
+
+
 def update_canary(
-    td: TurboDeployment, observed: Snapshot, choice: Choice | None, speedups: SpeedupTracker, now: float
+    td: TurboDeployment,
+    observed: Snapshot,
+    choice: Choice | None,
+    speedups: SpeedupTracker,
+    now: float,
+    trial_plan: Plan | None = None,
 ) -> tuple[SpeedupTracker, CanaryVerdict | None]:
     """Return the speedup of the pods, and what has become of the draft that is tried; None while none is.
 
-    The tracker holds a run for as long as its variant shall exist.
+    The tracker holds a run for as long as its variant shall exist. `choice` is what serves, `trial_plan` the
+    planner's answer to `trial`.
     """
     draft, verdict, run = None, None, None
     is_scaled_to_zero = td.spec.scaling_mode == ScalingMode.EXTERNAL and td.spec.replicas == 0
-    if choice is not None and choice.method != OFF and not td.spec.suspend and not is_scaled_to_zero:
+    drafts = choice is not None and (choice.method != OFF or trial_plan is not None)
+    is_by_restart = choice is not None and choice.engine == EngineName.VLLM
+    if drafts and not td.spec.suspend and not is_scaled_to_zero and is_by_restart == (trial_plan is not None):
         draft = candidate(td, observed)
-    if draft is not None and choice is not None and observed.model is not None:
+    if trial_plan is not None:
+        choice = trial_plan.served
+    if draft is not None and choice is None and trial_plan is not None:
+        message = f"{draft.version} cannot be tried on what serves. {trial_plan.detail}"
+        verdict = CanaryVerdict(draft, "", CanaryReason.WAITING_FOR_PLAN, message)
+    elif draft is not None and choice is not None and observed.model is not None:
         variant = render.plan_hash(td, choice, observed.model, draft, canary=True)
         verdict = _unaffordable(td, choice, draft, variant)
         if verdict is None:
             last = speedups.run
-            run = last if last is not None and last.variant == variant else CanaryRun(variant, now)
+            new = CanaryRun(variant, now, by_token=is_by_restart)
+            run = last if last is not None and last.variant == variant else new
     warm_seconds = td.spec.rollout.canary.min_generation_duration.seconds
     speedups = replace(speedups, run=run).update(observed.pods, now, warm_seconds)
     if draft is None or speedups.run is None:
         return speedups, verdict
     run = _timed(speedups.run, draft, _pods(observed, speedups.run.variant), now)
-    verdict = CanaryVerdict(draft, run.variant, *_evaluate(td, observed, draft, run, now))
+    verdict = CanaryVerdict(draft, run.variant, *_evaluate(td, observed, draft, run, now), choice)
     return replace(speedups, run=None if verdict.is_over else run), verdict
 
 
@@ -156,7 +205,7 @@ def _timed(run: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float
 
 
 def _is_used(draft: DraftView, pods: Sequence[PodView]) -> bool:
-    return any(pod.ready and pod.load and pod.load.load.draft_version == draft.version for pod in pods)
+    return any(pod.drafts_with(draft.version) for pod in pods)
 
 
 def add_verdict(observed: Snapshot, speedups: SpeedupTracker, verdict: CanaryVerdict | None) -> Snapshot:
@@ -209,16 +258,18 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
 
 def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
     needed, total = settings.min_generation_duration.seconds, run.warmup + run.canary
-    new, old = run.canary.speedup, run.baseline.speedup
-    seconds = min(run.canary.seconds, run.baseline.seconds)
+    new, old = run.speeds
+    seconds = min(run.seconds(run.canary), run.seconds(run.baseline))
     if seconds < needed or new is None or old is None:
-        if run.warmup.seconds < needed:
+        if run.seconds(run.warmup) < needed:
             return CanaryReason.EVALUATING, f"The pod that tries {version} warms up on live traffic."
         done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
         needed_part = f"{done} % of the answers needed are there"
         return CanaryReason.EVALUATING, f"{version} is compared with what the other pods use: {needed_part}."
     if run.began is None or now - run.began < settings.min_duration.seconds:
         return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
+    if run.by_token:
+        return _by_token(version, run, new, float(settings.min_speedup_ratio))
     if not total.audits:
         message = f"None of the answers with {version} was audited yet: pods do that while they are idle."
         return CanaryReason.EVALUATING, message
@@ -228,3 +279,17 @@ def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> 
         return CanaryReason.PROMOTED, f"{measured}; {total.audits} answers audited, {differ}."
     needs = f"it has to be at least {settings.min_speedup_ratio} of that"
     return CanaryReason.NO_IMPROVEMENT, f"{measured}: {needs}."
+
+
+def _by_token(version: str, run: CanaryRun, ratio: float, needed: float) -> tuple[CanaryReason, str]:
+    """Decide on pods of vLLM, which verifies every draft and audits none."""
+    new, old = run.canary.seconds_per_token, run.baseline.seconds_per_token
+    assert new is not None  # else there is no ratio
+    assert old is not None
+    measured = (
+        f"A token took {messages.time(new)} on the pod with {version}, and {messages.time(old)} on the "
+        f"others in the same time: {ratio:.2f} times as fast"
+    )
+    if ratio >= needed:
+        return CanaryReason.PROMOTED, f"{measured}. A rollout brings it to all pods."
+    return CanaryReason.NO_IMPROVEMENT, f"{measured}, and it has to be at least {needed:g}."

@@ -23,11 +23,19 @@ def states(
     speedup: str | None,
 ) -> dict[ConditionType, ConditionState]:
     """Return the conditions on drafts that have something to say; `speedup` is what the status shows."""
-    pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
-    is_off = plan is not None and plan.choice is not None and plan.choice.method == api.OFF
+    is_vllm = td.spec.draft_method == api.Method.EAGLE3
+    # On vLLM every pod is asked: each draft has a plan of its own, and a pod that tries one is no other's.
+    tried = verdict.variant if verdict is not None else None
+    pods = [
+        pod
+        for pod in observed.pods
+        if pod.is_serving and (pod.plan_hash != tried if is_vllm else plan_hash in (None, pod.plan_hash))
+    ]
+    planned = plan.choice.method if plan is not None and plan.choice is not None else None
+    is_off = planned == api.OFF
     is_computed = any(pod.engine == api.EngineName.VLLM for pod in pods)
     states = {
-        ConditionType.DRAFT_READY: _ready(td, observed, is_off, pods),
+        ConditionType.DRAFT_READY: _ready(td, observed, planned, pods),
         ConditionType.DRAFT_TRAINED: training,
         ConditionType.DRAFT_PROMOTED: _promoted(td, verdict),
         ConditionType.SPECULATION_EFFECTIVE: _effective(is_off, speedup, is_computed),
@@ -60,9 +68,9 @@ def _effective(is_off: bool, speedup: str | None, is_computed: bool) -> Conditio
 
 
 def _ready(
-    td: TurboDeployment, observed: Snapshot, is_off: bool, current: Sequence[PodView]
+    td: TurboDeployment, observed: Snapshot, planned: str | None, current: Sequence[PodView]
 ) -> ConditionState | None:
-    """Whether pods draft with the draft that they should; None where there is none."""
+    """Whether pods draft with the draft that they should; None where there is none. `planned` is how."""
     ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
     if draft is None and ref is None:
         return None
@@ -72,8 +80,10 @@ def _ready(
         if draft is not None:
             message += f" Meanwhile pods draft on with {draft.version}."
         return false(DraftReason.NOT_FOUND, message)
-    if draft.method != api.Method.TURBO_HEADS:
-        message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
+    method = td.spec.draft_method
+    if draft.method != method:
+        engine = "vLLM" if method == api.Method.EAGLE3 else "the engine Turbo"
+        message = f"{named} drafts by {draft.method}, which {engine} cannot yet: train {method}."
         return false(DraftReason.NOT_YET_SUPPORTED, message)
     if model is not None and draft.target_digest != model.digest:
         message = (
@@ -81,8 +91,9 @@ def _ready(
             "one that was trained for it."
         )
         return false(DraftReason.TARGET_MODEL_MISMATCH, message)
-    if is_off:
-        message = f"{named} is not used: the plan is one without speculation."
+    if planned == api.OFF or (method == api.Method.EAGLE3 and planned not in (None, method)):
+        how = "without speculation" if planned == api.OFF else f"with {planned} drafts"
+        message = f"{named} is not used: the plan is one {how}."
         return false(DraftReason.SPECULATION_DISABLED, message)
     if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):
         return false(DraftReason.NOT_FOUND, problem)
@@ -92,10 +103,12 @@ def _ready(
         if load.draft_error:
             message = f"Pod {name}: {sentence(load.draft_error)} It serves on without it."
             return false(DraftReason.LOAD_FAILED, message)
-    using = sum(load.draft_version == draft.version for _, load in loads)
+    using = sum(pod.drafts_with(draft.version) for pod in ready)
     message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
         return true(DraftReason.LOADED, message)
+    if method == api.Method.EAGLE3:
+        message += " vLLM loads a draft as it starts: the rollout brings it to the others."
     return unknown(DraftReason.LOADING, message)
 
 

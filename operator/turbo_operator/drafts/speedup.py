@@ -1,5 +1,8 @@
 """The speedup by drafts, from what pods report: seconds of answering, and what as many tokens would have
 taken without drafts. Pure and frozen: each look adds what pods did since the look before.
+
+Pods of vLLM do not report the latter. There a canary is compared by what a token of a request took on its pod
+and on the others, in the same time and behind the same Service.
 """
 
 from __future__ import annotations
@@ -23,28 +26,41 @@ class GenerationStats:
     plain_seconds: float = 0.0  # that as many tokens would have taken without drafts
     audits: int = 0
     mismatches: int = 0  # of those: answers that were not the same without drafts
+    decode_seconds: float = 0.0  # of vLLM's requests that have ended, from their first to their last token
+    decode_tokens: int = 0  # that came in those
 
     @classmethod
     def of(cls, load: Load) -> GenerationStats | None:
         """Read what a pod did since its start; None of a runtime that does not report it."""
         seconds, plain_seconds = load.generation_seconds, load.baseline_generation_seconds
+        decoded = load.decode_seconds or 0.0, load.decode_tokens or 0
         if seconds is None or plain_seconds is None:
-            return None
-        return cls(seconds, plain_seconds, load.audits or 0, load.audit_mismatches or 0)
+            return None if load.decode_seconds is None else cls(0.0, 0.0, 0, 0, *decoded)
+        return cls(seconds, plain_seconds, load.audits or 0, load.audit_mismatches or 0, *decoded)
 
     def __add__(self, other: GenerationStats) -> GenerationStats:
         return GenerationStats(*map(operator.add, astuple(self), astuple(other)))
 
     def since(self, before: GenerationStats | None) -> GenerationStats:
         """Return what came after `before`; all of it where the process has started anew meanwhile."""
-        if before is None or self.seconds < before.seconds or self.audits < before.audits:
+        if before is None or self.decode_tokens < before.decode_tokens or self.audits < before.audits:
             return self
+        if self.seconds < before.seconds:
+            if not self.decode_tokens:
+                return self
+            before = replace(before, seconds=self.seconds, plain_seconds=self.plain_seconds)  # an estimate
         return GenerationStats(*map(operator.sub, astuple(self), astuple(before)))
 
     @property
     def speedup(self) -> float | None:
         """The speed over no drafts; None where too little was answered to tell."""
         return self.plain_seconds / self.seconds if self.seconds >= MIN_SECONDS else None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """What a token of a request of vLLM's took; None where too little was answered to tell."""
+        known = self.decode_tokens > 0 and self.decode_seconds >= MIN_SECONDS
+        return self.decode_seconds / self.decode_tokens if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +74,21 @@ class CanaryRun:
     warmup: GenerationStats = GenerationStats()
     canary: GenerationStats = GenerationStats()  # by its pods, since they were warm
     baseline: GenerationStats = GenerationStats()  # by all others, since then
+    by_token: bool = False  # whether pods are compared by what a token took
+
+    def seconds(self, stats: GenerationStats) -> float:
+        """Return the seconds of answering that the comparison rests on."""
+        return stats.decode_seconds if self.by_token else stats.seconds
+
+    @property
+    def speeds(self) -> tuple[float | None, float | None]:
+        """The speed of its pods and of all others: over no drafts, or by what a token took over that of the
+        others; None where too little was answered to tell.
+        """
+        if not self.by_token:
+            return self.canary.speedup, self.baseline.speedup
+        new, old = self.canary.seconds_per_token, self.baseline.seconds_per_token
+        return (None, None) if new is None or old is None else (old / new, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +120,7 @@ class SpeedupTracker:
                 canary += increment
             else:
                 baseline += increment
-        if run is not None and run.warmup.seconds < warm_seconds:
+        if run is not None and run.seconds(run.warmup) < warm_seconds:
             run = replace(run, warmup=run.warmup + canary)  # a wrong answer counts from the start
         elif run is not None:
             run = replace(run, canary=run.canary + canary, baseline=run.baseline + baseline)

@@ -65,7 +65,9 @@ def enumerate_candidates(requirements: Requirements) -> Candidates:
         (number, option)
         for number, engine in enumerate(ENGINES)
         if engine.name in spec.engines
-        for option in speculation.list_options(spec.speculation, engine, requirements.shape, draft)
+        for option in speculation.list_options(
+            spec.speculation, engine, requirements.shape, draft, requirements.inputs.trained
+        )
     ]
     layouts = [_layouts(requirements, row) for row in requirements.rows]
     rows = [

@@ -116,13 +116,19 @@ def describe_engine_lack(
     return None
 
 
-def describe_draft_lack(method: str, speculation: Speculation) -> str | None:
-    """Describe the draft that a method needs and the spec does not name, as the end of a sentence."""
-    if method != Method.EAGLE3 or speculation.method == Method.EAGLE3:
+def describe_draft_lack(method: str, speculation: Speculation, *, is_there: bool) -> str | None:
+    """Describe the draft that a method needs and the spec does not name, as the end of a sentence; whether a
+    trained one `is_there` that fits.
+    """
+    if method != Method.EAGLE3 or is_there or (speculation.draft_model and speculation.method == method):
         return None
+    if speculation.draft_ref is not None:
+        return f"TurboDraft {speculation.draft_ref.name} cannot be loaded: the condition DraftReady says why"
+    if speculation.training is not None:
+        return "no EAGLE-3 draft of the model was trained and promoted yet"
     return (
         "no EAGLE-3 draft of the model is named: write speculation.method: EAGLE3, and the draft in "
-        "speculation.draftModel.uri"
+        "speculation.draftModel.uri or speculation.draftRef, or write speculation.training"
     )
 
 

@@ -106,7 +106,7 @@ class PlanEvaluation:
                 (model_lack if engine == EngineName.TURBO else None)
                 or describe_lack(engine, option.method, option.placement, accelerators)
                 or (inputs.group_lack if nodes > 1 else None)
-                or describe_draft_lack(option.method, spec.speculation)
+                or describe_draft_lack(option.method, spec.speculation, is_there=inputs.trained is not None)
                 or describe_engine_lack(spec, engine, option.method, is_on_cpu=bool(is_on_cpu))
             )
 
@@ -317,7 +317,7 @@ class PlanEvaluation:
             place = str(offering.engine.name), offering.accelerator.name
             measured = place in self.requirements.inputs.calibrations
             provenance = Provenance.CALIBRATED if measured else Provenance.ROOFLINE
-            is_assumed = self.requirements.demand.assumed or offering.draft.has_prior
+            is_assumed = self.requirements.demand.assumed or offering.draft.is_assumed
             first, token = (seconds if seconds < ENDLESS else None for seconds in times[number].tolist())
             predictions[at] = Predicted(
                 time_to_first_token=first,

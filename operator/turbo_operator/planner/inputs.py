@@ -10,7 +10,7 @@ from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
 from turbo_operator.planner.performance.step_time import Calibration
 from turbo_operator.resources import WORKLOADS
-from turbo_operator.snapshot import Accelerator, Snapshot, Supply
+from turbo_operator.snapshot import Accelerator, DraftView, Snapshot, Supply
 from turbo_runtime.contract.documents import ModelShape
 
 # A variant whose workload was deleted is made again from its frozen template.
@@ -30,6 +30,9 @@ class PlannerInputs:
     calibrations: Mapping[tuple[str, str], Calibration]
     draft: ModelShape | None  # of speculation.draftModel, where its shape is shipped
     group_lack: str | None = None  # why no replica can be on several nodes, as the end of a sentence
+    # Acceptance by position of the trained draft that pods of VLLM load; None: they load none, empty: it was
+    # not evaluated.
+    trained: tuple[float, ...] | None = None
 
     def equals_but_for_counts(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
@@ -56,8 +59,22 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     is_model = speculation.draft_model and speculation.method != api.Method.EAGLE3
     uri = speculation.draft_model.uri if speculation.draft_model and is_model else ""
     draft = shapes.shipped(uri.removeprefix("hf://")) if uri.startswith("hf://") else None
+    trained = find_trained(td, observed)
+    if trained is not None and running is not None:
+        # What runs stays where nothing costs less: it shall not keep a draft out that is new.
+        running = replace(running, method=api.Method.EAGLE3, placement=api.Placement.COLOCATED)
     seen = observed.accelerators, observed.supply
-    return PlannerInputs(td.spec, shape, *seen, running, factors, draft, observed.group_lack)
+    acceptance = None if trained is None else trained.acceptance
+    return PlannerInputs(td.spec, shape, *seen, running, factors, draft, observed.group_lack, acceptance)
+
+
+def find_trained(td: api.TurboDeployment, observed: Snapshot) -> DraftView | None:
+    """Return the trained draft that pods of VLLM load; None of another engine, or where none fits."""
+    draft, digest = observed.draft, observed.model.digest if observed.model is not None else None
+    method = td.spec.draft_method
+    if draft is None or method != api.Method.EAGLE3 or td.spec.speculation.draft_model is not None:
+        return None
+    return draft if (draft.method, draft.target_digest) == (method, digest) else None
 
 
 def find_plan_in_place(td: api.TurboDeployment, observed: Snapshot) -> api.PlanStatus | None:

@@ -43,7 +43,7 @@ def children(
     choice: Choice | None,
     variants: Sequence[Variant],
     settings: Settings,
-    trying: DraftView | None = None,
+    trying: tuple[DraftView, Choice] | None = None,
     min_available: int = 0,
     fetch_job: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], ...]:
@@ -52,30 +52,31 @@ def children(
     `choice` is the feasible plan's, and None while there is none; `variants` come from the rollout. A
     ControllerRevision stands before its workload: whatever is interrupted between the two goes on from the
     frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `trying` is a
-    draft that a variant of its own is for. No drain may leave less than `min_available` pods that answer.
+    draft that a variant of its own is for, and what that is made of. No drain may leave less than
+    `min_available` pods that answer.
     """
     model = observed.model
-    drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
+    drafts = [(observed.draft, choice, False), *([(*trying, True)] if trying is not None else [])]
     selector = metadata.traffic_selector(td, observed.children)
     wanted = [service(td, selector)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += [dict(fetch_job)] if fetch_job is not None else []
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
-        for draft, canary in drafts:
+        for draft, _, canary in drafts:
             wanted += draft_volume.configmaps(td, observed, draft, canary)
     frozen = _frozen_templates(observed)
     templates = [frozen[variant.plan_hash] for variant in variants if variant.plan_hash in frozen]
     wanted += _mounted_configmaps(td, observed, wanted, templates)
     for variant in variants:
         template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
-        if template is None and choice is not None and model is not None:
-            for draft, canary in drafts:  # the plan that `choice` leads to, or the one of the canary
-                if variant.plan_hash == plan_hash(td, choice, model, draft, canary=canary):
-                    template = pod_templates.pod_template(
-                        td, choice, model, variant.plan_hash, settings, draft, canary=canary
-                    )
-                    break
+        for draft, each, canary in drafts:  # the plan that `choice` leads to, or the one of the canary
+            if template is not None or each is None or model is None:
+                break
+            if variant.plan_hash == plan_hash(td, each, model, draft, canary=canary):
+                template = pod_templates.pod_template(
+                    td, each, model, variant.plan_hash, settings, draft, canary=canary
+                )
         if template is not None:
             wanted += [revision(td, variant.plan_hash, template), workload(td, variant, template)]
         else:  # somebody deleted its revision: it can only be scaled
@@ -100,6 +101,11 @@ def mounted_configmaps(manifests: Iterable[Mapping[str, Any]]) -> frozenset[str]
     """Return the names of the ConfigMaps without which pods of these manifests do not start."""
     templates = [pod_template(item) for item in manifests if item["kind"] in WORKLOADS]
     return frozenset(chain.from_iterable(_mounted_by(template) for template in templates if template))
+
+
+def _label(template: Mapping[str, Any], name: str) -> str | None:
+    labels: Mapping[str, str] = template.get("metadata", {}).get("labels") or {}
+    return labels.get(name)
 
 
 def _mounted_by(template: Mapping[str, Any]) -> list[str]:
@@ -130,9 +136,15 @@ def _mounted_configmaps(
 
 def canary_hashes(td: api.TurboDeployment, observed: Snapshot) -> frozenset[str]:
     """Return the plan hashes of the variants that a draft is or was tried on."""
-    name = draft_volume.configmap_name(td, canary=True)
-    frozen = _frozen_templates(observed).items()
-    return frozenset(plan_hash for plan_hash, template in frozen if name in _mounted_by(template))
+    name, frozen = draft_volume.configmap_name(td, canary=True), _frozen_templates(observed).items()
+    rejected = {api.label_value(draft.version) for draft in td.status.rejected_drafts}
+    if td.status.draft is not None:
+        rejected.discard(api.label_value(td.status.draft.version))
+    return frozenset(
+        plan_hash
+        for plan_hash, template in frozen
+        if name in _mounted_by(template) or _label(template, api.LABEL_DRAFT_VERSION) in rejected
+    )
 
 
 def canary_names(td: api.TurboDeployment, variant: str) -> frozenset[str]:

@@ -1,6 +1,6 @@
 """Trained drafts as a serving pod sees them: a claim, and a ConfigMap that names the one in use, so that
 another one of the same claim is taken up as the pod runs. Pods on which a new draft is tried have a ConfigMap
-of their own. Pure.
+of their own. Pods of vLLM mount the claim alone: their arguments name the draft. Pure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = 
     """Return the claim that pods of a plan mount: that of a draft which the engine can use, or before the
     first one that on which drafts are trained, so that the first one needs no rollout either.
     """
-    if choice is not None and (choice.method == OFF or choice.engine != EngineName.TURBO):
+    if choice is not None and choice.engine == EngineName.VLLM:
+        trained = loaded_by_vllm(td, draft, choice)
+        return None if trained is None else trained.claim_name
+    if td.spec.draft_method != Method.TURBO_HEADS or (choice is not None and choice.method == OFF):
         return None
     if draft is not None:
         return draft.claim_name if draft.method == Method.TURBO_HEADS else None
@@ -33,6 +36,17 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = 
     training = speculation.training
     awaited = training is not None and (not training.suspend or speculation.named_drafts)
     return training.persistent_volume_claim.claim_name if training and awaited else None
+
+
+def loaded_by_vllm(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> DraftView | None:
+    """Return the draft, where pods of the plan load it as they start."""
+    is_trained = choice.method == Method.EAGLE3 and td.spec.speculation.draft_model is None
+    return draft if is_trained and choice.engine == EngineName.VLLM else None
+
+
+def folder_of(draft: DraftView) -> str:
+    """Return the draft's folder in pods that mount its claim."""
+    return f"{claim_path(draft.claim_name)}/{draft.path}"
 
 
 def configmap_name(td: TurboDeployment, canary: bool = False) -> str:
@@ -73,7 +87,7 @@ def _file(observed: Snapshot, draft: DraftView | None, claim: str) -> dict[str, 
 
     def folder(view: DraftView | None) -> str | None:
         usable = view is not None and unusable(view, digest, claim) is None
-        return f"{claim_path(claim)}/{view.path}" if view is not None and usable else None
+        return folder_of(view) if view is not None and usable else None
 
     selection: dict[str, Any] = {}
     if draft is not None and (heads := folder(draft)):
@@ -92,16 +106,18 @@ def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
     return None if draft.claim_name == claim else f"lies on the claim {draft.claim_name}, not on {claim}"
 
 
-def volumes(td: TurboDeployment, claim: str | None, canary: bool = False) -> list[MountedVolume]:
-    """Build the volumes of a serving pod."""
+def volumes(
+    td: TurboDeployment, claim: str | None, engine: EngineName, canary: bool = False
+) -> list[MountedVolume]:
+    """Build the volumes of a serving pod. To vLLM its arguments name the draft."""
     if claim is None:
         return []
     settings = {"configMap": {"name": configmap_name(td, canary)}}
     drafts = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
-    return [
-        mounted_volume("drafts-in-use", settings, FOLDER, read_only=True),
-        mounted_volume(_VOLUME, drafts, claim_path(claim), read_only=True),
-    ]
+    volume = mounted_volume(_VOLUME, drafts, claim_path(claim), read_only=True)
+    if engine == EngineName.VLLM:
+        return [volume]
+    return [mounted_volume("drafts-in-use", settings, FOLDER, read_only=True), volume]
 
 
 def claim_path(claim: str) -> str:

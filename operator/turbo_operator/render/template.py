@@ -46,8 +46,9 @@ def plan_hash(
     *,
     canary: bool = False,
 ) -> str:
-    """Hash all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
-    draft of a claim it is, but for pods that one is tried on.
+    """Hash all that shapes a serving pod: never of replicas, prices, predictions or rejects. Which draft of a
+    claim it is counts on vLLM, where the pod that one is tried on is of the plan to come, and else only for
+    pods that one is tried on.
     """
     claim = draft_volume.claim(td, draft, choice)
     accelerator = choice.accelerator
@@ -83,7 +84,9 @@ def plan_hash(
         material["capture"] = kept.persistent_volume_claim.dump()  # the rest reaches pods as they run
     if claim:
         material["drafts"] = claim
-    if canary and draft:
+    if trained := draft_volume.loaded_by_vllm(td, draft, choice):
+        material["draft"] = identity(trained)[1:]  # what is loaded, under whatever name
+    elif canary and draft:
         material["canary"] = identity(draft)
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
@@ -113,7 +116,7 @@ def pod_template(
     claim = draft_volume.claim(td, draft, choice)
     amounts = resources(td, choice)
     if choice.engine == api.EngineName.VLLM:
-        engine = vllm.server(td, choice, facts, amounts, settings)
+        engine = vllm.server(td, choice, facts, amounts, settings, draft)
     else:
         engine = turbo.server(td, choice, facts, amounts, settings, claim, canary=canary)
     server = (engine.image, CONTAINER, engine.command, engine.arguments, amounts, engine.draft)
@@ -130,7 +133,7 @@ def pod_template(
         **({"lifecycle": engine.lifecycle} if engine.lifecycle else {}),
     }
     container["env"] = pod.merge_environment(engine.environment, container["env"])
-    volumes = [*volumes_of(td), *draft_volume.volumes(td, claim, canary), *engine.volumes]
+    volumes = [*volumes_of(td), *draft_volume.volumes(td, claim, choice.engine, canary), *engine.volumes]
     spec = pod.pod_spec(td, container, choice, volumes, engine.draft)
     if before := fetch.init_containers(td, facts, settings):
         spec["initContainers"] = before
@@ -144,7 +147,7 @@ def pod_template(
         api.LABEL_ENGINE: choice.engine,
         **pod.placement_labels(choice),
     }
-    if canary and draft:
+    if draft and (canary or draft_volume.loaded_by_vllm(td, draft, choice)):
         own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
     if choice.nodes > 1:
         own[api.LABEL_NODES] = str(choice.nodes)

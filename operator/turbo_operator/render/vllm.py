@@ -14,10 +14,11 @@ from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.planner.capabilities import engine_of
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import pod
+from turbo_operator.render import draft_volume, pod
 from turbo_operator.render.metadata import configmap
 from turbo_operator.render.server import KEYS_PATH, Amounts, EngineServer, api_keys
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import DraftView
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import HEALTH_PATH, METRICS_PATH, PORT
@@ -34,9 +35,14 @@ _DRAFT_MODELS = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)
 
 
 def server(
-    td: api.TurboDeployment, choice: Choice, facts: ModelInfo, amounts: Amounts, settings: Settings
+    td: api.TurboDeployment,
+    choice: Choice,
+    facts: ModelInfo,
+    amounts: Amounts,
+    settings: Settings,
+    draft: DraftView | None = None,
 ) -> EngineServer:
-    """Build vLLM's OpenAI server."""
+    """Build vLLM's OpenAI server, with a `draft` that was trained for the model."""
     delay = RuntimeConfig(model="").shutdown_delay_seconds
     environment = {
         "USER": "vllm",  # the image need not know the user that it runs as, and torch asks for its name
@@ -56,12 +62,12 @@ def server(
     return EngineServer(
         image=td.spec.engine.image or settings.vllm_image,
         command=COMMAND,
-        arguments=arguments(td, choice, facts),
+        arguments=arguments(td, choice, facts, draft),
         ready_path=HEALTH_PATH,  # it listens once the model is loaded
         grace_seconds=delay + timeout + GRACE_SLACK_SECONDS,
         environment=[{"name": name, "value": value} for name, value in environment.items()],
         lifecycle={"preStop": {"exec": {"command": drain}}},
-        worker_arguments=arguments(td, choice, facts, is_worker=True),
+        worker_arguments=arguments(td, choice, facts, draft, is_worker=True),
         # A worker answers through its leader: it stays for as long as that has requests to end.
         worker_lifecycle={"preStop": {"exec": {"command": [*drain[:2], leader_page, *drain[3:]]}}},
         volumes=[
@@ -112,7 +118,12 @@ def _draft_model(td: api.TurboDeployment, choice: Choice) -> api.ModelSource | N
 
 
 def arguments(
-    td: api.TurboDeployment, choice: Choice, facts: ModelInfo, *, is_worker: bool = False
+    td: api.TurboDeployment,
+    choice: Choice,
+    facts: ModelInfo,
+    draft: DraftView | None = None,
+    *,
+    is_worker: bool = False,
 ) -> list[str]:
     """Return the server's arguments: the user's own, and after them, so that they win, the plan's."""
     engine = engine_of(choice.engine)
@@ -130,7 +141,7 @@ def arguments(
         **(_group(choice, is_worker) if choice.nodes > 1 else {}),
         "middleware": MIDDLEWARE,
         "shutdown-timeout": math.ceil(td.spec.drain.timeout.seconds),
-        "speculative-config": _speculative_config(td, choice),
+        "speculative-config": _speculative_config(td, choice, draft),
     }
     own = [f"--{name}={value}" for name, value in planned.items() if value is not None]
     own += ["--headless"] if is_worker else []
@@ -148,9 +159,10 @@ def _group(choice: Choice, is_worker: bool) -> dict[str, Any]:
     }
 
 
-def _speculative_config(td: api.TurboDeployment, choice: Choice) -> str | None:
+def _speculative_config(td: api.TurboDeployment, choice: Choice, draft: DraftView | None) -> str | None:
     """Return --speculative-config as JSON; None without speculation."""
-    if choice.method == OFF:
+    source, trained = _draft_model(td, choice), draft_volume.loaded_by_vllm(td, draft, choice)
+    if choice.method == OFF or (choice.method in _DRAFT_MODELS and source is None and trained is None):
         return None
     most = max((tokens for _, _, tokens in choice.draft_schedule), default=choice.max_draft_tokens)
     config: dict[str, Any] = {"num_speculative_tokens": max(1, most)}
@@ -165,8 +177,9 @@ def _speculative_config(td: api.TurboDeployment, choice: Choice) -> str | None:
         case api.Method.MTP:
             config["method"] = "mtp"
         case api.Method.EAGLE3 | api.Method.DRAFT_MODEL:
-            source = _draft_model(td, choice)
-            assert source is not None  # no such plan without one
-            method = "eagle3" if choice.method == api.Method.EAGLE3 else "draft_model"
-            config |= {"method": method, "model": pod.model_argument(source, pod.DRAFT_MODEL_PATH)}
+            config["method"] = "eagle3" if choice.method == api.Method.EAGLE3 else "draft_model"
+            if source is not None:
+                config["model"] = pod.model_argument(source, pod.DRAFT_MODEL_PATH)
+            elif trained is not None:
+                config["model"] = draft_volume.folder_of(trained)
     return json.dumps(config, sort_keys=True)

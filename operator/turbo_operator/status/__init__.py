@@ -64,7 +64,7 @@ def compute(
         plan=plan,
         serving_plan=fields.serving_plan(td.status, plan, rollout.serving),
         rollout=rollout.status,
-        draft=fields.draft(observed),
+        draft=fields.draft(td, observed),
         canary=fields.canary(verdict),
         rejected_drafts=fields.update_rejected_drafts(td.status, verdict, now),
         training=outcome.step.state,

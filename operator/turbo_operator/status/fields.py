@@ -38,10 +38,10 @@ def model(observed: Snapshot) -> api.ModelStatus | None:
     return api.ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
 
 
-def draft(observed: Snapshot) -> api.DraftStatus | None:
+def draft(td: api.TurboDeployment, observed: Snapshot) -> api.DraftStatus | None:
     """Return the trained draft that pods use wherever they draft; None where there is none that fits."""
     view, model = observed.draft, observed.model
-    if view is None or view.method != api.Method.TURBO_HEADS:
+    if view is None or view.method != td.spec.draft_method:
         return None
     return _draft(view) if model is None or view.target_digest == model.digest else None
 

@@ -37,6 +37,7 @@ EXPECTED = frozenset[str](
         TrainingReason.TRAINING,
         TrainingReason.WAITING_FOR_PLAN,
         TrainingReason.WAITING_FOR_PROMPTS,
+        TrainingReason.WAITING_FOR_PODS,
         CanaryReason.STARTING,
         CanaryReason.EVALUATING,
     }

@@ -173,6 +173,8 @@ class Load(JsonDocument):
     draft_version: str | None = None  # of the draft weights in use; empty: none
     draft_error: str | None = None  # why drafts are not those asked for; empty: they are
     captured: int | None = None  # prompts kept to learn from, since start
+    decode_seconds: float | None = None  # from the first to the last token of each ended request, since start
+    decode_tokens: int | None = None  # of those requests, all but their first
 
 
 @dataclass(frozen=True, slots=True)

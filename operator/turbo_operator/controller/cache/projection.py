@@ -114,6 +114,9 @@ def _plan_hash(body: Mapping[str, Any]) -> str | None:
 def draft(body: api.TurboDraft) -> DraftView:
     """Project a TurboDraft."""
     spec, created = body.spec, body.metadata.creation_timestamp
+    rows = [(row.acceptance_length, row.acceptance_per_position) for row in spec.evaluation or ()]
+    known = [(length, shares) for length, shares in rows if length is not None and shares]
+    _, worst = min(known, default=(None, ()))
     return DraftView(
         body.metadata.name,
         spec.method,
@@ -124,6 +127,7 @@ def draft(body: api.TurboDraft) -> DraftView:
         digest=spec.digest,
         deployment=spec.deployment_name,
         created=api.epoch(created) if created else 0.0,
+        acceptance=tuple(min(1.0, float(share)) for share in worst),
     )
 
 
@@ -157,6 +161,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         engine=labels.get(api.LABEL_ENGINE, api.EngineName.TURBO),
         group=labels.get(_LABEL_GROUP) if LABEL_GROUPED in labels else None,
         worker=_number(labels, _LABEL_WORKER, 0),
+        draft_label=labels.get(api.LABEL_DRAFT_VERSION),
         **_pod(body, (None, None) if ready else _trouble(status)),
     )
 

@@ -53,7 +53,9 @@ def decide(
             update = {"result": TrainingReason.TRAINED, "completion_time": rfc3339(now)}
             state = state.model_copy(update=update)
     serving, inputs = plan.served if plan is not None else None, None
-    if observed.model is not None and serving is not None and serving.method != OFF:
+    # On vLLM pods answer without drafts until there is the first one.
+    drafts = serving is not None and (serving.method != OFF or td.spec.draft_method == Method.EAGLE3)
+    if observed.model is not None and serving is not None and drafts:
         inputs = TrainingInputs(td, training, observed, observed.model.digest, serving, answer, now, state)
     if job is not None and state is not None and state.result is None:
         if job.complete or job.failed or state.start_time is not None:
@@ -72,20 +74,18 @@ def decide(
     return step
 
 
-def fitting(observed: Snapshot) -> list[DraftView]:
-    """Return the drafts of the deployment that are for the model that is served, oldest first."""
-    digest = observed.model.digest if observed.model is not None else None
-    return [
-        draft
-        for draft in observed.drafts
-        if draft.target_digest == digest and draft.method == Method.TURBO_HEADS
-    ]
+def fitting(td: TurboDeployment, observed: Snapshot) -> list[DraftView]:
+    """Return the drafts of the deployment that are for its engine and the model that is served, oldest
+    first.
+    """
+    wanted = td.spec.draft_method, observed.model.digest if observed.model is not None else None
+    return [draft for draft in observed.drafts if (draft.method, draft.target_digest) == wanted]
 
 
 def _decide_without_job(inputs: TrainingInputs) -> TrainingDecision:
     """Decide where every Job is over: what is waited for, or the next one."""
     observed, state, training = inputs.observed, inputs.state, inputs.training
-    drafts = fitting(observed)
+    drafts = fitting(inputs.td, observed)
     since = _below_since(inputs, drafts)
     if state is None and since is not None:  # somebody else's candidate, whose speedup is to be remembered
         state = TrainingStatus(number=0, input_hash="", spec_hash="", result=TrainingReason.TRAINED)
@@ -114,6 +114,10 @@ def _decide_without_job(inputs: TrainingInputs) -> TrainingDecision:
                 f"trigger.minPrompts asks for {training.trigger.min_prompts}: wait, or ask for less."
             )
             return TrainingDecision(false(TrainingReason.WAITING_FOR_PROMPTS, message), state)
+    answers = any(pod.is_serving and pod.ready for pod in observed.pods)
+    if inputs.td.spec.draft_method == Method.EAGLE3 and not answers:
+        message = "A draft for vLLM learns from the answers of the pods that serve, and none is ready."
+        return TrainingDecision(false(TrainingReason.WAITING_FOR_PODS, message), state)
     return start_or_resume(inputs)
 
 

@@ -11,7 +11,7 @@ from turbo_operator.api import Training, TrainingStatus, TurboDeployment, quanti
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.drafts.training.job_state import JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import draft_volume, fetch, pod
+from turbo_operator.render import draft_volume, fetch, pod, server, url
 from turbo_operator.render.metadata import build_child, digest, labels
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
@@ -29,6 +29,11 @@ GRACE_SECONDS = 30
 SCRIPT = (
     'for work in "${0%/*}"/[0-9]*/work; do [ "$work" = "$0/work" ] || rm -rf "$work"; done; '
     'exec turbo distill "$@"'
+)
+# The first of the keys, for the pods that are asked.
+_KEY = (
+    f"OPENAI_API_KEY=$(sed -n '/^ *\\(#\\|$\\)/d; s/^ *//; s/^[^:]*://; s/ *$//; p; q' {server.KEYS_PATH}); "
+    "export OPENAI_API_KEY; "
 )
 
 
@@ -76,6 +81,7 @@ def work_hash(
     The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
     prompts say is not known; a TurboDeployment that is made again may well bring others under their name.
     """
+    is_asked = td.spec.draft_method == api.Method.EAGLE3  # the pods are, whatever their image
     work = (
         td.metadata.uid,
         model_digest,
@@ -86,7 +92,8 @@ def work_hash(
         accelerator.name,
         threads(td, accelerator),
         dtype,
-        td.spec.engine.image or turbo_version(),
+        turbo_version() if is_asked else td.spec.engine.image or turbo_version(),
+        *((api.Method.EAGLE3,) if is_asked else ()),
     )
     return digest(work)[:8]
 
@@ -101,14 +108,16 @@ def training_job(
     prompts, prompts_path = _prompts(td, training)
     claim = training.persistent_volume_claim.claim_name
     out = f"{draft_volume.claim_path(claim)}/{folder(td, begin.number, begin.work)}"
-    command = ["sh", "-c", SCRIPT, out]
+    is_asked = td.spec.draft_method == api.Method.EAGLE3
+    keys = server.volumes_of(td) if is_asked else []
+    command = ["sh", "-c", f"{_KEY}{SCRIPT}" if keys else SCRIPT, out]
     arguments = _arguments(td, training, begin, facts, prompts_path, out)
     image, amounts = pod.runtime_image(td, settings), resources(td, choice)
     container = pod.build_container(td, settings, image, CONTAINER, command, arguments, amounts)
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
     drafts = {"persistentVolumeClaim": {"claimName": claim}}
     volume = pod.mounted_volume("drafts", drafts, draft_volume.claim_path(claim))
-    spec = pod.pod_spec(td, container, choice, [volume, prompts])
+    spec = pod.pod_spec(td, container, choice, [volume, prompts, *keys])
     spec["securityContext"] |= pod.OWN_GROUP
     if before := fetch.init_containers(td, facts, settings):
         spec["initContainers"] = before
@@ -145,6 +154,8 @@ def _arguments(
         f"--progress-port={PORT}",
         f"--termination-message={pod.TERMINATION_LOG}",
     ]
+    if td.spec.draft_method == api.Method.EAGLE3:  # that serve with vLLM, so their answers are what it learns
+        return [*arguments, "--method=eagle3", f"--from={url(td)}"]
     # speeds of another machine than the one that serves say nothing
     return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-speedup"]
 

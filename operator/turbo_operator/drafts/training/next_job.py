@@ -29,6 +29,7 @@ from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
+from turbo_operator.planner.performance.speculation import head_parameters
 from turbo_operator.rollout import Bounds, variant_states
 from turbo_operator.snapshot import Accelerator, Snapshot, TrainPod
 from turbo_runtime.contract.documents import ModelShape
@@ -222,7 +223,10 @@ def question(
         }
     )
     # what a training holds in addition to the model that it serves itself
-    used = _STATES + _LOGITS + _LEARNT_BYTES * _DEPTH * 2 * shape.hidden_size**2
+    learnt = _DEPTH * 2 * shape.hidden_size**2
+    if spec.draft_method == api.Method.EAGLE3:
+        learnt = head_parameters(api.Method.EAGLE3, shape, _DEPTH)
+    used = _STATES + _LOGITS + _LEARNT_BYTES * learnt
     catalog = {
         name: replace(row, memory_bytes=max(0, row.memory_bytes - used))
         for name, row in observed.accelerators.items()

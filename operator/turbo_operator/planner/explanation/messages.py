@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
-from turbo_operator.api import OFF, CapacityType, Objective
+from turbo_operator.api import OFF, CapacityType, Method, Objective
 from turbo_operator.plan import Choice, Predicted
 from turbo_operator.planner.performance.memory import gib
 from turbo_operator.planner.performance.speculation import PRIORS
@@ -101,7 +101,10 @@ def assumes(method: str, requirements: Requirements) -> str:
     stated = (workload and workload.input_tokens, workload and workload.output_tokens)
     lengths = (f"{demand.prompt.mean:.0f} input tokens", f"{demand.output.mean:.0f} output tokens")
     parts = [f"a mean of {each}" for each, own in zip(lengths, stated, strict=True) if own is None]
-    parts += [prior(method)] if method in PRIORS else []
+    if method == Method.EAGLE3 and requirements.inputs.trained:
+        parts += ["that the draft is as often right as in its evaluation"]
+    elif method in PRIORS:
+        parts += [prior(method)]
     return f" This assumes {join(parts)}." if parts else ""
 
 

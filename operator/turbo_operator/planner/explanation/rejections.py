@@ -94,7 +94,7 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
     waits = lacking & ~verdict.has_reason(PlanReason.NOT_YET_SUPPORTED)
     with np.errstate(invalid="ignore"):
         near = np.floor(np.log(np.maximum(verdict.miss, 1.0)) / 0.05)
-    assumed = candidates.by_draft(lambda draft: draft.has_prior, bool)[availability.candidate]
+    assumed = candidates.by_draft(lambda draft: draft.is_assumed, bool)[availability.candidate]
     unmeasured = candidates.by_engine(lambda engine: engine.name == EngineName.TURBO, bool)
     unmeasured &= ~candidates.by_accelerator(memory.on_cpu, bool)
     order = np.lexsort((rank, near, assumed, unmeasured[availability.candidate], waits))
@@ -347,7 +347,7 @@ def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
     price = "" if cost is None else f" for {messages.money(cost)} $/h"
     how = "" if method == OFF else f" with {method} drafts"
     pods = f"{messages.count(replicas, 'replica')} of {offering.engine.name} on {offering.hardware}"
-    assumed = f" (assumed: {messages.prior(method)})" if offering.draft.has_prior else ""
+    assumed = f" (assumed: {messages.prior(method)})" if offering.draft.is_assumed else ""
     return f"{pods}{how} would serve it{price}{assumed}, but {lack}."
 
 

@@ -140,7 +140,7 @@ def build_engines(
         if len(places) == 0:
             continue
         decode[places], drafts[places] = find_fastest(option, places)
-        tau = np.array([speculation.committed(option.method, k) for k in range(option.max_draft_tokens + 1)])
+        tau = np.array([option.committed(k) for k in range(option.max_draft_tokens + 1)])
         committed[places] = tau[drafts[places]]
     prompt = requirements.demand.prompt.mean
     read = np.ravel(step_time.prefill_seconds(machine, work, prompt)) * prefill_factor

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turbo_operator.api import OFF, Method, Placement, Speculation
+from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation
 from turbo_operator.planner.arrays import Indices, Numbers
 from turbo_operator.planner.capabilities import TRAINED_METHODS, Engine
 from turbo_runtime.contract.documents import ModelShape
@@ -73,15 +73,28 @@ class SpeculationOption:
     method: str
     placement: Placement | None  # None where nothing of it takes memory
     max_draft_tokens: int
+    acceptance: tuple[float, ...] = ()  # by position, where that of the draft itself is known
 
     @property
     def has_prior(self) -> bool:
-        """Whether anything is assumed of its acceptance."""
+        """Whether anything is known or assumed of its acceptance."""
         return self.method in PRIORS
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether its acceptance is that of other drafts."""
+        return self.has_prior and not self.acceptance
+
+    def committed(self, drafts: int) -> float:
+        """Return the tokens that a step with so many drafts commits to each request."""
+        if not self.acceptance:
+            return committed(self.method, drafts)
+        return 1.0 + float(np.cumprod(self.acceptance[:drafts]).sum())
 
     def drafts(self) -> tuple[int, ...]:
         """Numbers of drafts to try in addition to none; empty where none is assumed to be accepted."""
-        return tuple(k for k in DRAFTS if k <= self.max_draft_tokens) if self.has_prior else ()
+        most = min(self.max_draft_tokens, len(self.acceptance) or self.max_draft_tokens)
+        return tuple(k for k in DRAFTS if k <= most) if self.has_prior else ()
 
 
 # At equal cost a method that is there for nothing comes first, the larger draft later, none last.
@@ -94,17 +107,26 @@ ORDER = (
 
 
 def list_options(
-    speculation: Speculation, engine: Engine, shape: ModelShape, draft: ModelShape | None
+    speculation: Speculation,
+    engine: Engine,
+    shape: ModelShape,
+    draft: ModelShape | None,
+    trained: tuple[float, ...] | None = None,
 ) -> tuple[SpeculationOption, ...]:
-    """List the ways that the spec leaves open with this engine, the preferred one first."""
+    """List the ways that the spec leaves open with this engine, the preferred one first; `trained` is the
+    acceptance of an EAGLE-3 draft that was trained for the model.
+    """
     limit = speculation.max_draft_tokens
     none = SpeculationOption(OFF, None, 0)
     if speculation.mode == "Disabled" or limit == 0:
         return (none,)
-    # A trained draft drafts together with the suffix drafter, and its speedup is measured where it runs:
-    # until then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
+    # On Turbo a trained draft drafts together with the suffix drafter, and its speedup is measured where it
+    # runs: until then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
     requested = speculation.method
-    if speculation.draft_ref or (requested in TRAINED_METHODS and requested in engine.methods):
+    if engine.name == EngineName.VLLM:
+        is_trained = speculation.draft_ref is not None or speculation.training is not None
+        requested = Method.EAGLE3 if is_trained and requested == Method.AUTO else requested
+    elif speculation.draft_ref or requested in TRAINED_METHODS:
         requested = Method.SUFFIX
     named = [place for place in Placement if speculation.placement in ("Auto", place)]
     placements: dict[str, list[Placement | None]] = {
@@ -114,7 +136,12 @@ def list_options(
         Method.MTP: [Placement.COLOCATED] if shape.mtp_layers else [],
     }
     options = [
-        SpeculationOption(method, placement, min(limit, shape.mtp_layers) if method == Method.MTP else limit)
+        SpeculationOption(
+            method,
+            placement,
+            min(limit, shape.mtp_layers) if method == Method.MTP else limit,
+            (trained or ()) if method == Method.EAGLE3 else (),
+        )
         for method in ORDER
         if method != OFF and method in engine.methods
         if requested == method or (requested == Method.AUTO and method not in engine.by_name)
@@ -167,7 +194,7 @@ def find_fastest(
     best = step(0.0)
     number = np.zeros(best.shape, np.int64)
     for k in option.drafts():
-        seconds = (step(float(k)) + drafting(k)) / committed(option.method, k)
+        seconds = (step(float(k)) + drafting(k)) / option.committed(k)
         number = np.where(seconds < best, k, number)
         best = np.minimum(seconds, best)
     return best, number
