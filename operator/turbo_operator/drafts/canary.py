@@ -7,6 +7,7 @@ is of the plan to come, and promotion is a rollout from the plan without it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,8 @@ _WAITS = (
 )
 _UNDER_WAY = frozenset({CanaryReason.EVALUATING, *_WAITS})
 GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a canary without a verdict is over
+CONFIDENCE = 2.5  # standard errors: enough for a look every few seconds, each of which may be the last
+LONGEST = 10  # times the shortest canary, after which what is not better beyond chance is no improvement
 # Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
 LAW_SHARE = 0.02
 
@@ -268,20 +271,30 @@ def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> 
         return CanaryReason.EVALUATING, f"{version} is compared with what the other pods use: {needed_part}."
     if run.began is None or now - run.began < settings.min_duration.seconds:
         return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
+    gain = math.log(new / old / float(settings.min_speedup_ratio))
+    chance = CONFIDENCE * run.relative_error
+    is_long = now - run.began >= LONGEST * settings.min_duration.seconds and seconds >= LONGEST * needed
+    if abs(gain) < chance and not is_long:
+        message = f"{version} is compared with what the other pods use: the difference may still be chance."
+        return CanaryReason.EVALUATING, message
     if run.by_token:
-        return _by_token(version, run, new, float(settings.min_speedup_ratio))
+        return _by_token(version, run, new, float(settings.min_speedup_ratio), chance <= gain)
     if not total.audits:
         message = f"None of the answers with {version} was audited yet: pods do that while they are idle."
         return CanaryReason.EVALUATING, message
     measured = f"{version} makes answers {new:.2f} times as fast as no drafts, and what was there {old:.2f}"
-    if new >= old * float(settings.min_speedup_ratio):
+    if gain >= chance:
         differ = f"{total.mismatches} of them differ" if total.mismatches else "none differs"
         return CanaryReason.PROMOTED, f"{measured}; {total.audits} answers audited, {differ}."
     needs = f"it has to be at least {settings.min_speedup_ratio} of that"
+    if gain >= 0:
+        needs += f", by more than the {100 * chance:.0f} % that chance alone may make"
     return CanaryReason.NO_IMPROVEMENT, f"{measured}: {needs}."
 
 
-def _by_token(version: str, run: CanaryRun, ratio: float, needed: float) -> tuple[CanaryReason, str]:
+def _by_token(
+    version: str, run: CanaryRun, ratio: float, needed: float, is_better: bool
+) -> tuple[CanaryReason, str]:
     """Decide on pods of vLLM, which verifies every draft and audits none."""
     new, old = run.canary.seconds_per_token, run.baseline.seconds_per_token
     assert new is not None  # else there is no ratio
@@ -290,6 +303,7 @@ def _by_token(version: str, run: CanaryRun, ratio: float, needed: float) -> tupl
         f"A token took {messages.time(new)} on the pod with {version}, and {messages.time(old)} on the "
         f"others in the same time: {ratio:.2f} times as fast"
     )
-    if ratio >= needed:
+    if is_better:
         return CanaryReason.PROMOTED, f"{measured}. A rollout brings it to all pods."
-    return CanaryReason.NO_IMPROVEMENT, f"{measured}, and it has to be at least {needed:g}."
+    more = ", by more than chance alone may make" if ratio >= needed else ""
+    return CanaryReason.NO_IMPROVEMENT, f"{measured}, and it has to be at least {needed:g}{more}."

@@ -7,6 +7,7 @@ and on the others, in the same time and behind the same Service.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -15,6 +16,7 @@ from turbo_operator.snapshot import PodView
 from turbo_runtime.contract.documents import Load
 
 WINDOW_SECONDS = 600.0  # of the speedup that is shown
+MIN_INCREMENTS = 4  # from which an error can be told
 MIN_SECONDS = 10.0  # of answering, below which a speedup is not known
 
 
@@ -64,6 +66,37 @@ class GenerationStats:
 
 
 @dataclass(frozen=True, slots=True)
+class RatioStats:
+    """Sums over increments of two counters, from which the error of their ratio follows.
+
+    The ratio estimator of survey sampling: W. G. Cochran, Sampling Techniques, section 6.4.
+    """
+
+    count: int = 0
+    upper: float = 0.0
+    lower: float = 0.0
+    upper_squares: float = 0.0
+    lower_squares: float = 0.0
+    products: float = 0.0
+
+    def add(self, upper: float, lower: float) -> RatioStats:
+        """Return these with one more increment; with none where nothing was done in it."""
+        if lower <= 0.0:
+            return self
+        new = RatioStats(1, upper, lower, upper * upper, lower * lower, upper * lower)
+        return RatioStats(*map(operator.add, astuple(self), astuple(new)))
+
+    @property
+    def relative_error(self) -> float:
+        """The standard error of the ratio over the ratio; 0 where too few increments tell of one."""
+        if self.count < MIN_INCREMENTS or self.upper <= 0.0:
+            return 0.0
+        ratio = self.upper / self.lower
+        residuals = self.upper_squares - 2.0 * ratio * self.products + ratio * ratio * self.lower_squares
+        return math.sqrt(max(0.0, residuals) * self.count / (self.count - 1)) / self.upper
+
+
+@dataclass(frozen=True, slots=True)
 class CanaryRun:
     """A new draft on a variant of its own, in addition to what serves."""
 
@@ -75,10 +108,35 @@ class CanaryRun:
     canary: GenerationStats = GenerationStats()  # by its pods, since they were warm
     baseline: GenerationStats = GenerationStats()  # by all others, since then
     by_token: bool = False  # whether pods are compared by what a token took
+    # What `canary` and `baseline` are the sums of.
+    canary_ratio: RatioStats = RatioStats()
+    baseline_ratio: RatioStats = RatioStats()
 
     def seconds(self, stats: GenerationStats) -> float:
         """Return the seconds of answering that the comparison rests on."""
         return stats.decode_seconds if self.by_token else stats.seconds
+
+    def with_increments(self, canary: GenerationStats, baseline: GenerationStats) -> CanaryRun:
+        """Return the run with what its pods and all others did since the look before."""
+
+        def ratio(stats: RatioStats, new: GenerationStats) -> RatioStats:
+            done = (
+                (new.decode_tokens, new.decode_seconds) if self.by_token else (new.plain_seconds, new.seconds)
+            )
+            return stats.add(*done)
+
+        return replace(
+            self,
+            canary=self.canary + canary,
+            baseline=self.baseline + baseline,
+            canary_ratio=ratio(self.canary_ratio, canary),
+            baseline_ratio=ratio(self.baseline_ratio, baseline),
+        )
+
+    @property
+    def relative_error(self) -> float:
+        """The standard error of the one speed over the other, as a share of it."""
+        return math.hypot(self.canary_ratio.relative_error, self.baseline_ratio.relative_error)
 
     @property
     def speeds(self) -> tuple[float | None, float | None]:
@@ -123,7 +181,7 @@ class SpeedupTracker:
         if run is not None and run.seconds(run.warmup) < warm_seconds:
             run = replace(run, warmup=run.warmup + canary)  # a wrong answer counts from the start
         elif run is not None:
-            run = replace(run, canary=run.canary + canary, baseline=run.baseline + baseline)
+            run = run.with_increments(canary, baseline)
         recent = self.recent if total == GenerationStats() else (*self.recent, (now, total))
         return SpeedupTracker(last, tuple(item for item in recent if item[0] > now - WINDOW_SECONDS), run)
 
