@@ -16,10 +16,13 @@ DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "plans.md"
 ROWS = re.findall(
     r"^## (\d+\. .*?)\n.*?^```yaml\n(.*?)^```\n.*?^Expected: (.*?)\.$", DOCUMENT.read_text(), re.M | re.S
 )
-# [REASON: ] ACCELERATOR[ (CAPACITY TYPE)][, tensor N], N replica[s], N $/h[, within a tenth]
+# [REASON: ] ACCELERATOR[ (CAPACITY TYPE)][, tensor N], N replica[s], N $/h[, N $/1M][, within a tenth]
+# [; without speculation AS ABOVE]
+WITHOUT = "; without speculation "
 CANDIDATE = re.compile(
     r"(?:(?P<reason>\w+): )?(?P<accelerator>[a-z0-9-]+)(?: \((?P<kind>\w+)\))?(?:, tensor (?P<tensor>\d+))?, "
-    r"(?P<replicas>\d+) replicas?, (?P<cost>[\d.]+) \$/h(?P<tenth>, within a tenth)?"
+    r"(?P<replicas>\d+) replicas?, (?P<cost>[\d.]+) \$/h(?:, (?P<million>[\d.]+) \$/1M)?"
+    r"(?P<tenth>, within a tenth)?"
 )
 
 
@@ -49,6 +52,7 @@ def test_the_plan_worked_out_by_hand_is_the_planners(
     shown: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = asked(shown, tmp_path, capsys)
+    expected, _, without = expected.partition(WITHOUT)
     candidate = CANDIDATE.fullmatch(expected)
     if candidate is None:
         assert (answer["choice"], answer["reason"]) == (None, expected)
@@ -60,6 +64,16 @@ def test_the_plan_worked_out_by_hand_is_the_planners(
     else:
         assert answer["choice"] is not None, answer["message"]
         it, replicas = answer["choice"], answer["replicas"]
+    agrees(it, replicas, candidate)
+    if without:
+        plain, expected_plain = answer["withoutSpeculation"], CANDIDATE.fullmatch(without)
+        assert expected_plain is not None
+        assert plain["choice"]["method"] == "Off"
+        agrees(plain["choice"], plain["replicas"], expected_plain)
+
+
+def agrees(it: dict[str, Any], replicas: int, candidate: re.Match[str]) -> None:
+    """Check a row of the answer against what was worked out."""
     assert it["accelerator"] == candidate["accelerator"]
     assert it["tensor"] == int(candidate["tensor"] or 1)
     assert it["capacityType"] == (candidate["kind"] or "OnDemand")
@@ -67,3 +81,5 @@ def test_the_plan_worked_out_by_hand_is_the_planners(
     assert replicas == pytest.approx(int(candidate["replicas"]), rel=slack)
     cost = float(Decimal(it["costPerHour"]))
     assert cost == pytest.approx(float(candidate["cost"]), rel=slack + 1e-4)
+    if candidate["million"]:
+        assert float(it["costPerMillionTokens"]) == pytest.approx(float(candidate["million"]), rel=1e-4)

@@ -54,7 +54,7 @@ def r1_hall(hall: Hall, nodes: int, **spec: Any) -> str:
 def test_without_that_kind_the_plan_says_what_is_missing_and_with_it_is_made_anew(hall: Hall) -> None:
     r1_hall(hall, 2)
     said = hall.until_said("PlanFeasible", "False", "NotYetSupported")["message"]
-    assert "needs LeaderWorkerSet in the cluster, which https://lws.sigs.k8s.io" in said
+    assert "needs LeaderWorkerSet in the cluster: install it as https://lws.sigs.k8s.io" in said
     with leader_worker_sets.installed(hall.cluster.access):
         body = hall.until_ready()
         plan = body["status"]["plan"]

@@ -24,7 +24,7 @@ from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
 from turbo_operator.plan import Candidate, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import OFF, money
-from turbo_operator.planner.explanation.messages import count, time
+from turbo_operator.planner.explanation.messages import count, hardware, time
 from turbo_operator.planner.performance.memory import on_cpu
 
 WIDTH = 200  # columns that a table may take at most
@@ -70,6 +70,7 @@ def as_document(answer: Answer) -> dict[str, Any]:
         "name": td.metadata.name,
         "model": answer.question.model,
         **_plan(plan),
+        "withoutSpeculation": answer.undrafted and _plan(answer.undrafted),
         "nearest": plan.nearest and _rejected(plan.nearest),
         "rejected": [_rejected(row) for row in plan.rejected],
     }
@@ -247,6 +248,7 @@ def show(answer: Answer) -> None:
     if plan.choice:
         provenance = plan.choice.predicted.provenance
         sentences.append(f"{provenance}: times {TRUST[provenance]}. {_LEGEND}")
+        sentences += [_saving(plan.choice, answer.undrafted)] if answer.undrafted else []
         sentences += _caveats(plan.choice, plan.replicas)
     if near and near.detail not in plan.detail:  # what has no plan quotes it already
         sentences.append(f"~ {_sentence(near)}")
@@ -272,6 +274,20 @@ def _shown(plan: Plan) -> tuple[EvaluatedCandidate, ...]:
 def _cost(predicted: Predicted | None) -> Decimal:
     cost = predicted.cost_per_hour if predicted else None
     return Decimal("inf") if cost is None else cost
+
+
+def _saving(choice: Choice, undrafted: Plan) -> str:
+    """Compare the cost of a plan with that of the same targets without drafts."""
+    other, cost = undrafted.choice, choice.predicted.cost_per_hour
+    if other is None:
+        return "Without speculation no plan is feasible."
+    without = other.predicted.cost_per_hour
+    if without is None or cost is None or without <= cost:
+        return "Without speculation the same targets would cost no more."
+    replica = hardware(other.accelerator.name, other.tensor, other.nodes)
+    pods = f"{count(undrafted.replicas, 'replica')} of {replica} for {money(without)} $/h"
+    less = f"{money(without - cost)} $/h ({100 - 100 * cost / without:.0f} %)"
+    return f"Without speculation the same targets take {pods}: speculation saves {less}."
 
 
 def _caveats(choice: Choice, replicas: int) -> list[str]:

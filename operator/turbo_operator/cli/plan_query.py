@@ -13,6 +13,7 @@ from turbo_operator import api, planner
 from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.drafts import training
 from turbo_operator.plan import EvaluatedCandidate, Plan
+from turbo_operator.planner.performance.speculation import PRIORS
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.documents import ModelShape
 
@@ -31,6 +32,13 @@ class Question:
     def plan(self) -> Plan:
         """Plan it."""
         return planner.plan(planner.build_inputs(self.td, self.shape, self.observed), self.now)
+
+    def plan_without_speculation(self) -> Plan:
+        """Plan the same targets with no drafts, as though nothing ran yet."""
+        inputs = planner.build_inputs(self.td, self.shape, self.observed)
+        speculation = api.Speculation(mode="Disabled")
+        spec = self.td.spec.model_copy(update={"speculation": speculation})
+        return planner.plan(replace(inputs, spec=spec, running=None), self.now)
 
     def with_billing(self, per_node: bool) -> Question:
         """Return the question of somebody who buys nodes whole, or no node whole."""
@@ -55,11 +63,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The plan, that of a training of its draft where one may begin, and the plans under single changes."""
+    """The plan, that without its drafts, that of a training of them, and the plans under single changes."""
 
     question: Question
     plan: Plan
-    trainer: Plan | None = None
+    undrafted: Plan | None = None  # where the plan is the cheapest by drafts that are assumed to gain
+    trainer: Plan | None = None  # where one may begin
     changes: tuple[Change, ...] = ()
     problems: tuple[BadInputError, ...] = ()  # what is wrong with other changes
 
@@ -72,7 +81,16 @@ def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
             changes.append(_change(question, plan, setting))
         except BadInputError as error:
             problems.append(error)
-    return Answer(question, plan, _trainer(question, plan), tuple(changes), tuple(problems))
+    undrafted = question.plan_without_speculation() if _saves(question, plan) else None
+    return Answer(question, plan, undrafted, _trainer(question, plan), tuple(changes), tuple(problems))
+
+
+def _saves(question: Question, plan: Plan) -> bool:
+    """Whether drafts are assumed to gain, and the planner decides what that is worth in money."""
+    spec, choice = question.td.spec, plan.choice
+    if spec.plan_policy.objective != api.Objective.COST or spec.scaling_mode == api.ScalingMode.EXTERNAL:
+        return False
+    return choice is not None and choice.method in PRIORS and choice.predicted.cost_per_hour is not None
 
 
 def _trainer(question: Question, plan: Plan) -> Plan | None:

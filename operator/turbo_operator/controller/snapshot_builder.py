@@ -24,9 +24,9 @@ from turbo_runtime.contract.documents import ModelInfo
 
 # Names of a StatefulSet's revisions are labels of its pods: of the TurboDeployment's, 26 characters more.
 MAX_GROUPED_NAME = 37
-_NO_GROUPS = (
-    "a replica on more than one node needs LeaderWorkerSet in the cluster, which "
-    "https://lws.sigs.k8s.io/docs/installation says how to install"
+GROUPS_MISSING = (
+    "a replica on more than one node needs LeaderWorkerSet in the cluster: install it as "
+    "https://lws.sigs.k8s.io/docs/installation says"
 )
 _NOT_SELECTED = f"Its label {LABEL_OWNER_UID} was changed, and the Service does not select it."
 
@@ -83,7 +83,7 @@ def build_snapshot(
 def _group_lack(cache: Cache, td: TurboDeployment) -> str | None:
     """Say why no replica can be on several nodes, as the end of a sentence; None where it can."""
     if not cache.has_groups:
-        return _NO_GROUPS
+        return GROUPS_MISSING
     if len(td.metadata.name) > MAX_GROUPED_NAME:
         return f"a replica on more than one node needs a name of at most {MAX_GROUPED_NAME} characters"
     return None

@@ -13,7 +13,7 @@ from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation, 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import ModelShape
 
-REMEDY = "is not supported yet"
+LACK = "is not supported yet"
 SUPPORTED_METHODS = {  # that can be chosen, by engine
     EngineName.TURBO: frozenset({str(Method.SUFFIX), OFF}),
     EngineName.VLLM: frozenset(
@@ -82,9 +82,10 @@ def engine_of(name: EngineName) -> Engine:
 
 def describe_model_lack(shape: ModelShape) -> str | None:
     """Describe what the engine cannot do with the model, as the end of a sentence; None if it can."""
+    remedy = f"{LACK} on engine Turbo: write engine.type: VLLM"
     if shape.architecture not in ARCHITECTURES:
-        return f"architecture {shape.architecture} {REMEDY}"
-    return None if shape.quantization is None else f"serving {shape.quantization} weights {REMEDY}"
+        return f"architecture {shape.architecture} {remedy}"
+    return None if shape.quantization is None else f"serving {shape.quantization} weights {remedy}"
 
 
 def max_length(shape: ModelShape) -> int:
@@ -138,10 +139,14 @@ def describe_lack(
 ) -> str | None:
     """Describe what one replica needs in addition to the model, as the end of a sentence."""
     is_turbo = engine == EngineName.TURBO
-    lacks = {
-        f"speculation with {method} on engine {engine}": method not in SUPPORTED_METHODS[engine],
-        f"a draft placed {placement}": placement not in (None, Placement.COLOCATED)
-        or (is_turbo and placement is not None),
-        "a replica on more than one accelerator with engine Turbo": is_turbo and accelerators > 1,
-    }
-    return next((f"{what} {REMEDY}" for what, is_lacking in lacks.items() if is_lacking), None)
+    other = "VLLM" if is_turbo else "Turbo"
+    if method not in SUPPORTED_METHODS[engine]:
+        remedy = f"write engine.type: {other}, or another speculation.method"
+        if method in TRAINED_METHODS and is_turbo:
+            remedy = "write speculation.training or speculation.draftRef, and heads draft once there are any"
+        return f"speculation with {method} on engine {engine} {LACK}: {remedy}"
+    if placement not in (None, Placement.COLOCATED):
+        return f"a draft placed {placement} {LACK}: leave speculation.placement out, or write Colocated"
+    if is_turbo and accelerators > 1:
+        return f"a replica on more than one accelerator with engine Turbo {LACK}: write engine.type: VLLM"
+    return None

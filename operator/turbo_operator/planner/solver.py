@@ -372,7 +372,7 @@ def suggest_mixture(evaluation: PlanEvaluation, best: int) -> EvaluatedCandidate
     pods = [f"{messages.count(number, 'replica')} of {kind.name}" for number, kind, _ in parts]
     detail = (
         f"Together {messages.join(pods)} would serve it for {messages.money(cost)} $/h, but "
-        "serving one TurboDeployment on more than one class is not supported yet."
+        "serving one TurboDeployment on more than one class is not supported yet: write one for each."
     )
     _, first, method = parts[0]
     return EvaluatedCandidate(
