@@ -18,7 +18,7 @@ from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.catalog import catalog, shapes
 from turbo_operator.planner import PlannerInputs, plan
 from turbo_operator.render import vllm
-from turbo_runtime.contract.documents import ModelInfo
+from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
 
 IS_INSTALLED = (cache_root() / "peers" / VLLM.name / "complete").exists()
 pytestmark = pytest.mark.skipif(
@@ -45,6 +45,7 @@ SPECS: tuple[dict[str, Any], ...] = (
     {"speculation": {"method": "EAGLE3", "draftRef": {"name": "mine"}}},
     {"parallelism": {"tensor": 8}, "engine": {"type": "VLLM", "args": ["--kv-cache-dtype=fp8"]}},
     {"parallelism": {"tensor": 8, "pipeline": 2}},
+    {"adapters": [{"name": "a/b", "uri": "pvc://tuned/a,b=c"}, {"name": "sql", "uri": "hf://acme/sql"}]},
     {"engine": {"type": "VLLM", "args": ["--enforce-eager", "--max-loras", "2"]}, "drain": {"timeout": "1m"}},
 )
 PARSER = """
@@ -57,8 +58,13 @@ for line in sys.stdin:
     validate_parsed_serve_args(parsed)
     names = "model_tag tensor_parallel_size max_model_len speculative_config kv_cache_memory_bytes"
     names += " pipeline_parallel_size nnodes node_rank headless"
-    print(json.dumps([getattr(parsed, name) for name in names.split()]))
+    lora = [parsed.enable_lora, parsed.max_loras, parsed.max_lora_rank, parsed.lora_target_modules]
+    lora.append([[it.name, it.path] for it in parsed.lora_modules or ()])
+    print(json.dumps([lora, *(getattr(parsed, name) for name in names.split())]))
 """
+
+
+PLAIN = [False, 1, 16, None, []]  # without adapters
 
 
 def parsed(argvs: Sequence[Sequence[str]]) -> subprocess.CompletedProcess[str]:
@@ -87,7 +93,8 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
         inputs = PlannerInputs(td.spec, shape, catalog(), None, None, {}, None, trained=trained)
         choice = plan(inputs, 0.0).choice
         if choice is not None:
-            facts = ModelInfo(shape, "sha256:ab", "c0ffee", 1)
+            adapters = tuple(AdapterInfo(it.name, 40, "beef") for it in td.spec.adapters or ())
+            facts = ModelInfo(shape, "sha256:ab", "c0ffee", 1, adapters, ("k_proj", "q_proj"))
             rendered.append((choice, 0, vllm.arguments(td, choice, facts, draft)))
             if choice.nodes > 1:  # as Kubernetes fills in what LeaderWorkerSet sets
                 argv = vllm.arguments(td, choice, facts, draft, is_worker=True)
@@ -101,8 +108,13 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
     result = parsed([argv for _, _, argv in rendered])
     assert result.returncode == 0, result.stderr[-2000:]
     answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+    assert any(lora != PLAIN for lora, *_ in answers)
     for (choice, rank, argv), answer in zip(rendered, answers, strict=True):
-        model, tensor, length, speculative, cache, *group = answer
+        lora, model, tensor, length, speculative, cache, *group = answer
+        if "--enable-lora" in argv:
+            modules = ["k_proj", "q_proj"] if "--lora-target-modules" in argv else None
+            paths = [["a/b", "/adapters/tuned/a,b=c"], ["sql", "/cache/adapters/acme/sql/beef"]]
+            assert lora == [True, 2, 64, modules, paths]
         assert model == argv[0]
         assert group == [choice.nodes, choice.nodes, rank, rank > 0]
         assert (tensor, length, cache) == (choice.tensor, choice.max_model_len, choice.kv_cache_bytes)

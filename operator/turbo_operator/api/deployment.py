@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -13,6 +14,7 @@ from turbo_operator.api.speculation import Capture, Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import PodTemplate
 from turbo_operator.api.validation import (
+    KEYED_BY_NAME,
     ASecondToAnHour,
     Duration,
     Metadata,
@@ -97,6 +99,26 @@ class Model(ModelSource):
     )
 
 
+class Adapter(ModelSource):
+    """A LoRA adapter of the model, served under its own name. Engine VLLM alone."""
+
+    name: Annotated[str, Text(63, r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", _SERVED_NAME)]
+    """Its name in the OpenAI API."""
+    uri: ModelURI
+    """hf://ORGANIZATION/NAME, or pvc://CLAIM/PATH: a folder with adapter_config.json and safetensors. A token
+    is that of the model."""
+    revision: _Revision | None = None
+    """Commit, tag or branch of an adapter of the hub. Pods take the commit that it was when it was read."""
+
+    rules = (
+        Rule(
+            "self.uri.startsWith('hf://') || !has(self.revision)",
+            "leave revision out: only adapters of the hub (hf://) have one",
+            "revision",
+        ),
+    )
+
+
 # What the operator writes itself, and what would hide a server from it; prefixes, since vLLM takes those too.
 _PLANNED = (
     "api-k api-server conf data-p device-m disable-log-s gpu-m grpc headless ho kv-cache-mem master max-m "
@@ -117,6 +139,9 @@ _EngineArgument = Annotated[
         "write a flag and its value as two arguments, or as one with '='",
     ),
 ]
+
+
+_LORA_FLAG = re.compile(r"--(enable[-_]lora|lora|max[-_](cpu[-_])?lora)")
 
 
 class Engine(Record):
@@ -212,6 +237,10 @@ class TurboDeploymentSpec(Record):
 
     model: Model
     """The model that is served."""
+    adapters: Annotated[tuple[Adapter, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)] = (
+        None
+    )
+    """LoRA adapters of the model, each served under its name beside it. Default: none."""
     engine: Engine = Field(default_factory=Engine)
     """The engine that serves it."""
     speculation: Speculation = Field(default_factory=Speculation)
@@ -280,6 +309,27 @@ class TurboDeploymentSpec(Record):
             "engine.image",
         ),
         Rule(
+            "self.engine.type != 'Turbo' || !has(self.adapters)",
+            "leave adapters out, or choose engine.type VLLM: Turbo serves no adapters",
+            "adapters",
+        ),
+        Rule(
+            "!has(self.adapters) || !has(self.capture) && !has(self.speculation.namedDrafts)"
+            " && self.speculation.method != 'TurboHeads'"
+            f" && ({_ON_VLLM} || !has(self.speculation.training) && !has(self.speculation.draftRef))"
+            " && (self.engine.type == 'VLLM' || !has(self.engine.image))",
+            "leave adapters out, or what only engine Turbo has: capture, namedDrafts, drafts that are trained "
+            "by another method than EAGLE3, and an image without engine.type VLLM",
+            "adapters",
+        ),
+        Rule(
+            r"!has(self.adapters) || !has(self.engine.args)"
+            r" || !self.engine.args.exists(it, it.matches('^--(enable[-_]lora|lora|max[-_](cpu[-_])?lora)'))",
+            "leave LoRA flags out of engine.args, or adapters: spec.adapters writes them",
+            "engine.args",
+            holds=lambda it: not (it.adapters and any(map(_LORA_FLAG.match, it.engine.args or ()))),
+        ),
+        Rule(
             "self.engine.type != 'Turbo'"
             " || !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
             "choose another method, or engine.type VLLM: Turbo has no NGram, EAGLE3, DraftModel and MTP",
@@ -318,6 +368,8 @@ class TurboDeploymentSpec(Record):
         """The engines that may serve it: without a named one, those that support what it requests."""
         if self.engine.type != "Auto":
             return (EngineName(self.engine.type),)
+        if self.adapters:
+            return (EngineName.VLLM,)
         drafts = self.speculation
         if drafts.method == Method.EAGLE3 and (drafts.draft_ref or drafts.training):
             return (EngineName.VLLM,)
@@ -374,6 +426,13 @@ class TurboDeployment(Record):
             f" && self.metadata.name.matches(r'^{_SERVICE_NAME}$')",
             f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then "
             "lower-case letters, digits and '-', since a Service of that name is made",
+        ),
+        Rule(
+            "!has(self.spec.adapters) || !self.spec.adapters.exists(it, it.name =="
+            " (has(self.spec.model.name) ? self.spec.model.name : self.metadata.name))",
+            "choose another name for the adapter: the model has this one in the OpenAI API",
+            "spec.adapters",
+            holds=lambda it: it.served_name not in {adapter.name for adapter in it.spec.adapters or ()},
         ),
         *_NOT_YET_SUPPORTED,
     )

@@ -114,7 +114,8 @@ def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: in
     activations = memory.activation_bytes(
         shape, element, tensor, engine.max_num_seqs, engine.max_num_batched_tokens, 0.0
     )
-    need = total + cache * memory.largest_stage(shape.layers, nodes) + activations
+    adapters = requirements.adapter_bytes(element, tensor, nodes)
+    need = total + adapters + cache * memory.largest_stage(shape.layers, nodes) + activations
     return next(iter(nodes[need <= memory.usable(accelerator)].tolist()), 0)
 
 
@@ -125,7 +126,7 @@ class MemoryUse:
     usable: Numbers
     element: Numbers  # bytes of one number that is computed with
     weights: Numbers
-    drafting: Numbers  # weights of the draft that are held in addition to the model's
+    drafting: Numbers  # weights of the draft and of adapters that are held in addition to the model's
     kv_request: Numbers  # one request of the maximum length, in whole grains
     kv_longest: Numbers  # one token in the mean over a request of the maximum length
     activations: Numbers  # of the largest pass
@@ -175,6 +176,10 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
         return np.asarray(token * memory.largest_stage(shape.layers, nodes))
 
     drafting, draft_cache = _draft_memory(candidates, requirements, element)
+    if requirements.inputs.spec.adapters:  # on cores both the adapters and their slots are there
+        drafting = drafting + np.ceil(requirements.adapter_bytes(element, tensor, nodes)) * np.where(
+            cpu, 2.0, 1.0
+        )
     planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
     kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens)))

@@ -33,6 +33,8 @@ ARCHITECTURES = frozenset(
     }
 )
 _TURBO = RuntimeConfig(model="")
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+LORA_VOCABULARY = 258_048  # tokens, of vLLM: vllm/lora/layers/logits_processor.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,11 @@ def max_length(shape: ModelShape) -> int:
     return shape.max_served if describe_model_lack(shape) is None else shape.max_position
 
 
+def lora_rank(rank: int) -> int:
+    """Return the rank that vLLM makes room for where the largest adapter has `rank`."""
+    return next((known for known in LORA_RANKS if known >= rank), LORA_RANKS[-1])
+
+
 def describe_engine_lack(
     spec: TurboDeploymentSpec, engine: EngineName, method: str, *, is_on_cpu: bool
 ) -> str | None:
@@ -115,6 +122,16 @@ def describe_engine_lack(
             "write speculation.method: NGram"
         )
     return None
+
+
+def describe_adapter_lack(spec: TurboDeploymentSpec, shape: ModelShape) -> str | None:
+    """Describe why the model can have no adapters, as the end of a sentence; None if it can, or has none."""
+    if not spec.adapters or shape.vocab_size <= LORA_VOCABULARY:
+        return None
+    return (
+        f"vLLM serves adapters of vocabularies of up to {LORA_VOCABULARY} tokens, and the model has "
+        f"{shape.vocab_size}: leave spec.adapters out"
+    )
 
 
 def describe_draft_lack(method: str, speculation: Speculation, *, is_there: bool) -> str | None:

@@ -23,6 +23,7 @@ from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_c
 from turbo_operator.planner.capabilities import (
     ENGINES,
     Engine,
+    describe_adapter_lack,
     describe_draft_lack,
     describe_engine_lack,
     describe_lack,
@@ -96,6 +97,7 @@ class PlanEvaluation:
         candidates, inputs = self.candidates, self.requirements.inputs
         spec = inputs.spec
         options, model_lack = candidates.draft_options, describe_model_lack(self.requirements.shape)
+        adapter_lack = describe_adapter_lack(spec, self.requirements.shape)
         on_cpu = candidates.by_accelerator(memory.on_cpu, bool)
         columns = (candidates.engine, on_cpu, candidates.draft, candidates.per_replica, candidates.nodes)
 
@@ -103,7 +105,7 @@ class PlanEvaluation:
         def describe(number: int, is_on_cpu: int, draft: int, accelerators: int, nodes: int) -> str | None:
             engine, option = ENGINES[number].name, options[draft]
             return (
-                (model_lack if engine == EngineName.TURBO else None)
+                (model_lack if engine == EngineName.TURBO else adapter_lack)
                 or describe_lack(engine, option.method, option.placement, accelerators)
                 or (inputs.group_lack if nodes > 1 else None)
                 or describe_draft_lack(option.method, spec.speculation, is_there=inputs.trained is not None)

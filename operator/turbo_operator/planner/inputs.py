@@ -33,6 +33,7 @@ class PlannerInputs:
     # Acceptance by position of the trained draft that pods of VLLM load; None: they load none, empty: it was
     # not evaluated.
     trained: tuple[float, ...] | None = None
+    adapter_rank: int | None = None  # the largest of the adapters' ranks; None: not known
 
     def equals_but_for_counts(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
@@ -65,7 +66,9 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
         running = replace(running, method=api.Method.EAGLE3, placement=api.Placement.COLOCATED)
     seen = observed.accelerators, observed.supply
     acceptance = None if trained is None else trained.acceptance
-    return PlannerInputs(td.spec, shape, *seen, running, factors, draft, observed.group_lack, acceptance)
+    ranks = [adapter.rank for adapter in observed.model.adapters] if observed.model else []
+    own = observed.group_lack, acceptance, max(ranks, default=None)
+    return PlannerInputs(td.spec, shape, *seen, running, factors, draft, *own)
 
 
 def find_trained(td: api.TurboDeployment, observed: Snapshot) -> DraftView | None:

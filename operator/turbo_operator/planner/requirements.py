@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from turbo_operator import api
 from turbo_operator.api import CapacityType, EngineName, Objective, ScalingMode, TurboDeploymentSpec, quantity
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
 from turbo_operator.budget import beside
-from turbo_operator.planner.capabilities import max_length
+from turbo_operator.planner.capabilities import lora_rank, max_length
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
 from turbo_operator.snapshot import Accelerator, Host, Supply
@@ -23,6 +24,7 @@ WALL = 0.06  # fraction of the lengths that are as long as the 95th percentile
 DEPTH = -math.log(WALL)
 MIN_TOKENS = 4.0  # of the shortest; none of Azure's outputs has fewer, 3 % of Mooncake's
 POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
+ADAPTER_RANK = 64  # of adapters that were not read; PEFT's own default is 8
 MAX_REPLICAS = 1000  # as many as the scale subresource takes
 # In addition to the weights on their way to a device: interpreter, tokenizer, page cache.
 HOST_RESERVE = 4 * memory.GIB
@@ -225,6 +227,11 @@ class Requirements:
             return self.demand.rate
         return None if self.demand.concurrency else self.demand.tokens_per_second / self.demand.output.mean
 
+    def adapter_bytes(self, element: memory.Numbers, tensor: memory.Numbers, stages: memory.Numbers) -> Any:
+        """Return the bytes of the slots of all adapters on one accelerator."""
+        adapters, rank = self.inputs.spec.adapters or (), self.inputs.adapter_rank or ADAPTER_RANK
+        return len(adapters) * memory.adapter_bytes(self.shape, element, tensor, stages, lora_rank(rank))
+
     def dtype_on(self, accelerator: Accelerator) -> DType:
         """Return the data type of the computation, in the runtime's words."""
         dtype = self.inputs.spec.model.dtype
@@ -250,7 +257,9 @@ class Requirements:
         if memory.on_cpu(accelerator):
             return accelerator.memory_bytes
         if self.engine_on(accelerator) == EngineName.VLLM:
-            return VLLM_RESERVE + tensor * VLLM_WORKER_BYTES
+            # Each worker keeps the adapters, whole, beside those of the accelerator.
+            kept = self.adapter_bytes(self.element_bytes(accelerator), 1.0, 1.0)
+            return VLLM_RESERVE + tensor * (VLLM_WORKER_BYTES + int(kept))
         element = float(self.element_bytes(accelerator))
         return 2 * int(memory.weights(self.shape, element, quantized=False).total) + HOST_RESERVE
 

@@ -205,7 +205,9 @@ def model_configmap_name(td: api.TurboDeployment) -> str:
 def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
     """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
     revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
-    args = [pod.model_argument(td.spec.model), *revision, f"--termination-message={pod.TERMINATION_LOG}"]
+    adapters = [f"--adapter={it.name}={_adapter_argument(it)}" for it in pod.sorted_adapters(td)]
+    model = pod.model_argument(td.spec.model)
+    args = [model, *revision, *adapters, f"--termination-message={pod.TERMINATION_LOG}"]
     # Configuration and headers only are read; what weighs is the interpreter.
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
     image, command = pod.runtime_image(td, settings), ["turbo", "inspect"]
@@ -221,6 +223,13 @@ def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
         },
     }
     return metadata.build_child(td, "Job", job_name(td), api.ROLE_INSPECT, {"spec": spec})
+
+
+def _adapter_argument(adapter: api.Adapter) -> str:
+    """Return what `turbo inspect` gets as an adapter."""
+    if not adapter.on_hub:
+        return pod.adapter_path(adapter)
+    return f"{adapter.hub_id}@{adapter.revision}" if adapter.revision else adapter.hub_id
 
 
 def facts_data(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, str]:

@@ -17,6 +17,8 @@ from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 TERMINATION_LOG = "/dev/termination-log"  # where the kubelet reads it
 MODELS_PATH = "/models"  # where a claim or an image is mounted
 DRAFT_MODEL_PATH = "/draft-model"  # and that of a draft model
+ADAPTERS_PATH = "/adapters"  # and claims of adapters, by their names
+ADAPTER_CACHE_PATH = "/adapter-cache"  # where adapters of a hub are kept for the life of a pod
 CACHE_PATH = "/cache"  # where a hub's files are kept, by a claim or for the life of a pod
 HUB_CACHE_PATH = f"{CACHE_PATH}/hub"  # as a folder of it is called where HF_HOME is /cache
 TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
@@ -40,7 +42,9 @@ def source_hash(td: api.TurboDeployment) -> str:
     """
     model = td.spec.model
     token = model.token_secret_ref.dump() if model.token_secret_ref else None
-    source = digest({"uri": model.uri, "revision": model.revision, "token": token})
+    adapters = [adapter.dump() for adapter in sorted_adapters(td)]
+    parts = {"uri": model.uri, "revision": model.revision, "token": token}
+    source = digest({**parts, **({"adapters": adapters} if adapters else {})})
     return base64.b32encode(bytes.fromhex(source)).decode().lower()[:4]
 
 
@@ -69,6 +73,16 @@ def served_model(td: api.TurboDeployment, facts: ModelInfo) -> tuple[str, str | 
     return model_argument(source), revision
 
 
+def sorted_adapters(td: api.TurboDeployment) -> list[api.Adapter]:
+    """Return the adapters by name: their order in the spec decides nothing."""
+    return sorted(td.spec.adapters or (), key=lambda adapter: adapter.name)
+
+
+def adapter_path(adapter: api.Adapter) -> str:
+    """Return the path of an adapter on a claim."""
+    return model_argument(adapter, f"{ADAPTERS_PATH}/{adapter.claim}")
+
+
 def mounted_volume(
     name: str, volume: Mapping[str, Any], path: str, *, read_only: bool = False
 ) -> MountedVolume:
@@ -91,6 +105,13 @@ def _model_volumes(
             if source.image:
                 volume = {"image": {"reference": source.image, "pullPolicy": "IfNotPresent"}}
             volumes.append(mounted_volume(name, volume, path, read_only=True))
+    claims = sorted({adapter.claim for adapter in td.spec.adapters or () if not adapter.on_hub})
+    for number, name in enumerate(claims):
+        volume = {"persistentVolumeClaim": {"claimName": name, "readOnly": True}}
+        path = f"{ADAPTERS_PATH}/{name}"
+        volumes.append(mounted_volume(f"adapters-{number}", volume, path, read_only=True))
+    if any(adapter.on_hub for adapter in td.spec.adapters or ()):
+        volumes.append(mounted_volume("adapter-cache", {"emptyDir": {}}, ADAPTER_CACHE_PATH))
     if (claim_name := fetched_claim(td)) is not None:
         kept = {"claimName": claim_name} | ({} if writes_claim else {"readOnly": True})
         volume = {"persistentVolumeClaim": kept}
@@ -102,7 +123,8 @@ def _model_volumes(
 
 
 def _needs_hub(td: api.TurboDeployment, draft: api.ModelSource | None) -> bool:
-    return td.spec.model.on_hub or (draft is not None and draft.on_hub)
+    sources = (td.spec.model, draft, *(td.spec.adapters or ()))
+    return any(source is not None and source.on_hub for source in sources)
 
 
 def _environment(
@@ -193,11 +215,12 @@ def pod_spec(
     choice: Choice | None = None,
     volumes: Sequence[MountedVolume] = (),
     draft: api.ModelSource | None = None,
+    downloads: Sequence[Mapping[str, Any]] = (),
     *,
     writes_claim: bool = False,
 ) -> dict[str, Any]:
     """Build a pod around one container that reads the model; with a choice, it goes only where the
-    accelerator and the capacity type of that are. The overlay adds to it.
+    accelerator and the capacity type of that are. The overlay adds to it. `downloads` run before it.
 
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
@@ -219,6 +242,9 @@ def pod_spec(
             "nodeSelector": {**choice.accelerator.node_selector, **optional["nodeSelector"]},
             "tolerations": [*tolerations, *optional["tolerations"]],
         }
+    if downloads:
+        mounts = [mount for _, mount in volumes]
+        optional["initContainers"] = [secured(container, mounts) for container in downloads]
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,

@@ -34,6 +34,7 @@ class EngineServer:
     lifecycle: Mapping[str, Any] = field(default_factory=dict)
     volumes: Sequence[pod.MountedVolume] = ()
     draft: api.ModelSource | None = None  # a draft model that it reads
+    downloads: Mapping[str, Sequence[str]] = field(default_factory=dict)  # commands before it, by container
     # Of a replica on several nodes: the arguments and lifecycle of the servers that do not answer.
     worker_arguments: Sequence[str] = ()
     worker_lifecycle: Mapping[str, Any] = field(default_factory=dict)

@@ -36,6 +36,7 @@ MIB = 1 << 20
 STARTUP_PERIOD_SECONDS = 2
 STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner
 HUNG_GRACE_SECONDS = 10
+DOWNLOAD_RESOURCES = {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"memory": "2Gi"}}
 
 
 def plan_hash(
@@ -134,9 +135,15 @@ def pod_template(
     }
     container["env"] = pod.merge_environment(engine.environment, container["env"])
     volumes = [*volumes_of(td), *draft_volume.volumes(td, claim, choice.engine, canary), *engine.volumes]
-    spec = pod.pod_spec(td, container, choice, volumes, engine.draft)
+    downloads = [
+        pod.build_container(
+            td, settings, engine.image, name, command[:1], command[1:], DOWNLOAD_RESOURCES, asks_hub=True
+        )
+        for name, command in engine.downloads.items()
+    ]
+    spec = pod.pod_spec(td, container, choice, volumes, engine.draft, downloads)
     if before := fetch.init_containers(td, facts, settings):
-        spec["initContainers"] = before
+        spec["initContainers"] = [*before, *spec.get("initContainers", ())]
     if capture(td):
         spec["securityContext"] |= pod.OWN_GROUP
     spec["terminationGracePeriodSeconds"] = math.ceil(engine.grace_seconds)

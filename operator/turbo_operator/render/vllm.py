@@ -12,7 +12,7 @@ from typing import Any
 from turbo_operator import api, pod_scripts
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.planner.capabilities import engine_of
+from turbo_operator.planner.capabilities import engine_of, lora_rank
 from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.render import draft_volume, pod
 from turbo_operator.render.metadata import configmap
@@ -75,6 +75,11 @@ def server(
             pod.mounted_volume("drain", {"configMap": {"name": configmap_name(td)}}, FOLDER, read_only=True),
         ],
         draft=_draft_model(td, choice),
+        downloads={
+            f"adapter-{number}": _download(adapter, facts)
+            for number, adapter in enumerate(pod.sorted_adapters(td))
+            if adapter.on_hub
+        },
     )
 
 
@@ -108,6 +113,7 @@ def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[
         choice.max_draft_tokens,
         source.uri if source is not None else None,
         *(td.spec.engine.args or ()),
+        *_lora(td, facts),
     )
     return [str(part) for part in parts]
 
@@ -145,6 +151,7 @@ def arguments(
     }
     own = [f"--{name}={value}" for name, value in planned.items() if value is not None]
     own += ["--headless"] if is_worker else []
+    own += _lora(td, facts)
     return [model, *(td.spec.engine.args or ()), *own]
 
 
@@ -157,6 +164,37 @@ def _group(choice: Choice, is_worker: bool) -> dict[str, Any]:
         "master-addr": "$(LWS_LEADER_ADDRESS)",
         "master-port": RENDEZVOUS_PORT,
     }
+
+
+def _lora(td: api.TurboDeployment, facts: ModelInfo) -> list[str]:
+    """Return the arguments about adapters; none without any. All of them have a slot in memory at once."""
+    adapters = pod.sorted_adapters(td)
+    if not adapters:
+        return []
+    modules = [json.dumps({"name": it.name, "path": _adapter_path(it, facts)}) for it in adapters]
+    rank = lora_rank(max((adapter.rank for adapter in facts.adapters), default=1))
+    flags = ["--enable-lora", f"--max-loras={len(adapters)}", f"--max-lora-rank={rank}"]
+    if facts.shape.experts:  # else every routed expert would have slots in memory
+        flags += ["--lora-target-modules", *facts.adapter_modules]
+    return [*flags, "--lora-modules", *modules]
+
+
+def _adapter_path(adapter: api.Adapter, facts: ModelInfo) -> str:
+    """Return the folder that the server reads: on a claim, or where a commit of the hub is downloaded to."""
+    if not adapter.on_hub:
+        return pod.adapter_path(adapter)
+    return f"{pod.ADAPTER_CACHE_PATH}/{adapter.hub_id}/{_commit(adapter, facts)}"
+
+
+def _commit(adapter: api.Adapter, facts: ModelInfo) -> str:
+    known = next((it.revision for it in facts.adapters if it.name == adapter.name), None)
+    return known or adapter.revision or "main"
+
+
+def _download(adapter: api.Adapter, facts: ModelInfo) -> list[str]:
+    """Return the command that brings an adapter of the hub: vLLM itself would take none but the latest."""
+    revision = f"--revision={_commit(adapter, facts)}"
+    return ["hf", "download", adapter.hub_id, revision, f"--local-dir={_adapter_path(adapter, facts)}"]
 
 
 def _speculative_config(td: api.TurboDeployment, choice: Choice, draft: DraftView | None) -> str | None:

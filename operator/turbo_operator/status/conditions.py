@@ -138,6 +138,8 @@ class Conditions:
         if facts is not None:
             shape, parameters = facts.shape, facts.shape.parameters / 1e6
             message = f"{shape.architecture} of {parameters:.1f} million parameters, {facts.digest}."
+            fit = [f"{adapter.name} (rank {adapter.rank})" for adapter in facts.adapters]
+            message += f" Adapters that fit it: {', '.join(fit)}." if fit else ""
             return true(api.ModelInspectedReason.INSPECTED, message)
         name, error = job_name(self._td), sentence(self._observed.model_error)
         jobs = (child for child in self._observed.children if (child.kind, child.name) == ("Job", name))
@@ -146,7 +148,8 @@ class Conditions:
             return false(api.ModelInspectedReason.INSPECT_FAILED, dropped)
         if job is not None and (job.failed or (job.complete and error)):
             message = f"The model could not be read. {error or 'The Job left no message.'}"
-            remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
+            fields = "spec.model or spec.adapters" if self._td.spec.adapters else "spec.model"
+            remedy = f" Correct {fields}, or delete the Job {job.name} to try again."
             return false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
         message = "The inspect Job reads the model's shape."
         if error:

@@ -45,13 +45,22 @@ def inspect(argv: list[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help=model_help)
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="a LoRA adapter that must fit the model: a folder, or a hub id with @ and a revision behind it; "
+        "may be repeated",
+    )
+    parser.add_argument(
         "--termination-message", type=Path, metavar="FILE", help="write the JSON, or the error, to FILE too"
     )
     options = parser.parse_args(argv)
-    from turbo_runtime.model_files.inspector import inspect_model
+    from turbo_runtime.model_files.adapters import inspect_with_adapters
 
     try:
-        text, status = inspect_model(options.model, options.revision).to_json(), 0
+        adapters = dict(adapter.partition("=")[::2] for adapter in options.adapter)
+        text, status = inspect_with_adapters(options.model, options.revision, adapters).to_json(), 0
     except (OSError, ValueError) as error:
         is_temporary = isinstance(error, HubUnreachableError | OSError)
         text = f"Cannot inspect {options.model}: {error}"

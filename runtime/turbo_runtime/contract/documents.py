@@ -125,6 +125,15 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A LoRA adapter that fits the model."""
+
+    name: str
+    rank: int  # of its largest module
+    revision: str | None = None  # resolved commit of a hub id; None for a path
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo(JsonDocument):
     """What `turbo inspect MODEL` prints and writes as its pod's termination message."""
 
@@ -132,6 +141,8 @@ class ModelInfo(JsonDocument):
     digest: str  # sha256:... of the configuration and the weight files' names, sizes and headers
     revision: str | None  # resolved commit of a hub id; None for a path
     weight_bytes: int  # size of the stored weights
+    adapters: tuple[AdapterInfo, ...] = ()  # by their names
+    adapter_modules: tuple[str, ...] = ()  # last parts of the names of all modules that they change
 
 
 @dataclass(frozen=True, slots=True)

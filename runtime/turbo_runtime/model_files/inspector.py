@@ -37,6 +37,9 @@ _ADDED = re.compile(r"scale|zero|g_idx|weight_shape|absmax|quant_map|quant_state
 _LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 
 
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by their names
+
+
 @dataclass(frozen=True, slots=True)
 class Files:
     """The files at the top of a model's folder, here or on a hub."""
@@ -60,35 +63,37 @@ def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
     source = find(model, revision)
     if source.gguf_file:
         return _inspect_gguf(Path(source.name) / source.gguf_file)
-    if (folder := Path(source.name)).is_dir():
-        return _inspect(_files(folder, None))
+    return read_model(source.name, revision)[0]
+
+
+def read_model(name: str, revision: str | None) -> tuple[ModelInfo, Shapes]:
+    """Inspect a folder or a hub id; return the shapes of its tensors by name, too."""
     try:
-        return _inspect_on_hub(source.name, revision)
+        with hub_errors():
+            return inspect_files(list_files(name, revision))
     except HubUnreachableError:
-        if (cached := cached_snapshot(source.name, revision)) is None:
+        if (cached := cached_snapshot(name, revision)) is None:
             raise
-        return _inspect(_files(cached, cached.name))
+        return inspect_files(replace(list_files(str(cached), None), revision=cached.name))
 
 
-def _files(folder: Path, revision: str | None) -> Files:
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    return Files(revision, sizes, lambda name: (folder / name).open("rb"))
+def list_files(name: str, revision: str | None) -> Files:
+    """List a folder, or what a hub has; within `hub_errors`, as are reads of what it returns."""
+    if (folder := Path(name)).is_dir():
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+        return Files(None, sizes, lambda name: (folder / name).open("rb"))
+    from huggingface_hub import HfApi, HfFileSystem
+
+    info, system = HfApi().model_info(name, revision=revision), HfFileSystem()
+    root = f"{name}@{info.sha}"
+    entries: list[Any] = system.ls(root, detail=True)
+    files = [entry for entry in entries if entry["type"] == "file"]
+    sizes = {file["name"].rsplit("/", 1)[-1]: file["size"] for file in files}
+    return Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb"))
 
 
-def _inspect_on_hub(model: str, revision: str | None) -> ModelInfo:
-    with hub_errors():
-        from huggingface_hub import HfApi, HfFileSystem
-
-        info, system = HfApi().model_info(model, revision=revision), HfFileSystem()
-        root = f"{model}@{info.sha}"
-        entries: list[Any] = system.ls(root, detail=True)
-        files = [entry for entry in entries if entry["type"] == "file"]
-        sizes = {file["name"].rsplit("/", 1)[-1]: file["size"] for file in files}
-        return _inspect(Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb")))
-
-
-def _inspect(files: Files) -> ModelInfo:
-    """Inspect config.json and the heads of all *.safetensors."""
+def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:
+    """Inspect config.json and the heads of all *.safetensors; return the shapes of tensors by name, too."""
     sizes = files.sizes
     if "config.json" not in sizes:
         raise ModelError("there is no config.json")
@@ -103,10 +108,11 @@ def _inspect(files: Files) -> ModelInfo:
     digest = hashlib.sha256(raw)
     heads: list[bytes] = []
     for name in weights:
-        heads.append(_safetensors_head(files, name))
+        heads.append(safetensors_head(files, name))
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
     shape, size = _count_weights(heads, *description), sum(sizes[name] for name in weights)
-    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size)
+    tensors = {name: shape for head in heads for name, shape in tensor_shapes(head).items()}
+    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size), tensors
 
 
 def _weight_files(files: Files) -> list[str]:
@@ -120,12 +126,19 @@ def _weight_files(files: Files) -> list[str]:
     return sorted(name for name in sizes if name.endswith(".safetensors"))
 
 
-def _safetensors_head(files: Files, name: str) -> bytes:
+def safetensors_head(files: Files, name: str) -> bytes:
+    """Read the JSON that a file of safetensors begins with. Raises ModelError."""
     start = files.read(name, 0, 8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
     return files.read(name, 8, length)
+
+
+def tensor_shapes(head: bytes) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor, by its name."""
+    entries = json.loads(head).items()
+    return {name: tuple(entry["shape"]) for name, entry in entries if name != "__metadata__"}
 
 
 def _count_weights(

@@ -92,6 +92,18 @@ def test_an_mlp_of_unknown_width_is_taken_to_hold_no_less_than_it_does_and_not_t
         assert held <= taken <= 2.0 * held, known
 
 
+def test_the_slot_of_an_adapter_has_two_matrices_for_each_projection() -> None:
+    pairs = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), *[(4096, 14_336)] * 3]
+    layers = 32 * sum(map(sum, pairs))
+    tables = 2 * (128_256 + 4096)
+    assert memory.adapter_bytes(LLAMA, 2, 1.0, 1.0, 16) == 2 * 16 * (layers + tables)
+    # Of two accelerators each has one side of a pair whole: the input of q, k, v, gate and up, the output of
+    # o and down.
+    whole = 32 * 7 * 4096
+    assert memory.adapter_bytes(LLAMA, 2, 2.0, 1.0, 16) == 2 * 16 * (whole + (layers - whole) / 2 + tables)
+    assert memory.adapter_bytes(LLAMA, 2, 1.0, 2.0, 16) == 2 * 16 * (layers / 2 + tables)
+
+
 @given(st.integers(-(1 << 40), 1 << 40), st.integers(1, 1 << 20), st.integers(0, 64))
 def test_the_longest_request_fits_and_one_token_more_does_not(room: int, item: int, drafts: int) -> None:
     longest = memory.max_model_len(room, item, drafts)

@@ -9,7 +9,7 @@ from turbo_operator.api import OFF, CapacityType, Method, Objective
 from turbo_operator.plan import Choice, Predicted
 from turbo_operator.planner.performance.memory import gib
 from turbo_operator.planner.performance.speculation import PRIORS
-from turbo_operator.planner.requirements import Requirements
+from turbo_operator.planner.requirements import ADAPTER_RANK, Requirements
 
 BEST = {Objective.COST: "least", Objective.LATENCY: "fastest", Objective.THROUGHPUT: "most"}
 
@@ -76,8 +76,8 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     )
     token, first = predicted.time_per_output_token, predicted.time_to_first_token
     if capacity is None or token is None or first is None:
-        return sentence
-    assumed = assumes(choice.method, requirements)
+        return sentence + adapters(choice.method, requirements)
+    assumed = assumes(choice.method, requirements) + adapters(choice.method, requirements)
     latency = f"{time(token)} per output token and {time(first)} to the first"
     if requirements.unloaded:
         tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"
@@ -106,6 +106,19 @@ def assumes(method: str, requirements: Requirements) -> str:
     elif method in PRIORS:
         parts += [prior(method)]
     return f" This assumes {join(parts)}." if parts else ""
+
+
+def adapters(method: str, requirements: Requirements) -> str:
+    """What adapters decide, as sentences to append; empty without any."""
+    spec, rank = requirements.inputs.spec, requirements.inputs.adapter_rank
+    if not spec.adapters:
+        return ""
+    ranks = f"of rank {rank} at most" if rank else f"taken to be of rank {ADAPTER_RANK}"
+    sentence = f" Memory has room for {count(len(spec.adapters), 'adapter')} {ranks}; the time that they add"
+    sentence += " to a step is not counted."
+    sentence += " Only engine VLLM serves adapters." if spec.engine.type == "Auto" else ""
+    drafted = " Drafts are of the base model: requests for an adapter accept fewer."
+    return sentence + (drafted if method in PRIORS else "")
 
 
 def short(needed: float, requirements: Requirements) -> str:

@@ -1,6 +1,6 @@
 """What one accelerator must hold to serve a model, and what it can hold. Pure arithmetic, in bytes.
 
-    weights / t + draft + KV cache of one full-length request / t + activations of the largest pass
+    weights / t + draft + adapters + KV cache of one full-length request / t + activations of the largest pass
         <=  0.95 x memory - reserve
 
 t accelerators share every layer; where stages divide the layers, the largest must fit. A plan whose
@@ -121,6 +121,20 @@ def kv_bytes(
     fraction = np.minimum(1.0, window / np.maximum(tokens, 1.0))
     layers = shape.layers - shape.sliding_layers * (1.0 - fraction)  # that hold a token's cache, in the mean
     return cached_elements(shape, tensor) * layers * element
+
+
+def adapter_bytes(
+    shape: ModelShape, element: Numbers, tensor: Numbers, stages: Numbers, rank: int
+) -> Numbers:
+    """Bytes of the slot of one LoRA adapter on one accelerator: two matrices of `rank` for every projection
+    of every layer, whatever the adapter changes, and for embedding and head. vLLM makes them at its start. It
+    divides the outputs of q, k, v, gate and up, and the inputs of o and down (vllm/lora/layers: base_linear,
+    row_parallel_linear, vocab_parallel_embedding, logits_processor).
+    """
+    hidden, projected = float(shape.hidden_size), float(shape.heads + shape.kv_heads) * shape.head_dim
+    layer = 7.0 * hidden + (2.0 * projected + 3.0 * mlp_width(shape)) / tensor
+    tables = 2.0 * (shape.vocab_size + hidden)
+    return (layer * shape.layers * largest_stage(shape.layers, stages) + tables) * rank * element
 
 
 def whole_grains(amount: Numbers) -> Numbers:

@@ -1,0 +1,140 @@
+"""LoRA adapters beside a model: whether vLLM can serve them with it, from their files' heads, without torch.
+
+What vLLM 0.32 refuses is refused here by its name: vllm/lora/peft_helper.py, vllm/lora/lora_model.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
+from turbo_runtime.model_files.inspector import (
+    Shapes,
+    inspect_model,
+    list_files,
+    read_model,
+    safetensors_head,
+    tensor_shapes,
+)
+from turbo_runtime.model_files.source import ModelError, find, hub_errors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_RANK = 512  # of vLLM
+MAX_MODULES = 16  # names of modules that are kept
+_TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight$")
+_LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")  # whatever a checkpoint calls what is above its layers
+_PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # that leave the model's weights alone
+
+
+def inspect_with_adapters(
+    model: str, revision: str | None = None, adapters: Mapping[str, str] | None = None
+) -> ModelInfo:
+    """Inspect MODEL, and the adapters by their names. Raises ModelError, another ValueError or OSError."""
+    if not adapters:
+        return inspect_model(model, revision)
+    source = find(model, revision)
+    if source.gguf_file:
+        raise ModelError("adapters need a folder of safetensors: vLLM, which serves them, reads no GGUF file")
+    info, tensors = read_model(source.name, revision)
+    layers = {found[1]: shape for name, shape in tensors.items() if (found := _LAYER.search(name))}
+    inspected, modules = list[AdapterInfo](), set[str]()
+    for name, place in adapters.items():
+        try:
+            with hub_errors():
+                one, own = _inspect_adapter(name, place, model, layers)
+        except (FileNotFoundError, ValueError) as error:
+            kind = type(error) if isinstance(error, ModelError) else ModelError
+            raise kind(f"adapter {name} ({place}): {error}") from error
+        inspected.append(one)
+        modules |= own
+    if len(modules) > MAX_MODULES:
+        raise ModelError(
+            f"the adapters change {len(modules)} kinds of modules; at most {MAX_MODULES} are served"
+        )
+    return replace(info, adapters=tuple(inspected), adapter_modules=tuple(sorted(modules)))
+
+
+def _inspect_adapter(name: str, place: str, model: str, layers: Shapes) -> tuple[AdapterInfo, set[str]]:
+    path, _, revision = place.partition("@")
+    if path.startswith("/") and not Path(path).is_dir():
+        raise ModelError("there is no such folder")
+    files = list_files(path, revision or None)
+    for needed in (CONFIG, WEIGHTS):
+        if needed not in files.sizes:
+            raise ModelError(f"there is no {needed}: name a LoRA adapter in the format of PEFT")
+    config = json.loads(files.read(CONFIG, 0, files.sizes[CONFIG]))
+    if not isinstance(config, dict) or not isinstance(config.get("r"), int):
+        raise ModelError(f"{CONFIG} names no rank (r)")
+    if (problem := find_problem(config, model)) is not None:
+        raise ModelError(problem)
+    tensors = tensor_shapes(safetensors_head(files, WEIGHTS))
+    modules, ranks = set[str](), [config["r"]]
+    for tensor, shape in tensors.items():
+        match = _TENSOR.match(tensor)
+        layer = match and _LAYER.search(match[1])
+        if not match or not layer or len(shape) != 2:
+            raise ModelError(f"{tensor} is no matrix of LoRA within a layer, which alone is served")
+        if ".experts." in tensor:
+            raise ModelError(
+                f"{tensor} changes a routed expert, which is not supported yet: train the others"
+            )
+        ranks.append(shape[0 if match[2] == "A" else 1])
+        _check_fit(tensor, layer[1], match[2], shape, layers)
+        modules.add(layer[1].rpartition(".")[2])
+    if not modules:
+        raise ModelError(f"{WEIGHTS} holds no tensors")
+    if max(ranks) > MAX_RANK:
+        raise ModelError(f"its rank is {max(ranks)}; vLLM serves ranks up to {MAX_RANK}")
+    return AdapterInfo(name, max(ranks), files.revision), modules
+
+
+def _check_fit(tensor: str, module: str, part: str, shape: tuple[int, ...], layers: Shapes) -> None:
+    """A matrix A takes what the module takes, B puts out what it puts out. Raises ModelError."""
+    weight = layers.get(f"{module}.weight")
+    if weight is None:
+        if any(name.startswith(f"{module}.") for name in layers):
+            return  # of packed weights, whose shapes say something else
+        raise ModelError(f"{tensor} is of a module that the model does not have: it is of another model")
+    side, size = ("inputs", weight[1]) if part == "A" else ("outputs", weight[0])
+    own = shape[1] if part == "A" else shape[0]
+    if own != size:
+        raise ModelError(f"{tensor} has {own} {side} and the model {size} there: it is of another model")
+
+
+def find_problem(config: Mapping[str, Any], model: str) -> str | None:
+    """Return what vLLM cannot serve of a configuration, or that it names another model."""
+    kind, base = config.get("peft_type", "LORA"), config.get("base_model_name_or_path")
+    if kind != "LORA":
+        return f"it is of type {kind}, and only LORA is served"
+    init = config.get("init_lora_weights", True)
+    refused = {
+        "DoRA (use_dora)": config.get("use_dora"),
+        "a bias (bias, lora_bias)": config.get("bias", "none") != "none" or config.get("lora_bias"),
+        "modules saved whole (modules_to_save)": config.get("modules_to_save"),
+        "layer_replication": config.get("layer_replication"),
+        "QALoRA (use_qalora)": config.get("use_qalora"),
+        "BD-LoRA (use_bdlora)": config.get("use_bdlora"),
+        "aLoRA (alora_invocation_tokens)": config.get("alora_invocation_tokens"),
+        f"init_lora_weights {init!r}": isinstance(init, str) and init.lower() not in _PLAIN_INITS,
+    }
+    for what, is_there in refused.items():
+        if is_there:
+            return f"it has {what}, which vLLM does not serve"
+    if base and _are_other_models(str(base), model):
+        return f"it was trained for {base}, and the model is {model}"
+    return None
+
+
+def _are_other_models(base: str, model: str) -> bool:
+    """Whether two hub ids are of unlike models: variants of one, such as quantized ones, have longer names.
+    A path may be called anything.
+    """
+    if any(name.startswith(("/", ".", "~")) or name.count("/") != 1 for name in (base, model)):
+        return False
+    one, other = (name.rpartition("/")[2].lower() for name in (base, model))
+    return not (one.startswith(other) or other.startswith(one))

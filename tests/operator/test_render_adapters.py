@@ -1,0 +1,153 @@
+"""LoRA adapters in pods of vLLM: arguments, where files come from, and what makes another plan."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from turbo_dev.plan_cases import plan
+from turbo_dev.plan_examples import MIDDLE, fast, named, shape
+from turbo_operator import render
+from turbo_operator.api import TurboDeployment, parse
+from turbo_operator.planner import PlannerInputs
+from turbo_operator.planner import plan as planned
+from turbo_operator.planner.performance.memory import KV_GRAIN
+from turbo_operator.render.template import pod_template
+from turbo_operator.settings import Settings
+from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
+
+SETTINGS = Settings(runtime_image="registry.example/runtime:1", vllm_image="registry.example/vllm:1")
+CARD = named(fast("card", 80, "1.00"))
+SQL = {"name": "sql", "uri": "pvc://tuned/sql/v3/"}
+CHAT = {"name": "chat/v2", "uri": "hf://acme/chat-lora", "revision": "main"}
+FACTS = ModelInfo(
+    MIDDLE, "sha256:ab", "c0ffee", 1, (AdapterInfo("chat/v2", 12, "beef01"), AdapterInfo("sql", 8))
+)
+MODEL = {"uri": "pvc://models/llama", "maxModelLen": 4096}
+
+
+def td(*adapters: dict[str, Any], **spec: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u-1", "generation": 1},
+            "spec": {"model": MODEL, **spec, **({"adapters": list(adapters)} if adapters else {})},
+        }
+    )
+
+
+def template(it: TurboDeployment, facts: ModelInfo = FACTS) -> dict[str, Any]:
+    choice = plan(it.spec, MIDDLE, CARD).choice
+    assert choice is not None
+    return pod_template(it, choice, facts, "v2abc", SETTINGS)
+
+
+def plan_hash(it: TurboDeployment, facts: ModelInfo = FACTS) -> str:
+    choice = plan(it.spec, MIDDLE, CARD).choice
+    assert choice is not None
+    return render.plan_hash(it, choice, facts)
+
+
+def test_every_adapter_has_a_slot_of_a_rank_that_vllm_knows() -> None:
+    (container,) = template(td(SQL, CHAT))["spec"]["containers"]
+    at = container["args"].index("--enable-lora")
+    flags, modules = container["args"][at : at + 4], container["args"][at + 4 :]
+    assert flags == ["--enable-lora", "--max-loras=2", "--max-lora-rank=16", "--lora-modules"]
+    assert [json.loads(module) for module in modules] == [
+        {"name": "chat/v2", "path": "/cache/adapters/acme/chat-lora/beef01"},
+        {"name": "sql", "path": "/adapters/tuned/sql/v3"},
+    ]
+
+
+def test_of_a_mixture_of_experts_only_what_adapters_change_has_slots() -> None:
+    mixture = ModelInfo(
+        shape("Qwen/Qwen3-30B-A3B"), "sha256:ab", None, 1, FACTS.adapters, ("k_proj", "q_proj")
+    )
+    (container,) = template(td(SQL, CHAT), mixture)["spec"]["containers"]
+    at = container["args"].index("--lora-target-modules")
+    assert container["args"][at + 1 : at + 4] == ["k_proj", "q_proj", "--lora-modules"]
+
+
+def test_an_adapter_of_the_hub_is_fetched_at_its_commit_before_the_server_starts() -> None:
+    spec = template(td(SQL, CHAT))["spec"]
+    (fetching,) = spec["initContainers"]
+    assert fetching["image"] == "registry.example/vllm:1"
+    assert [*fetching["command"], *fetching["args"]] == [
+        *("hf", "download", "acme/chat-lora", "--revision=beef01"),
+        "--local-dir=/cache/adapters/acme/chat-lora/beef01",
+    ]
+    assert {"/cache", "/tmp"} <= {mount["mountPath"] for mount in fetching["volumeMounts"]}
+    assert fetching["securityContext"] == spec["containers"][0]["securityContext"]
+    assert "HF_HUB_OFFLINE" not in {variable["name"] for variable in fetching["env"]}
+
+
+def test_claims_of_adapters_are_mounted_once_and_read_only() -> None:
+    other = {"name": "law", "uri": "pvc://tuned/law"}
+    spec = template(td(SQL, other))["spec"]
+    assert "initContainers" not in spec
+    mounts = [it for it in spec["containers"][0]["volumeMounts"] if it["mountPath"].startswith("/adapters")]
+    assert mounts == [{"name": "adapters-0", "mountPath": "/adapters/tuned", "readOnly": True}]
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in spec["containers"][0]["env"]
+
+
+def test_the_inspect_job_reads_the_adapters_beside_the_model() -> None:
+    job = render.inspect_job(td(SQL, CHAT), SETTINGS)["spec"]["template"]["spec"]
+    (container,) = job["containers"]
+    assert container["args"][:3] == [
+        "/models/llama",
+        "--adapter=chat/v2=acme/chat-lora@main",
+        "--adapter=sql=/adapters/tuned/sql/v3",
+    ]
+    assert {"adapters-0", "cache", "model"} <= {volume["name"] for volume in job["volumes"]}
+
+
+def test_another_adapter_is_another_plan_and_another_source_and_another_order_is_not() -> None:
+    both, turned = td(SQL, CHAT), td(CHAT, SQL)
+    assert (plan_hash(both), render.source_hash(both)) == (plan_hash(turned), render.source_hash(turned))
+    others = [
+        td(SQL),
+        td(CHAT),
+        td({**SQL, "uri": "pvc://tuned/sql/v4"}, CHAT),
+        td({**SQL, "name": "b"}, CHAT),
+    ]
+    assert len({plan_hash(it) for it in (both, *others)}) == len(others) + 1
+    assert len({render.source_hash(it) for it in (both, *others)}) == len(others) + 1
+    later = ModelInfo(MIDDLE, "sha256:ab", "c0ffee", 1, (AdapterInfo("chat/v2", 12, "beef02"),))
+    assert plan_hash(both, later) != plan_hash(both)
+
+
+def test_auto_means_vllm_where_there_are_adapters_and_the_plan_says_so() -> None:
+    made = planned(PlannerInputs(td(SQL).spec, MIDDLE, CARD, None, None, {}, None), 0.0)
+    assert made.choice is not None
+    assert made.choice.engine == "VLLM"
+    assert "Memory has room for 1 adapter taken to be of rank 64" in made.detail
+    assert made.detail.endswith("Only engine VLLM serves adapters.")
+    known = PlannerInputs(td(SQL, engine={"type": "VLLM"}).spec, MIDDLE, CARD, None, None, {}, None, None, 12)
+    assert "1 adapter of rank 12 at most; the time" in planned(known, 0.0).detail
+    assert "Only engine VLLM" not in planned(known, 0.0).detail
+
+
+def test_a_plan_with_drafts_says_that_adapters_accept_fewer() -> None:
+    drafts = {"method": "EAGLE3", "draftModel": {"uri": "hf://acme/eagle"}}
+    made = plan(td(SQL, speculation=drafts, workload={"requestsPerSecond": "1"}).spec, MIDDLE, CARD)
+    assert made.choice is not None
+    assert made.choice.method == "EAGLE3"
+    assert "Drafts are of the base model: requests for an adapter accept fewer." in made.detail
+
+
+def test_a_vocabulary_that_vllm_takes_no_adapters_of_is_said() -> None:
+    made = plan(td(SQL).spec, shape("google/gemma-3-1b-it"), CARD)
+    assert (made.choice, made.reason) == (None, "NotYetSupported")
+    assert "vLLM serves adapters of vocabularies of up to 258048 tokens" in made.detail
+
+
+def test_adapters_take_memory_of_the_cache() -> None:
+    tight = named(fast("card", 20, "1.00"))
+    before, after = (plan(it.spec, MIDDLE, tight).choice for it in (td(), td(SQL, CHAT)))
+    assert before is not None
+    assert after is not None
+    # Rank 64, 2 bytes, two adapters: 2,621,440 elements in all layers, 264,704 of embedding and head.
+    slots = 2 * 64 * 2 * (2_621_440 + 264_704)
+    assert abs(before.kv_cache_bytes - after.kv_cache_bytes - slots) < KV_GRAIN
+    assert after.host_memory_bytes - before.host_memory_bytes == slots
