@@ -9,7 +9,7 @@ import openai
 import pytest
 from peers import weights
 
-from turbo_dev import model, release, served, sizes, vllm_image, volume
+from turbo_dev import lora, model, release, served, sizes, vllm_image, volume
 from turbo_dev.calls import Crowd
 from turbo_dev.cluster import Cluster
 from turbo_dev.served import Served
@@ -20,6 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not sizes.IS_FULL, reason="3 GB of vLLM on a real node: make test-full"),
 ]
 CLAIM = "smollm2-float32"
+# Of SmolLM2-135M: hidden size 576, MLP width 1536, 30 layers.
+CHANGED = {f"model.layers.{layer}.mlp.down_proj": (576, 1536) for layer in range(30)}
 CLIENT_SECONDS = 300.0  # for one response, while another pod loads on the same cores
 ROLLOUT = {"minReadySeconds": 0, "progressDeadline": "20m"}
 
@@ -30,6 +32,8 @@ def fill(cluster: Cluster) -> None:
     for path in weights.float32_folder(model.ensure()).iterdir():
         if not (folder / path.name).exists():
             shutil.copyfile(path, folder / path.name)
+    lora.write(folder / "sql", CHANGED, scale=0.02)
+    lora.write(folder / "foreign", {"model.layers.0.mlp.down_proj": (512, 1536)})
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,40 @@ def test_it_goes_to_two_replicas_to_other_drafts_and_back_to_one_and_no_request_
         chat.until(lambda: chat.in_force() and chat.status()["replicas"] == 1, "one replica is left")
     assert crowd.failures == []
     assert len(crowd.calls) > 10
+
+
+def completed(chat: Served, name: str) -> str:
+    """What a model of the Service says, greedily."""
+    with openai.OpenAI(base_url=chat.target(CLIENT_SECONDS).url, api_key="none", max_retries=0) as client:
+        response = client.completions.create(
+            model=name,
+            prompt="The capital of France is",
+            temperature=0,
+            max_tokens=24,
+            timeout=CLIENT_SECONDS,
+        )
+    assert response.model == name
+    return response.choices[0].text
+
+
+def test_an_adapter_answers_under_its_own_name_and_not_as_the_model_does(chat: Served) -> None:
+    before = completed(chat, "chat")
+    chat.change(adapters=[{"name": "sql", "uri": f"pvc://{CLAIM}/sql"}])
+    chat.until(chat.in_force, "the adapter is served")
+    with openai.OpenAI(base_url=chat.target(CLIENT_SECONDS).url, api_key="none", max_retries=0) as client:
+        assert {each.id for each in client.models.list()} == {"chat", "sql"}
+    assert "Adapters that fit it: sql (rank 4)." in chat.condition("ModelInspected")[2]
+    assert completed(chat, "chat") == before
+    assert completed(chat, "sql") not in ("", before)
+
+
+def test_an_adapter_of_another_model_is_named_and_what_serves_stays(chat: Served) -> None:
+    (pod,) = chat.pods()
+    chat.change(adapters=[{"name": "law", "uri": f"pvc://{CLAIM}/foreign"}])
+    chat.until(lambda: chat.says("ModelInspected", "False", "InspectFailed"), "it is refused")
+    message = chat.condition("ModelInspected")[2]
+    assert f"adapter law (/adapters/{CLAIM}/foreign): " in message
+    assert "has 512 outputs and the model 576 there: it is of another model" in message
+    assert "Correct spec.model or spec.adapters" in message
+    assert [served.uid(each) for each in chat.pods()] == [served.uid(pod)]
+    assert completed(chat, "sql")
