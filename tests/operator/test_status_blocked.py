@@ -21,7 +21,7 @@ from turbo_operator.render import plan_hash
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, JobPod, PodView, Snapshot
 from turbo_operator.status import compute
-from turbo_runtime.contract.documents import ModelInfo
+from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
 
 NOW = 1_700_000_000.0
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
@@ -154,6 +154,17 @@ def test_what_is_wrong_with_the_model_is_told_where_it_belongs_and_by_ready_and_
     _, conditions = look({}, {}, seen(model=None, model_error=said, children=(job,)))
     tell = {kind for kind, each in conditions.items() if said in each["message"]}
     assert tell == {"ModelInspected", "Ready", "Stalled"}
+
+
+def test_of_adapters_those_that_fit_are_named_and_the_one_that_does_not_asks_to_be_corrected() -> None:
+    spec = {"engine": {"type": "VLLM"}, "adapters": [{"name": "sql", "uri": "pvc://tuned/sql"}]}
+    fit = replace(FACTS, adapters=(AdapterInfo("sql", 16),))
+    _, conditions = look(spec, {}, seen(model=fit))
+    assert conditions["ModelInspected"]["message"].endswith("Adapters that fit it: sql (rank 16).")
+    said = "Cannot inspect /models/chat: adapter sql (/adapters/tuned/sql): there is no such folder"
+    job = inspect_job(spec, failed=True)
+    _, conditions = look(spec, {}, seen(model=None, model_error=said, children=(job,)))
+    assert f"{said}. Correct spec.model or spec.adapters" in conditions["ModelInspected"]["message"]
 
 
 def test_a_failed_inspection_of_another_model_or_image_is_not_told_of_this_generation() -> None:
