@@ -91,6 +91,19 @@ def test_claims_of_adapters_are_mounted_once_and_read_only() -> None:
     assert {"name": "HF_HUB_OFFLINE", "value": "1"} in spec["containers"][0]["env"]
 
 
+def test_a_claim_of_the_model_the_adapters_and_the_draft_is_one_volume_with_several_mounts() -> None:
+    """A pod with two volumes of one claim never starts."""
+    drafts = {"mode": "Required", "method": "EAGLE3", "draftModel": {"uri": "pvc://models/eagle"}}
+    it = td({"name": "sql", "uri": "pvc://models/sql"}, speculation=drafts)
+    for spec in (template(it)["spec"], render.inspect_job(it, SETTINGS)["spec"]["template"]["spec"]):
+        claims = [volume for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
+        assert claims == [
+            {"name": "model", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}}
+        ]
+        mounts = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "model"]
+        assert {"/models", "/adapters/models"} <= {mount["mountPath"] for mount in mounts}
+
+
 def test_the_inspect_job_reads_the_adapters_beside_the_model() -> None:
     job = render.inspect_job(td(SQL, CHAT), SETTINGS)["spec"]["template"]["spec"]
     (container,) = job["containers"]

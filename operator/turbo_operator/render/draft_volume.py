@@ -72,11 +72,11 @@ def after_canary(
     """
     name = configmap_name(td, canary=True)
     mounted = {
-        volume["persistentVolumeClaim"]["claimName"]
-        for volumes in (template["spec"].get("volumes", ()) for template in templates)
-        if any(volume.get("configMap", {}).get("name") == name for volume in volumes)
-        for volume in volumes
-        if volume["name"] == _VOLUME
+        mount["mountPath"].removeprefix(f"{CLAIM_PATH}/")
+        for spec in (template["spec"] for template in templates)
+        if any(volume.get("configMap", {}).get("name") == name for volume in spec.get("volumes", ()))
+        for mount in spec["containers"][0]["volumeMounts"]
+        if mount["mountPath"].startswith(f"{CLAIM_PATH}/")
     }
     return _file(observed, observed.draft, mounted.pop() if len(mounted) == 1 else "")
 

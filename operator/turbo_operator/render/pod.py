@@ -122,6 +122,23 @@ def _model_volumes(
     return volumes
 
 
+def _share_claims(volumes: Sequence[MountedVolume]) -> list[MountedVolume]:
+    """Return them with one volume for each claim: the kubelet waits for ever for a second one of the same.
+    It is read-only where all its mounts are.
+    """
+    by_claim: dict[str, dict[str, Any]] = {}
+    shared = []
+    for volume, mount in volumes:
+        source = volume.get("persistentVolumeClaim")
+        if source is not None:
+            known = by_claim.setdefault(source["claimName"], volume)
+            if not source.get("readOnly"):
+                known["persistentVolumeClaim"] = source
+            volume, mount = known, {**mount, "name": known["name"]}
+        shared.append((volume, mount))
+    return shared
+
+
 def _needs_hub(td: api.TurboDeployment, draft: api.ModelSource | None) -> bool:
     sources = (td.spec.model, draft, *(td.spec.adapters or ()))
     return any(source is not None and source.on_hub for source in sources)
@@ -225,7 +242,8 @@ def pod_spec(
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
     overlay = td.spec.pod_template.spec
-    volumes = [*_model_volumes(td, draft, writes_claim), *volumes]
+    mounted = _share_claims([*_model_volumes(td, draft, writes_claim), *volumes])
+    mounts = [mount for _, mount in mounted]
     optional: dict[str, Any] = {
         "nodeSelector": {**(overlay.node_selector or {})},
         "tolerations": [toleration.dump() for toleration in overlay.tolerations or ()],
@@ -243,8 +261,7 @@ def pod_spec(
             "tolerations": [*tolerations, *optional["tolerations"]],
         }
     if downloads:
-        mounts = [mount for _, mount in volumes]
-        optional["initContainers"] = [secured(container, mounts) for container in downloads]
+        optional["initContainers"] = [secured(download, mounts) for download in downloads]
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -254,8 +271,8 @@ def pod_spec(
             "runAsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [secured(container, [mount for _, mount in volumes])],
-        "volumes": [volume for volume, _ in volumes],
+        "containers": [secured(container, mounts)],
+        "volumes": list({volume["name"]: volume for volume, _ in mounted}.values()),
         **{name: value for name, value in optional.items() if value},
     }
 
