@@ -47,6 +47,7 @@ class Candidate:
     engine: str = EngineName.TURBO
     capacity_type: str = CapacityType.ON_DEMAND
     nodes: int = 1  # of one replica, each with `tensor` accelerators
+    data: int = 1  # groups of `tensor` accelerators in one replica, each with requests of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Choice:
     # Draft tokens of each request by batch size: first, last, tokens. For VLLM, which takes a schedule; Turbo
     # chooses at each step. Empty where the acceptance of the method is unknown.
     draft_schedule: tuple[tuple[int, int, int], ...] = ()
+    data: int = 1  # groups that share routed experts, each with requests and a cache of its own
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ SPECS: tuple[dict[str, Any], ...] = (
     {"speculation": {"method": "EAGLE3", "draftRef": {"name": "mine"}}},
     {"parallelism": {"tensor": 8}, "engine": {"type": "VLLM", "args": ["--kv-cache-dtype=fp8"]}},
     {"parallelism": {"tensor": 8, "pipeline": 2}},
+    {"parallelism": {"tensor": 2, "data": 4, "expert": True}},
+    {"parallelism": {"data": 8}},
     {"adapters": [{"name": "a/b", "uri": "pvc://tuned/a,b=c"}, {"name": "sql", "uri": "hf://acme/sql"}]},
     {"engine": {"type": "VLLM", "args": ["--enforce-eager", "--max-loras", "2"]}, "drain": {"timeout": "1m"}},
 )
@@ -57,7 +59,7 @@ for line in sys.stdin:
     parsed = make_arg_parser(FlexibleArgumentParser(exit_on_error=False)).parse_args(json.loads(line))
     validate_parsed_serve_args(parsed)
     names = "model_tag tensor_parallel_size max_model_len speculative_config kv_cache_memory_bytes"
-    names += " pipeline_parallel_size nnodes node_rank headless"
+    names += " pipeline_parallel_size nnodes node_rank headless data_parallel_size enable_expert_parallel"
     lora = [parsed.enable_lora, parsed.max_loras, parsed.max_lora_rank, parsed.lora_target_modules]
     lora.append([[it.name, it.path] for it in parsed.lora_modules or ()])
     print(json.dumps([lora, *(getattr(parsed, name) for name in names.split())]))
@@ -104,12 +106,15 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
     assert len(rendered) >= 50
     assert {"NGram", "Suffix", "EAGLE3", "MTP", "Off"} <= {choice.method for choice, _, _ in rendered}
     assert {1, 2, 8} <= {choice.tensor for choice, _, _ in rendered}
+    assert {1, 4, 8} == {choice.data for choice, _, _ in rendered}
     assert {(1, 0), (2, 0), (2, 1)} <= {(choice.nodes, rank) for choice, rank, _ in rendered}
     result = parsed([argv for _, _, argv in rendered])
     assert result.returncode == 0, result.stderr[-2000:]
     answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
     assert any(lora != PLAIN for lora, *_ in answers)
     for (choice, rank, argv), answer in zip(rendered, answers, strict=True):
+        *answer, data, expert = answer
+        assert (data, expert) == (choice.data, "--enable-expert-parallel" in argv)
         lora, model, tensor, length, speculative, cache, *group = answer
         if "--enable-lora" in argv:
             modules = ["k_proj", "q_proj"] if "--lora-target-modules" in argv else None

@@ -342,6 +342,12 @@ class TurboDeploymentSpec(Record):
             "parallelism.tensor",
         ),
         Rule(
+            "self.engine.type != 'Turbo' || !has(self.parallelism) || (!has(self.parallelism.data)"
+            " || self.parallelism.data < 2) && (!has(self.parallelism.expert) || !self.parallelism.expert)",
+            "leave data and expert out, or choose engine.type VLLM: Turbo runs on one accelerator",
+            "parallelism",
+        ),
+        Rule(
             "!has(self.speculation.training) || self.speculation.training.prompts.type != 'Captured'"
             " || has(self.capture)",
             "write spec.capture, which keeps the prompts, or take those of a ConfigMap or a claim",

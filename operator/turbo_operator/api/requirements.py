@@ -138,6 +138,21 @@ class Parallelism(Record):
     """Accelerators that share every layer."""
     pipeline: Degree | None = None
     """Groups of layers, one after the other, each on its own accelerators."""
+    data: Degree | None = None
+    """Groups of accelerators that share the routed experts of a model, each with requests and a cache of its
+    own. Not planned: 1 where it is left out."""
+    expert: Annotated[bool, Field(strict=True)] | None = None
+    """True spreads whole routed experts over the accelerators of a replica, rather than a slice of each. Not
+    planned: false where it is left out."""
+
+    rules = (
+        Rule(
+            "!has(self.data) || self.data < 2 || !has(self.pipeline) || self.pipeline < 2",
+            "leave data out, or pipeline: data-parallel groups on several nodes need an address and a rank "
+            "on each, which is not supported yet",
+            "data",
+        ),
+    )
 
 
 class Objective(StrEnum):

@@ -131,6 +131,8 @@ class RejectedPlan(StatusRecord):
     """Its tensor parallelism."""
     nodes: _Count | None = None
     """Nodes of one replica."""
+    data: _Count | None = None
+    """Its data-parallel groups."""
     method: _Name
     """Its drafting method, or Off."""
     reason: _Name
@@ -156,6 +158,8 @@ class PlanStatus(StatusRecord):
     """Accelerators of one replica."""
     nodes: _Count | None = None
     """Nodes of one replica."""
+    data: _Count | None = None
+    """Data-parallel groups of one replica."""
     method: _Name | None = None
     """Drafting method, or Off."""
     placement: _Name | None = None

@@ -55,7 +55,7 @@ _SHARED_NODE = (
     "you buy those, and install the chart with accelerators.billingUnit=Node."
 )
 UNKNOWN = "-"
-_CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
+_CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes", "data")
 _CHOICE = (
     *("accelerators_per_replica", "method", "placement", "max_draft_tokens", "dtype", "max_model_len"),
     *("memory_bytes", "kv_cache_bytes", "host_memory_bytes"),
@@ -182,12 +182,13 @@ def _described(plan: api.PlanStatus) -> str:
 
 
 def candidate(row: Choice | Candidate) -> str:
-    """Name a replica's accelerators and what is unusual, like `h100 x8, VLLM, Spot` or `h100 2 x 8`."""
+    """Name a replica's accelerators and what is unusual, like `h100 x8, data 4, Spot` or `h100 2 x 8`."""
     name = row.accelerator if isinstance(row.accelerator, str) else row.accelerator.name
     if row.nodes > 1:
         name += f" {row.nodes} x {row.tensor}"
-    elif row.tensor > 1:
-        name += f" x{row.tensor}"
+    elif row.tensor * row.data > 1:
+        name += f" x{row.tensor * row.data}"
+    name += f", data {row.data}" if row.data > 1 else ""
     return ", ".join([name, *(str(word) for word in (row.engine, row.capacity_type) if word not in _USUAL)])
 
 
@@ -284,7 +285,7 @@ def _saving(choice: Choice, undrafted: Plan) -> str:
     without = other.predicted.cost_per_hour
     if without is None or cost is None or without <= cost:
         return "Without speculation the same targets would cost no more."
-    replica = hardware(other.accelerator.name, other.tensor, other.nodes)
+    replica = hardware(other.accelerator.name, other.tensor, other.nodes, other.data)
     pods = f"{count(undrafted.replicas, 'replica')} of {replica} for {money(without)} $/h"
     less = f"{money(without - cost)} $/h ({100 - 100 * cost / without:.0f} %)"
     return f"Without speculation the same targets take {pods}: speculation saves {less}."

@@ -167,6 +167,7 @@ KNOBS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "maxTotal": ("accelerators.maxTotal", _whole),
     "tensor": ("parallelism.tensor", _whole),
     "pipeline": ("parallelism.pipeline", _whole),
+    "data": ("parallelism.data", _whole),
     "engine": ("engine.type", str),
     "speculation": ("speculation", _speculation),
     "maxDraftTokens": ("speculation.maxDraftTokens", _whole),

@@ -95,7 +95,7 @@ def _points(plan: Plan, candidates: Iterable[EvaluatedCandidate]) -> Points:
 
 
 def _identity(row: Candidate) -> tuple[object, ...]:
-    return row.accelerator, row.tensor, row.method, row.engine, row.capacity_type, row.nodes
+    return row.accelerator, row.tensor, row.method, row.engine, row.capacity_type, row.nodes, row.data
 
 
 def _place(row: EvaluatedCandidate) -> Point | None:
@@ -111,7 +111,8 @@ def _ringed(plan: Plan) -> EvaluatedCandidate | None:
     choice = plan.choice
     if choice is None:
         return plan.nearest
-    columns = (choice.tensor, choice.method, choice.engine, choice.capacity_type, choice.nodes)
+    kind = (choice.engine, choice.capacity_type, choice.nodes, choice.data)
+    columns = (choice.tensor, choice.method, *kind)
     does: dict[str, Any] = {"replicas": plan.replicas, "predicted": choice.predicted}
     return EvaluatedCandidate(choice.accelerator.name, *columns, reason=PlanReason.FEASIBLE, **does)
 

@@ -6,7 +6,7 @@ How an accelerator is paid for changes no speed and no memory: capacity types co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -35,6 +35,7 @@ class Candidates:
     tensor: Numbers  # accelerators that share every layer
     nodes: Numbers  # stages of layers, each on a node of its own
     draft: Indices  # of `draft_options`
+    data: int = 1  # groups of `tensor` accelerators that share the routed experts; pinned, 1 for all others
 
     def __len__(self) -> int:
         return len(self.engine)
@@ -43,7 +44,7 @@ class Candidates:
     def per_replica(self) -> Numbers:
         """Accelerators of one replica, a draft's own included."""
         own = self.by_draft(lambda draft: draft.placement == Placement.SEPARATE)
-        return np.asarray(self.tensor * self.nodes + own)
+        return np.asarray(self.tensor * self.nodes * self.data + own)
 
     def by_engine(self, value: Callable[[Engine], float], dtype: type = float) -> NDArray[Any]:
         """Look up a value of each candidate's engine."""
@@ -79,7 +80,8 @@ def enumerate_candidates(requirements: Requirements) -> Candidates:
     ]
     engine_of, accelerator_of, tensors, stages, draft_of = np.array(rows, np.int64).reshape(-1, 5).T
     degrees, drafts = (tensors.astype(float), stages.astype(float)), tuple(option for _, option in options)
-    candidates = Candidates(requirements.rows, drafts, engine_of, accelerator_of, *degrees, draft_of)
+    columns = (engine_of, accelerator_of, *degrees, draft_of)
+    candidates = Candidates(requirements.rows, drafts, *columns, requirements.parallelism.data or 1)
     limit = requirements.accelerators.max_per_replica
     return candidates if limit is None else take(candidates, np.flatnonzero(candidates.per_replica <= limit))
 
@@ -88,18 +90,19 @@ def _layouts(requirements: Requirements, accelerator: Accelerator) -> list[tuple
     """Pairs of tensor degree and nodes that could be; a pinned degree is the only one."""
     pinned, heads = requirements.parallelism, requirements.shape.heads
     tensor, pipeline = pinned.tensor, pinned.pipeline
+    data = pinned.data or 1
     if memory.on_cpu(accelerator):
-        return [(1, 1)] if tensor in (None, 1) and pipeline in (None, 1) else []
+        return [(1, 1)] if {tensor, pipeline, data} <= {None, 1} else []
     per_node = requirements.accelerators_per_node(accelerator)
     degrees = [
         degree
         for degree in ((1, 2, 4, 8, 16, 32, 64) if tensor is None else (tensor,))
-        if degree <= per_node and heads % degree == 0
+        if degree * data <= per_node and heads % degree == 0
     ]
     if pipeline is not None:
         return [(degree, pipeline) for degree in degrees]
     layouts = [(degree, 1) for degree in degrees]
-    if degrees and (stages := _min_stages(requirements, accelerator, degrees[-1])) > 1:
+    if data == 1 and degrees and (stages := _min_stages(requirements, accelerator, degrees[-1])) > 1:
         layouts.append((degrees[-1], stages))
     return layouts
 
@@ -155,7 +158,7 @@ class MemoryUse:
 def estimate_memory(candidates: Candidates, requirements: Requirements) -> MemoryUse:
     """Estimate the memory of every candidate."""
     shape, length = requirements.shape, requirements.max_model_len
-    tensor, nodes = candidates.tensor, candidates.nodes
+    tensor, nodes, data = candidates.tensor, candidates.nodes, candidates.data
     cpu = candidates.by_accelerator(memory.on_cpu, bool)
     element = candidates.by_accelerator(requirements.element_bytes)
     reserve = np.where(cpu, candidates.by_engine(lambda engine: engine.cores_reserve), 0.0)
@@ -166,7 +169,11 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     tokens = candidates.by_draft(lambda option: option.max_draft_tokens)
 
-    total = memory.stage_bytes(shape, memory.weights(shape, element, quantized), element, nodes)
+    served = memory.weights(shape, element, quantized)
+    # Every data-parallel group holds the dense weights, and all of them together the routed experts, whole
+    # ones or slices (vllm/config/parallel.py, data_parallel_size).
+    served = replace(served, expert=served.expert / data)
+    total = memory.stage_bytes(shape, served, element, nodes)
     # On cores a head that shares the embedding's weights is laid out twice, as its products need it.
     second_head = np.where(cpu, shape.vocab_size * shape.hidden_size * element, 0.0)
     weights = np.ceil((total + second_head) / tensor)
@@ -184,10 +191,15 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
     kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens)))
     kv_token = cached(planned) + draft_cache
-    activations = np.asarray(memory.activation_bytes(shape, element, tensor, running, step_tokens, tokens))
+    # Of routed experts each accelerator is given the tokens of all groups (allgather_reducescatter, vLLM's
+    # default of --all2all-backend).
+    activations = np.asarray(
+        memory.activation_bytes(shape, element, tensor * data, running, step_tokens * data, tokens)
+    )
     remaining = usable - weights - drafting - activations
     pool = np.minimum(np.floor(remaining / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
     slots = np.clip(np.floor(pool / (kv_token * memory.request_tokens(0, tokens + planned))), 1.0, running)
+    slots = slots * data  # each with a cache and a batch of its own
     converts = cpu & (shape.dtype not in memory.ELEMENT_BYTES)
     loading = np.where(converts, 2.0 * weights, weights)
     return MemoryUse(

@@ -15,63 +15,27 @@ from functools import cache, cached_property
 import numpy as np
 
 from turbo_operator.api import EngineName, Objective, PlanReason, Provenance, ScalingMode
-from turbo_operator.budget import Footprint
-from turbo_operator.plan import EvaluatedCandidate, Predicted, Running
+from turbo_operator.plan import Predicted
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
 from turbo_operator.planner.capabilities import (
     ENGINES,
-    Engine,
     describe_adapter_lack,
     describe_draft_lack,
     describe_engine_lack,
     describe_lack,
     describe_model_lack,
 )
-from turbo_operator.planner.explanation import messages
+from turbo_operator.planner.offering import Offering
 from turbo_operator.planner.performance import candidate_curves, capacity, memory
 from turbo_operator.planner.performance.queueing import Engines
-from turbo_operator.planner.performance.speculation import ORDER, SpeculationOption
+from turbo_operator.planner.performance.speculation import ORDER
 from turbo_operator.planner.performance.step_time import Machine
 from turbo_operator.planner.requirements import Requirements
 
 ENDLESS = 1e4  # seconds: a queue that never ends has no percentile
 UNPRICED = 1_000_000 * feasibility.MICRO  # above the price of any accelerator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Offering(Footprint):
-    """One candidate with one capacity type, in plain values: what one replica holds, its host apart."""
-
-    place: int  # of the candidate
-    engine: Engine
-    draft: SpeculationOption
-    tensor: int
-
-    @property
-    def hardware(self) -> str:
-        """The accelerators of one replica, in words."""
-        return messages.hardware(self.accelerator.name, self.tensor, self.nodes)
-
-    @property
-    def identity(self) -> Running:
-        """What tells it from any other in the status."""
-        return Running(*self._columns, placement=self.draft.placement)
-
-    @property
-    def _columns(self) -> tuple[str, int, str, str, str, int]:
-        """The fields of a `plan.Candidate`."""
-        name, method, engine = self.accelerator.name, self.draft.method, self.engine.name
-        return name, self.tensor, method, engine, self.capacity_type, self.nodes
-
-    def describe(
-        self, reason: PlanReason, detail: str, replicas: int, predicted: Predicted | None
-    ) -> EvaluatedCandidate:
-        """Return this as the plan reports it; `predicted` is what its replicas do."""
-        return EvaluatedCandidate(
-            *self._columns, reason=reason, detail=detail, replicas=replicas, predicted=predicted
-        )
 
 
 @dataclass(frozen=True)
@@ -250,6 +214,7 @@ class PlanEvaluation:
             engine=ENGINES[candidates.engine[place]],
             draft=candidates.draft_options[candidates.draft[place]],
             tensor=int(candidates.tensor[place]),
+            data=candidates.data,
         )
 
     def engines(self, places: Indices) -> Engines:
@@ -263,7 +228,8 @@ class PlanEvaluation:
         candidates, use = take(self.candidates, places), take(self.memory_use, places)
         engines, drafts = candidate_curves.build_engines(candidates, use, self.rates, self.requirements)
         steps: list[tuple[int, int, int]] = []
-        for last, number in zip(engines.rows[0].astype(int).tolist(), drafts[0].tolist(), strict=True):
+        rows = np.ceil(engines.rows[0] / candidates.data)  # of one data-parallel group, which decides alone
+        for last, number in zip(rows.astype(int).tolist(), drafts[0].tolist(), strict=True):
             first = steps[-1][1] + 1 if steps else 1
             if steps and steps[-1][2] == number:
                 steps[-1] = (steps[-1][0], last, number)

@@ -99,6 +99,7 @@ def identify_running(plan: api.PlanStatus | None) -> Running | None:
             api.EngineName(plan.engine or api.EngineName.TURBO),
             api.CapacityType(plan.capacity_type or api.CapacityType.ON_DEMAND),
             plan.nodes or 1,
+            plan.data or 1,
             None if plan.placement is None else api.Placement(plan.placement),
         )
     except ValueError:  # written by another version, which knows more: then nothing speaks for what runs

@@ -275,6 +275,14 @@ class Requirements:
     def find_parallelism_conflict(self) -> str | None:
         """Describe the pinned degrees that no accelerator allows; None if one may."""
         tensor, pipeline, shape = self.parallelism.tensor or 1, self.parallelism.pipeline or 1, self.shape
+        data = self.parallelism.data or 1
+        if not shape.experts and data > 1:
+            return (
+                f"spec.parallelism.data is {data}, and the model has no routed experts for the groups to "
+                "share: leave it out, since as many replicas do the same."
+            )
+        if not shape.experts and self.parallelism.expert:
+            return "spec.parallelism.expert is true, and the model has no routed experts: leave it out."
         if shape.heads % tensor:
             divisors = [str(degree) for degree in range(1, 65) if shape.heads % degree == 0]
             return (
@@ -287,26 +295,32 @@ class Requirements:
                 "at most that, or leave it out."
             )
         limit = self.accelerators.max_per_replica
-        if limit is not None and tensor * pipeline > limit:
+        if limit is not None and tensor * pipeline * data > limit:
             return (
-                f"spec.parallelism asks for {tensor * pipeline} accelerators per replica, and "
+                f"spec.parallelism asks for {tensor * pipeline * data} accelerators per replica, and "
                 f"spec.accelerators.maxPerReplica is {limit}: raise it, or leave parallelism out."
             )
         return None
 
     def find_accelerator_conflict(self, accelerator: Accelerator) -> str | None:
         """Describe the pinned degrees that this accelerator does not allow; None if it does."""
-        tensor = self.parallelism.tensor
+        tensor, data = self.parallelism.tensor, self.parallelism.data or 1
         if memory.on_cpu(accelerator):
-            if tensor in (None, 1) and self.parallelism.pipeline in (None, 1):
+            if {tensor, self.parallelism.pipeline, data} <= {None, 1}:
                 return None
             return (
                 f"A replica on {accelerator.name} is one pod's cores: leave spec.parallelism out, or give "
                 "the TurboAccelerator a larger quantity."
             )
         per_node = self.accelerators_per_node(accelerator)
-        if tensor is None or tensor <= per_node:
+        if (tensor or 1) * data <= per_node:
             return None
+        if data > 1:
+            return (
+                f"spec.parallelism asks for {(tensor or 1) * data} accelerators of one node, and a node of "
+                f"{accelerator.name} has {per_node}: data-parallel groups on several nodes are not supported "
+                "yet, so write fewer."
+            )
         return (
             f"spec.parallelism.tensor is {tensor}, and a node of {accelerator.name} has {per_node}: "
             "write at most that, or set spec.countPerNode on the TurboAccelerator."

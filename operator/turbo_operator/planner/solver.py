@@ -261,10 +261,13 @@ def _build_choice(
         memory_bytes=int(use.total[offering.place]) + reserve,
         max_model_len=requirements.max_model_len,
         kv_cache_bytes=int(use.pool[offering.place]),
-        host_memory_bytes=requirements.host_memory_bytes(offering.accelerator, offering.tensor),
+        host_memory_bytes=requirements.host_memory_bytes(
+            offering.accelerator, offering.tensor * offering.data
+        ),
         capacity=_capacity(evaluation, offering.place),
         predicted=replace(predicted or unknown, cost_per_hour=offering.cost_per_hour(replicas)),
         draft_schedule=evaluation.draft_schedule(offering.place) if is_scheduled else (),
+        data=offering.data,
     )
 
 

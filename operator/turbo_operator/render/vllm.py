@@ -108,6 +108,8 @@ def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[
         choice.kv_cache_bytes,
         choice.tensor,
         *([choice.nodes] if choice.nodes > 1 else []),
+        *([f"data {choice.data}"] if choice.data > 1 else []),
+        *(["expert"] if _is_expert(td) else []),
         td.spec.drain.timeout,
         choice.method,
         choice.max_draft_tokens,
@@ -144,15 +146,22 @@ def arguments(
         "max-num-batched-tokens": engine.max_num_batched_tokens,
         "kv-cache-memory-bytes": choice.kv_cache_bytes,
         "tensor-parallel-size": choice.tensor if choice.tensor > 1 else None,
+        "data-parallel-size": choice.data if choice.data > 1 else None,
         **(_group(choice, is_worker) if choice.nodes > 1 else {}),
         "middleware": MIDDLEWARE,
         "shutdown-timeout": math.ceil(td.spec.drain.timeout.seconds),
         "speculative-config": _speculative_config(td, choice, draft),
     }
     own = [f"--{name}={value}" for name, value in planned.items() if value is not None]
+    own += ["--enable-expert-parallel"] if _is_expert(td) else []
     own += ["--headless"] if is_worker else []
     own += _lora(td, facts)
     return [model, *(td.spec.engine.args or ()), *own]
+
+
+def _is_expert(td: api.TurboDeployment) -> bool:
+    """Whether whole experts are spread over the accelerators of a replica, rather than slices of each."""
+    return bool(td.spec.parallelism and td.spec.parallelism.expert)
 
 
 def _group(choice: Choice, is_worker: bool) -> dict[str, Any]:

@@ -35,9 +35,12 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def hardware(name: str, tensor: int, nodes: int) -> str:
-    """Format one replica's accelerators, like h100, 8 x h100 or 8 x h100 on each of 2 nodes."""
-    node = name if tensor == 1 else f"{tensor} x {name}"
+def hardware(name: str, tensor: int, nodes: int, data: int = 1) -> str:
+    """Format one replica's accelerators, like h100, 8 x h100, 8 x h100 in 4 data-parallel groups or 8 x h100
+    on each of 2 nodes.
+    """
+    node = name if tensor * data == 1 else f"{tensor * data} x {name}"
+    node += "" if data == 1 else f" in {data} data-parallel groups"
     return node if nodes == 1 else f"{node} on each of {nodes} nodes"
 
 
@@ -69,8 +72,9 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
         paid = f"{money(cost)} $/h for {pods}, {best}"
         paid += f" (price: {source})" if source else ""
     drafts = f"with {choice.method} drafts of up to {count(choice.max_draft_tokens, 'token')}"
+    replica = hardware(choice.accelerator.name, choice.tensor, choice.nodes, choice.data)
     sentence = (
-        f"{hardware(choice.accelerator.name, choice.tensor, choice.nodes)}{paid_as(choice.capacity_type)} "
+        f"{replica}{paid_as(choice.capacity_type)} "
         f"{'without speculation' if choice.method == OFF else drafts} in {choice.dtype} takes "
         f"{gib(choice.memory_bytes)} of {gib(choice.accelerator.memory_bytes)}: {paid}."
     )
@@ -78,6 +82,8 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     if capacity is None or token is None or first is None:
         return sentence + adapters(choice.method, requirements)
     assumed = assumes(choice.method, requirements) + adapters(choice.method, requirements)
+    if choice.data > 1:
+        assumed += " While one data-parallel group reads a prompt, the others are taken to wait."
     latency = f"{time(token)} per output token and {time(first)} to the first"
     if requirements.unloaded:
         tokens = f"one replica yields at most {rate(capacity.tokens_per_second)} tokens/s"

@@ -16,10 +16,11 @@ import numpy as np
 from turbo_operator.api import OFF, CapacityType, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices
-from turbo_operator.planner.evaluation import Offering, PlanEvaluation
+from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.shortages import describe_shortage
 from turbo_operator.planner.feasibility import CODES, MICRO, bucket
+from turbo_operator.planner.offering import Offering
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.capacity import unloaded_latency
 from turbo_operator.planner.requirements import MAX_REPLICAS

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from turbo_operator.api import Provisioning
-from turbo_operator.planner.evaluation import Offering, PlanEvaluation
+from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation.messages import count, join, paid_as
+from turbo_operator.planner.offering import Offering
 from turbo_operator.planner.performance import memory
 from turbo_operator.snapshot import Supply
 

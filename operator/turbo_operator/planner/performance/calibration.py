@@ -230,8 +230,8 @@ def describe_replica(
     engine = next(place for place, engine in enumerate(ENGINES) if engine.name == running.engine)
     place, tensor, nodes = np.zeros(1, np.int64), np.full(1, float(running.tensor)), np.ones(1)
     candidates = Candidates((accelerator,), (), place + engine, place, tensor, nodes, place)
-    # Of several nodes the passes overlap, and no measured step is one of theirs.
-    if running.nodes > 1 or not has_known_speed(candidates, rates)[0]:
+    # Of several nodes the passes overlap, and data-parallel groups wait: no measured step is one of theirs.
+    if running.nodes * running.data > 1 or not has_known_speed(candidates, rates)[0]:
         return None
     element = np.full(1, float(requirements.element_bytes(accelerator)))
     machine, work = describe_replicas(candidates, element, rates, shape, requirements.demand.mean_context)

@@ -12,6 +12,10 @@ passes all stages with its group, so that n requests get one each in
 T is a pass through all layers: the weights are read once for each group, which is what a pipeline costs. All
 stages last as long as the largest: u = s ceil(L / s) / L. h are the hops, s - 1 with the activations and one
 back with the token. The last stage also makes the drafts, D, of every group in turn.
+
+Of d data-parallel groups each decodes n / d of the requests, and all step together, since they share routed
+experts (vLLM runs empty passes in groups without requests: vllm/v1/engine/core.py). The step-time model knows
+such groups; 84 rows of its tables have several. That all wait while one reads a prompt is on the safe side.
 """
 
 from __future__ import annotations
@@ -83,7 +87,9 @@ def select_machines(candidates: Candidates, rates: step_time.Machine) -> step_ti
     """Select what each candidate's replica runs on; columns [c, 1] broadcast against rows."""
     machine = take(rates, (candidates.engine, candidates.accelerator, None))
     tensor = candidates.tensor[:, None]
-    return replace(machine, tensor=tensor, link=np.where(tensor == 1, np.inf, machine.link))
+    data = candidates.data
+    link = np.where(tensor * data == 1, np.inf, machine.link)
+    return replace(machine, tensor=tensor, data=float(data), link=link)
 
 
 def has_known_speed(candidates: Candidates, rates: step_time.Machine) -> Mask:
@@ -108,7 +114,7 @@ def build_engines(
     factors = np.array([[calibrations.get(key, unscaled) for key in row] for row in keys])
     decode_factor, prefill_factor = factors[candidates.engine, candidates.accelerator].T
     groups = np.minimum(rows, nodes[:, None])
-    together = rows / groups
+    together = np.maximum(rows / groups / candidates.data, 1.0)
     uneven = nodes * memory.largest_stage(shape.layers, nodes)
     hops = _hops(candidates, np.ravel(machine.network), shape)
     step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
