@@ -30,6 +30,7 @@ VALUES = {
     "maxTotal": "8",
     "tensor": "1",
     "pipeline": "1",
+    "data": "1",
     "engine": "Turbo",
     "speculation": "off",
     "maxDraftTokens": "3",
