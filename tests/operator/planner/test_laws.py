@@ -218,6 +218,7 @@ def running(choice: Choice) -> Running:
         choice.engine,
         choice.capacity_type,
         choice.nodes,
+        choice.data,
         choice.placement,
     )
 
