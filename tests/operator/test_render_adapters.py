@@ -55,7 +55,7 @@ def test_every_adapter_has_a_slot_of_a_rank_that_vllm_knows() -> None:
     flags, modules = container["args"][at : at + 4], container["args"][at + 4 :]
     assert flags == ["--enable-lora", "--max-loras=2", "--max-lora-rank=16", "--lora-modules"]
     assert [json.loads(module) for module in modules] == [
-        {"name": "chat/v2", "path": "/cache/adapters/acme/chat-lora/beef01"},
+        {"name": "chat/v2", "path": "/adapter-cache/acme/chat-lora/beef01"},
         {"name": "sql", "path": "/adapters/tuned/sql/v3"},
     ]
 
@@ -75,11 +75,22 @@ def test_an_adapter_of_the_hub_is_fetched_at_its_commit_before_the_server_starts
     assert fetching["image"] == "registry.example/vllm:1"
     assert [*fetching["command"], *fetching["args"]] == [
         *("hf", "download", "acme/chat-lora", "--revision=beef01"),
-        "--local-dir=/cache/adapters/acme/chat-lora/beef01",
+        "--local-dir=/adapter-cache/acme/chat-lora/beef01",
     ]
-    assert {"/cache", "/tmp"} <= {mount["mountPath"] for mount in fetching["volumeMounts"]}
+    assert {"/adapter-cache", "/tmp"} <= {mount["mountPath"] for mount in fetching["volumeMounts"]}
     assert fetching["securityContext"] == spec["containers"][0]["securityContext"]
     assert "HF_HUB_OFFLINE" not in {variable["name"] for variable in fetching["env"]}
+
+
+def test_beside_a_model_that_is_fetched_to_a_claim_an_adapter_of_the_hub_is_asked_for_all_the_same() -> None:
+    cache = {"persistentVolumeClaim": {"claimName": "weights"}}
+    it = td(CHAT, model={"uri": "hf://acme/llama", "maxModelLen": 4096}, cache=cache)
+    spec = template(it)["spec"]
+    (fetching,), (server,) = spec["initContainers"], spec["containers"]
+    offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
+    assert offline in server["env"]
+    assert offline not in fetching["env"]
+    assert {"name": "adapter-cache", "mountPath": "/adapter-cache"} in fetching["volumeMounts"]
 
 
 def test_claims_of_adapters_are_mounted_once_and_read_only() -> None:

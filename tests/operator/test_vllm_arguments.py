@@ -118,7 +118,7 @@ def test_vllms_own_parser_takes_the_arguments_of_fifty_plans() -> None:
         lora, model, tensor, length, speculative, cache, *group = answer
         if "--enable-lora" in argv:
             modules = ["k_proj", "q_proj"] if "--lora-target-modules" in argv else None
-            paths = [["a/b", "/adapters/tuned/a,b=c"], ["sql", "/cache/adapters/acme/sql/beef"]]
+            paths = [["a/b", "/adapters/tuned/a,b=c"], ["sql", "/adapter-cache/acme/sql/beef"]]
             assert lora == [True, 2, 64, modules, paths]
         assert model == argv[0]
         assert group == [choice.nodes, choice.nodes, rank, rank > 0]

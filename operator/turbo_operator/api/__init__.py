@@ -10,6 +10,7 @@ from turbo_operator.api.conditions import *
 from turbo_operator.api.constants import *
 from turbo_operator.api.deployment import *
 from turbo_operator.api.draft import *
+from turbo_operator.api.model import *
 from turbo_operator.api.parsing import *
 from turbo_operator.api.requirements import *
 from turbo_operator.api.scaling import *
