@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from turbo_dev.plan_cases import plan
@@ -147,7 +148,8 @@ def test_auto_means_vllm_where_there_are_adapters_and_the_plan_says_so() -> None
     assert made.choice.engine == "VLLM"
     assert "Memory has room for 1 adapter taken to be of rank 64" in made.detail
     assert made.detail.endswith("Only engine VLLM serves adapters.")
-    known = PlannerInputs(td(SQL, engine={"type": "VLLM"}).spec, MIDDLE, CARD, None, None, {}, None, None, 12)
+    known = PlannerInputs(td(SQL, engine={"type": "VLLM"}).spec, MIDDLE, CARD, None, None, {}, None)
+    known = replace(known, adapter_rank=12)
     assert "1 adapter of rank 12 at most; the time" in planned(known, 0.0).detail
     assert "Only engine VLLM" not in planned(known, 0.0).detail
 

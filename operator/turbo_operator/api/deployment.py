@@ -251,8 +251,8 @@ class TurboDeploymentSpec(Record):
             " && self.speculation.method != 'TurboHeads'"
             f" && ({_ON_VLLM} || !has(self.speculation.training) && !has(self.speculation.draftRef))"
             " && (self.engine.type == 'VLLM' || !has(self.engine.image))",
-            "leave adapters out, or what only engine Turbo has: capture, namedDrafts, drafts that are trained "
-            "by another method than EAGLE3, and an image without engine.type VLLM",
+            "leave adapters out, or what only engine Turbo has: capture, namedDrafts, drafts that are "
+            "trained by another method than EAGLE3, and an image without engine.type VLLM",
             "adapters",
         ),
         Rule(

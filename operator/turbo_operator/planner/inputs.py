@@ -67,8 +67,17 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     seen = observed.accelerators, observed.supply
     acceptance = None if trained is None else trained.acceptance
     ranks = [adapter.rank for adapter in observed.model.adapters] if observed.model else []
-    own = observed.group_lack, acceptance, max(ranks, default=None)
-    return PlannerInputs(td.spec, shape, *seen, running, factors, draft, *own)
+    return PlannerInputs(
+        td.spec,
+        shape,
+        *seen,
+        running,
+        factors,
+        draft,
+        observed.group_lack,
+        trained=acceptance,
+        adapter_rank=max(ranks, default=None),
+    )
 
 
 def find_trained(td: api.TurboDeployment, observed: Snapshot) -> DraftView | None:
