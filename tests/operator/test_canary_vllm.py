@@ -15,6 +15,7 @@ from turbo_dev.vllm_canaries import (
     FIRST,
     SECOND,
     children,
+    chosen,
     decided,
     frozen,
     hash_of,
@@ -246,3 +247,13 @@ def test_estimated_seconds_may_fall_and_a_pod_that_starts_anew_is_known_by_its_t
     )
     anew = GenerationStats(5.0, 9.0, 0, 0, 5.0, 50)
     assert anew.since(before) == anew
+
+
+def test_the_pod_that_tries_has_the_data_parallel_groups_that_the_others_have() -> None:
+    """Found in review: it was planned on one group, and a draft judged by what that one did."""
+    it = td(parallelism={"tensor": 1, "data": 2})
+    choice = replace(chosen(td(), seen()), data=2)
+    asked = canary.trial(it, seen(drafts=(FIRST,)), choice)
+    assert asked is not None
+    assert asked.spec.parallelism is not None
+    assert (asked.spec.parallelism.tensor, asked.spec.parallelism.data) == (1, 2)

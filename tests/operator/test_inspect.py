@@ -56,6 +56,20 @@ def test_the_answer_is_read_from_the_pod_and_then_from_the_configmap() -> None:
     assert read_model(TD, [kept()], []) == (FACTS, None)
 
 
+def test_an_answer_that_was_kept_before_there_were_adapters_is_as_good() -> None:
+    """Found in review: an upgrade inspected every model anew, and took the next commit of a branch."""
+    shape = (
+        '"architecture":"LlamaForCausalLM","dtype":"float32","embedding_parameters":0,"expert_parameters":0,'
+        '"experts":0,"experts_per_token":0,"head_dim":4,"heads":2,"hidden_size":8,"kv_heads":1,"kv_latent":0,'
+        '"layers":2,"max_position":64,"mlp_width":0,"mtp_layers":0,"parameters":1000,"quantization":null,'
+        '"quantized_parameters":0,"sliding_layers":0,"sliding_window":0,"vocab_size":100'
+    )
+    facts = f'{{"digest":"sha256:00","revision":null,"shape":{{{shape}}},"weight_bytes":4000}}'
+    data = {"facts.json": facts, "source": "f6wk", "seal": "8cf4afce065be8bf"}
+    stored = ChildView("ConfigMap", render.model_configmap_name(TD), "c", None, data=data)
+    assert read_model(TD, [stored], []) == (FACTS, None)
+
+
 def test_an_answer_about_another_source_counts_for_nothing() -> None:
     other = deployment("pvc://models/other.gguf")
     assert read_model(other, [kept()], [pod()]) == (None, None)

@@ -258,6 +258,9 @@ def test_a_job_of_another_spec_gives_way_until_it_is_complete() -> None:
     stale = replace(job(it), applied_hash="another")
     assert names(look(it, stale)[0], "Job") == []
     assert names(look(it, replace(stale, complete=True))[0], "Job") == [stale.name]
+    failed = replace(job(it), failed=True, ended=NOW - 1)
+    assert names(look(it, failed)[0], "Job") == [failed.name]
+    assert names(look(it, replace(failed, applied_hash="another"))[0], "Job") == []
 
 
 def test_nothing_is_fetched_while_it_is_suspended() -> None:

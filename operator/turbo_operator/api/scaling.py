@@ -91,7 +91,7 @@ class Canary(Record):
     min_generation_duration: UpToAnHour = Duration("60s")
     """Time that its pod has to spend on outputs, once to warm up and once to be compared."""
     min_duration: UpToAnHour = Duration("10m")
-    """Shortest canary. While the difference may be chance, it goes on for up to ten times as long."""
+    """Shortest canary. While the difference may be chance, it goes on."""
     min_speedup_ratio: Ratio = Decimal("1.02")
     """Its speedup over that of the other pods in the same time must be at least this. A draft that adds
     nothing to theirs comes out about even."""

@@ -105,7 +105,9 @@ def trial(td: TurboDeployment, observed: Snapshot, choice: Choice | None) -> Pla
     spec = spec.model_copy(
         update={
             "accelerators": (spec.accelerators or api.Accelerators()).model_copy(update=same),
-            "parallelism": api.Parallelism(tensor=choice.tensor, pipeline=choice.nodes),
+            "parallelism": (spec.parallelism or api.Parallelism()).model_copy(
+                update={"tensor": choice.tensor, "pipeline": choice.nodes}
+            ),
             "speculation": spec.speculation.model_copy(update=drafts),
         }
     )

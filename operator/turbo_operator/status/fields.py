@@ -25,9 +25,7 @@ _T = TypeVar("_T")
 FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 MAX_REJECTED = 5
 MAX_EVENTS = 5
-_OF_CHOICE = (
-    "engine capacity_type tensor data accelerators_per_replica nodes method placement max_draft_tokens"
-)
+_OF_CHOICE = "engine capacity_type tensor accelerators_per_replica nodes method placement max_draft_tokens"
 STEP = 0.10  # of the figure that stands in the status
 
 
@@ -91,6 +89,7 @@ def plan(old: api.PlanStatus | None, new: Plan | None, plan_hash: str | None) ->
         replicas=new.replicas,
         predicted=_predicted(choice.predicted),
         **{name: getattr(choice, name) for name in _OF_CHOICE.split()},
+        data=choice.data if choice.data > 1 else None,
         **why,
     )
 

@@ -65,8 +65,9 @@ def build_model_cache(
         ended = now if job.ended is None else job.ended
         message = f"The model could not be fetched to claim {claim}. {_last_words(job, pods)} It is tried "
         message += f"again at {api.rfc3339(ended + RETRY_SECONDS)}, or once Job {name} is deleted."
-        is_over = now - ended < RETRY_SECONDS
-        return ModelCache(false(ModelCachedReason.FETCH_FAILED, message), status, wants_job=is_over)
+        # A changed spec may be the remedy: its Job comes at once.
+        stays = now - ended < RETRY_SECONDS and job.applied_hash == wanted_hash
+        return ModelCache(false(ModelCachedReason.FETCH_FAILED, message), status, wants_job=stays)
     # It cannot be changed: one of another spec makes room.
     wants_job = job is None or job.applied_hash == wanted_hash
     progress = next((each.progress for each in pods if each.runs and each.progress is not None), None)

@@ -144,6 +144,16 @@ class ModelInfo(JsonDocument):
     adapters: tuple[AdapterInfo, ...] = ()  # by their names
     adapter_modules: tuple[str, ...] = ()  # last parts of the names of all modules that they change
 
+    def to_json(self) -> str:
+        """Return one line of JSON; without adapters the same as before there were any, so that what is stored
+        of a model stays good.
+        """
+        document = dataclasses.asdict(self)
+        for name in ("adapters", "adapter_modules"):
+            if not document[name]:
+                del document[name]
+        return json.dumps(document, separators=(",", ":"), sort_keys=True)
+
 
 @dataclass(frozen=True, slots=True)
 class StepTime:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 INDEX = "model.safetensors.index.json"
+_CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MAIN = "main"
 _CONFIG = "config.json"  # linked last: where it is, the snapshot is whole
 _WORKERS = 8  # files that are downloaded at a time, as the library does
@@ -126,6 +128,9 @@ def list_snapshot(model: str, revision: str | None) -> Snapshot:
             for entry in entries
             if isinstance(entry, RepoFile)
         ]
+    # They become names of files.
+    if odd := next((file for file in files if not _CHECKSUM.fullmatch(file.checksum)), None):
+        raise ModelError(f"the hub gives {odd.name} of {model} no checksum")
     return Snapshot(model, commit, tuple(_used(files)))
 
 

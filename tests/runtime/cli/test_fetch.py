@@ -151,6 +151,14 @@ def test_what_has_another_checksum_is_not_kept(machine: Machine) -> None:
     assert machine.run("fetch", MODEL)[0] == 0
 
 
+@pytest.mark.parametrize("checksum", ["../../../escaped", "", "0" * 39, "G" * 40])
+def test_what_the_hub_calls_a_checksum_is_a_name_of_no_other_file(machine: Machine, checksum: str) -> None:
+    machine.hub.checksum = checksum
+    status, told = machine.run("fetch", MODEL)
+    assert (status != 0, "checksum" in told) == (True, True)
+    assert not list(machine.folder.parent.rglob("*escaped*"))
+
+
 def test_a_gated_model_is_a_sentence_that_names_the_token_and_permanent(
     machine: Machine, tmp_path: Path
 ) -> None:
