@@ -75,7 +75,7 @@ def deployment() -> dict[str, Any]:
             "capture": {"persistentVolumeClaim": {"claimName": "kept"}},
             "speculation": {"training": training},
             "rollout": {
-                "canary": {"minGenerationDuration": "20s", "minDuration": "30s", "minSpeedupRatio": "1.02"}
+                "canary": {"minGenerationDuration": "20s", "minDuration": "60s", "minSpeedupRatio": "1.02"}
             },
         },
     }
