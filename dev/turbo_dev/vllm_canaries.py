@@ -43,7 +43,7 @@ TRAINING = {
 }
 
 
-def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
+def td(status: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
     """The deployment, with what its status tells."""
     return parse(
         {
@@ -56,7 +56,7 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
                 "rollout": {"canary": {"minGenerationDuration": "20s", "minDuration": "60s"}},
                 **spec,
             },
-            "status": told or {},
+            "status": status or {},
         }
     )
 
@@ -101,7 +101,7 @@ def load(seconds: float, tokens: int) -> Load:
 def look(
     it: TurboDeployment, observed: Snapshot, speedups: SpeedupTracker, now: float
 ) -> tuple[SpeedupTracker, CanaryVerdict | None]:
-    """What has become of the canary; the planner is asked where a look asks."""
+    """The verdict on the canary, with the plan that a reconcile would ask for."""
     choice = planned(it, observed).choice
     asked = canary.trial(it, observed, choice)
     answer = None if asked is None else planner.plan(asked, now)

@@ -311,7 +311,7 @@ class JobPod(AcceleratorLabels):
 
 @dataclass(frozen=True, slots=True)
 class ReportingPod(JobPod):
-    """A pod of a Job that tells how far it is."""
+    """A pod of a Job that reports its progress."""
 
     progress: JobProgress | None = None  # the latest that was read
 

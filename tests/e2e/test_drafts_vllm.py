@@ -183,10 +183,10 @@ def test_a_draft_is_tried_on_a_pod_promoted_by_a_rollout_and_a_bad_one_changes_n
     operator.kill()
     cluster.start(namespace, TURBO_SCRAPE_SECONDS="0.5")
     cluster.until(lambda: status(cluster, namespace).get("draft", {}).get("name") == "good", "it is promoted")
-    told = cluster.condition(cluster.deployment(namespace), "DraftPromoted")
-    assert (told["status"], told["reason"]) == ("True", "Promoted")
-    assert "10 ms on the pod with chat-good, and 25 ms on the others" in told["message"]
-    assert "2.50 times as fast. A rollout brings it to all pods." in told["message"]
+    promoted = cluster.condition(cluster.deployment(namespace), "DraftPromoted")
+    assert (promoted["status"], promoted["reason"]) == ("True", "Promoted")
+    assert "10 ms on the pod with chat-good, and 25 ms on the others" in promoted["message"]
+    assert "2.50 times as fast. A rollout brings it to all pods." in promoted["message"]
     cluster.until(lambda: versions(cluster, namespace) == [GOOD, GOOD], "the rollout is over")
     body = cluster.until_ready(namespace, replicas=2)
     assert cluster.condition(body, "DraftReady")["reason"] == "Loaded"
@@ -222,10 +222,10 @@ def test_one_of_another_model_is_refused_and_one_that_vllm_cannot_load_is_rolled
     create(cluster, namespace, replicas=1, method="EAGLE3", draftRef={"name": "mine"})
     body = cluster.until_ready(namespace)
     assert body["status"]["plan"]["method"] == "Off"
-    told = cluster.condition(body, "DraftReady")
-    assert (told["status"], told["reason"]) == ("False", "TargetModelMismatch")
-    assert "was trained for the model sha256:other" in told["message"]
-    assert "name one that was trained for it" in told["message"]
+    ready = cluster.condition(body, "DraftReady")
+    assert (ready["status"], ready["reason"]) == ("False", "TargetModelMismatch")
+    assert "was trained for the model sha256:other" in ready["message"]
+    assert "name one that was trained for it" in ready["message"]
 
     cluster.access.apply(draft(namespace, "mine", GOOD))
     cluster.until(lambda: versions(cluster, namespace) == [GOOD], "a rollout brings it")

@@ -56,9 +56,9 @@ def verdict_of(new: float, old: float, noise: float, seed: int, looks: int = 200
         for name, speedup in (("t", new), ("a", old)):
             seconds = 5.0 * dice.lognormvariate(0.0, noise)
             done[name] = [done[name][0] + seconds, done[name][1] + 5.0 * speedup]
-        told = load(*done["t"], draft_version=NEW.version, audits=3)
+        reported = load(*done["t"], draft_version=NEW.version, audits=3)
         stable = load(*done["a"], draft_version=OLD.version)
-        pods = [pod("a", stable), pod("t", told, variant=TRY)]
+        pods = [pod("a", stable), pod("t", reported, variant=TRY)]
         speedups, verdict = look(WITH_OLD, seen(*pods), speedups, NOW + 15.0 * number)
         assert verdict is not None
         if verdict.is_over:

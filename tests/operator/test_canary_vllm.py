@@ -173,14 +173,14 @@ def test_a_rejected_draft_leaves_what_serves_as_it_was_and_is_not_tried_again() 
 
 
 def test_a_rejected_drafts_pod_never_counts_as_what_serves() -> None:
-    told = {**rejected_drafts(FIRST), "servingPlan": {"hash": PLAIN}}
+    recorded = {**rejected_drafts(FIRST), "servingPlan": {"hash": PLAIN}}
     before = observe(load(1.0, 1), load(1.0, 1), children=(up(PLAIN),))
     tracker, verdict = look(TRAINED, before, SpeedupTracker(), NOW)
     made = decided(TRAINED, before, tracker, verdict)
     lost = seen(drafts=(FIRST,), children=(up(PLAIN, 1, 0), up(TRY), *frozen(made)))
-    assert canary_hashes(td(told), lost) == {TRY}
-    assert decided(td(told), lost).rollout.serving == PLAIN
-    assert canary_hashes(td({**told, **promoted(FIRST)}), lost) == frozenset()
+    assert canary_hashes(td(recorded), lost) == {TRY}
+    assert decided(td(recorded), lost).rollout.serving == PLAIN
+    assert canary_hashes(td({**recorded, **promoted(FIRST)}), lost) == frozenset()
 
 
 def test_the_status_tells_of_the_canary_and_of_its_verdict() -> None:

@@ -168,7 +168,7 @@ NEW_PODS = tuple(pod(name, "v2new", FIRST) for name in "cd")
 
 
 @pytest.mark.parametrize(
-    ("draft", "pods", "wanted", "told"),
+    ("draft", "pods", "wanted", "message"),
     [
         (None, OLD_PODS, ("False", DraftReason.NOT_FOUND), "There is no TurboDraft chat-draft-1"),
         (
@@ -193,12 +193,12 @@ NEW_PODS = tuple(pod(name, "v2new", FIRST) for name in "cd")
     ],
 )
 def test_the_condition_says_whether_pods_load_it(
-    draft: DraftView | None, pods: tuple[PodView, ...], wanted: tuple[str, str], told: str
+    draft: DraftView | None, pods: tuple[PodView, ...], wanted: tuple[str, str], message: str
 ) -> None:
     found = ready(NAMED, draft, *pods)
     assert found is not None
     assert (found.status, found.reason) == wanted
-    assert told in found.message
+    assert message in found.message
 
 
 def test_one_that_was_promoted_is_not_used_where_the_spec_asks_for_other_drafts() -> None:

@@ -1,4 +1,4 @@
-"""A model that is fetched to a claim: what Job and pods are told, and that none starts before it is there."""
+"""A model that is fetched to a claim: what the status says, and that no pod starts before it is there."""
 
 from __future__ import annotations
 
@@ -168,11 +168,11 @@ def test_no_pod_starts_before_the_model_is_on_the_claim() -> None:
     decision, status = look(it)
     assert names(decision, "Job") == [fetch.job_name(it, FACTS)]
     assert names(decision, "Deployment") == []
-    told = conditions(status)
-    assert told["ModelCached"][:2] == ("Unknown", "Fetching")
-    assert told["PlanFeasible"][0] == "True"
+    states = conditions(status)
+    assert states["ModelCached"][:2] == ("Unknown", "Fetching")
+    assert states["PlanFeasible"][0] == "True"
     for kind in ("Ready", "Available"):
-        assert told[kind][:2] == ("False", "Fetching")
+        assert states[kind][:2] == ("False", "Fetching")
     decision, status = look(it, job(it, complete=True))
     assert names(decision, "Deployment") == [f"chat-{plan_hash(it)}"]
     assert conditions(status)["ModelCached"][:2] == ("True", "Cached")
@@ -193,10 +193,10 @@ def test_an_earlier_plan_serves_on_while_the_model_of_the_new_one_is_fetched() -
     it, (children, pod) = td(), serving("v1old00000")
     decision, status = look(it, *children, job(it), pods=(pod,))
     assert decision.rollout.target == "v1old00000"
-    told = conditions(status)
-    assert told["Ready"][:2] == ("False", "Fetching")
-    assert told["Ready"][2].startswith("The earlier plan serves on. The model is fetched")
-    assert told["Available"][0] == "True"
+    states = conditions(status)
+    assert states["Ready"][:2] == ("False", "Fetching")
+    assert states["Ready"][2].startswith("The earlier plan serves on. The model is fetched")
+    assert states["Available"][0] == "True"
 
 
 def test_a_plan_that_has_pods_keeps_and_gets_them_though_its_job_is_gone() -> None:

@@ -29,7 +29,7 @@ class Offering(Footprint):
 
     @property
     def identity(self) -> Running:
-        """What tells it from any other in the status."""
+        """What distinguishes it from any other in the status."""
         return Running(*self._columns, placement=self.draft.placement)
 
     @property

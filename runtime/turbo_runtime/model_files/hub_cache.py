@@ -201,7 +201,7 @@ def _download(snapshot: Snapshot, file: HubFile, advance: Callable[[int], object
 
 
 class _Counted(io.BufferedWriter):
-    """A file that is appended to, and tells how much."""
+    """A file that is appended to, and counts what was written."""
 
     def __init__(self, path: Path, advance: Callable[[int], object]) -> None:
         super().__init__(io.FileIO(path, "ab"))

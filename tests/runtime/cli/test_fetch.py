@@ -94,8 +94,8 @@ def test_a_second_fetch_downloads_nothing_and_then_neither_it_nor_an_inspection_
 ) -> None:
     _, before = machine.run("inspect", MODEL)
     read = machine.hub.downloaded()
-    status, told = machine.run("fetch", MODEL)
-    assert (status, "0 were there" in told) == (0, True)
+    status, output = machine.run("fetch", MODEL)
+    assert (status, "0 were there" in output) == (0, True)
     assert machine.files() == {"config.json", "tokenizer.json", "model.safetensors"}
     weights = (machine.hub.folder / MODEL / "model.safetensors").read_bytes()
     assert (machine.root / "snapshots" / machine.commit / "model.safetensors").read_bytes() == weights
@@ -129,10 +129,10 @@ def test_a_fetch_that_was_killed_goes_on_within_the_file_where_it_was(machine: M
             part = next(iter(machine.root.rglob("*.incomplete")), None)
             assert process.poll() is None
             time.sleep(0.05)
-        told = JobProgress.from_json(httpx.get(f"http://127.0.0.1:{port}{PROGRESS_PATH}").text)
+        output = JobProgress.from_json(httpx.get(f"http://127.0.0.1:{port}{PROGRESS_PATH}").text)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 128 + signal.SIGTERM
-    assert 0 < told.done < told.total
+    assert 0 < output.done < output.total
     assert machine.run("fetch", MODEL, **AWAY)[0] == 1, "what is there is not whole"
     kept = part.stat().st_size
     machine.hub.bytes_per_second = None
@@ -144,8 +144,8 @@ def test_a_fetch_that_was_killed_goes_on_within_the_file_where_it_was(machine: M
 
 def test_what_has_another_checksum_is_not_kept(machine: Machine) -> None:
     machine.hub.corrupt = {"model.safetensors"}
-    status, told = machine.run("fetch", MODEL)
-    assert (status, "model.safetensors" in told, "checksum" in told) == (1, True, True)
+    status, output = machine.run("fetch", MODEL)
+    assert (status, "model.safetensors" in output, "checksum" in output) == (1, True, True)
     assert not list(machine.root.rglob("*.incomplete"))
     machine.hub.corrupt = set()
     assert machine.run("fetch", MODEL)[0] == 0
@@ -154,8 +154,8 @@ def test_what_has_another_checksum_is_not_kept(machine: Machine) -> None:
 @pytest.mark.parametrize("checksum", ["../../../escaped", "", "0" * 39, "G" * 40])
 def test_what_the_hub_calls_a_checksum_is_a_name_of_no_other_file(machine: Machine, checksum: str) -> None:
     machine.hub.checksum = checksum
-    status, told = machine.run("fetch", MODEL)
-    assert (status != 0, "checksum" in told) == (True, True)
+    status, output = machine.run("fetch", MODEL)
+    assert (status != 0, "checksum" in output) == (True, True)
     assert not list(machine.folder.parent.rglob("*escaped*"))
 
 
@@ -164,9 +164,9 @@ def test_a_gated_model_is_a_sentence_that_names_the_token_and_permanent(
 ) -> None:
     machine.hub.gated = {MODEL}
     message = tmp_path / "message"
-    status, told = machine.run("fetch", MODEL, f"--termination-message={message}")
-    assert (status, "HF_TOKEN" in told) == (3, True)
-    assert message.read_text() == told
+    status, output = machine.run("fetch", MODEL, f"--termination-message={message}")
+    assert (status, "HF_TOKEN" in output) == (3, True)
+    assert message.read_text() == output
 
 
 def test_a_volume_without_room_is_a_sentence_with_what_is_missing(machine: Machine) -> None:
@@ -176,14 +176,14 @@ def test_a_volume_without_room_is_a_sentence_with_what_is_missing(machine: Machi
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("a file system of its own needs root")
     try:
-        status, told = machine.run("fetch", MODEL, HF_HUB_CACHE=str(small))
+        status, output = machine.run("fetch", MODEL, HF_HUB_CACHE=str(small))
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert status == 1
-    assert "0.0 GB are missing" not in told
-    assert "enlarge it" in told
+    assert "0.0 GB are missing" not in output
+    assert "enlarge it" in output
 
 
 def test_where_nothing_is_kept_the_hub_is_needed(machine: Machine) -> None:
-    status, told = machine.run("fetch", MODEL, **AWAY)
-    assert (status, "HF_ENDPOINT" in told) == (1, True)
+    status, output = machine.run("fetch", MODEL, **AWAY)
+    assert (status, "HF_ENDPOINT" in output) == (1, True)
