@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -210,6 +211,20 @@ def test_drafts_are_accepted_and_rejected_in_these_tests(paged: tuple[str, Model
     stats = server.stats()
     assert 0 < stats.accepted_tokens < stats.draft_tokens
     assert sum(stats.accepted_per_position) == stats.accepted_tokens
+
+
+def test_a_slow_machine_verifies_the_same_drafts_in_these_tests(
+    paged: tuple[str, ModelRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counts() -> tuple[int, int]:
+        server = engine(paged[1])
+        run(server, mixed())
+        return server.stats().draft_tokens, server.stats().accepted_tokens
+
+    expected = counts()
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)) ** 2)
+    assert counts() == expected
 
 
 def test_a_cancelled_request_changes_nobody_elses_answer(
