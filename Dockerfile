@@ -1,4 +1,4 @@
-# Three images from one file: `operator`, `runtime` and `model`.
+# Four images from one file: `operator`, `runtime`, `router` and `model`.
 # Dependencies come from uv.lock, hash-checked, in one layer that changes only with the lock; the project's own code
 # is a last thin layer. Build with `make images`, or with any builder: docker build --target runtime .
 
@@ -26,7 +26,7 @@ RUN apt-get update \
 # leaves the big layers as they were.
 FROM uv AS lock
 COPY pyproject.toml uv.lock /src/
-RUN cd /src && for extra in operator runtime; do \
+RUN cd /src && for extra in operator runtime router; do \
         /opt/uv/bin/uv export --quiet --frozen --no-cache --no-default-groups --no-emit-project --no-header \
             --extra "$extra" -o "/$extra.txt" || exit 1; \
     done
@@ -82,6 +82,24 @@ COPY --from=code /code /opt/turbo
 USER 65532:65532
 ENTRYPOINT ["turbo"]
 CMD ["serve", "--help"]
+
+# vLLM's router and the activator, for TurboDeployments with routing Router.
+FROM base AS router
+ARG UV_VERSION=0.13.9
+ARG SSL_CERT_FILE
+ARG PIP_CERT
+ARG PIP_INDEX_URL
+ARG UV_DEFAULT_INDEX
+ARG UV_NO_CACHE=true
+ARG UV_CACHE_DIR
+COPY --from=lock /router.txt /opt/turbo/requirements.txt
+COPY --chmod=755 dev/install-locked.sh /tmp/
+RUN /tmp/install-locked.sh "${UV_VERSION}" \
+    && useradd --uid 65532 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin turbo
+COPY --from=code /code /opt/turbo
+USER 65532:65532
+ENTRYPOINT ["turbo"]
+CMD ["activator"]
 
 # A model file and a way to copy it: what a Job needs to put it on a PersistentVolumeClaim mounted at /models.
 # The file comes from a second build context: --build-context model-file=FOLDER

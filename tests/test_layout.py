@@ -19,7 +19,7 @@ SOURCES = sorted(
     for folder in ("operator", "runtime", "dev", "tests", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
-MAX_LINES = 36_900  # 33,500 before there was a second engine
+MAX_LINES = 38_200  # 33,500 before there were a second engine and a router
 SOURCE_ROOTS = ("operator", "runtime", "dev", "tests")
 
 

@@ -29,6 +29,7 @@ LOCAL = "docker.io/library"  # the registry of images that come from none
 _USUALLY = {
     "operator": "40 s, later 10 s",
     "runtime": "3 min, later 10 s",
+    "router": "30 s, later 5 s",
     "model": "10 s",
 }
 
@@ -54,14 +55,15 @@ class Image:
 
 @dataclass(frozen=True)
 class Images:
-    """The three images of this checkout."""
+    """The images of this checkout."""
 
     operator: Image
     runtime: Image
+    router: Image
     model: Image
 
     def __iter__(self) -> Iterator[Image]:
-        return iter((self.operator, self.runtime, self.model))
+        return iter((self.operator, self.runtime, self.router, self.model))
 
 
 def of_this_checkout() -> Images:
@@ -70,6 +72,7 @@ def of_this_checkout() -> Images:
     return Images(
         operator=Image("operator", "turbo-operator", code),
         runtime=Image("runtime", "turbo-runtime", code),
+        router=Image("router", "turbo-router", code),
         model=Image("model", "turbo-model-smollm2", model.FILE_SHA256[:12]),
     )
 

@@ -76,7 +76,8 @@ def command(images: Images, registry: str) -> str:
 def _naming(images: Images, registry: str | None) -> list[str]:
     prefix = f"{registry}/" if registry else ""
     options: list[str] = []
-    for part, image in (("operator", images.operator), ("runtime", images.runtime)):
+    parts = {"operator": images.operator, "runtime": images.runtime, "router": images.router}
+    for part, image in parts.items():
         options += ["--set", f"image.{part}.repository={prefix}{image.repository}"]
         options += ["--set-string", f"image.{part}.tag={image.tag}"]
     return options

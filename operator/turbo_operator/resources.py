@@ -51,6 +51,8 @@ CHILDREN = {
     for resource in (
         Resource("ConfigMap", "", "v1", "configmaps"),
         Resource("Service", "", "v1", "services"),
+        Resource("ServiceAccount", "", "v1", "serviceaccounts"),
+        Resource("RoleBinding", "rbac.authorization.k8s.io", "v1", "rolebindings"),
         Resource("ControllerRevision", "apps", "v1", "controllerrevisions"),
         Resource("Deployment", "apps", "v1", "deployments"),
         Resource("LeaderWorkerSet", "leaderworkerset.x-k8s.io", "v1", "leaderworkersets"),
@@ -68,5 +70,7 @@ EDITABLE = (CHILDREN["Deployment"], CHILDREN["Job"])
 # Watched where the cluster has the first of them: it makes the others, with this label.
 GROUPED = (LEADERWORKERSET, STATEFULSET)
 LABEL_GROUPED = "leaderworkerset.sigs.k8s.io/name"
+# Watched where there are routers: only then does the chart give the operator rights to them.
+ROUTING = (CHILDREN["ServiceAccount"], CHILDREN["RoleBinding"])
 # Of these the API server sends only what bears our label: one that lost it is found by its name.
-LABELED = tuple(each for each in CHILDREN.values() if each not in (*EDITABLE, LEADERWORKERSET))
+LABELED = tuple(each for each in CHILDREN.values() if each not in (*EDITABLE, *ROUTING, LEADERWORKERSET))

@@ -8,6 +8,7 @@ misspelling would go unnoticed. (The chart turns service links off: Kubernetes w
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,11 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _words(text: str) -> tuple[str, ...]:
+    """Split as a shell does; ValueError for a quotation mark without another one."""
+    return tuple(shlex.split(text))
+
+
 def _setting(parse: Callable[[str], Any], default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"parse": parse})
 
@@ -58,6 +64,10 @@ class Settings:
 
     runtime_image: str = _setting(_text)  # image of the serving and inspecting pods, with its tag or digest
     vllm_image: str = _setting(_text, "vllm/vllm-openai:v0.32.0")  # of the pods that serve by vLLM
+    router_image: str | None = _setting(_text, None)  # of the pods that route; without it none do
+    router_role: str = _setting(_text, "turbo-router")  # ClusterRole by which a router watches pods
+    router_args: tuple[str, ...] = _setting(_words, ())  # further flags of the router
+    activator_args: tuple[str, ...] = _setting(_words, ())  # and of the activator in front of it
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
     namespaces: tuple[str, ...] = _setting(_names, ())  # watched; none is all of them
     apply_catalog: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from turbo_operator.activator.report import Traffic
 from turbo_operator.api import (
     CapacityType,
     DraftStatus,
@@ -141,6 +142,14 @@ class AcceleratorLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class TrafficSample:
+    """What the activator of a router's pod reported, and when."""
+
+    at: float
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
 class PodView(AcceleratorLabels):
     """A pod of a deployment: enough to say what holds it up and how it does.
 
@@ -157,11 +166,14 @@ class PodView(AcceleratorLabels):
     terminating: bool = False
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
+    created: float | None = None
     scheduled_since: float | None = None  # when a node took it
+    started: float | None = None  # when its container began
     overdue: float = math.inf  # when it should have ended at the latest; later it stands in nobody's way
     orphan: str | None = None  # its resource version, where nothing controls it any more
     owner_uid: str | None = None  # by its label, without which the Service does not select it
     load: LoadSample | None = None  # the latest that was read
+    traffic: TrafficSample | None = None  # the same of a router's pod
     engine: str = EngineName.TURBO
     group: str | None = None  # of a replica on several nodes: its number in the LeaderWorkerSet
     worker: int = 0  # and that of the pod in the group; 0 is the leader, which answers
@@ -334,6 +346,7 @@ class Snapshot:
     supply: Mapping[str, Supply] | None = None  # by accelerator; None: not known, nothing is held against it
     children: tuple[ChildView, ...] = ()
     pods: tuple[PodView, ...] = ()
+    routers: tuple[PodView, ...] = ()  # pods that requests go through
     model: ModelInfo | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     inspecting: tuple[JobPod, ...] = ()  # pods of the Job that reads it

@@ -50,20 +50,36 @@ def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None
     }
 
 
-def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
-    """A request that is refused fails a cluster test, and a right that nothing uses fails none but this."""
-    (role,) = (
-        item
-        for item in render()
-        if (item["kind"], item["metadata"]["name"]) == ("ClusterRole", "turbo")  # as the release is named
-    )
-    rules = [
+def rules_of(objects: list[dict[str, Any]], name: str) -> list[tuple[str, list[str]]]:
+    """Verbs by resource of a ClusterRole."""
+    (role,) = (item for item in objects if (item["kind"], item["metadata"]["name"]) == ("ClusterRole", name))
+    return [
         (f"{group}/{resource}".lstrip("/"), rule["verbs"])
         for rule in role["rules"]
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     ]
-    assert rules == [
+
+
+def test_with_a_router_the_operator_may_make_its_account_and_bind_it_to_one_role_alone(
+    render: Render,
+) -> None:
+    objects = render("--set=image.router.repository=a/b")
+    more = [rule for rule in rules_of(objects, "turbo") if rule not in rules_of(render(), "turbo")]
+    assert more == [
+        ("serviceaccounts", ["list", "watch", "create", "patch", "delete"]),
+        ("rbac.authorization.k8s.io/rolebindings", ["list", "watch", "create", "patch", "delete"]),
+        ("rbac.authorization.k8s.io/clusterroles", ["bind"]),
+    ]
+    roles = {item["metadata"]["name"]: item for item in objects if item["kind"] == "ClusterRole"}
+    (bind,) = (rule for rule in roles["turbo"]["rules"] if rule["verbs"] == ["bind"])
+    assert bind["resourceNames"] == ["turbo-router"]
+    assert rules_of(objects, "turbo-router") == [("pods", ["get", "list", "watch"])]
+
+
+def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
+    """A request that is refused fails a cluster test, and a right that nothing uses fails none but this."""
+    assert rules_of(render(), "turbo") == [  # as the release is named
         ("serving.turbo.dev/turbodeployments", ["list", "watch"]),
         ("serving.turbo.dev/turbodrafts", ["list", "watch", "create", "patch"]),
         ("serving.turbo.dev/turbodeployments/status", ["patch"]),

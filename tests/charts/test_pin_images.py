@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent.parent
-OPERATOR, RUNTIME = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+OPERATOR, RUNTIME, ROUTER = ("sha256:" + letter * 64 for letter in "abc")
 
 
 def pin(values: Path, *images: str) -> subprocess.CompletedProcess[str]:
@@ -32,8 +32,8 @@ def values(tmp_path: Path) -> Path:
 def test_both_images_are_pinned_and_nothing_else_changes(values: Path) -> None:
     expected = yaml.safe_load(values.read_text())
     comments = [line for line in values.read_text().splitlines() if line.lstrip().startswith("#")]
-    assert pin(values, f"operator={OPERATOR}", f"runtime={RUNTIME}").returncode == 0
-    for image, digest in (("operator", OPERATOR), ("runtime", RUNTIME)):
+    assert pin(values, f"operator={OPERATOR}", f"runtime={RUNTIME}", f"router={ROUTER}").returncode == 0
+    for image, digest in (("operator", OPERATOR), ("runtime", RUNTIME), ("router", ROUTER)):
         expected["image"][image] = {
             "repository": f"registry.example.com/turbo/turbo-{image}",
             "tag": "v1.2.3",
@@ -45,7 +45,7 @@ def test_both_images_are_pinned_and_nothing_else_changes(values: Path) -> None:
 
 @pytest.mark.parametrize(
     ("image", "problem"),
-    [("operator=latest", "is no sha256 digest"), (f"router={OPERATOR}", "no image.router")],
+    [("operator=latest", "is no sha256 digest"), (f"gateway={OPERATOR}", "no image.gateway")],
 )
 def test_what_cannot_be_pinned_ends_the_release(values: Path, image: str, problem: str) -> None:
     before = values.read_text()
@@ -68,6 +68,7 @@ echo "${0##*/} $*" >> "$ASKED"
 case "$*" in
     "buildx build --target operator"*) echo '{"containerimage.digest": "OPERATOR"}' > operator.json ;;
     "buildx build --target runtime"*) echo '{"containerimage.digest": "RUNTIME"}' > runtime.json ;;
+    "buildx build --target router"*) echo '{"containerimage.digest": "ROUTER"}' > router.json ;;
     package*) touch turbo-1.tgz ;;
 esac
 """
@@ -84,7 +85,8 @@ def test_the_release_publishes_a_chart_that_names_what_it_has_pushed(tmp_path: P
     tools, asked, outputs = (tmp_path / name for name in ("bin", "asked", "outputs"))
     tools.mkdir()
     for name in ("docker", "helm"):
-        (tools / name).write_text(STAND_IN.replace("OPERATOR", OPERATOR).replace("RUNTIME", RUNTIME))
+        stand_in = STAND_IN.replace("OPERATOR", OPERATOR).replace("RUNTIME", RUNTIME)
+        (tools / name).write_text(stand_in.replace("ROUTER", ROUTER))
         (tools / name).chmod(0o755)
     shutil.copytree(ROOT / ".github", tmp_path / ".github")
     shutil.copytree(ROOT / "charts", tmp_path / "charts")
@@ -96,20 +98,21 @@ def test_the_release_publishes_a_chart_that_names_what_it_has_pushed(tmp_path: P
 
     run(step("Build and push the images"))
     told = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
-    env |= {"OUT": told["registry"], "OPERATOR": told["operator"], "RUNTIME": told["runtime"]}
+    env |= {"OUT": told["registry"]} | {
+        name.upper(): told[name] for name in ("operator", "runtime", "router")
+    }
     run(step("Publish the chart"))
     values = yaml.safe_load((tmp_path / "charts" / "turbo" / "values.yaml").read_text())["image"]
-    for image, digest in (("operator", OPERATOR), ("runtime", RUNTIME)):
+    for image, digest in (("operator", OPERATOR), ("runtime", RUNTIME), ("router", ROUTER)):
         repository = f"ghcr.io/some/turbo/turbo-{image}"
         assert (values[image]["repository"], values[image]["digest"]) == (repository, digest)
     lines = asked.read_text().splitlines()
     assert [line.split()[:2] for line in lines] == [
-        ["docker", "buildx"],
-        ["docker", "buildx"],
+        *([["docker", "buildx"]] * 3),
         ["helm", "package"],
         ["helm", "push"],
     ]
-    for image, line in zip(("operator", "runtime"), lines, strict=False):
+    for image, line in zip(("operator", "runtime", "router"), lines, strict=False):
         assert f"--target {image} --tag ghcr.io/some/turbo/turbo-{image}:v1.2.3 --push" in line
     assert lines[-1].endswith(" oci://ghcr.io/some/turbo/charts")
 

@@ -92,6 +92,7 @@ def test_operator_understands_the_default_settings(render: Render) -> None:
     told = operator_settings(render())
     assert told.runtime_image == "turbo-runtime:0.1.0"
     assert told.vllm_image == settings.Settings(runtime_image="any").vllm_image
+    assert told.router_image is None
     assert told.namespaces == ()
     assert told.apply_catalog is True
     assert told.billing_unit == "Accelerator"
@@ -104,6 +105,9 @@ def test_operator_understands_changed_settings(render: Render) -> None:
             f"--set=image.runtime.digest={DIGEST}",
             "--set=image.vllm.repository=registry.example:5000/vllm",
             "--set=image.vllm.tag=cpu",
+            "--set=image.router.repository=registry.example:5000/turbo-router",
+            "--set=router.args=--policy=random --queue-size=5",
+            "--set=activator.args=--hold-timeout=5",
             "--set=watchNamespaces={a,b}",
             "--set=accelerators.apply=false",
             "--set=accelerators.billingUnit=Node",
@@ -114,6 +118,10 @@ def test_operator_understands_changed_settings(render: Render) -> None:
     )
     assert told.runtime_image == f"registry.example:5000/turbo-runtime@{DIGEST}"
     assert told.vllm_image == "registry.example:5000/vllm:cpu"
+    assert told.router_image == "registry.example:5000/turbo-router:0.1.0"
+    assert told.router_role == "turbo-router"
+    assert told.router_args == ("--policy=random", "--queue-size=5")
+    assert told.activator_args == ("--hold-timeout=5",)
     assert told.image_pull_policy == "Always"
     assert told.namespaces == ("a", "b")
     assert told.apply_catalog is False
@@ -218,7 +226,8 @@ def test_pod_labels_and_annotations_are_the_pods_alone_and_leave_the_selector(re
 
 def test_what_the_chart_sets_itself_is_refused_as_extra(render: Render, chart: str) -> None:
     schema = json.loads((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))["properties"]
-    pod = operator_pod(render("--set=watchNamespaces={a}"))
+    routed = ("--set=image.router.repository=a/b", "--set=router.args=-x", "--set=activator.args=-x")
+    pod = operator_pod(render("--set=watchNamespaces={a}", *routed))
     variables = {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
     assert set(schema["extraEnv"]["items"]["properties"]["name"]["not"]["enum"]) == variables
     refused = {name for name, allowed in schema["podLabels"]["properties"].items() if allowed is False}

@@ -81,5 +81,5 @@ def test_images_that_stay_on_this_machine_come_with_the_command_that_pushes_them
     monkeypatch.setattr(images, "build", lambda: made)
     assert command.main(["images"]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert shown[:3] == [image.name for image in made]
+    assert shown[:4] == [image.name for image in made]
     assert shown[-1] == "make images REGISTRY=registry.example.com/turbo"

@@ -141,6 +141,7 @@ def test_what_nobody_writes_has_these_values() -> None:
             },
         },
         "drain": {"timeout": "120s"},
+        "routing": "Service",
         "suspend": False,
     }
     assert filled(model={"uri": "hf://a/b"}) == smallest

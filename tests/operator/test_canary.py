@@ -176,6 +176,14 @@ def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
         assert look(td(promoted(OLD), **spec), seen(), SpeedupTracker(), NOW)[1] is None
 
 
+def test_a_draft_waits_where_no_request_comes() -> None:
+    """Found in review: it was rejected after a day, for the traffic that there was none of."""
+    spec = {"routing": "Router", "scaling": {"mode": "Metrics", "minReplicas": 0}}
+    for desired, is_tried in ((0, False), (1, True)):
+        it = td({**promoted(OLD), "desiredReplicas": desired}, **spec)
+        assert (look(it, seen(), SpeedupTracker(), NOW)[1] is not None) == is_tried
+
+
 def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
     speedups, verdict = look(WITH_OLD, seen(), SpeedupTracker(), NOW)
     observed = replace(seen(), children=(up(STABLE),))

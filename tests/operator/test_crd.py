@@ -147,6 +147,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "canary": {"minGenerationDuration": "90s", "minDuration": "5m", "minSpeedupRatio": "1.05"},
         },
         "drain": {"timeout": "1m30s"},
+        "routing": "Router",
         "suspend": False,
         "podTemplate": {
             "metadata": {"labels": {"team": "a"}, "annotations": {"note": "x"}},

@@ -22,7 +22,7 @@ from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.documents import Load, ModelInfo
 
-SETTINGS = Settings(runtime_image="registry.example/runtime:1")
+SETTINGS = Settings(runtime_image="registry.example/runtime:1", router_image="registry.example/router:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
 FACTS = ModelInfo(SHAPE, "sha256:ab", "0123abc", 270_000_000)
@@ -78,6 +78,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "accelerators": {"allowed": ["cpu"]},
         "cache": {"emptyDir": {"sizeLimit": "2Gi"}},
     },
+    "routed": {"model": {"uri": "hf://org/chat"}, "accelerators": {"allowed": ["l4"]}, "routing": "Router"},
     "hub-on-a-device": {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
         "accelerators": {"allowed": ["l4"]},
@@ -134,7 +135,9 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
         ),
     ]
     kinds = {child["kind"] for child in children}
-    assert kinds == {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}
+    usual = {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}
+    own = {"ServiceAccount", "RoleBinding"} if name == "routed" else set()
+    assert kinds == usual | own
     for child in children:
         kept = json.loads(
             control_plane.kubectl(

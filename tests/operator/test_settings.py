@@ -21,6 +21,10 @@ def test_every_setting_can_be_given() -> None:
     given = {
         "TURBO_RUNTIME_IMAGE": "i",
         "TURBO_VLLM_IMAGE": "v",
+        "TURBO_ROUTER_IMAGE": "r",
+        "TURBO_ROUTER_ROLE": "routes",
+        "TURBO_ROUTER_ARGS": "--policy=random 'a b'",
+        "TURBO_ACTIVATOR_ARGS": "--hold-timeout=5",
         "TURBO_IMAGE_PULL_POLICY": "Never",
         "TURBO_NAMESPACES": "a, b,",
         "TURBO_APPLY_CATALOG": "false",
@@ -39,6 +43,10 @@ def test_every_setting_can_be_given() -> None:
     expected = Settings(
         runtime_image="i",
         vllm_image="v",
+        router_image="r",
+        router_role="routes",
+        router_args=("--policy=random", "a b"),
+        activator_args=("--hold-timeout=5",),
         image_pull_policy="Never",
         namespaces=("a", "b"),
         apply_catalog=False,

@@ -23,7 +23,9 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
+from turbo_operator.controller.cache.object_versions import Key
 from turbo_operator.controller.cache.projection import serving_pod
+from turbo_operator.controller.deployment_metrics import STARTUP_SECONDS, show_startup
 from turbo_operator.plan import EvaluatedCandidate, Plan
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot, Supply
 from turbo_operator.status import fields
@@ -206,3 +208,63 @@ def test_replicas_that_nobody_follows_are_told(policy: str, ignored: bool) -> No
     default = computed(td(scaling={"mode": policy})).condition(ConditionType.SCALING_ACTIVE)
     assert default is not None
     assert "not followed" not in default.message
+
+
+def started(name: str, created: float, **more: Any) -> PodView:
+    stages = {"created": created, "scheduled_since": created + 1, "started": created + 4}
+    return pod(name, **(stages | {"ready_since": created + 15} | more))
+
+
+def test_the_start_of_the_latest_pod_is_told_stage_by_stage() -> None:
+    first, second = started("a", NOW - 60), started("b", NOW - 30)
+    seen = Snapshot({}, pods=(second, first, started("c", NOW - 5, ready=False)))
+    times = fields.startup(None, seen)
+    assert times is not None
+    assert (times.pod, times.scheduling, times.pulling, times.ready) == ("b", "1s", "3s", "15s")
+    assert (times.loading, times.checking, times.first_token) == (None, None, None)
+    load = replace(LOAD, load_seconds=4.25, check_seconds=2.5, first_token_time=NOW - 10)
+    answering = replace(second, load=LoadSample(NOW, load), ready_since=NOW - 1)
+    later = fields.startup(times, replace(seen, pods=(answering,)))
+    assert later is not None
+    assert (later.loading, later.checking, later.first_token) == ("4.2s", "2.5s", "20s")
+    assert later.ready == "15s", "a pod that was not ready for a while has not started again"
+    assert fields.startup(later, Snapshot({}, pods=())) == later, "what is gone is known on"
+
+
+def test_a_first_token_long_after_the_start_is_none_of_its_stages() -> None:
+    load = replace(LOAD, first_token_time=NOW)
+    pods = [started("a", NOW - age, load=LoadSample(NOW, load)) for age in (70, 80)]
+    soon, late = (fields.startup(None, Snapshot({}, pods=(it,))) for it in pods)
+    assert soon is not None
+    assert late is not None
+    assert (soon.first_token, late.first_token) == ("70s", None)
+    flapped = fields.startup(late, Snapshot({}, pods=(replace(pods[1], ready_since=NOW),)))
+    assert flapped == late
+
+
+@pytest.mark.parametrize("seconds", [0.04, 999999.4, 1999990.0, 31536000.5])
+def test_a_start_may_take_weeks(seconds: float) -> None:
+    """Found in review: seconds like 1.99999e+06s are no duration, and no status was written any more."""
+    it = started("a", NOW - seconds - 1, ready_since=NOW, scheduled_since=NOW - 1)
+    times = fields.startup(None, Snapshot({}, pods=(it,)))
+    show_startup(Key("team", "chat"), times)
+    labels = {"namespace": "team", "name": "chat"}
+    (value,) = (
+        sample.value
+        for metric in STARTUP_SECONDS.collect()
+        for sample in metric.samples
+        if sample.labels == {**labels, "stage": "ready"}
+    )
+    assert value == pytest.approx(seconds + 1, abs=0.06)
+
+
+def test_a_container_that_does_not_run_has_not_started() -> None:
+    def seen(*states: dict[str, Any]) -> float | None:
+        meta = {"name": "p", "creationTimestamp": "2026-01-01T00:00:00Z"}
+        statuses = [{"name": str(number), "state": state} for number, state in enumerate(states)]
+        return serving_pod({"metadata": meta, "status": {"containerStatuses": statuses}}).started
+
+    early, late = ({"running": {"startedAt": f"2026-01-01T00:00:0{number}Z"}} for number in (1, 2))
+    assert seen() is None
+    assert seen(early, {"waiting": {}}) is None
+    assert seen(early, late) == pytest.approx((seen(early) or 0.0) + 1)

@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+import turbo_operator.activator.metrics
 import turbo_operator.controller.deployment_metrics
 import turbo_operator.metrics
 from turbo_cli import SUMMARIES
@@ -131,8 +132,9 @@ def commands() -> str:
     parts = [
         "# Command reference\n",
         (
-            "The command `turbo` is in both images, in `.venv/bin` after `make setup`, and on your path "
-            "after `uv tool install '.[operator]'` in a checkout, without the commands of the runtime. "
+            "The command `turbo` is in all three images, in `.venv/bin` after `make setup`, and on your path "
+            "after `uv tool install '.[operator]'` in a checkout, without the commands of the "
+            "runtime. "
             "This page has the output of `--help` of each command. A command that does not exist ends with "
             "exit status 1.\n"
         ),
@@ -188,6 +190,11 @@ def metrics() -> str:
             "Port 8080, path `/metrics`.\n",
             *_metric_table(
                 REGISTRY, {id(value) for module in _OPERATOR_METRICS for value in vars(module).values()}
+            ),
+            "## Activator\n",
+            "Port 29001 of a router's pod, path `/metrics`. The router's own metrics are on port 29000.\n",
+            *_metric_table(
+                REGISTRY, {id(value) for value in vars(turbo_operator.activator.metrics).values()}
             ),
         ]
     )

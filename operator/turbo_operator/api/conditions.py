@@ -167,6 +167,7 @@ class ScalingReason(StrEnum):
     STABLE = "Stable"
     METRICS_UNAVAILABLE = "MetricsUnavailable"
     SCALING_LIMITED = "ScalingLimited"
+    IDLE = "Idle"  # no request came for idleAfter: there is no replica until the next one
     EXTERNALLY_MANAGED = "ExternallyManaged"
     SUSPENDED = "Suspended"
 

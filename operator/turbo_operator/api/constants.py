@@ -39,6 +39,7 @@ ROLE_SERVING = "serving"
 ROLE_WORKER = "worker"  # of a replica on several nodes: a pod that does not answer itself
 ROLE_INSPECT = "inspect"
 ROLE_FETCH = "fetch"
+ROLE_ROUTER = "router"
 ROLE_TRAIN = "train"
 
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
@@ -67,6 +68,13 @@ class EngineName(StrEnum):
 
     TURBO = "Turbo"
     VLLM = "VLLM"
+
+
+class Routing(StrEnum):
+    """How requests reach the pods."""
+
+    SERVICE = "Service"
+    ROUTER = "Router"
 
 
 class CapacityType(StrEnum):

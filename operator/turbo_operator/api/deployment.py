@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName
+from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName, Routing
 from turbo_operator.api.model import Adapter, Model
 from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
@@ -163,6 +163,7 @@ _HAS_EAGLE3 = (
     " && (has(self.speculation.draftRef) || has(self.speculation.training))"
 )
 _ON_VLLM = f"(self.engine.type == 'VLLM' || {_HAS_EAGLE3})"
+_EXTERNAL = f"has(self.scaling.mode) ? self.scaling.mode == 'External' : !({_has_load('self')})"
 
 
 class TurboDeploymentSpec(Record):
@@ -195,6 +196,9 @@ class TurboDeploymentSpec(Record):
     """How many replicas there are."""
     plan_policy: PlanPolicy = Field(default_factory=PlanPolicy)
     """Which plan is best, and when one that runs gives way to another."""
+    routing: Routing = Routing.SERVICE
+    """How requests reach the pods. Service: Kubernetes picks one of them at random. Router: vLLM's router
+    stands in front of them, and sends prompts that begin alike to the same pod."""
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
     cache: Cache | None = None
@@ -291,6 +295,18 @@ class TurboDeploymentSpec(Record):
             " || has(self.accelerators) && has(self.accelerators.maxTotal)",
             "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",
             "planPolicy.objective",
+        ),
+        Rule(
+            f"!has(self.scaling.minReplicas) || self.scaling.minReplicas > 0 || !({_EXTERNAL})",
+            "write scaling.mode: Metrics, or minReplicas of 1 or more: with External, spec.replicas says how "
+            "many there are, 0 included",
+            "scaling.minReplicas",
+            holds=lambda it: it.scaling.min_replicas != 0 or it.scaling_mode != ScalingMode.EXTERNAL,
+        ),
+        Rule(
+            "!has(self.scaling.minReplicas) || self.scaling.minReplicas > 0 || self.routing == 'Router'",
+            "write routing: Router, which takes requests while there is no replica, or minReplicas: 1",
+            "scaling.minReplicas",
         ),
         Rule(
             f"has(self.scaling.mode) || has(oldSelf.scaling.mode) || {_has_load('oldSelf')}"

@@ -8,8 +8,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.validation import Amount, Duration, Record, Rule, UpToAnHour, duration_cel
+from turbo_operator.api.validation import (
+    Amount,
+    Duration,
+    Record,
+    Rule,
+    TenSecondsToADay,
+    UpToAnHour,
+    duration_cel,
+)
 
+IDLE_AFTER = Duration("10m")  # by default
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 _SomeReplicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
 Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"')]
@@ -69,14 +78,21 @@ class Scaling(Record):
     """Planned: what the workload needs. Metrics: what the pods' load needs, between the bounds. External:
     spec.replicas, which kubectl scale or an autoscaler may write. Default: Planned where spec.workload names
     a rate or a concurrency or spec.targets.tokensPerSecond is set, else External."""
-    min_replicas: _Replicas | None = None
-    """At least so many. Default: 1."""
+    min_replicas: _SomeReplicas | None = None
+    """At least so many; 0 removes all of them while no request comes. Default: 1."""
     max_replicas: _Replicas | None = None
     """At most so many. Default: what budget and accelerators allow."""
+    idle_after: TenSecondsToADay | None = None
+    """With minReplicas 0, how long no request must have come for all replicas to go. Default: 10m."""
     behavior: Behavior = Field(default_factory=Behavior)
     """How fast the autoscaler may go."""
 
     rules = (
+        Rule(
+            "!has(self.idleAfter) || has(self.minReplicas) && self.minReplicas == 0",
+            "write minReplicas: 0 with idleAfter, or leave idleAfter out: else a replica always stays",
+            "idleAfter",
+        ),
         Rule(
             "!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas",
             "write a minReplicas that is not above maxReplicas",

@@ -235,6 +235,25 @@ class ObservedMetrics(StatusRecord):
     """Of output at the present load, in US dollars."""
 
 
+class StartupTimes(StatusRecord):
+    """How long each stage of the start of a pod took, in seconds like 12s; absent is unknown."""
+
+    pod: _Name
+    """The pod: the latest that became ready."""
+    scheduling: _Name | None = None
+    """Until a node took it."""
+    pulling: _Name | None = None
+    """Until its container began: images, volumes and init containers."""
+    loading: _Name | None = None
+    """Loading the model, as the pod says."""
+    checking: _Name | None = None
+    """The start-up check and the micro-benchmark, as the pod says."""
+    ready: _Name | None = None
+    """From its creation until it was ready."""
+    first_token: _Name | None = None
+    """From its creation until the first token of an answer."""
+
+
 class ScaleEvent(StatusRecord):
     """One change of the number of replicas."""
 
@@ -359,6 +378,8 @@ class TurboDeploymentStatus(StatusRecord):
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()
     """What pods have told of their speed, those of the latest plan first."""
+    startup: StartupTimes | None = None
+    """How long the latest pod took to start."""
     scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()
     """The last changes of the number of replicas, the latest last."""
     unavailable_accelerators: Annotated[tuple[UnavailableAccelerator, ...], Field(max_length=32)] = ()

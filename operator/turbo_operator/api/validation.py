@@ -275,6 +275,12 @@ UpToAnHour = Annotated[
 ASecondToAnHour = Annotated[
     UpToAnHour, Rule(duration_cel("duration(self) >= duration('1s')"), "write at least 1s")
 ]
+TenSecondsToADay = Annotated[
+    Duration,
+    Text(32, _DURATION, "write a duration like 90s, 10m or 2h"),
+    Rule(duration_cel("duration(self) >= duration('10s')"), "write at least 10s"),
+    Rule(duration_cel("duration(self) <= duration('24h')"), "write at most 24h"),
+]
 
 DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 ObjectName = Annotated[

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from turbo_operator import api
 from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS
 from turbo_operator.autoscaler import limits
+from turbo_operator.autoscaler.idle import is_idle, is_wanted, would_notice
 from turbo_operator.plan import Capacity, Choice, Plan
 from turbo_operator.snapshot import PodView, Supply
 from turbo_runtime.contract.documents import Load
@@ -69,6 +70,7 @@ class History:
     events: tuple[Event, ...] = ()
     present: int | None = None  # replicas at the last reconcile
     reason: str = ""  # of the last decision
+    since: float | None = None  # the first reconcile after a start
 
     @classmethod
     def restored(cls, events: Iterable[Event]) -> History:
@@ -82,7 +84,8 @@ class History:
         if self.present is not None and present is not None and present != self.present:
             events = (*events, Event(now, self.present, present, self.reason))
         recent = sum(event.at > now - MAX_PERIOD_SECONDS for event in events)
-        return replace(self, events=events[-max(recent, MIN_EVENTS_KEPT) :], present=present)
+        since = now if self.since is None else self.since
+        return replace(self, events=events[-max(recent, MIN_EVENTS_KEPT) :], present=present, since=since)
 
     def recommend(self, low: int, high: int, present: int, now: float, max_age: float) -> History:
         """Add a recommendation. After a start, or a gap of more than `max_age` seconds, keeps `present`."""
@@ -118,13 +121,15 @@ def scale(
     *,
     present: int | None = None,
     supply: Supply | None = None,
+    routers: Sequence[PodView] = (),
     fresh_seconds: float = FRESH_SECONDS,
 ) -> ScalingDecision:
-    """Return the replicas to request, by the spec's policy; none while it is suspended.
+    """Return the replicas to request, by the spec's policy; none while it is suspended, or idle.
 
     `present` is what was requested last (None: nothing was), `supply` what the cluster has of the plan's
     accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds` count as
-    missing. `history` is that of the decision before; None after a start.
+    missing. `history` is that of the decision before; None after a start. `routers` are the pods that take
+    requests while there is no replica.
     """
     history = (history or History()).observe(present, now)
     policy, choice = spec.scaling_mode, plan.served if plan is not None else None
@@ -147,6 +152,19 @@ def scale(
         replicas, reason, detail, history = _autoscale(
             spec, plan, choice, pods, present, history, now, supply, fresh_seconds
         )
+    if spec.scaling.min_replicas == 0 and not spec.suspend:
+        after = spec.scaling.idle_after or api.IDLE_AFTER
+        if present == 0:
+            # After a start of ours, routers are yet to be asked: that wakes nobody.
+            starts = bool(routers) and history.since is not None and now - history.since <= fresh_seconds
+            is_watched = starts or would_notice(routers, now, fresh_seconds)
+            sleeps = is_watched and not is_wanted(routers, after.seconds, now, fresh_seconds)
+        else:
+            sleeps = choice is not None and is_idle(routers, pods, after.seconds, now, fresh_seconds)
+        if sleeps:
+            replicas, reason = 0, api.ScalingReason.IDLE
+            detail = f"No request came for {after}, and spec.scaling.minReplicas is 0: the next one starts a "
+            detail += "replica."
     # The reason of the event that follows when the replicas have changed.
     return ScalingDecision(replicas, reason, detail, replace(history, reason=reason))
 

@@ -18,7 +18,7 @@ from turbo_operator.snapshot import Accelerator, Snapshot
 
 _IN_NAMESPACE = (
     *(resources.TURBODEPLOYMENT, resources.TURBODRAFT, resources.QUOTA),
-    *(resources.REPLICASET, *resources.CHILDREN.values()),
+    *(resources.REPLICASET, *resources.EDITABLE, resources.LEADERWORKERSET, *resources.LABELED),
 )
 _IN_CLUSTER = (resources.TURBOACCELERATOR, resources.NODE, resources.POD)
 

@@ -90,6 +90,46 @@ def operator(argv: list[str]) -> int:
     return handlers.run(settings)
 
 
+def activator(argv: list[str]) -> int:
+    """`turbo activator`: pass requests on to the router beside it until told to stop."""
+    parser = argparse.ArgumentParser(
+        prog="turbo activator",
+        description="Pass requests on to a router, and hold them while no replica can take them.",
+    )
+    for flag, kind, default, text in (
+        ("--router-url", str, "http://127.0.0.1:8001", "the router"),
+        ("--port", int, 8000, "for clients"),
+        ("--admin-port", int, 29001, "for probes, metrics and the operator"),
+        ("--hold-timeout", float, 600.0, "seconds for which a request is held"),
+        ("--max-held-requests", int, 256, "requests that are held at the same time"),
+        ("--max-bytes", int, 256 << 20, "bodies of all requests that are under way, in bytes"),
+        ("--max-body-bytes", int, 4 << 20, "body of one request, in bytes"),
+        ("--leave-seconds", float, 10.0, "time to take requests after a signal to end"),
+        ("--drain-timeout", float, 120.0, "seconds after that in which answers may end"),
+    ):
+        parser.add_argument(flag, type=kind, default=default, help=f"{text} (default: %(default)s)")
+    flags = parser.parse_args(argv)
+
+    import asyncio
+
+    from turbo_operator.activator.main import serve
+    from turbo_operator.activator.proxy import ProxyConfig
+
+    config = ProxyConfig(
+        router_url=flags.router_url,
+        hold_seconds=flags.hold_timeout,
+        max_held_requests=flags.max_held_requests,
+        max_bytes=flags.max_bytes,
+        max_body_bytes=flags.max_body_bytes,
+    )
+    times = flags.leave_seconds, flags.drain_timeout
+    try:
+        return asyncio.run(serve(config, flags.port, flags.admin_port, *times))
+    except OSError as error:
+        print(f"turbo activator: cannot listen: {error.strerror or error}.", file=sys.stderr)
+        return 1
+
+
 def _answer(parser: argparse.ArgumentParser, argv: list[str]) -> int:
     """Parse the command line of `turbo plan` or `turbo explain`, and answer it; returns the exit status."""
     parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")

@@ -96,6 +96,8 @@ class ChildWriter:
             # Pods start with a ConfigMap as it was before.
             if place[0] in (*WORKLOADS, REVISION) or (place[1] in mounted and place not in cached)
         }
+        # Pods answer without a router, if not as well.
+        needed.discard(("Deployment", render.router.name(self.td)))
         # In front of them, a webhook that is slow to refuse what no pod needs would make old what was seen.
         for is_needed in (True, False):
             group = [manifest for manifest in manifests if (_place(manifest) in needed) == is_needed]

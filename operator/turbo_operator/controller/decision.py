@@ -68,6 +68,7 @@ def decide(
         now,
         present=asked if asked is None or td.status.desired_replicas is None else td.status.desired_replicas,
         supply=observed.supply.get(choice.accelerator.name) if choice and observed.supply else None,
+        routers=observed.routers if render.router.is_wanted(td, settings) else (),
         fresh_seconds=autoscaler.NUM_MISSED * settings.scrape_seconds,
     )
     scale = status.in_force(td, scale, plan_hash)
@@ -143,6 +144,7 @@ def decide(
         calibrations,
         verdict,
         step,
+        render.router.lack(td, settings),
         _inspects_anew(td, observed, children),
         cache,
         awaits_copy,

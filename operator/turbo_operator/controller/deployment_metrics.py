@@ -12,7 +12,7 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from turbo_operator.api import CapacityType, Provenance, TrainingStatus
+from turbo_operator.api import CapacityType, Duration, Provenance, StartupTimes, TrainingStatus
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import CPU, ClusterInventory
@@ -59,6 +59,12 @@ TIME_PER_OUTPUT_TOKEN = _gauge(
     "turbo_deployment_predicted_time_per_output_token_seconds",
     "Time per output token that the plan expects, at the target's percentile.",
 )
+STARTUP_SECONDS = _gauge(
+    "turbo_deployment_startup_seconds",
+    "Time that the latest pod took to start, by stage: scheduling, pulling, loading, checking, and from its "
+    "creation ready and first_token.",
+    "stage",
+)
 TRAINING_PROGRESS = _gauge(
     "turbo_training_progress", "Share of the stage, by name, that the training of a draft is at.", "stage"
 )
@@ -97,6 +103,13 @@ def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision
         (TIME_PER_OUTPUT_TOKEN, expected.time_per_output_token),
     ):
         _set(gauge, value, **asdict(key))
+
+
+def show_startup(key: Key, startup: StartupTimes | None) -> None:
+    """Set how long the latest pod took to start."""
+    stages = startup.model_dump(exclude={"pod"}) if startup is not None else {}
+    for stage, text in stages.items():
+        _set(STARTUP_SECONDS, Duration(text).seconds if text else None, **asdict(key), stage=stage)
 
 
 def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:

@@ -26,19 +26,24 @@ from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError, RefusedError
 from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
+from turbo_operator.controller.traffic_watch import TrafficWatch
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
-from turbo_operator.resources import EDITABLE, GROUPED, LABELED, LEADERWORKERSET, Resource
+from turbo_operator.resources import EDITABLE, GROUPED, LABELED, LEADERWORKERSET, ROUTING, Resource
 from turbo_operator.settings import Settings
 
 HEALTH_PATH = "/healthz"
 OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT)
-WATCHED = (*OWN, *LABELED)  # by kopf
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 GROUPS_SECONDS = 15.0  # between two looks for LeaderWorkerSets, which may be installed at any time
 
 log = logging.getLogger(__name__)
+
+
+def watched(settings: Settings) -> tuple[Resource, ...]:
+    """Return what kopf watches."""
+    return (*OWN, *LABELED, *(ROUTING if settings.router_image else ()))
 
 
 class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
@@ -57,7 +62,7 @@ def framework_settings() -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = NoDiffs([])
     settings.persistence.progress_storage = kopf.MultiProgressStorage([])
     settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
-    for resource in LABELED:
+    for resource in (*LABELED, *ROUTING):
         place = (resource.group, resource.version, resource.plural)
         settings.watching.label_selectors[place] = LABEL_DEPLOYMENT
     return settings
@@ -82,7 +87,7 @@ class Operator:
 
         self._reflectors, self._pods = reflectors(*REFLECTED), reflectors(resources.POD)
         self._grouped, self._knows_groups = reflectors(*GROUPED), asyncio.Event()
-        self._relisted = reflectors(*WATCHED, *EDITABLE)
+        self._relisted = reflectors(*watched(settings), *EDITABLE)
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
         metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.deployments))
@@ -92,12 +97,13 @@ class Operator:
         namespaces = self.settings.namespaces
         async with asyncio.TaskGroup() as group:
             period, timeout = self.settings.scrape_seconds, self.settings.scrape_timeout_seconds
-            scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
+            reads = self.cache, period, timeout, self.queue.add, time.time
+            scraper, traffic = Scraper(*reads), TrafficWatch(*reads)
             follow = [reflector.run() for reflector in self._reflectors]
             follow += [self._reflect_pods(reflector) for reflector in self._pods]
             follow.append(self._reflect_groups())
             follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
-            work = (self._work(), scraper.run(), self._reconciler.events.run(), *follow)
+            work = (self._work(), scraper.run(), traffic.run(), self._reconciler.events.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
             await kopf.operator(
                 registry=self.registry(),
@@ -184,7 +190,7 @@ class Operator:
         kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.probe(id="waiting", registry=registry)(self._probe)
         kopf.on.cleanup(registry=registry)(self._cleanup)
-        for resource in WATCHED:
+        for resource in watched(self.settings):
             place = (resource.group, resource.version, resource.plural)
             event = functools.partial(self._event, resource.kind)
             kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(event)
@@ -220,7 +226,7 @@ async def serve(settings: Settings) -> None:
                     f"The API server does not know {resource.kind}: install the "
                     "CustomResourceDefinitions first (the chart does, unless crds.install is false)."
                 )
-        for resource, namespace in places(settings, (*WATCHED, *REFLECTED, resources.POD)):
+        for resource, namespace in places(settings, (*watched(settings), *REFLECTED, resources.POD)):
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
         if settings.apply_catalog:

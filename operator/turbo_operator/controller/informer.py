@@ -25,6 +25,7 @@ from turbo_operator.resources import (
     LABELED,
     POD,
     REPLICASET,
+    ROUTING,
     STATEFULSET,
     Resource,
 )
@@ -127,7 +128,7 @@ def _read(kind: str, body: Body) -> Any:
 def selectors_of(resource: Resource) -> tuple[tuple[str, str], ...]:
     """Return by which label the objects of a kind are listed; none where all are."""
     # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
-    label = api.LABEL_DEPLOYMENT if resource in (*LABELED, REPLICASET) else None
+    label = api.LABEL_DEPLOYMENT if resource in (*LABELED, *ROUTING, REPLICASET) else None
     label = LABEL_GROUPED if resource is STATEFULSET else label
     return (("labelSelector", label),) if label else ()
 

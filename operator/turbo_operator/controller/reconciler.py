@@ -268,6 +268,7 @@ class Reconciler:
         look.memo.refusal = look.td.metadata.generation, refusal
         new = look.status(decision, refusal)
         deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
+        deployment_metrics.show_startup(look.key, new.startup)
         deployment_metrics.show_training(look.key, new.training, look.observed.trainings)
         await self._write_status(look.key, look.body, new)
         if failure is not None:

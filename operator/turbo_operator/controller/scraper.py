@@ -104,14 +104,8 @@ class Scraper:
         path: str,
         max_bytes: int = MAX_BYTES,
     ) -> str:
-        """Get a text of a pod; ValueError where it is none, or longer than that."""
-        host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
-        # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
-        url = f"http://{host}:{PORT}{path}"
-        async with self._turns, session.get(url, allow_redirects=False) as answer:
-            if answer.status != HTTPStatus.OK:
-                raise ValueError(f"its status is {answer.status}")
-            return await _text(answer, max_bytes)
+        async with self._turns:
+            return await get_text(session, pod.ip or "", PORT, path, max_bytes)
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
         """Set the sums per TurboDeployment as gauges; one that nobody answers for has none."""
@@ -122,6 +116,18 @@ class Scraper:
             labels(key.namespace, key.name, "running").set(sum(load.running_requests for load in known))
             labels(key.namespace, key.name, "waiting").set(sum(load.waiting_requests for load in known))
         self._reported = set(loads)
+
+
+async def get_text(
+    session: aiohttp.ClientSession, ip: str, port: int, path: str, max_bytes: int = MAX_BYTES
+) -> str:
+    """Get a text of a pod; ValueError where it is none, or longer than that."""
+    host = f"[{ip}]" if ":" in ip else ip
+    # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
+    async with session.get(f"http://{host}:{port}{path}", allow_redirects=False) as answer:
+        if answer.status != HTTPStatus.OK:
+            raise ValueError(f"its status is {answer.status}")
+        return await _text(answer, max_bytes)
 
 
 async def _text(answer: aiohttp.ClientResponse, max_bytes: int) -> str:

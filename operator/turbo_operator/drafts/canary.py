@@ -129,7 +129,9 @@ def update_canary(
     planner's answer to `trial`.
     """
     draft, verdict, run = None, None, None
-    is_scaled_to_zero = td.spec.scaling_mode == ScalingMode.EXTERNAL and td.spec.replicas == 0
+    is_external = td.spec.scaling_mode == ScalingMode.EXTERNAL
+    is_asleep = td.spec.scaling.min_replicas == 0 and td.status.desired_replicas == 0
+    is_scaled_to_zero = td.spec.replicas == 0 if is_external else is_asleep
     drafts = choice is not None and (choice.method != OFF or trial_plan is not None)
     is_by_restart = choice is not None and choice.engine == EngineName.VLLM
     if drafts and not td.spec.suspend and not is_scaled_to_zero and is_by_restart == (trial_plan is not None):

@@ -12,7 +12,7 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume, metadata, pod, server, vllm
+from turbo_operator.render import draft_volume, metadata, pod, router, server, vllm
 from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
@@ -58,7 +58,9 @@ def children(
     model = observed.model
     drafts = [(observed.draft, choice, False), *([(*trying, True)] if trying is not None else [])]
     selector = metadata.traffic_selector(td, observed.children)
-    wanted = [service(td, selector)]
+    is_routed = router.is_wanted(td, settings)
+    through = router.selector(td) if is_routed and router.answers(td, observed.children) else selector
+    wanted = [service(td, through), *router.children(td, settings, observed, selector)]
     wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
     wanted += [dict(fetch_job)] if fetch_job is not None else []
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]

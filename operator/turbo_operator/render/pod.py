@@ -29,6 +29,12 @@ USER_ID = 65532  # of the runtime image; any other would do as well
 # A claim belongs to root where its driver is not told otherwise.
 OWN_GROUP = {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
 
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER_ID,
+    "runAsGroup": USER_ID,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -265,12 +271,7 @@ def pod_spec(
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER_ID,
-            "runAsGroup": USER_ID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": {**POD_SECURITY},
         "containers": [secured(container, mounts)],
         "volumes": list({volume["name"]: volume for volume, _ in mounted}.values()),
         **{name: value for name, value in optional.items() if value},

@@ -20,8 +20,9 @@ from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
 from turbo_operator.status import fields
-from turbo_operator.status.conditions import Conditions, Outcome, RolloutState, in_force
+from turbo_operator.status.conditions import Conditions, Outcome, in_force
 from turbo_operator.status.failures import failure
+from turbo_operator.status.rollout_state import RolloutState
 
 __all__ = ["Outcome", "RolloutState", "compute", "failure", "in_force", "invalid"]
 
@@ -70,6 +71,7 @@ def compute(
         training=outcome.step.state,
         observed=fields.observed_metrics(td.status.observed, observed, now),
         calibrations=outcome.calibrations,
+        startup=fields.startup(td.status.startup, observed),
         scale_history=fields.scale_history(td.status, scale, now),
         unavailable_accelerators=fields.unavailable_accelerators(observed),
         conditions=_conditions(states, td.status.conditions, td.metadata.generation, now),

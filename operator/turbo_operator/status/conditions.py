@@ -7,7 +7,7 @@ https://github.com/kubernetes-sigs/cli-utils/blob/master/pkg/kstatus/README.md
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,12 +18,13 @@ from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision
 from turbo_operator.plan import Plan
 from turbo_operator.planner import money
-from turbo_operator.render import job_name, url
+from turbo_operator.render import job_name, router, url
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.failures import dropped_image, first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
 from turbo_operator.status.model_cache import NO_CACHE, ModelCache
+from turbo_operator.status.rollout_state import NO_ROLLOUT, RolloutState
 
 NOT_FOLLOWED = "is not followed: that takes scaling.mode External."
 
@@ -41,52 +42,17 @@ def in_force(td: api.TurboDeployment, scale: ScalingDecision, plan_hash: str | N
 
 
 @dataclass(frozen=True, slots=True)
-class RolloutState:
-    """How far the plan of the spec is in taking over from the one that serves."""
-
-    wanted: str | None = None  # hash of the plan of the spec; None while it has none
-    target: str | None = None  # plan hash of the variant that all replicas shall be of
-    serving: str | None = None  # and of the last one that had all of them available
-    status: api.RolloutStatus | None = None  # None where both are the same
-    waits: str | None = None  # what holds it up that is not a pod, as a sentence
-    waits_for_spec: bool = False  # whether nothing but a change of the spec helps
-    is_outdated: bool = False  # whether it waits for nothing but newer data
-
-    def is_over(self, reason: api.RolloutReason) -> bool:
-        """Whether the takeover of the plan of the spec has ended so."""
-        status = self.status
-        return status is not None and (status.plan_hash, status.reason) == (self.wanted, reason)
-
-    @property
-    def rolled_back(self) -> bool:
-        """Whether the plan of the spec was given up, and what served before it serves on."""
-        return self.is_over(api.RolloutReason.ROLLED_BACK)
-
-    def describe_failure(self, td: api.TurboDeployment, pods: Iterable[PodView]) -> str:
-        """Say in sentences why a plan was given up, and whether pods of the one before it answer."""
-        status = self.status
-        assert status is not None  # that was given up
-        deadline = td.spec.rollout.progress_deadline
-        why = status.message or "Its pods start and do not become ready."
-        message = f"Plan {status.plan_hash} made no progress for {deadline}: {why}"
-        if self.rolled_back:
-            answers = any(pod.ready and pod.plan_hash == self.serving for pod in pods)
-            does = "serves on" if answers else "gets its replicas back"
-            return f"{message} Plan {self.serving} {does}: change the spec to try another one."
-        return f"{message} No plan served before it, so it is tried on."
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """Everything that was decided, apart from the children."""
 
     scale: ScalingDecision
     plan: Plan | None = None  # None until the model is known
     plan_hash: str | None = None  # None while no plan is feasible
-    rollout: RolloutState = RolloutState()  # how far the plan is in taking over from the one before
+    rollout: RolloutState = NO_ROLLOUT  # how far the plan is in taking over from the one before
     calibrations: tuple[api.Calibrated, ...] = ()  # what pods have reported of their speed
     verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft
+    router_lack: str | None = None  # what is missing for the router that is asked for, as a sentence
     inspects_anew: bool = False  # the inspect Job that is seen is of another spec, and goes
     cache: ModelCache = NO_CACHE  # the copy of the model on a claim
     awaits_copy: bool = False  # no pod of the plan starts before it is whole
@@ -263,6 +229,10 @@ class Conditions:
             return false(self._inspected.reason, self._serves_on + self._inspected.message)
         ready, address = min(sum(pod.ready for pod in self._current), replicas), url(self._td)
         if replicas == 0 and plan_hash is not None:
+            if self._scale.reason == api.ScalingReason.IDLE:
+                if self._routed is not None:  # nobody would notice a request
+                    return self._routed
+                return true(api.ReadyReason.SCALED_TO_ZERO, self._scale.detail)
             message = f"Nothing answers at {address}: 0 replicas are asked for, and the plan is feasible."
             if rollout.rolled_back:
                 message = f"Nothing answers at {address}: 0 replicas are asked for. Plan {plan_hash} was "
@@ -280,6 +250,8 @@ class Conditions:
         if self._stalled.status == "True":
             return false(self._stalled.reason, self._serves_on + self._stalled.message)
         takes_over = rollout.status is not None
+        if self._routed is not None:
+            return dataclasses.replace(self._routed, message=self._serves_on + self._routed.message)
         if ready >= self._minimum and not takes_over:
             message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
             return true(api.ReadyReason.SERVING, message + self._missing(ready))
@@ -297,6 +269,16 @@ class Conditions:
         cause = self._held_up(self._current, plan_hash, ready)
         whose = "Of the new plan: " if self._serves_on else ""
         return false(cause.reason, f"{self._serves_on}{whose}{cause.message}")
+
+    @cached_property
+    def _routed(self) -> ConditionState | None:
+        """Why requests do not pass through the router that is asked for; None where they do, or need not."""
+        if self._outcome.router_lack is not None:
+            return false(api.ReadyReason.USER_ACTION_REQUIRED, self._outcome.router_lack)
+        if self._td.spec.routing != api.Routing.ROUTER or router.answers(self._td, self._observed.children):
+            return None
+        starts = "The router starts. Until it answers, requests reach the pods without it."
+        return first_failing(self._observed.routers) or false(api.ReconcilingReason.PROGRESSING, starts)
 
     @property
     def _serves_on(self) -> str:
@@ -343,6 +325,8 @@ class Conditions:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
         if self._awaited is not None and self._awaited.status == "False":
             return true(api.StalledReason.USER_ACTION_REQUIRED, self._awaited.message)
+        if self._outcome.router_lack is not None:
+            return true(api.StalledReason.USER_ACTION_REQUIRED, self._outcome.router_lack)
         if self._scale.replicas and rollout.waits and rollout.waits_for_spec:
             return true(api.StalledReason.USER_ACTION_REQUIRED, rollout.waits)
         placed = [pod.scheduled_since for pod in self._observed.inspecting if pod.scheduled_since is not None]

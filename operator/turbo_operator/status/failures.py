@@ -49,7 +49,8 @@ def first_failing(pods: Iterable[PodView]) -> ConditionState | None:
         return None
     reason = POD_REASONS.get(pod.reason or "", api.AvailableReason.MODEL_LOADING)
     message = sentence(pod.message) or "it left no message."
-    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy_of(pod.reason, message)}")
+    image = "spec.engine.image" if pod.plan_hash else "image.router of the chart"
+    return false(reason, f"Pod {pod.name}: {pod.reason}: {message}{remedy_of(pod.reason, message, image)}")
 
 
 def kept_by_finalizer(child: ChildView) -> str | None:
@@ -71,10 +72,13 @@ def dropped_image(td: api.TurboDeployment, job: ChildView) -> str:
     )
 
 
-def remedy_of(reason: str | None, message: str | None) -> str:
-    """Return a sentence, after a space, on what helps a pod that says so; empty where none is known."""
+def remedy_of(reason: str | None, message: str | None, image: str = "spec.engine.image") -> str:
+    """Return a sentence, after a space, on what helps a pod that says so; empty where none is known.
+
+    `image` is where its image is written.
+    """
     if POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF:
-        return " Correct spec.engine.image or spec.podTemplate.spec.imagePullSecrets."
+        return f" Correct {image} or spec.podTemplate.spec.imagePullSecrets."
     if message and "HF_ENDPOINT" in message:
         return " Environment variables are in spec.podTemplate.spec.env."
     if message and "HF_TOKEN" in message:

@@ -26,6 +26,7 @@ FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 MAX_REJECTED = 5
 MAX_EVENTS = 5
 _OF_CHOICE = "engine capacity_type tensor accelerators_per_replica nodes method placement max_draft_tokens"
+AWAITED_SECONDS = 60.0  # after it was ready, a first token says how long a start takes, not who came when
 STEP = 0.10  # of the figure that stands in the status
 
 
@@ -152,6 +153,41 @@ def acceptance_length(observed: Snapshot) -> float | None:
 def shown_speedup(old: api.ObservedMetrics | None, observed: Snapshot) -> str | None:
     """Return the speedup of all pods, as it stands in the status."""
     return _stepped(old.speedup if old is not None else None, observed.speedup, "{:.2f}".format)
+
+
+def startup(old: api.StartupTimes | None, observed: Snapshot) -> api.StartupTimes | None:
+    """Return how long the pod took to start that was created last and has become ready."""
+    ready = [pod for pod in observed.pods if pod.ready and pod.created is not None]
+    pod = max(ready, key=lambda pod: (pod.created, pod.name), default=None)
+    if pod is None or pod.created is None:
+        return old
+    load = pod.load.load if pod.load is not None else None
+    # What it was at first: a pod may cease to be ready, and be so again.
+    known = old if old is not None and old.pod == pod.name else api.StartupTimes(pod=pod.name)
+    ready_after = known.ready or _elapsed(pod.created, pod.ready_since)
+    first_token = known.first_token or _elapsed(pod.created, load.first_token_time if load else None)
+    if not (ready_after and first_token and _seconds(first_token) - _seconds(ready_after) <= AWAITED_SECONDS):
+        first_token = None
+    return api.StartupTimes(
+        pod=pod.name,
+        scheduling=known.scheduling or _elapsed(pod.created, pod.scheduled_since),
+        pulling=known.pulling or _elapsed(pod.scheduled_since, pod.started),
+        ready=ready_after,
+        loading=known.loading or _elapsed(0.0, load.load_seconds if load else None),
+        checking=known.checking or _elapsed(0.0, load.check_seconds if load else None),
+        first_token=first_token,
+    )
+
+
+def _seconds(duration: str) -> float:
+    return api.Duration(duration).seconds
+
+
+def _elapsed(start: float | None, end: float | None) -> str | None:
+    """Return the seconds between two times as a duration; None where one is not known."""
+    if start is None or end is None:
+        return None
+    return f"{max(0.0, end - start):.1f}".removesuffix(".0") + "s"
 
 
 def scale_history(

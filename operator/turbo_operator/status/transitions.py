@@ -47,6 +47,7 @@ _CAUSES: Mapping[str, str] = {
     ScalingReason.SCALING: ", as the load asks",
     ScalingReason.SCALING_LIMITED: ", as far as the limits of the spec go",
     ScalingReason.EXTERNALLY_MANAGED: ", as spec.replicas asks",
+    ScalingReason.IDLE: ", as no request came for long",
     ScalingReason.SUSPENDED: ", as spec.suspend asks",
 }
 

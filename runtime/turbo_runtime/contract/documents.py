@@ -196,6 +196,9 @@ class Load(JsonDocument):
     captured: int | None = None  # prompts kept to learn from, since start
     decode_seconds: float | None = None  # from the first to the last token of each ended request, since start
     decode_tokens: int | None = None  # of those requests, all but their first
+    load_seconds: float | None = None  # of the model at the start
+    check_seconds: float | None = None  # of what the start measured then
+    first_token_time: float | None = None  # epoch seconds of the first token of an answer
 
 
 @dataclass(frozen=True, slots=True)

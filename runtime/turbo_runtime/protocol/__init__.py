@@ -43,9 +43,20 @@ _VLLM: Mapping[str, Unsupported] = {
     "use_beam_search": Unsupported("use `n` and `temperature`", (False,)),
 }
 
+# What vLLM's router writes into every request, as SGLang's servers know it.
+_ROUTER: Mapping[str, Unsupported] = {
+    "continue_final_message": Unsupported(_LEAVE_OUT, (False,)),
+    "include_reasoning": Unsupported(_LEAVE_OUT, (True,)),
+    "no_stop_trim": Unsupported(_LEAVE_OUT, (False,)),
+    "return_hidden_states": Unsupported(_LEAVE_OUT, (False,)),
+    "separate_reasoning": Unsupported(_LEAVE_OUT, (True,)),
+    "stream_reasoning": Unsupported(_LEAVE_OUT, (True,)),
+}
+
 UNSUPPORTED: Mapping[type[Sampling], Mapping[str, Unsupported]] = {
     ChatRequest: {
         **_VLLM,
+        **_ROUTER,
         "add_generation_prompt": Unsupported(_LEAVE_OUT, (True,)),
         "audio": Unsupported(_TEXT_ONLY),
         "function_call": Unsupported(_TOOLS, ("none", "auto")),
@@ -63,6 +74,7 @@ UNSUPPORTED: Mapping[type[Sampling], Mapping[str, Unsupported]] = {
     },
     CompletionRequest: {
         **_VLLM,
+        **_ROUTER,
         "messages": Unsupported("send them to /v1/chat/completions, or use 'prompt'"),
         "suffix": Unsupported("put the whole context into `prompt`", ("",)),
     },

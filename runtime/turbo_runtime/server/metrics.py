@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -185,6 +186,7 @@ class Metrics:
         self._registry = prometheus_client.CollectorRegistry()
         self._model = model_name
         self._stats: EngineStats | None = None
+        self.first_token_time: float | None = None  # epoch seconds, of the first of all outputs
         self._collectors: dict[Metric, Any] = {}
         for metric in METRICS:
             options: dict[str, Any] = {"buckets": metric.buckets} if metric.buckets else {}
@@ -203,6 +205,12 @@ class Metrics:
         series = self._series(metric, *labels)
         series.reset()
         series.inc(count)
+
+    def observe_first_token(self, seconds: float) -> None:
+        """Note the first token of an output, and when the first of all came."""
+        self.observe(TIME_TO_FIRST_TOKEN, seconds)
+        if self.first_token_time is None:
+            self.first_token_time = round(time.time(), 3)
 
     def update(self, stats: EngineStats) -> None:
         """Note the state after a step."""

@@ -235,7 +235,7 @@ class RequestOutput:
         if event.tokens:
             if output.ttft is None:
                 output.ttft = event_time - self._start_time
-                self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, output.ttft)
+                self._metrics.observe_first_token(output.ttft)
             else:
                 self._metrics.observe(metrics.INTER_TOKEN_LATENCY, event_time - output.last_token_time)
             output.last_token_time = event_time

@@ -170,6 +170,9 @@ class Service:
             "draining": self.is_draining,
             "max_num_seqs": self.config.max_num_seqs,
             "step_times": model.info.step_times,
+            "load_seconds": round(model.info.load_seconds, 3),
+            "check_seconds": round(model.info.check_seconds + model.info.measure_seconds, 3),
+            "first_token_time": self.metrics.first_token_time,
             "captured": self.capture.outcomes["kept"] if self.capture else None,
         }
         return Load(**{name: getattr(stats, name) for name in _STATS} | own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from pathlib import Path
 
 import httpx
@@ -61,6 +62,10 @@ def test_version_tells_what_is_served_and_what_it_promises(server) -> None:
 def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to) -> None:
     server = launch()
     with connect_to(server) as client:
+        first = documents.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
+        assert first.first_token_time is None
+        assert (first.load_seconds or 0.0) >= 0.0
+        begin = time.time()
         client.completions.create(model="echo", prompt="abcde", temperature=0)
         idle = documents.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
         assert (idle.running_requests, idle.waiting_requests, idle.running_tokens) == (0, 0, 0)
@@ -68,6 +73,7 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
         assert (idle.kv_cache_tokens, idle.guarantee) == (16384, "bitwise")
         assert not idle.draining
         assert idle.speedup == 1.75
+        assert begin - 0.01 <= (idle.first_token_time or 0.0) <= time.time() + 0.01
         assert (idle.max_num_seqs, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
         assert idle.step_times == (
             documents.StepTime(1, 1, 256, 0.01),

@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping, Set, Sized
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from turbo_operator.activator.report import Traffic
 from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_OWNER_UID, LABEL_PLAN_HASH, LABEL_ROLE, ROLE_SERVING
 from turbo_operator.controller.cache.object_versions import Key
 from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
 from turbo_operator.inventory.supply import Owner
-from turbo_operator.snapshot import JobPod, LoadSample, PodView, ReportingPod
+from turbo_operator.snapshot import JobPod, LoadSample, PodView, ReportingPod, TrafficSample
 from turbo_runtime.contract.documents import JobProgress, Load
 
 View = PodView | JobPod
@@ -39,6 +40,7 @@ class Root(NamedTuple):
     owner_uid: str  # of the TurboDeployment
     plan_hash: str  # of a workload; "" of a Job
     trains: bool = False
+    routes: bool = False  # a Deployment of the router, whose pods hold no accelerator
 
     @property
     def owner(self) -> Owner:
@@ -168,7 +170,19 @@ class Pods:
             return _gist(before) != _gist(report)
         return False
 
+    def put_traffic(self, key: Key, name: str, at: float, traffic: Traffic) -> None:
+        """Store what the activator of a router's pod reports."""
+        for uid, view, root in self._pods_of(key):
+            if root.routes and isinstance(view, PodView) and view.name == name:
+                new = replace(view, traffic=TrafficSample(at, traffic))
+                self._controlled[uid] = replace(self._controlled[uid], view=new)
+
     # Reading
+
+    def routers(self, key: Key) -> list[PodView]:
+        """Return the pods of a TurboDeployment's router."""
+        found = [view for _, view, root in self._pods_of(key) if root.routes]
+        return [view for view in found if isinstance(view, PodView)]
 
     def releasing(self, key: Key, owner_uid: str) -> frozenset[str]:
         """Return the plan hashes of ReplicaSets that are being deleted without their pods."""
@@ -218,7 +232,7 @@ class Pods:
             for key in sorted(self._roots_of)
             for view in self.of(key)
             if view.ip
-            and not (isinstance(view, PodView) and view.worker)
+            and not (isinstance(view, PodView) and (view.worker or not view.plan_hash))
             and (
                 (isinstance(view, ReportingPod) and view.runs)
                 or (isinstance(view, PodView) and (view.ready or (view.terminating and view.load)))
@@ -300,18 +314,19 @@ def _template_hash(meta: Mapping[str, Any]) -> str:
 def _with_reports(view: View, before: View | None) -> View:
     """Keep what a pod reported itself: no watch knows it."""
     if isinstance(view, PodView) and isinstance(before, PodView):
-        return replace(view, load=before.load)
+        return replace(view, load=before.load, traffic=before.traffic)
     if isinstance(view, ReportingPod) and isinstance(before, ReportingPod):
         return replace(view, progress=before.progress)
     return view
 
 
 def _gist(report: Load | JobProgress | None) -> tuple[object, ...]:
-    """Return what of a report decides something: if it has step times, its draft; or its tenth of a stage."""
+    """Return what of a report decides something: step times, a first answer, a draft; a tenth of a stage."""
     if isinstance(report, JobProgress):
         return (format_progress(report),)
     draft = (report.draft_version or "", report.draft_error or "") if report else ("", "")
-    return report is not None and report.step_times is not None, *draft
+    has_answered = report is not None and report.first_token_time is not None
+    return report is not None and report.step_times is not None, has_answered, *draft
 
 
 _Name = TypeVar("_Name")

@@ -108,7 +108,7 @@ def _plan_hash(body: Mapping[str, Any]) -> str | None:
     if body["kind"] not in (*WORKLOADS, "ControllerRevision") or owner is None:
         return None
     prefix = f"{owner['name']}-"
-    return name.removeprefix(prefix) if name.startswith(prefix) else None
+    return name.removeprefix(prefix) if name.startswith(prefix) and name != f"{prefix}router" else None
 
 
 def draft(body: api.TurboDraft) -> DraftView:
@@ -157,6 +157,8 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         owner_uid=labels.get(api.LABEL_OWNER_UID),
         ready=ready,
         ready_since=_since(status, "Ready"),
+        created=api.epoch(stamp) if (stamp := meta.get("creationTimestamp")) else None,
+        started=_started(status),
         overdue=overdue(meta),
         engine=labels.get(api.LABEL_ENGINE, api.EngineName.TURBO),
         group=labels.get(_LABEL_GROUP) if LABEL_GROUPED in labels else None,
@@ -223,6 +225,13 @@ def _since(status: Mapping[str, Any], kind: str, value: str = "True") -> float |
     """Return since when a condition has had the value, in epoch seconds; None when it has another."""
     stamp = (_condition(status, kind, value) or {}).get("lastTransitionTime")
     return None if stamp is None else api.epoch(stamp)
+
+
+def _started(status: Mapping[str, Any]) -> float | None:
+    """Return since when all containers have run, in epoch seconds; None while one does not."""
+    states = [container.get("state") or {} for container in status.get("containerStatuses") or ()]
+    stamps: list[str] = [(state.get("running") or {}).get("startedAt", "") for state in states]
+    return max(map(api.epoch, stamps)) if stamps and all(stamps) else None
 
 
 def _pending_since(body: Mapping[str, Any]) -> float | None:

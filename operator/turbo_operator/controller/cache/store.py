@@ -67,9 +67,9 @@ class Cache:
         return {key.name: accelerator for key, accelerator in self.accelerators.items()}
 
     def owner_of(self, pod_uid: str) -> Owner | None:
-        """Return whose a pod is; None for a stranger's, and for one that an earlier object left behind."""
+        """Return whose place a pod takes; None for a stranger's, a router's, and one of an earlier object."""
         root = self.pods.root_of(pod_uid)
-        if root is None or self.deployments.get(root.key, root.owner_uid) is None:
+        if root is None or root.routes or self.deployments.get(root.key, root.owner_uid) is None:
             return None
         return root.owner
 
@@ -147,7 +147,8 @@ class Cache:
             self._children[after.key][view.kind, view.name] = after
             if view.kind in (*WORKLOADS, "Job"):
                 is_training = view.kind == "Job" and trains(view.name)
-                root = Root(after.key, after.owner_uid, view.plan_hash or "", is_training)
+                is_router = view.kind in WORKLOADS and view.plan_hash is None
+                root = Root(after.key, after.owner_uid, view.plan_hash or "", is_training, is_router)
                 self.pods.put_root(view.uid, root)
         return {cached.key for cached in (before, after) if cached is not None}
 
@@ -157,7 +158,8 @@ class Cache:
         return Snapshot(
             accelerators=self.accelerators_by_name(),
             children=tuple(children[place].view for place in sorted(children)),
-            pods=merge_groups(pod for pod in pods if isinstance(pod, PodView)),
+            pods=merge_groups(pod for pod in pods if isinstance(pod, PodView) and pod.plan_hash),
+            routers=tuple(pod for pod in pods if isinstance(pod, PodView) and not pod.plan_hash),
             fetching=tuple(pod for pod in pods if isinstance(pod, FetchPod)),
             trainings=tuple(pod for pod in pods if isinstance(pod, TrainPod)),
             releasing=self.pods.releasing(key, uid),
