@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from turbo_operator import resources
-from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_SERVING
+from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_ROUTER, ROLE_SERVING
 
 from . import images, release, volume
 from .api import Api
@@ -115,6 +115,18 @@ class Served:
             for endpoint in each["endpoints"] or ()
             if endpoint["conditions"].get("ready")
         }
+
+    def routers(self) -> list[dict[str, Any]]:
+        """The pods of its router that are there to stay, by name."""
+        selector = f"{LABEL_DEPLOYMENT}={self.name},{LABEL_ROLE}={ROLE_ROUTER}"
+        pods = self.access.get("pods", "-n", NAMESPACE, "-l", selector)["items"]
+        staying = (pod for pod in pods if "deletionTimestamp" not in pod["metadata"])
+        return sorted(staying, key=lambda pod: str(pod["metadata"]["name"]))
+
+    def is_routed(self) -> bool:
+        """Whether its Service sends requests to routers alone, and to all of them."""
+        names = {pod["metadata"]["name"] for pod in self.routers()}
+        return bool(names) and self.endpoints() == names
 
     def target(self, timeout_seconds: float, num_tokens: int = 8) -> Target:
         """Its Service, for clients."""

@@ -31,16 +31,8 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
     release.uninstall(node_cluster.access)
 
 
-def routers(chat: Served) -> set[str]:
-    """Names of the router's pods that are there to stay."""
-    selector = "serving.turbo.dev/deployment=routed,serving.turbo.dev/role=router"
-    pods = chat.access.get("pods", "-n", NAMESPACE, "-l", selector)["items"]
-    return {pod["metadata"]["name"] for pod in pods if "deletionTimestamp" not in pod["metadata"]}
-
-
 def test_requests_pass_through_the_router_with_their_headers(chat: Served) -> None:
-    chat.until(lambda: len(chat.endpoints()) == 2, "both routers answer")
-    assert chat.endpoints() == routers(chat)
+    chat.until(lambda: len(chat.routers()) == 2 and chat.is_routed(), "both routers answer")
     target = chat.target(CLIENT_SECONDS)
     body = {"model": target.model, "prompt": "1, 2, 3,", "max_tokens": 8, "temperature": 0}
     own = {"X-Request-Id": "from-the-client"}
@@ -72,7 +64,7 @@ def test_pods_come_and_go_and_a_router_is_deleted_and_no_request_fails(chat: Ser
         chat.until(lambda: chat.in_force() and chat.status()["replicas"] == 1, "one replica is left")
     assert crowd.failures == []
     assert len(crowd.calls) > 10
-    lost = min(routers(chat))
+    lost = chat.routers()[0]["metadata"]["name"]
     with Crowd(chat.target(CLIENT_SECONDS), keeping=0, reconnecting=2) as crowd:
         chat.access.kubectl("delete", "pod", lost, "-n", NAMESPACE, "--timeout=120s", timeout=130)
         chat.until(lambda: len(chat.endpoints()) == 2, "another one has taken its place")
@@ -83,7 +75,7 @@ def test_without_it_requests_go_to_the_pods_again_and_nothing_of_it_is_left(chat
     with Crowd(chat.target(CLIENT_SECONDS), keeping=0, reconnecting=2) as crowd:
         chat.change(routing="Service")
         names = {pod["metadata"]["name"] for pod in chat.pods()}
-        chat.until(lambda: chat.endpoints() == names and not routers(chat), "pods are asked again")
+        chat.until(lambda: chat.endpoints() == names and not chat.routers(), "pods are asked again")
     assert crowd.failures == []
     kinds = "deployment,serviceaccount,rolebinding,poddisruptionbudget"
 

@@ -1,5 +1,5 @@
 """Drafts for vLLM on a real node: one is trained from the pods' own answers, tried and promoted, a bad one is
-tried and rejected, and no request fails meanwhile.
+tried and rejected, and no request fails meanwhile. All of them pass through the router.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from turbo_dev import dns, model, release, served, sizes, vllm_image, volume
 from turbo_dev.calls import Crowd, describe
 from turbo_dev.cluster import Cluster
 from turbo_dev.served import NAMESPACE, Served
+from turbo_operator import resources
 from turbo_operator.api import API_VERSION, LABEL_DRAFT_VERSION
 
 pytestmark = [
@@ -56,6 +57,8 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
     }
     node_cluster.access.apply(prompts)
     chat = Served(node_cluster, NAME)
+    small = {"spec": {"quantity": "800m"}}  # the pods that serve and try, the router and the operator
+    chat.api.patch(resources.TURBOACCELERATOR, "", "cpu", small)
     training = {
         "persistentVolumeClaim": {"claimName": DRAFTS},
         "prompts": {"type": "ConfigMap", "configMap": {"name": "bookings"}},
@@ -63,6 +66,7 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
         "suspend": True,
     }
     chat.create(
+        routing="Router",
         model={"uri": f"pvc://{CLAIM}", "name": "chat", "maxModelLen": 2048},
         engine={"type": "VLLM", "image": image.name, "args": ["--enforce-eager"]},
         speculation={"method": "EAGLE3", "training": training, "maxDraftTokens": 4},
@@ -73,7 +77,7 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
         },
     )
     with dns.serving(node_cluster):
-        chat.until(chat.in_force, "it serves", PATIENCE)
+        chat.until(lambda: chat.in_force() and chat.is_routed(), "it serves by the router", PATIENCE)
         yield chat
     chat.remove()
     node_cluster.access.kubectl("delete", "turbodrafts", "--all", "-n", NAMESPACE, "--timeout=60s")

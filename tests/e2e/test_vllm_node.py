@@ -1,4 +1,6 @@
-"""Engine VLLM on a real node: planned, started, asked, scaled and rolled over, and no request fails."""
+"""Engine VLLM on a real node: planned, started, asked by Service and router, scaled and rolled over, and no
+request fails.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from turbo_dev import lora, model, release, served, sizes, vllm_image, volume
 from turbo_dev.calls import Crowd
 from turbo_dev.cluster import Cluster
 from turbo_dev.served import Served
+from turbo_operator import resources
 
 pytestmark = [
     pytest.mark.node,
@@ -44,6 +47,8 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
     vllm_image.deliver(image, node_cluster)
     fill(node_cluster)
     chat = Served(node_cluster, "vllm")
+    small = {"spec": {"quantity": "700m"}}  # two replicas, two routers and the operator on two cores
+    chat.api.patch(resources.TURBOACCELERATOR, "", "cpu", small)
     chat.create(
         model={"uri": f"pvc://{CLAIM}", "name": "chat", "maxModelLen": 2048},
         engine={"type": "VLLM", "image": image.name, "args": ["--enforce-eager"]},
@@ -85,16 +90,24 @@ def test_it_answers_through_the_service_and_the_status_tells_what_its_drafts_gai
     assert {"SPEEDUP", "ACCEPTANCE"} <= set(columns.split())
 
 
-def test_it_goes_to_two_replicas_to_other_drafts_and_back_to_one_and_no_request_fails(chat: Served) -> None:
+def test_it_goes_to_two_replicas_to_a_router_to_other_drafts_and_back_to_one_and_no_request_fails(
+    chat: Served,
+) -> None:
     before = chat.status()["plan"]["hash"]
-    with Crowd(chat.target(CLIENT_SECONDS), keeping=2, reconnecting=1) as crowd:
+    # Pods keep the connections of their clients until they end: only those that connect anew meet the router.
+    with Crowd(chat.target(CLIENT_SECONDS), keeping=1, reconnecting=2) as crowd:
         chat.change(replicas=2)
         chat.until(lambda: chat.in_force() and chat.status()["readyReplicas"] == 2, "two replicas serve")
+        chat.change(routing="Router")
+        chat.until(lambda: len(chat.routers()) == 2 and chat.is_routed(), "routers answer")
         chat.change(speculation={"method": "Suffix"})
         chat.until(lambda: chat.in_force() and chat.status()["plan"]["hash"] != before, "other drafts serve")
         assert chat.status()["plan"]["method"] == "Suffix"
         chat.change(replicas=1)
         chat.until(lambda: chat.in_force() and chat.status()["replicas"] == 1, "one replica is left")
+        chat.change(routing="Service")
+        names = {pod["metadata"]["name"] for pod in chat.pods()}
+        chat.until(lambda: chat.endpoints() == names and not chat.routers(), "the pod is asked again")
     assert crowd.failures == []
     assert len(crowd.calls) > 10
 

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from turbo_dev import podprocesses, release, served
 from turbo_dev.calls import Crowd, Target, describe
 from turbo_dev.cluster import Cluster
-from turbo_dev.served import NAMESPACE, Served
+from turbo_dev.served import Served
 from turbo_operator import resources
 
 pytestmark = [pytest.mark.node, pytest.mark.model]
@@ -109,14 +108,8 @@ def test_three_replicas_one_and_none_and_a_lost_router_cost_no_request(chat: Ser
     print(f"first request after zero: {seconds:.1f} s; {json.dumps(chat.status().get('startup'))}")
 
 
-def pods_of_router(chat: Served) -> list[dict[str, Any]]:
-    selector = "serving.turbo.dev/deployment=idle,serving.turbo.dev/role=router"
-    pods = chat.access.get("pods", "-n", NAMESPACE, "-l", selector)["items"]
-    return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))
-
-
 def restarts(chat: Served) -> int:
-    statuses = [pod["status"] for pod in pods_of_router(chat)]
+    statuses = [pod["status"] for pod in chat.routers()]
     containers = [
         each for it in statuses for each in (*it["initContainerStatuses"], *it["containerStatuses"])
     ]
@@ -129,7 +122,7 @@ def test_one_that_is_killed_costs_no_request_but_those_on_their_way_through_it(
 ) -> None:
     chat.change(scaling={**SCALING, "idleAfter": None})
     chat.until(lambda: chat.in_force() and len(chat.endpoints()) == 2, "both routers answer")
-    before, pod = restarts(chat), pods_of_router(chat)[0]
+    before, pod = restarts(chat), chat.routers()[0]
     with Crowd(chat.target(CLIENT_SECONDS), keeping=1, reconnecting=1) as crowd:
         chat.until(lambda: len(crowd.calls) > 3, "it is asked")
         (pid,) = podprocesses.find(served.uid(pod), command)

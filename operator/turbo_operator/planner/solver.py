@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from turbo_operator.api import OFF, EngineName, Objective, PlanReason, Provenance
+from turbo_operator.api import OFF, EngineName, Method, Objective, PlanReason, Provenance
 from turbo_operator.plan import Capacity, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner.arrays import take
 from turbo_operator.planner.capabilities import max_length
@@ -120,6 +120,12 @@ def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
         return PlanReason.NOT_YET_SUPPORTED, (
             f"spec.speculation.draftModel has a vocabulary of {draft.vocab_size} tokens, and the model one "
             f"of {shape.vocab_size}: name a draft model with the model's own, or leave draftModel out."
+        )
+    if inputs.spec.speculation.method == Method.MTP and not shape.mtp_layers:
+        return PlanReason.NOT_YET_SUPPORTED, (
+            "spec.speculation.method is MTP, but the model has no layers that predict further tokens "
+            "(num_nextn_predict_layers in its config.json is 0 or missing): write another method, or leave "
+            "it out."
         )
     if not requirements.names:
         return PlanReason.ACCELERATOR_NOT_FOUND, "There is no TurboAccelerator: create one to choose from."

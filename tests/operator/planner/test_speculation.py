@@ -156,3 +156,16 @@ def test_a_draft_model_of_unknown_shape_is_told_where_nothing_else_may_draft() -
     result = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
     assert result.choice is None
     assert "the shape of spec.speculation.draftModel is not known" in result.detail
+
+
+@pytest.mark.parametrize("mode", ["Auto", "Required"])
+def test_mtp_of_a_model_without_its_layers_is_refused_and_says_what_the_model_lacks(mode: str) -> None:
+    wanted = spec(engine={}, speculation={"method": "MTP", "mode": mode})
+    refused = plan(wanted, MIDDLE, named(fast("a", 80, "1")))
+    assert (refused.choice, refused.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert "spec.speculation.method is MTP" in refused.detail
+    assert "num_nextn_predict_layers" in refused.detail
+    assert "write another method, or leave it out" in refused.detail
+    able = plan(wanted, replace(MIDDLE, mtp_layers=1), named(fast("a", 80, "1")))
+    assert able.choice is not None
+    assert able.choice.method == Method.MTP
