@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from turbo_operator import resources
 from turbo_operator.controller.catalog_sync import MEMORY_NAME
 
 Render = Callable[..., list[dict[str, Any]]]
@@ -96,9 +97,17 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
             ["list", "watch", "create", "patch", "update", "delete"],
         ),
         ("batch/jobs", ["list", "watch", "create", "patch", "delete"]),
-        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update"]),
+        ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update", "delete"]),
         ("events.k8s.io/events", ["create"]),
     ]
+
+
+def test_each_child_may_be_deleted_but_the_service_which_every_object_has(render: Render) -> None:
+    """Found on a node: the budget of a router could not be removed, and its object was stalled."""
+    verbs = dict(rules_of(render("--set=image.router.repository=example.com/router"), "turbo"))
+    for child in resources.CHILDREN.values():
+        name = f"{child.group}/{child.plural}".lstrip("/")
+        assert ("delete" in verbs[name]) == (child.kind != "Service"), name
 
 
 def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:
