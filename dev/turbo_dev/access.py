@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,16 @@ class Access:
     def get(self, *arguments: str) -> Any:
         """`kubectl get ... -o json`, parsed."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    @contextmanager
+    def knowing(self, definition: Path) -> Iterator[None]:
+        """With a CustomResourceDefinition of a file; afterwards its kind is gone, and all objects of it."""
+        self.kubectl("apply", "--server-side", "-f", str(definition))
+        self.wait_for_crds()
+        try:
+            yield
+        finally:
+            self.kubectl("delete", "--ignore-not-found", "-f", str(definition))
 
     def wait_for_crds(self) -> None:
         """Wait until the API server serves every CustomResourceDefinition; CommandError after 30 s."""

@@ -25,6 +25,8 @@ KWOK = "0.8.0"
 HELM = "3.22.0"
 DISTRIBUTION = "3.0.0"
 LWS = "0.7.0"
+GATEWAY_API = "1.4.1"
+INFERENCE_EXTENSION = "1.3.0"  # of it
 PAUSE = "1"  # ours; raise it when its source changes
 
 _MODULES = REPOSITORY / "dev" / "cluster"
@@ -140,8 +142,26 @@ def lws_config() -> Path:
     return _module(f"sigs.k8s.io/lws@v{LWS}") / "config"
 
 
+def http_routes() -> Path:
+    """The CustomResourceDefinition of HTTPRoutes in the Gateway API's own module."""
+    crds = _module(f"sigs.k8s.io/gateway-api@v{GATEWAY_API}") / "config" / "crd" / "standard"
+    return crds / "gateway.networking.k8s.io_httproutes.yaml"
+
+
+def inference_extension() -> Path:
+    """The folder of the Gateway API Inference Extension's module with its definitions and Helm charts."""
+    return _module(f"sigs.k8s.io/gateway-api-inference-extension@v{INFERENCE_EXTENSION}") / "config"
+
+
+def inference_pools() -> Path:
+    """The CustomResourceDefinition of InferencePools."""
+    return inference_extension() / "crd" / "bases" / "inference.networking.k8s.io_inferencepools.yaml"
+
+
 def _module(path: str) -> Path:
-    """Where the files of a module are."""
+    """Where the files of a module are; GoMissingError where Go, which downloads it, is missing."""
+    if shutil.which("go") is None:
+        raise GoMissingError(f"{path} has to be looked up and there is no `go` (>= 1.24) on the PATH")
     answer = run(["go", "mod", "download", "-json", path], cwd=_MODULES / "etcd")
     return Path(json.loads(answer)["Dir"])
 
@@ -188,6 +208,9 @@ __all__ = [
     "GoMissingError",
     "ensure",
     "folder",
+    "http_routes",
+    "inference_extension",
+    "inference_pools",
     "kwok_stages",
     "lws_config",
     "missing",

@@ -57,11 +57,13 @@ CHILDREN = {
         Resource("Deployment", "apps", "v1", "deployments"),
         Resource("LeaderWorkerSet", "leaderworkerset.x-k8s.io", "v1", "leaderworkersets"),
         Resource("Job", "batch", "v1", "jobs"),
+        Resource("InferencePool", "inference.networking.k8s.io", "v1", "inferencepools"),
         Resource("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
     )
 }
 
-LEADERWORKERSET = CHILDREN["LeaderWorkerSet"]
+# Of other projects: watched where, and while, the cluster has them.
+LEADERWORKERSET, INFERENCEPOOL = CHILDREN["LeaderWorkerSet"], CHILDREN["InferencePool"]
 
 # What the pods of a variant come from: one pod a replica, or several on as many nodes.
 WORKLOADS = frozenset({"Deployment", "LeaderWorkerSet"})
@@ -73,4 +75,5 @@ LABEL_GROUPED = "leaderworkerset.sigs.k8s.io/name"
 # Watched where there are routers: only then does the chart give the operator rights to them.
 ROUTING = (CHILDREN["ServiceAccount"], CHILDREN["RoleBinding"])
 # Of these the API server sends only what bears our label: one that lost it is found by its name.
-LABELED = tuple(each for each in CHILDREN.values() if each not in (*EDITABLE, *ROUTING, LEADERWORKERSET))
+_OTHERS = (*EDITABLE, *ROUTING, LEADERWORKERSET, INFERENCEPOOL)
+LABELED = tuple(each for each in CHILDREN.values() if each not in _OTHERS)

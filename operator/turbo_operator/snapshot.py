@@ -244,6 +244,15 @@ class LoadSample:
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayView:
+    """What a gateway says of an InferencePool as it is now."""
+
+    name: str  # with its kind and namespace
+    accepted: bool
+    error: str | None = None  # what is wrong, in its words
+
+
+@dataclass(frozen=True, slots=True)
 class ChildView(AcceleratorLabels):
     """A child object of ours as it stands: identity and the hash of what we last applied to it."""
 
@@ -267,6 +276,7 @@ class ChildView(AcceleratorLabels):
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
     reason: str | None = None  # of a Job that failed
     ended: float | None = None  # of a Job: when it failed or was complete, in seconds since the epoch
+    gateways: tuple[GatewayView, ...] = ()  # of an InferencePool: those that have taken it up
 
     @property
     def is_over_quota(self) -> bool:
@@ -361,4 +371,5 @@ class Snapshot:
     # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
     free: Mapping[str, Supply] | None = None
     group_lack: str | None = None  # why no replica can be on several nodes, as the end of a sentence
+    has_pools: bool = True  # whether the cluster knows InferencePools
     counted_time: float = math.inf  # when what nodes have free was counted, in seconds since the epoch

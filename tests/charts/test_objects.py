@@ -96,6 +96,10 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
             "leaderworkerset.x-k8s.io/leaderworkersets",
             ["list", "watch", "create", "patch", "update", "delete"],
         ),
+        (
+            "inference.networking.k8s.io/inferencepools",
+            ["list", "watch", "create", "patch", "update", "delete"],
+        ),
         ("batch/jobs", ["list", "watch", "create", "patch", "delete"]),
         ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update", "delete"]),
         ("events.k8s.io/events", ["create"]),

@@ -17,4 +17,5 @@ from turbo_operator.api.scaling import *
 from turbo_operator.api.speculation import *
 from turbo_operator.api.status import *
 from turbo_operator.api.template import *
+from turbo_operator.api.traffic import *
 from turbo_operator.api.validation import *

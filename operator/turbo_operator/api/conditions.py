@@ -17,6 +17,7 @@ class ConditionType(StrEnum):
     DRAFT_TRAINED = "DraftTrained"  # only where drafts are trained
     DRAFT_PROMOTED = "DraftPromoted"  # only where a new draft is, or was, tried
     SPECULATION_EFFECTIVE = "SpeculationEffective"
+    POOL_ACCEPTED = "PoolAccepted"  # only where there is an InferencePool
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
@@ -148,6 +149,15 @@ class EffectReason(StrEnum):
     MEASURED = "Measured"
     INSUFFICIENT_SAMPLES = "InsufficientSamples"
     DISABLED = "Disabled"
+
+
+class PoolAcceptedReason(StrEnum):
+    """Of PoolAccepted: what gateways say of the InferencePool."""
+
+    ACCEPTED = "Accepted"
+    NO_GATEWAY = "NoGateway"  # none has said anything
+    PENDING = "Pending"  # one has yet to say
+    NOT_ACCEPTED = "NotAccepted"  # one says what is wrong
 
 
 class WithinBudgetReason(StrEnum):

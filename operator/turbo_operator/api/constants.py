@@ -75,6 +75,7 @@ class Routing(StrEnum):
 
     SERVICE = "Service"
     ROUTER = "Router"
+    GATEWAY = "Gateway"
 
 
 class CapacityType(StrEnum):

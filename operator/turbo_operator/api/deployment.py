@@ -14,6 +14,7 @@ from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Capture, Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import PodTemplate
+from turbo_operator.api.traffic import Gateway, Server
 from turbo_operator.api.validation import (
     KEYED_BY_NAME,
     ASecondToAnHour,
@@ -30,26 +31,6 @@ from turbo_operator.api.validation import (
 _IMAGE = "write an image, like registry.example/turbo-runtime:1.2.3"
 _Image = Annotated[str, Text(512, r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]*", _IMAGE)]
 _SERVICE_NAME = "[a-z]([-a-z0-9]*[a-z0-9])?"
-
-
-class ApiKeysSecretRef(Record):
-    """The key of a Secret that holds API keys, one a line, as name:key; the kubelet reads it, never the
-    operator, and brings a change to running pods.
-    """
-
-    name: ObjectName
-    """Name of the Secret, in the same namespace."""
-    key: Annotated[
-        str, Text(253, r"[-._a-zA-Z0-9]+", "write a key of the Secret: letters, digits, '-', '_' and '.'")
-    ] = "keys"
-    """The key in it."""
-
-
-class Server(Record):
-    """The server of the OpenAI API in every pod."""
-
-    api_keys_secret_ref: ApiKeysSecretRef | None = None
-    """API keys that requests must have. Default: none."""
 
 
 # What the operator writes itself, and what would hide a server from it; prefixes, since vLLM takes those too.
@@ -198,7 +179,10 @@ class TurboDeploymentSpec(Record):
     """Which plan is best, and when one that runs gives way to another."""
     routing: Routing = Routing.SERVICE
     """How requests reach the pods. Service: Kubernetes picks one of them at random. Router: vLLM's router
-    stands in front of them, and sends prompts that begin alike to the same pod."""
+    stands in front of them, and sends prompts that begin alike to the same pod. Gateway: an inference gateway
+    of the cluster finds them by an InferencePool; the Service stays."""
+    gateway: Gateway | None = None
+    """With routing Gateway: how the gateway finds its way. Default: by the endpoint picker NAME-epp."""
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
     cache: Cache | None = None
@@ -307,6 +291,11 @@ class TurboDeploymentSpec(Record):
             "!has(self.scaling.minReplicas) || self.scaling.minReplicas > 0 || self.routing == 'Router'",
             "write routing: Router, which takes requests while there is no replica, or minReplicas: 1",
             "scaling.minReplicas",
+        ),
+        Rule(
+            "!has(self.gateway) || self.routing == 'Gateway'",
+            "leave gateway out, or write routing: Gateway",
+            "gateway",
         ),
         Rule(
             f"has(self.scaling.mode) || has(oldSelf.scaling.mode) || {_has_load('oldSelf')}"

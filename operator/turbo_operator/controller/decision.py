@@ -144,7 +144,7 @@ def decide(
         calibrations,
         verdict,
         step,
-        render.router.lack(td, settings),
+        render.router.lack(td, settings) or render.gateway.lack(td, observed),
         _inspects_anew(td, observed, children),
         cache,
         awaits_copy,

@@ -76,7 +76,7 @@ def _counts(kind: str, path: str) -> bool:
         return path.startswith("/f:leaderWorkerTemplate")
     if kind == "Service":
         return path.startswith(("/f:selector", "/f:ports", "/f:publishNotReadyAddresses"))
-    return kind == "PodDisruptionBudget"
+    return kind in ("PodDisruptionBudget", "InferencePool")
 
 
 def owns(fields: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:

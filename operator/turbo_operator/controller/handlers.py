@@ -21,22 +21,21 @@ from turbo_operator import logs, metrics, resources
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.informer import RETRY_SECONDS, ObjectHandler, Reflector
+from turbo_operator.controller.informer import ObjectHandler, OptionalKinds, Reflector
 from turbo_operator.controller.inventory_sync import InventorySync
-from turbo_operator.controller.kube import Kube, KubeError, RefusedError
+from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
 from turbo_operator.controller.traffic_watch import TrafficWatch
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
-from turbo_operator.resources import EDITABLE, GROUPED, LABELED, LEADERWORKERSET, ROUTING, Resource
+from turbo_operator.resources import EDITABLE, GROUPED, INFERENCEPOOL, LABELED, ROUTING, Resource
 from turbo_operator.settings import Settings
 
 HEALTH_PATH = "/healthz"
 OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT)
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
-GROUPS_SECONDS = 15.0  # between two looks for LeaderWorkerSets, which may be installed at any time
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,8 @@ class Operator:
             return [Reflector(api, self.handler, *place) for place in places(settings, kinds)]
 
         self._reflectors, self._pods = reflectors(*REFLECTED), reflectors(resources.POD)
-        self._grouped, self._knows_groups = reflectors(*GROUPED), asyncio.Event()
+        self._groups = OptionalKinds(api, reflectors(*GROUPED), self._set_groups)
+        self._pools = OptionalKinds(api, reflectors(INFERENCEPOOL), self._set_pools)
         self._relisted = reflectors(*watched(settings), *EDITABLE)
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
@@ -101,7 +101,7 @@ class Operator:
             scraper, traffic = Scraper(*reads), TrafficWatch(*reads)
             follow = [reflector.run() for reflector in self._reflectors]
             follow += [self._reflect_pods(reflector) for reflector in self._pods]
-            follow.append(self._reflect_groups())
+            follow += [self._groups.run(), self._pools.run()]
             follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
             work = (self._work(), scraper.run(), traffic.run(), self._reconciler.events.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
@@ -123,63 +123,29 @@ class Operator:
         # Every kind, before anything is done: a child that is missing until then may only be unseen.
         for reflector in (*self._relisted, *self._reflectors, *self._pods):
             await reflector.listed.wait()
+        await self._pools.known.wait()
         self._inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.deployments)})
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inventory.run())
             group.create_task(self.queue.run())
 
-    async def _reflect_groups(self) -> None:
-        """Reflect LeaderWorkerSets and what they make while the cluster knows that kind and shows it."""
-        while True:
-            if await self._sees_groups():
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(reflector.run()) for reflector in self._grouped]
-                    for reflector in self._grouped:
-                        await reflector.listed.wait()
-                    self._set_groups(True)
-                    await self._lose_groups()
-                    for task in tasks:
-                        task.cancel()
-            self._set_groups(False)
-            await asyncio.sleep(GROUPS_SECONDS)
-
-    async def _lose_groups(self) -> None:
-        """Wait until the cluster no longer knows the kind."""
-        is_there = True
-        while is_there:
-            await asyncio.sleep(GROUPS_SECONDS)
-            is_there = await self._sees_groups()
-
     def _set_groups(self, are_there: bool) -> None:
         """Follow that the kind came or went: other plans may be possible, or none of those that were."""
-        is_news = are_there != self.cache.has_groups and self._knows_groups.is_set()
         self.cache.has_groups = are_there
-        self._knows_groups.set()
-        for key in list(self.cache.deployments) if is_news else ():
+        for key in list(self.cache.deployments):
             self._replan(key)
 
-    async def _sees_groups(self) -> bool:
-        """Whether the cluster knows the kind and lets us list it; retries until the API server answers."""
-        while True:
-            try:
-                if not await self._api.serves(LEADERWORKERSET):
-                    return False
-                for resource, namespace in places(self.settings, GROUPED):
-                    await self._api.check_list(resource, namespace)
-                return True
-            except RefusedError as error:
-                log.warning("no replica can be on several nodes: %s", error.message)
-                return False
-            except KubeError as error:  # what is not known is not taken for absent
-                log.warning("it is not known whether there are LeaderWorkerSets: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+    def _set_pools(self, are_there: bool) -> None:
+        self.cache.has_pools = are_there
+        for key in list(self.cache.deployments):
+            self.queue.add(key)
 
     async def _reflect_pods(self, pods: Reflector) -> None:
         """Reflect pods once all that may control one is known."""
         for reflector in self._reflectors:
             await reflector.listed.wait()
-        await self._knows_groups.wait()
+        await self._groups.known.wait()
         await pods.run()
 
     # kopf

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +16,12 @@ from turbo_operator import api
 from turbo_operator.controller.cache.object_versions import ObjectStore, key_of
 from turbo_operator.controller.cache.projection import deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.kube import Kube, KubeError
+from turbo_operator.controller.kube import Kube, KubeError, RefusedError
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.resources import (
     CHILDREN,
+    INFERENCEPOOL,
     LABEL_GROUPED,
     LABELED,
     POD,
@@ -33,6 +34,7 @@ from turbo_operator.snapshot import Accelerator
 
 RETRY_SECONDS = 5.0
 PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
+OPTIONAL_SECONDS = 15.0  # between two looks for kinds that may be installed at any time
 GONE = 410  # the version to go on from is older than what the API server remembers
 
 Body = Mapping[str, Any]
@@ -128,7 +130,8 @@ def _read(kind: str, body: Body) -> Any:
 def selectors_of(resource: Resource) -> tuple[tuple[str, str], ...]:
     """Return by which label the objects of a kind are listed; none where all are."""
     # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
-    label = api.LABEL_DEPLOYMENT if resource in (*LABELED, *ROUTING, REPLICASET) else None
+    labeled = (*LABELED, *ROUTING, INFERENCEPOOL, REPLICASET)
+    label = api.LABEL_DEPLOYMENT if resource in labeled else None
     label = LABEL_GROUPED if resource is STATEFULSET else label
     return (("labelSelector", label),) if label else ()
 
@@ -208,3 +211,61 @@ class Reflector:
                 log.warning(message, self.resource.kind, error, exc_info=error, extra=details)
             return
         self._unreadable.pop(meta["uid"], None)
+
+
+class OptionalKinds:
+    """Reflects kinds while the cluster knows the first of them and shows all: they may come and go.
+
+    `follow` is called when they have, also with what they are at first.
+    """
+
+    def __init__(self, api: Kube, reflectors: Sequence[Reflector], follow: Callable[[bool], None]) -> None:
+        self._api, self._reflectors, self._follow = api, reflectors, follow
+        self.known = asyncio.Event()  # whether the cluster has them
+        self._are_there = False
+
+    async def run(self) -> None:
+        """Look for them until cancelled."""
+        while True:
+            if await self._sees_them():
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(reflector.run()) for reflector in self._reflectors]
+                    for reflector in self._reflectors:
+                        await reflector.listed.wait()
+                    self._set(True)
+                    await self._lose_them()
+                    for task in tasks:
+                        task.cancel()
+            self._set(False)
+            await asyncio.sleep(OPTIONAL_SECONDS)
+
+    async def _lose_them(self) -> None:
+        """Wait until the cluster no longer knows them."""
+        are_there = True
+        while are_there:
+            await asyncio.sleep(OPTIONAL_SECONDS)
+            are_there = await self._sees_them()
+
+    def _set(self, are_there: bool) -> None:
+        is_news = are_there != self._are_there
+        self._are_there = are_there
+        if is_news:
+            self._follow(are_there)
+        self.known.set()
+
+    async def _sees_them(self) -> bool:
+        """Whether the cluster knows them and lets us list them; retries until the API server answers."""
+        first = self._reflectors[0].resource
+        while True:
+            try:
+                if not await self._api.serves(first):
+                    return False
+                for reflector in self._reflectors:
+                    await self._api.check_list(reflector.resource, reflector.namespace)
+                return True
+            except RefusedError as error:
+                log.warning("%s are not used: %s", first.plural, error.message)
+                return False
+            except KubeError as error:  # what is not known is not taken for absent
+                log.warning("it is not known whether there are %s: %s", first.plural, error)
+                await asyncio.sleep(RETRY_SECONDS)

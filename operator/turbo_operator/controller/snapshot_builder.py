@@ -68,6 +68,7 @@ def build_snapshot(
         counted_time=stock.counted_time if inventory.moved else now,  # nothing has changed since
         free=free,
         group_lack=_group_lack(cache, td),
+        has_pools=cache.has_pools,
         model=facts,
         model_error=error,
         inspecting=inspecting,

@@ -12,7 +12,7 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume, metadata, pod, router, server, vllm
+from turbo_operator.render import draft_volume, gateway, metadata, pod, router, server, vllm
 from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
@@ -87,7 +87,8 @@ def children(
             kind = next((kind for kind in own if kind in WORKLOADS), "Deployment")
             wanted.append({"kind": kind, "metadata": meta, "spec": {"replicas": variant.replicas}})
     nodes = min((number_of_nodes(item) for item in wanted if item["kind"] in WORKLOADS), default=1)
-    return (wanted[0], pdb(td, selector, min_available, nodes), *wanted[1:])
+    pools = gateway.children(td, observed, selector)
+    return (wanted[0], pdb(td, selector, min_available, nodes), *wanted[1:], *pools)
 
 
 def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:

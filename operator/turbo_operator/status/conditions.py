@@ -23,6 +23,7 @@ from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.failures import dropped_image, first_failing, kept_by_finalizer, remedy_of
 from turbo_operator.status.fields import cost_per_hour
+from turbo_operator.status.gateway import pool_accepted
 from turbo_operator.status.model_cache import NO_CACHE, ModelCache
 from turbo_operator.status.rollout_state import NO_ROLLOUT, RolloutState
 
@@ -52,7 +53,7 @@ class Outcome:
     calibrations: tuple[api.Calibrated, ...] = ()  # what pods have reported of their speed
     verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft
-    router_lack: str | None = None  # what is missing for the router that is asked for, as a sentence
+    routing_lack: str | None = None  # what is missing for the routing that is asked for, as a sentence
     inspects_anew: bool = False  # the inspect Job that is seen is of another spec, and goes
     cache: ModelCache = NO_CACHE  # the copy of the model on a claim
     awaits_copy: bool = False  # no pod of the plan starts before it is whole
@@ -92,6 +93,11 @@ class Conditions:
             api.ConditionType.MODEL_INSPECTED: self._inspected,
             **({api.ConditionType.MODEL_CACHED: cached} if (cached := self._outcome.cache.condition) else {}),
             api.ConditionType.AVAILABLE: self._available,
+            **(
+                {api.ConditionType.POOL_ACCEPTED: said}
+                if (said := pool_accepted(self._td, self._observed))
+                else {}
+            ),
             api.ConditionType.WITHIN_BUDGET: self._within_budget(),
             api.ConditionType.SCALING_ACTIVE: self._scaling(),
             api.ConditionType.RECONCILING: self._reconciling(),
@@ -272,9 +278,9 @@ class Conditions:
 
     @cached_property
     def _routed(self) -> ConditionState | None:
-        """Why requests do not pass through the router that is asked for; None where they do, or need not."""
-        if self._outcome.router_lack is not None:
-            return false(api.ReadyReason.USER_ACTION_REQUIRED, self._outcome.router_lack)
+        """Why requests do not take the way that is asked for; None where they do, or may."""
+        if self._outcome.routing_lack is not None:
+            return false(api.ReadyReason.USER_ACTION_REQUIRED, self._outcome.routing_lack)
         if self._td.spec.routing != api.Routing.ROUTER or router.answers(self._td, self._observed.children):
             return None
         starts = "The router starts. Until it answers, requests reach the pods without it."
@@ -325,8 +331,8 @@ class Conditions:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
         if self._awaited is not None and self._awaited.status == "False":
             return true(api.StalledReason.USER_ACTION_REQUIRED, self._awaited.message)
-        if self._outcome.router_lack is not None:
-            return true(api.StalledReason.USER_ACTION_REQUIRED, self._outcome.router_lack)
+        if self._outcome.routing_lack is not None:
+            return true(api.StalledReason.USER_ACTION_REQUIRED, self._outcome.routing_lack)
         if self._scale.replicas and rollout.waits and rollout.waits_for_spec:
             return true(api.StalledReason.USER_ACTION_REQUIRED, rollout.waits)
         placed = [pod.scheduled_since for pod in self._observed.inspecting if pod.scheduled_since is not None]

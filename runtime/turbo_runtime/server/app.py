@@ -140,6 +140,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         if service.model is not None:
             service.metrics.set_load(service.build_load(), engine.watchdog.silent_seconds)
+            service.metrics.set_cache(service.model.info.block_size, service.model.info.kv_blocks)
         if (capture := service.capture) is not None:
             service.metrics.set_capture(capture.outcomes, capture.size, capture.problem)
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)

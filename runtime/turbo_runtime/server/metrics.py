@@ -103,6 +103,11 @@ ITERATION_TOKENS = _histogram(
     "tokens of an engine step: of outputs, and of prompts that it finished",
     buckets=_TOKENS,
 )
+CACHE_CONFIG_INFO = _gauge(
+    "vllm:cache_config_info",
+    "1; the labels have the tokens of a block of the KV cache, and the number of blocks",
+    labels=("block_size", "num_gpu_blocks"),
+)
 # Metrics that only Turbo has.
 GUARANTEE_INFO = _gauge(
     "turbo:guarantee_info",
@@ -246,6 +251,10 @@ class Metrics:
             self._set_counter(CAPTURE_PROMPTS, count, outcome)
         self._series(CAPTURE_BYTES).set(size)
         self._series(CAPTURE_ERROR).set(1 if problem else 0)
+
+    def set_cache(self, block_size: int, kv_blocks: int) -> None:
+        """Set what the KV cache consists of; never called before the engine is ready."""
+        self._series(CACHE_CONFIG_INFO, str(block_size), str(kv_blocks)).set(1)
 
     def set_load(self, load: Load, silent_seconds: float) -> None:
         """Set the gauges; never called before the engine is ready."""

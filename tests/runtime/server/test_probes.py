@@ -109,6 +109,7 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(metrics.NUM_REQUESTS_WAITING.name,)] == 0
     assert seen[(metrics.KV_CACHE_USAGE.name,)] == 0
     assert seen[(metrics.GUARANTEE_INFO.name, "bitwise")] == 1
+    assert seen[(metrics.CACHE_CONFIG_INFO.name, "16", "1024")] == 1
     assert seen[(metrics.PREFIX_CACHE_QUERIES.name + "_total",)] == 10
     assert seen[(metrics.PREFIX_CACHE_HITS.name + "_total",)] == 5
     assert seen[(metrics.REQUEST_QUEUE_TIME.name + "_sum",)] == 1

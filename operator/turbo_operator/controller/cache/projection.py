@@ -13,7 +13,7 @@ from typing import Any
 from turbo_operator import api
 from turbo_operator.inventory.usage import overdue
 from turbo_operator.resources import LABEL_GROUPED, WORKLOADS
-from turbo_operator.snapshot import ChildView, DraftView, FetchPod, JobPod, PodView, TrainPod
+from turbo_operator.snapshot import ChildView, DraftView, FetchPod, GatewayView, JobPod, PodView, TrainPod
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
@@ -56,8 +56,24 @@ def child(body: Mapping[str, Any]) -> ChildView:
         message=failure.get("message") if failure else None,
         reason=failure.get("reason") if failure and failed else None,
         ended=_since(status, "Failed" if failed else "Complete") if is_job else None,
+        gateways=tuple(_gateway(meta, parent) for parent in status.get("parents") or ()),
         **_placement(template_labels(body)),
     )
+
+
+def _gateway(meta: Mapping[str, Any], parent: Mapping[str, Any]) -> GatewayView:
+    """Project what one gateway says of an InferencePool; what it said of an earlier spec is left out."""
+    ref, generation = parent.get("parentRef") or {}, meta.get("generation") or 0
+    conditions = {
+        item["type"]: item
+        for item in parent.get("conditions") or ()
+        if (item.get("observedGeneration") or generation) >= generation
+    }
+    found = [conditions.get(kind) or {} for kind in ("Accepted", "ResolvedRefs")]
+    wrong = next((item for item in found if item.get("status") == "False"), None)
+    name = f"{ref.get('kind', 'Gateway')} {ref.get('namespace') or meta['namespace']}/{ref.get('name')}"
+    error = f"{wrong.get('reason')}: {wrong.get('message') or 'it gives no message'}" if wrong else None
+    return GatewayView(name, found[0].get("status") == "True" and not wrong, error)
 
 
 def _volumes(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

@@ -50,6 +50,7 @@ class Cache:
         self.drafts: ObjectStore[DraftView] = ObjectStore()
         self.pods = Pods()
         self.has_groups = False  # whether the cluster knows LeaderWorkerSets
+        self.has_pools = False  # and InferencePools
         self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
         self._children: defaultdict[Key, dict[Place, CachedChild]] = defaultdict(dict)  # the same by owner
 
