@@ -1,4 +1,4 @@
-"""InferencePools in a real API server that has the kind of the Gateway API Inference Extension, or has not."""
+"""InferencePools in a real API server, which has the kind or has not, as gateways find them there."""
 
 from __future__ import annotations
 

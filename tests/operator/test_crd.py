@@ -117,11 +117,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "timePerOutputToken": {"max": "25ms", "percentile": 50},
             "tokensPerSecond": "2500.5",
         },
-        "cost": {
-            "maxPerHour": "24.00",
-            "maxPerMillionTokens": "0.60",
-            "currency": "USD",
-        },
+        "cost": {"maxPerHour": "24.00", "maxPerMillionTokens": "0.60", "currency": "USD"},
         "replicas": 3,
         "server": {"apiKeysSecretRef": {"name": "keys", "key": "api-keys.txt"}},
         "cache": {"persistentVolumeClaim": {"claimName": "weights"}},
@@ -147,7 +143,8 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "canary": {"minGenerationDuration": "90s", "minDuration": "5m", "minSpeedupRatio": "1.05"},
         },
         "drain": {"timeout": "1m30s"},
-        "routing": "Router",
+        "routing": "Gateway",
+        "gateway": {"endpointPicker": {"name": "mine", "port": 9003, "failureMode": "FailOpen"}},
         "suspend": False,
         "podTemplate": {
             "metadata": {"labels": {"team": "a"}, "annotations": {"note": "x"}},

@@ -220,6 +220,7 @@ def test_what_vllm_measures_too_has_vllms_name_and_type() -> None:
     lines = Metrics("m").render().decode().splitlines()
     served = [tuple(line.split()[2:]) for line in lines if line.startswith("# TYPE vllm:")]
     assert sorted((name, kind) for name, kind in served if not name.endswith("_created")) == [
+        ("vllm:cache_config_info", "gauge"),
         ("vllm:e2e_request_latency_seconds", "histogram"),
         ("vllm:generation_tokens_total", "counter"),
         ("vllm:inter_token_latency_seconds", "histogram"),
