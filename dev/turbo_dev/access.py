@@ -45,14 +45,15 @@ class Access:
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
     @contextmanager
-    def knowing(self, definition: Path) -> Iterator[None]:
-        """With a CustomResourceDefinition of a file; afterwards its kind is gone, and all objects of it."""
-        self.kubectl("apply", "--server-side", "-f", str(definition))
+    def knowing(self, *definitions: Path) -> Iterator[None]:
+        """With the CustomResourceDefinitions of files; afterwards their kinds are gone, and all objects."""
+        files = [f"--filename={path}" for path in definitions]
+        self.kubectl("apply", "--server-side", *files)
         self.wait_for_crds()
         try:
             yield
         finally:
-            self.kubectl("delete", "--ignore-not-found", "-f", str(definition))
+            self.kubectl("delete", "--ignore-not-found", *files)
 
     def wait_for_crds(self) -> None:
         """Wait until the API server serves every CustomResourceDefinition; CommandError after 30 s."""

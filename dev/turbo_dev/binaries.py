@@ -56,6 +56,7 @@ HELM_CLIENT = ("helm",)
 FAKE_NODES = ("kwok",)
 REGISTRY = ("registry",)
 LEADER_WORKER_SETS = ("lws",)
+ENDPOINT_PICKER = ("epp",)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ _TOOLS = {
         "90 s",
     ),
     "lws": _Tool(f"lws-{LWS}", "./cmd", "3 min", release=f"sigs.k8s.io/lws@v{LWS}"),
+    "epp": _Tool(
+        f"inference-extension-{INFERENCE_EXTENSION}",
+        "./cmd/epp",
+        "4 min",
+        release=f"sigs.k8s.io/gateway-api-inference-extension@v{INFERENCE_EXTENSION}",
+    ),
     "helm": _Tool(
         f"helm-{HELM}-for-{KUBERNETES}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s", _HELM_STAMP
     ),
@@ -199,6 +206,7 @@ def _locked(name: str) -> Iterator[None]:
 
 __all__ = [
     "CONTROL_PLANE",
+    "ENDPOINT_PICKER",
     "FAKE_NODES",
     "HELM_CLIENT",
     "LEADER_WORKER_SETS",
