@@ -48,8 +48,10 @@ class Access:
     def knowing(self, *definitions: Path) -> Iterator[None]:
         """With the CustomResourceDefinitions of files; afterwards their kinds are gone, and all objects."""
         files = [f"--filename={path}" for path in definitions]
-        self.kubectl("apply", "--server-side", *files)
+        names = self.kubectl("apply", "--server-side", "--output=name", *files).split()
         self.wait_for_crds()
+        for name in names:  # an established one may answer 429 for a moment, and kubectl tries again
+            self.kubectl("get", name.partition("/")[2], "--all-namespaces")
         try:
             yield
         finally:

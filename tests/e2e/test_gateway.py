@@ -27,7 +27,6 @@ POOL = resources.INFERENCEPOOL
 SERVICE = resources.CHILDREN["Service"]
 POD_IP = "127.0.0.2"  # as the test in the kubelet's place reports it
 CHART_KINDS = ("ConfigMap", "Deployment")
-EXPERIMENTAL = ("inferenceobjectives", "inferencemodelrewrites")
 WRITE_MODEL = (
     "import sys, pathlib; from turbo_dev import tiny_engine; tiny_engine.write(pathlib.Path(sys.argv[1]))"
 )
@@ -222,31 +221,28 @@ def test_upstreams_picker_takes_the_pool_up_and_reads_the_load_of_engine_turbo(
     try:
         server.wait_for("Ready: ", 180)
         page = httpx.get(f"http://{POD_IP}:8000/metrics").text
-        crds = binaries.inference_pools().parent
-        files = [crds / f"inference.networking.x-k8s.io_{name}.yaml" for name in EXPERIMENTAL]
-        with cluster.access.knowing(*files):
-            (program,) = binaries.ensure(binaries.ENDPOINT_PICKER).values()
-            environment = {"KUBECONFIG": str(cluster.access.kubeconfig), "NAMESPACE": it.namespace}
-            picker.start("epp", [program, *flags], environment)
+        (program,) = binaries.ensure(binaries.ENDPOINT_PICKER).values()
+        environment = {"KUBECONFIG": str(cluster.access.kubeconfig), "NAMESPACE": it.namespace}
+        picker.start("epp", [program, *flags], environment)
 
-            def queues() -> set[str]:
-                """The pods of the pool whose queues the picker knows."""
-                picker.check()
-                try:
-                    text = httpx.get(f"http://127.0.0.1:{ports['metrics-port']}/metrics").text
-                except httpx.ConnectError:  # it starts
-                    return set()
-                lines = re.findall(r"^inference_pool_per_pod_queue_size\{(.*)\} 0$", text, re.M)
-                found = [re.fullmatch(r'model_server_pod="(.*)",name="chat"', line) for line in lines]
-                return {match[1] for match in found if match}
+        def queues() -> set[str]:
+            """The pods of the pool whose queues the picker knows."""
+            picker.check()
+            try:
+                text = httpx.get(f"http://127.0.0.1:{ports['metrics-port']}/metrics").text
+            except httpx.ConnectError:  # it starts
+                return set()
+            lines = re.findall(r"^inference_pool_per_pod_queue_size\{(.*)\} 0$", text, re.M)
+            found = [re.fullmatch(r'model_server_pod="(.*)",name="chat"', line) for line in lines]
+            return {match[1] for match in found if match}
 
-            cluster.until(lambda: queues() == it.served(), "it has the pods of the Service")
-            size, number = re.findall(r'_info\{block_size="(\d+)",.*num_gpu_blocks="(\d+)"', page)[0]
-            said = picker.log("epp").read_text
-            read = f"CacheBlockSize:{size} CacheNumGPUBlocks:{number}"
-            cluster.until(lambda: read in said(), f"it has read {read}")
-            missing = set(re.findall(r'metric family \\+"([a-z_:]+)\\+" not found', said()))
-            assert missing == {"vllm:lora_requests_info"}, "as the documentation says"
+        cluster.until(lambda: queues() == it.served(), "it has the pods of the Service")
+        size, number = re.findall(r'_info\{block_size="(\d+)",.*num_gpu_blocks="(\d+)"', page)[0]
+        said = picker.log("epp").read_text
+        read = f"CacheBlockSize:{size} CacheNumGPUBlocks:{number}"
+        cluster.until(lambda: read in said(), f"it has read {read}")
+        missing = set(re.findall(r'metric family \\+"([a-z_:]+)\\+" not found', said()))
+        assert missing == {"vllm:lora_requests_info"}, "as the documentation says"
     finally:
         picker.stop()
         server.close()
