@@ -233,7 +233,7 @@ def test_upstreams_picker_takes_the_pool_up_and_reads_the_load_of_engine_turbo(
             except httpx.ConnectError:  # it starts
                 return set()
             lines = re.findall(r"^inference_pool_per_pod_queue_size\{(.*)\} 0$", text, re.M)
-            found = [re.fullmatch(r'model_server_pod="(.*)",name="chat"', line) for line in lines]
+            found = [re.fullmatch(r'model_server_pod="(.*)-rank-0",name="chat"', line) for line in lines]
             return {match[1] for match in found if match}
 
         cluster.until(lambda: queues() == it.served(), "it has the pods of the Service")
@@ -241,6 +241,16 @@ def test_upstreams_picker_takes_the_pool_up_and_reads_the_load_of_engine_turbo(
         said = picker.log("epp").read_text
         read = f"CacheBlockSize:{size} CacheNumGPUBlocks:{number}"
         cluster.until(lambda: read in said(), f"it has read {read}")
+
+        def sees_a_request() -> bool:
+            """Ask for an answer that takes longer than the 50 ms between two looks of the picker."""
+            body = {"model": "chat", "prompt": "a", "max_tokens": 200, "ignore_eos": True}
+            assert (
+                httpx.post(f"http://{POD_IP}:8000/v1/completions", json=body, timeout=60).status_code == 200
+            )
+            return "RunningRequestsSize:1 " in said()
+
+        cluster.until(sees_a_request, "it sees the load")
         missing = set(re.findall(r'metric family \\+"([a-z_:]+)\\+" not found', said()))
         assert missing == {"vllm:lora_requests_info"}, "as the documentation says"
     finally:
