@@ -1,4 +1,4 @@
-"""Kubernetes, etcd, KWOK, LeaderWorkerSet, helm and a registry, built once from their Go modules.
+"""Kubernetes, etcd, KWOK, LeaderWorkerSet, helm, a registry and an S3 server, built once from Go modules.
 
 They lie in the user's cache, each in a folder named by its version, so that a new version never meets an
 old binary and two checkouts share what they have in common.
@@ -27,6 +27,7 @@ DISTRIBUTION = "3.0.0"
 LWS = "0.7.0"
 GATEWAY_API = "1.4.1"
 INFERENCE_EXTENSION = "1.3.0"  # of it
+VERSITYGW = "1.8.0"
 PAUSE = "1"  # ours; raise it when its source changes
 
 _MODULES = REPOSITORY / "dev" / "cluster"
@@ -57,6 +58,7 @@ FAKE_NODES = ("kwok",)
 REGISTRY = ("registry",)
 LEADER_WORKER_SETS = ("lws",)
 ENDPOINT_PICKER = ("epp",)
+OBJECT_STORE = ("versitygw",)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,9 @@ _TOOLS = {
         "./cmd/epp",
         "4 min",
         release=f"sigs.k8s.io/gateway-api-inference-extension@v{INFERENCE_EXTENSION}",
+    ),
+    "versitygw": _Tool(
+        f"versitygw-{VERSITYGW}", f"github.com/versity/versitygw/cmd/versitygw@v{VERSITYGW}", "2 min"
     ),
     "helm": _Tool(
         f"helm-{HELM}-for-{KUBERNETES}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s", _HELM_STAMP
@@ -211,6 +216,7 @@ __all__ = [
     "HELM_CLIENT",
     "LEADER_WORKER_SETS",
     "NODE",
+    "OBJECT_STORE",
     "REGISTRY",
     "CommandError",
     "GoMissingError",

@@ -7,33 +7,43 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from turbo_runtime.contract.endpoints import PERMANENT_ERROR
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR, S3_CACHE_VARIABLE
 from turbo_runtime.distill.progress import Progress, serve_progress
-from turbo_runtime.model_files import hub_cache
+from turbo_runtime.model_files import hub_cache, s3
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError
 
 TEMPORARY_ERROR = 1
 _TERMINATED = 128 + signal.SIGTERM
 _EPILOG = """\
-Files are checked against the hub's checksums. A download that was interrupted goes on where it was. What is
-there is not downloaded again, and where the hub cannot be reached a model that is there will do. Weights of
-other frameworks than torch are left out. Exit status: 0 when done; 1 when it failed and may work later; 2 for
-a wrong command line; 3 when trying again cannot help.
+Files are checked against the checksums of the hub, or of the store where it has one. A download that was
+interrupted goes on where it was. What is there is not downloaded again, and where hub or store cannot be
+reached a model that is there will do. Weights of other frameworks than torch are left out. For a bucket,
+credentials, region and endpoint are found as AWS's tools find them, such as in AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL. Exit status: 0 when done; 1 when it failed and may
+work later; 2 for a wrong command line; 3 when trying again cannot help.
 """
 
 
 def fetch(argv: list[str]) -> int:
-    """`turbo fetch MODEL [MODEL ...]`: models of the hub into its cache on disk."""
+    """`turbo fetch MODEL [MODEL ...]`: models of the hub and of buckets to disk."""
     parser = argparse.ArgumentParser(
         prog="turbo fetch",
-        description="Bring models of the Hugging Face hub into its cache on disk ($HF_HUB_CACHE).",
+        description="Bring models of the Hugging Face hub into its cache on disk ($HF_HUB_CACHE), and those\n"
+        f"of S3 buckets to folders of their own below ${S3_CACHE_VARIABLE}.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="a Hugging Face hub id")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="a Hugging Face hub id, or s3://BUCKET/PREFIX"
+    )
     parser.add_argument("--revision", help="commit, tag or branch of the first model (default: main)")
-    parser.add_argument("--commit", help="what the revision stands for (default: what the hub says)")
+    parser.add_argument(
+        "--commit",
+        help="what the revision stands for (default: what the hub says); of a bucket its revision, which it "
+        "must still have (default: what it has)",
+    )
     parser.add_argument(
         "--progress-port", type=int, metavar="PORT", help="serve the progress as JSON at /progress"
     )
@@ -67,15 +77,22 @@ def _fetch(options: argparse.Namespace, progress: Progress) -> str:
     snapshots = []
     for model, revision in revisions.items():
         commit = options.commit if model == options.models[0] else None
+        source = _source(model)
         try:
-            snapshots.append(hub_cache.list_snapshot(model, commit or revision))
-        except HubUnreachableError:
-            if hub_cache.cached_snapshot(model, commit or revision) is None:
+            snapshots.append(source.list_snapshot(model, commit or revision))
+        except (HubUnreachableError, s3.StoreUnreachableError):
+            if source.cached_snapshot(model, commit or revision) is None:
                 raise
     total, present = (sum(getattr(each, name) for each in snapshots) for name in ("size", "present"))
     with progress.stage("download", total, "bytes", present) as advance:
         for snapshot in snapshots:
-            hub_cache.fetch(snapshot, revisions[snapshot.model], advance)
+            _source(snapshot.model).fetch(snapshot, revisions[snapshot.model], advance)
     if len(snapshots) < len(revisions):
-        return "The hub cannot be reached, and what is there will do."
-    return f"Downloaded {total - present} bytes; {present} were there."
+        return "The hub, or store, cannot be reached, and what is there will do."
+    folders = "".join(f" {it.model} is in {it.folder}." for it in snapshots if isinstance(it, s3.Snapshot))
+    return f"Downloaded {total - present} bytes; {present} were there.{folders}"
+
+
+def _source(model: str) -> ModuleType:
+    """Return what fetches a model."""
+    return s3 if s3.is_bucket(model) else hub_cache

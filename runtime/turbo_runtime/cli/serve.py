@@ -42,7 +42,7 @@ def inspect(argv: list[str]) -> int:
         "not there or a format that is not served.",
     )
     model_help = RuntimeConfig.__dataclass_fields__["model"].metadata["help"]
-    parser.add_argument("model", metavar="MODEL", help=model_help)
+    parser.add_argument("model", metavar="MODEL", help=f"{model_help}, or s3://BUCKET/PREFIX")
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument(
         "--adapter",

@@ -1,4 +1,4 @@
-"""Port, paths, limit, and exit codes of the runtime's processes."""
+"""Port, paths, limit, and exit codes of the runtime's processes; where copies of models in buckets lie."""
 
 from __future__ import annotations
 
@@ -15,3 +15,11 @@ MAX_BODY_BYTES = 4 * 1024 * 1024  # of a request
 
 PERMANENT_ERROR = 3  # exit status of `turbo inspect` and `turbo distill` when trying again cannot help
 TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelInfo` as JSON must fit
+
+S3_SCHEME = "s3://"
+S3_CACHE_VARIABLE = "TURBO_S3_CACHE"  # the folder of the copies of models in buckets
+
+
+def s3_folder(model: str, revision: str) -> str:
+    """Return where in that folder the copy of a revision of s3://BUCKET/PREFIX is."""
+    return f"{model.removeprefix(S3_SCHEME).strip('/')}/{revision}"

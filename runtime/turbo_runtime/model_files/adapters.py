@@ -21,7 +21,8 @@ from turbo_runtime.model_files.inspector import (
     safetensors_head,
     tensor_shapes,
 )
-from turbo_runtime.model_files.source import ModelError, find, hub_errors
+from turbo_runtime.model_files.s3 import is_bucket
+from turbo_runtime.model_files.source import ModelError, Source, find, hub_errors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512  # of vLLM
@@ -37,7 +38,7 @@ def inspect_with_adapters(
     """Inspect MODEL, and the adapters by their names. Raises ModelError, another ValueError or OSError."""
     if not adapters:
         return inspect_model(model, revision)
-    source = find(model, revision)
+    source = Source(model) if is_bucket(model) else find(model, revision)
     if source.gguf_file:
         raise ModelError("adapters need a folder of safetensors: vLLM, which serves them, reads no GGUF file")
     info, tensors = read_model(source.name, revision)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MAIN = "main"
-_CONFIG = "config.json"  # linked last: where it is, the snapshot is whole
-_WORKERS = 8  # files that are downloaded at a time, as the library does
+CONFIG = "config.json"  # linked last: where it is, the snapshot is whole
+WORKERS = 8  # files that are downloaded at a time, as the library does
 # Weights of other frameworks, and the same weights again.
 _UNUSED = (
     *("*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ot"),
@@ -105,11 +105,16 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
     root, name = repository(model), revision or _MAIN
     ref = root / "refs" / name
     folder = root / "snapshots" / (ref.read_text(encoding="ascii").strip() if ref.is_file() else name)
-    if not (folder / _CONFIG).is_file():
-        return None
+    return folder if is_whole(folder) else None
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that is filled in our order has all files of a model."""
+    if not (folder / CONFIG).is_file():
+        return False
     index = folder / INDEX
     names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
-    return folder if all((folder / name).is_file() for name in names) else None
+    return all((folder / name).is_file() for name in names)
 
 
 def list_snapshot(model: str, revision: str | None) -> Snapshot:
@@ -131,15 +136,16 @@ def list_snapshot(model: str, revision: str | None) -> Snapshot:
     # They become names of files.
     if odd := next((file for file in files if not _CHECKSUM.fullmatch(file.checksum)), None):
         raise ModelError(f"the hub gives {odd.name} of {model} no checksum")
-    return Snapshot(model, commit, tuple(_used(files)))
+    names = used_names(file.name for file in files)
+    used = (file for file in files if file.name in names)
+    return Snapshot(model, commit, tuple(sorted(used, key=lambda file: (file.name == CONFIG, file.name))))
 
 
-def _used(files: Iterable[HubFile]) -> list[HubFile]:
-    """Leave out what no engine of ours loads, config.json last."""
-    used = [file for file in files if not any(fnmatch.fnmatch(file.name, unused) for unused in _UNUSED)]
-    if any(file.name.endswith(".safetensors") for file in used):
-        used = [file for file in used if not file.name.endswith(".bin")]
-    return sorted(used, key=lambda file: (file.name == _CONFIG, file.name))
+def used_names(names: Iterable[str]) -> set[str]:
+    """Leave out the files that no engine of ours loads."""
+    used = {name for name in names if not any(fnmatch.fnmatch(name, unused) for unused in _UNUSED)}
+    has_safetensors = any(name.endswith(".safetensors") for name in used)
+    return {name for name in used if not (has_safetensors and name.endswith(".bin"))}
 
 
 def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], object]) -> None:
@@ -151,14 +157,10 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
 
     root = repository(snapshot.model)
     root.mkdir(parents=True, exist_ok=True)
-    missing, free = snapshot.size - snapshot.present, shutil.disk_usage(root).free
-    if missing > free:
-        raise NoSpaceError(
-            f"{_gb(missing)} are missing, and the volume has {_gb(free)} free: enlarge it, or remove from it"
-        )
+    check_room(root, snapshot.size - snapshot.present)
     own = [file for file in snapshot.files if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE]
     with hub_errors():
-        with ThreadPoolExecutor(_WORKERS) as pool:
+        with ThreadPoolExecutor(WORKERS) as pool:
             for done in [pool.submit(_download, snapshot, file, advance) for file in own]:
                 done.result()
         for file in snapshot.files:  # what is larger than HTTP gives out is the library's to download
@@ -168,6 +170,14 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
     if name != snapshot.commit and not (ref.is_file() and ref.read_text("ascii") == snapshot.commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(snapshot.commit, encoding="ascii")
+
+
+def check_room(folder: Path, missing: int) -> None:
+    """Raise NoSpaceError where the volume of a folder has no room for so many bytes."""
+    if missing > (free := shutil.disk_usage(folder).free):
+        raise NoSpaceError(
+            f"{_gb(missing)} are missing, and the volume has {_gb(free)} free: enlarge it, or remove from it"
+        )
 
 
 def _download(snapshot: Snapshot, file: HubFile, advance: Callable[[int], object]) -> None:
@@ -189,7 +199,7 @@ def _download(snapshot: Snapshot, file: HubFile, advance: Callable[[int], object
             return
         if part.exists() and part.stat().st_size > file.size:
             part.unlink()
-        with _Counted(part, advance) as stream:
+        with CountedWriter(part, advance) as stream:
             url = hf_hub_url(snapshot.model, file.name, revision=snapshot.commit)
             http_get(url, stream, resume_size=stream.tell(), headers=headers, expected_size=file.size)
             stream.flush()
@@ -200,7 +210,7 @@ def _download(snapshot: Snapshot, file: HubFile, advance: Callable[[int], object
         part.replace(blob)
 
 
-class _Counted(io.BufferedWriter):
+class CountedWriter(io.BufferedWriter):
     """A file that is appended to, and counts what was written."""
 
     def __init__(self, path: Path, advance: Callable[[int], object]) -> None:
@@ -208,6 +218,7 @@ class _Counted(io.BufferedWriter):
         self._advance = advance
 
     def write(self, data: ReadableBuffer) -> int:
+        """Append bytes, and count them."""
         count = super().write(data)
         self._advance(count)
         return count

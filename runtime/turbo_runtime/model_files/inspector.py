@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
-from turbo_runtime.model_files.hub_cache import INDEX, cached_snapshot
-from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find, hub_errors
+from turbo_runtime.model_files import hub_cache, s3
+from turbo_runtime.model_files.hub_cache import INDEX
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError, Source, find, hub_errors
 from turbo_runtime.shapes import UnknownShapeError, describe
 from turbo_runtime.shapes.config_reader import BITS, Quantization
 
@@ -56,29 +57,34 @@ class Files:
 
 
 def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
-    """Inspect MODEL as `turbo serve` takes it. Raises ModelError, another ValueError or OSError.
+    """Inspect MODEL as `turbo serve` takes it, or in a bucket.
 
-    Where the hub cannot be reached, a model in its cache on disk will do.
+    Where hub or store cannot be reached, a copy on disk will do. Raises ModelError, another ValueError or
+    OSError.
     """
-    source = find(model, revision)
+    source = Source(model) if s3.is_bucket(model) else find(model, revision)
     if source.gguf_file:
         return _inspect_gguf(Path(source.name) / source.gguf_file)
     return read_model(source.name, revision)[0]
 
 
 def read_model(name: str, revision: str | None) -> tuple[ModelInfo, Shapes]:
-    """Inspect a folder or a hub id; return the shapes of its tensors by name, too."""
+    """Inspect a folder, a prefix of a bucket or a hub id; return the shapes of its tensors by name, too."""
     try:
         with hub_errors():
             return inspect_files(list_files(name, revision))
-    except HubUnreachableError:
-        if (cached := cached_snapshot(name, revision)) is None:
+    except (HubUnreachableError, s3.StoreUnreachableError):
+        if (cached := (s3 if s3.is_bucket(name) else hub_cache).cached_snapshot(name, revision)) is None:
             raise
         return inspect_files(replace(list_files(str(cached), None), revision=cached.name))
 
 
 def list_files(name: str, revision: str | None) -> Files:
-    """List a folder, or what a hub has; within `hub_errors`, as are reads of what it returns."""
+    """List a folder, or what a bucket or a hub has; within `hub_errors`, as are reads of what it returns."""
+    if s3.is_bucket(name):
+        listed = s3.list_snapshot(name, None)
+        sizes = {file.name: file.size for file in listed.files if "/" not in file.name}
+        return Files(listed.revision, sizes, listed.open)
     if (folder := Path(name)).is_dir():
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         return Files(None, sizes, lambda name: (folder / name).open("rb"))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turbo_runtime.contract.endpoints import S3_SCHEME
+
 # Decoder-only classes that hand `**kwargs` to the attention interface and have no part of their own whose
 # rows mix.
 ARCHITECTURES = (
@@ -50,6 +52,8 @@ class Source:
 
 def find(model: str, revision: str | None) -> Source:
     """Tell file, folder and hub id apart; raises ModelError for a path where nothing is."""
+    if model.startswith(S3_SCHEME):
+        raise ModelError(f"turbo fetch {model} brings it to disk: name the folder that it prints")
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
