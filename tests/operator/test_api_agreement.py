@@ -34,11 +34,17 @@ _odd_uris = [
     "oci://r/a",
     "oci://a:1",
     "oci://r/a:1/../b",
+    "s3://a",
+    "s3://A-b/c",
+    "s3://abc/.d",
+    "s3://abc/d/..",
+    "s3://abc//d",
 ]
 _uris = _values(
     [
         *("hf://a/b", "hf://A-1/b_2.x", "pvc://c", "pvc://c/", "pvc://c//d", "pvc://c/a..b"),
         *("pvc://c/d/e.gguf", "oci://r.io/a/b:1", "oci://r.io:5000/a__b/c-d@sha256:" + "0f" * 32 + "/m/"),
+        *("s3://abc", "s3://a.b-c/", "s3://abc/d/e=f.g/"),
     ],
     st.sampled_from(_odd_uris),
 )

@@ -78,6 +78,14 @@ SPECS: dict[str, dict[str, Any]] = {
         "accelerators": {"allowed": ["cpu"]},
         "cache": {"emptyDir": {"sizeLimit": "2Gi"}},
     },
+    "in-a-bucket": {
+        "model": {
+            "uri": "s3://models/chat",
+            "s3": {"endpoint": "http://minio:9000", "region": "eu-1", "secretRef": {"name": "bucket"}},
+        },
+        "accelerators": {"allowed": ["cpu"]},
+        "cache": {"persistentVolumeClaim": {"claimName": "weights"}},
+    },
     "routed": {"model": {"uri": "hf://org/chat"}, "accelerators": {"allowed": ["l4"]}, "routing": "Router"},
     "hub-on-a-device": {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},

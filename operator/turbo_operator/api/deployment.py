@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName, Routing
-from turbo_operator.api.model import Adapter, Model
+from turbo_operator.api.model import Adapter, Cache, Model
 from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Capture, Method, Speculation
@@ -21,7 +21,6 @@ from turbo_operator.api.validation import (
     Duration,
     Metadata,
     ObjectName,
-    Quantity,
     Record,
     Rule,
     Text,
@@ -77,47 +76,6 @@ class Engine(Record):
             "!has(self.args) || self.type == 'VLLM'",
             "write type: VLLM too, or leave args out: they are of vLLM's server",
             "args",
-        ),
-    )
-
-
-class CacheClaim(Record):
-    """A PersistentVolumeClaim that keeps models."""
-
-    claim_name: ObjectName
-    """Name of the claim, in the same namespace; with pods on several nodes one that several may mount. Its
-    folder hub is a cache of the Hugging Face hub, which other TurboDeployments may share.
-    """
-
-
-class CacheFolder(Record):
-    """A folder that each pod has for itself."""
-
-    size_limit: Quantity | None = None
-    """Of the folder. Default: what the node has."""
-
-
-class NoCache(Record):
-    """Nothing is fetched ahead."""
-
-
-class Cache(Record):
-    """Where a model of the hub lies before a pod serves it: one of the three."""
-
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
-
-    persistent_volume_claim: CacheClaim | None = None
-    """A Job fetches the model to a claim once. Pods start when all of it is there, and need no hub."""
-    empty_dir: CacheFolder | None = None
-    """Each pod fetches the model before its engine starts, which needs no hub then."""
-    none: NoCache | None = None
-    """Each engine downloads the model as it starts."""
-
-    rules = (
-        Rule(
-            "(has(self.persistentVolumeClaim) != has(self.emptyDir)) != has(self.none)"
-            " && !(has(self.persistentVolumeClaim) && has(self.emptyDir))",
-            "write one of persistentVolumeClaim, emptyDir and none",
         ),
     )
 
@@ -186,7 +144,7 @@ class TurboDeploymentSpec(Record):
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
     cache: Cache | None = None
-    """Where a model of the hub lies before a pod serves it. Default: none."""
+    """Where a model of the hub or in a bucket lies before a pod serves it. Default: none."""
     capture: Capture | None = None
     """Prompts of this deployment's own traffic, kept for drafts to learn from. Default: none are."""
     rollout: Rollout = Field(default_factory=Rollout)
@@ -205,8 +163,14 @@ class TurboDeploymentSpec(Record):
             "speculation.method",
         ),
         Rule(
-            "!has(self.cache) || self.model.uri.startsWith('hf://')",
-            "leave cache out: only a model of the hub (hf://) is fetched",
+            "!has(self.cache) || self.model.uri.matches('^(hf|s3)://')",
+            "leave cache out: only a model of the hub (hf://) or in a bucket (s3://) is fetched",
+            "cache",
+        ),
+        Rule(
+            "!self.model.uri.startsWith('s3://') || has(self.cache) && !has(self.cache.none)",
+            "write cache.persistentVolumeClaim or cache.emptyDir: engines read no bucket, so a model in one "
+            "(s3://) is fetched before they start",
             "cache",
         ),
         Rule(

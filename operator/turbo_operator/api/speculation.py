@@ -185,6 +185,14 @@ class DraftModel(ModelSource):
     uri: ModelURI
     """hf://, pvc:// or oci://, as of the model."""
 
+    rules = (
+        Rule(
+            "!self.uri.startsWith('s3://')",
+            "write hf://, pvc:// or oci://: draft models in buckets are not supported yet",
+            "uri",
+        ),
+    )
+
 
 class DraftRef(Record):
     """A draft that was trained for the model."""

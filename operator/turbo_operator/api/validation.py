@@ -311,14 +311,16 @@ _REFERENCE = (
     r"(:[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}|@sha256:[0-9a-f]{64})"
 )
 _IN_IMAGE = r"oci://" + _REFERENCE + r"(/[^/\s]+)*/?"
+_IN_BUCKET = r"s3://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9](/[^/\s.][^/\s]*)*/?"
 ModelURI = Annotated[
     str,
     Text(
         1024,
-        f"{_HUB}|{_CLAIM}|{_IN_IMAGE}",
+        f"{_HUB}|{_CLAIM}|{_IN_IMAGE}|{_IN_BUCKET}",
         "write hf://ORGANIZATION/NAME for a model of the Hugging Face hub (its commit in revision), "
-        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim, or "
-        "oci://REGISTRY/REPOSITORY:TAG/PATH for one in an image",
+        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim, "
+        "oci://REGISTRY/REPOSITORY:TAG/PATH for one in an image, or s3://BUCKET/PREFIX for a folder of a "
+        "bucket",
     ),
     Rule(
         "!self.split('/').exists(part, part == '..')",
@@ -338,6 +340,11 @@ class ModelSource(Record):
     def on_hub(self) -> bool:
         """Whether the model comes from the Hugging Face hub."""
         return self.uri.startswith("hf://")
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether the model is below a prefix of an S3 bucket."""
+        return self.uri.startswith("s3://")
 
     @property
     def hub_id(self) -> str:

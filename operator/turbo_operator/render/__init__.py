@@ -217,6 +217,7 @@ def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
     container = pod.build_container(
         td, settings, image, INSPECT_CONTAINER, command, args, resources, asks_hub=True
     )
+    container = pod.reading_bucket(td, container)
     spec = {
         "backoffLimit": RETRIES,
         "podFailurePolicy": {"rules": [pod.failing_at_once(INSPECT_CONTAINER)]},

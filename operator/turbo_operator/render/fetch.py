@@ -1,5 +1,5 @@
-"""What brings a model of the hub to where pods read it: a Job to a claim, or a container that runs before the
-engine's to a folder of the pod's own. Pure.
+"""What brings a model of the hub or in a bucket to where pods read it: a Job to a claim, or a container that
+runs before the engine's to a folder of the pod's own. Pure.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def job_name(td: api.TurboDeployment, facts: ModelInfo) -> str:
     """`NAME-fetch-HASH`, by what is fetched, and where to."""
     token = td.spec.model.token_secret_ref
     material = [pod.fetched_claim(td), facts.revision, *_models(td), token.dump() if token else None]
+    material += [td.spec.model.s3.dump()] if td.spec.model.s3 else []
     digest = metadata.digest(material)
     return f"{td.metadata.name}-fetch-{base64.b32encode(bytes.fromhex(digest)).decode().lower()[:4]}"
 
@@ -61,10 +62,17 @@ def _container(td: api.TurboDeployment, facts: ModelInfo, settings: Settings, *m
         *more,
     ]
     image, command = pod.runtime_image(td, settings), ["turbo", "fetch"]
-    return pod.build_container(td, settings, image, CONTAINER, command, arguments, _RESOURCES, asks_hub=True)
+    draft = td.spec.speculation.draft_model
+    container = pod.build_container(
+        td, settings, image, CONTAINER, command, arguments, _RESOURCES, draft, asks_hub=True
+    )
+    return pod.reading_bucket(td, container)
 
 
 def _models(td: api.TurboDeployment) -> list[str]:
-    """Return the hub ids of the model and of a draft model of the hub."""
+    """Return the model, and the hub id of a draft model of the hub."""
     draft = td.spec.speculation.draft_model
-    return [td.spec.model.hub_id, *([draft.hub_id] if draft is not None and draft.on_hub else [])]
+    return [
+        pod.model_argument(td.spec.model),
+        *([draft.hub_id] if draft is not None and draft.on_hub else []),
+    ]

@@ -12,7 +12,7 @@ from turbo_operator.plan import Choice
 from turbo_operator.render.metadata import digest
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.documents import ModelInfo
-from turbo_runtime.contract.endpoints import PERMANENT_ERROR
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR, S3_CACHE_VARIABLE, s3_folder
 
 TERMINATION_LOG = "/dev/termination-log"  # where the kubelet reads it
 MODELS_PATH = "/models"  # where a claim or an image is mounted
@@ -21,6 +21,7 @@ ADAPTERS_PATH = "/adapters"  # and claims of adapters, by their names
 ADAPTER_CACHE_PATH = "/adapter-cache"  # where adapters of a hub are kept for the life of a pod
 CACHE_PATH = "/cache"  # where a hub's files are kept, by a claim or for the life of a pod
 HUB_CACHE_PATH = f"{CACHE_PATH}/hub"  # as a folder of it is called where HF_HOME is /cache
+S3_CACHE_PATH = f"{CACHE_PATH}/s3"  # and models of buckets
 TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
 TMP_LIMIT = "1Gi"
 
@@ -49,13 +50,18 @@ def source_hash(td: api.TurboDeployment) -> str:
     model = td.spec.model
     token = model.token_secret_ref.dump() if model.token_secret_ref else None
     adapters = [adapter.dump() for adapter in sorted_adapters(td)]
-    parts = {"uri": model.uri, "revision": model.revision, "token": token}
+    parts: dict[str, Any] = {"uri": model.uri, "revision": model.revision, "token": token}
+    parts |= {"s3": model.s3.dump()} if model.s3 else {}
     source = digest({**parts, **({"adapters": adapters} if adapters else {})})
     return base64.b32encode(bytes.fromhex(source)).decode().lower()[:4]
 
 
 def model_argument(source: api.ModelSource, path: str = MODELS_PATH) -> str:
-    """Return what an engine gets as a model: a hub id, or a path in the volume mounted at `path`."""
+    """Return what an engine gets as a model: a hub id, or a path in the volume mounted at `path`; and what
+    commands of ours get as one in a bucket.
+    """
+    if source.in_bucket:
+        return source.uri
     return source.hub_id if source.on_hub else f"{path}/{source.path}".rstrip("/")
 
 
@@ -73,6 +79,8 @@ def is_fetched(td: api.TurboDeployment) -> bool:
 def served_model(td: api.TurboDeployment, facts: ModelInfo) -> tuple[str, str | None]:
     """Return what an engine gets as the model, and of a model that it asks the hub for the commit."""
     source = td.spec.model
+    if source.in_bucket:
+        return f"{S3_CACHE_PATH}/{s3_folder(source.uri, facts.revision or '')}", None
     revision = (facts.revision or source.revision) if source.on_hub else None
     if is_fetched(td):
         return f"{HUB_CACHE_PATH}/models--{source.hub_id.replace('/', '--')}/snapshots/{revision}", None
@@ -106,7 +114,7 @@ def _model_volumes(
         ("model", td.spec.model, MODELS_PATH),
         ("draft-model", draft, DRAFT_MODEL_PATH),
     ):
-        if source is not None and not source.on_hub:
+        if source is not None and not source.on_hub and not source.in_bucket:
             volume: dict[str, Any] = {"persistentVolumeClaim": {"claimName": source.claim, "readOnly": True}}
             if source.image:
                 volume = {"image": {"reference": source.image, "pullPolicy": "IfNotPresent"}}
@@ -122,7 +130,7 @@ def _model_volumes(
         kept = {"claimName": claim_name} | ({} if writes_claim else {"readOnly": True})
         volume = {"persistentVolumeClaim": kept}
         volumes.append(mounted_volume("cache", volume, CACHE_PATH, read_only=not writes_claim))
-    elif _needs_hub(td, draft):
+    elif is_fetched(td) or _needs_hub(td, draft):
         folder = td.spec.cache.empty_dir.dump() if td.spec.cache and td.spec.cache.empty_dir else {}
         volumes.append(mounted_volume("cache", {"emptyDir": folder}, CACHE_PATH))
     return volumes
@@ -202,6 +210,22 @@ def build_container(
         "env": [*_environment(td, draft, asks_hub), *variables],
         "resources": resources,
     }
+
+
+def reading_bucket(td: api.TurboDeployment, container: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a container as one that may read the bucket of a model in one; any other as it is."""
+    model = td.spec.model
+    if not model.in_bucket:
+        return dict(container)
+    values = {S3_CACHE_VARIABLE: S3_CACHE_PATH}
+    if (bucket := model.s3) is not None:
+        values |= {"AWS_ENDPOINT_URL_S3": bucket.endpoint} if bucket.endpoint else {}
+        values |= {"AWS_REGION": bucket.region} if bucket.region else {}
+    own = [{"name": name, "value": value} for name, value in values.items()]
+    complete = {**container, "env": merge_environment(own, container["env"])}
+    if bucket is not None and bucket.secret_ref is not None:
+        complete["envFrom"] = [{"secretRef": {"name": bucket.secret_ref.name}}]
+    return complete
 
 
 def merge_environment(

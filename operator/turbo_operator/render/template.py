@@ -79,6 +79,8 @@ def plan_hash(
         material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
     if pod.is_fetched(td) and td.spec.cache is not None:
         material["cache"] = td.spec.cache.dump()
+        if td.spec.model.s3 and pod.fetched_claim(td) is None:  # else serving pods read no bucket
+            material["s3"] = td.spec.model.s3.dump()
     if keys := api_keys(td):
         material["apiKeys"] = keys.dump()
     if kept := capture(td):

@@ -83,6 +83,15 @@ def remedy_of(reason: str | None, message: str | None, image: str = "spec.engine
         return " Environment variables are in spec.podTemplate.spec.env."
     if message and "HF_TOKEN" in message:
         return " spec.model.tokenSecretRef names the Secret that has it."
+    if message and "AWS_ACCESS_KEY_ID" in message:
+        return (
+            " spec.model.s3.secretRef names a Secret that has them, or podTemplate.spec.serviceAccountName a "
+            "service account with a role."
+        )
+    if message and "AWS_ENDPOINT_URL" in message:
+        return " spec.model.s3.endpoint says it."
+    if message and "its revision was" in message:
+        return " Delete ConfigMap NAME-model of this object, and the bucket is inspected anew."
     if message and re.search("volume node affinity conflict|ReadWriteOncePod", message):
         return " Pods on several nodes need a claim that several may mount: ReadWriteMany or ReadOnlyMany."
     if message and re.search('persistentvolumeclaim "[^"]+" not found', message):  # the scheduler's words
