@@ -90,3 +90,26 @@ def test_what_was_compared_for_losslessness_is_that_of_its_run() -> None:
     assert f"| {accepted} / {rejected} |" in section("lossless")
     assert row("lossless", "smallest p of the chi-square test") == [round(run["chi_square_p_min"], 2)]
     assert (run["logit_differences"], run["stream_differences"]) == (0, 0)
+
+
+def test_what_the_router_gains_and_costs_is_that_of_its_run() -> None:
+    document = json.loads((ROOT / "benchmarks" / "results" / "router.json").read_text())
+    rows = {(each["what"], each["way"]): each for each in document["rows"]}
+
+    def both(what: str, field: str, scale: float, digits: int) -> list[float]:
+        return [round(rows[what, way][field] * scale, digits) for way in ("Service", "router")]
+
+    assert row("router", "50 conversations on four") == both("50 conversations", "hit_rate", 100, 0)
+    assert row("router", "95 % of first tokens") == both("50 conversations", "p95_ms", 1e-3, 2)
+    killed = [rows["a pod killed", way] for way in ("Service", "router")]
+    counts = [[each["failed"], each["failed"] + each["answered"]] for each in killed]
+    assert row("router", "the same load while a pod is killed") == [*counts[0], *counts[1]]
+    assert row("router", "median first token, one stream") == both("1 streams", "p50_ms", 1, 1)
+    assert row("router", "median first token, 64 streams") == both("64 streams", "p50_ms", 1, 0)
+    assert row("router", "99 % of first tokens within, 64 streams") == both("64 streams", "p99_ms", 1, 0)
+    assert row("router", "two real pods") == both("two real pods", "tokens_per_second", 1, 1)
+    alone = rows["64 streams", "router alone"]["p50_ms"] - rows["64 streams", "Service"]["p50_ms"]
+    added = document["figures"]["added_p50_ms_at_64"]
+    assert f"That is {added:.0f} ms at 64 streams, of which vllm-router alone is {alone:.0f} ms." in section(
+        "router"
+    )

@@ -105,6 +105,8 @@ def test_three_replicas_one_and_none_and_a_lost_router_cost_no_request(chat: Ser
         seconds = time.monotonic() - start
     assert (after.status_code, after.json()["choices"][0]["text"]) == (200, before)
     chat.until(lambda: serve(1), "one serves again")
+    stages = {"scheduling", "pulling", "loading", "checking", "ready", "firstToken"}
+    chat.until(lambda: chat.status()["startup"].keys() >= stages, "each stage of its start is known")
     print(f"first request after zero: {seconds:.1f} s; {json.dumps(chat.status().get('startup'))}")
 
 

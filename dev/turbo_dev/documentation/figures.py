@@ -172,6 +172,27 @@ def _planner(figure: Figure, result: Result) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
+def _router(figure: Figure, result: Result) -> None:
+    rows = {(row["what"], row["way"]): row for row in result["rows"]}
+    panels = {
+        "95 % of first tokens within, s\n(50 conversations)": ("50 conversations", "p95_ms", 1e-3, "{:.2f}"),
+        "failed requests\n(a pod killed under load)": ("a pod killed", "failed", 1.0, "{:.0f}"),
+        "output tokens per second\n(two real pods)": ("two real pods", "tokens_per_second", 1.0, "{:.0f}"),
+        "median first token, ms\n(64 streams at a time)": ("64 streams", "p50_ms", 1.0, "{:.0f}"),
+    }
+    for axes, (title, (what, field, scale, form)) in zip(
+        figure.subplots(1, len(panels)), panels.items(), strict=True
+    ):
+        series = {way: [rows[what, way][field] * scale] for way in ("Service", "router")}
+        _grouped_bars(axes, [""], series, equal=None, form=form, colors=(_GRAY, _BLUE))
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower right", ncols=2, frameon=False)
+    figure.suptitle(
+        "Conversations keep to their pods; many new streams at a time pay for the way", fontsize=11
+    )
+
+
 def _heads(figure: Figure, result: Result) -> None:
     axes = figure.subplots()
     domains = [domain for domain in _DOMAINS if f"{domain}_of_plain" in result["figures"]]
@@ -238,4 +259,5 @@ FIGURES: dict[str, tuple[str, Callable[[Figure, Result], None]]] = {
     "load": ("load", _load),
     "heads": ("distill", _heads),
     "planner-error": ("planner", _planner),
+    "router": ("router", _router),
 }

@@ -20,7 +20,6 @@ from turbo_operator.api.validation import (
     ASecondToAnHour,
     Duration,
     Metadata,
-    ObjectName,
     Record,
     Rule,
     Text,
