@@ -98,14 +98,23 @@ def load(seconds: float, tokens: int) -> Load:
     return replace(idle, decode_seconds=seconds, decode_tokens=tokens)
 
 
-def look(
-    it: TurboDeployment, observed: Snapshot, speedups: SpeedupTracker, now: float
-) -> tuple[SpeedupTracker, CanaryVerdict | None]:
-    """The verdict on the canary, with the plan that a reconcile would ask for."""
+def plans(it: TurboDeployment, observed: Snapshot) -> tuple[Choice | None, Plan | None]:
+    """What serves, and the plan of pods that try a draft, as a reconcile would ask for them."""
     choice = planned(it, observed).choice
     asked = canary.trial(it, observed, choice)
-    answer = None if asked is None else planner.plan(asked, now)
-    return canary.update_canary(it, observed, choice, speedups, now, answer)
+    return choice, None if asked is None else planner.plan(asked, NOW)
+
+
+def look(
+    it: TurboDeployment,
+    observed: Snapshot,
+    speedups: SpeedupTracker,
+    now: float,
+    known: tuple[Choice | None, Plan | None] | None = None,
+) -> tuple[SpeedupTracker, CanaryVerdict | None]:
+    """The verdict on the canary; `known` are the plans, which no load changes."""
+    choice, trial = known or plans(it, observed)
+    return canary.update_canary(it, observed, choice, speedups, now, trial)
 
 
 def decided(

@@ -32,7 +32,7 @@ ADDRESSES = {None: ("127.0.0.4", 0.025), GOOD: ("127.0.0.5", 0.010), BAD: ("127.
 SECONDS = 100.0  # of requests that a pod ends in a second: a canary of minutes within one
 TOKENS, ACCEPTED = 4, 1.5  # drafted tokens of a step, and those that are right
 DEPTH = 4
-CANARY = {"minGenerationDuration": "20s", "minDuration": "1s"}
+CANARY = {"minGenerationDuration": "2s", "minDuration": "1s"}
 RATES = {"memoryBandwidthGBps": "100", "tflops": {"bf16": "2"}}
 
 

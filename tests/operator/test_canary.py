@@ -46,7 +46,7 @@ def tried(
     *,
     audits: int = 3,
     mismatches: int = 0,
-    minutes: int = 6,
+    minutes: int = 12,
     usual: float = 0.0,
     **trying: Any,
 ) -> CanaryVerdict:

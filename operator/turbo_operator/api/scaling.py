@@ -105,9 +105,11 @@ class Canary(Record):
     """How a new draft of the deployment is tried: by one pod of its own, before all take it."""
 
     min_generation_duration: UpToAnHour = Duration("60s")
-    """Time that its pod has to spend on outputs, once to warm up and once to be compared."""
+    """Time that its pod has to spend on outputs, once to warm up (by the clock too), once to be compared."""
     min_duration: UpToAnHour = Duration("10m")
-    """Shortest canary. While the difference may be chance, it goes on."""
+    """Shortest canary: eight or more blocks of an eighth of this are compared. While the difference may be
+    chance, it goes on.
+    """
     min_speedup_ratio: Ratio = Decimal("1.02")
     """Its speedup over that of the other pods in the same time must be at least this. A draft that adds
     nothing to theirs comes out about even."""

@@ -15,7 +15,13 @@ from turbo_operator import api, render
 from turbo_operator.api import OFF, CanaryReason, EngineName, Method, ScalingMode, TurboDeployment
 from turbo_operator.api.status import MAX_REJECTED_DRAFTS
 from turbo_operator.autoscaler import limits
-from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
+from turbo_operator.drafts.speedup import (
+    MIN_BLOCKS,
+    MIN_SECONDS,
+    CanaryRun,
+    GenerationStats,
+    SpeedupTracker,
+)
 from turbo_operator.drafts.training import fitting
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import PlannerInputs, build_inputs
@@ -34,7 +40,9 @@ _WAITS = (
 )
 _UNDER_WAY = frozenset({CanaryReason.EVALUATING, *_WAITS})
 GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a canary without a verdict is over
-CONFIDENCE = 2.5  # standard errors: enough for a look every few seconds, each of which may be the last
+# Standard errors that decide: eight blocks tell an error only roughly, and the end of each further one may be
+# the end of the canary. With as many, fewer than one in twenty drafts that are no better is promoted.
+CONFIDENCE = 3.5
 LONGEST = 10  # times the shortest canary, after which what is not better beyond chance is no improvement
 # Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
 LAW_SHARE = 0.02
@@ -146,7 +154,8 @@ def update_canary(
         verdict = _unaffordable(td, choice, draft, variant)
         if verdict is None:
             last = speedups.run
-            new = CanaryRun(variant, now, by_token=is_by_restart)
+            block_seconds = td.spec.rollout.canary.min_duration.seconds / MIN_BLOCKS
+            new = CanaryRun(variant, now, by_token=is_by_restart, block_seconds=block_seconds)
             run = last if last is not None and last.variant == variant else new
     warm_seconds = td.spec.rollout.canary.min_generation_duration.seconds
     speedups = replace(speedups, run=run).update(observed.pods, now, warm_seconds)
@@ -265,22 +274,23 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
 
 def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
     needed, total = settings.min_generation_duration.seconds, run.warmup + run.canary
-    new, old = run.speeds
     seconds = min(run.seconds(run.canary), run.seconds(run.baseline))
-    if seconds < needed or new is None or old is None:
-        if run.seconds(run.warmup) < needed:
-            return CanaryReason.EVALUATING, f"The pod that tries {version} warms up on live traffic."
+    compared = f"{version} is compared with what the other pods use"
+    if run.began is None or not run.is_warm(now, needed):
+        return CanaryReason.EVALUATING, f"The pod that tries {version} warms up on live traffic."
+    if seconds < max(needed, MIN_SECONDS):
         done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
-        needed_part = f"{done} % of the answers needed are there"
-        return CanaryReason.EVALUATING, f"{version} is compared with what the other pods use: {needed_part}."
-    if run.began is None or now - run.began < settings.min_duration.seconds:
+        return CanaryReason.EVALUATING, f"{compared}: {done} % of the answers needed are there."
+    if now - run.began < settings.min_duration.seconds:
         return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
+    (new, old), chance = run.speeds, CONFIDENCE * run.relative_error
+    may_be_chance = CanaryReason.EVALUATING, f"{compared}: the difference may still be chance."
+    if new is None or old is None or math.isinf(chance):
+        return may_be_chance
     gain = math.log(new / old / float(settings.min_speedup_ratio))
-    chance = CONFIDENCE * run.relative_error
     is_long = now - run.began >= LONGEST * settings.min_duration.seconds and seconds >= LONGEST * needed
     if abs(gain) < chance and not is_long:
-        message = f"{version} is compared with what the other pods use: the difference may still be chance."
-        return CanaryReason.EVALUATING, message
+        return may_be_chance
     if run.by_token:
         return _by_token(version, run, new, float(settings.min_speedup_ratio), chance <= gain)
     if not total.audits:

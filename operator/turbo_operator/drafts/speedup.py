@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from turbo_operator.snapshot import PodView
 from turbo_runtime.contract.documents import Load
 
 WINDOW_SECONDS = 600.0  # of the speedup that is shown
-MIN_INCREMENTS = 4  # from which an error can be told
+MIN_BLOCKS = 8  # from which an error can be told
 MIN_SECONDS = 10.0  # of answering, below which a speedup is not known
 
 
@@ -41,7 +41,7 @@ class GenerationStats:
         return cls(seconds, plain_seconds, load.audits or 0, load.audit_mismatches or 0, *decoded)
 
     def __add__(self, other: GenerationStats) -> GenerationStats:
-        return GenerationStats(*map(operator.add, astuple(self), astuple(other)))
+        return GenerationStats(*map(operator.add, _counts(self), _counts(other)))
 
     def since(self, before: GenerationStats | None) -> GenerationStats:
         """Return what came after `before`; all of it where the process has started anew meanwhile."""
@@ -51,7 +51,7 @@ class GenerationStats:
             if not self.decode_tokens:
                 return self
             before = replace(before, seconds=self.seconds, plain_seconds=self.plain_seconds)  # an estimate
-        return GenerationStats(*map(operator.sub, astuple(self), astuple(before)))
+        return GenerationStats(*map(operator.sub, _counts(self), _counts(before)))
 
     @property
     def speedup(self) -> float | None:
@@ -65,87 +65,108 @@ class GenerationStats:
         return self.decode_seconds / self.decode_tokens if known else None
 
 
+_counts = operator.attrgetter(*(each.name for each in fields(GenerationStats)))
+
+
 @dataclass(frozen=True, slots=True)
-class RatioStats:
-    """Sums over increments of two counters, from which the error of their ratio follows.
+class Block:
+    """What the pods of a canary and all others did in the same stretch of time."""
 
-    The ratio estimator of survey sampling: W. G. Cochran, Sampling Techniques, section 6.4.
-    """
+    since: float = 0.0  # epoch seconds
+    canary: GenerationStats = GenerationStats()
+    baseline: GenerationStats = GenerationStats()
 
-    count: int = 0
-    upper: float = 0.0
-    lower: float = 0.0
-    upper_squares: float = 0.0
-    lower_squares: float = 0.0
-    products: float = 0.0
-
-    def add(self, upper: float, lower: float) -> RatioStats:
-        """Return these with one more increment; with none where nothing was done in it."""
-        if lower <= 0.0:
-            return self
-        new = RatioStats(1, upper, lower, upper * upper, lower * lower, upper * lower)
-        return RatioStats(*map(operator.add, astuple(self), astuple(new)))
-
-    @property
-    def relative_error(self) -> float:
-        """The standard error of the ratio over the ratio; 0 where too few increments tell of one."""
-        if self.count < MIN_INCREMENTS or self.upper <= 0.0:
-            return 0.0
-        ratio = self.upper / self.lower
-        residuals = self.upper_squares - 2.0 * ratio * self.products + ratio * ratio * self.lower_squares
-        return math.sqrt(max(0.0, residuals) * self.count / (self.count - 1)) / self.upper
+    def __add__(self, other: Block) -> Block:
+        return Block(self.since, self.canary + other.canary, self.baseline + other.baseline)
 
 
 @dataclass(frozen=True, slots=True)
 class CanaryRun:
-    """A new draft on a variant of its own, in addition to what serves."""
+    """A new draft on a variant of its own, in addition to what serves.
+
+    Looks a few seconds apart are no independent samples, since what slows a machine lasts. They are summed in
+    blocks, from MIN_BLOCKS to twice as many: two become one as the run goes on, so that blocks outlast any
+    such time (batch means).
+    """
 
     variant: str  # plan hash of its pods, which says what they load
     since: float  # epoch seconds, when a node had its pod; until then, the last look
     began: float | None = None  # when a pod was first seen to use it
     # By its pods before anything counts, since their memory begins empty.
     warmup: GenerationStats = GenerationStats()
-    canary: GenerationStats = GenerationStats()  # by its pods, since they were warm
-    baseline: GenerationStats = GenerationStats()  # by all others, since then
     by_token: bool = False  # whether pods are compared by what a token took
-    # What `canary` and `baseline` are the sums of.
-    canary_ratio: RatioStats = RatioStats()
-    baseline_ratio: RatioStats = RatioStats()
+    blocks: tuple[Block, ...] = ()  # since its pods were warm
+    current: Block = Block()  # that is not whole yet
+    block_seconds: float = 0.0  # that a block takes at least
+
+    @property
+    def canary(self) -> GenerationStats:
+        """What its pods have done since they were warm."""
+        return sum(self.blocks, self.current).canary
+
+    @property
+    def baseline(self) -> GenerationStats:
+        """What all others have done since then."""
+        return sum(self.blocks, self.current).baseline
 
     def seconds(self, stats: GenerationStats) -> float:
         """Return the seconds of answering that the comparison rests on."""
         return stats.decode_seconds if self.by_token else stats.seconds
 
-    def with_increments(self, canary: GenerationStats, baseline: GenerationStats) -> CanaryRun:
+    def is_warm(self, now: float, seconds: float) -> bool:
+        """Whether its pods have answered for as long, by the clock too: what requests at the same time take
+        adds up faster.
+        """
+        return self.began is not None and min(now - self.began, self.seconds(self.warmup)) >= seconds
+
+    def with_increments(self, canary: GenerationStats, baseline: GenerationStats, now: float) -> CanaryRun:
         """Return the run with what its pods and all others did since the look before."""
+        block = self.current + Block(now, canary, baseline)
+        is_known = min(*self._counters(block.canary), *self._counters(block.baseline)) > 0.0
+        if now - block.since < self.block_seconds or not is_known:
+            return replace(self, current=block)
+        blocks, seconds = (*self.blocks, block), self.block_seconds
+        if len(blocks) == 2 * MIN_BLOCKS:
+            seconds = (now - blocks[0].since) / MIN_BLOCKS
+            blocks = tuple(map(operator.add, blocks[::2], blocks[1::2]))
+        return replace(self, blocks=blocks, current=Block(now), block_seconds=seconds)
 
-        def ratio(stats: RatioStats, new: GenerationStats) -> RatioStats:
-            done = (
-                (new.decode_tokens, new.decode_seconds) if self.by_token else (new.plain_seconds, new.seconds)
-            )
-            return stats.add(*done)
-
-        return replace(
-            self,
-            canary=self.canary + canary,
-            baseline=self.baseline + baseline,
-            canary_ratio=ratio(self.canary_ratio, canary),
-            baseline_ratio=ratio(self.baseline_ratio, baseline),
-        )
+    def _counters(self, stats: GenerationStats) -> tuple[float, float]:
+        """Return the two counters whose ratio is a speed."""
+        if self.by_token:
+            return stats.decode_tokens, stats.decode_seconds
+        return stats.plain_seconds, stats.seconds
 
     @property
     def relative_error(self) -> float:
-        """The standard error of the one speed over the other, as a share of it."""
-        return math.hypot(self.canary_ratio.relative_error, self.baseline_ratio.relative_error)
+        """The standard error of the one speed over the other, as a share of it; inf of too few blocks.
+
+        The ratio estimator of survey sampling (W. G. Cochran, Sampling Techniques, section 6.4) of both at
+        once, so that what slows the pods of either alike is no error.
+        """
+        if (count := len(self.blocks)) < MIN_BLOCKS:
+            return math.inf
+        whole = sum(self.blocks, Block())
+
+        def residual(part: GenerationStats, total: GenerationStats) -> float:
+            (upper, lower), (all_upper, all_lower) = self._counters(part), self._counters(total)
+            return upper / all_upper - lower / all_lower
+
+        residuals = [
+            residual(block.canary, whole.canary) - residual(block.baseline, whole.baseline)
+            for block in self.blocks
+        ]
+        return math.hypot(*residuals) * math.sqrt(count / (count - 1))
 
     @property
     def speeds(self) -> tuple[float | None, float | None]:
-        """The speed of its pods and of all others: over no drafts, or by what a token took over that of the
-        others; None where too little was answered to tell.
+        """The speed of its pods and of all others in whole blocks: over no drafts, or by what a token took
+        over that of the others; None where too little was answered to tell.
         """
+        whole = sum(self.blocks, Block())
         if not self.by_token:
-            return self.canary.speedup, self.baseline.speedup
-        new, old = self.canary.seconds_per_token, self.baseline.seconds_per_token
+            return whole.canary.speedup, whole.baseline.speedup
+        new, old = whole.canary.seconds_per_token, whole.baseline.seconds_per_token
         return (None, None) if new is None or old is None else (old / new, 1.0)
 
 
@@ -178,10 +199,10 @@ class SpeedupTracker:
                 canary += increment
             else:
                 baseline += increment
-        if run is not None and run.seconds(run.warmup) < warm_seconds:
-            run = replace(run, warmup=run.warmup + canary)  # a wrong answer counts from the start
-        elif run is not None:
-            run = run.with_increments(canary, baseline)
+        if run is not None and run.is_warm(now, warm_seconds):
+            run = run.with_increments(canary, baseline, now)
+        elif run is not None:  # a wrong answer counts from the start
+            run = replace(run, warmup=run.warmup + canary, current=Block(now))
         recent = self.recent if total == GenerationStats() else (*self.recent, (now, total))
         return SpeedupTracker(last, tuple(item for item in recent if item[0] > now - WINDOW_SECONDS), run)
 
