@@ -207,6 +207,45 @@ def test_a_rejected_drafts_pod_never_counts_as_what_serves() -> None:
     assert canary_hashes(td({**recorded, **promoted(FIRST)}), lost) == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("change", "drafts"),
+    [
+        pytest.param({}, (), id="its draft is deleted"),
+        pytest.param({"podTemplate": {"metadata": {"labels": {"team": "a"}}}}, (FIRST,), id="another spec"),
+    ],
+)
+def test_a_pod_that_tried_a_draft_ends_with_its_canary_and_never_counts_as_what_serves(
+    change: dict[str, Any], drafts: tuple[DraftView, ...]
+) -> None:
+    """Found in review: what served failed for a moment, and the pod of a draft that nobody had judged was
+    recorded as the variant that serves.
+    """
+    before = observe(None, load(1.0, 1), children=(up(PLAIN),))
+    made = decided(TRAINED, before, *look(TRAINED, before, SpeedupTracker(), NOW))
+    after = td({"servingPlan": {"hash": PLAIN}, "desiredReplicas": 1}, **change)
+
+    def then(available: int) -> Decision:
+        seen_now = seen(drafts=drafts, children=(up(PLAIN, 1, available), up(TRY), *frozen(made)))
+        return decided(after, seen_now, *look(after, seen_now, SpeedupTracker(), NOW))
+
+    lost, well = then(0), then(1)
+    assert lost.rollout.serving == well.rollout.serving == PLAIN
+    assert replicas(lost)[TRY] == 1  # all that answers
+    assert replicas(lost)[PLAIN] == 1
+    assert (replicas(well)[PLAIN], replicas(well).get(TRY, 0)) == (1, 0)
+
+
+def test_a_draft_that_was_promoted_serves_whatever_is_in_use_after_it() -> None:
+    before = observe(None, load(1.0, 1), children=(up(PLAIN),))
+    made = decided(TRAINED, before, *look(TRAINED, before, SpeedupTracker(), NOW))
+    there = (up(TRY), *frozen(made))
+    assert canary_hashes(td(promoted(FIRST)), seen(draft=FIRST, children=there)) == frozenset()
+    recorded = {**promoted(SECOND), "servingPlan": {"hash": TRY}}
+    assert canary_hashes(td(recorded), seen(draft=SECOND, children=there)) == frozenset()
+    same_version = replace(SECOND, version=FIRST.version)
+    assert canary_hashes(td(promoted(same_version)), seen(draft=same_version, children=there)) == {TRY}
+
+
 def test_the_status_tells_of_the_canary_and_of_its_verdict() -> None:
     observed = observe(load(1.0, 1), load(1.0, 1), children=(up(PLAIN), up(TRY)))
     tracker, verdict = look(TRAINED, observed, SpeedupTracker(), NOW)

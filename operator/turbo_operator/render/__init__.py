@@ -16,14 +16,14 @@ from turbo_operator.render import draft_volume, gateway, metadata, pod, router, 
 from turbo_operator.render import template as pod_templates
 from turbo_operator.render.pod import source_hash as source_hash
 from turbo_operator.render.template import plan_hash as plan_hash
+from turbo_operator.render.workload import TRIED, number_of_nodes, pod_template, workload
 from turbo_operator.render.workload import frozen_templates as frozen_templates
-from turbo_operator.render.workload import number_of_nodes, pod_template, workload
 from turbo_operator.render.workload import variant_name as variant_name
 from turbo_operator.render.workload import workload_kind as workload_kind
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import DraftView, Snapshot
+from turbo_operator.snapshot import DraftView, Snapshot, identity
 from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import PORT_NAME
 
@@ -106,11 +106,6 @@ def mounted_configmaps(manifests: Iterable[Mapping[str, Any]]) -> frozenset[str]
     return frozenset(chain.from_iterable(_mounted_by(template) for template in templates if template))
 
 
-def _label(template: Mapping[str, Any], name: str) -> str | None:
-    labels: Mapping[str, str] = template.get("metadata", {}).get("labels") or {}
-    return labels.get(name)
-
-
 def _mounted_by(template: Mapping[str, Any]) -> list[str]:
     volumes = template["spec"].get("volumes", ())
     return [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
@@ -138,15 +133,15 @@ def _mounted_configmaps(
 
 
 def canary_hashes(td: api.TurboDeployment, observed: Snapshot) -> frozenset[str]:
-    """Return the plan hashes of the variants that a draft is or was tried on."""
-    name, frozen = draft_volume.configmap_name(td, canary=True), _frozen_templates(observed).items()
-    rejected = {api.label_value(draft.version) for draft in td.status.rejected_drafts}
-    if td.status.draft is not None:
-        rejected.discard(api.label_value(td.status.draft.version))
+    """Return the plan hashes of the variants that a draft is or was tried on, and that serve no plan."""
+    name, serving = draft_volume.configmap_name(td, canary=True), td.status.serving_plan
+    in_use = [list(identity(draft)[1:]) for draft in (observed.draft, td.status.draft) if draft is not None]
+    recorded = None if serving is None else serving.hash
     return frozenset(
         plan_hash
-        for plan_hash, template in frozen
-        if name in _mounted_by(template) or _label(template, api.LABEL_DRAFT_VERSION) in rejected
+        for plan_hash, template in _frozen_templates(observed).items()
+        if name in _mounted_by(template)
+        or (TRIED in template and template[TRIED] not in in_use and plan_hash != recorded)
     )
 
 

@@ -20,7 +20,7 @@ from turbo_operator.plan import Choice
 from turbo_operator.render import draft_volume, fetch, pod, turbo, vllm
 from turbo_operator.render.metadata import digest, labels
 from turbo_operator.render.server import EngineServer, api_keys, capture, volumes_of
-from turbo_operator.render.workload import NODES, WORKER
+from turbo_operator.render.workload import NODES, TRIED, WORKER
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.documents import ModelInfo
@@ -114,7 +114,8 @@ def pod_template(
     """Build the templates of `variant`, a plan hash; of a `canary`, that the draft is tried on.
 
     It is the template of the pods that answer. Where a replica is on several nodes, `worker` in it is that
-    of the others, and `nodes` how many there are.
+    of the others, and `nodes` how many there are. What vLLM tries a draft on is told from the plan that a
+    promotion leads to by nothing but `tried`.
     """
     claim = draft_volume.claim(td, draft, choice)
     amounts = resources(td, choice)
@@ -160,7 +161,9 @@ def pod_template(
         own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
     if choice.nodes > 1:
         own[api.LABEL_NODES] = str(choice.nodes)
-    template = {"metadata": pod.pod_metadata(td, own), "spec": spec}
+    template: dict[str, Any] = {"metadata": pod.pod_metadata(td, own), "spec": spec}
+    if canary and (trained := draft_volume.loaded_by_vllm(td, draft, choice)):
+        template[TRIED] = list(identity(trained)[1:])
     return template if choice.nodes == 1 else {**template, **_workers(choice, engine, template)}
 
 

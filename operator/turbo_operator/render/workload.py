@@ -1,7 +1,7 @@
 """What pods of a variant come from: a Deployment, or for a replica on several nodes a LeaderWorkerSet. Pure.
 
 Templates are frozen in a ControllerRevision: the pod template, with that of the workers and the number of
-nodes beside it where a replica is on several.
+nodes beside it where a replica is on several, and on vLLM the draft that it was made to try.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from turbo_operator.rollout import Variant
 PROGRESS_SECONDS = 3600  # as long as a start may take
 KEPT_REPLICA_SETS = 0  # a variant's template never changes, so there is nothing to go back to
 WORKER, NODES = "worker", "nodes"  # of frozen templates of a replica on several nodes
+TRIED = "tried"  # of those made for a canary of vLLM: what its draft is, its name apart
 
 Frozen = Mapping[str, Any]
 Manifest = Mapping[str, Any]
@@ -44,7 +45,7 @@ def _deployment(td: api.TurboDeployment, variant: Variant, frozen: Frozen) -> di
     return {
         "replicas": variant.replicas,
         "selector": {"matchLabels": {**metadata.serving_selector(td), **own}},
-        "template": frozen,
+        "template": {part: frozen[part] for part in ("metadata", "spec")},
         "minReadySeconds": td.spec.rollout.min_ready_seconds,
         "progressDeadlineSeconds": PROGRESS_SECONDS + td.spec.rollout.min_ready_seconds,
         "revisionHistoryLimit": KEPT_REPLICA_SETS,
