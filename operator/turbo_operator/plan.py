@@ -87,8 +87,9 @@ class Choice:
     host_memory_bytes: int  # memory of one replica's container; on cpu the accelerator's own
     capacity: Capacity | None  # None where the accelerator has no profile
     predicted: Predicted  # of all replicas
-    # Draft tokens of each request by batch size: first, last, tokens. For VLLM, which takes a schedule; Turbo
-    # chooses at each step. Empty where the acceptance of the method is unknown.
+    # Draft tokens of each request by batch size: first, last, tokens. For VLLM, which takes a schedule, with
+    # data-parallel groups one of a single number; Turbo chooses at each step. Empty where the acceptance of
+    # the method is unknown.
     draft_schedule: tuple[tuple[int, int, int], ...] = ()
     data: int = 1  # groups that share routed experts, each with requests and a cache of its own
 

@@ -186,7 +186,7 @@ def test_a_draft_is_tried_on_a_pod_promoted_by_a_rollout_and_a_bad_one_changes_n
     promoted = cluster.condition(cluster.deployment(namespace), "DraftPromoted")
     assert (promoted["status"], promoted["reason"]) == ("True", "Promoted")
     assert "10 ms on the pod with chat-good, and 25 ms on the others" in promoted["message"]
-    assert "2.50 times as fast. A rollout brings it to all pods." in promoted["message"]
+    assert "2.50 times as fast. From now on the planner counts on it." in promoted["message"]
     cluster.until(lambda: versions(cluster, namespace) == [GOOD, GOOD], "the rollout is over")
     body = cluster.until_ready(namespace, replicas=2)
     assert cluster.condition(body, "DraftReady")["reason"] == "Loaded"

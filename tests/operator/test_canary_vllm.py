@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.canaries import NOW, rejected_drafts, up
+from turbo_dev.plan_examples import fast
 from turbo_dev.trainings import promoted
 from turbo_dev.vllm_canaries import (
+    CARD,
     FIRST,
     SECOND,
     children,
@@ -80,7 +82,7 @@ def test_a_draft_with_which_a_token_takes_less_is_promoted_and_the_sentence_has_
     assert verdict.reason == CanaryReason.PROMOTED
     assert verdict.detail == (
         "A token took 10 ms on the pod with chat-1, and 25 ms on the others in the same time: 2.50 times as "
-        "fast. A rollout brings it to all pods."
+        "fast. From now on the planner counts on it."
     )
 
 
@@ -177,6 +179,39 @@ def test_promotion_of_several_replicas_is_a_rollout_within_its_limits() -> None:
     assert made.plan_hash == TRY
     assert replicas(made) == {PLAIN: 3, TRY: 2}
     assert made.rollout.serving == PLAIN
+
+
+@pytest.mark.parametrize(("price", "moves"), [("0.95", False), ("0.80", True)])
+def test_promotion_is_one_rollout_of_what_was_tried_unless_another_layout_with_the_draft_saves_enough(
+    price: str, moves: bool
+) -> None:
+    """Found in review: it was promised that what was tried is what all pods become."""
+    slow = replace(fast("slow", 80, price), memory_bandwidth=CARD.memory_bandwidth * 0.2)
+    catalog = {CARD.name: CARD, slow.name: slow}  # which misses the target without a draft
+    wanted = {"targets": {"timePerOutputToken": {"max": "2.3ms"}}, "workload": {"requestsPerSecond": "4"}}
+
+    def look_on(
+        told: dict[str, Any], draft: DraftView | None, *up_now: str
+    ) -> tuple[Decision, dict[str, Any]]:
+        it = td(told, **wanted)
+        observed = seen(draft=draft, drafts=(FIRST,), children=tuple(map(up, up_now)))
+        observed = replace(observed, accelerators=catalog)
+        tracker, verdict = look(it, observed, SpeedupTracker(), NOW)
+        made = decided(it, observed, tracker, verdict)
+        return made, status.compute(it, observed, made, NOW).dump()
+
+    first, told = look_on({}, None)
+    assert first.plan_hash is not None
+    before, told = look_on(told, None, first.plan_hash)
+    assert (told["plan"]["accelerator"], told["plan"]["method"]) == ("card", "Off")
+    (tried,) = replicas(before).keys() - {before.plan_hash}
+    after, told = look_on({**told, **promoted(FIRST)}, FIRST, first.plan_hash, tried)
+    assert (told["plan"]["accelerator"], told["plan"]["method"]) == ("slow" if moves else "card", "EAGLE3")
+    assert after.plan_hash is not None
+    assert (after.plan_hash == tried) != moves
+    for serving in ((first.plan_hash, after.plan_hash), (after.plan_hash,)):
+        later, told = look_on(told, FIRST, *serving)
+        assert later.plan_hash == after.plan_hash, "and there it stays"
 
 
 def test_a_rejected_draft_leaves_what_serves_as_it_was_and_is_not_tried_again() -> None:

@@ -318,6 +318,6 @@ def _by_token(
         f"others in the same time: {ratio:.2f} times as fast"
     )
     if is_better:
-        return CanaryReason.PROMOTED, f"{measured}. A rollout brings it to all pods."
+        return CanaryReason.PROMOTED, f"{measured}. From now on the planner counts on it."
     more = ", by more than chance alone may make" if ratio >= needed else ""
     return CanaryReason.NO_IMPROVEMENT, f"{measured}, and it has to be at least {needed:g}{more}."

@@ -21,6 +21,7 @@ from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
 from turbo_operator.planner.capabilities import (
     ENGINES,
+    IDLE_DRAFTS_LACK,
     describe_adapter_lack,
     describe_draft_lack,
     describe_engine_lack,
@@ -76,7 +77,21 @@ class PlanEvaluation:
                 or describe_engine_lack(spec, engine, option.method, is_on_cpu=bool(is_on_cpu))
             )
 
-        return tuple(describe(*row) for row in np.stack(columns, axis=1).astype(int).tolist())
+        rows = np.stack(columns, axis=1).astype(int).tolist()
+        return tuple(
+            describe(*row) or (IDLE_DRAFTS_LACK if is_idle else None)
+            for row, is_idle in zip(rows, self._idle_drafts.tolist(), strict=True)
+        )
+
+    @cached_property
+    def _idle_drafts(self) -> Mask:
+        """[c] whether the one number of drafts that data-parallel groups make would be none."""
+        has_prior = self.candidates.by_draft(lambda draft: draft.has_prior, bool)
+        places = np.flatnonzero(self.memory_use.fits & self.profiled & has_prior)
+        is_idle = np.zeros(len(has_prior), bool)
+        if self.candidates.data > 1 and len(places):
+            is_idle[places] = self._curves(places)[1].max(axis=1) == 0
+        return is_idle
 
     @cached_property
     def lacking(self) -> Mask:
@@ -219,17 +234,19 @@ class PlanEvaluation:
 
     def engines(self, places: Indices) -> Engines:
         """Build the curves of some candidates."""
+        return self._curves(places)[0]
+
+    def _curves(self, places: Indices) -> tuple[Engines, Indices]:
+        """Build the curves of some candidates, and their drafts [c, GRID]."""
         candidates, use = take(self.candidates, places), take(self.memory_use, places)
-        return candidate_curves.build_engines(candidates, use, self.rates, self.requirements)[0]
+        return candidate_curves.build_engines(candidates, use, self.rates, self.requirements)
 
     def draft_schedule(self, place: int) -> tuple[tuple[int, int, int], ...]:
         """Return the drafts that are quickest, by requests decoded together: first, last, drafts of each."""
-        places = np.array([place])
-        candidates, use = take(self.candidates, places), take(self.memory_use, places)
-        engines, drafts = candidate_curves.build_engines(candidates, use, self.rates, self.requirements)
+        engines, drafts = self._curves(np.array([place]))
         steps: list[tuple[int, int, int]] = []
-        rows = np.ceil(engines.rows[0] / candidates.data)  # of one data-parallel group, which decides alone
-        for last, number in zip(rows.astype(int).tolist(), drafts[0].tolist(), strict=True):
+        rows = np.ceil(engines.rows[0]).astype(int)
+        for last, number in zip(rows.tolist(), drafts[0].tolist(), strict=True):
             first = steps[-1][1] + 1 if steps else 1
             if steps and steps[-1][2] == number:
                 steps[-1] = (steps[-1][0], last, number)

@@ -213,7 +213,8 @@ def _speculative_config(td: api.TurboDeployment, choice: Choice, draft: DraftVie
         return None
     most = max((tokens for _, _, tokens in choice.draft_schedule), default=choice.max_draft_tokens)
     config: dict[str, Any] = {"num_speculative_tokens": max(1, most)}
-    if choice.draft_schedule:  # with many requests fewer drafts, and none where they would cost time
+    if choice.draft_schedule and choice.data == 1:
+        # With many requests fewer drafts, and none where they would cost time.
         config["num_speculative_tokens_per_batch_size"] = choice.draft_schedule
     match choice.method:
         case api.Method.SUFFIX:

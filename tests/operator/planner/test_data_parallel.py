@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import LARGE, fast, named, shape, spec
-from turbo_operator import render
+from turbo_operator import planner, render
 from turbo_operator.api import EngineName, PlanStatus, TurboDeployment, TurboDeploymentSpec, parse
 from turbo_operator.plan import Choice, Plan, Running
 from turbo_operator.planner.candidates import Candidates, enumerate_candidates, estimate_memory
@@ -24,6 +24,7 @@ from turbo_runtime.contract.documents import ModelInfo
 
 MIXTURE, R1 = shape("Qwen/Qwen3-30B-A3B"), shape("deepseek-ai/DeepSeek-R1")
 CARD = fast("card", 80, "1.00")
+FOUND = ModelInfo(MIXTURE, "sha256:ab", "c0ffee", 1)
 MODEL = {"uri": "hf://a/b", "maxModelLen": 4096}
 
 
@@ -93,13 +94,41 @@ def test_as_many_requests_as_groups_take_the_time_of_one_and_all_groups_together
     assert (eight.rows[0] / eight.decode[0]).max() > 2.0 * (one.rows[0] / one.decode[0]).max()
 
 
-def test_vllm_drafts_by_the_requests_of_one_group() -> None:
-    drafts = {"mode": "Required", "method": "EAGLE3", "draftModel": {"uri": "hf://a/eagle"}}
-    load = {"requestsPerSecond": "2"}
-    schedule = chosen(4, speculation=drafts, workload=load).draft_schedule
-    assert schedule[0][0] == 1
-    assert schedule[-1][1] <= 256  # as many as one group decodes together
-    assert all(before[1] + 1 == after[0] for before, after in pairwise(schedule))
+EAGLE = {"method": "EAGLE3", "draftModel": {"uri": "hf://a/eagle"}, "maxDraftTokens": 6}
+LOAD = {"requestsPerSecond": "40"}
+
+
+def test_all_groups_draft_one_number_whatever_the_load_and_the_figures_are_of_it() -> None:
+    """Found in review: vLLM takes no schedule with several groups, and drafted the most of it at any load."""
+    choice = chosen(4, speculation=EAGLE, workload=LOAD)
+    ((first, _, number),) = choice.draft_schedule
+    assert (choice.method, first) == ("EAGLE3", 1)
+    td, flag = deployment(data=4, speculation=EAGLE), "--speculative-config="
+    (config,) = [each for each in vllm.arguments(td, choice, FOUND) if each.startswith(flag)]
+    given = json.loads(config.removeprefix(flag))
+    assert given["num_speculative_tokens"] == number > 1
+    assert "num_speculative_tokens_per_batch_size" not in given
+
+    one, same = (
+        chosen(4, speculation={**EAGLE, "maxDraftTokens": limit}, workload=LOAD) for limit in (1, number)
+    )
+    tokens = [each.predicted.time_per_output_token or 0.0 for each in (same, one, chosen(4, workload=LOAD))]
+    assert same.draft_schedule == choice.draft_schedule
+    assert tokens == sorted(set(tokens)), "one draft saves less, none nothing"
+
+
+def test_where_every_number_of_drafts_costs_time_at_some_load_groups_draft_none() -> None:
+    def with_trained(mode: str, *acceptance: float) -> Plan:
+        drafts = {"mode": mode, "method": "EAGLE3", "draftRef": {"name": "a"}}
+        inputs = PlannerInputs(wanted(4, speculation=drafts), MIXTURE, named(CARD), None, None, {}, None)
+        return planner.plan(replace(inputs, trained=acceptance), 0.0)
+
+    off, refused = (with_trained(mode, 0.01, 0.01) for mode in ("Auto", "Required"))
+    assert off.choice is not None
+    assert off.choice.method == "Off"
+    assert (refused.choice, refused.reason) == (None, "NotYetSupported")
+    assert "no number of them saves time at every load: leave parallelism.data out" in refused.detail
+    assert with_trained("Required", 0.9, 0.9).choice is not None
 
 
 @pytest.mark.parametrize(
@@ -144,15 +173,15 @@ def test_the_latents_of_deepseek_are_held_once_a_group_and_not_once_an_accelerat
     assert grouped.capacity.concurrency > 2 * shared.capacity.concurrency
 
 
-def deployment(**parallelism: Any) -> TurboDeployment:
+def deployment(speculation: dict[str, Any] | None = None, **parallelism: Any) -> TurboDeployment:
     meta = {"name": "chat", "namespace": "team", "uid": "u-1"}
     body = {"apiVersion": "serving.turbo.dev/v1alpha1", "kind": "TurboDeployment", "metadata": meta}
-    given = {"parallelism": {"tensor": 1, **parallelism}}
+    given = {"parallelism": {"tensor": 1, **parallelism}, "speculation": speculation or {}}
     return parse({**body, "spec": {"model": MODEL, "engine": {"type": "VLLM"}, **given}})
 
 
 def test_vllm_is_told_of_groups_and_whole_experts_and_each_is_another_plan() -> None:
-    facts, hashes = ModelInfo(MIXTURE, "sha256:ab", "c0ffee", 1), set()
+    hashes = set()
     for parallelism, flags in (
         ({}, []),
         ({"data": 4}, ["--data-parallel-size=4"]),
@@ -162,14 +191,14 @@ def test_vllm_is_told_of_groups_and_whole_experts_and_each_is_another_plan() -> 
         td = deployment(**parallelism)
         choice = plan(td.spec, MIXTURE, named(CARD)).choice
         assert choice is not None
-        arguments = vllm.arguments(td, choice, facts)
+        arguments = vllm.arguments(td, choice, FOUND)
         assert [it for it in arguments if "data-parallel" in it or "expert" in it] == flags
-        hashes.add(render.plan_hash(td, choice, facts))
+        hashes.add(render.plan_hash(td, choice, FOUND))
     assert len(hashes) == 4
     same = deployment(data=1, expert=False)
     choice = plan(same.spec, MIXTURE, named(CARD)).choice
     assert choice is not None
-    assert render.plan_hash(same, choice, facts) in hashes
+    assert render.plan_hash(same, choice, FOUND) in hashes
 
 
 def test_what_runs_is_known_by_its_groups_and_its_steps_are_not_compared_with_the_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,35 @@ def test_drafting_is_never_slower_than_not(
     assert ((number >= 0) & (number <= ceiling)).all()
     reported = np.array([committed(method, int(k)) for k in number[0]])
     assert best[0] == pytest.approx(step[0] * (1.0 + (verify + draft) * number[0]) / reported)
+
+
+@given(
+    METHODS,
+    st.integers(1, 16),
+    st.lists(st.tuples(seconds, st.floats(0, 1)), min_size=2, max_size=8),
+    st.floats(0, 1),
+)
+def test_a_number_that_is_fixed_is_one_for_all_rows_and_slower_than_none_in_no_row(
+    method: Method, ceiling: int, rows: list[tuple[float, float]], draft: float
+) -> None:
+    plain, verify = np.array(rows).T[:, None]
+    option = SpeculationOption(method, None, ceiling)
+
+    def fastest(*, is_fixed: bool) -> tuple[Any, Any]:
+        def step(k: float) -> Any:
+            return plain * (1.0 + verify * k)
+
+        return find_fastest(option, step, lambda k: plain * draft * k, is_fixed=is_fixed)
+
+    (best, (numbers,)), (free, _) = fastest(is_fixed=True), fastest(is_fixed=False)
+    number = int(numbers[0])
+    assert set(numbers) == {number}
+    assert best == pytest.approx(plain * (1.0 + (verify + draft) * number) / committed(method, number))
+    assert (free <= best * (1.0 + 1e-12)).all()
+    assert (best <= plain * (1.0 + 1e-12)).all()
+    for other in option.drafts():
+        tried = plain * (1.0 + (verify + draft) * other) / committed(method, other)
+        assert (tried > plain).any() or best[0, -1] <= tried[0, -1] * (1.0 + 1e-12)
 
 
 def test_each_engine_offers_its_own_methods_and_none_last() -> None:

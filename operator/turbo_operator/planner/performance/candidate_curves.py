@@ -16,6 +16,8 @@ back with the token. The last stage also makes the drafts, D, of every group in 
 Of d data-parallel groups each decodes n / d of the requests, and all step together, since they share routed
 experts (vLLM runs empty passes in groups without requests: vllm/v1/engine/core.py). The step-time model knows
 such groups; 84 rows of its tables have several. That all wait while one reads a prompt is on the safe side.
+All draft the same number whatever the load: of vLLM's own accord (_maybe_disable_dynamic_sd_for_data_parallel
+in vllm/config/vllm.py), since groups whose passes differ would wait for one another for ever.
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ def build_engines(
             """The last stage makes the drafts of all groups in turn."""
             return turns * speculation.draft_seconds(option.method, k, shape, plain, model)
 
-        return speculation.find_fastest(option, seconds, drafting)
+        return speculation.find_fastest(option, seconds, drafting, is_fixed=candidates.data > 1)
 
     decode, drafts, committed = np.empty_like(rows), np.zeros(rows.shape, np.int64), np.ones_like(rows)
     for number, option in enumerate(candidates.draft_options):

@@ -184,17 +184,25 @@ def draft_seconds(method: str, drafts: int, shape: ModelShape, plain: Numbers, d
 
 
 def find_fastest(
-    option: SpeculationOption, step: Callable[[float], Numbers], drafting: Callable[[int], Numbers]
+    option: SpeculationOption,
+    step: Callable[[float], Numbers],
+    drafting: Callable[[int], Numbers],
+    *,
+    is_fixed: bool = False,
 ) -> tuple[Numbers, Indices]:
     """Find the number of drafts with the fewest seconds per committed token and request, and those seconds.
 
     `step(k)` is a pass that verifies k drafts, `drafting(k)` what making them takes, both over the same
-    candidates and rows. No drafts are always among those tried.
+    candidates and rows [c, n]. No drafts are always among those tried. Where the number `is_fixed`, it is the
+    same in all rows of a candidate: of those that are slower than none in no row, the fastest in the last.
     """
-    best = step(0.0)
+    best = plain = step(0.0)
     number = np.zeros(best.shape, np.int64)
     for k in option.drafts():
         seconds = (step(float(k)) + drafting(k)) / option.committed(k)
-        number = np.where(seconds < best, k, number)
-        best = np.minimum(seconds, best)
+        is_better = seconds < best
+        if is_fixed:
+            is_better = is_better[:, -1:] & (seconds <= plain).all(axis=1, keepdims=True)
+        number = np.where(is_better, k, number)
+        best = np.where(is_better, seconds, best)
     return best, number
