@@ -107,6 +107,16 @@ def versions(cluster: Any, namespace: str) -> list[str]:
     return sorted(each.get(LABEL_DRAFT_VERSION, "") for each in labels)
 
 
+def names(cluster: Any, namespace: str) -> set[str]:
+    """The pods that serve and stay."""
+    return {pod["metadata"]["name"] for pod in serving(cluster, namespace)}
+
+
+def change(cluster: Any, namespace: str, **spec: Any) -> None:
+    patch = json.dumps({"spec": spec})
+    cluster.access.kubectl("patch", "td", "chat", "-n", namespace, "--type=merge", "-p", patch)
+
+
 def draft(namespace: str, name: str, version: str, **spec: Any) -> dict[str, Any]:
     rows = [{"domain": "chat", "acceptanceLength": "2.1", "acceptancePerPosition": ["0.7", "0.5", "0.4"]}]
     return {
@@ -214,6 +224,31 @@ def test_a_draft_is_tried_on_a_pod_promoted_by_a_rollout_and_a_bad_one_changes_n
     cluster.until(lambda: versions(cluster, namespace) == [GOOD, GOOD], "its pod is gone")
     assert cluster.until_ready(namespace, replicas=2)["status"]["plan"]["hash"] == plan["hash"]
 
+    # Whose canary ends without a verdict.
+    change(cluster, namespace, rollout={"canary": {"minDuration": "1h"}})
+    kept = names(cluster, namespace)
+    cluster.access.apply(draft(namespace, "brief", BAD, deploymentName="chat"))
+    cluster.until(lambda: versions(cluster, namespace) == [GOOD, BAD], "a third one is tried")
+    cluster.access.kubectl("delete", "turbodraft", "brief", "-n", namespace)
+    cluster.until(lambda: versions(cluster, namespace) == [GOOD, GOOD], "it is deleted, and its pod is gone")
+    assert names(cluster, namespace) & kept, "one of those that served has served on"
+    assert cluster.until_ready(namespace, replicas=2)["status"]["servingPlan"]["hash"] == plan["hash"]
+
+    cluster.access.apply(draft(namespace, "brief", BAD, deploymentName="chat"))
+    cluster.until(lambda: versions(cluster, namespace) == [GOOD, BAD], "it is tried again")
+    tried = names(cluster, namespace) - kept
+    change(cluster, namespace, podTemplate={"metadata": {"labels": {"team": "a"}}})
+    served = {plan["hash"]}
+
+    def rolled() -> bool:
+        now = status(cluster, namespace)
+        served.add(now["servingPlan"]["hash"])
+        return bool(now["servingPlan"]["hash"] == now["plan"]["hash"] != plan["hash"])
+
+    cluster.until(rolled, "the change of the spec has taken over")
+    assert len(served) == 2, "no pod that tried a draft was taken for what serves"
+    cluster.until(lambda: not names(cluster, namespace) & (kept | tried), "the pods before it are gone")
+
 
 def test_one_of_another_model_is_refused_and_one_that_vllm_cannot_load_is_rolled_back(cluster: Any) -> None:
     namespace = cluster.namespace("vllm-named")
@@ -235,8 +270,7 @@ def test_one_of_another_model_is_refused_and_one_that_vllm_cannot_load_is_rolled
     cluster.kubelet.refused.add("chat-")  # the test reports what comes now
     try:
         cluster.access.apply(draft(namespace, "bad", BAD))
-        patch = json.dumps({"spec": {"speculation": {"draftRef": {"name": "bad"}}}})
-        cluster.access.kubectl("patch", "td", "chat", "-n", namespace, "--type=merge", "-p", patch)
+        change(cluster, namespace, speculation={"draftRef": {"name": "bad"}})
         new = cluster.until(lambda: started(cluster, namespace, BAD), "a pod starts with it")
         for _ in range(2):  # as it does each time that the container ends
             report = pod_reports.waiting(new, time.time(), "CrashLoopBackOff", "KeyError: 'd2t'")
