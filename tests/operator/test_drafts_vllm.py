@@ -81,7 +81,9 @@ def test_without_a_draft_that_fits_pods_answer_without_drafts(
     assert plan.choice is not None
     assert plan.choice.method == OFF
     assert "drafts" not in json.dumps(template(it, unusable)["spec"]["volumes"])
-    assert hash_of(it, unusable) == hash_of(td(speculation={"method": "MTP"}), None)
+    assert hash_of(it, unusable) == hash_of(
+        td(engine={"type": "VLLM"}, speculation={"mode": "Disabled"}), None
+    )
 
 
 def test_the_number_of_drafts_follows_from_the_evaluation_and_never_exceeds_what_it_tells_of() -> None:

@@ -45,7 +45,7 @@ def _deployment(td: api.TurboDeployment, variant: Variant, frozen: Frozen) -> di
     return {
         "replicas": variant.replicas,
         "selector": {"matchLabels": {**metadata.serving_selector(td), **own}},
-        "template": {part: frozen[part] for part in ("metadata", "spec")},
+        "template": {part: value for part, value in frozen.items() if part != TRIED},
         "minReadySeconds": td.spec.rollout.min_ready_seconds,
         "progressDeadlineSeconds": PROGRESS_SECONDS + td.spec.rollout.min_ready_seconds,
         "revisionHistoryLimit": KEPT_REPLICA_SETS,
