@@ -45,13 +45,13 @@ def test_a_runtime_that_tells_no_seconds_counts_for_nothing() -> None:
 
 
 def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
-    speedups = SpeedupTracker(run=CanaryRun("v1try", 0.0))
+    speedups = SpeedupTracker(run=CanaryRun("v1try", 0.0, began=0.0))
     stable, trying = pod("a", load(100.0, 100.0)), pod("t", load(5.0, 5.0), variant="v1try")
     speedups = speedups.update([stable, trying], 0.0, WARM)
     for now, (seconds, plain) in enumerate(((25.0, 25.0), (45.0, 85.0)), 1):
         stable = pod("a", load(100.0 + 30.0 * now, 100.0 + 60.0 * now))
         trying = pod("t", load(seconds, plain), "v1try")
-        speedups = speedups.update([stable, trying], float(now), WARM)
+        speedups = speedups.update([stable, trying], 30.0 * now, WARM)
     assert speedups.run is not None
     assert speedups.run.warmup == GenerationStats(
         25.0, 25.0
