@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -214,7 +215,8 @@ def test_upstreams_picker_takes_the_pool_up_and_reads_the_load_of_engine_turbo(
     flags = [str(settings) if flag.startswith("/config/") else flag for flag in container["args"]]
     ports = {name: free_port("127.0.0.1") for name in ("grpc-port", "grpc-health-port", "metrics-port")}
     flags += [*(f"--{name}={port}" for name, port in ports.items()), "--metrics-endpoint-auth=false", "--v=5"]
-    run([sys.executable, "-c", WRITE_MODEL, str(tmp_path / "model")])
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run([sys.executable, "-c", WRITE_MODEL, str(tmp_path / "model")], env=paths)
     serve = [sys.executable, "-m", "turbo_cli", "serve", str(tmp_path / "model"), "--served-model-name=chat"]
     server = ServerProcess([*serve, f"--host={POD_IP}", "--port=8000", "--threads=1", "--kv-cache-gib=0.01"])
     picker = ProcessGroup(tmp_path / "logs")
