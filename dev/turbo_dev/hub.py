@@ -39,6 +39,7 @@ class Hub(ThreadingHTTPServer):
         self.gated: set[str] = set()  # models that nobody may read
         self.corrupt: set[str] = set()  # files that go out as zeros
         self.checksum: str | None = None  # of every file, instead of its own
+        self.odd_file: str | None = None  # a name that is listed in addition
         self.writing = threading.Lock()
 
     @property
@@ -128,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.server.checksum is not None:
             checksum = self.server.checksum
             listed = [{**entry, "oid": checksum, "lfs": None} for entry in listed]
+        elif self.server.odd_file is not None:
+            listed = [*listed, {"type": "file", "path": self.server.odd_file, "size": 1, "oid": "0" * 40}]
         self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, folder: Path, model: str, name: str) -> None:

@@ -36,7 +36,10 @@ def fetch(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "models", nargs="+", metavar="MODEL", help="a Hugging Face hub id, or s3://BUCKET/PREFIX"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a Hugging Face hub id, which @ and a revision may follow, or s3://BUCKET/PREFIX",
     )
     parser.add_argument("--revision", help="commit, tag or branch of the first model (default: main)")
     parser.add_argument(
@@ -73,23 +76,26 @@ def _fetch(options: argparse.Namespace, progress: Progress) -> str:
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     disable_progress_bars()
-    revisions = dict.fromkeys(options.models) | {options.models[0]: options.revision}
+    flags = [(options.revision, options.commit), *[(None, None)] * (len(options.models) - 1)]
     snapshots = []
-    for model, revision in revisions.items():
-        commit = options.commit if model == options.models[0] else None
-        source = _source(model)
+    for text, (revision, commit) in zip(options.models, flags, strict=True):
+        source, model = _source(text), text
+        if source is hub_cache:
+            model, _, own = text.partition("@")
+            revision = own or revision
+            hub_cache.find_ref(model, revision)
         try:
-            snapshots.append(source.list_snapshot(model, commit or revision))
+            snapshots.append((source.list_snapshot(model, commit or revision), revision))
         except (HubUnreachableError, s3.StoreUnreachableError):
             if source.cached_snapshot(model, commit or revision) is None:
                 raise
-    total, present = (sum(getattr(each, name) for each in snapshots) for name in ("size", "present"))
+    total, present = (sum(getattr(each, name) for each, _ in snapshots) for name in ("size", "present"))
     with progress.stage("download", total, "bytes", present) as advance:
-        for snapshot in snapshots:
-            _source(snapshot.model).fetch(snapshot, revisions[snapshot.model], advance)
-    if len(snapshots) < len(revisions):
+        for snapshot, revision in snapshots:
+            _source(snapshot.model).fetch(snapshot, revision, advance)
+    if len(snapshots) < len(options.models):
         return "The hub, or store, cannot be reached, and what is there will do."
-    folders = "".join(f" {it.model} is in {it.folder}." for it in snapshots if isinstance(it, s3.Snapshot))
+    folders = "".join(f" {it.model} is in {it.folder}." for it, _ in snapshots if isinstance(it, s3.Snapshot))
     return f"Downloaded {total - present} bytes; {present} were there.{folders}"
 
 

@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 INDEX = "model.safetensors.index.json"
+_WEIGHTS = {"*.safetensors": INDEX, "*.bin": "pytorch_model.bin.index.json"}  # and what lists them, if any
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _MAIN = "main"
-CONFIG = "config.json"  # linked last: where it is, the snapshot is whole
+CONFIG = "config.json"
+_CONFIGS = ("adapter_config.json", CONFIG)  # linked last: where one is, the snapshot is whole
 WORKERS = 8  # files that are downloaded at a time, as the library does
 # Weights of other frameworks, and the same weights again.
 _UNUSED = (
     *("*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ot"),
-    *("original/*", "onnx/*", "consolidated*", ".git*"),
+    *("original/*", "onnx/*", ".git*"),
 )
+_CONSOLIDATED = "consolidated*"  # the same weights again, where there are others
 
 
 class ChecksumError(OSError):
@@ -80,10 +83,20 @@ class Snapshot:
         """Return where it is kept while it is downloaded."""
         return self.blob(file).with_name(f"{file.checksum}.turbo.incomplete")
 
+    def link(self, file: HubFile) -> Path:
+        """Return where an engine finds it; where links cannot be made, it is a file."""
+        return repository(self.model) / "snapshots" / self.commit / file.name
+
     def has(self, file: HubFile) -> bool:
-        """Whether it is there; where links cannot be made, as a file of the snapshot alone."""
-        link = repository(self.model) / "snapshots" / self.commit / file.name
-        return self.blob(file).exists() or link.exists()
+        """Whether it is there, as a blob or as a file of the snapshot alone, and of the right size."""
+        sizes = [path.stat().st_size for path in (self.blob(file), self.link(file)) if path.exists()]
+        return bool(sizes) and set(sizes) == {file.size}
+
+    def discard(self, file: HubFile) -> None:
+        """Remove what has another size, which the library would keep."""
+        for path in (self.link(file), self.blob(file)):
+            if path.exists() and path.stat().st_size != file.size:
+                path.unlink()
 
     def _present(self, file: HubFile) -> int:
         if self.has(file):
@@ -101,20 +114,41 @@ def repository(model: str) -> Path:
 
 
 def cached_snapshot(model: str, revision: str | None) -> Path | None:
-    """Return the snapshot of a revision, a commit or what it stood for last; None where it is not whole."""
-    root, name = repository(model), revision or _MAIN
-    ref = root / "refs" / name
-    folder = root / "snapshots" / (ref.read_text(encoding="ascii").strip() if ref.is_file() else name)
+    """Return the snapshot of a revision, a commit or what it stood for last; None where it is not whole.
+
+    Raises ModelError.
+    """
+    root, ref = repository(model), find_ref(model, revision)
+    name = ref.read_text(encoding="ascii").strip() if ref.is_file() else revision or _MAIN
+    folder = root / "snapshots" / name
     return folder if is_whole(folder) else None
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder that is filled in our order has all files of a model."""
-    if not (folder / CONFIG).is_file():
-        return False
-    index = folder / INDEX
-    names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
+    """Whether a folder that is filled in our order has all files of a model, or of an adapter."""
+    has_config = any((folder / config).is_file() for config in _CONFIGS)
+    return has_config and any(_has_weights(folder, pattern, index) for pattern, index in _WEIGHTS.items())
+
+
+def _has_weights(folder: Path, pattern: str, index: str) -> bool:
+    """Whether all weights that an index lists are there, or any where there is no index."""
+    if not (folder / index).is_file():
+        return any(path.is_file() for path in folder.glob(pattern))
+    names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
     return all((folder / name).is_file() for name in names)
+
+
+def find_ref(model: str, revision: str | None) -> Path:
+    """Return the file that says which commit a revision stood for last. Raises ModelError."""
+    name = revision or _MAIN
+    if not _is_below(name):
+        raise ModelError(f"revision {name} is no commit, tag or branch: it is a path to elsewhere")
+    return repository(model) / "refs" / name
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name is a path below the folder that it is put in."""
+    return not name.startswith("/") and ".." not in name.split("/")
 
 
 def list_snapshot(model: str, revision: str | None) -> Snapshot:
@@ -133,17 +167,22 @@ def list_snapshot(model: str, revision: str | None) -> Snapshot:
             for entry in entries
             if isinstance(entry, RepoFile)
         ]
-    # They become names of files.
-    if odd := next((file for file in files if not _CHECKSUM.fullmatch(file.checksum)), None):
-        raise ModelError(f"the hub gives {odd.name} of {model} no checksum")
+    for file in files:  # both become names of files
+        if not _CHECKSUM.fullmatch(file.checksum):
+            raise ModelError(f"the hub gives {file.name} of {model} no checksum")
+        if not _is_below(file.name):
+            raise ModelError(f"the hub has a file {file.name} in {model}, which is a path to elsewhere")
     names = used_names(file.name for file in files)
     used = (file for file in files if file.name in names)
-    return Snapshot(model, commit, tuple(sorted(used, key=lambda file: (file.name == CONFIG, file.name))))
+    return Snapshot(model, commit, tuple(sorted(used, key=lambda file: (file.name in _CONFIGS, file.name))))
 
 
 def used_names(names: Iterable[str]) -> set[str]:
     """Leave out the files that no engine of ours loads."""
     used = {name for name in names if not any(fnmatch.fnmatch(name, unused) for unused in _UNUSED)}
+    others = {name for name in used if not fnmatch.fnmatch(name, _CONSOLIDATED)}
+    if any(name.endswith(".safetensors") for name in others):
+        used = others
     has_safetensors = any(name.endswith(".safetensors") for name in used)
     return {name for name in used if not (has_safetensors and name.endswith(".bin"))}
 
@@ -155,9 +194,11 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
     """
     from huggingface_hub import constants, hf_hub_download
 
-    root = repository(snapshot.model)
+    root, ref = repository(snapshot.model), find_ref(snapshot.model, revision)
     root.mkdir(parents=True, exist_ok=True)
     check_room(root, snapshot.size - snapshot.present)
+    for file in snapshot.files:
+        snapshot.discard(file)
     own = [file for file in snapshot.files if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE]
     with hub_errors():
         with ThreadPoolExecutor(WORKERS) as pool:
@@ -165,9 +206,7 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
                 done.result()
         for file in snapshot.files:  # what is larger than HTTP gives out is the library's to download
             hf_hub_download(snapshot.model, file.name, revision=snapshot.commit)
-    name = revision or _MAIN
-    ref = root / "refs" / name
-    if name != snapshot.commit and not (ref.is_file() and ref.read_text("ascii") == snapshot.commit):
+    if revision != snapshot.commit and not (ref.is_file() and ref.read_text("ascii") == snapshot.commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(snapshot.commit, encoding="ascii")
 

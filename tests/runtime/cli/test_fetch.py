@@ -29,6 +29,11 @@ CONFIG = {
     "vocab_size": 10,
     "max_position_embeddings": 256,
 }
+CONSOLIDATED, ADAPTER = "acme/consolidated", "acme/adapter"
+OTHERS = {
+    CONSOLIDATED: ("config.json", "consolidated.safetensors"),
+    ADAPTER: ("adapter_config.json", "adapter_model.safetensors"),
+}
 COMMANDS = "import sys\nfrom turbo_runtime.cli import {0}\nsys.exit({0}.{1}(sys.argv[1:]))"
 
 
@@ -40,8 +45,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (model / "config.json").write_text(json.dumps(CONFIG))
     (model / "tokenizer.json").write_text("{}")
     save_file({"w": np.random.default_rng(0).random(8_000_000, np.float32)}, model / "model.safetensors")
-    (model / "pytorch_model.bin").write_bytes(b"the same weights again")
+    for again in ("pytorch_model.bin", "consolidated.safetensors"):
+        (model / again).write_bytes(b"the same weights again")
     (model / "original" / "params.json").write_text("{}")
+    for name, files in OTHERS.items():
+        (folder / name).mkdir(parents=True)
+        for file in files:
+            (folder / name / file).write_text("{}")
     return folder
 
 
@@ -76,8 +86,12 @@ class Machine:
     def commit(self) -> str:
         return hub.commit(self.hub.folder / MODEL)
 
-    def files(self) -> set[str]:
-        return {path.name for path in (self.root / "snapshots" / self.commit).iterdir()}
+    def snapshot(self, model: str = MODEL) -> Path:
+        root = self.folder / "hub" / f"models--{model.replace('/', '--')}"
+        return root / "snapshots" / hub.commit(self.hub.folder / model)
+
+    def files(self, model: str = MODEL) -> set[str]:
+        return {path.name for path in self.snapshot(model).iterdir()}
 
 
 @pytest.fixture
@@ -157,6 +171,69 @@ def test_what_the_hub_calls_a_checksum_is_a_name_of_no_other_file(machine: Machi
     status, output = machine.run("fetch", MODEL)
     assert (status != 0, "checksum" in output) == (True, True)
     assert not list(machine.folder.parent.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize("name", ["../../../escaped.safetensors", "/escaped.safetensors", "a/../../escaped"])
+def test_what_the_hub_calls_a_file_is_a_path_below_its_folder(machine: Machine, name: str) -> None:
+    machine.hub.odd_file = name
+    status, output = machine.run("fetch", MODEL)
+    assert (status, name in output) == (3, True)
+    assert not list(machine.folder.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize("revision", ["../../../escaped", "a/../../../../escaped", "/escaped"])
+def test_a_revision_is_no_path_out_of_the_folder_of_refs(machine: Machine, revision: str) -> None:
+    assert machine.run("fetch", MODEL)[0] == 0
+    pinned = [MODEL, f"--revision={revision}", f"--commit={machine.commit}"]
+    for arguments in (pinned, [f"{MODEL}@{revision}"]):
+        for environment in ({}, AWAY):
+            status, output = machine.run("fetch", *arguments, **environment)
+            assert (status, f"revision {revision}" in output) == (3, True)
+    assert not list(machine.folder.parent.rglob("*escaped*"))
+
+
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_a_file_of_another_size_is_downloaded_again(machine: Machine, is_linked: bool) -> None:
+    assert machine.run("fetch", MODEL)[0] == 0
+    file = machine.snapshot() / "model.safetensors"
+    blob = file.resolve()
+    content = blob.read_bytes()
+    if is_linked:
+        blob.write_bytes(content[:1000])
+    else:  # as where links cannot be made
+        file.unlink()
+        blob.rename(file)
+        file.write_bytes(content[:1000])
+    assert machine.run("fetch", MODEL)[0] == 0
+    assert file.read_bytes() == content
+
+
+def test_a_configuration_without_weights_is_no_model_that_will_do(machine: Machine) -> None:
+    assert machine.run("fetch", MODEL)[0] == 0
+    (machine.snapshot() / "model.safetensors").unlink()
+    for command in ("fetch", "inspect"):
+        status, output = machine.run(command, MODEL, **AWAY)
+        assert (status, "HF_ENDPOINT" in output) == (1, True)
+    assert machine.run("fetch", MODEL)[0] == 0
+    for command in ("fetch", "inspect"):
+        assert machine.run(command, MODEL, **AWAY)[0] == 0
+
+
+def test_consolidated_weights_are_left_out_only_beside_others(machine: Machine) -> None:
+    assert machine.run("fetch", MODEL, CONSOLIDATED)[0] == 0
+    assert "consolidated.safetensors" not in machine.files()
+    assert machine.files(CONSOLIDATED) == set(OTHERS[CONSOLIDATED])
+
+
+def test_an_adapter_comes_along_at_its_commit_and_then_needs_no_hub(machine: Machine) -> None:
+    commit = hub.commit(machine.hub.folder / ADAPTER)
+    arguments = [MODEL, f"{ADAPTER}@{commit}", f"--commit={machine.commit}"]
+    assert machine.run("fetch", *arguments)[0] == 0
+    assert machine.files(ADAPTER) == set(OTHERS[ADAPTER])
+    assert machine.run("fetch", *arguments, **AWAY)[0] == 0
+    (machine.snapshot(ADAPTER) / "adapter_model.safetensors").unlink()
+    assert machine.run("fetch", *arguments, **AWAY)[0] == 1
+    assert machine.run("fetch", f"{ADAPTER}@{'0' * 40}")[0] == 3, "a commit that the hub does not have"
 
 
 def test_a_gated_model_is_a_sentence_that_names_the_token_and_permanent(
