@@ -118,15 +118,15 @@ def look(it: TurboDeployment, observed: Snapshot, now: float = NOW) -> training.
 
 
 def reason(step: training.TrainingDecision) -> str:
-    """What is told, in a word."""
-    message = told(step)
+    """The reason of its condition."""
+    message = message_of(step)
     assert message.endswith((".", "!", "?")), message
     assert step.condition is not None
     return str(step.condition.reason)
 
 
-def told(step: training.TrainingDecision) -> str:
-    """What is told, in a sentence."""
+def message_of(step: training.TrainingDecision) -> str:
+    """The message of its condition."""
     assert step.condition is not None
     return step.condition.message
 

@@ -15,12 +15,12 @@ from turbo_dev.trainings import (
     draft,
     job,
     look,
+    message_of,
     pod,
     promoted,
     reason,
     seen,
     td,
-    told,
 )
 from turbo_operator.api import TrainingStatus, rfc3339
 
@@ -41,8 +41,8 @@ def test_a_draft_that_does_not_fit_or_is_gone_stops_the_next_one(drafts: Any) ->
     for late in (0.0, 1000 * HOUR):
         step = look(td(state), seen(drafts=drafts), NOW + late)
         assert (reason(step), step.job_request, step.query) == ("TrainingFailed", None, None)
-        assert "chat-draft-1" in told(step)
-        assert ("ConfigMap chat-model" if drafts else "spec.deploymentName: chat") in told(step)
+        assert "chat-draft-1" in message_of(step)
+        assert ("ConfigMap chat-model" if drafts else "spec.deploymentName: chat") in message_of(step)
         assert step.state == state
     fits = look(td(state), seen(drafts=(draft(),)))
     assert reason(fits) == "Trained"

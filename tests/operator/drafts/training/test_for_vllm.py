@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from turbo_dev.plan_examples import fast
-from turbo_dev.trainings import CORES, FACTS, MADE, ROOM, told
+from turbo_dev.trainings import CORES, FACTS, MADE, ROOM, message_of
 from turbo_dev.trainings import look as look_at
 from turbo_dev.vllm_canaries import FIRST, SETTINGS, TRAINING, hash_of, pod, td
 from turbo_operator.api import TrainingReason, TurboDeployment
@@ -45,7 +45,7 @@ def test_one_is_trained_while_pods_answer_without_drafts_and_waits_for_pods_that
     waits = look_at(it, seen())
     assert waits.condition is not None
     assert waits.condition.reason == TrainingReason.WAITING_FOR_PODS
-    assert "learns from the answers of the pods that serve, and none is ready" in told(waits)
+    assert "learns from the answers of the pods that serve, and none is ready" in message_of(waits)
     assert look_at(it, seen(replace(READY, ready=False))).job_request is None
     begins = look_at(it, seen(READY))
     assert begins.job_request is not None

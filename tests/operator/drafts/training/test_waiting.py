@@ -18,13 +18,13 @@ from turbo_dev.trainings import (
     draft,
     job,
     look,
+    message_of,
     pending,
     pod,
     ran,
     reason,
     seen,
     td,
-    told,
 )
 from turbo_operator.api import CapacityType, Provisioning, TrainingStatus, TurboDeployment, rfc3339
 from turbo_operator.drafts.training import job_state
@@ -163,18 +163,18 @@ def test_what_has_no_price_goes_once_a_bound_is_set() -> None:
 
 def test_how_long_a_pod_has_been_starting_and_what_it_may_lack_is_told() -> None:
     it, waits = td(began()), there(pending(placed=NOW))
-    assert told(look(it, waits, NOW + 60)) == "Training 1: Pod p starts."
-    late = told(look(it, waits, NOW + job_state.STARTING_SECONDS))
-    assert late == told(look(it, waits, NOW + HOUR))  # the status is written once
+    assert message_of(look(it, waits, NOW + 60)) == "Training 1: Pod p starts."
+    late = message_of(look(it, waits, NOW + job_state.STARTING_SECONDS))
+    assert late == message_of(look(it, waits, NOW + HOUR))  # the status is written once
     assert f"has been starting since {rfc3339(NOW)}" in late
     assert "kubectl describe pod p" in late
 
 
 def test_a_pod_that_goes_is_told_with_what_its_successor_waits_for() -> None:
     step = look(td(ran()), there(pod(terminating=True)))
-    assert "Pod p is being removed" in told(step)
-    assert "Node object" in told(step)
-    assert "has made no pod yet" in told(look(td(ran()), there()))
+    assert "Pod p is being removed" in message_of(step)
+    assert "Node object" in message_of(step)
+    assert "has made no pod yet" in message_of(look(td(ran()), there()))
 
 
 def test_a_draft_that_is_there_already_ends_the_wait() -> None:
