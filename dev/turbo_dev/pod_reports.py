@@ -56,6 +56,21 @@ def waiting(pod: Body, now: float, reason: str, message: str) -> dict[str, Any]:
     return report(pod, now, "Pending", {"waiting": {"reason": reason, "message": message}})
 
 
+def lacking(pod: Body, now: float, path: str) -> dict[str, Any]:
+    """Its check has not found a file of the model on the claim."""
+    end = {
+        "exitCode": 3,
+        "reason": "Error",
+        "message": f"the claim lacks {path}\n",
+        "finishedAt": rfc3339(now),
+    }
+    checks = [
+        {**each, "name": "check", "state": {"terminated": end}}
+        for each in report(pod, now, "", {})["containerStatuses"]
+    ]
+    return waiting(pod, now, "PodInitializing", "") | {"initContainerStatuses": checks}
+
+
 def evicted(pod: Body, now: float) -> dict[str, Any]:
     """Its node has put it out."""
     end = {"terminated": {"exitCode": 137, "reason": "Error"}}

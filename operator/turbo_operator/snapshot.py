@@ -150,6 +150,14 @@ class TrafficSample:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingFile:
+    """What a pod did not find of a model on a claim."""
+
+    path: str  # empty: of the folder of all models
+    at: float  # when, in seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
 class PodView(AcceleratorLabels):
     """A pod of a deployment: enough to say what holds it up and how it does.
 
@@ -178,6 +186,8 @@ class PodView(AcceleratorLabels):
     group: str | None = None  # of a replica on several nodes: its number in the LeaderWorkerSet
     worker: int = 0  # and that of the pod in the group; 0 is the leader, which answers
     draft_label: str | None = None  # the version of the draft that its template names
+    lacks: MissingFile | None = None  # why it does not start, where that is it
+    has_image: bool = False  # whether it mounts an image
 
     @property
     def is_present(self) -> bool:
@@ -324,6 +334,7 @@ class JobPod(AcceleratorLabels):
     pending_since: float | None = None  # of a pod that no node has taken yet
     scheduled_since: float | None = None  # when a node took it
     terminating: bool = False
+    lacks: MissingFile | None = None  # why it does not start, where that is it
 
     @property
     def runs(self) -> bool:

@@ -161,7 +161,6 @@ _specs = st.fixed_dictionaries(
         "cache": _some(
             persistentVolumeClaim=st.fixed_dictionaries({"claimName": _names}),
             emptyDir=_some(sizeLimit=_quantities),
-            none=st.just({}),
         ),
         "drain": _some(timeout=_durations),
         "podTemplate": _pod_template,

@@ -3,101 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
-from decimal import Decimal
-from typing import Any
 
 import pytest
 
 from turbo_dev.access import Access
+from turbo_dev.fetched_models import (
+    CLAIM,
+    COMMIT,
+    FACTS,
+    NOW,
+    SETTINGS,
+    SNAPSHOT,
+    conditions,
+    document,
+    job,
+    look,
+    names,
+    plan_hash,
+    runs,
+    serving,
+    td,
+)
 from turbo_dev.plan_cases import plan as plan_of
 from turbo_dev.plan_examples import SMALL, fast, named
-from turbo_dev.status_coherence import contradictions
 from turbo_operator import render
-from turbo_operator.api import CapacityType, TurboDeployment, parse
-from turbo_operator.autoscaler import History
-from turbo_operator.catalog import shapes
 from turbo_operator.controller.cache.projection import job_pod
-from turbo_operator.controller.decision import Decision, decide
 from turbo_operator.render import fetch
 from turbo_operator.render.template import pod_template
-from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, ChildView, FetchPod, PodView, Snapshot
-from turbo_operator.status import compute
+from turbo_operator.snapshot import (
+    ChildView,
+    FetchPod,
+)
 from turbo_operator.status.model_cache import RETRY_SECONDS
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.documents import JobProgress, ModelInfo
-
-NOW = 1_700_000_000.0
-COMMIT = "c0ffee" + "0" * 34
-SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
-assert SHAPE is not None
-FACTS = ModelInfo(SHAPE, "sha256:ab", COMMIT, 270_000_000)
-CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
-SETTINGS = Settings(runtime_image="runtime:1", vllm_image="vllm:1")
-CLAIM = {"persistentVolumeClaim": {"claimName": "weights"}}
-SNAPSHOT = f"/cache/hub/models--acme--tiny/snapshots/{COMMIT}"
-
-
-def document(**spec: Any) -> dict[str, Any]:
-    model = {"uri": "hf://acme/tiny", "tokenSecretRef": {"name": "hub"}}
-    return {
-        "apiVersion": "serving.turbo.dev/v1alpha1",
-        "kind": "TurboDeployment",
-        "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
-        "spec": {"model": model, "accelerators": {"allowed": ["cpu"]}, "cache": CLAIM, **spec},
-    }
-
-
-def td(**spec: Any) -> TurboDeployment:
-    return parse(document(**spec))
-
-
-def plan_hash(it: TurboDeployment) -> str:
-    choice = plan_of(it.spec, SHAPE, {"cpu": CPU}).served
-    assert choice is not None
-    return render.plan_hash(it, choice, FACTS)
-
-
-def job(it: TurboDeployment, **fields: Any) -> ChildView:
-    manifest = fetch.job(it, FACTS, SETTINGS)
-    applied = manifest["metadata"]["annotations"]["serving.turbo.dev/applied-hash"]
-    return ChildView("Job", manifest["metadata"]["name"], "j", applied, **fields)
-
-
-def runs(it: TurboDeployment, **fields: Any) -> FetchPod:
-    return FetchPod("f", fetch.job_name(it, FACTS), **({"phase": "Running"} | fields))
-
-
-def serving(variant: str) -> tuple[tuple[ChildView, ...], PodView]:
-    own: dict[str, Any] = {"plan_hash": variant, "accelerator": "cpu"}
-    deployment = ChildView(
-        "Deployment", f"chat-{variant}", "d", None, **own, replicas=1, available_replicas=1
-    )
-    revision = ChildView("ControllerRevision", f"chat-{variant}", "r", None, **own, data={"spec": {}})
-    pod = PodView("p", variant, "Running", True, "10.0.0.1", None, None, accelerator="cpu")
-    return (deployment, revision), pod
-
-
-def look(
-    it: TurboDeployment, *children: ChildView, now: float = NOW, **seen: Any
-) -> tuple[Decision, dict[str, Any]]:
-    """Decide, and compute the status, which contradicts itself nowhere."""
-    observed = Snapshot({"cpu": CPU}, children=children, **({"model": FACTS} | seen))
-    plan = plan_of(it.spec, SHAPE, {"cpu": CPU}) if observed.model else None
-    decision = decide(it, observed, SETTINGS, now, plan, History())
-    status = compute(it, observed, decision, now).dump()
-    assert contradictions({**document(), "spec": it.spec.dump(), "status": status}) == []
-    return decision, status
-
-
-def conditions(status: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
-    return {each["type"]: (each["status"], each["reason"], each["message"]) for each in status["conditions"]}
-
-
-def names(decision: Decision, kind: str) -> list[str]:
-    return [child["metadata"]["name"] for child in decision.children if child["kind"] == kind]
+from turbo_runtime.contract.documents import JobProgress
 
 
 def test_the_job_writes_to_the_claim_and_asks_the_hub_for_one_commit() -> None:
@@ -111,6 +51,7 @@ def test_the_job_writes_to_the_claim_and_asks_the_hub_for_one_commit() -> None:
     assert {"name": "cache", "mountPath": "/cache"} in container["volumeMounts"]
     assert {"name": "cache", "persistentVolumeClaim": {"claimName": "weights"}} in spec["volumes"]
     assert spec["securityContext"]["fsGroup"] == 65532
+    assert spec["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
 
 
 @pytest.mark.cluster
@@ -138,10 +79,15 @@ def test_engines_read_the_snapshot_on_the_claim_and_need_neither_hub_nor_token(e
     environment = {each["name"]: each.get("value") for each in container["env"]}
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert "HF_TOKEN" not in environment
-    assert {"name": "cache", "mountPath": "/cache", "readOnly": True} in container["volumeMounts"]
+    hub = {"name": "cache", "mountPath": "/cache/hub", "subPath": "hub", "readOnly": True}
+    assert hub in container["volumeMounts"], "others may have the claim as HF_HOME, which has their token"
     claim = {"claimName": "weights", "readOnly": True}
     assert {"name": "cache", "persistentVolumeClaim": claim} in spec["volumes"]
-    assert "initContainers" not in spec
+    assert "fsGroup" not in spec["securityContext"], "nobody's files change their group for pods that read"
+    (check,) = spec["initContainers"]
+    assert check["image"] == container["image"]
+    assert [mount for mount in check["volumeMounts"] if mount["name"] == "cache"] == [hub]
+    assert "HF_TOKEN" not in {each["name"] for each in check["env"]}
 
 
 def test_with_a_folder_of_the_pods_own_a_container_fetches_the_model_before_the_engine() -> None:
@@ -158,8 +104,7 @@ def test_with_a_folder_of_the_pods_own_a_container_fetches_the_model_before_the_
     assert "ModelCached" not in conditions(status)
 
 
-def test_without_a_cache_and_with_none_pods_are_the_same() -> None:
-    assert plan_hash(td(cache=None)) == plan_hash(td(cache={"none": {}}))
+def test_another_cache_is_another_plan() -> None:
     assert len({plan_hash(td(cache=cache)) for cache in (None, CLAIM, {"emptyDir": {}})}) == 3
 
 

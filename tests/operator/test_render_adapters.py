@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import MIDDLE, fast, named, shape
 from turbo_operator import render
@@ -13,8 +15,10 @@ from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.planner import plan as planned
 from turbo_operator.planner.performance.memory import KV_GRAIN
+from turbo_operator.render import fetch, vllm
 from turbo_operator.render.template import pod_template
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import ChildView, Snapshot
 from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
 
 SETTINGS = Settings(runtime_image="registry.example/runtime:1", vllm_image="registry.example/vllm:1")
@@ -83,15 +87,41 @@ def test_an_adapter_of_the_hub_is_fetched_at_its_commit_before_the_server_starts
     assert "HF_HUB_OFFLINE" not in {variable["name"] for variable in fetching["env"]}
 
 
-def test_beside_a_model_that_is_fetched_to_a_claim_an_adapter_of_the_hub_is_asked_for_all_the_same() -> None:
-    cache = {"persistentVolumeClaim": {"claimName": "weights"}}
-    it = td(CHAT, model={"uri": "hf://acme/llama", "maxModelLen": 4096}, cache=cache)
+@pytest.mark.parametrize("cache", [{"persistentVolumeClaim": {"claimName": "weights"}}, {"emptyDir": {}}])
+def test_an_adapter_of_the_hub_is_fetched_with_the_model_and_served_offline(cache: dict[str, Any]) -> None:
+    it = td(CHAT, SQL, model={"uri": "hf://acme/llama", "maxModelLen": 4096}, cache=cache)
     spec = template(it)["spec"]
-    (fetching,), (server,) = spec["initContainers"], spec["containers"]
-    offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
-    assert offline in server["env"]
-    assert offline not in fetching["env"]
-    assert {"name": "adapter-cache", "mountPath": "/adapter-cache"} in fetching["volumeMounts"]
+    (server,) = spec["containers"]
+    assert {"name": "HF_HUB_OFFLINE", "value": "1"} in server["env"]
+    folder = "/cache/hub/models--acme--chat-lora/snapshots/beef01"
+    assert json.dumps({"name": "chat/v2", "path": folder}) in server["args"]
+    assert json.dumps({"name": "sql", "path": "/adapters/tuned/sql/v3"}) in server["args"]
+    assert "adapter-cache" not in {volume["name"] for volume in spec["volumes"]}
+    (before,) = spec["initContainers"]
+    if "emptyDir" in cache:
+        fetching = before
+    else:
+        assert f"{folder}/adapter_config.json" in before["args"], "it is seen whether it is there"
+        (fetching,) = fetch.job(it, FACTS, SETTINGS)["spec"]["template"]["spec"]["containers"]
+    assert fetching["args"][:2] == ["acme/llama", "acme/chat-lora@beef01"]
+
+
+def test_another_commit_of_an_adapter_is_another_job() -> None:
+    cache = {"persistentVolumeClaim": {"claimName": "weights"}}
+    spec: dict[str, Any] = {"model": {"uri": "hf://acme/llama", "maxModelLen": 4096}, "cache": cache}
+    later = replace(FACTS, adapters=(AdapterInfo("chat/v2", 12, "beef02"),))
+    found = {fetch.job_name(td(**spec), FACTS), fetch.job_name(td(CHAT, **spec), later)}
+    assert len({*found, fetch.job_name(td(CHAT, **spec), FACTS)}) == 3
+
+
+def test_whatever_flags_a_version_writes_a_plan_with_adapters_keeps_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = plan_hash(td(SQL, CHAT))
+    monkeypatch.setattr(vllm, "_lora", lambda *_: ["--of-another-version"])
+    assert plan_hash(td(SQL, CHAT)) == before
+    wider = replace(FACTS, adapters=(replace(FACTS.adapters[0], rank=64), FACTS.adapters[1]))
+    assert plan_hash(td(SQL, CHAT), wider) != before
 
 
 def test_claims_of_adapters_are_mounted_once_and_read_only() -> None:
@@ -125,6 +155,37 @@ def test_the_inspect_job_reads_the_adapters_beside_the_model() -> None:
         "--adapter=sql=/adapters/tuned/sql/v3",
     ]
     assert {"adapters-0", "cache", "model"} <= {volume["name"] for volume in job["volumes"]}
+
+
+HUB_MODEL = {"uri": "hf://acme/llama", "revision": "main", "maxModelLen": 4096}
+LAW = {"name": "law", "uri": "hf://acme/law"}
+
+
+def inspected(before: TurboDeployment, after: TurboDeployment) -> tuple[list[str], list[dict[str, Any]]]:
+    """Arguments of the inspection of `after`, while what `before` was is kept, and the ConfigMaps then."""
+    name = render.model_configmap_name(before)
+    kept = ChildView("ConfigMap", name, "c", None, data=render.facts_data(before, FACTS))
+    children = render.children(after, Snapshot({}, children=(kept,)), None, (), SETTINGS)
+    (job,) = [child for child in children if child["kind"] == "Job"]
+    maps = [child for child in children if child["kind"] == "ConfigMap"]
+    return job["spec"]["template"]["spec"]["containers"][0]["args"], maps
+
+
+def test_a_model_and_adapters_that_stay_keep_their_commits_where_others_come_and_go() -> None:
+    """Found in review: an adapter more, and the model was the next commit of its branch."""
+    plain, one, two = (td(*adapters, model=HUB_MODEL) for adapters in ((), (CHAT,), (CHAT, LAW)))
+    arguments, maps = inspected(plain, one)
+    assert arguments[:3] == ["acme/llama", "--revision=c0ffee", "--adapter=chat/v2=acme/chat-lora@main"]
+    assert maps == [render.model_configmap(plain, FACTS)], "which has them, until the Job has answered"
+    arguments, _ = inspected(one, two)
+    assert "--revision=c0ffee" in arguments
+    assert "--adapter=chat/v2=acme/chat-lora@beef01" in arguments
+    assert "--adapter=law=acme/law" in arguments
+    assert "--revision=c0ffee" in inspected(two, plain)[0]
+    moved = td({**CHAT, "revision": "v2"}, model={**HUB_MODEL, "revision": "v2"})
+    arguments, maps = inspected(one, moved)
+    assert arguments[1:3] == ["--revision=v2", "--adapter=chat/v2=acme/chat-lora@v2"]
+    assert maps == []
 
 
 def test_another_adapter_is_another_plan_and_another_source_and_another_order_is_not() -> None:

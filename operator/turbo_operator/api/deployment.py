@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName, Routing
-from turbo_operator.api.model import Adapter, Cache, Model
+from turbo_operator.api.model import CACHE_VARIABLES, Adapter, Cache, Model
 from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Capture, Method, Speculation
@@ -143,7 +143,8 @@ class TurboDeploymentSpec(Record):
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
     cache: Cache | None = None
-    """Where a model of the hub or in a bucket lies before a pod serves it. Default: none."""
+    """Where a model of the hub or in a bucket lies before a pod serves it. Default: engines download it from
+    the hub as they start."""
     capture: Capture | None = None
     """Prompts of this deployment's own traffic, kept for drafts to learn from. Default: none are."""
     rollout: Rollout = Field(default_factory=Rollout)
@@ -167,10 +168,21 @@ class TurboDeploymentSpec(Record):
             "cache",
         ),
         Rule(
-            "!self.model.uri.startsWith('s3://') || has(self.cache) && !has(self.cache.none)",
+            "!self.model.uri.startsWith('s3://') || has(self.cache)",
             "write cache.persistentVolumeClaim or cache.emptyDir: engines read no bucket, so a model in one "
             "(s3://) is fetched before they start",
             "cache",
+        ),
+        Rule(
+            "!has(self.cache) || !has(self.podTemplate.spec.env)"
+            f" || !self.podTemplate.spec.env.exists(it, it.name in {list(CACHE_VARIABLES)})",
+            f"leave {', '.join(CACHE_VARIABLES)} out, or cache: spec.cache says where the model lies",
+            "podTemplate.spec.env",
+            holds=lambda it: (
+                not (
+                    it.cache and any(each.name in CACHE_VARIABLES for each in it.pod_template.spec.env or ())
+                )
+            ),
         ),
         Rule(
             f"!{_ON_VLLM} || !has(self.capture)",

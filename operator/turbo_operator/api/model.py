@@ -1,4 +1,4 @@
-"""The model that is served, where it is kept, and its adapters."""
+"""The model that is served, its adapters, and where both lie before a pod serves them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pydantic import ConfigDict, Field
 
 from turbo_operator.api.template import LocalRef
 from turbo_operator.api.validation import ModelSource, ModelURI, ObjectName, Quantity, Record, Rule, Text
+from turbo_runtime.contract.endpoints import S3_CACHE_VARIABLE
+
+# What would have pods look elsewhere than in the cache, ask the hub, or fetch without it.
+CACHE_VARIABLES = ("HF_HUB_CACHE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", S3_CACHE_VARIABLE)
 
 _Revision = Annotated[
-    str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main")
+    str,
+    Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main"),
+    Rule("!self.contains('..')", "write the revision without '..'", holds=lambda name: ".." not in name),
 ]
 _SERVED_NAME = "write a name of letters, digits, '-', '_', '.', ':' and '/'"
 _ServedName = Annotated[str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", _SERVED_NAME)]
@@ -98,12 +104,8 @@ class CacheFolder(Record):
     """Of the folder. Default: what the node has."""
 
 
-class NoCache(Record):
-    """Nothing is fetched ahead."""
-
-
 class Cache(Record):
-    """Where a model of the hub or in a bucket lies before a pod serves it: one of the three."""
+    """Where a model of the hub or in a bucket, and adapters, lie before a pod serves them: one of the two."""
 
     model_config = ConfigDict(json_schema_extra={"x-kubernetes-map-type": "atomic"})
 
@@ -111,14 +113,11 @@ class Cache(Record):
     """A Job fetches the model to a claim once. Pods start when all of it is there, and need no hub."""
     empty_dir: CacheFolder | None = None
     """Each pod fetches the model before its engine starts, which needs no hub then."""
-    none: NoCache | None = None
-    """Each engine downloads the model as it starts."""
 
     rules = (
         Rule(
-            "(has(self.persistentVolumeClaim) != has(self.emptyDir)) != has(self.none)"
-            " && !(has(self.persistentVolumeClaim) && has(self.emptyDir))",
-            "write one of persistentVolumeClaim, emptyDir and none",
+            "has(self.persistentVolumeClaim) != has(self.emptyDir)",
+            "write one of persistentVolumeClaim and emptyDir",
         ),
     )
 

@@ -6,6 +6,7 @@ them shall not exist.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -32,7 +33,8 @@ SERVICE_PORT = 80
 INSPECT_CONTAINER = "inspect"
 FACTS_KEY = "facts.json"  # ModelInfo as JSON
 SOURCE_KEY = "source"  # the source hash that they are good for
-SEAL_KEY = "seal"  # hash of both: what somebody edited is no answer of the Job's
+SOURCES_KEY = "sources"  # with adapters: source hashes of the model and of each, as JSON
+SEAL_KEY = "seal"  # hash of all of it: what somebody edited is no answer of the Job's
 
 RETRIES = 6  # pauses of 10 s, doubled each time: about ten minutes for a claim or a hub to come back
 
@@ -61,7 +63,15 @@ def children(
     is_routed = router.is_wanted(td, settings)
     through = router.selector(td) if is_routed and router.answers(td, observed.children) else selector
     wanted = [service(td, through), *router.children(td, settings, observed, selector)]
-    wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
+    if model is None:
+        place = ("ConfigMap", model_configmap_name(td))
+        data = next((it.data for it in observed.children if (it.kind, it.name) == place), None) or {}
+        commits = inspected_commits(td, data)
+        wanted.append(inspect_job(td, settings, commits))
+        if commits:  # which it has kept, until there are new ones
+            wanted.append(metadata.configmap(td, place[1], data, api.ROLE_INSPECT))
+    else:
+        wanted.append(model_configmap(td, model))
     wanted += [dict(fetch_job)] if fetch_job is not None else []
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
@@ -200,12 +210,21 @@ def model_configmap_name(td: api.TurboDeployment) -> str:
     return f"{td.metadata.name}-model"
 
 
-def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
-    """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
-    revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
-    adapters = [f"--adapter={it.name}={_adapter_argument(it)}" for it in pod.sorted_adapters(td)]
+def inspect_job(
+    td: api.TurboDeployment, settings: Settings, commits: Mapping[str, str] = {}
+) -> dict[str, Any]:
+    """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message.
+
+    What has a commit already, by `inspected_commits`, is inspected at that.
+    """
+    revision = commits.get("", td.spec.model.revision)
+    adapters = [
+        f"--adapter={it.name}={_adapter_argument(it, commits.get(it.name, it.revision))}"
+        for it in pod.sorted_adapters(td)
+    ]
     model = pod.model_argument(td.spec.model)
-    args = [model, *revision, *adapters, f"--termination-message={pod.TERMINATION_LOG}"]
+    args = [model, *([f"--revision={revision}"] if revision else []), *adapters]
+    args += [f"--termination-message={pod.TERMINATION_LOG}"]
     # Configuration and headers only are read; what weighs is the interpreter.
     resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
     image, command = pod.runtime_image(td, settings), ["turbo", "inspect"]
@@ -218,23 +237,46 @@ def inspect_job(td: api.TurboDeployment, settings: Settings) -> dict[str, Any]:
         "podFailurePolicy": {"rules": [pod.failing_at_once(INSPECT_CONTAINER)]},
         "template": {
             "metadata": pod.pod_metadata(td, metadata.labels(td, api.ROLE_INSPECT)),
-            "spec": {**pod.pod_spec(td, container), "restartPolicy": "Never"},
+            "spec": {**pod.pod_spec(td, container, access="Read"), "restartPolicy": "Never"},
         },
     }
     return metadata.build_child(td, "Job", job_name(td), api.ROLE_INSPECT, {"spec": spec})
 
 
-def _adapter_argument(adapter: api.Adapter) -> str:
+def _adapter_argument(adapter: api.Adapter, revision: str | None) -> str:
     """Return what `turbo inspect` gets as an adapter."""
     if not adapter.on_hub:
-        return pod.adapter_path(adapter)
-    return f"{adapter.hub_id}@{adapter.revision}" if adapter.revision else adapter.hub_id
+        return pod.claimed_path(adapter)
+    return f"{adapter.hub_id}@{revision}" if revision else adapter.hub_id
 
 
 def facts_data(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, str]:
     """Return what the ConfigMap holds."""
     data = {FACTS_KEY: facts.to_json(), SOURCE_KEY: source_hash(td)}
-    return {**data, SEAL_KEY: metadata.digest(data)[:16]}
+    if td.spec.adapters:
+        data[SOURCES_KEY] = json.dumps(pod.sources(td), sort_keys=True)
+    return {**data, SEAL_KEY: _seal(data)}
+
+
+def _seal(data: Mapping[str, str]) -> str:
+    return metadata.digest({name: text for name, text in data.items() if name != SEAL_KEY})[:16]
+
+
+def inspected_commits(td: api.TurboDeployment, data: Mapping[str, str]) -> dict[str, str]:
+    """Return the commits that the ConfigMap of another source has of what comes from where it did: a model
+    whose adapters change stays what it is, though its branch has moved. By an adapter's name, the model's
+    is empty.
+    """
+    if data.get(SEAL_KEY) != _seal(data):
+        return {}
+    try:
+        facts = ModelInfo.from_json(data.get(FACTS_KEY, ""))
+        known = json.loads(data[SOURCES_KEY]) if SOURCES_KEY in data else {"": data.get(SOURCE_KEY)}
+    except ValueError:  # of another version
+        return {}
+    commits = {"": facts.revision, **{adapter.name: adapter.revision for adapter in facts.adapters}}
+    same = [name for name, source in pod.sources(td).items() if known.get(name) == source]
+    return {name: commit for name in same if (commit := commits.get(name)) is not None}
 
 
 def model_configmap(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, Any]:

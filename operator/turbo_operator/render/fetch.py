@@ -1,19 +1,29 @@
-"""What brings a model of the hub or in a bucket to where pods read it: a Job to a claim, or a container that
-runs before the engine's to a folder of the pod's own. Pure.
+"""What brings a model of the hub or in a bucket, and adapters, to where pods read them: a Job to a claim, or
+a container that runs before the engine's to a folder of the pod's own. With a claim that container sees
+whether all is there: `hf cache rm`, or another claim of the name, may have taken away what was brought. Pure.
 """
 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator import api
 from turbo_operator.render import metadata, pod
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.documents import ModelInfo
-from turbo_runtime.contract.endpoints import PORT, PORT_NAME
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR, PORT, PORT_NAME
 
 CONTAINER = "fetch"
+CHECK_CONTAINER = "check"
+LACKS = "the claim lacks "  # and a path: the words of the check
+# Of each file that is linked last, whether it and what lies beside it are there; a link may lead nowhere.
+_CHECK = (
+    'for file in "$@"; do for each in "$file" "${file%/*}"/*; do '
+    f'[ -e "$each" ] || {{ echo "{LACKS}$each"; exit {PERMANENT_ERROR}; }}; done; done'
+)
+_CHECK_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}}
 RETRIES = 6  # pauses of 10 s, doubled each time: about ten minutes for a hub to come back
 _RESOURCES = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
 
@@ -21,7 +31,7 @@ _RESOURCES = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory
 def job_name(td: api.TurboDeployment, facts: ModelInfo) -> str:
     """`NAME-fetch-HASH`, by what is fetched, and where to."""
     token = td.spec.model.token_secret_ref
-    material = [pod.fetched_claim(td), facts.revision, *_models(td), token.dump() if token else None]
+    material = [pod.fetched_claim(td), facts.revision, *_models(td, facts), token.dump() if token else None]
     material += [td.spec.model.s3.dump()] if td.spec.model.s3 else []
     digest = metadata.digest(material)
     return f"{td.metadata.name}-fetch-{base64.b32encode(bytes.fromhex(digest)).decode().lower()[:4]}"
@@ -31,7 +41,7 @@ def job(td: api.TurboDeployment, facts: ModelInfo, settings: Settings) -> dict[s
     """Build a Job of one pod that downloads what of the model is missing on the claim."""
     container = _container(td, facts, settings, f"--progress-port={PORT}")
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    pod_spec = pod.pod_spec(td, container, writes_claim=True)
+    pod_spec = pod.pod_spec(td, container, access="Write")
     pod_spec["securityContext"] |= pod.OWN_GROUP
     spec = {
         "backoffLimit": RETRIES,
@@ -44,18 +54,41 @@ def job(td: api.TurboDeployment, facts: ModelInfo, settings: Settings) -> dict[s
     return metadata.build_child(td, "Job", job_name(td, facts), api.ROLE_FETCH, {"spec": spec})
 
 
-def init_containers(td: api.TurboDeployment, facts: ModelInfo, settings: Settings) -> list[dict[str, Any]]:
-    """Build what runs in a serving pod before its engine; nothing where the model is there by then."""
-    if not pod.is_fetched(td) or pod.fetched_claim(td) is not None:
+def init_containers(
+    td: api.TurboDeployment, facts: ModelInfo, settings: Settings, spec: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Build what runs in a pod before the container of its `spec`; nothing where no model is fetched."""
+    if not pod.is_fetched(td):
         return []
-    mounts = [{"name": "tmp", "mountPath": pod.TMP_PATH}, {"name": "cache", "mountPath": pod.CACHE_PATH}]
-    return [pod.secured(_container(td, facts, settings), mounts)]
+    (main,) = spec["containers"]
+    paths = (pod.TMP_PATH, pod.CACHE_PATH, pod.HUB_CACHE_PATH, pod.S3_CACHE_PATH)
+    mounts = [mount for mount in main["volumeMounts"] if mount["mountPath"] in paths]
+    if pod.fetched_claim(td) is None:
+        return [pod.secured(_container(td, facts, settings), mounts)]
+    arguments = ["-c", _CHECK, CHECK_CONTAINER, *_last_files(td, facts)]
+    of_check = (CHECK_CONTAINER, ["sh"], arguments, _CHECK_RESOURCES)
+    return [pod.secured(pod.build_container(td, settings, main["image"], *of_check), mounts)]
+
+
+def is_of(td: api.TurboDeployment, facts: ModelInfo, path: str) -> bool:
+    """Whether a path that a check names is of what is fetched now; an empty one is the folder of all."""
+    return not path or any(path.startswith(file.rpartition("/")[0]) for file in _last_files(td, facts))
+
+
+def _last_files(td: api.TurboDeployment, facts: ModelInfo) -> list[str]:
+    """Return what `turbo fetch` writes last of the model, of a draft model and of adapters."""
+    draft = td.spec.speculation.draft_model
+    return [
+        f"{pod.served_model(td, facts)[0]}/config.json",
+        *([f"{pod.cached_folder(draft)}/refs/main"] if draft is not None and draft.on_hub else []),
+        *(f"{pod.adapter_path(td, it, facts)}/adapter_config.json" for it in _adapters(td)),
+    ]
 
 
 def _container(td: api.TurboDeployment, facts: ModelInfo, settings: Settings, *more: str) -> dict[str, Any]:
     revision = td.spec.model.revision
     arguments = [
-        *_models(td),
+        *_models(td, facts),
         *([f"--revision={revision}"] if revision else []),
         f"--commit={facts.revision}",
         f"--termination-message={pod.TERMINATION_LOG}",
@@ -69,10 +102,14 @@ def _container(td: api.TurboDeployment, facts: ModelInfo, settings: Settings, *m
     return pod.reading_bucket(td, container)
 
 
-def _models(td: api.TurboDeployment) -> list[str]:
-    """Return the model, and the hub id of a draft model of the hub."""
+def _models(td: api.TurboDeployment, facts: ModelInfo) -> list[str]:
+    """Return the model, and of the hub the ids of a draft model and, each with its commit, of adapters."""
     draft = td.spec.speculation.draft_model
-    return [
-        pod.model_argument(td.spec.model),
-        *([draft.hub_id] if draft is not None and draft.on_hub else []),
-    ]
+    adapters = [f"{it.hub_id}@{pod.adapter_commit(it, facts)}" for it in _adapters(td)]
+    drafts = [draft.hub_id] if draft is not None and draft.on_hub else []
+    return [pod.model_argument(td.spec.model), *drafts, *adapters]
+
+
+def _adapters(td: api.TurboDeployment) -> list[api.Adapter]:
+    """Return the adapters of the hub."""
+    return [adapter for adapter in pod.sorted_adapters(td) if adapter.on_hub]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from turbo_operator import api
 from turbo_operator.capacity_types import build_constraint
@@ -20,11 +20,15 @@ DRAFT_MODEL_PATH = "/draft-model"  # and that of a draft model
 ADAPTERS_PATH = "/adapters"  # and claims of adapters, by their names
 ADAPTER_CACHE_PATH = "/adapter-cache"  # where adapters of a hub are kept for the life of a pod
 CACHE_PATH = "/cache"  # where a hub's files are kept, by a claim or for the life of a pod
-HUB_CACHE_PATH = f"{CACHE_PATH}/hub"  # as a folder of it is called where HF_HOME is /cache
-S3_CACHE_PATH = f"{CACHE_PATH}/s3"  # and models of buckets
+# As a folder of it is called where HF_HOME is /cache, and that of models of buckets.
+HUB_FOLDER, S3_FOLDER = "hub", "s3"
+HUB_CACHE_PATH, S3_CACHE_PATH = f"{CACHE_PATH}/{HUB_FOLDER}", f"{CACHE_PATH}/{S3_FOLDER}"
 TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
 TMP_LIMIT = "1Gi"
 
+# Of the claim that a model is fetched to. Pods that serve and train mount the folders that are filled, since
+# others that have the claim as HF_HOME keep their token beside them. Before a fetch there is no such folder.
+CacheAccess = Literal["Folders", "Read", "Write"]
 MountedVolume = tuple[dict[str, Any], dict[str, Any]]  # a volume of a pod, and its mount
 USER_ID = 65532  # of the runtime image; any other would do as well
 # A claim belongs to root where its driver is not told otherwise.
@@ -47,13 +51,25 @@ def source_hash(td: api.TurboDeployment) -> str:
     """Hash what decides which model it is: the inspect Job's answer is good for one such hash. Four letters
     of base 32 are enough to tell the few sources that one object ever had apart.
     """
+    adapters = [adapter.dump() for adapter in sorted_adapters(td)]
+    return _short(digest({**_model_source(td), **({"adapters": adapters} if adapters else {})}))
+
+
+def sources(td: api.TurboDeployment) -> dict[str, str]:
+    """Hash where the model and each adapter come from, by an adapter's name; the model has none."""
+    named = {adapter.name: _short(digest(adapter.dump())) for adapter in sorted_adapters(td)}
+    return {"": _short(digest(_model_source(td))), **named}
+
+
+def _model_source(td: api.TurboDeployment) -> dict[str, Any]:
     model = td.spec.model
     token = model.token_secret_ref.dump() if model.token_secret_ref else None
-    adapters = [adapter.dump() for adapter in sorted_adapters(td)]
-    parts: dict[str, Any] = {"uri": model.uri, "revision": model.revision, "token": token}
-    parts |= {"s3": model.s3.dump()} if model.s3 else {}
-    source = digest({**parts, **({"adapters": adapters} if adapters else {})})
-    return base64.b32encode(bytes.fromhex(source)).decode().lower()[:4]
+    parts = {"uri": model.uri, "revision": model.revision, "token": token}
+    return parts | ({"s3": model.s3.dump()} if model.s3 else {})
+
+
+def _short(digest: str) -> str:
+    return base64.b32encode(bytes.fromhex(digest)).decode().lower()[:4]
 
 
 def model_argument(source: api.ModelSource, path: str = MODELS_PATH) -> str:
@@ -73,7 +89,7 @@ def fetched_claim(td: api.TurboDeployment) -> str | None:
 
 def is_fetched(td: api.TurboDeployment) -> bool:
     """Whether the model is fetched before an engine starts, which needs no hub then."""
-    return td.spec.cache is not None and td.spec.cache.none is None
+    return td.spec.cache is not None
 
 
 def served_model(td: api.TurboDeployment, facts: ModelInfo) -> tuple[str, str | None]:
@@ -83,8 +99,13 @@ def served_model(td: api.TurboDeployment, facts: ModelInfo) -> tuple[str, str | 
         return f"{S3_CACHE_PATH}/{s3_folder(source.uri, facts.revision or '')}", None
     revision = (facts.revision or source.revision) if source.on_hub else None
     if is_fetched(td):
-        return f"{HUB_CACHE_PATH}/models--{source.hub_id.replace('/', '--')}/snapshots/{revision}", None
+        return f"{cached_folder(source)}/snapshots/{revision}", None
     return model_argument(source), revision
+
+
+def cached_folder(source: api.ModelSource) -> str:
+    """Return the folder of a repository of the hub in the cache."""
+    return f"{HUB_CACHE_PATH}/models--{source.hub_id.replace('/', '--')}"
 
 
 def sorted_adapters(td: api.TurboDeployment) -> list[api.Adapter]:
@@ -92,9 +113,25 @@ def sorted_adapters(td: api.TurboDeployment) -> list[api.Adapter]:
     return sorted(td.spec.adapters or (), key=lambda adapter: adapter.name)
 
 
-def adapter_path(adapter: api.Adapter) -> str:
+def adapter_path(td: api.TurboDeployment, adapter: api.Adapter, facts: ModelInfo) -> str:
+    """Return the folder of an adapter: on a claim, in the cache, or where a server's pod downloads it to."""
+    if not adapter.on_hub:
+        return claimed_path(adapter)
+    commit = adapter_commit(adapter, facts)
+    if is_fetched(td):
+        return f"{cached_folder(adapter)}/snapshots/{commit}"
+    return f"{ADAPTER_CACHE_PATH}/{adapter.hub_id}/{commit}"
+
+
+def claimed_path(adapter: api.Adapter) -> str:
     """Return the path of an adapter on a claim."""
     return model_argument(adapter, f"{ADAPTERS_PATH}/{adapter.claim}")
+
+
+def adapter_commit(adapter: api.Adapter, facts: ModelInfo) -> str:
+    """Return the commit of an adapter of the hub that was inspected."""
+    known = next((it.revision for it in facts.adapters if it.name == adapter.name), None)
+    return known or adapter.revision or "main"
 
 
 def mounted_volume(
@@ -106,7 +143,7 @@ def mounted_volume(
 
 
 def _model_volumes(
-    td: api.TurboDeployment, draft: api.ModelSource | None, writes_claim: bool
+    td: api.TurboDeployment, draft: api.ModelSource | None, access: CacheAccess
 ) -> list[MountedVolume]:
     """Build the volumes of a pod that reads the model, and a draft model."""
     volumes = [mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)]
@@ -124,16 +161,27 @@ def _model_volumes(
         volume = {"persistentVolumeClaim": {"claimName": name, "readOnly": True}}
         path = f"{ADAPTERS_PATH}/{name}"
         volumes.append(mounted_volume(f"adapters-{number}", volume, path, read_only=True))
-    if any(adapter.on_hub for adapter in td.spec.adapters or ()):
+    if any(adapter.on_hub for adapter in td.spec.adapters or ()) and not is_fetched(td):
         volumes.append(mounted_volume("adapter-cache", {"emptyDir": {}}, ADAPTER_CACHE_PATH))
     if (claim_name := fetched_claim(td)) is not None:
-        kept = {"claimName": claim_name} | ({} if writes_claim else {"readOnly": True})
+        kept = {"claimName": claim_name} | ({} if access == "Write" else {"readOnly": True})
         volume = {"persistentVolumeClaim": kept}
-        volumes.append(mounted_volume("cache", volume, CACHE_PATH, read_only=not writes_claim))
+        root, mount = mounted_volume("cache", volume, CACHE_PATH, read_only=access != "Write")
+        if access == "Folders":
+            folders = _cache_folders(td)
+            volumes += [(root, {**mount, "mountPath": f"{CACHE_PATH}/{it}", "subPath": it}) for it in folders]
+        else:
+            volumes.append((root, mount))
     elif is_fetched(td) or _needs_hub(td, draft):
         folder = td.spec.cache.empty_dir.dump() if td.spec.cache and td.spec.cache.empty_dir else {}
         volumes.append(mounted_volume("cache", {"emptyDir": folder}, CACHE_PATH))
     return volumes
+
+
+def _cache_folders(td: api.TurboDeployment) -> list[str]:
+    """Return the folders of the cache that are filled."""
+    needs_hub = _needs_hub(td, td.spec.speculation.draft_model)
+    return [*([HUB_FOLDER] if needs_hub else []), *([S3_FOLDER] if td.spec.model.in_bucket else [])]
 
 
 def _share_claims(volumes: Sequence[MountedVolume]) -> list[MountedVolume]:
@@ -264,7 +312,7 @@ def pod_spec(
     draft: api.ModelSource | None = None,
     downloads: Sequence[Mapping[str, Any]] = (),
     *,
-    writes_claim: bool = False,
+    access: CacheAccess = "Folders",
 ) -> dict[str, Any]:
     """Build a pod around one container that reads the model; with a choice, it goes only where the
     accelerator and the capacity type of that are. The overlay adds to it. `downloads` run before it.
@@ -272,7 +320,7 @@ def pod_spec(
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
     overlay = td.spec.pod_template.spec
-    mounted = _share_claims([*_model_volumes(td, draft, writes_claim), *volumes])
+    mounted = _share_claims([*_model_volumes(td, draft, access), *volumes])
     mounts = [mount for _, mount in mounted]
     optional: dict[str, Any] = {
         "nodeSelector": {**(overlay.node_selector or {})},

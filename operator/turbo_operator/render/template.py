@@ -77,7 +77,7 @@ def plan_hash(
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
         material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
-    if pod.is_fetched(td) and td.spec.cache is not None:
+    if td.spec.cache is not None:
         material["cache"] = td.spec.cache.dump()
         if td.spec.model.s3 and pod.fetched_claim(td) is None:  # else serving pods read no bucket
             material["s3"] = td.spec.model.s3.dump()
@@ -145,7 +145,7 @@ def pod_template(
         for name, command in engine.downloads.items()
     ]
     spec = pod.pod_spec(td, container, choice, volumes, engine.draft, downloads)
-    if before := fetch.init_containers(td, facts, settings):
+    if before := fetch.init_containers(td, facts, settings, spec):
         spec["initContainers"] = [*before, *spec.get("initContainers", ())]
     if capture(td):
         spec["securityContext"] |= pod.OWN_GROUP

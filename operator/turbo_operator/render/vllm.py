@@ -76,9 +76,9 @@ def server(
         ],
         draft=_draft_model(td, choice),
         downloads={
-            f"adapter-{number}": _download(adapter, facts)
+            f"adapter-{number}": _download(td, adapter, facts)
             for number, adapter in enumerate(pod.sorted_adapters(td))
-            if adapter.on_hub
+            if adapter.on_hub and not pod.is_fetched(td)
         },
     )
 
@@ -97,7 +97,8 @@ def configmaps(td: api.TurboDeployment, choice: Choice | None) -> list[dict[str,
 
 def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[str]:
     """Return what tells the servers of two plans apart: what was asked for and planned, and neither the words
-    of this version nor the drafts by requests under way, which are renewed with the next rollout.
+    of this version, by which an upgrade would replace every pod, nor the drafts by requests under way, which
+    are renewed with the next rollout. The user's own flags are asked for.
     """
     source = _draft_model(td, choice)
     parts = (
@@ -115,9 +116,17 @@ def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[
         choice.max_draft_tokens,
         source.uri if source is not None else None,
         *(td.spec.engine.args or ()),
-        *_lora(td, facts),
+        *_adapters(td, facts),
     )
     return [str(part) for part in parts]
+
+
+def _adapters(td: api.TurboDeployment, facts: ModelInfo) -> list[str]:
+    """Return which adapters there are, and what of them decides on their slots."""
+    adapters = pod.sorted_adapters(td)
+    named = [f"adapter {it.name} {it.uri} {pod.adapter_commit(it, facts)}" for it in adapters]
+    slots = [f"rank {_rank(facts)}", *(facts.adapter_modules if facts.shape.experts else ())]
+    return [*named, *slots] if adapters else []
 
 
 def _draft_model(td: api.TurboDeployment, choice: Choice) -> api.ModelSource | None:
@@ -180,30 +189,22 @@ def _lora(td: api.TurboDeployment, facts: ModelInfo) -> list[str]:
     adapters = pod.sorted_adapters(td)
     if not adapters:
         return []
-    modules = [json.dumps({"name": it.name, "path": _adapter_path(it, facts)}) for it in adapters]
-    rank = lora_rank(max((adapter.rank for adapter in facts.adapters), default=1))
-    flags = ["--enable-lora", f"--max-loras={len(adapters)}", f"--max-lora-rank={rank}"]
+    modules = [json.dumps({"name": it.name, "path": pod.adapter_path(td, it, facts)}) for it in adapters]
+    flags = ["--enable-lora", f"--max-loras={len(adapters)}", f"--max-lora-rank={_rank(facts)}"]
     if facts.shape.experts:  # else every routed expert would have slots in memory
         flags += ["--lora-target-modules", *facts.adapter_modules]
     return [*flags, "--lora-modules", *modules]
 
 
-def _adapter_path(adapter: api.Adapter, facts: ModelInfo) -> str:
-    """Return the folder that the server reads: on a claim, or where a commit of the hub is downloaded to."""
-    if not adapter.on_hub:
-        return pod.adapter_path(adapter)
-    return f"{pod.ADAPTER_CACHE_PATH}/{adapter.hub_id}/{_commit(adapter, facts)}"
+def _rank(facts: ModelInfo) -> int:
+    """Return the rank of the slots."""
+    return lora_rank(max((adapter.rank for adapter in facts.adapters), default=1))
 
 
-def _commit(adapter: api.Adapter, facts: ModelInfo) -> str:
-    known = next((it.revision for it in facts.adapters if it.name == adapter.name), None)
-    return known or adapter.revision or "main"
-
-
-def _download(adapter: api.Adapter, facts: ModelInfo) -> list[str]:
+def _download(td: api.TurboDeployment, adapter: api.Adapter, facts: ModelInfo) -> list[str]:
     """Return the command that brings an adapter of the hub: vLLM itself would take none but the latest."""
-    revision = f"--revision={_commit(adapter, facts)}"
-    return ["hf", "download", adapter.hub_id, revision, f"--local-dir={_adapter_path(adapter, facts)}"]
+    revision, path = pod.adapter_commit(adapter, facts), pod.adapter_path(td, adapter, facts)
+    return ["hf", "download", adapter.hub_id, f"--revision={revision}", f"--local-dir={path}"]
 
 
 def _speculative_config(td: api.TurboDeployment, choice: Choice, draft: DraftView | None) -> str | None:

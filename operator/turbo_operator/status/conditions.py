@@ -21,7 +21,13 @@ from turbo_operator.planner import money
 from turbo_operator.render import job_name, router, url
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
-from turbo_operator.status.failures import dropped_image, first_failing, kept_by_finalizer, remedy_of
+from turbo_operator.status.failures import (
+    dropped_image,
+    dropped_volume,
+    first_failing,
+    kept_by_finalizer,
+    remedy_of,
+)
 from turbo_operator.status.fields import cost_per_hour
 from turbo_operator.status.gateway import pool_accepted
 from turbo_operator.status.model_cache import NO_CACHE, ModelCache
@@ -194,6 +200,8 @@ class Conditions:
 
         A pod that has ended is quoted only where there is no other.
         """
+        if dropped := dropped_volume(self._observed, plan_hash):
+            return false(api.AvailableReason.FAILED_CREATE, dropped)
         if failing := first_failing(pods):
             return failing
         for child in self._observed.children:
@@ -331,8 +339,9 @@ class Conditions:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
         if self._awaited is not None and self._awaited.status == "False":
             return true(api.StalledReason.USER_ACTION_REQUIRED, self._awaited.message)
-        if self._outcome.routing_lack is not None:
-            return true(api.StalledReason.USER_ACTION_REQUIRED, self._outcome.routing_lack)
+        lack = self._outcome.routing_lack or dropped_volume(self._observed, self._target)
+        if lack:
+            return true(api.StalledReason.USER_ACTION_REQUIRED, lack)
         if self._scale.replicas and rollout.waits and rollout.waits_for_spec:
             return true(api.StalledReason.USER_ACTION_REQUIRED, rollout.waits)
         placed = [pod.scheduled_since for pod in self._observed.inspecting if pod.scheduled_since is not None]

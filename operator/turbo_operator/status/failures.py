@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from turbo_operator import api
 from turbo_operator.api.condition_state import ConditionState, false, sentence
+from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
 _FINALIZERS_OF_KUBERNETES = {"foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking"}
@@ -27,6 +28,8 @@ POD_REASONS: Mapping[str, api.AvailableReason] = {
 
 def failure(observed: Snapshot, plan_hash: str) -> str:
     """Say what holds up the pods of a variant, in a sentence; empty where they say nothing."""
+    if dropped := dropped_volume(observed, plan_hash):
+        return dropped
     pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
     # else one that has ended
     failing = first_failing(pod for pod in pods if pod.is_serving) or first_failing(pods)
@@ -65,10 +68,30 @@ def dropped_image(td: api.TurboDeployment, job: ChildView) -> str:
     """Say that a cluster has dropped the image of a model from the pods of a Job; empty where it has not."""
     if td.spec.model.image is None or job.has_image:
         return ""
+    return _dropped(f"that of {td.spec.model.image}", f"Job {job.name}")
+
+
+def dropped_volume(observed: Snapshot, plan_hash: str | None) -> str:
+    """Say that a cluster has dropped an image that pods of a variant are to mount, as of a draft model, which
+    no inspection reads; empty where it has not.
+    """
+    children = {child.kind: child for child in observed.children if child.plan_hash == plan_hash}
+    workload = next((children[kind] for kind in WORKLOADS if kind in children), None)
+    frozen = children.get("ControllerRevision")
+    if workload is None or frozen is None or frozen.data is None:
+        return ""
+    volumes = frozen.data["spec"].get("volumes", ())
+    images = [volume["image"]["reference"] for volume in volumes if "image" in volume]
+    pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash]
+    if not images or not pods or any(pod.has_image or pod.ready for pod in pods):
+        return ""
+    return _dropped(f"those of {' and '.join(images)}", f"{workload.kind} {workload.name}")
+
+
+def _dropped(images: str, owner: str) -> str:
     return (
-        f"The API server has no image volumes, and dropped that of {td.spec.model.image}: take Kubernetes "
-        "1.35, or switch on the feature gate ImageVolume of API server and kubelets (from 1.33 on), then "
-        f"delete Job {job.name}."
+        f"The API server has no image volumes, and dropped {images}: take Kubernetes 1.35, or switch on the "
+        f"feature gate ImageVolume of API server and kubelets (from 1.33 on), then delete {owner}."
     )
 
 

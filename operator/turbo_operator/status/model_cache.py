@@ -11,8 +11,9 @@ from turbo_operator.api import ModelCachedReason
 from turbo_operator.api.condition_state import ConditionState, false, sentence, true, unknown
 from turbo_operator.drafts.training.job_state import format_progress, format_remaining
 from turbo_operator.render import fetch, pod
-from turbo_operator.snapshot import ChildView, FetchPod, Snapshot
+from turbo_operator.snapshot import ChildView, FetchPod, JobPod, PodView, Snapshot
 from turbo_operator.status.failures import remedy_of
+from turbo_runtime.contract.documents import ModelInfo
 
 RETRY_SECONDS = 600.0  # after which a Job that has failed gives way to another
 
@@ -55,22 +56,30 @@ def build_model_cache(
     job = next((each for each in observed.children if (each.kind, each.name) == ("Job", name)), None)
     status = api.CacheStatus(claim_name=claim, revision=facts.revision or "")
     if job is not None and job.complete:
+        pods: tuple[PodView | JobPod, ...] = (*observed.pods, *observed.trainings)
+        if (lacking := next((each for each in pods if _lacks(td, facts, each, job)), None)) is not None:
+            message = (
+                f"Pod {lacking.name} no longer finds all of the model on claim {claim}: it is fetched again."
+            )
+            return ModelCache(unknown(ModelCachedReason.FETCHING, message), status)
         message = f"{td.spec.model.uri} at {facts.revision} is on claim {claim}."
         return ModelCache(true(ModelCachedReason.CACHED, message), status, wants_job=True)
     if td.spec.suspend:
         message = "spec.suspend is true: nothing is fetched."
         return ModelCache(false(ModelCachedReason.SUSPENDED, message))
-    pods = [each for each in observed.fetching if each.job == name]
+    fetching = [each for each in observed.fetching if each.job == name]
     if job is not None and job.failed:
         ended = now if job.ended is None else job.ended
-        message = f"The model could not be fetched to claim {claim}. {_last_words(job, pods)} It is tried "
+        message = (
+            f"The model could not be fetched to claim {claim}. {_last_words(job, fetching)} It is tried "
+        )
         message += f"again at {api.rfc3339(ended + RETRY_SECONDS)}, or once Job {name} is deleted."
         # A changed spec may be the remedy: its Job comes at once.
         stays = now - ended < RETRY_SECONDS and job.applied_hash == wanted_hash
         return ModelCache(false(ModelCachedReason.FETCH_FAILED, message), status, wants_job=stays)
     # It cannot be changed: one of another spec makes room.
     wants_job = job is None or job.applied_hash == wanted_hash
-    progress = next((each.progress for each in pods if each.runs and each.progress is not None), None)
+    progress = next((each.progress for each in fetching if each.runs and each.progress is not None), None)
     message = f"The model is fetched to claim {claim}."
     if progress is not None:
         remaining = format_remaining(progress)
@@ -78,13 +87,19 @@ def build_model_cache(
             update={"progress": format_progress(progress), "estimated_remaining": remaining}
         )
         message = f"The model is fetched to claim {claim}: {status.progress}."
-    elif failing := max((each for each in pods if each.reason), key=_end, default=None):
+    elif failing := max((each for each in fetching if each.reason), key=_end, default=None):
         why = f"{sentence(failing.message or failing.reason)}{remedy_of(failing.reason, failing.message)}"
         message = f"{message} Pod {failing.name}: {why}"
         return ModelCache(unknown(ModelCachedReason.FETCH_RETRYING, message), status, wants_job)
-    elif job is not None and not pods:  # only events say why no pod can be made
+    elif job is not None and not fetching:  # only events say why no pod can be made
         message += f" Job {name} has made no pod: kubectl describe job {name} says why."
     return ModelCache(unknown(ModelCachedReason.FETCHING, message), status, wants_job)
+
+
+def _lacks(td: api.TurboDeployment, facts: ModelInfo, pod: PodView | JobPod, job: ChildView) -> bool:
+    """Whether a pod did not find, since the Job had brought it, what is fetched now."""
+    lacks, brought = pod.lacks, math.inf if job.ended is None else job.ended
+    return lacks is not None and lacks.at > brought and fetch.is_of(td, facts, lacks.path)
 
 
 def _end(each: FetchPod) -> float:

@@ -37,4 +37,5 @@ def _merge(group: Sequence[PodView]) -> PodView:
     if failing is not leader:
         message = f"{failing.name}: {message or 'it left no message.'}"
     waiting = next((pod.pending_since for pod in group if pod.pending_since is not None), None)
-    return replace(leader, reason=failing.reason, message=message, pending_since=waiting)
+    lacks = next((pod.lacks for pod in group if pod.lacks is not None), None)
+    return replace(leader, reason=failing.reason, message=message, pending_since=waiting, lacks=lacks)

@@ -12,11 +12,22 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.inventory.usage import overdue
+from turbo_operator.render import fetch
 from turbo_operator.resources import LABEL_GROUPED, WORKLOADS
-from turbo_operator.snapshot import ChildView, DraftView, FetchPod, GatewayView, JobPod, PodView, TrainPod
+from turbo_operator.snapshot import (
+    ChildView,
+    DraftView,
+    FetchPod,
+    GatewayView,
+    JobPod,
+    MissingFile,
+    PodView,
+    TrainPod,
+)
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
+_NO_FOLDER = "failed to create subPath directory"  # what a kubelet says of one that is not there
 # Of pods that a LeaderWorkerSet makes: which group of it, and which pod of the group; 0 is the leader.
 _LABEL_GROUP = "leaderworkerset.sigs.k8s.io/group-index"
 _LABEL_WORKER = "leaderworkerset.sigs.k8s.io/worker-index"
@@ -52,7 +63,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
         data=body.get("data") if kind == "ConfigMap" else _frozen_template(body),
         failed=failed,
         complete=is_job and _condition(status, "Complete") is not None,
-        has_image=is_job and any("image" in volume for volume in _volumes(spec)),
+        has_image=is_job and _has_image((spec.get("template") or {}).get("spec")),
         message=failure.get("message") if failure else None,
         reason=failure.get("reason") if failure and failed else None,
         ended=_since(status, "Failed" if failed else "Complete") if is_job else None,
@@ -76,12 +87,9 @@ def _gateway(meta: Mapping[str, Any], parent: Mapping[str, Any]) -> GatewayView:
     return GatewayView(name, found[0].get("status") == "True" and not wrong, error)
 
 
-def _volumes(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    """Return the volumes of the pods of a Job."""
-    volumes: Iterable[Mapping[str, Any]] = ((spec.get("template") or {}).get("spec") or {}).get(
-        "volumes"
-    ) or ()
-    return volumes
+def _has_image(spec: Mapping[str, Any] | None) -> bool:
+    """Whether a pod of a spec mounts an image."""
+    return any("image" in volume for volume in (spec or {}).get("volumes") or ())
 
 
 def _frozen_template(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -180,6 +188,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         group=labels.get(_LABEL_GROUP) if LABEL_GROUPED in labels else None,
         worker=_number(labels, _LABEL_WORKER, 0),
         draft_label=labels.get(api.LABEL_DRAFT_VERSION),
+        has_image=_has_image(body.get("spec")),
         **_pod(body, (None, None) if ready else _trouble(status)),
     )
 
@@ -213,8 +222,26 @@ def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dic
         "terminating": "deletionTimestamp" in meta,
         "pending_since": _pending_since(body),
         "scheduled_since": _since(status, "PodScheduled"),
+        "lacks": _missing_file(status),
         **_placement(meta.get("labels") or {}),
     }
+
+
+def _missing_file(status: Mapping[str, Any]) -> MissingFile | None:
+    """Return what the check before the engine did not find; None where it found all, or has not run."""
+    for container in status.get("initContainerStatuses") or ():
+        if container["name"] != fetch.CHECK_CONTAINER:
+            continue
+        state = container.get("state") or {}
+        end = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+        message = (end.get("message") or "").strip()
+        if end.get("exitCode") and message.startswith(fetch.LACKS):
+            return MissingFile(message.removeprefix(fetch.LACKS), api.epoch(end["finishedAt"]))
+        # A kubelet cannot make the folder on a claim that it has mounted read-only.
+        waits, placed = state.get("waiting") or {}, _since(status, "PodScheduled")
+        if _NO_FOLDER in (waits.get("message") or "") and placed is not None:
+            return MissingFile("", placed)
+    return None
 
 
 def _placement(labels: Mapping[str, str]) -> dict[str, Any]:

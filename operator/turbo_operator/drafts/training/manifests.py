@@ -119,7 +119,7 @@ def training_job(
     volume = pod.mounted_volume("drafts", drafts, draft_volume.claim_path(claim))
     spec = pod.pod_spec(td, container, choice, [volume, prompts, *keys])
     spec["securityContext"] |= pod.OWN_GROUP
-    if before := fetch.init_containers(td, facts, settings):
+    if before := fetch.init_containers(td, facts, settings, spec):
         spec["initContainers"] = before
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
     disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
