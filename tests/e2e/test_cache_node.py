@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,7 @@ def test_a_model_is_fetched_once_through_an_interruption_and_served_with_the_hub
     assert chat.condition("PlanFeasible")[0] == "True"
     assert chat.pods() == []
     parts = cluster.directory / "volumes" / CLAIM / "hub"
+    (parts.parent / "token").write_text("of somebody else")
     chat.until(lambda: size(parts) > 60e6, "some of it is there")
     (pod,) = fetching_pods(chat)
     chat.access.kubectl("delete", "pod", pod["metadata"]["name"], "-n", served.NAMESPACE, "--wait=false")
@@ -107,17 +109,17 @@ def test_a_model_is_fetched_once_through_an_interruption_and_served_with_the_hub
     assert any(each["start"] > 10e6 for each in node_hub.answers()), "the second pod goes on"
     assert node_hub.downloaded() < 1.2 * weights_size
     assert chat.status()["model"]["resolvedRevision"] == node_hub.commit
+    assert folders(chat) == ["hub"], "others who have the claim as HF_HOME keep their token beside it"
+
+    shutil.rmtree(parts / "models--acme--smollm2")  # as `hf cache rm` does
+    replace_pod(chat)
+    assert answer(chat) == text
+    assert chat.says("ModelCached", "True", "Cached")
+    assert node_hub.downloaded() > 1.9 * weights_size, "it was fetched again"
 
     node_hub.processes.stop()
     asked = len(node_hub.answers())
-    (before,) = chat.pods()
-    chat.access.kubectl("delete", "pod", before["metadata"]["name"], "-n", served.NAMESPACE, "--wait=false")
-    chat.until(
-        lambda: (
-            [served.uid(pod) for pod in chat.pods() if served.is_ready(pod)] not in ([], [served.uid(before)])
-        ),
-        "another pod answers",
-    )
+    replace_pod(chat)
     assert answer(chat) == text
     chat.remove()
 
@@ -127,6 +129,25 @@ def test_a_model_is_fetched_once_through_an_interruption_and_served_with_the_hub
     assert other.status()["model"]["resolvedRevision"] == node_hub.commit
     assert len(node_hub.answers()) == asked
     other.remove()
+
+
+def replace_pod(chat: Served) -> None:
+    """Take the pod away, and wait until another one answers."""
+    (before,) = chat.pods()
+    chat.access.kubectl("delete", "pod", before["metadata"]["name"], "-n", served.NAMESPACE, "--wait=false")
+    chat.until(
+        lambda: (
+            [served.uid(pod) for pod in chat.pods() if served.is_ready(pod)] not in ([], [served.uid(before)])
+        ),
+        "another pod answers",
+    )
+
+
+def folders(chat: Served) -> list[str]:
+    """What the pod has of the claim."""
+    (pod,) = chat.pods()
+    command = ["exec", pod["metadata"]["name"], "-n", served.NAMESPACE, "--", "ls", "-A", "/cache"]
+    return chat.access.kubectl(*command).split()
 
 
 def size(folder: Path) -> int:
