@@ -23,6 +23,7 @@ def write(
             matrix = noise.normal(scale=scale**0.5, size=shape).astype(np.float32)
             tensors[f"base_model.model.{name}.lora_{part}.weight"] = matrix
     save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_model.safetensors").chmod(0o644)  # pods that read it have another user
     targets = sorted({name.rpartition(".")[2] for name in modules})
     body = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": targets, **config}
     (folder / "adapter_config.json").write_text(json.dumps(body))
