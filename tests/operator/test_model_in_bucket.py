@@ -99,8 +99,11 @@ def test_engines_read_the_copy_on_the_claim_without_credentials(engine: str) -> 
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert not [name for name in environment if name.startswith("AWS_")]
     assert "envFrom" not in container
-    assert "initContainers" not in spec
-    assert {"name": "cache", "mountPath": "/cache", "readOnly": True} in container["volumeMounts"]
+    folder = {"name": "cache", "mountPath": "/cache/s3", "subPath": "s3", "readOnly": True}
+    assert [mount for mount in container["volumeMounts"] if mount["name"] == "cache"] == [folder]
+    (check,) = spec["initContainers"]
+    assert check["args"][3:] == [f"{COPY}/config.json"]
+    assert "envFrom" not in check
     assert "model" not in {each["name"] for each in spec["volumes"]}
 
 

@@ -250,6 +250,8 @@ def test_a_bucket_that_has_changed_has_another_revision_and_leaves_the_first_as_
     assert machine.run("fetch", MODEL, f"--commit={second}")[0] == 0
     assert {name: (machine.folder(first) / name).read_bytes() for name in machine.files(first)} == before
     assert (machine.folder(second) / "tokenizer.json").read_bytes() == b'{"version": "2"}'
+    status, output = machine.run("inspect", MODEL, f"--revision={first}")
+    assert ModelInfo.from_json(output).revision == first, "as where adapters of it change"
     machine.put("tokenizer.json", b"{}3")
     third = machine.inspect().revision
     machine.put("tokenizer.json", b"{}45")
