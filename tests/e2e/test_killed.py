@@ -34,7 +34,7 @@ NUM_POINTS = 20
 CLIENT_GONE = 504
 # How many calls of each phase one life surely has; the points are drawn below these.
 CALLS = {"observe": 7, "apply": 9, "prune": 2, "status": 6}
-TIMES = {"time", "creationTimestamp", "lastTransitionTime", "lastUpdateTime", "lastProbeTime"}
+TIMES = {"time", "startup", "creationTimestamp", "lastTransitionTime", "lastUpdateTime", "lastProbeTime"}
 UNIQUE = {"uid", "resourceVersion", "managedFields", "clusterIP", "clusterIPs", ANNOTATION_APPLIED_HASH}
 
 

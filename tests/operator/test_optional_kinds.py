@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from turbo_operator.controller import informer
+from turbo_operator.controller import handlers, informer
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.controller.handlers import Operator
 from turbo_operator.controller.kube import Kube, KubeError, RefusedError
@@ -25,9 +25,11 @@ class Server(Kube):
     def __init__(self, kind: Resource, *answers: bool | KubeError) -> None:
         self.kind, self.answers = kind, list(answers)
         self.refuses = False
+        self.looks = 0  # at whether there are any
 
     async def serves(self, resource: Resource) -> bool:
         assert resource == self.kind
+        self.looks += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, KubeError):
             raise answer
@@ -90,3 +92,39 @@ async def test_a_kind_that_may_not_be_listed_holds_up_nothing(kind: Resource) ->
     server = Server(kind, True)
     server.refuses = True
     assert (await followed(server, False)).queue.num_waiting == 0
+
+
+@OPTIONAL
+async def test_a_namespace_that_may_not_be_listed_any_more_takes_the_kind_from_no_other(
+    kind: Resource,
+) -> None:
+    """Found in review: the pools of all namespaces were removed when one of them had gone."""
+    server = Server(kind, True)
+    operator = Operator(Settings(runtime_image="runtime:1"), server)
+    of_groups = kind == LEADERWORKERSET
+    kinds = operator._groups if of_groups else operator._pools
+    task = asyncio.create_task(kinds.run())
+    try:
+        async with asyncio.timeout(10):
+            await kinds.known.wait()
+            server.refuses, before = True, server.looks
+            while server.looks < before + 3:  # noqa: ASYNC110  it is a field
+                await asyncio.sleep(0.005)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert operator.cache.has_groups if of_groups else operator.cache.has_pools
+
+
+async def test_objects_are_looked_at_though_it_is_not_known_whether_there_are_pools(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handlers, "OPTIONAL_WAIT_SECONDS", 0.05)
+    operator = Operator(
+        Settings(runtime_image="runtime:1"), Server(INFERENCEPOOL, KubeError(503, "", "later"))
+    )
+    task = asyncio.create_task(operator._pools.run())
+    async with asyncio.timeout(10):
+        await operator._pools_known()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -9,6 +9,7 @@ thousand objects.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
@@ -33,6 +34,7 @@ from turbo_operator.resources import EDITABLE, GROUPED, INFERENCEPOOL, LABELED, 
 from turbo_operator.settings import Settings
 
 HEALTH_PATH = "/healthz"
+OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
 OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT)
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
@@ -123,12 +125,18 @@ class Operator:
         # Every kind, before anything is done: a child that is missing until then may only be unseen.
         for reflector in (*self._relisted, *self._reflectors, *self._pods):
             await reflector.listed.wait()
-        await self._pools.known.wait()
+        await self._pools_known()
         self._inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.deployments)})
         async with asyncio.TaskGroup() as group:
             group.create_task(self._inventory.run())
             group.create_task(self.queue.run())
+
+    async def _pools_known(self) -> None:
+        """Wait until it is known whether there are InferencePools; not for ever: few objects have one."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPTIONAL_WAIT_SECONDS):
+                await self._pools.known.wait()
 
     def _set_groups(self, are_there: bool) -> None:
         """Follow that the kind came or went: other plans may be possible, or none of those that were."""

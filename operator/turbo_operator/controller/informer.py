@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,7 +227,7 @@ class OptionalKinds:
     async def run(self) -> None:
         """Look for them until cancelled."""
         while True:
-            if await self._sees_them():
+            if await self._ask(self._are_shown):
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(reflector.run()) for reflector in self._reflectors]
                     for reflector in self._reflectors:
@@ -241,10 +241,10 @@ class OptionalKinds:
 
     async def _lose_them(self) -> None:
         """Wait until the cluster no longer knows them."""
-        are_there = True
-        while are_there:
+        are_served = True
+        while are_served:
             await asyncio.sleep(OPTIONAL_SECONDS)
-            are_there = await self._sees_them()
+            are_served = await self._ask(self._are_served)
 
     def _set(self, are_there: bool) -> None:
         is_news = are_there != self._are_there
@@ -253,19 +253,29 @@ class OptionalKinds:
             self._follow(are_there)
         self.known.set()
 
-    async def _sees_them(self) -> bool:
-        """Whether the cluster knows them and lets us list them; retries until the API server answers."""
-        first = self._reflectors[0].resource
+    async def _are_served(self) -> bool:
+        return await self._api.serves(self._reflectors[0].resource)
+
+    async def _are_shown(self) -> bool:
+        """Whether they can be used. Later a refusal is as of any other kind: one namespace that may not be
+        listed any more does not take them from the others.
+        """
+        try:
+            if not await self._are_served():
+                return False
+            for reflector in self._reflectors:
+                await self._api.check_list(reflector.resource, reflector.namespace)
+        except RefusedError as error:
+            log.warning("%s are not used: %s", self._reflectors[0].resource.plural, error.message)
+            return False
+        return True
+
+    async def _ask(self, question: Callable[[], Awaitable[bool]]) -> bool:
+        """Ask until the API server answers: what is not known is not taken for absent."""
         while True:
             try:
-                if not await self._api.serves(first):
-                    return False
-                for reflector in self._reflectors:
-                    await self._api.check_list(reflector.resource, reflector.namespace)
-                return True
-            except RefusedError as error:
-                log.warning("%s are not used: %s", first.plural, error.message)
-                return False
-            except KubeError as error:  # what is not known is not taken for absent
-                log.warning("it is not known whether there are %s: %s", first.plural, error)
+                return await question()
+            except KubeError as error:
+                name = self._reflectors[0].resource.plural
+                log.warning("it is not known whether there are %s: %s", name, error)
                 await asyncio.sleep(RETRY_SECONDS)

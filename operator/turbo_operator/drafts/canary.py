@@ -310,7 +310,7 @@ def _by_token(
     version: str, run: CanaryRun, ratio: float, needed: float, is_better: bool
 ) -> tuple[CanaryReason, str]:
     """Decide on pods of vLLM, which verifies every draft and audits none."""
-    new, old = run.canary.seconds_per_token, run.baseline.seconds_per_token
+    new, old = run.whole.canary.seconds_per_token, run.whole.baseline.seconds_per_token
     assert new is not None  # else there is no ratio
     assert old is not None
     measured = (

@@ -109,6 +109,11 @@ class CanaryRun:
         """What all others have done since then."""
         return sum(self.blocks, self.current).baseline
 
+    @property
+    def whole(self) -> Block:
+        """What all have done in whole blocks, by which they are compared."""
+        return sum(self.blocks, Block())
+
     def seconds(self, stats: GenerationStats) -> float:
         """Return the seconds of answering that the comparison rests on."""
         return stats.decode_seconds if self.by_token else stats.seconds
@@ -146,7 +151,7 @@ class CanaryRun:
         """
         if (count := len(self.blocks)) < MIN_BLOCKS:
             return math.inf
-        whole = sum(self.blocks, Block())
+        whole = self.whole
 
         def residual(part: GenerationStats, total: GenerationStats) -> float:
             (upper, lower), (all_upper, all_lower) = self._counters(part), self._counters(total)
@@ -163,10 +168,10 @@ class CanaryRun:
         """The speed of its pods and of all others in whole blocks: over no drafts, or by what a token took
         over that of the others; None where too little was answered to tell.
         """
-        whole = sum(self.blocks, Block())
+        canary, baseline = self.whole.canary, self.whole.baseline
         if not self.by_token:
-            return whole.canary.speedup, whole.baseline.speedup
-        new, old = whole.canary.seconds_per_token, whole.baseline.seconds_per_token
+            return canary.speedup, baseline.speedup
+        new, old = canary.seconds_per_token, baseline.seconds_per_token
         return (None, None) if new is None or old is None else (old / new, 1.0)
 
 

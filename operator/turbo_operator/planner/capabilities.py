@@ -35,7 +35,7 @@ ARCHITECTURES = frozenset(
 _TURBO = RuntimeConfig(model="")
 IDLE_DRAFTS_LACK = (
     "vLLM drafts as many tokens for whatever load in data-parallel groups, and no number of them saves time "
-    "at every load: leave parallelism.data out, or write speculation.mode: Auto"
+    "at every load: leave parallelism.data out, or do without drafts"
 )
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 LORA_VOCABULARY = 258_048  # tokens, of vLLM: vllm/lora/layers/logits_processor.py
