@@ -104,7 +104,7 @@ _pod_template = _some(
         resources=_some(
             requests=st.dictionaries(_values(["cpu", "memory"], st.just("nvidia.com/gpu")), _quantities),
         ),
-        env=st.lists(_variables, max_size=2, unique_by=lambda variable: variable["name"]),
+        env=st.lists(_variables, max_size=2),
     ),
 )
 _specs = st.fixed_dictionaries(

@@ -109,9 +109,7 @@ class TurboDeploymentSpec(Record):
 
     model: Model
     """The model that is served."""
-    adapters: Annotated[tuple[Adapter, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)] = (
-        None
-    )
+    adapters: Annotated[tuple[Adapter, ...] | None, Field(max_length=8), KEYED_BY_NAME] = None
     """LoRA adapters of the model, each served under its name beside it. Default: none."""
     engine: Engine = Field(default_factory=Engine)
     """The engine that serves it."""

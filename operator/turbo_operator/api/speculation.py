@@ -230,9 +230,7 @@ class Speculation(Record):
     training: Training | None = None
     """Drafts that the operator has trained: TurboHeads, or with engine VLLM an EAGLE-3 layer. Default: none
     are."""
-    named_drafts: Annotated[
-        tuple[NamedDraft, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)
-    ] = None
+    named_drafts: Annotated[tuple[NamedDraft, ...] | None, Field(max_length=8), KEYED_BY_NAME] = None
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
     """The draft of method DraftModel, a small model, or of method EAGLE3, a layer that was trained for the

@@ -144,13 +144,11 @@ class PodSpec(Record):
     """Taints tolerated, besides those of the accelerator."""
     resources: Resources | None = None
     """CPU, memory and scratch space of the engine's container."""
-    env: Annotated[tuple[EnvVar, ...] | None, Field(max_length=32, json_schema_extra=KEYED_BY_NAME)] = None
+    env: Annotated[tuple[EnvVar, ...] | None, Field(max_length=32), KEYED_BY_NAME] = None
     """Environment variables of the engine's container."""
     service_account_name: ObjectName | None = None
     """Service account of the pods; its token is not mounted."""
-    image_pull_secrets: Annotated[
-        tuple[LocalRef, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)
-    ] = None
+    image_pull_secrets: Annotated[tuple[LocalRef, ...] | None, Field(max_length=8), KEYED_BY_NAME] = None
     """Secrets that hold registry credentials."""
     priority_class_name: ObjectName | None = None
     """Priority class of the pods."""

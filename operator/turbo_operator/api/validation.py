@@ -83,7 +83,7 @@ def epoch(stamp: str) -> float:
     return datetime.fromisoformat(stamp).timestamp()
 
 
-def refusal(message: str, field: str | None = None) -> PydanticCustomError:
+def refusal(message: str, field: str | int | None = None) -> PydanticCustomError:
     """The error of a broken rule while an object is parsed; `field` lies below the place it is raised at."""
     return PydanticCustomError("rule", "{message}", {"message": message, "field": field})
 
@@ -292,7 +292,26 @@ ObjectName = Annotated[
     ),
 ]
 """The name of another object."""
-KEYED_BY_NAME = {"x-kubernetes-list-map-keys": ["name"]}
+
+
+class _KeyedByName:
+    """Annotation of a list in which no two items have one name, as the API server has it of its maps."""
+
+    def _check(self, items: Any) -> Any:
+        names = [item.name for item in items or ()]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise refusal(f"choose another name, or leave it out: {name} is in the list before", index)
+        return items
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(core), "x-kubernetes-list-map-keys": ["name"]}
+
+
+KEYED_BY_NAME = _KeyedByName()
 """Of a list whose items are told apart by their names."""
 LabelValue = Annotated[str, StringConstraints(strict=True, max_length=63)]
 """The value of a label or node selector; may be empty."""
