@@ -161,6 +161,12 @@ class TurboDeploymentSpec(Record):
             "speculation.method",
         ),
         Rule(
+            f"!(has(self.adapters) || {_ON_VLLM}) || !self.model.uri.matches('[.]gguf/?$')",
+            "name a folder of safetensors, or leave out what only vLLM has: engine.type VLLM, adapters and "
+            "method EAGLE3: vLLM reads no GGUF files",
+            "model.uri",
+        ),
+        Rule(
             "!has(self.cache) || self.model.uri.matches('^(hf|s3)://')",
             "leave cache out: only a model of the hub (hf://) or in a bucket (s3://) is fetched",
             "cache",
@@ -181,6 +187,12 @@ class TurboDeploymentSpec(Record):
                     it.cache and any(each.name in CACHE_VARIABLES for each in it.pod_template.spec.env or ())
                 )
             ),
+        ),
+        Rule(
+            f"!{_ON_VLLM} || !has(self.speculation.training)"
+            " || self.speculation.training.prompts.type != 'Captured'",
+            "write ConfigMap or PersistentVolumeClaim: vLLM keeps no prompts",
+            "speculation.training.prompts.type",
         ),
         Rule(
             f"!{_ON_VLLM} || !has(self.capture)",
@@ -243,7 +255,7 @@ class TurboDeploymentSpec(Record):
         ),
         Rule(
             "!has(self.speculation.training) || self.speculation.training.prompts.type != 'Captured'"
-            " || has(self.capture)",
+            f" || has(self.capture) || {_ON_VLLM}",
             "write spec.capture, which keeps the prompts, or take those of a ConfigMap or a claim",
             "speculation.training.prompts.type",
         ),

@@ -70,6 +70,12 @@ class Model(ModelSource):
 
     rules = (
         Rule(
+            "!self.uri.matches('^s3://.*[.]gguf/?$')",
+            "name a folder of safetensors, or a .gguf file of a claim or an image: GGUF files in buckets are "
+            "not supported",
+            "uri",
+        ),
+        Rule(
             "self.uri.startsWith('s3://') || !has(self.s3)",
             "leave s3 out: only models in a bucket (s3://) have one",
             "s3",

@@ -116,8 +116,6 @@ def describe_engine_lack(
         if is_on_cpu or len(spec.engines) == 1:
             return None
         return "the speed of engine Turbo on GPUs has not been measured: write engine.type: Turbo to run it"
-    if spec.model.uri.endswith(".gguf"):
-        return "vLLM reads no GGUF files: write engine.type: Turbo, or name a folder of safetensors"
     if spec.engine.image is None and is_on_cpu:
         return "vLLM needs an image for CPUs: write engine.type: VLLM, and the image in engine.image"
     if spec.engine.image is None and method == Method.SUFFIX:

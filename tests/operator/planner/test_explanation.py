@@ -105,10 +105,6 @@ def test_what_vllm_cannot_start_is_not_planned() -> None:
     suffix = plan(spec(model=SHORT, engine={"type": "VLLM"}, speculation=required), SMALL, catalog)
     assert suffix.choice is None
     assert "arctic-inference" in suffix.detail
-    model = {"uri": "pvc://models/m.gguf", "maxModelLen": 1024}
-    gguf = plan(spec(model=model, engine={"type": "VLLM"}), SMALL, catalog)
-    assert gguf.choice is None
-    assert "vLLM reads no GGUF files" in gguf.detail
     cores = replace(fast("cores", 64, "0.50"), resource_name="cpu", quantity=Decimal(8))
     on_cores = plan(spec(model=SHORT, engine={"type": "VLLM"}), SMALL, named(cores))
     assert on_cores.choice is None
