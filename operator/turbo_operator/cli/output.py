@@ -197,7 +197,7 @@ def trained_on(answer: Answer) -> str:
     spec = answer.question.td.spec.speculation.training
     if spec is None or answer.trainer is None:
         return ""
-    choice = chosen(spec, answer.trainer)
+    choice = chosen(answer.question.td, spec, answer.trainer, answer.question.shape)
     if isinstance(choice, ConditionState):
         return choice.message
     price, limit = choice.predicted.cost_per_hour, spec.max_cost

@@ -106,3 +106,25 @@ def test_nothing_is_told_where_none_will_begin() -> None:
     assert not explained(td(spec={"suspend": True}), seen())
     none = {name: dataclasses.replace(row, memory_bytes=1 << 20) for name, row in done.accelerators.items()}
     assert not explained(td(), seen(accelerators=none))  # nor any plan to serve it
+
+
+@pytest.mark.parametrize(
+    ("model", "able"),
+    [
+        ("nvidia/Llama-3.1-70B-Instruct-FP8", "whose weights are not quantized"),
+        ("Qwen/Qwen3-30B-A3B", "of another architecture than Qwen3MoeForCausalLM"),
+    ],
+)
+def test_a_model_that_the_trainer_does_not_read_is_told_with_what_helps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, able: str
+) -> None:
+    wanted = deployment(
+        model={"uri": f"hf://{model}", "maxModelLen": 8192},
+        accelerators={"allowed": ["h200"]},
+        speculation={**speculation(), "method": "EAGLE3"},
+    )
+    assert commands.plan(["-f", written(tmp_path, wanted), "-o", "json"]) == 0
+    assert answer(capsys)["training"]["message"] == (
+        f"EAGLE-3 drafts are trained of a model {able}: name a trained draft in speculation.draftRef or "
+        "draftModel, or leave training out."
+    )

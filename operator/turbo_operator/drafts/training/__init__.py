@@ -56,7 +56,10 @@ def decide(
     # On vLLM pods answer without drafts until there is the first one.
     drafts = serving is not None and (serving.method != OFF or td.spec.draft_method == Method.EAGLE3)
     if observed.model is not None and serving is not None and drafts:
-        inputs = TrainingInputs(td, training, observed, observed.model.digest, serving, answer, now, state)
+        model = observed.model
+        inputs = TrainingInputs(
+            td, training, observed, model.digest, model.shape, serving, answer, now, state
+        )
     if job is not None and state is not None and state.result is None:
         if job.complete or job.failed or state.start_time is not None:
             return job_state.read_job_state(training, job, state, pods, now)

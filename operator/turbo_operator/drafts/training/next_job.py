@@ -27,6 +27,7 @@ from turbo_operator.drafts.training.job_state import (
 )
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
+from turbo_operator.planner.capabilities import describe_model_lack
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.planner.performance.speculation import head_parameters
@@ -52,6 +53,7 @@ class TrainingInputs:
     training: api.Training
     observed: Snapshot
     digest: str  # of the model
+    shape: ModelShape
     serving: Choice  # the plan that the draft is for
     answer: Plan | None  # the planner's, to what the step before it `query`; None at first
     now: float
@@ -114,7 +116,7 @@ def replan(inputs: TrainingInputs, waiting: TrainingDecision, pods: Sequence[Tra
 
 def _begin(inputs: TrainingInputs, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
     td, training, state, old = inputs.td, inputs.training, inputs.state, inputs.unfinished
-    choice = chosen(training, answer)
+    choice = chosen(td, training, answer, inputs.shape)
     if isinstance(choice, ConditionState):
         return TrainingDecision(choice, state)
     # the accelerator as it is, with a training's memory in addition
@@ -177,9 +179,21 @@ def _unaffordable(inputs: TrainingInputs, choice: Choice) -> ConditionState | No
     return false(TrainingReason.WAITING_FOR_BUDGET, message)
 
 
-def chosen(training: api.Training, answer: Plan) -> Choice | ConditionState:
+def chosen(
+    td: api.TurboDeployment, training: api.Training, answer: Plan, shape: ModelShape
+) -> Choice | ConditionState:
     """Read from the planner's answer what a training runs on, or why on nothing."""
     choice = answer.choice
+    # What vLLM serves and the trainer, which is Turbo's, does not read.
+    if td.spec.draft_method == api.Method.EAGLE3 and describe_model_lack(shape) is not None:
+        able = "whose weights are not quantized"
+        if shape.quantization is None:
+            able = f"of another architecture than {shape.architecture}"
+        message = (
+            f"EAGLE-3 drafts are trained of a model {able}: name a trained draft in speculation.draftRef or "
+            "draftModel, or leave training out."
+        )
+        return false(TrainingReason.NO_ACCELERATOR, message)
     if choice is not None:
         if training.max_cost is None or choice.predicted.cost_per_hour is not None:
             return choice
