@@ -38,8 +38,8 @@ NOTHING_LEFT = (
     "spec.accelerators.maxPerReplica leave nothing to choose from; leave one of them out."
 )
 UNREAD = (
-    "No candidate is left: the shape of spec.speculation.draftModel is not known, since only shipped ones "
-    "are; name a draft model of hf:// that is, or leave speculation to the planner."
+    "The shape of spec.speculation.draftModel is not known, since only shipped ones are: name a draft model "
+    "of hf:// that is, or leave speculation to the planner."
 )
 
 
@@ -69,8 +69,7 @@ def plan(inputs: PlannerInputs, now: float) -> Plan:
     evaluated, predicted = list_rejected(evaluation, best, count)
     rejected = (*evaluated, *invalid, *absent)
     if best is None and not rejected:
-        is_unread = inputs.spec.speculation.draft_model is not None and inputs.draft is None
-        return Plan(None, fixed, PlanReason.NOT_YET_SUPPORTED, UNREAD if is_unread else NOTHING_LEFT)
+        return Plan(None, fixed, PlanReason.NOT_YET_SUPPORTED, NOTHING_LEFT)
     if best is None:
         return _add_partial(evaluation, _explain_infeasible(evaluation, near_miss, rejected, fixed))
     mixture = suggest_mixture(evaluation, best)
@@ -121,6 +120,8 @@ def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
             f"spec.speculation.draftModel has a vocabulary of {draft.vocab_size} tokens, and the model one "
             f"of {shape.vocab_size}: name a draft model with the model's own, or leave draftModel out."
         )
+    if inputs.spec.speculation.method == Method.DRAFT_MODEL and draft is None:
+        return PlanReason.NOT_YET_SUPPORTED, UNREAD
     if inputs.spec.speculation.method == Method.MTP and not shape.mtp_layers:
         return PlanReason.NOT_YET_SUPPORTED, (
             "spec.speculation.method is MTP, but the model has no layers that predict further tokens "
