@@ -21,6 +21,7 @@ from turbo_operator.controller.cache.store import Cache
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.plan import Choice
+from turbo_operator.planner import build_inputs
 from turbo_operator.render.metadata import serving_selector
 from turbo_operator.render.template import pod_template
 from turbo_operator.rollout import Variant, variant_states
@@ -245,18 +246,18 @@ def test_a_pod_says_which_of_its_group_it_is() -> None:
 @pytest.mark.parametrize("name", ["chat", "c" * 37])
 def test_a_name_that_fits_may_have_groups(name: str) -> None:
     cache = Cache()
-    it = td()
-    it = it.model_copy(update={"metadata": it.metadata.model_copy(update={"name": name})})
     inventory = InventoryStore(cache.owner_of)
 
-    def lack(cased: TurboDeployment) -> str | None:
-        return build_snapshot(cache, inventory, Key("team", cased.metadata.name), cased, NOW).group_lack
+    def lack(name: str) -> str | None:
+        it = td()
+        cased = it.model_copy(update={"metadata": it.metadata.model_copy(update={"name": name})})
+        observed = build_snapshot(cache, inventory, Key("team", name), cased, NOW)
+        return build_inputs(cased, LARGE, observed).group_lack
 
-    assert "LeaderWorkerSet" in (lack(it) or "")
+    assert "LeaderWorkerSet" in (lack(name) or "")
     cache.has_groups = True
-    assert lack(it) is None
-    longer = it.model_copy(update={"metadata": it.metadata.model_copy(update={"name": "c" * 38})})
-    assert "37 characters" in (lack(longer) or "")
+    assert lack(name) is None
+    assert "at most 37 characters, and this has 38: choose a shorter one" in (lack("c" * 38) or "")
 
 
 def test_sets_that_control_one_another_a_thousand_times_over_end_nothing() -> None:

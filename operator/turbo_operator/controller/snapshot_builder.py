@@ -22,8 +22,6 @@ from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import ChildView, DraftView, JobPod, Snapshot, identity
 from turbo_runtime.contract.documents import ModelInfo
 
-# Names of a StatefulSet's revisions are labels of its pods: of the TurboDeployment's, 26 characters more.
-MAX_GROUPED_NAME = 37
 GROUPS_MISSING = (
     "a replica on more than one node needs LeaderWorkerSet in the cluster: install it as "
     "https://lws.sigs.k8s.io/docs/installation says"
@@ -67,7 +65,7 @@ def build_snapshot(
         supply=supply,
         counted_time=stock.counted_time if inventory.moved else now,  # nothing has changed since
         free=free,
-        group_lack=_group_lack(cache, td),
+        group_lack=None if cache.has_groups else GROUPS_MISSING,
         has_pools=cache.has_pools,
         model=facts,
         model_error=error,
@@ -79,15 +77,6 @@ def build_snapshot(
         ),
         drafts=cache.drafts_of(key),
     )
-
-
-def _group_lack(cache: Cache, td: TurboDeployment) -> str | None:
-    """Say why no replica can be on several nodes, as the end of a sentence; None where it can."""
-    if not cache.has_groups:
-        return GROUPS_MISSING
-    if len(td.metadata.name) > MAX_GROUPED_NAME:
-        return f"a replica on more than one node needs a name of at most {MAX_GROUPED_NAME} characters"
-    return None
 
 
 def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:

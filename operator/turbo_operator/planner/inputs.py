@@ -13,6 +13,8 @@ from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import Accelerator, DraftView, Snapshot, Supply
 from turbo_runtime.contract.documents import ModelShape
 
+# Names of a StatefulSet's revisions are labels of its pods: of the TurboDeployment's, 26 characters more.
+MAX_GROUPED_NAME = 37
 # A variant whose workload was deleted is made again from its frozen template.
 VARIANT_KINDS = frozenset({*WORKLOADS, "ControllerRevision"})
 
@@ -74,9 +76,19 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
         running,
         factors,
         draft,
-        observed.group_lack,
+        observed.group_lack or _long_name(td),
         trained=acceptance,
         adapter_rank=max(ranks, default=None),
+    )
+
+
+def _long_name(td: api.TurboDeployment) -> str | None:
+    """Say that the name is too long for replicas on several nodes, as the end of a sentence."""
+    if len(td.metadata.name) <= MAX_GROUPED_NAME:
+        return None
+    return (
+        f"a replica on more than one node needs a metadata.name of at most {MAX_GROUPED_NAME} characters, "
+        f"and this has {len(td.metadata.name)}: choose a shorter one"
     )
 
 
