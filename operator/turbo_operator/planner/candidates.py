@@ -102,12 +102,12 @@ def _layouts(requirements: Requirements, accelerator: Accelerator) -> list[tuple
     if pipeline is not None:
         return [(degree, pipeline) for degree in degrees]
     layouts = [(degree, 1) for degree in degrees]
-    if data == 1 and degrees and (stages := _min_stages(requirements, accelerator, degrees[-1])) > 1:
+    if data == 1 and degrees and (stages := min_stages(requirements, accelerator, degrees[-1])) > 1:
         layouts.append((degrees[-1], stages))
     return layouts
 
 
-def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: int) -> int:
+def min_stages(requirements: Requirements, accelerator: Accelerator, tensor: int) -> int:
     """Find the smallest number of nodes that holds the weights and one request; 0 if none does."""
     shape, length, nodes = requirements.shape, requirements.max_model_len, np.array((1, *STAGES))
     element = requirements.element_bytes(accelerator)

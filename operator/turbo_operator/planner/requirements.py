@@ -321,9 +321,13 @@ class Requirements:
                 f"{accelerator.name} has {per_node}: data-parallel groups on several nodes are not supported "
                 "yet, so write fewer."
             )
+        nodes = (self.parallelism.pipeline or 1) * (tensor or 1) // per_node
+        is_whole = not (tensor or 1) % per_node and nodes <= self.shape.layers
+        several = f"parallelism: {{tensor: {per_node}, pipeline: {nodes}}} for {nodes} nodes, "
         return (
             f"spec.parallelism.tensor is {tensor}, and a node of {accelerator.name} has {per_node}: "
-            "write at most that, or set spec.countPerNode on the TurboAccelerator."
+            f"write at most that, {several if is_whole else ''}or set spec.countPerNode on the "
+            "TurboAccelerator."
         )
 
     def find_resource_conflict(self, accelerator: Accelerator) -> str | None:

@@ -137,6 +137,33 @@ def test_the_largest_stage_fits(number: int) -> None:
     assert held.kv_longest[0] == pytest.approx(one * layers / model.layers, rel=1e-6)
 
 
+@pytest.mark.parametrize(("pinned", "remedy"), [({}, True), ({"tensor": 8}, True), ({"tensor": 4}, False)])
+def test_fewer_nodes_than_hold_the_model_are_told_with_how_many_do(
+    pinned: dict[str, int], remedy: bool
+) -> None:
+    asked = {"model": {"uri": "hf://a/b", "maxModelLen": 4096}, "parallelism": {"pipeline": 1, **pinned}}
+    it = TurboDeploymentSpec.model_validate(asked)
+    detail = plan(it, shape(ODD), {"card": replace(CARD, count_per_node=8)}).detail
+    assert "not even the weights and one short request fit. " in detail
+    expected = "Nor do they on 1 node of 8 x card, and on 2 they do: leave spec.parallelism.pipeline out, or "
+    assert (f"{expected}write 2." in detail) == remedy
+
+
+@pytest.mark.parametrize(
+    ("pinned", "remedy"),
+    [
+        ({"tensor": 16}, "write at most that, parallelism: {tensor: 8, pipeline: 2} for 2 nodes, or set "),
+        ({"tensor": 16, "pipeline": 2}, "write at most that, parallelism: {tensor: 8, pipeline: 4} for 4 "),
+        ({"tensor": 32, "pipeline": 32}, "write at most that, or set spec.countPerNode"),
+    ],
+)
+def test_accelerators_of_more_nodes_than_one_are_told_as_stages(pinned: dict[str, int], remedy: str) -> None:
+    asked = {"model": {"uri": "hf://a/b", "maxModelLen": 4096}, "parallelism": pinned}
+    it = TurboDeploymentSpec.model_validate(asked)
+    detail = plan(it, shape(ODD), {"card": replace(CARD, count_per_node=8)}).detail
+    assert f"and a node of card has 8: {remedy}" in detail
+
+
 def test_a_row_tells_the_nodes_of_one_replica() -> None:
     card = replace(CARD, count_per_node=8)
     asked = TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b", "maxModelLen": 4096}})

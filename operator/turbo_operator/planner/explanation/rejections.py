@@ -16,6 +16,7 @@ import numpy as np
 from turbo_operator.api import OFF, CapacityType, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices
+from turbo_operator.planner.candidates import min_stages
 from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.shortages import describe_shortage
@@ -252,9 +253,29 @@ def _out_of_memory(evaluation: PlanEvaluation, _: int, offering: Offering) -> st
     needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
     sentence = f"One replica needs {needed} and {offering.accelerator.name} has {usable} to give"
     if tokens <= 0:
-        return f"{sentence}: not even the weights and one short request fit."
+        return (
+            f"{sentence}: not even the weights and one short request fit.{_more_nodes(evaluation, offering)}"
+        )
     remedy = f"set spec.model.maxModelLen (now {evaluation.requirements.max_model_len})"
     return f"{sentence}; requests of up to {tokens} tokens would fit: {remedy}."
+
+
+def _more_nodes(evaluation: PlanEvaluation, offering: Offering) -> str:
+    """Say that more nodes than the spec pins would hold what all accelerators of these do not; else empty."""
+    candidates, requirements = evaluation.candidates, evaluation.requirements
+    pinned, data = requirements.parallelism.pipeline, requirements.parallelism.data or 1
+    if pinned is None or offering.engine.name != EngineName.VLLM or memory.on_cpu(offering.accelerator):
+        return ""
+    same = candidates.accelerator == candidates.accelerator[offering.place]
+    tensor = int(candidates.tensor[same].max())
+    nodes, limit = (
+        min_stages(requirements, offering.accelerator, tensor),
+        requirements.accelerators.max_per_replica,
+    )
+    if nodes <= pinned or data > 1 or (limit is not None and nodes * tensor > limit):
+        return ""
+    has = f"{messages.count(pinned, 'node')} of {tensor} x {offering.accelerator.name}"
+    return f" Nor do they on {has}, and on {nodes} they do: leave spec.parallelism.pipeline out, or write {nodes}."
 
 
 def _no_profile(_: PlanEvaluation, __: int, offering: Offering) -> str:
