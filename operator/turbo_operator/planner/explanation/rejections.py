@@ -275,7 +275,8 @@ def _more_nodes(evaluation: PlanEvaluation, offering: Offering) -> str:
     if nodes <= pinned or data > 1 or (limit is not None and nodes * tensor > limit):
         return ""
     has = f"{messages.count(pinned, 'node')} of {tensor} x {offering.accelerator.name}"
-    return f" Nor do they on {has}, and on {nodes} they do: leave spec.parallelism.pipeline out, or write {nodes}."
+    remedy = f"leave spec.parallelism.pipeline out, or write {nodes}"
+    return f" Nor do they on {has}, and on {nodes} they do: {remedy}."
 
 
 def _no_profile(_: PlanEvaluation, __: int, offering: Offering) -> str:
