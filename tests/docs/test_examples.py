@@ -43,7 +43,7 @@ def variants(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for each in (spec, everywhere):
         yield each
         yield {**each, "engine": {"type": "Turbo"}}
-        if "capture" not in each:
+        if "capture" not in each and not each["model"]["uri"].endswith(".gguf"):
             yield {**each, "engine": {"type": "VLLM"}}
 
 

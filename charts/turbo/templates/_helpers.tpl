@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $root := index . 0 -}}
 {{- $image := index $root.Values.image (index . 1) -}}
 {{- if not $image.repository -}}
-{{- $why := "is empty, and the chart pulls no image from a registry that you did not name." -}}
+{{- $why := "is empty, and the chart pulls no image of Turbo from a registry that you did not name." -}}
 {{- $build := "Build and push the images with `make images REGISTRY=registry.example.com/turbo`, and" -}}
 {{- $install := "install with the command that it prints." -}}
 {{- fail (printf "image.%s.repository %s %s %s" (index . 1) $why $build $install) -}}
