@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -24,9 +25,11 @@ from turbo_dev.fetched_models import (
 from turbo_dev.plan_cases import plan as plan_of
 from turbo_dev.plan_examples import SMALL, fast, named
 from turbo_operator import render
+from turbo_operator.api import TurboDeploymentStatus, rfc3339
 from turbo_operator.render.fetch import LACKS
 from turbo_operator.render.template import pod_template
 from turbo_operator.snapshot import ChildView, MissingFile, TrainPod
+from turbo_operator.status.model_cache import RETRY_SECONDS
 
 
 def test_the_inspection_reads_the_claim_before_there_is_a_folder_of_the_hub() -> None:
@@ -60,8 +63,15 @@ def test_a_pod_sees_whether_all_of_the_model_is_on_the_claim_before_its_engine_s
     refs.mkdir(parents=True)
     (refs / "main").touch()
     assert checks() == (0, "")
+    for name in ("pytorch_model.bin", "consolidated.safetensors", "model.gguf", "model.ckpt"):
+        (snapshot / name).symlink_to(tmp_path / "nowhere")
+    assert checks() == (0, ""), "what no fetch brings"
     blob.unlink()
     assert checks() == (3, f"{LACKS}{snapshot}/model.safetensors")
+    (snapshot / "model.safetensors").unlink()
+    assert checks() == (3, f"{LACKS}{snapshot}/consolidated.safetensors"), "where there are no others"
+    (snapshot / "consolidated.safetensors").unlink()
+    assert checks() == (3, f"{LACKS}{snapshot}/pytorch_model.bin")
     shutil.rmtree(snapshot)
     assert checks()[0] == 3
 
@@ -86,6 +96,78 @@ def test_what_pods_no_longer_find_on_the_claim_is_fetched_again() -> None:
     assert decided(f"{SNAPSHOT}/config.json", NOW - 30, again)[1]["ModelCached"][:2] == ("True", "Cached")
     jobs, states = decided("/cache/hub/models--acme--other/snapshots/1/config.json", NOW - 30)
     assert (jobs, states["ModelCached"][0]) == ([complete.name], "True"), "it is of an earlier plan"
+
+
+def test_pods_of_a_group_wait_for_what_is_fetched_before_they_end(tmp_path: Path) -> None:
+    """Found in review: each restart of a container makes all pods of a LeaderWorkerSet's group anew."""
+    it = td(engine={"type": "VLLM"}, accelerators=None, model={"uri": "hf://acme/tiny", "maxModelLen": 4096})
+    choice = plan_of(it.spec, SMALL, named(fast("card", 80, "1.00"))).choice
+    assert choice is not None
+    template = pod_template(it, replace(choice, nodes=2), FACTS, "v2abc", SETTINGS)
+    of_leader, of_worker = (each["spec"]["initContainers"] for each in (template, template["worker"]))
+    assert of_leader == of_worker
+    (check,), (alone,) = (
+        of_leader,
+        pod_template(it, choice, FACTS, "v2abc", SETTINGS)["spec"]["initContainers"],
+    )
+    (tmp_path / "config.json").symlink_to(tmp_path / "blob")
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.parent.mkdir()
+    sleep.write_text(
+        f'#!/bin/sh\necho "$1" >> {tmp_path}/slept\n[ ! -e {tmp_path}/comes ] || : > {tmp_path}/blob'
+    )
+    sleep.chmod(0o755)
+    environment = os.environ | {"PATH": f"{sleep.parent}:{os.environ['PATH']}"}
+
+    def ends(container: dict[str, Any]) -> tuple[int, str, int]:
+        command = [*container["command"], *container["args"][:3], str(tmp_path / "config.json")]
+        (tmp_path / "slept").write_text("")
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        seconds = sum(map(int, (tmp_path / "slept").read_text().split()))
+        return done.returncode, done.stdout, seconds
+
+    lost = f"{LACKS}{tmp_path}/config.json\n"
+    assert ends(alone) == (3, lost, 0)
+    assert ends(check) == (3, lost, 300), "the termination message is one line"
+    (tmp_path / "comes").touch()
+    assert ends(check) == (0, "", 10)
+
+
+def test_what_a_pod_lacks_after_it_was_fetched_again_is_told_and_fetched_later() -> None:
+    """Found in review: a claim with another content on each node had its Job deleted and made without end."""
+    it, path = td(), f"{SNAPSHOT}/tokenizer.json"
+    children, pod = serving(plan_hash(it))
+
+    def decided(fetch_job: ChildView | None, at: float | None, now: float) -> tuple[bool, dict[str, Any]]:
+        """Whether there shall be a Job."""
+        lacks = None if at is None else MissingFile(path, at)
+        seen = replace(pod, ready=False, reason="CrashLoopBackOff", lacks=lacks)
+        jobs = [] if fetch_job is None else [fetch_job]
+        nonlocal it
+        decision, status = look(it, *children, *jobs, pods=(seen,), now=now)
+        it = it.model_copy(update={"status": TurboDeploymentStatus.model_validate(status)})
+        return bool(names(decision, "Job")), status
+
+    first = job(it, complete=True, ended=NOW - 60)
+    for later in (0.0, 5.0):  # the deletion may take a while
+        wants, status = decided(first, NOW - 30, NOW + later)
+        assert (wants, conditions(status)["ModelCached"][:2]) == (False, ("Unknown", "Fetching"))
+        assert status["cache"]["lostTime"] == rfc3339(NOW)
+    wants, status = decided(None, NOW - 30, NOW + 10)
+    assert (wants, status["cache"]["lostTime"]) == (True, rfc3339(NOW))
+    second = replace(first, ended=NOW + 60)
+    assert conditions(decided(second, NOW - 30, NOW + 61)[1])["ModelCached"][:2] == ("True", "Cached")
+    for later in (90.0, 60.0 + RETRY_SECONDS - 1):
+        wants, status = decided(second, NOW + 80, NOW + later)
+        state, reason, message = conditions(status)["ModelCached"]
+        assert (wants, state, reason) == (True, "False", "FetchFailed")
+        assert f"Pod p does not find {path} on claim weights, though it was fetched again" in message
+    for later in (RETRY_SECONDS, RETRY_SECONDS + 5):
+        wants, status = decided(second, NOW + 80, NOW + 60 + later)
+        assert (wants, conditions(status)["ModelCached"][:2]) == (False, ("Unknown", "Fetching"))
+    third = replace(first, ended=NOW + 1000)
+    assert "lostTime" in decided(third, None, NOW + 1001)[1]["cache"]
+    assert "lostTime" not in decided(third, None, NOW + 1000 + RETRY_SECONDS)[1]["cache"]
 
 
 def test_what_a_training_does_not_find_on_the_claim_is_fetched_again() -> None:

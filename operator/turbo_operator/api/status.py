@@ -99,6 +99,10 @@ class CacheStatus(StatusRecord):
     """How much of it is there, in steps of a tenth, like download 40 %; absent once it is whole."""
     estimated_remaining: _Name | None = None
     """About how long the rest will take, like 5m."""
+    lost_time: _Time | None = None
+    """When a pod was seen not to find all of it, so that it was fetched again (RFC 3339, UTC); absent once
+    pods have found all for ten minutes.
+    """
 
 
 class Predicted(StatusRecord):

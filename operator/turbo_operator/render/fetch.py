@@ -13,16 +13,51 @@ from turbo_operator import api
 from turbo_operator.render import metadata, pod
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.documents import ModelInfo
-from turbo_runtime.contract.endpoints import PERMANENT_ERROR, PORT, PORT_NAME
+from turbo_runtime.contract.endpoints import (
+    CONSOLIDATED_FILES,
+    PERMANENT_ERROR,
+    PORT,
+    PORT_NAME,
+    UNUSED_FILES,
+)
 
 CONTAINER = "fetch"
 CHECK_CONTAINER = "check"
+_PAUSE_SECONDS = 10
+_PAUSES = 30  # of a pod of a group: five minutes between two groups
 LACKS = "the claim lacks "  # and a path: the words of the check
+_UNUSED = "|".join(UNUSED_FILES)
 # Of each file that is linked last, whether it and what lies beside it are there; a link may lead nowhere.
-_CHECK = (
-    'for file in "$@"; do for each in "$file" "${file%/*}"/*; do '
-    f'[ -e "$each" ] || {{ echo "{LACKS}$each"; exit {PERMANENT_ERROR}; }}; done; done'
-)
+# What a fetch leaves out is somebody else's. A LeaderWorkerSet makes a group anew with each container that
+# starts again: pods of one wait for a fetch, and end after so many `pauses`.
+_CHECK = f"""\
+lacks() {{
+  for file in "$@"; do
+    any= others=
+    for each in "${{file%/*}}"/*.safetensors; do
+      [ -L "$each" ] || [ -e "$each" ] || continue
+      any=1
+      case "${{each##*/}}" in {CONSOLIDATED_FILES}) ;; *) others=1 ;; esac
+    done
+    for each in "$file" "${{file%/*}}"/*; do
+      [ -e "$each" ] && continue
+      case "${{each##*/}}" in
+        {_UNUSED}) continue ;;
+        *.bin) [ "$any" ] && continue ;;
+        {CONSOLIDATED_FILES}) [ "$others" ] && continue ;;
+      esac
+      echo "{LACKS}$each"
+      return
+    done
+  done
+  return 1
+}}
+while said=$(lacks "$@"); do
+  [ "$pauses" -gt 0 ] || {{ echo "$said"; exit {PERMANENT_ERROR}; }}
+  pauses=$((pauses - 1))
+  sleep {_PAUSE_SECONDS}
+done
+"""
 _CHECK_RESOURCES = {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "64Mi"}}
 RETRIES = 6  # pauses of 10 s, doubled each time: about ten minutes for a hub to come back
 _RESOURCES = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
@@ -55,9 +90,11 @@ def job(td: api.TurboDeployment, facts: ModelInfo, settings: Settings) -> dict[s
 
 
 def init_containers(
-    td: api.TurboDeployment, facts: ModelInfo, settings: Settings, spec: Mapping[str, Any]
+    td: api.TurboDeployment, facts: ModelInfo, settings: Settings, spec: Mapping[str, Any], nodes: int = 1
 ) -> list[dict[str, Any]]:
-    """Build what runs in a pod before the container of its `spec`; nothing where no model is fetched."""
+    """Build what runs in a pod before the container of its `spec`; nothing where no model is fetched.
+    `nodes` is how many a replica is on.
+    """
     if not pod.is_fetched(td):
         return []
     (main,) = spec["containers"]
@@ -65,7 +102,12 @@ def init_containers(
     mounts = [mount for mount in main["volumeMounts"] if mount["mountPath"] in paths]
     if pod.fetched_claim(td) is None:
         return [pod.secured(_container(td, facts, settings), mounts)]
-    arguments = ["-c", _CHECK, CHECK_CONTAINER, *_last_files(td, facts)]
+    arguments = [
+        "-c",
+        f"pauses={_PAUSES if nodes > 1 else 0}\n{_CHECK}",
+        CHECK_CONTAINER,
+        *_last_files(td, facts),
+    ]
     of_check = (CHECK_CONTAINER, ["sh"], arguments, _CHECK_RESOURCES)
     return [pod.secured(pod.build_container(td, settings, main["image"], *of_check), mounts)]
 

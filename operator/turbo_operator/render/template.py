@@ -145,7 +145,7 @@ def pod_template(
         for name, command in engine.downloads.items()
     ]
     spec = pod.pod_spec(td, container, choice, volumes, engine.draft, downloads)
-    if before := fetch.init_containers(td, facts, settings, spec):
+    if before := fetch.init_containers(td, facts, settings, spec, choice.nodes):
         spec["initContainers"] = [*before, *spec.get("initContainers", ())]
     if capture(td):
         spec["securityContext"] |= pod.OWN_GROUP

@@ -55,13 +55,15 @@ def build_model_cache(
     name = fetch.job_name(td, facts)
     job = next((each for each in observed.children if (each.kind, each.name) == ("Job", name)), None)
     status = api.CacheStatus(claim_name=claim, revision=facts.revision or "")
+    last = td.status.cache
+    if last is not None and (last.claim_name, last.revision) == (claim, status.revision):
+        status = status.model_copy(update={"lost_time": last.lost_time})
     if job is not None and job.complete:
         pods: tuple[PodView | JobPod, ...] = (*observed.pods, *observed.trainings)
         if (lacking := next((each for each in pods if _lacks(td, facts, each, job)), None)) is not None:
-            message = (
-                f"Pod {lacking.name} no longer finds all of the model on claim {claim}: it is fetched again."
-            )
-            return ModelCache(unknown(ModelCachedReason.FETCHING, message), status)
+            return _lost(job, lacking, status, now)
+        if job.ended is None or now - job.ended >= RETRY_SECONDS:  # pods have looked since
+            status = status.model_copy(update={"lost_time": None})
         message = f"{td.spec.model.uri} at {facts.revision} is on claim {claim}."
         return ModelCache(true(ModelCachedReason.CACHED, message), status, wants_job=True)
     if td.spec.suspend:
@@ -100,6 +102,24 @@ def _lacks(td: api.TurboDeployment, facts: ModelInfo, pod: PodView | JobPod, job
     """Whether a pod did not find, since the Job had brought it, what is fetched now."""
     lacks, brought = pod.lacks, math.inf if job.ended is None else job.ended
     return lacks is not None and lacks.at > brought and fetch.is_of(td, facts, lacks.path)
+
+
+def _lost(job: ChildView, pod: PodView | JobPod, status: api.CacheStatus, now: float) -> ModelCache:
+    """Fetch again what a pod did not find; later where a fetch of that kind has just been in vain."""
+    path = pod.lacks.path if pod.lacks is not None else ""
+    claim, ended = status.claim_name, now if job.ended is None else job.ended
+    is_again = status.lost_time is not None and ended > api.epoch(status.lost_time)
+    if is_again and now - ended < RETRY_SECONDS:
+        message = (
+            f"Pod {pod.name} does not find {path or 'the model'} on claim {claim}, though it was fetched "
+            "again: see that the claim has the same content on all nodes, and that nothing removes it. It is "
+            f"tried again at {api.rfc3339(ended + RETRY_SECONDS)}, or once Job {job.name} is deleted."
+        )
+        return ModelCache(false(ModelCachedReason.FETCH_FAILED, message), status, wants_job=True)
+    if is_again or status.lost_time is None:
+        status = status.model_copy(update={"lost_time": api.rfc3339(now)})
+    message = f"Pod {pod.name} no longer finds all of the model on claim {claim}: it is fetched again."
+    return ModelCache(unknown(ModelCachedReason.FETCHING, message), status)
 
 
 def _end(each: FetchPod) -> float:

@@ -19,6 +19,13 @@ TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelInfo` as JSON must 
 S3_SCHEME = "s3://"
 S3_CACHE_VARIABLE = "TURBO_S3_CACHE"  # the folder of the copies of models in buckets
 
+# What a fetch leaves out of a model: weights of other frameworks, and the same weights again.
+UNUSED_FILES = (
+    *("*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ot"),
+    *("original/*", "onnx/*", ".git*"),
+)
+CONSOLIDATED_FILES = "consolidated*"  # the same weights again, where there are others
+
 
 def s3_folder(model: str, revision: str) -> str:
     """Return where in that folder the copy of a revision of s3://BUCKET/PREFIX is."""

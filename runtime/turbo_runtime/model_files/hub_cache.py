@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from turbo_runtime.contract.endpoints import CONSOLIDATED_FILES, UNUSED_FILES
 from turbo_runtime.model_files.source import ModelError, hub_errors
 
 if TYPE_CHECKING:
@@ -32,12 +33,6 @@ _MAIN = "main"
 CONFIG = "config.json"
 _CONFIGS = ("adapter_config.json", CONFIG)  # linked last: where one is, the snapshot is whole
 WORKERS = 8  # files that are downloaded at a time, as the library does
-# Weights of other frameworks, and the same weights again.
-_UNUSED = (
-    *("*.pth", "*.pt", "*.ckpt", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.gguf", "*.tflite", "*.ot"),
-    *("original/*", "onnx/*", ".git*"),
-)
-_CONSOLIDATED = "consolidated*"  # the same weights again, where there are others
 
 
 class ChecksumError(OSError):
@@ -125,17 +120,25 @@ def cached_snapshot(model: str, revision: str | None) -> Path | None:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder that is filled in our order has all files of a model, or of an adapter."""
-    has_config = any((folder / config).is_file() for config in _CONFIGS)
-    return has_config and any(_has_weights(folder, pattern, index) for pattern, index in _WEIGHTS.items())
+    """Whether a folder that is filled in our order has all files of a model, or of an adapter. A link that
+    leads nowhere is a file that was lost.
+    """
+    if not any((folder / config).is_file() for config in _CONFIGS):
+        return False
+    used = used_names(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+    is_linked = all((folder / name).exists() for name in used)
+    return is_linked and any(_has_weights(folder, pattern, index) for pattern, index in _WEIGHTS.items())
 
 
 def _has_weights(folder: Path, pattern: str, index: str) -> bool:
     """Whether all weights that an index lists are there, or any where there is no index."""
     if not (folder / index).is_file():
         return any(path.is_file() for path in folder.glob(pattern))
-    names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
-    return all((folder / name).is_file() for name in names)
+    try:
+        names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
+        return all((folder / name).is_file() for name in names)
+    except (AttributeError, KeyError, TypeError, ValueError):  # it is no such index
+        return False
 
 
 def find_ref(model: str, revision: str | None) -> Path:
@@ -179,8 +182,8 @@ def list_snapshot(model: str, revision: str | None) -> Snapshot:
 
 def used_names(names: Iterable[str]) -> set[str]:
     """Leave out the files that no engine of ours loads."""
-    used = {name for name in names if not any(fnmatch.fnmatch(name, unused) for unused in _UNUSED)}
-    others = {name for name in used if not fnmatch.fnmatch(name, _CONSOLIDATED)}
+    used = {name for name in names if not any(fnmatch.fnmatch(name, unused) for unused in UNUSED_FILES)}
+    others = {name for name in used if not fnmatch.fnmatch(name, CONSOLIDATED_FILES)}
     if any(name.endswith(".safetensors") for name in others):
         used = others
     has_safetensors = any(name.endswith(".safetensors") for name in used)

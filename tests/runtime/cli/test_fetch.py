@@ -219,6 +219,26 @@ def test_a_configuration_without_weights_is_no_model_that_will_do(machine: Machi
         assert machine.run(command, MODEL, **AWAY)[0] == 0
 
 
+def test_a_file_that_was_lost_needs_the_hub_and_one_that_no_fetch_brings_does_not(machine: Machine) -> None:
+    """Found in review: a fetch without the hub called the model whole, and pods did not find all of it."""
+    assert machine.run("fetch", MODEL)[0] == 0
+    (machine.snapshot() / "pytorch_model.bin").symlink_to(machine.folder / "nowhere")
+    assert machine.run("fetch", MODEL, **AWAY)[0] == 0
+    (machine.snapshot() / "tokenizer.json").resolve().unlink()
+    status, output = machine.run("fetch", MODEL, **AWAY)
+    assert (status, "the hub cannot be reached" in output) == (1, True), output
+    assert machine.run("fetch", MODEL)[0] == 0
+    assert machine.run("fetch", MODEL, **AWAY)[0] == 0
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", '{"weight_map": []}', '{"weight_map": {"w": 1}}', "{"])
+def test_an_index_that_lists_no_files_is_of_no_model_that_will_do(machine: Machine, index: str) -> None:
+    assert machine.run("fetch", MODEL)[0] == 0
+    (machine.snapshot() / "model.safetensors.index.json").write_text(index)
+    status, output = machine.run("fetch", MODEL, **AWAY)
+    assert (status, "the hub cannot be reached" in output) == (1, True), output
+
+
 def test_consolidated_weights_are_left_out_only_beside_others(machine: Machine) -> None:
     assert machine.run("fetch", MODEL, CONSOLIDATED)[0] == 0
     assert "consolidated.safetensors" not in machine.files()
