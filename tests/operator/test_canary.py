@@ -36,7 +36,7 @@ from turbo_operator.controller.decision import decide
 from turbo_operator.drafts import canary, training
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import SpeedupTracker
-from turbo_operator.snapshot import ChildView
+from turbo_operator.snapshot import ChildView, MissingFile
 from turbo_runtime.contract.config import RuntimeConfig
 
 
@@ -265,3 +265,13 @@ def test_a_job_of_a_training_before_the_one_in_the_status_says_nothing() -> None
     step = training.decide(td(told), replace(seen(drafts=()), children=(before,)), planned(td()), None, NOW)
     # the planner is asked where the second one runs
     assert (step.kept_job, step.query is None) == (None, False)
+
+
+def test_a_pod_that_does_not_find_the_model_ends_no_trial_and_one_that_fails_does() -> None:
+    """Found in review: a file that a claim had lost had a good draft rejected."""
+    fails = pod("t", load(0.0, 0.0), variant=TRY, ready=False, reason="CrashLoopBackOff", load=None)
+    lacks = replace(fails, lacks=MissingFile("/cache/hub/config.json", NOW))
+    for one, reason in ((fails, CanaryReason.POD_FAILED), (lacks, CanaryReason.STARTING)):
+        _, verdict = look(WITH_OLD, seen(one), SpeedupTracker(), NOW)
+        assert verdict is not None
+        assert verdict.reason == reason

@@ -7,13 +7,29 @@ from typing import Any
 
 import pytest
 
-from turbo_dev.canaries import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up
+from turbo_dev.canaries import (
+    FACTS,
+    NOW,
+    OLD,
+    STABLE,
+    TRY,
+    children,
+    decided,
+    look,
+    replicas,
+    seen,
+    stable_of,
+    td,
+    up,
+    variant_of,
+)
 from turbo_dev.held import held
 from turbo_dev.loads import load, pod
 from turbo_dev.trainings import promoted
 from turbo_operator.api import CanaryReason, TurboDeployment
 from turbo_operator.drafts import canary
 from turbo_operator.drafts.speedup import SpeedupTracker
+from turbo_operator.render import fetch
 from turbo_operator.render.metadata import digest
 from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
@@ -148,3 +164,18 @@ def test_a_trial_whose_pod_may_not_be_made_says_what_it_waits_for(
     assert made.canary_children == ()
     assert made.verdict is not None
     assert made.verdict.detail.startswith(f"The canary of chat-draft-2 waits for {why}")
+
+
+def test_no_draft_is_tried_while_the_model_is_fetched_again() -> None:
+    claim = {"persistentVolumeClaim": {"claimName": "weights"}}
+    it = td({**promoted(OLD), "desiredReplicas": 1}, model={"uri": "hf://acme/chat"}, cache=claim)
+    fetched = ChildView("Job", fetch.job_name(it, FACTS), "j", None, complete=True)
+    for job, has_pod in ((fetched, True), (replace(fetched, complete=False), False)):
+        observed = replace(seen(), children=(up(stable_of(it)), job))
+        speedups, verdict = look(it, observed, SpeedupTracker(), NOW)
+        made = decided(it, observed, speedups, verdict)
+        assert bool(made.canary_children) is has_pod
+        assert made.verdict is not None
+        assert ("waits for the model, which is fetched again" in made.verdict.detail) is not has_pod
+        begun = replace(observed, children=(*observed.children, up(variant_of(it), available=0)))
+        assert decided(it, begun, speedups, verdict).canary_children, "one that has a pod goes on"

@@ -27,6 +27,7 @@ from turbo_dev.plan_examples import SMALL, fast, named
 from turbo_operator import render
 from turbo_operator.api import TurboDeploymentStatus, rfc3339
 from turbo_operator.render.fetch import LACKS
+from turbo_operator.render.metadata import digest
 from turbo_operator.render.template import pod_template
 from turbo_operator.snapshot import ChildView, MissingFile, TrainPod
 from turbo_operator.status.model_cache import RETRY_SECONDS
@@ -168,6 +169,25 @@ def test_what_a_pod_lacks_after_it_was_fetched_again_is_told_and_fetched_later()
     third = replace(first, ended=NOW + 1000)
     assert "lostTime" in decided(third, None, NOW + 1001)[1]["cache"]
     assert "lostTime" not in decided(third, None, NOW + 1000 + RETRY_SECONDS)[1]["cache"]
+
+
+def test_a_rollout_has_no_deadline_while_the_model_is_fetched_again() -> None:
+    """Found in review: a good plan was rolled back, since its pods had waited for a large model."""
+    it = td()
+    own, old = plan_hash(it), serving("v1old00000")
+    spec_hash = digest(it.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16]
+    begun = {"planHash": own, "specHash": spec_hash, "lastProgressTime": rfc3339(NOW - 86400)}
+    told = {
+        "rollout": {**begun, "availableReplicas": 0},
+        "servingPlan": {"hash": "v1old00000", "replicas": 1},
+    }
+    it = it.model_copy(update={"status": TurboDeploymentStatus.model_validate(told)})
+    (deployment, revision), pod = serving(own)
+    starts = replace(pod, name="n", ready=False, reason="CrashLoopBackOff")
+    children = (*old[0], replace(deployment, available_replicas=0), revision)
+    for complete, reason, since in ((True, "RolledBack", rfc3339(NOW - 86400)), (False, None, None)):
+        _, status = look(it, *children, job(it, complete=complete), pods=(old[1], starts))
+        assert (status["rollout"].get("reason"), status["rollout"].get("lastProgressTime")) == (reason, since)
 
 
 def test_what_a_training_does_not_find_on_the_claim_is_fetched_again() -> None:

@@ -86,13 +86,16 @@ def decide(
     own_states = [state for state in states if state.plan_hash not in canaries]
     serving = rollout.serving_variant(own_states, plan_hash, recorded, scale.replicas, bounds)
     is_over_limits = bounds.is_overspent((state.footprint, state.replicas) for state in states)
-    progress = _follow(td, observed, plan_hash, states, scale.replicas, serving, is_over_limits, now)
+    progress = _follow(
+        td, observed, plan_hash, states, scale.replicas, serving, is_over_limits, cache.is_missing, now
+    )
+    has_canary = any(state.plan_hash == canary_hash and state.replicas for state in states)
     wanted = rollout.Wanted(
         None if awaits_copy else plan_hash,
         scale.replicas,
         serving,
         progress is not None and progress.reason == api.RolloutReason.ROLLED_BACK,
-        canary_hash,
+        canary_hash if has_canary or not cache.is_missing else None,
         makes_room,
         bool(progress is not None and progress.over_limits),
     )
@@ -125,7 +128,7 @@ def decide(
     own = render.canary_names(td, canary_hash) if canary_hash is not None else frozenset()
     if verdict is not None and canary_run is not None and not is_tried:
         is_short = not rollout.has_taken_over(states, move.target, scale.replicas)
-        verdict = verdict.held_up(state.rolled_back, state.status is not None, is_short)
+        verdict = verdict.held_up(state.rolled_back, state.status is not None, is_short, cache.is_missing)
     job, draft_object = None, None
     # Neither a replica that is added now nor a Job is in the count that the other one was decided by.
     before = {state.plan_hash: state.replicas for state in states}
@@ -166,6 +169,7 @@ def _follow(
     replicas: int,
     serving: str | None,
     is_over_limits: bool,
+    lacks_model: bool,
     now: float,
 ) -> api.RolloutStatus | None:
     """Return the rollout's status before the step; a suspension ends it, so that it is tried anew."""
@@ -192,7 +196,9 @@ def _follow(
     is_refused = deployment is not None and deployment.message is not None and not deployment.is_over_quota
     progress = dataclasses.replace(
         progress,
-        has_placed=progress.has_placed or is_refused,  # no node is waited for, but a policy or a webhook
+        # No node is waited for, but a policy or a webhook. Pods that lack the model wait for that instead.
+        has_placed=(progress.has_placed or is_refused) and not lacks_model,
+        is_waiting=progress.is_waiting or lacks_model,
         failure=status.failure(observed, plan_hash),
         over_limits=is_over_limits,
     )

@@ -63,7 +63,9 @@ class CanaryVerdict:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
 
-    def held_up(self, rolled_back: bool, takes_over: bool, is_short: bool) -> CanaryVerdict:
+    def held_up(
+        self, rolled_back: bool, takes_over: bool, is_short: bool, lacks_model: bool
+    ) -> CanaryVerdict:
         """Tell what the pod that tries it waits for, where it may not be made yet."""
         if self.reason != CanaryReason.STARTING:
             return self
@@ -72,6 +74,8 @@ class CanaryVerdict:
             waits = "a change of the spec, whose plan was rolled back"
         elif takes_over:
             waits = "the end of the rollout"
+        elif lacks_model:
+            waits = "the model, which is fetched again"
         elif is_short:
             waits = "all replicas to answer"
         return replace(self, detail=f"The canary of {self.draft.version} waits for {waits}.")
@@ -237,7 +241,8 @@ def _evaluate(
     """Decide what becomes of a draft, from its run, the pods that try it and the others."""
     version, pods = draft.version, _pods(observed, run.variant)
     for pod in pods:
-        if pod.reason in _FAILING and pod.phase not in ENDED_PHASES:
+        # One that does not find all of the model starts once that is fetched again.
+        if pod.reason in _FAILING and pod.phase not in ENDED_PHASES and pod.lacks is None:
             return CanaryReason.POD_FAILED, f"Pod {pod.name} with {version}: {pod.reason}."
         problem = pod.load.load.draft_error if pod.load else None
         ready = now - pod.ready_since if pod.ready_since is not None else 0.0
