@@ -90,7 +90,7 @@ def _inspect_copy(folder: Path) -> tuple[ModelInfo, Shapes]:
 def list_files(name: str, revision: str | None) -> Files:
     """List a folder, or what a bucket or a hub has; within `hub_errors`, as are reads of what it returns."""
     if s3.is_bucket(name):
-        listed = s3.list_snapshot(name, None)
+        listed = s3.list_snapshot(name, revision)
         sizes = {file.name: file.size for file in listed.files if "/" not in file.name}
         return Files(listed.revision, sizes, listed.open)
     if (folder := Path(name)).is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,9 @@ def test_a_bucket_that_has_changed_has_another_revision_and_leaves_the_first_as_
     assert (machine.folder(second) / "tokenizer.json").read_bytes() == b'{"version": "2"}'
     status, output = machine.run("inspect", MODEL, f"--revision={first}")
     assert ModelInfo.from_json(output).revision == first, "as where adapters of it change"
+    shutil.rmtree(machine.folder(first))
+    status, output = machine.run("inspect", MODEL, f"--revision={first}")
+    assert (status, f"its revision was {first}, and is {second}" in output) == (3, True), output
     machine.put("tokenizer.json", b"{}3")
     third = machine.inspect().revision
     machine.put("tokenizer.json", b"{}45")
