@@ -80,13 +80,19 @@ def test_without_a_secret_the_service_account_of_the_pods_is_who_reads_it() -> N
         assert not [name for name in environment if name.startswith("AWS_")]
 
 
-def test_a_variable_of_the_pod_template_comes_before_the_field() -> None:
-    variable = {"name": "AWS_REGION", "value": "us-west-2"}
-    _, container, environment = pod_of(
-        render.inspect_job(td(podTemplate={"spec": {"env": [variable]}}), SETTINGS)
-    )
-    assert environment["AWS_REGION"] == "us-west-2"
-    assert len({each["name"] for each in container["env"]}) == len(container["env"])
+def test_fields_of_the_bucket_come_before_variables_of_the_pod_template() -> None:
+    other = "https://other.example"
+    values = {"AWS_REGION": "us-west-2", "AWS_ENDPOINT_URL_S3": other, "AWS_ENDPOINT_URL": other}
+    variables = [{"name": name, "value": value} for name, value in values.items()]
+    for store, region, endpoint in (
+        (STORE, STORE["region"], STORE["endpoint"]),
+        (None, "us-west-2", other),
+    ):
+        it = td(store=store, podTemplate={"spec": {"env": variables}})
+        _, container, environment = pod_of(render.inspect_job(it, SETTINGS))
+        # botocore reads that of the service first
+        assert (environment["AWS_REGION"], environment["AWS_ENDPOINT_URL_S3"]) == (region, endpoint)
+        assert len({each["name"] for each in container["env"]}) == len(container["env"])
 
 
 @pytest.mark.parametrize("engine", ["Turbo", "VLLM"])

@@ -269,8 +269,10 @@ def reading_bucket(td: api.TurboDeployment, container: Mapping[str, Any]) -> dic
     if (bucket := model.s3) is not None:
         values |= {"AWS_ENDPOINT_URL_S3": bucket.endpoint} if bucket.endpoint else {}
         values |= {"AWS_REGION": bucket.region} if bucket.region else {}
+    # Fields come before variables of all pods, and AWS_ENDPOINT_URL_S3 is before AWS_ENDPOINT_URL.
     own = [{"name": name, "value": value} for name, value in values.items()]
-    complete = {**container, "env": merge_environment(own, container["env"])}
+    others = [variable for variable in container["env"] if variable["name"] not in values]
+    complete = {**container, "env": [*own, *others]}
     if bucket is not None and bucket.secret_ref is not None:
         complete["envFrom"] = [{"secretRef": {"name": bucket.secret_ref.name}}]
     return complete
