@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
+from turbo_runtime.model_files.hub_cache import cached_snapshot
 from turbo_runtime.model_files.inspector import (
+    Files,
     Shapes,
     inspect_model,
+    list_copy,
     list_files,
     read_model,
     safetensors_head,
     tensor_shapes,
 )
 from turbo_runtime.model_files.s3 import is_bucket
-from turbo_runtime.model_files.source import ModelError, Source, find, hub_errors
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError, Source, find, hub_errors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512  # of vLLM
@@ -46,8 +49,7 @@ def inspect_with_adapters(
     inspected, modules = list[AdapterInfo](), set[str]()
     for name, place in adapters.items():
         try:
-            with hub_errors():
-                one, own = _inspect_adapter(name, place, model, layers)
+            one, own = _inspect_adapter(name, place, model, layers)
         except (FileNotFoundError, ValueError) as error:
             kind = type(error) if isinstance(error, ModelError) else ModelError
             raise kind(f"adapter {name} ({place}): {error}") from error
@@ -64,7 +66,16 @@ def _inspect_adapter(name: str, place: str, model: str, layers: Shapes) -> tuple
     path, _, revision = place.partition("@")
     if path.startswith("/") and not Path(path).is_dir():
         raise ModelError("there is no such folder")
-    files = list_files(path, revision or None)
+    try:
+        with hub_errors():
+            return _inspect_files(name, list_files(path, revision or None), model, layers)
+    except HubUnreachableError:
+        if (cached := cached_snapshot(path, revision or None)) is None:
+            raise
+        return _inspect_files(name, list_copy(cached), model, layers)
+
+
+def _inspect_files(name: str, files: Files, model: str, layers: Shapes) -> tuple[AdapterInfo, set[str]]:
     for needed in (CONFIG, WEIGHTS):
         if needed not in files.sizes:
             raise ModelError(f"there is no {needed}: name a LoRA adapter in the format of PEFT")

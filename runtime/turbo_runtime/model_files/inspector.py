@@ -72,19 +72,19 @@ def read_model(name: str, revision: str | None) -> tuple[ModelInfo, Shapes]:
     """Inspect a folder, a prefix of a bucket or a hub id; return the shapes of its tensors by name, too."""
     in_bucket = s3.is_bucket(name)
     if in_bucket and revision and (copy := s3.cached_snapshot(name, revision)):  # the store may have another
-        return _inspect_copy(copy)
+        return inspect_files(list_copy(copy))
     try:
         with hub_errors():
             return inspect_files(list_files(name, revision))
     except (HubUnreachableError, s3.StoreUnreachableError):
         if (cached := (s3 if in_bucket else hub_cache).cached_snapshot(name, revision)) is None:
             raise
-        return _inspect_copy(cached)
+        return inspect_files(list_copy(cached))
 
 
-def _inspect_copy(folder: Path) -> tuple[ModelInfo, Shapes]:
-    """Inspect a copy on disk, whose folder has the name of its revision."""
-    return inspect_files(replace(list_files(str(folder), None), revision=folder.name))
+def list_copy(folder: Path) -> Files:
+    """List a copy on disk, whose folder has the name of its revision."""
+    return replace(list_files(str(folder), None), revision=folder.name)
 
 
 def list_files(name: str, revision: str | None) -> Files:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,25 @@ def test_what_cannot_be_served_is_refused_by_the_adapters_name(
         inspect_with_adapters(model, None, {"sql": place})
     assert str(error.value).startswith(f"adapter sql ({place}): ")
     assert said in str(error.value)
+
+
+def test_where_the_hub_is_away_an_adapter_that_was_fetched_will_do(model: str, tmp_path: Path) -> None:
+    commit = "c0ffee" + "0" * 34
+    copy = tmp_path / "hub" / "models--acme--sql" / "snapshots" / commit
+    away = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    command = "import sys; from turbo_runtime.cli.serve import inspect; sys.exit(inspect(sys.argv[1:]))"
+    program = [sys.executable, "-c", command, model, f"--adapter=sql=acme/sql@{commit}"]
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(program, env=os.environ | away, capture_output=True, text=True)
+
+    nothing = run()
+    assert (nothing.returncode, "the hub cannot be reached" in nothing.stderr) == (1, True), nothing.stderr
+    copy.parent.mkdir(parents=True)
+    lora.write(copy, SHAPES, rank=4)
+    found = run()
+    assert found.returncode == 0, found.stderr
+    assert ModelInfo.from_json(found.stdout).adapters == (AdapterInfo("sql", 4, commit),)
 
 
 @pytest.mark.parametrize("missing", ["adapter_config.json", "adapter_model.safetensors"])
