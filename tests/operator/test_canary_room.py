@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from turbo_dev.canaries import (
-    FACTS,
     NOW,
     OLD,
     STABLE,
@@ -25,7 +24,7 @@ from turbo_dev.canaries import (
 )
 from turbo_dev.held import held
 from turbo_dev.loads import load, pod
-from turbo_dev.trainings import promoted
+from turbo_dev.trainings import FACTS, promoted
 from turbo_operator.api import CanaryReason, TurboDeployment
 from turbo_operator.drafts import canary
 from turbo_operator.drafts.speedup import SpeedupTracker
