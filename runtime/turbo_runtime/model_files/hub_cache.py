@@ -14,11 +14,12 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from turbo_runtime.contract.endpoints import CONSOLIDATED_FILES, UNUSED_FILES
 from turbo_runtime.model_files.source import ModelError, hub_errors
@@ -26,6 +27,7 @@ from turbo_runtime.model_files.source import ModelError, hub_errors
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_File = TypeVar("_File")
 INDEX = "model.safetensors.index.json"
 _WEIGHTS = {"*.safetensors": INDEX, "*.bin": "pytorch_model.bin.index.json"}  # and what lists them, if any
 _CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -37,6 +39,10 @@ WORKERS = 8  # files that are downloaded at a time, as the library does
 
 class ChecksumError(OSError):
     """What was downloaded is not what the hub has: it is deleted, and another try may get it right."""
+
+
+class _StoppedError(Exception):
+    """Another download has failed."""
 
 
 class NoSpaceError(OSError):
@@ -204,14 +210,36 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
         snapshot.discard(file)
     own = [file for file in snapshot.files if file.size <= constants.MAX_HTTP_DOWNLOAD_SIZE]
     with hub_errors():
-        with ThreadPoolExecutor(WORKERS) as pool:
-            for done in [pool.submit(_download, snapshot, file, advance) for file in own]:
-                done.result()
+        download_all(lambda file, count: _download(snapshot, file, count), own, advance)
         for file in snapshot.files:  # what is larger than HTTP gives out is the library's to download
             hf_hub_download(snapshot.model, file.name, revision=snapshot.commit)
     if revision != snapshot.commit and not (ref.is_file() and ref.read_text("ascii") == snapshot.commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(snapshot.commit, encoding="ascii")
+
+
+def download_all(
+    download: Callable[[_File, Callable[[int], object]], None],
+    files: Iterable[_File],
+    advance: Callable[[int], object],
+) -> None:
+    """Download files, several at a time. Where one fails, the others end at their next block."""
+    is_over = threading.Event()
+
+    def count(size: int) -> None:
+        if is_over.is_set():
+            raise _StoppedError
+        advance(size)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        downloads = [pool.submit(download, file, count) for file in files]
+        try:
+            for done in as_completed(downloads):
+                done.result()
+        except BaseException:
+            is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
+            raise
 
 
 def check_room(folder: Path, missing: int) -> None:

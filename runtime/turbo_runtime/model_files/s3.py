@@ -14,7 +14,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from turbo_runtime.model_files.hub_cache import (
     ChecksumError,
     CountedWriter,
     check_room,
+    download_all,
     is_whole,
     used_names,
 )
@@ -163,33 +163,31 @@ def fetch(snapshot: Snapshot, _revision: str | None, advance: Callable[[int], ob
     Raises ModelError, NoSpaceError, ChecksumError, StoreUnreachableError or another OSError: the next call
     goes on from there.
     """
+    missing = [file for file in snapshot.files if not (snapshot.folder / file.name).exists()]
+    if missing:
+        _bring(snapshot, missing, advance)
+    latest = snapshot.folder.with_name(_LATEST)
+    is_known = latest.is_file() and latest.read_text(encoding="ascii").strip() == snapshot.revision
+    # All may be there on a claim that can be read alone.
+    if not is_known and (missing or os.access(latest if latest.exists() else latest.parent, os.W_OK)):
+        latest.write_text(snapshot.revision, encoding="ascii")
+
+
+def _bring(snapshot: Snapshot, missing: list[StoredFile], advance: Callable[[int], object]) -> None:
+    """Download what is missing, config.json last."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    missing = [file for file in snapshot.files if not (snapshot.folder / file.name).exists()]
-    if not missing:  # nothing is written, as on a claim that can be read alone
-        return
     if all(file.name != CONFIG for file in snapshot.files):
         raise ModelError("there is no config.json")
     snapshot.folder.mkdir(parents=True, exist_ok=True)
     check_room(snapshot.folder, snapshot.size - snapshot.present)
-    with (
-        _store_errors(snapshot.model),
-        WeakFileLock(snapshot.folder.with_name(".lock")),
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
+    with _store_errors(snapshot.model), WeakFileLock(snapshot.folder.with_name(".lock")):
         client = _client()
         for files in (
             [it for it in missing if it.name != CONFIG],
             [it for it in missing if it.name == CONFIG],
         ):
-            downloads = [pool.submit(_download, client, snapshot, file, advance) for file in files]
-            try:
-                for done in as_completed(downloads):
-                    done.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # what has not begun
-                raise
-    snapshot.folder.with_name(_LATEST).write_text(snapshot.revision, encoding="ascii")
+            download_all(lambda file, count: _download(client, snapshot, file, count), files, advance)
 
 
 def _download(client: Any, snapshot: Snapshot, file: StoredFile, advance: Callable[[int], object]) -> None:

@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,8 @@ from safetensors.numpy import save_file
 from turbo_dev import hub
 from turbo_dev.controlplane import free_port
 from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, ModelInfo
+from turbo_runtime.model_files import hub_cache
+from turbo_runtime.model_files.hub_cache import ChecksumError
 
 MODEL = "acme/tiny"
 CONFIG = {
@@ -237,6 +240,27 @@ def test_an_index_that_lists_no_files_is_of_no_model_that_will_do(machine: Machi
     (machine.snapshot() / "model.safetensors.index.json").write_text(index)
     status, output = machine.run("fetch", MODEL, **AWAY)
     assert (status, "the hub cannot be reached" in output) == (1, True), output
+
+
+def test_where_a_download_fails_the_others_end_and_none_begins() -> None:
+    """Found in review: a fetch that had failed went on downloading until all other files were there."""
+    begun, is_slow = list[int](), threading.Event()
+
+    def download(number: int, count: Callable[[int], object]) -> None:
+        begun.append(number)
+        if number == 0:
+            is_slow.wait(60)
+            raise ChecksumError("wrong")
+        for _ in range(60_000):
+            count(1)
+            is_slow.set()
+            time.sleep(0.001)
+
+    start = time.monotonic()
+    with pytest.raises(ChecksumError, match="wrong"):
+        hub_cache.download_all(download, range(100), lambda _: None)
+    assert time.monotonic() - start < 30
+    assert len(begun) < 50
 
 
 def test_consolidated_weights_are_left_out_only_beside_others(machine: Machine) -> None:

@@ -249,6 +249,8 @@ def test_a_bucket_that_has_changed_has_another_revision_and_leaves_the_first_as_
     assert second != first
     assert machine.run("fetch", MODEL, f"--commit={first}")[0] == 0, "what is there is not asked for"
     assert machine.run("fetch", MODEL, f"--commit={second}")[0] == 0
+    assert machine.run("fetch", MODEL, f"--commit={first}")[0] == 0
+    assert (machine.folder(first).parent / ".revision").read_text() == first, "what was fetched last"
     assert {name: (machine.folder(first) / name).read_bytes() for name in machine.files(first)} == before
     assert (machine.folder(second) / "tokenizer.json").read_bytes() == b'{"version": "2"}'
     status, output = machine.run("inspect", MODEL, f"--revision={first}")
