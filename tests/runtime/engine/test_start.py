@@ -66,8 +66,11 @@ def test_ready_says_what_was_loaded_and_what_is_promised(config: RuntimeConfig) 
 
 @pytest.mark.parametrize(("dtype", "tile"), [("float32", BLOCK_SIZE), ("bfloat16", PROMPT_TILE)])
 def test_prompts_share_whole_tiles_or_where_those_are_rows_any_block(
-    config: RuntimeConfig, dtype: DType, tile: int
+    config: RuntimeConfig, dtype: DType, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # what a busy machine has no time to prove is not promised
+    patient = partial(builder.check_batch_invariance, limit_seconds=300)
+    monkeypatch.setattr(builder, "check_batch_invariance", patient)
     engine, _ = start_engine(replace(config, dtype=dtype), time.monotonic())
     assert engine.model.rule.shared_tile == tile
     assert engine.scheduler.shared_tile == tile

@@ -51,6 +51,9 @@ class Watch:
         if metric is metrics.INTER_TOKEN_LATENCY:
             self.steps.append(seconds)
 
+    def observe_first_token(self, seconds: float) -> None:
+        self.first = seconds
+
     def observe_finish(
         self, reason: str, prompt: int, tokens: int, first: float | None, total: float
     ) -> None:
