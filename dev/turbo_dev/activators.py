@@ -47,9 +47,11 @@ class Router:
 
 
 @contextlib.asynccontextmanager
-async def listening(application: web.Application, port: int = 0, **options: Any) -> AsyncIterator[str]:
+async def listening(
+    application: web.Application, port: int = 0, shutdown_timeout: float = 5.0, **options: Any
+) -> AsyncIterator[str]:
     """Serve an application on loopback; its URL."""
-    runner = web.AppRunner(application, shutdown_timeout=5.0, **options)
+    runner = web.AppRunner(application, shutdown_timeout=shutdown_timeout, **options)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
     try:

@@ -69,8 +69,8 @@ def test_blocks_are_all_that_was_done_once_and_grow_with_the_run(
 ) -> None:
     run = after(increments, block_seconds)
     counted = np.array([(0.0,) * 4, *increments]).sum(axis=0)
-    told = run.canary.plain_seconds, run.canary.seconds, run.baseline.plain_seconds, run.baseline.seconds
-    assert told == pytest.approx(counted)
+    sums = run.canary.plain_seconds, run.canary.seconds, run.baseline.plain_seconds, run.baseline.seconds
+    assert sums == pytest.approx(counted)
     assert len(run.blocks) < 2 * MIN_BLOCKS
     starts = [block.since for block in (*run.blocks, run.current)]
     assert all(later - start >= block_seconds for start, later in pairwise(starts))

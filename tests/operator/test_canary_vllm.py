@@ -191,26 +191,29 @@ def test_promotion_is_one_rollout_of_what_was_tried_unless_another_layout_with_t
     wanted = {"targets": {"timePerOutputToken": {"max": "2.3ms"}}, "workload": {"requestsPerSecond": "4"}}
 
     def look_on(
-        told: dict[str, Any], draft: DraftView | None, *up_now: str
+        reported: dict[str, Any], draft: DraftView | None, *up_now: str
     ) -> tuple[Decision, dict[str, Any]]:
-        it = td(told, **wanted)
+        it = td(reported, **wanted)
         observed = seen(draft=draft, drafts=(FIRST,), children=tuple(map(up, up_now)))
         observed = replace(observed, accelerators=catalog)
         tracker, verdict = look(it, observed, SpeedupTracker(), NOW)
         made = decided(it, observed, tracker, verdict)
         return made, status.compute(it, observed, made, NOW).dump()
 
-    first, told = look_on({}, None)
+    first, reported = look_on({}, None)
     assert first.plan_hash is not None
-    before, told = look_on(told, None, first.plan_hash)
-    assert (told["plan"]["accelerator"], told["plan"]["method"]) == ("card", "Off")
+    before, reported = look_on(reported, None, first.plan_hash)
+    assert (reported["plan"]["accelerator"], reported["plan"]["method"]) == ("card", "Off")
     (tried,) = replicas(before).keys() - {before.plan_hash}
-    after, told = look_on({**told, **promoted(FIRST)}, FIRST, first.plan_hash, tried)
-    assert (told["plan"]["accelerator"], told["plan"]["method"]) == ("slow" if moves else "card", "EAGLE3")
+    after, reported = look_on({**reported, **promoted(FIRST)}, FIRST, first.plan_hash, tried)
+    assert (reported["plan"]["accelerator"], reported["plan"]["method"]) == (
+        "slow" if moves else "card",
+        "EAGLE3",
+    )
     assert after.plan_hash is not None
     assert (after.plan_hash == tried) != moves
     for serving in ((first.plan_hash, after.plan_hash), (after.plan_hash,)):
-        later, told = look_on(told, FIRST, *serving)
+        later, reported = look_on(reported, FIRST, *serving)
         assert later.plan_hash == after.plan_hash, "and there it stays"
 
 

@@ -191,8 +191,8 @@ def test_without_an_image_of_the_router_the_pods_serve_and_it_is_said_what_to_se
     assert lack is not None
     assert "image.router.repository" in lack
     assert router.lack(td(routing="Service"), BARE) is None
-    told, stalled = ready(td(), routing_lack=lack)
-    assert (told.status, told.reason, told.message) == ("False", "UserActionRequired", lack)
+    condition, stalled = ready(td(), routing_lack=lack)
+    assert (condition.status, condition.reason, condition.message) == ("False", "UserActionRequired", lack)
     assert stalled.status == "True"
 
 

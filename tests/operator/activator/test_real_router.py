@@ -13,6 +13,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
+from turbo_dev.activators import listening
 from turbo_operator.activator.proxy import Proxy, ProxyConfig
 from turbo_operator.render.router import RECOVERY
 
@@ -23,17 +24,6 @@ BODY = {"model": "m", "prompt": "1, 2,", "max_tokens": 4}
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
-
-
-@contextlib.asynccontextmanager
-async def listening(application: web.Application, port: int = 0) -> AsyncIterator[str]:
-    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +38,7 @@ async def pod(name: str, port: int = 0) -> AsyncIterator[str]:
 
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", answer)
-    async with listening(application, port) as url:
+    async with listening(application, port, shutdown_timeout=0.1) as url:
         yield url
 
 
@@ -91,7 +81,10 @@ async def routed() -> AsyncIterator[Routed]:
             max_bytes=1 << 20,
             max_body_bytes=1 << 16,
         )
-        async with listening(Proxy(config).application()) as url, aiohttp.ClientSession() as client:
+        async with (
+            listening(Proxy(config).application(), shutdown_timeout=0.1) as url,
+            aiohttp.ClientSession() as client,
+        ):
             yield Routed(url, router_url, client)
     finally:
         process.terminate()
