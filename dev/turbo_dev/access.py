@@ -61,7 +61,7 @@ class Access:
         """Wait until the API server serves every CustomResourceDefinition; CommandError after 30 s."""
         # Until the first status is written, `--for=condition` ends with "accessor error".
         for what in ("jsonpath={.status.conditions}", "condition=Established"):
-            self.kubectl("wait", f"--for={what}", "crd", "--all", "--timeout=30s")
+            self.kubectl("wait", f"--for={what}", "crd", "--all", "--timeout=100s")
 
 
 def load(path: Path) -> Access:

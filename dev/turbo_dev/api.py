@@ -12,6 +12,7 @@ import httpx
 from turbo_operator.resources import Resource
 
 from .access import Access
+from .server_process import PATIENCE
 
 
 class Api:
@@ -23,7 +24,7 @@ class Api:
             base_url=access.url,
             verify=context,
             headers={"Authorization": f"Bearer {access.token}"},
-            timeout=30.0,
+            timeout=PATIENCE,
             trust_env=False,
         )
 

@@ -114,4 +114,4 @@ class Clients:
 
 def remove(access: Access) -> None:
     """Take away what an interrupted run has left."""
-    access.kubectl("delete", "pod", "-l", _LABEL, "-n", NAMESPACE, "--timeout=60s")
+    access.kubectl("delete", "pod", "-l", _LABEL, "-n", NAMESPACE, "--timeout=100s")

@@ -93,11 +93,11 @@ def list_foreign_values(access: Access) -> list[str]:
 
 def uninstall(access: Access) -> None:
     """Remove the example, then the release; its CRDs too where no TurboDeployment of anybody's is left."""
-    access.kubectl("delete", "-f", str(EXAMPLE), "--ignore-not-found", "--timeout=60s")
+    access.kubectl("delete", "-f", str(EXAMPLE), "--ignore-not-found", "--timeout=100s")
     if _status(access):
         _helm(access, "uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
     if not access.get("turbodeployments", "--all-namespaces")["items"]:
-        access.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
+        access.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=100s")
     access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
 
 

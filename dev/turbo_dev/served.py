@@ -59,7 +59,9 @@ class Served:
 
     def remove(self) -> None:
         """Delete it and wait until its pods are gone."""
-        self.access.kubectl("delete", "td", self.name, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
+        self.access.kubectl(
+            "delete", "td", self.name, "-n", NAMESPACE, "--ignore-not-found", "--timeout=100s"
+        )
         self.until(lambda: not self.pods(), "its pods are gone")
         self.api.client.close()
 

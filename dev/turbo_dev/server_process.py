@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .paths import REPOSITORY
 
-PATIENCE_SECONDS = 60
+PATIENCE = 240.0  # seconds, which a machine that stands still for a minute may need; usual are few
 
 
 class ServerProcess:
@@ -38,7 +38,7 @@ class ServerProcess:
         """All of its standard error so far."""
         return "".join(self.lines)
 
-    def wait_for(self, pattern: str, seconds: float = PATIENCE_SECONDS) -> str:
+    def wait_for(self, pattern: str, seconds: float = PATIENCE) -> str:
         """The first group (or all) of the first line that matches."""
 
         def found() -> re.Match[str] | None:
@@ -52,8 +52,8 @@ class ServerProcess:
 
     def exit_status(self) -> int:
         """Waits for its end."""
-        status = self.process.wait(PATIENCE_SECONDS)
-        self._reader.join(PATIENCE_SECONDS)
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
         return status
 
     def engine_pid(self) -> int:

@@ -49,8 +49,8 @@ def claim(access: Access, cluster: Cluster, name: str) -> Path:
 
 def remove(access: Access) -> None:
     """Take the Job and the claim away, with what the claim holds."""
-    access.kubectl("delete", "job", "-l", f"{_LABEL}={CLAIM}", "-n", NAMESPACE, "--timeout=60s")
-    access.kubectl("delete", "pvc", CLAIM, "-n", NAMESPACE, "--ignore-not-found", "--timeout=60s")
+    access.kubectl("delete", "job", "-l", f"{_LABEL}={CLAIM}", "-n", NAMESPACE, "--timeout=100s")
+    access.kubectl("delete", "pvc", CLAIM, "-n", NAMESPACE, "--ignore-not-found", "--timeout=100s")
 
 
 def _wait(access: Access, what: str, state: str) -> None:

@@ -54,7 +54,7 @@ def pod(node_cluster: Cluster) -> Iterator[str]:
 
 
 def test_a_pod_runs_on_the_node_at_an_address_that_the_host_reaches(node_cluster: Cluster, pod: str) -> None:
-    node_cluster.access.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s")
+    node_cluster.access.kubectl("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=100s")
     status = node_cluster.access.get("pod", pod)["status"]
     assert status["hostIP"] == node_cluster.slot.address
     with pytest.raises(ConnectionRefusedError):  # nothing listens there, and that very pod says so

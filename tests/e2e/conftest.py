@@ -33,7 +33,7 @@ from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT
 
 ROOT = Path(__file__).parents[2]
 RELEASE, SYSTEM = "turbo", "turbo-system"
-PATIENCE = 90.0
+PATIENCE = 240.0
 
 
 class Kubelet(threading.Thread):

@@ -50,9 +50,9 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
         volume.claim(access, node_cluster, claim)
     access.apply(accelerator("small", "400m", 4), accelerator("large", "900m", 4))  # two and one fit
     yield node_cluster
-    access.kubectl("delete", "td", NAME, *MINE, "--ignore-not-found", "--timeout=60s")
-    access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
-    access.kubectl("delete", "turboaccelerator", "small", "large", "--ignore-not-found", "--timeout=60s")
+    access.kubectl("delete", "td", NAME, *MINE, "--ignore-not-found", "--timeout=100s")
+    access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=100s")
+    access.kubectl("delete", "turboaccelerator", "small", "large", "--ignore-not-found", "--timeout=100s")
     release.uninstall(access)
 
 

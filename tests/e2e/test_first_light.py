@@ -112,11 +112,11 @@ def test_no_answer_is_lost_while_a_new_plan_takes_over(deployed: Access, client:
     assert status["plan"]["hash"] != before
     assert status["plan"]["maxDraftTokens"] == 4
     # a pod of the plan before may still be going when its Deployment is gone
-    deployed.kubectl("wait", "td", NAME, "--for=jsonpath={.status.readyReplicas}=1", "--timeout=60s")
+    deployed.kubectl("wait", "td", NAME, "--for=jsonpath={.status.readyReplicas}=1", "--timeout=100s")
 
 
 def test_deleting_the_object_takes_everything_with_it(deployed: Access) -> None:
-    deployed.kubectl("delete", "td", NAME, "--timeout=60s")
+    deployed.kubectl("delete", "td", NAME, "--timeout=100s")
     for kind in (
         "deployments",
         "services",

@@ -171,14 +171,14 @@ def test_a_strangers_pod_with_the_labels_of_a_serving_one_gets_no_request(chat: 
     labels = {LABEL_DEPLOYMENT: "chat", LABEL_ROLE: ROLE_SERVING}
     chat.api.create(resources.POD, pause("theirs", "10m", labels))
     try:
-        chat.access.kubectl("wait", "pod/theirs", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
+        chat.access.kubectl("wait", "pod/theirs", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=100s")
         end = time.monotonic() + QUIET_SECONDS
         while time.monotonic() < end:
             assert chat.endpoints() == {ours}
             time.sleep(0.5)
         assert chat.status()["replicas"] == 1
     finally:
-        chat.access.kubectl("delete", "pod", "theirs", "-n", NAMESPACE, "--timeout=60s")
+        chat.access.kubectl("delete", "pod", "theirs", "-n", NAMESPACE, "--timeout=100s")
     assert pulse.failures == []
 
 
@@ -379,7 +379,7 @@ def test_a_suspended_one_whose_place_is_taken_says_so_and_serves_when_it_is_free
     chat.until(lambda: not chat.pods(), "its pod is gone", LEAVE_SECONDS)
     chat.api.create(resources.POD, pause("rival", "1500m"))
     try:
-        chat.access.kubectl("wait", "pod/rival", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
+        chat.access.kubectl("wait", "pod/rival", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=100s")
         heal(
             "G: unsuspended while a rival has its place; until the status says so",
             lambda: chat.change(suspend=False),
@@ -388,7 +388,7 @@ def test_a_suspended_one_whose_place_is_taken_says_so_and_serves_when_it_is_free
     finally:
         heal(
             "G: the rival deleted, its end included; until the pod has the node",
-            lambda: chat.access.kubectl("delete", "pod", "rival", "-n", NAMESPACE, "--timeout=60s"),
+            lambda: chat.access.kubectl("delete", "pod", "rival", "-n", NAMESPACE, "--timeout=100s"),
             lambda: any("nodeName" in pod["spec"] for pod in chat.pods()),
         )
     chat.until(chat.in_force, "it serves again")

@@ -43,9 +43,9 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
     access.apply(*(accelerator(name, "900m", 6) for name in ("server", "trainer")), prompts())
     yield node_cluster
     for name in (CALM, STORMY):
-        access.kubectl("delete", "td", name, *MINE, "--ignore-not-found", "--timeout=60s")
-    access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
-    access.kubectl("delete", "turboaccelerator", "trainer", "server", "--ignore-not-found", "--timeout=60s")
+        access.kubectl("delete", "td", name, *MINE, "--ignore-not-found", "--timeout=100s")
+    access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=100s")
+    access.kubectl("delete", "turboaccelerator", "trainer", "server", "--ignore-not-found", "--timeout=100s")
     release.uninstall(access)
 
 
@@ -150,7 +150,7 @@ def test_a_draft_whose_pod_was_killed_five_times_is_the_one_that_was_left_in_pea
         time.sleep(seconds)
         at = place(access, pod)
         if number == 3:  # with its Job: the operator makes another one, which waits for nothing
-            access.kubectl("delete", "job", f"{STORMY}-train-1", *MINE, "--timeout=60s")
+            access.kubectl("delete", "job", f"{STORMY}-train-1", *MINE, "--timeout=100s")
         else:
             kill(node, pod)
         print(f"killed {pod['metadata']['name']} at {at:.2f}, {seconds:.1f} s after {point:.2f}")

@@ -140,7 +140,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
     accelerator = json.loads(cluster.access.kubectl("get", "ta", status["acceleratorName"], "-o", "json"))
     assert status["costPerHour"] == accelerator["spec"]["pricing"]["perAcceleratorHour"]["onDemand"]
 
-    cluster.access.kubectl("delete", "td", "chat", "-n", namespace, "--timeout=60s")
+    cluster.access.kubectl("delete", "td", "chat", "-n", namespace, "--timeout=100s")
     assert cluster.api.get(resources.TURBODRAFT, namespace, "chat-draft-1") is not None
 
 

@@ -80,7 +80,7 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
         chat.until(lambda: chat.in_force() and chat.is_routed(), "it serves by the router", PATIENCE)
         yield chat
     chat.remove()
-    node_cluster.access.kubectl("delete", "turbodrafts", "--all", "-n", NAMESPACE, "--timeout=60s")
+    node_cluster.access.kubectl("delete", "turbodrafts", "--all", "-n", NAMESPACE, "--timeout=100s")
     release.uninstall(node_cluster.access)
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from turbo_dev import hub
 from turbo_dev.controlplane import free_port
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, ModelInfo
 from turbo_runtime.model_files import hub_cache
 from turbo_runtime.model_files.hub_cache import ChecksumError
@@ -148,7 +149,7 @@ def test_a_fetch_that_was_killed_goes_on_within_the_file_where_it_was(machine: M
             time.sleep(0.05)
         output = JobProgress.from_json(httpx.get(f"http://127.0.0.1:{port}{PROGRESS_PATH}").text)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert 0 < output.done < output.total
     assert machine.run("fetch", MODEL, **AWAY)[0] == 1, "what is there is not whole"
     kept = part.stat().st_size
@@ -249,7 +250,7 @@ def test_where_a_download_fails_the_others_end_and_none_begins() -> None:
     def download(number: int, count: Callable[[int], object]) -> None:
         begun.append(number)
         if number == 0:
-            is_slow.wait(60)
+            is_slow.wait(PATIENCE)
             raise ChecksumError("wrong")
         for _ in range(60_000):
             count(1)

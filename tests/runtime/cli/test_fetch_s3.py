@@ -22,6 +22,7 @@ from turbo_dev import object_store
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.controlplane import free_port
 from turbo_dev.object_store import ObjectStore
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, ModelInfo
 from turbo_runtime.model_files import s3
 from turbo_runtime.model_files.source import ModelError
@@ -149,7 +150,7 @@ def test_a_fetch_that_was_killed_goes_on_within_the_file_where_it_was(machine: M
             time.sleep(0.05)
         output = JobProgress.from_json(httpx.get(f"http://127.0.0.1:{port}{PROGRESS_PATH}").text)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 128 + signal.SIGTERM
+        assert process.wait(PATIENCE) == 128 + signal.SIGTERM
     assert 0 < output.done < output.total
     assert machine.run("fetch", MODEL, **AWAY)[0] == 1, "what is there is not whole"
     kept = part.stat().st_size

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.cli.serve import inspect, serve
 from turbo_runtime.server.service import served_name
 
@@ -72,7 +73,7 @@ def test_a_sigterm_before_the_server_is_there_ends_it_with_0(tmp_path: Path, fir
             pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         os.kill(pid, signal.SIGTERM)
         try:
-            assert process.wait(30) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
 

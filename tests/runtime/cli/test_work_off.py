@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.client.client import work_off
 
 INTERRUPT_OFTEN = """
@@ -29,7 +30,11 @@ print(interrupts)
 def test_an_interrupt_at_any_moment_is_an_interrupt_and_leaves_nothing_that_waits_for_ever() -> None:
     """A pool of threads had locks of its own: held by the interrupted thread, they hung the command."""
     ended = subprocess.run(
-        [sys.executable, "-c", INTERRUPT_OFTEN], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", INTERRUPT_OFTEN],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) > 30
@@ -39,7 +44,7 @@ def test_work_is_done_once_each_by_so_many_at_a_time() -> None:
     done, together = list[int](), threading.Barrier(3)
 
     def work(item: int) -> None:
-        together.wait(30)
+        together.wait(PATIENCE)
         done.append(item)
 
     work_off(range(9), work, 3)

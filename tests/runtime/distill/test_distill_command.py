@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import DraftManifest
@@ -156,7 +157,7 @@ def test_killed_at_random_points_of_all_stages_the_artefact_has_the_same_digest(
         time.sleep(lots.uniform(0, 1.5))  # somewhere within the stage, or soon after it
         process.send_signal(signal.SIGKILL)
         process.stderr.close()
-        assert process.wait(60) == -signal.SIGKILL, f"it ended before it could be killed in {stage}"
+        assert process.wait(PATIENCE) == -signal.SIGKILL, f"it ended before it could be killed in {stage}"
         assert reached
     ran = typed(folder, "killed")
     assert ran.returncode == 0, ran.stderr

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters import loader as loading
 from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
@@ -332,7 +333,7 @@ def test_a_look_that_finds_the_same_does_not_try_again_what_failed(file: Path, t
     watched._look_at = watched._retry_at = 0.0  # it is due
     drafters.poll(1.0)
     assert watched._loading is not None
-    watched._loading.result(30)
+    watched._loading.result(PATIENCE)
     drafters.poll(1.0)
     assert watched._loading is None
     assert drafters._guards is guards

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.interface import DraftRequest
@@ -141,7 +142,7 @@ def test_steps_go_on_while_drafts_are_loaded(tmp_path: Path) -> None:
     go_on = threading.Event()
 
     def slow(path: Path) -> ActiveDrafts:
-        assert go_on.wait(30)
+        assert go_on.wait(PATIENCE)
         return ActiveDrafts("off", None, "slow")
 
     drafters = Proposer(file=WatchedFile(file, slow))

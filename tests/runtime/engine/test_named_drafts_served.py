@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turbo_dev.fitting import say, write
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.drafters import loader
 from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.drafters.loader import DraftLoader, WatchedFile
@@ -21,7 +22,6 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats, GenerationRequest
 
 MakeEngine = Callable[..., Engine]
-PATIENCE_SECONDS = 60
 NAMES = [DEFAULT_DRAFT, "good", "poor", "cold", "dropped"]
 SELECTIONS: list[dict[str, object]] = [
     {"heads": "poor", "named": {"good": "good", "poor": "poor"}},
@@ -50,7 +50,7 @@ class Bench:
         scratch.replace(self.file.path)
 
     def until(self, reached: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + PATIENCE
         while not reached():
             assert time.monotonic() < end
             self.engine.step()
@@ -134,7 +134,7 @@ def test_a_request_whose_draft_is_dropped_goes_on_with_the_default(bench: Bench)
     engine.speculation.drafters.poll(time.monotonic())
     found = bench.file._loading
     assert found is not None
-    found.result(PATIENCE_SECONDS)
+    found.result(PATIENCE)
     while not engine.idle:
         said += [token for event in engine.step().events for token in event.tokens]
     assert said == bench.alone[request.request_id]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from turbo_dev.fitting import say, write
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.drafters import loader
 from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.drafters.loader import DraftLoader, WatchedFile
@@ -21,7 +22,6 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 
 MakeEngine = Callable[..., Engine]
-PATIENCE_SECONDS = 60
 
 
 class Traffic:
@@ -34,7 +34,7 @@ class Traffic:
 
     def until(self, reached: Callable[[], bool]) -> None:
         """Step with a full batch until then."""
-        end = time.monotonic() + PATIENCE_SECONDS
+        end = time.monotonic() + PATIENCE
         while not reached():
             assert time.monotonic() < end
             while len(self._live) < len(self._wanted):

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
+from turbo_dev.server_process import PATIENCE, ServerProcess
 
 
 class ScriptedServer(ServerProcess):
@@ -73,4 +73,4 @@ def connect_to() -> Callable[[ServerProcess], openai.OpenAI]:
 
 
 def connect(server: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SECONDS)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.server.admission import AdmissionSlots, Amount
@@ -95,7 +96,7 @@ async def test_one_tenants_flood_is_turned_away_and_another_is_served(launch: An
     keys.write_text(KEYS)
     server = launch("--max-num-seqs=2", "--max-queued-requests=2", f"--api-key-file={keys}")
     held = {"model": "echo", "prompt": "hold", "max_tokens": 150}
-    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
 
         def ask(key: str, **fields: Any) -> Any:
             headers = {"Authorization": f"Bearer {key}"}
@@ -117,7 +118,7 @@ async def test_one_tenants_flood_is_turned_away_and_another_is_served(launch: An
 async def test_salts_do_not_make_one_tenant_many(launch: Any) -> None:
     server = launch("--max-num-seqs=1", "--max-queued-requests=1")
     body = {"model": "echo", "prompt": "hold", "max_tokens": 100}
-    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
         replies = await asyncio.gather(
             *[client.post("completions", json={**body, "cache_salt": f"s{n}"}) for n in range(6)]
         )
@@ -128,7 +129,7 @@ async def test_tokens_that_wait_are_bounded_beside_those_that_run(launch: Any) -
     server = launch("--max-model-len=16384", "--max-queued-prompt-tokens=100")  # the cache has 16,384
     long = "hold " + "x" * 9000
     body = {"model": "echo", "prompt": long, "max_tokens": 100}
-    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60) as client:
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
         two = [asyncio.create_task(client.post("completions", json=body)) for _ in range(2)]
         await _first_done(two, 1)
         assert (await client.post("completions", json={**body, "prompt": "short"})).status_code == 200
@@ -161,7 +162,7 @@ async def test_requests_under_one_name_do_not_mix(server: Any) -> None:
     headers = {"X-Request-Id": "same"}
     texts = [f"text {letter} " * 9 for letter in "abcdefgh"]
     asked = {"model": "echo", "temperature": 0, "n": 2, "max_tokens": 99}
-    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=PATIENCE, headers=headers) as client:
         replies = await asyncio.gather(
             *[client.post("completions", json={**asked, "prompt": text}) for text in texts]
         )

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.protocol import CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.admission import AdmissionSlots, Amount
@@ -112,17 +113,19 @@ def test_where_text_may_vanish_no_bound_is_known(what: str) -> None:
 
 def test_more_answers_than_are_let_in_are_refused_before_anything_is_tokenised(server: Any) -> None:
     body = {"model": "echo", "prompt": ["a" * 1000] * 2000, "bad_words": ["w" * 1000] * 256}
-    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
     assert reply.status_code == 400
     assert "2000 answers" in reply.json()["error"]["message"]
 
 
 def test_a_text_that_is_far_too_long_is_refused_as_too_long(server: Any) -> None:
-    reply = httpx.post(f"{server.url}/v1/completions", json={"model": "echo", "prompt": LONG}, timeout=30)
+    reply = httpx.post(
+        f"{server.url}/v1/completions", json={"model": "echo", "prompt": LONG}, timeout=PATIENCE
+    )
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert "at least" in reply.json()["error"]["message"]
     chat = {"model": "echo", "messages": [{"role": "user", "content": LONG}]}
-    reply = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=PATIENCE)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "messages")
 
 
@@ -188,6 +191,9 @@ sys.exit(lifecycle.run_server(RuntimeConfig("m", host="127.0.0.1", port=0)))
 """
     runtime = str(Path(__file__).resolve().parents[3] / "runtime")
     ended = subprocess.run(
-        [sys.executable, "-c", program], timeout=60, env={"PYTHONPATH": runtime}, capture_output=True
+        [sys.executable, "-c", program],
+        timeout=PATIENCE,
+        env={"PYTHONPATH": runtime},
+        capture_output=True,
     )
     assert (ended.returncode, ended.stderr) == (7, b"")

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from turbo_dev.server_process import PATIENCE_SECONDS
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.capture.segment_store import delete_tenant, read, segments
 from turbo_runtime.prompts import CAPTURED, read_prompts
 
@@ -23,7 +23,7 @@ def asked(folder: Path) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -34,7 +34,7 @@ def say(url: str, text: str, tenant: str = "alice", **headers: str) -> None:
         f"{url}/v1/chat/completions",
         json={"model": "echo", "messages": [{"role": "user", "content": text}], "max_tokens": 3},
         headers={"Authorization": f"Bearer {KEYS[tenant]}", **headers},
-        timeout=PATIENCE_SECONDS,
+        timeout=PATIENCE,
     )
     assert reply.status_code == 200, reply.text
 

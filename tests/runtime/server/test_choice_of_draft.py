@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from turbo_dev.server_process import PATIENCE_SECONDS
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract import endpoints
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -32,7 +32,7 @@ def chosen(launch: Callable[..., Any]) -> Any:
 def say(server: Any, path: str, *said: str, **fields: object) -> httpx.Response:
     headers = [("X-Turbo-Draft", each) for each in said]
     url = f"{server.url}/v1/{path}"
-    return httpx.post(url, json=BODIES[path] | fields, headers=headers, timeout=PATIENCE_SECONDS)
+    return httpx.post(url, json=BODIES[path] | fields, headers=headers, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -29,6 +29,7 @@ from openai.types.shared import ReasoningEffort
 from openai.types.shared_params import FunctionDefinition
 from openai.types.shared_params.response_format_json_schema import JSONSchema
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.protocol import ChatRequest
 from turbo_runtime.protocol.requests import Function, Message, Tool, ToolCallSent
 from turbo_runtime.protocol.sampling import NamedSchema, StreamOptions
@@ -123,7 +124,7 @@ def literals(union: Any, field: str) -> set[str]:
 
 @pytest.fixture
 def ask(server: Any) -> Iterator[Callable[[Body], httpx.Response]]:
-    with httpx.Client(base_url=f"{server.url}/v1/", timeout=30) as client:
+    with httpx.Client(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
         yield lambda body: client.post(
             "chat/completions", json={"model": "echo", "messages": [USER], "temperature": 0, **body}
         )

@@ -22,12 +22,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.cli.bench import bench, generate_prompts, percentile, read_prompts
 from turbo_runtime.cli.chat import Conversation, chat, parse_field
 from turbo_runtime.client.client import Progress, Server, ServerError
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
-PATIENCE_SECONDS = 30
 
 
 class Other(BaseHTTPRequestHandler):
@@ -278,7 +278,7 @@ class Screen:
 
     def wait_for(self, pattern: str) -> None:
         """More text, behind what was waited for before."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while not (match := re.search(pattern, self.text[self.seen :])):
             left = deadline - time.monotonic()
             assert left > 0, f"{pattern!r} never came in:\n{self.text}"

@@ -16,6 +16,7 @@ from fastapi.responses import Response
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.server import connections
 from turbo_runtime.server.admission import MAX_RETRY_SECONDS, estimate_seconds
 from turbo_runtime.server.connections import build_protocol, run_until_disconnect, send_whole
@@ -183,10 +184,10 @@ def test_an_old_connection_is_asked_to_end_with_its_next_answer(launch: Any) -> 
 def test_a_request_that_takes_too_long_is_ended_and_its_answers_are_cancelled(launch: Any) -> None:
     server = launch("--request-timeout-seconds=0.5")
     body = {"model": "echo", "prompt": "hold", "max_tokens": 900}
-    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
     assert (reply.status_code, reply.json()["error"]["code"]) == (408, "request_timeout")
     assert reply.headers["x-should-retry"] == "false"
-    streamed = httpx.post(f"{server.url}/v1/completions", json={**body, "stream": True}, timeout=30)
+    streamed = httpx.post(f"{server.url}/v1/completions", json={**body, "stream": True}, timeout=PATIENCE)
     assert "request_timeout" in streamed.text.split("\n\n")[-2]
     assert "Abort(" in server.engine_log.read_text()
     load = httpx.get(f"{server.url}/load").json()

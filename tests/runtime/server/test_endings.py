@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract import endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.app import build_app
@@ -43,7 +44,7 @@ def until(server, what: str) -> None:
 def test_a_client_that_leaves_cancels_its_answers(launch, stream: bool) -> None:
     server = launch()
     body = {**HOLD, "max_tokens": 1500, "n": 2, "stream": stream}
-    with httpx.Client(timeout=30) as client:
+    with httpx.Client(timeout=PATIENCE) as client:
         request = client.build_request("POST", f"{server.url}/v1/completions", json=body)
         if stream:
             reply = client.send(request, stream=True)
@@ -83,7 +84,7 @@ def test_a_dead_engine_is_told_to_all_who_wait_and_ends_the_server(launch, conne
         how = "SIGKILL" if death == "kill" else "status 3"
         for one in waiting:
             with pytest.raises(openai.InternalServerError) as caught:
-                one.result(30)
+                one.result(PATIENCE)
             assert caught.value.status_code == 503
             assert how in caught.value.body["message"]
         for stream in streams:
@@ -131,7 +132,7 @@ def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_t
             client.completions.create(model="echo", prompt="too late")
         assert caught.value.status_code == 503
         assert "retry-after" in caught.value.response.headers
-        assert running.result(30).usage.completion_tokens == 120
+        assert running.result(PATIENCE).usage.completion_tokens == 120
     assert server.exit_status() == 0
 
 
@@ -142,7 +143,7 @@ def test_what_runs_longer_than_the_drain_is_cut_with_an_error(launch, connect_to
         until(server, "GenerationRequest")
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(openai.InternalServerError, match="not complete after"):
-            running.result(30)
+            running.result(PATIENCE)
     assert server.exit_status() == 0
     assert "1 answers were not complete" in server.said
 
@@ -164,7 +165,7 @@ def test_a_second_signal_stops_now(launch, connect_to) -> None:
         server.wait_for("Draining")
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(openai.InternalServerError, match="stopped before this answer"):
-            running.result(30)
+            running.result(PATIENCE)
     assert server.exit_status() == 128 + signal.SIGTERM
 
 

@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from turbo_dev import tiny_engine
-from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
+from turbo_dev.server_process import PATIENCE, ServerProcess
 from turbo_runtime.contract import endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import EngineReady
@@ -42,7 +42,7 @@ def ready(server: Any) -> httpx.Response:
 
 
 def until_ready_is(server: Any, status: int) -> httpx.Response:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while (reply := ready(server)).status_code != status:
         assert time.monotonic() < deadline, f"{endpoints.READY_PATH} answers {reply.status_code} {reply.text}"
         time.sleep(0.05)
@@ -84,10 +84,10 @@ def test_the_real_engine_is_heard_of_while_idle_and_given_up_when_it_hangs(
         FLAG,
     ]
     server = start_process([sys.executable, "-c", SERVE, str(tmp_path), *flags])
-    server.wait_for("Ready: ", 3 * PATIENCE_SECONDS)
+    server.wait_for("Ready: ", 3 * PATIENCE)
     time.sleep(2 * LIMIT_SECONDS)
     body = {"model": "tiny", "prompt": [5, 6, 7], "max_tokens": 8}
-    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE_SECONDS)
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
     assert (reply.status_code, ready(server).status_code) == (200, 200)
     os.kill(server.engine_pid(), signal.SIGSTOP)
     assert server.exit_status() == 1
@@ -106,7 +106,7 @@ def test_an_engine_that_hangs_is_told_to_all_who_wait(launch, connect_to) -> Non
             with pytest.raises(openai.APIError, match=HUNG):
                 list(stream)
             with pytest.raises(openai.InternalServerError, match=HUNG) as caught:
-                waiting.result(PATIENCE_SECONDS)
+                waiting.result(PATIENCE)
     assert caught.value.status_code == 503
     assert server.exit_status() == 1
 

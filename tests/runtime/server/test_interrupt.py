@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from turbo_dev.server_process import PATIENCE
+
 BENCH = "import sys; from turbo_runtime.cli.bench import bench; sys.exit(bench(sys.argv[1:]))"
-PATIENCE_SECONDS = 30
 AT_ONCE_SECONDS = 5  # of the 300 that a request may wait for its first token
 
 
@@ -73,10 +74,10 @@ def interrupted(server: Stuck, waiting: int, *flags: str) -> tuple[int, str, str
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
         try:
             for _ in range(waiting):
-                assert server.waiting.acquire(timeout=PATIENCE_SECONDS)
+                assert server.waiting.acquire(timeout=PATIENCE)
             began = time.monotonic()
             bench.send_signal(signal.SIGINT)
-            out, err = bench.communicate(timeout=PATIENCE_SECONDS)
+            out, err = bench.communicate(timeout=PATIENCE)
         finally:
             bench.kill()
         return bench.returncode, out, err, time.monotonic() - began
@@ -127,4 +128,4 @@ def test_a_chat_whose_input_goes_on_ends_without_a_word(stuck: Stuck) -> None:
                 chat.stdin.write(b"word ")
                 time.sleep(0.01)
             pytest.fail("it reads on")
-        assert (chat.wait(PATIENCE_SECONDS), chat.stderr.read()) == (130, b"")
+        assert (chat.wait(PATIENCE), chat.stderr.read()) == (130, b"")

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError
 
@@ -68,7 +69,7 @@ def test_the_first_of_many_problems_is_found_at_once(param: str, body: dict[str,
     ids=["unknown", "model", "of a message", "type of a part", "of a part", "token", "template"],
 )
 def test_a_long_name_is_not_told_back(server: Any, body: dict[str, Any]) -> None:
-    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE)
     assert reply.status_code in (400, 404)
     assert len(reply.content) < 1000
     assert "xxx..." in reply.text
@@ -76,6 +77,6 @@ def test_a_long_name_is_not_told_back(server: Any, body: dict[str, Any]) -> None
 
 def test_a_long_number_is_not_told_back(server: Any) -> None:
     body = json.dumps(CHAT)[:-1] + ', "top_p": 1' + "0" * MANY + ".0}"
-    reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=PATIENCE)
     assert reply.status_code == 400
     assert len(reply.content) < 1000

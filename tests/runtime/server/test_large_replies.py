@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.parsers import ParsedDelta
 from turbo_runtime.server.reply import MAX_ENTRIES, Reply, format_sse, json_parts
 from turbo_runtime.server.request_output import OutputDelta
@@ -88,6 +89,6 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
 
 def test_more_logprobs_than_are_told_at_once_are_refused(server: Any) -> None:
     body = {"model": "echo", "prompt": "ab", "n": 64, "logprobs": 20, "max_tokens": 1000}
-    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE)
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
     assert "1344000 logprobs" in reply.json()["error"]["message"]

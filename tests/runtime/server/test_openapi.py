@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.server.app import build_openapi_document
 
@@ -61,7 +62,7 @@ def test_what_the_document_allows_at_its_edges_is_taken(server: Any, path: str) 
     schemas = build_openapi_document()["components"]["schemas"]
     kind = "ChatRequest" if path == "chat/completions" else "CompletionRequest"
     apart = {"n", "tool_choice", "reasoning_effort", "min_tokens", "max_draft_tokens"}  # bound to others
-    with httpx.Client(base_url=f"{server.url}/v1/", timeout=30) as client:
+    with httpx.Client(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
         for name, schema in schemas[kind]["properties"].items():
             for value in [] if name in apart else edges(schema):
                 body = {**BASE[path], name: value}
@@ -86,7 +87,7 @@ def edges(schema: dict[str, Any]) -> list[Any]:
 def test_no_body_makes_the_server_fail(server: Any, path: str, data: st.DataObject) -> None:
     changed = data.draw(st.dictionaries(st.sampled_from(FIELDS[path]), JSON, max_size=3))
     body = {**BASE[path], **changed, "stream": False}
-    reply = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/{path}", json=body, timeout=PATIENCE)
     assert reply.status_code in (200, 400, 404), reply.text
     if reply.status_code != 200:
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
@@ -106,7 +107,7 @@ def test_no_depth_of_nesting_makes_the_server_fail(server: Any, field: str, dept
     body = f'{{"model": "echo", {messages}, "tool_choice": "required", "{field}": {wrapped}}}'
     if field != "tools":
         body = body.replace('"tool_choice": "required", ', "")
-    reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=PATIENCE)
     assert reply.status_code in (200, 400), reply.text
 
 
@@ -114,5 +115,5 @@ def test_no_depth_of_nesting_makes_the_server_fail(server: Any, field: str, dept
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=50) | JSON.map(lambda value: repr(value).encode(errors="replace")))
 def test_no_garbage_makes_the_server_fail(server: Any, path: str, content: bytes) -> None:
-    reply = httpx.post(f"{server.url}/v1/{path}", content=content, timeout=30)
+    reply = httpx.post(f"{server.url}/v1/{path}", content=content, timeout=PATIENCE)
     assert reply.status_code == 400, reply.text

@@ -12,6 +12,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract import documents, endpoints
 from turbo_runtime.messages import DraftStats, EngineStats
 from turbo_runtime.server import metrics
@@ -265,7 +266,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> No
 async def test_a_burst_fills_the_queue_to_its_bound_and_not_beyond(launch) -> None:
     server = launch("--max-num-seqs=2", "--max-queued-requests=3")
     body = {"model": "echo", "prompt": "hold", "max_tokens": 150, "stream": True}
-    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=30) as client:
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
         replies = await asyncio.gather(*[client.post("completions", json=body) for _ in range(12)])
     statuses = sorted(reply.status_code for reply in replies)
     assert statuses == [200] * 5 + [429] * 7

@@ -13,6 +13,7 @@ import pytest
 from openai.resources.chat.completions import Completions as ChatCompletions
 from openai.resources.completions import Completions
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -64,7 +65,7 @@ HARMLESS = [
 
 @pytest.fixture
 def http(server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"{server.url}/v1/", timeout=30) as client:
+    with httpx.Client(base_url=f"{server.url}/v1/", timeout=PATIENCE) as client:
         yield client
 
 

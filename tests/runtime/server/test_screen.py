@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from turbo_dev.server_process import PATIENCE
 from turbo_runtime.cli.chat import AnswerScreen
 from turbo_runtime.client.client import Progress
 
 WIDTH, HEIGHT = 40, 12
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
-PATIENCE_SECONDS = 10
 
 
 def window(written: str) -> list[str]:
@@ -61,7 +61,7 @@ def test_of_a_paragraph_larger_than_the_window_the_end_is_seen_while_it_grows() 
     with AnswerScreen(console, Progress(tokens=150)) as screen:
         for word in words:
             screen.add("", word)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while "word149" not in written.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
         rows = window(written.getvalue())

@@ -17,7 +17,7 @@ import torch
 
 from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
-from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
+from turbo_dev.server_process import PATIENCE, ServerProcess
 from turbo_runtime.contract import endpoints
 from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.model_files.inspector import inspect_model
@@ -60,7 +60,7 @@ def server(start_process: Callable[[list[str]], ServerProcess], folder: Path) ->
     flags = ["--host=127.0.0.1", "--port=0", "--threads=1", "--dtype=float32", "--served-model-name=tiny"]
     drafts = f"--draft-config={folder / 'drafts.json'}"
     started = start_process([sys.executable, "-c", SERVE, str(folder / "model"), *flags, drafts])
-    started.wait_for("Ready: ", 3 * PATIENCE_SECONDS)
+    started.wait_for("Ready: ", 3 * PATIENCE)
     return started
 
 
@@ -87,7 +87,7 @@ def post(url: str, number: int, *, speculation: bool, draft: str) -> httpx.Respo
         "speculation": speculation,
     }
     headers = {"X-Turbo-Draft": draft}
-    return httpx.post(f"{url}/v1/completions", json=fields, headers=headers, timeout=PATIENCE_SECONDS)
+    return httpx.post(f"{url}/v1/completions", json=fields, headers=headers, timeout=PATIENCE)
 
 
 def text(reply: dict[str, Any]) -> str:
@@ -103,7 +103,7 @@ def version(url: str) -> str:
 
 
 def until(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + PATIENCE
     while not reached():
         assert time.monotonic() < end
         time.sleep(STEP_SECONDS)
@@ -157,7 +157,7 @@ def test_clients_notice_nothing_of_swapped_broken_and_missing_drafts(
         finally:
             ended.set()
         for each in running:
-            each.result(PATIENCE_SECONDS)
+            each.result(PATIENCE)
     assert sum(accepted) > 0
 
 
