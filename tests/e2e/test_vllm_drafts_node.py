@@ -57,7 +57,7 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
     }
     node_cluster.access.apply(prompts)
     chat = Served(node_cluster, NAME)
-    small = {"spec": {"quantity": "800m"}}  # the pods that serve and try, the router and the operator
+    small = {"spec": {"quantity": "800m", "memory": "6Gi"}}  # serve, try, router, operator
     chat.api.patch(resources.TURBOACCELERATOR, "", "cpu", small)
     training = {
         "persistentVolumeClaim": {"claimName": DRAFTS},

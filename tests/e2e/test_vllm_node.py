@@ -47,7 +47,7 @@ def chat(node_cluster: Cluster) -> Iterator[Served]:
     vllm_image.deliver(image, node_cluster)
     fill(node_cluster)
     chat = Served(node_cluster, "vllm")
-    small = {"spec": {"quantity": "700m"}}  # two replicas, two routers and the operator on two cores
+    small = {"spec": {"quantity": "700m", "memory": "6Gi"}}  # two pods, two routers, the operator
     chat.api.patch(resources.TURBOACCELERATOR, "", "cpu", small)
     chat.create(
         model={"uri": f"pvc://{CLAIM}", "name": "chat", "maxModelLen": 2048},

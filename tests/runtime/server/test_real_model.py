@@ -52,7 +52,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def real(start_process: Callable[..., Any]) -> Any:
     command = [sys.executable, "-c", SERVE, str(model.ensure()), "--host=127.0.0.1", "--port=0"]
-    flags = ("--max-model-len=1024", "--dtype=float32", "--threads=1", "--audit-fraction=1")
+    limits = ("--max-model-len=1024", "--kv-cache-gib=1", "--threads=1")
+    flags = (*limits, "--dtype=float32", "--audit-fraction=1")
     server = start_process([*command, "--served-model-name=smollm2", *flags])
     server.wait_for("Ready: ", BUSY_MACHINE_SECONDS)
     return server
