@@ -28,6 +28,7 @@ SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(s
 LIMIT_SECONDS = 5
 FLAG = f"--step-timeout-seconds={LIMIT_SECONDS}"
 HUNG = f"The engine process has not finished a step for {LIMIT_SECONDS} s and was ended"
+LATE_SECONDS = 20  # within which a request arrives that is sent to an engine that hangs already
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
 
 
@@ -95,7 +96,8 @@ def test_the_real_engine_is_heard_of_while_idle_and_given_up_when_it_hangs(
 
 
 def test_an_engine_that_hangs_is_told_to_all_who_wait(launch, connect_to) -> None:
-    server = launch(FLAG, "--max-model-len=16384")
+    server = launch(f"--step-timeout-seconds={LATE_SECONDS}", "--max-model-len=16384")
+    hung = HUNG.replace(f"{LIMIT_SECONDS} s", f"{LATE_SECONDS} s")
     with connect_to(server) as client:
         stream = client.completions.create(**HOLD, max_tokens=1500, stream=True)
         next(iter(stream))
@@ -103,9 +105,9 @@ def test_an_engine_that_hangs_is_told_to_all_who_wait(launch, connect_to) -> Non
         # more than fits into the pipe to an engine that reads nothing
         request = {"model": "echo", "prompt": [5] * 16_000, "n": 16, "max_tokens": 1}
         with in_background(lambda: client.completions.create(**request)) as waiting:
-            with pytest.raises(openai.APIError, match=HUNG):
+            with pytest.raises(openai.APIError, match=hung):
                 list(stream)
-            with pytest.raises(openai.InternalServerError, match=HUNG) as caught:
+            with pytest.raises(openai.InternalServerError, match=hung) as caught:
                 waiting.result(PATIENCE)
     assert caught.value.status_code == 503
     assert server.exit_status() == 1
