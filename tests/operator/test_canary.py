@@ -272,6 +272,9 @@ def test_a_pod_that_does_not_find_the_model_ends_no_trial_and_one_that_fails_doe
     fails = pod("t", load(0.0, 0.0), variant=TRY, ready=False, reason="CrashLoopBackOff", load=None)
     lacks = replace(fails, lacks=MissingFile("/cache/hub/config.json", NOW))
     for one, reason in ((fails, CanaryReason.POD_FAILED), (lacks, CanaryReason.STARTING)):
-        _, verdict = look(WITH_OLD, seen(one), SpeedupTracker(), NOW)
+        speedups, verdict = look(WITH_OLD, seen(one), SpeedupTracker(), NOW)
         assert verdict is not None
         assert verdict.reason == reason
+    _, verdict = look(WITH_OLD, seen(lacks), speedups, NOW + canary.GIVE_UP_SECONDS)
+    assert verdict is not None
+    assert verdict.reason == CanaryReason.STARTING, "nor does it in a day"

@@ -175,6 +175,6 @@ def test_no_draft_is_tried_while_the_model_is_fetched_again() -> None:
         made = decided(it, observed, speedups, verdict)
         assert bool(made.canary_children) is has_pod
         assert made.verdict is not None
-        assert ("waits for the model, which is fetched again" in made.verdict.detail) is not has_pod
+        assert ("waits for all of the model on the claim" in made.verdict.detail) is not has_pod
         begun = replace(observed, children=(*observed.children, up(variant_of(it), available=0)))
         assert decided(it, begun, speedups, verdict).canary_children, "one that has a pod goes on"

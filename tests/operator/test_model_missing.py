@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from turbo_dev.fetched_models import (
 )
 from turbo_dev.plan_cases import plan as plan_of
 from turbo_dev.plan_examples import SMALL, fast, named
+from turbo_dev.server_process import PATIENCE
 from turbo_operator import render
 from turbo_operator.api import TurboDeploymentStatus, rfc3339
 from turbo_operator.render.fetch import LACKS
@@ -49,7 +52,7 @@ def test_a_pod_sees_whether_all_of_the_model_is_on_the_claim_before_its_engine_s
     arguments = [each.replace("/cache/hub", str(tmp_path / "hub")) for each in check["args"]]
 
     def checks() -> tuple[int, str]:
-        done = subprocess.run([*check["command"], *arguments], capture_output=True, text=True)
+        done = subprocess.run([*check["command"], *arguments], capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout.strip()
 
     snapshot = Path(SNAPSHOT.replace("/cache", str(tmp_path)))
@@ -123,7 +126,7 @@ def test_pods_of_a_group_wait_for_what_is_fetched_before_they_end(tmp_path: Path
     def ends(container: dict[str, Any]) -> tuple[int, str, int]:
         command = [*container["command"], *container["args"][:3], str(tmp_path / "config.json")]
         (tmp_path / "slept").write_text("")
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
         seconds = sum(map(int, (tmp_path / "slept").read_text().split()))
         return done.returncode, done.stdout, seconds
 
@@ -134,15 +137,41 @@ def test_pods_of_a_group_wait_for_what_is_fetched_before_they_end(tmp_path: Path
     assert ends(check) == (0, "", 10)
 
 
+def test_a_check_that_waits_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """Found in review: a pod of a group held its accelerators for minutes after it was deleted."""
+    it = td(engine={"type": "VLLM"}, accelerators=None, model={"uri": "hf://acme/tiny", "maxModelLen": 4096})
+    choice = plan_of(it.spec, SMALL, named(fast("card", 80, "1.00"))).choice
+    assert choice is not None
+    template = pod_template(it, replace(choice, nodes=2), FACTS, "v2abc", SETTINGS)
+    (check,) = template["spec"]["initContainers"]
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.parent.mkdir()
+    sleep.write_text(f'#!/bin/sh\n: > {tmp_path}/sleeps\nexec {shutil.which("sleep")} "$1"')
+    sleep.chmod(0o755)
+    (tmp_path / "config.json").symlink_to(tmp_path / "nowhere")
+    command = [*check["command"], *check["args"][:3], str(tmp_path / "config.json")]
+    environment = os.environ | {"PATH": f"{sleep.parent}:{os.environ['PATH']}"}
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+        give_up = time.monotonic() + PATIENCE
+        while not (tmp_path / "sleeps").exists():
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(PATIENCE) == 143, "a signal that it handles, as the first of a container must"
+        os.killpg(process.pid, signal.SIGKILL)  # its sleep, which ends with the container
+
+
 def test_what_a_pod_lacks_after_it_was_fetched_again_is_told_and_fetched_later() -> None:
     """Found in review: a claim with another content on each node had its Job deleted and made without end."""
     it, path = td(), f"{SNAPSHOT}/tokenizer.json"
     children, pod = serving(plan_hash(it))
 
-    def decided(fetch_job: ChildView | None, at: float | None, now: float) -> tuple[bool, dict[str, Any]]:
+    def decided(
+        fetch_job: ChildView | None, at: float | None, now: float, started: float | None = None
+    ) -> tuple[bool, dict[str, Any]]:
         """Whether there shall be a Job."""
         lacks = None if at is None else MissingFile(path, at)
-        seen = replace(pod, ready=False, reason="CrashLoopBackOff", lacks=lacks)
+        seen = replace(pod, ready=False, reason="CrashLoopBackOff", lacks=lacks, started=started)
         jobs = [] if fetch_job is None else [fetch_job]
         nonlocal it
         decision, status = look(it, *children, *jobs, pods=(seen,), now=now)
@@ -168,7 +197,10 @@ def test_what_a_pod_lacks_after_it_was_fetched_again_is_told_and_fetched_later()
         assert (wants, conditions(status)["ModelCached"][:2]) == (False, ("Unknown", "Fetching"))
     third = replace(first, ended=NOW + 1000)
     assert "lostTime" in decided(third, None, NOW + 1001)[1]["cache"]
-    assert "lostTime" not in decided(third, None, NOW + 1000 + RETRY_SECONDS)[1]["cache"]
+    late = NOW + 1000 + RETRY_SECONDS
+    for looked in (None, NOW + 990, NOW + 1010):
+        assert "lostTime" in decided(third, None, late, looked)[1]["cache"], "no pod has looked for so long"
+    assert "lostTime" not in decided(third, None, late + 10, NOW + 1010)[1]["cache"]
 
 
 def test_a_rollout_has_no_deadline_while_the_model_is_fetched_again() -> None:
@@ -188,6 +220,10 @@ def test_a_rollout_has_no_deadline_while_the_model_is_fetched_again() -> None:
     for complete, reason, since in ((True, "RolledBack", rfc3339(NOW - 86400)), (False, None, None)):
         _, status = look(it, *children, job(it, complete=complete), pods=(old[1], starts))
         assert (status["rollout"].get("reason"), status["rollout"].get("lastProgressTime")) == (reason, since)
+    # Found in review: once it was there again, the kubelet started the pod minutes later, and that was late.
+    lacks = replace(starts, lacks=MissingFile(f"{SNAPSHOT}/config.json", NOW - 90))
+    _, status = look(it, *children, job(it, complete=True, ended=NOW - 60), pods=(old[1], lacks))
+    assert (status["rollout"].get("reason"), status["rollout"].get("lastProgressTime")) == (None, None)
 
 
 def test_what_a_training_does_not_find_on_the_claim_is_fetched_again() -> None:

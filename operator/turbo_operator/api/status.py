@@ -101,7 +101,7 @@ class CacheStatus(StatusRecord):
     """About how long the rest will take, like 5m."""
     lost_time: _Time | None = None
     """When a pod was seen not to find all of it, so that it was fetched again (RFC 3339, UTC); absent once
-    pods have found all for ten minutes.
+    a pod that has looked since runs for ten minutes.
     """
 
 

@@ -75,7 +75,7 @@ class CanaryVerdict:
         elif takes_over:
             waits = "the end of the rollout"
         elif lacks_model:
-            waits = "the model, which is fetched again"
+            waits = "all of the model on the claim, of which ModelCached tells"
         elif is_short:
             waits = "all replicas to answer"
         return replace(self, detail=f"The canary of {self.draft.version} waits for {waits}.")
@@ -217,10 +217,13 @@ def _unaffordable(
 
 
 def _timed(run: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float) -> CanaryRun:
-    """Begin the day when a node has the run's pod, and the window when a pod first uses the draft."""
+    """Begin the day when a node has the run's pod and that finds all of the model, and the window when a pod
+    first uses the draft.
+    """
     if run.began is not None:
         return run
-    is_placed = any(pod.pending_since is None and pod.phase not in ENDED_PHASES for pod in pods)
+    can_start = [pod for pod in pods if pod.lacks is None and pod.phase not in ENDED_PHASES]
+    is_placed = any(pod.pending_since is None for pod in can_start)
     return replace(run, since=run.since if is_placed else now, began=now if _is_used(draft, pods) else None)
 
 

@@ -31,7 +31,9 @@ class Progress:
     def of_pods(
         cls, plan_hash: str, spec_hash: str, replicas: int, available: int, pods: Iterable[PodView]
     ) -> Progress:
-        """Build it from the variant's pods; a failed one counts, since the next may only wait to fail too."""
+        """Build it from the variant's pods; a failed one counts, since the next may only wait to fail too.
+        One that has not found all of the model waits, until it is started again and has.
+        """
         present = [pod for pod in pods if not pod.terminating]
         unready = [pod for pod in present if not pod.ready]
         return cls(
@@ -40,8 +42,14 @@ class Progress:
             replicas,
             available,
             len(present) - len(unready),
-            any(pod.pending_since is None or pod.phase in ENDED_PHASES for pod in unready),
-            any(pod.waits_for_node and pod.phase not in ENDED_PHASES for pod in unready),
+            any(
+                pod.lacks is None and (pod.pending_since is None or pod.phase in ENDED_PHASES)
+                for pod in unready
+            ),
+            any(
+                pod.lacks is not None or (pod.waits_for_node and pod.phase not in ENDED_PHASES)
+                for pod in unready
+            ),
         )
 
 

@@ -13,7 +13,6 @@ from turbo_operator.drafts.training.job_state import format_progress, format_rem
 from turbo_operator.render import fetch, pod
 from turbo_operator.snapshot import ChildView, FetchPod, JobPod, PodView, Snapshot
 from turbo_operator.status.failures import remedy_of
-from turbo_runtime.contract.documents import ModelInfo
 
 RETRY_SECONDS = 600.0  # after which a Job that has failed gives way to another
 
@@ -59,10 +58,12 @@ def build_model_cache(
     if last is not None and (last.claim_name, last.revision) == (claim, status.revision):
         status = status.model_copy(update={"lost_time": last.lost_time})
     if job is not None and job.complete:
+        ended = now if job.ended is None else job.ended
         pods: tuple[PodView | JobPod, ...] = (*observed.pods, *observed.trainings)
-        if (lacking := next((each for each in pods if _lacks(td, facts, each, job)), None)) is not None:
-            return _lost(job, lacking, status, now)
-        if job.ended is None or now - job.ended >= RETRY_SECONDS:  # pods have looked since
+        for each in pods:
+            if each.lacks and each.lacks.at > ended and fetch.is_of(td, facts, each.lacks.path):
+                return _lost(job, ended, each.name, each.lacks.path, status, now)
+        if any(_has_found_all(each, ended, now) for each in observed.pods):
             status = status.model_copy(update={"lost_time": None})
         message = f"{td.spec.model.uri} at {facts.revision} is on claim {claim}."
         return ModelCache(true(ModelCachedReason.CACHED, message), status, wants_job=True)
@@ -98,27 +99,29 @@ def build_model_cache(
     return ModelCache(unknown(ModelCachedReason.FETCHING, message), status, wants_job)
 
 
-def _lacks(td: api.TurboDeployment, facts: ModelInfo, pod: PodView | JobPod, job: ChildView) -> bool:
-    """Whether a pod did not find, since the Job had brought it, what is fetched now."""
-    lacks, brought = pod.lacks, math.inf if job.ended is None else job.ended
-    return lacks is not None and lacks.at > brought and fetch.is_of(td, facts, lacks.path)
+def _has_found_all(pod: PodView, ended: float, now: float) -> bool:
+    """Whether a pod looked since the Job ended, and runs for a while with what it found."""
+    if pod.started is None or pod.lacks is not None:
+        return False
+    return pod.started > ended and now - pod.started >= RETRY_SECONDS
 
 
-def _lost(job: ChildView, pod: PodView | JobPod, status: api.CacheStatus, now: float) -> ModelCache:
+def _lost(
+    job: ChildView, ended: float, pod_name: str, path: str, status: api.CacheStatus, now: float
+) -> ModelCache:
     """Fetch again what a pod did not find; later where a fetch of that kind has just been in vain."""
-    path = pod.lacks.path if pod.lacks is not None else ""
-    claim, ended = status.claim_name, now if job.ended is None else job.ended
+    claim = status.claim_name
     is_again = status.lost_time is not None and ended > api.epoch(status.lost_time)
     if is_again and now - ended < RETRY_SECONDS:
         message = (
-            f"Pod {pod.name} does not find {path or 'the model'} on claim {claim}, though it was fetched "
+            f"Pod {pod_name} does not find {path or 'the model'} on claim {claim}, though it was fetched "
             "again: see that the claim has the same content on all nodes, and that nothing removes it. It is "
             f"tried again at {api.rfc3339(ended + RETRY_SECONDS)}, or once Job {job.name} is deleted."
         )
         return ModelCache(false(ModelCachedReason.FETCH_FAILED, message), status, wants_job=True)
     if is_again or status.lost_time is None:
         status = status.model_copy(update={"lost_time": api.rfc3339(now)})
-    message = f"Pod {pod.name} no longer finds all of the model on claim {claim}: it is fetched again."
+    message = f"Pod {pod_name} no longer finds all of the model on claim {claim}: it is fetched again."
     return ModelCache(unknown(ModelCachedReason.FETCHING, message), status)
 
 
