@@ -106,8 +106,11 @@ def test_it_goes_to_two_replicas_to_a_router_to_other_drafts_and_back_to_one_and
         chat.change(replicas=1)
         chat.until(lambda: chat.in_force() and chat.status()["replicas"] == 1, "one replica is left")
         chat.change(routing="Service")
-        names = {pod["metadata"]["name"] for pod in chat.pods()}
-        chat.until(lambda: chat.endpoints() == names and not chat.routers(), "the pod is asked again")
+
+        def is_asked() -> bool:
+            return chat.endpoints() == {pod["metadata"]["name"] for pod in chat.pods()}
+
+        chat.until(lambda: is_asked() and not chat.routers(), "the pod is asked again")
     assert crowd.failures == []
     assert len(crowd.calls) > 10
 

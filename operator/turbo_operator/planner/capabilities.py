@@ -117,7 +117,10 @@ def describe_engine_lack(
             return None
         return "the speed of engine Turbo on GPUs has not been measured: write engine.type: Turbo to run it"
     if spec.engine.image is None and is_on_cpu:
-        return "vLLM needs an image for CPUs: write engine.type: VLLM, and the image in engine.image"
+        remedy = "name it in engine.image"
+        if spec.engine.type != EngineName.VLLM:
+            remedy = "write engine.type: VLLM, and the image in engine.image"
+        return f"vLLM needs an image for CPUs: {remedy}"
     if spec.engine.image is None and method == Method.SUFFIX:
         return (
             "vLLM needs the package arctic-inference for Suffix: name an image with it in engine.image, or "
@@ -146,6 +149,8 @@ def describe_draft_lack(method: str, speculation: Speculation, *, is_there: bool
         return f"TurboDraft {speculation.draft_ref.name} cannot be loaded: the condition DraftReady says why"
     if speculation.training is not None:
         return "no EAGLE-3 draft of the model was trained and promoted yet"
+    if speculation.draft_model is not None:
+        return "write speculation.method: EAGLE3 if speculation.draftModel is an EAGLE-3 draft of the model"
     return (
         "no EAGLE-3 draft of the model is named: write speculation.method: EAGLE3, and the draft in "
         "speculation.draftModel.uri or speculation.draftRef, or write speculation.training"

@@ -108,7 +108,20 @@ def test_what_vllm_cannot_start_is_not_planned() -> None:
     cores = replace(fast("cores", 64, "0.50"), resource_name="cpu", quantity=Decimal(8))
     on_cores = plan(spec(model=SHORT, engine={"type": "VLLM"}), SMALL, named(cores))
     assert on_cores.choice is None
-    assert "vLLM needs an image for CPUs" in on_cores.detail
+    assert "vLLM needs an image for CPUs: name it in engine.image" in on_cores.detail
+
+
+def test_a_method_that_is_named_and_not_used_is_told_with_what_it_lacks() -> None:
+    """Found in a trial: Suffix on vLLM was dropped without a word, and a draft was said not to be named."""
+    vllm: dict[str, Any] = {"model": SHORT, "engine": {"type": "VLLM"}}
+    dropped = plan(spec(**vllm, speculation={"method": "Suffix"}), SMALL, CARD)
+    assert dropped.choice is not None
+    assert "It has no Suffix drafts: vLLM needs the package arctic-inference" in dropped.detail
+    used = plan(spec(**vllm, speculation={"method": "NGram"}), SMALL, CARD)
+    assert "What NGram drafts gain depends on the text and is not counted." in used.detail
+    unnamed = {"mode": "Required", "draftModel": {"uri": "hf://a/draft"}}
+    detail = plan(spec(**vllm, speculation=unnamed), SMALL, CARD).detail
+    assert "write speculation.method: EAGLE3 if speculation.draftModel is an EAGLE-3 draft" in detail
 
 
 @pytest.mark.parametrize(

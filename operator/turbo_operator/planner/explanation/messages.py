@@ -7,7 +7,8 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from turbo_operator.api import OFF, CapacityType, Method, Objective
 from turbo_operator.plan import Choice, Predicted
-from turbo_operator.planner.performance.memory import gib
+from turbo_operator.planner.capabilities import describe_engine_lack
+from turbo_operator.planner.performance.memory import gib, on_cpu
 from turbo_operator.planner.performance.speculation import PRIORS
 from turbo_operator.planner.requirements import ADAPTER_RANK, Requirements
 
@@ -81,7 +82,12 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     token, first = predicted.time_per_output_token, predicted.time_to_first_token
     if capacity is None or token is None or first is None:
         return sentence + adapters(choice.method, requirements)
-    assumed = assumes(choice.method, requirements) + adapters(choice.method, requirements)
+    assumed = _method_lack(choice, requirements)
+    if choice.method not in (OFF, *PRIORS):
+        assumed += f" What {choice.method} drafts gain depends on the text and is not counted."
+    assumed += assumes(choice.method, requirements) + adapters(choice.method, requirements)
+    if choice.nodes > 1:
+        assumed += " A replica on several nodes needs LeaderWorkerSet in the cluster."
     if choice.data > 1:
         assumed += " While one data-parallel group reads a prompt, the others are taken to wait."
     latency = f"{time(token)} per output token and {time(first)} to the first"
@@ -92,6 +98,16 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     share = f" ({percent} % of the capacity)" if 1 <= percent <= 100 else ""
     at_load = f"At the planned load{share}: {latency}."
     return f"{sentence} One replica takes {requests} requests/s. {at_load}{assumed}"
+
+
+def _method_lack(choice: Choice, requirements: Requirements) -> str:
+    """Say why a method that the spec names is not used, as a sentence to append; empty where it is."""
+    spec = requirements.inputs.spec
+    method = spec.speculation.method
+    if choice.method != OFF or method in (None, OFF):
+        return ""
+    lack = describe_engine_lack(spec, choice.engine, method, is_on_cpu=on_cpu(choice.accelerator))
+    return f" It has no {method} drafts: {lack}." if lack else ""
 
 
 def prior(method: str) -> str:
