@@ -13,6 +13,7 @@ from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import LARGE, accelerator, named
 from turbo_operator.api import CapacityType, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
+from turbo_operator.plan import Plan
 from turbo_operator.planner.arrays import Indices
 from turbo_operator.planner.candidates import Candidates, enumerate_candidates, estimate_memory
 from turbo_operator.planner.inputs import PlannerInputs
@@ -137,16 +138,57 @@ def test_the_largest_stage_fits(number: int) -> None:
     assert held.kv_longest[0] == pytest.approx(one * layers / model.layers, rel=1e-6)
 
 
-@pytest.mark.parametrize(("pinned", "remedy"), [({}, True), ({"tensor": 8}, True), ({"tensor": 4}, False)])
+@pytest.mark.parametrize(
+    ("pinned", "fact", "nodes"),
+    [
+        ({}, "8 x card on one node do not hold them either; 2 nodes do", 2),
+        ({"tensor": 8}, "2 nodes hold them", 2),
+        ({"tensor": 4}, "3 nodes hold them", 3),
+    ],
+)
 def test_fewer_nodes_than_hold_the_model_are_told_with_how_many_do(
-    pinned: dict[str, int], remedy: bool
+    pinned: dict[str, int], fact: str, nodes: int
 ) -> None:
     asked = {"model": {"uri": "hf://a/b", "maxModelLen": 4096}, "parallelism": {"pipeline": 1, **pinned}}
     it = TurboDeploymentSpec.model_validate(asked)
     detail = plan(it, shape(ODD), {"card": replace(CARD, count_per_node=8)}).detail
-    assert "not even the weights and one short request fit. " in detail
-    expected = "Nor do they on 1 node of 8 x card, and on 2 they do: leave spec.parallelism.pipeline out, or "
-    assert (f"{expected}write 2." in detail) == remedy
+    expected = f"{fact}: set spec.parallelism.pipeline (now 1) to {nodes}."
+    assert f"not even the weights and one short request fit. {expected}" in detail
+
+
+def test_no_more_nodes_are_advised_where_one_holds_a_short_request() -> None:
+    def answer(**pinned: int) -> str:
+        model = {"uri": "hf://a/b", "maxModelLen": 131072}
+        it = TurboDeploymentSpec.model_validate({"model": model, "parallelism": {"pipeline": 1, **pinned}})
+        small = replace(CARD, memory_bytes=23 * GIB, count_per_node=8)
+        return plan(it, shape("meta-llama/Llama-3.1-70B-Instruct"), {"card": small}).detail
+
+    assert "requests of up to 84770 tokens would fit" in answer(tensor=8)
+    assert "not even the weights and one short request fit." in answer()
+    assert "spec.parallelism" not in answer()
+
+
+@pytest.mark.parametrize(("size", "nodes"), [(60, 4), (66, 4), (74, 3), (78, 3)])
+def test_so_many_nodes_are_advised_as_hold_the_draft_too(size: int, nodes: int) -> None:
+    draft = shape("meta-llama/Llama-3.1-8B-Instruct")
+    own = {"uri": "hf://meta-llama/Llama-3.1-8B-Instruct"}
+
+    def answer(pipeline: int) -> Plan:
+        asked = {
+            "model": {"uri": "hf://a/b", "maxModelLen": 4096},
+            "engine": {"type": "VLLM"},
+            "parallelism": {"pipeline": pipeline, "tensor": 1},
+            "speculation": {"mode": "Required", "method": "DraftModel", "draftModel": own},
+        }
+        card = replace(CARD, memory_bytes=size * GIB, count_per_node=8)
+        it = TurboDeploymentSpec.model_validate(asked)
+        return plan(it, shape("meta-llama/Llama-3.1-70B-Instruct"), {"card": card}, draft=draft)
+
+    assert f"{nodes} nodes hold them: set spec.parallelism.pipeline (now 1) to {nodes}." in answer(1).detail
+    assert answer(nodes - 1).choice is None
+    made = answer(nodes).choice
+    assert made is not None
+    assert (made.nodes, made.method) == (nodes, "DraftModel")
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ import numpy as np
 
 from turbo_operator.api import OFF, CapacityType, EngineName, Objective, PlanReason, Provenance
 from turbo_operator.plan import EvaluatedCandidate, Predicted
-from turbo_operator.planner.arrays import Indices
-from turbo_operator.planner.candidates import min_stages
+from turbo_operator.planner.arrays import Indices, take
+from turbo_operator.planner.candidates import STAGES, estimate_memory
 from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.shortages import describe_shortage
@@ -243,13 +243,7 @@ def _dollars(amount: float) -> str:
 
 def _out_of_memory(evaluation: PlanEvaluation, _: int, offering: Offering) -> str:
     use, place = evaluation.memory_use, offering.place
-    available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
-    if use.loading[place] > use.usable[place]:
-        available = -1.0
-    tokens = memory.max_model_len(
-        float(available), float(use.kv_longest[place]), offering.draft.max_draft_tokens
-    )
-    tokens = min(tokens, evaluation.requirements.shape.max_position)
+    tokens = min(_max_tokens(evaluation, place), evaluation.requirements.shape.max_position)
     needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
     sentence = f"One replica needs {needed} and {offering.accelerator.name} has {usable} to give"
     if tokens <= 0:
@@ -260,23 +254,41 @@ def _out_of_memory(evaluation: PlanEvaluation, _: int, offering: Offering) -> st
     return f"{sentence}; requests of up to {tokens} tokens would fit: {remedy}."
 
 
+def _max_tokens(evaluation: PlanEvaluation, place: int) -> int:
+    """Return the longest request in tokens that a candidate has memory for; 0 if not even a short one."""
+    use, candidates = evaluation.memory_use, evaluation.candidates
+    if use.loading[place] > use.usable[place]:
+        return 0
+    available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
+    drafts = candidates.draft_options[candidates.draft[place]].max_draft_tokens
+    return memory.max_model_len(float(available), float(use.kv_longest[place]), drafts)
+
+
 def _more_nodes(evaluation: PlanEvaluation, offering: Offering) -> str:
-    """Say that more nodes than the spec pins would hold what all accelerators of these do not; else empty."""
-    candidates, requirements = evaluation.candidates, evaluation.requirements
-    pinned, data = requirements.parallelism.pipeline, requirements.parallelism.data or 1
-    if pinned is None or offering.engine.name != EngineName.VLLM or memory.on_cpu(offering.accelerator):
+    """Say how many nodes hold it where all accelerators of those that the spec pins do not; else empty."""
+    candidates, requirements, card = evaluation.candidates, evaluation.requirements, offering.accelerator
+    pinned, limit = requirements.parallelism.pipeline, requirements.accelerators.max_per_replica
+    is_possible = offering.engine.name == EngineName.VLLM and not memory.on_cpu(card) and candidates.data == 1
+    if pinned is None or not is_possible:
         return ""
-    same = candidates.accelerator == candidates.accelerator[offering.place]
+    place, engine, accelerator = offering.place, candidates.engine, candidates.accelerator
+    same = (accelerator == accelerator[place]) & (engine == engine[place])
     tensor = int(candidates.tensor[same].max())
-    nodes, limit = (
-        min_stages(requirements, offering.accelerator, tensor),
-        requirements.accelerators.max_per_replica,
-    )
-    if nodes <= pinned or data > 1 or (limit is not None and nodes * tensor > limit):
+    largest = np.flatnonzero(same & (candidates.tensor == tensor) & ~evaluation.lacking)
+    if any(_max_tokens(evaluation, place) > 0 for place in largest.tolist()):
         return ""
-    has = f"{messages.count(pinned, 'node')} of {tensor} x {offering.accelerator.name}"
-    remedy = f"leave spec.parallelism.pipeline out, or write {nodes}"
-    return f" Nor do they on {has}, and on {nodes} they do: {remedy}."
+    # The same, draft and all, on each number of nodes.
+    more = take(candidates, np.repeat(largest, len(STAGES)))
+    more = replace(more, nodes=np.tile(np.array(STAGES, float), len(largest)))
+    fits = estimate_memory(more, requirements).fits & (more.nodes > pinned)
+    fits &= more.per_replica <= (np.inf if limit is None else limit)
+    if not fits.any():
+        return ""
+    nodes, where = int(more.nodes[fits].min()), "one node" if pinned == 1 else f"each of {pinned} nodes"
+    fact = f"{tensor} x {card.name} on {where} do not hold them either; {nodes} nodes do"
+    if tensor == offering.tensor:
+        fact = f"{nodes} nodes hold them"
+    return f" {fact}: set spec.parallelism.pipeline (now {pinned}) to {nodes}."
 
 
 def _no_profile(_: PlanEvaluation, __: int, offering: Offering) -> str:
