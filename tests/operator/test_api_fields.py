@@ -98,6 +98,11 @@ def test_uri_says_where_the_model_is(
         assert (model.claim, model.path) == (claim, path)
 
 
+@pytest.mark.parametrize("uri", ["pvc://models/tiny.gguf", "pvc://models/tiny.gguf/"])
+def test_a_gguf_file_is_served_by_turbo_however_its_uri_ends(uri: str) -> None:
+    assert api.TurboDeploymentSpec.model_validate({"model": {"uri": uri}}).engines == (api.EngineName.TURBO,)
+
+
 DIGEST = "sha256:" + "0f" * 32
 
 

@@ -67,6 +67,28 @@ def test_parse_refuses_and_names_the_field(case: str) -> None:
         assert wrong.message in refusal.value.problems[0]
 
 
+# What an object with adapters may not have; one without any, by an empty list, may.
+WITHOUT_ADAPTERS = {
+    "gguf": {"model": {"uri": "pvc://models/tiny.gguf"}},
+    "turbo": {"engine": {"type": "Turbo"}},
+    "captured": {"capture": {"persistentVolumeClaim": {"claimName": "prompts"}}},
+    "lora-flags": {"engine": {"type": "VLLM", "args": ["--enable-lora"]}},
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", WITHOUT_ADAPTERS)
+def test_the_api_server_takes_an_empty_list_of_adapters_as_none(cluster: Access, case: str) -> None:
+    spec = {"model": {"uri": "hf://acme/tiny"}, "adapters": [], **WITHOUT_ADAPTERS[case]}
+    cluster.kubectl("create", "-n", NAMESPACE, "-f", "-", input=json.dumps(deployment(spec, case)))
+
+
+@pytest.mark.parametrize("case", WITHOUT_ADAPTERS)
+def test_parse_takes_an_empty_list_of_adapters_as_none(case: str) -> None:
+    spec = {"model": {"uri": "hf://acme/tiny"}, "adapters": [], **WITHOUT_ADAPTERS[case]}
+    assert api.parse(deployment(spec, case)).spec.adapters == ()
+
+
 def test_parse_names_every_wrong_field_at_once() -> None:
     with pytest.raises(api.InvalidObject) as refusal:
         api.parse(deployment({"model": {"uri": "x"}, "replicas": -1, "drain": {"timeout": "soon"}}))

@@ -100,6 +100,7 @@ _HAS_EAGLE3 = (
     "self.speculation.method == 'EAGLE3'"
     " && (has(self.speculation.draftRef) || has(self.speculation.training))"
 )
+_HAS_ADAPTERS = "has(self.adapters) && self.adapters.size() > 0"
 _ON_VLLM = f"(self.engine.type == 'VLLM' || {_HAS_EAGLE3})"
 _EXTERNAL = f"has(self.scaling.mode) ? self.scaling.mode == 'External' : !({_has_load('self')})"
 
@@ -161,9 +162,11 @@ class TurboDeploymentSpec(Record):
             "speculation.method",
         ),
         Rule(
-            f"!(has(self.adapters) || {_ON_VLLM}) || !self.model.uri.matches('[.]gguf/?$')",
-            "name a folder of safetensors, or leave out what only vLLM has: engine.type VLLM, adapters and "
-            "method EAGLE3: vLLM reads no GGUF files",
+            "!self.model.uri.matches('[.]gguf/?$')"
+            f" || self.engine.type != 'VLLM' && !({_HAS_ADAPTERS}) && !has(self.speculation.draftModel)"
+            " && !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
+            "name a folder of safetensors, or leave out what only vLLM has: engine.type VLLM, adapters, "
+            "draftModel and methods NGram, EAGLE3, DraftModel and MTP: vLLM reads no GGUF files",
             "model.uri",
         ),
         Rule(
@@ -215,12 +218,12 @@ class TurboDeploymentSpec(Record):
             "engine.image",
         ),
         Rule(
-            "self.engine.type != 'Turbo' || !has(self.adapters)",
+            f"self.engine.type != 'Turbo' || !({_HAS_ADAPTERS})",
             "leave adapters out, or choose engine.type VLLM: Turbo serves no adapters",
             "adapters",
         ),
         Rule(
-            "!has(self.adapters) || !has(self.capture) && !has(self.speculation.namedDrafts)"
+            f"!({_HAS_ADAPTERS}) || !has(self.capture) && !has(self.speculation.namedDrafts)"
             " && self.speculation.method != 'TurboHeads'"
             f" && ({_ON_VLLM} || !has(self.speculation.training) && !has(self.speculation.draftRef))"
             " && (self.engine.type == 'VLLM' || !has(self.engine.image))",
@@ -229,7 +232,7 @@ class TurboDeploymentSpec(Record):
             "adapters",
         ),
         Rule(
-            r"!has(self.adapters) || !has(self.engine.args)"
+            f"!({_HAS_ADAPTERS}) || !has(self.engine.args)"
             r" || !self.engine.args.exists(it, it.matches('^--(enable[-_]lora|lora|max[-_](cpu[-_])?lora)'))",
             "leave LoRA flags out of engine.args, or adapters: spec.adapters writes them",
             "engine.args",
@@ -304,7 +307,7 @@ class TurboDeploymentSpec(Record):
             return (EngineName.VLLM,)
         of_turbo = (self.capture, drafts.training, drafts.draft_ref, drafts.named_drafts, self.engine.image)
         is_of_turbo = any(of_turbo) or drafts.method in (Method.TURBO_HEADS, Method.SUFFIX)
-        is_of_turbo = is_of_turbo or self.model.uri.endswith(".gguf")
+        is_of_turbo = is_of_turbo or self.model.uri.rstrip("/").endswith(".gguf")
         return (EngineName.TURBO,) if is_of_turbo else tuple(EngineName)
 
     @property
