@@ -141,10 +141,25 @@ def _has_weights(folder: Path, pattern: str, index: str) -> bool:
     if not (folder / index).is_file():
         return any(path.is_file() for path in folder.glob(pattern))
     try:
-        names = set(json.loads((folder / index).read_bytes())["weight_map"].values())
-        return all((folder / name).is_file() for name in names)
-    except (AttributeError, KeyError, TypeError, ValueError):  # it is no such index
+        names = read_index(index, (folder / index).read_bytes())
+    except ModelError:
         return False
+    return all((folder / name).is_file() for name in names)
+
+
+def read_index(name: str, content: bytes) -> list[str]:
+    """List the files that an index of sharded weights names, sorted. Raises ModelError."""
+    try:
+        index = json.loads(content)
+    except ValueError:
+        index = None
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    files = list(shards.values()) if isinstance(shards, dict) else []
+    if not files or not all(isinstance(file, str) for file in files):
+        raise ModelError(
+            f"{name} does not say in which files the weights are (weight_map): download it again, with them"
+        )
+    return sorted(set(files))
 
 
 def find_ref(model: str, revision: str | None) -> Path:

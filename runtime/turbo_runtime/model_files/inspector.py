@@ -16,7 +16,7 @@ from typing import Any
 
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
 from turbo_runtime.model_files import hub_cache, s3
-from turbo_runtime.model_files.hub_cache import INDEX
+from turbo_runtime.model_files.hub_cache import INDEX, read_index
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, Source, find, hub_errors
 from turbo_runtime.shapes import UnknownShapeError, describe
 from turbo_runtime.shapes.config_reader import BITS, Quantization
@@ -130,11 +130,16 @@ def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:
 
 
 def _weight_files(files: Files) -> list[str]:
-    """List what transformers loads: a folder may hold the weights again as `consolidated.safetensors`."""
+    """List what transformers loads: a folder may hold the weights again as `consolidated.safetensors`.
+
+    Raises ModelError, or FileNotFoundError, since what is not there may still come.
+    """
     sizes = files.sizes
     if INDEX in sizes:
-        index = json.loads(files.read(INDEX, 0, sizes[INDEX]))
-        return sorted(set(index["weight_map"].values()))
+        names = read_index(INDEX, files.read(INDEX, 0, sizes[INDEX]))
+        if missing := [name for name in names if name not in sizes]:
+            raise FileNotFoundError(f"{INDEX} names {missing[0]}, which is not beside it: put it there")
+        return names
     if "model.safetensors" in sizes:
         return ["model.safetensors"]
     return sorted(name for name in sizes if name.endswith(".safetensors"))

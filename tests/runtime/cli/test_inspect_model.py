@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from turbo_runtime.cli.serve import inspect
 from turbo_runtime.contract.documents import ModelInfo, ModelShape
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
@@ -50,6 +51,35 @@ def test_of_sharded_weights_the_index_says_which_files_count(tmp_path: Path) -> 
     index = {"weight_map": {f"layer.{i}": name for i, name in enumerate(names)}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert inspect_model(str(tmp_path)).shape.parameters == 200
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *("{", "{}", "[]", "null", '{"weight_map": []}', '{"weight_map": {}}'),
+        *('{"weight_map": {"w": 1}}', '{"weight_map": {"w": ["model.safetensors"]}}'),
+    ],
+)
+def test_a_broken_index_is_refused_in_a_sentence_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], index: str
+) -> None:
+    weights(folder(tmp_path) / "model.safetensors", 1)
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    assert inspect([str(tmp_path)]) == 3
+    expected = "model.safetensors.index.json does not say in which files the weights are (weight_map): down"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_file_that_the_index_names_and_is_not_beside_it_may_still_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder(tmp_path) / "sub").mkdir()
+    weights(tmp_path / "sub" / "model.safetensors", 1)
+    index = {"weight_map": {"w": "sub/model.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert inspect([str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "index.json names sub/model.safetensors, which is not beside it: put it there" in said
 
 
 @pytest.mark.parametrize(
