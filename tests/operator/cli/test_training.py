@@ -113,6 +113,7 @@ def test_nothing_is_told_where_none_will_begin() -> None:
     [
         ("nvidia/Llama-3.1-70B-Instruct-FP8", "whose weights are not quantized"),
         ("Qwen/Qwen3-30B-A3B", "of another architecture than Qwen3MoeForCausalLM"),
+        ("Qwen/Qwen3-30B-A3B-FP8", "of another architecture than Qwen3MoeForCausalLM"),
     ],
 )
 def test_a_model_that_the_trainer_does_not_read_is_told_with_what_helps(
@@ -125,6 +126,6 @@ def test_a_model_that_the_trainer_does_not_read_is_told_with_what_helps(
     )
     assert commands.plan(["-f", written(tmp_path, wanted), "-o", "json"]) == 0
     assert answer(capsys)["training"]["message"] == (
-        f"EAGLE-3 drafts are trained of a model {able}: name a trained draft in speculation.draftRef or "
+        f"EAGLE-3 drafts are trained for a model {able}: name a trained draft in speculation.draftRef or "
         "draftModel, or leave training out."
     )

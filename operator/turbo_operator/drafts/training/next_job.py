@@ -27,7 +27,7 @@ from turbo_operator.drafts.training.job_state import (
 )
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
-from turbo_operator.planner.capabilities import describe_model_lack
+from turbo_operator.planner.capabilities import ARCHITECTURES, describe_model_lack
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.planner.performance.speculation import head_parameters
@@ -187,10 +187,10 @@ def chosen(
     # What vLLM serves and the trainer, which is Turbo's, does not read.
     if td.spec.draft_method == api.Method.EAGLE3 and describe_model_lack(shape) is not None:
         able = "whose weights are not quantized"
-        if shape.quantization is None:
+        if shape.architecture not in ARCHITECTURES:  # then an unquantized copy does not help
             able = f"of another architecture than {shape.architecture}"
         message = (
-            f"EAGLE-3 drafts are trained of a model {able}: name a trained draft in speculation.draftRef or "
+            f"EAGLE-3 drafts are trained for a model {able}: name a trained draft in speculation.draftRef or "
             "draftModel, or leave training out."
         )
         return false(TrainingReason.NO_ACCELERATOR, message)
