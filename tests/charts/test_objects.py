@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from turbo_operator import resources
 from turbo_operator.controller.catalog_sync import MEMORY_NAME
 
+ROOT = Path(__file__).parents[2]
 Render = Callable[..., list[dict[str, Any]]]
 
 
@@ -104,6 +107,34 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
         ("policy/poddisruptionbudgets", ["list", "watch", "create", "patch", "update", "delete"]),
         ("events.k8s.io/events", ["create"]),
     ]
+
+
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/install.md"])
+def test_the_documents_tell_each_right_of_the_operator(render: Render, page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+
+    def named(beginning: str) -> set[str]:
+        """The resources in the sentence that begins so."""
+        (sentence,) = re.findall(rf"{beginning} ([^.]*)\.", text)
+        return {word.lower() for word in re.findall(r"[A-Z]\w+s|nodes|pods", sentence)}
+
+    objects = render("--set=accelerators.apply=false")
+    rights = rules_of(objects, "turbo") + rules_of(objects, "turbo-accelerators")
+    verbs = {name.split("/")[-1]: {*can} for name, can in rights if not name.endswith("/status")}
+    status = {name.split("/")[-2] for name, _ in rights if name.endswith("/status")}
+
+    def having(check: Callable[[set[str]], bool]) -> set[str]:
+        return {name for name, can in verbs.items() if check(can)}
+
+    written, read = having(lambda can: "create" in can), having(lambda can: can == {"list", "watch"})
+    assert named("It writes") == written | status
+    assert named("and the status of") == status
+    assert named("It may patch") == having(lambda can: "patch" in can) - written
+    assert named("It only reads") == read - {"turboaccelerators"}
+    assert named("It never deletes") == having(lambda can: "delete" not in can) - read | {"turboaccelerators"}
+    by_default = dict(rules_of(render(), "turbo-accelerators"))["serving.turbo.dev/turboaccelerators"]
+    assert {*by_default} - verbs["turboaccelerators"] == {"create", "patch"}
+    assert "With `accelerators.apply`, the default, it also writes TurboAccelerators" in text
 
 
 def test_each_child_may_be_deleted_but_the_service_which_every_object_has(render: Render) -> None:
