@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import Enum, auto
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,6 +28,15 @@ from turbo_operator.api import (
 from turbo_runtime.contract.documents import JobProgress, Load, ModelInfo
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
+
+
+class Presence(Enum):
+    """Whether a kind that the cluster may lack can be used in a namespace."""
+
+    UNKNOWN = auto()  # the API server has yet to say
+    ABSENT = auto()
+    REFUSED = auto()  # it is there, and the operator may not list it
+    PRESENT = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,5 +392,5 @@ class Snapshot:
     # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
     free: Mapping[str, Supply] | None = None
     group_lack: str | None = None  # why no replica can be on several nodes, as the end of a sentence
-    has_pools: bool = True  # whether the cluster knows InferencePools
+    pool_kind: Presence = Presence.PRESENT  # of InferencePools
     counted_time: float = math.inf  # when what nodes have free was counted, in seconds since the epoch

@@ -21,7 +21,7 @@ from turbo_operator.controller.informer import selectors_of
 from turbo_operator.render import gateway
 from turbo_operator.resources import INFERENCEPOOL
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import ChildView, GatewayView, PodView, Snapshot
+from turbo_operator.snapshot import ChildView, GatewayView, PodView, Presence, Snapshot
 from turbo_operator.status import Outcome
 from turbo_runtime.contract.documents import ModelInfo
 
@@ -43,8 +43,10 @@ def td(name: str = "chat", **spec: Any) -> TurboDeployment:
     )
 
 
-def built(it: TurboDeployment, *children: ChildView, has_pools: bool = True) -> dict[str, Any]:
-    observed = Snapshot({}, model=FACTS, children=children, has_pools=has_pools)
+def built(
+    it: TurboDeployment, *children: ChildView, pool_kind: Presence = Presence.PRESENT
+) -> dict[str, Any]:
+    observed = Snapshot({}, model=FACTS, children=children, pool_kind=pool_kind)
     made = render.children(it, observed, None, (), SETTINGS)
     return {f"{item['kind']}/{item['metadata']['name']}": item for item in made}
 
@@ -72,16 +74,37 @@ def test_other_routing_has_no_pool_and_differs_in_nothing_else_from_one_with_a_p
     assert {name: body for name, body in pooled.items() if name != PLACE} == other
 
 
-def test_without_the_kind_there_is_no_pool_and_it_is_said_what_to_install() -> None:
-    assert PLACE not in built(td(), has_pools=False)
-    lack = gateway.lack(td(), Snapshot({}, has_pools=False))
+@pytest.mark.parametrize(
+    ("pool_kind", "remedy"),
+    [
+        (Presence.ABSENT, "install the Gateway API Inference Extension"),
+        (Presence.REFUSED, "the operator's right to list and watch inferencepools"),
+    ],
+)
+def test_without_the_kind_or_the_right_to_it_there_is_no_pool_and_it_is_said_what_helps(
+    pool_kind: Presence, remedy: str
+) -> None:
+    """Found in review: where a right was missing, it was said to install what was installed."""
+    assert PLACE not in built(td(), pool_kind=pool_kind)
+    lack = gateway.lack(td(), Snapshot({}, pool_kind=pool_kind))
     assert lack is not None
-    assert "install the Gateway API Inference Extension" in lack
+    assert remedy in lack
+    assert ("install" in lack) == (pool_kind == Presence.ABSENT)
     assert gateway.lack(td(), Snapshot({})) is None
-    assert gateway.lack(td(routing="Service"), Snapshot({}, has_pools=False)) is None
+    assert gateway.lack(td(routing="Service"), Snapshot({}, pool_kind=pool_kind)) is None
     conditions = said(td(), (), routing_lack=lack)
     assert conditions["Ready"] == ("False", "UserActionRequired", lack)
     assert conditions["Stalled"] == ("True", "UserActionRequired", lack)
+
+
+def test_nobody_has_to_do_anything_while_it_is_not_known_whether_there_is_the_kind() -> None:
+    """Found in review: an API server that did not answer was taken for one without the kind."""
+    assert PLACE not in built(td(), pool_kind=Presence.UNKNOWN)
+    assert gateway.lack(td(), Snapshot({}, pool_kind=Presence.UNKNOWN)) is None
+    conditions = said(td(), (), Presence.UNKNOWN)
+    assert conditions["PoolAccepted"][:2] == ("Unknown", "Pending")
+    assert "has yet to say whether the cluster has InferencePools" in conditions["PoolAccepted"][2]
+    assert conditions["Stalled"][0] == "False"
 
 
 def test_the_endpoint_picker_is_that_of_upstreams_chart_or_the_one_that_is_named() -> None:
@@ -140,12 +163,15 @@ def test_what_gateways_say_is_read_but_for_what_they_said_of_an_earlier_spec() -
 
 
 def said(
-    it: TurboDeployment, children: tuple[ChildView, ...], **more: Any
+    it: TurboDeployment,
+    children: tuple[ChildView, ...],
+    pool_kind: Presence = Presence.PRESENT,
+    **more: Any,
 ) -> dict[str, tuple[str, str, str]]:
     made = plan(it.spec, SMALL, named(fast("card", 80, "1.00")))
     pod = PodView("p", "v2abc", "Running", True, "10.0.0.1", None, None)
     scale = ScalingDecision(1, api.ScalingReason.PLANNED, "Planned.", History())
-    observed = Snapshot({}, model=FACTS, children=children, pods=(pod,))
+    observed = Snapshot({}, model=FACTS, children=children, pods=(pod,), pool_kind=pool_kind)
     computed = status.compute(it, observed, Outcome(scale, made, "v2abc", **more), NOW)
     return {each.type: (each.status, str(each.reason), each.message) for each in computed.conditions}
 

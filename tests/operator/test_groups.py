@@ -24,9 +24,10 @@ from turbo_operator.plan import Choice
 from turbo_operator.planner import build_inputs
 from turbo_operator.render.metadata import serving_selector
 from turbo_operator.render.template import pod_template
+from turbo_operator.resources import LEADERWORKERSET
 from turbo_operator.rollout import Variant, variant_states
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import ChildView, PodView, Snapshot
+from turbo_operator.snapshot import ChildView, PodView, Presence, Snapshot
 from turbo_operator.status import fields
 from turbo_runtime.contract.documents import ModelInfo
 
@@ -255,7 +256,9 @@ def test_a_name_that_fits_may_have_groups(name: str) -> None:
         return build_inputs(cased, LARGE, observed).group_lack
 
     assert "LeaderWorkerSet" in (lack(name) or "")
-    cache.has_groups = True
+    cache.presences[LEADERWORKERSET.kind, "team"] = Presence.REFUSED
+    assert "right to list and watch LeaderWorkerSets" in (lack(name) or "")
+    cache.presences[LEADERWORKERSET.kind, "team"] = Presence.PRESENT
     assert lack(name) is None
     assert "at most 37 characters, and this has 38: choose a shorter one" in (lack("c" * 38) or "")
 

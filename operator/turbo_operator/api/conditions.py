@@ -17,7 +17,7 @@ class ConditionType(StrEnum):
     DRAFT_TRAINED = "DraftTrained"  # only where drafts are trained
     DRAFT_PROMOTED = "DraftPromoted"  # only where a new draft is, or was, tried
     SPECULATION_EFFECTIVE = "SpeculationEffective"
-    POOL_ACCEPTED = "PoolAccepted"  # only where there is an InferencePool
+    POOL_ACCEPTED = "PoolAccepted"  # only where there is, or may be, an InferencePool
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
@@ -156,7 +156,7 @@ class PoolAcceptedReason(StrEnum):
 
     ACCEPTED = "Accepted"
     NO_GATEWAY = "NoGateway"  # none has said anything
-    PENDING = "Pending"  # one has yet to say
+    PENDING = "Pending"  # one has yet to say, or the API server whether there are any pools
     NOT_ACCEPTED = "NotAccepted"  # one says what is wrong
 
 

@@ -14,7 +14,7 @@ from turbo_operator.controller import informer, kube
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.inventory.store import InventoryStore
-from turbo_operator.snapshot import Accelerator, Snapshot
+from turbo_operator.snapshot import Accelerator, Presence, Snapshot
 
 _IN_NAMESPACE = (
     *(resources.TURBODEPLOYMENT, resources.TURBODRAFT, resources.QUOTA),
@@ -67,9 +67,11 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
         # Nobody is to be woken.
         handler = informer.ObjectHandler(cache, cluster.inventory, lambda _: None, show)
         places = {name or server.namespace for name in namespaces}
-        cache.has_groups = await server.serves(resources.LEADERWORKERSET)
-        kinds = [each for each in _IN_NAMESPACE if cache.has_groups or each is not resources.LEADERWORKERSET]
-        kinds += [resources.STATEFULSET] if cache.has_groups else []
+        has_groups = await server.serves(resources.LEADERWORKERSET)
+        groups = (resources.LEADERWORKERSET.kind, None)
+        cache.presences[groups] = Presence.PRESENT if has_groups else Presence.ABSENT
+        kinds = [each for each in _IN_NAMESPACE if has_groups or each is not resources.LEADERWORKERSET]
+        kinds += [resources.STATEFULSET] if has_groups else []
         lists = [(resource, place) for place in places for resource in kinds]
         for resource, namespace in (*lists, *((resource, None) for resource in _IN_CLUSTER)):
             is_labeled = resource in (resources.REPLICASET, resources.STATEFULSET)

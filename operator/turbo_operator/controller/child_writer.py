@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import render
-from turbo_operator.api import ANNOTATION_APPLIED_HASH, TURBODEPLOYMENT, TurboDeployment
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, TURBODEPLOYMENT, Routing, TurboDeployment
 from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
 from turbo_operator.controller.kube import Kube, NotOwnedError, OutdatedError, RefusedError, TerminatingError
-from turbo_operator.resources import CHILDREN, LEADERWORKERSET, TURBODRAFT, WORKLOADS
-from turbo_operator.snapshot import ChildView, PodView
+from turbo_operator.resources import CHILDREN, INFERENCEPOOL, LEADERWORKERSET, TURBODRAFT, WORKLOADS
+from turbo_operator.snapshot import ChildView, PodView, Presence
 
 REVISION, JOB = "ControllerRevision", "Job"
 # What these hold cannot be changed; their names say what is in them.
@@ -67,7 +67,8 @@ class ChildWriter:
             if plan_hash is None or child.view.terminating:
                 continue
             missing = REVISION if kind in WORKLOADS else render.workload_kind(child.view.data or {})
-            if (missing, name) in cached or (missing == LEADERWORKERSET.kind and not self.cache.has_groups):
+            is_unusable = missing == LEADERWORKERSET.kind and self._presence(missing) != Presence.PRESENT
+            if (missing, name) in cached or is_unusable:
                 continue
             try:
                 body = await self._find_or_adopt(missing, name)
@@ -205,6 +206,9 @@ class ChildWriter:
         wanted = {_place(manifest): manifest for manifest in manifests}
         places = {place for place, item in wanted.items() if not self._is_stale(item, cached.get(place))}
         places |= {(kind, name) for kind in (*WORKLOADS, REVISION, JOB) for name in kept_names}
+        pool = INFERENCEPOOL.kind
+        if self.td.spec.routing == Routing.GATEWAY and self._presence(pool) != Presence.ABSENT:
+            places.add((pool, self.td.metadata.name))  # one is wanted, also where none could be rendered yet
         answer = ("ConfigMap", render.model_configmap_name(self.td))
         kept = cached[answer].view.applied_hash if answer in cached else None
         if answer in wanted and kept != _hash(wanted[answer]):
@@ -228,6 +232,9 @@ class ChildWriter:
 
     def _children(self) -> dict[Place, CachedChild]:
         return self.cache.children(self.key, self.td.metadata.uid)
+
+    def _presence(self, kind: str) -> Presence:
+        return self.cache.presence(kind, self.key.namespace)
 
     async def _find(self, kind: str, name: str) -> dict[str, Any] | None:
         return await self.api.find(CHILDREN[kind], self.key.namespace, name)

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -32,6 +33,7 @@ from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import EDITABLE, GROUPED, INFERENCEPOOL, LABELED, ROUTING, Resource
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import Presence
 
 HEALTH_PATH = "/healthz"
 OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
@@ -88,7 +90,8 @@ class Operator:
 
         self._reflectors, self._pods = reflectors(*REFLECTED), reflectors(resources.POD)
         self._groups = OptionalKinds(api, reflectors(*GROUPED), self._set_groups)
-        self._pools = OptionalKinds(api, reflectors(INFERENCEPOOL), self._set_pools)
+        # What is not listed yet is found by its name before it is made.
+        self._pools = OptionalKinds(api, reflectors(INFERENCEPOOL), self._set_pools, before_lists=True)
         self._relisted = reflectors(*watched(settings), *EDITABLE)
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
@@ -138,16 +141,19 @@ class Operator:
             async with asyncio.timeout(OPTIONAL_WAIT_SECONDS):
                 await self._pools.known.wait()
 
-    def _set_groups(self, are_there: bool) -> None:
+    def _set_groups(self, namespace: str | None, presence: Presence) -> None:
         """Follow that the kind came or went: other plans may be possible, or none of those that were."""
-        self.cache.has_groups = are_there
-        for key in list(self.cache.deployments):
-            self._replan(key)
+        self._set(resources.LEADERWORKERSET, namespace, presence, self._replan)
 
-    def _set_pools(self, are_there: bool) -> None:
-        self.cache.has_pools = are_there
-        for key in list(self.cache.deployments):
-            self.queue.add(key)
+    def _set_pools(self, namespace: str | None, presence: Presence) -> None:
+        self._set(INFERENCEPOOL, namespace, presence, self.queue.add)
+
+    def _set(
+        self, resource: Resource, namespace: str | None, presence: Presence, wake: Callable[[Key], None]
+    ) -> None:
+        self.cache.presences[resource.kind, namespace] = presence
+        for key in [key for key in self.cache.deployments if namespace in (None, key.namespace)]:
+            wake(key)
 
     async def _reflect_pods(self, pods: Reflector) -> None:
         """Reflect pods once all that may control one is known."""

@@ -7,6 +7,7 @@ every pod of a cluster in one piece is more than the operator's memory.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from turbo_operator.resources import (
     STATEFULSET,
     Resource,
 )
-from turbo_operator.snapshot import Accelerator
+from turbo_operator.snapshot import Accelerator, Presence
 
 RETRY_SECONDS = 5.0
 PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
@@ -214,68 +215,94 @@ class Reflector:
 
 
 class OptionalKinds:
-    """Reflects kinds while the cluster knows the first of them and shows all: they may come and go.
+    """Reflects kinds while the cluster knows the first of them, in the namespaces that show all of them.
 
-    `follow` is called when they have, also with what they are at first.
+    They may come and go. `follow` is called with a namespace (None: all) and what they have become there:
+    present once they are listed, or, with `before_lists`, before the handler has the first of them.
     """
 
-    def __init__(self, api: Kube, reflectors: Sequence[Reflector], follow: Callable[[bool], None]) -> None:
-        self._api, self._reflectors, self._follow = api, reflectors, follow
-        self.known = asyncio.Event()  # whether the cluster has them
-        self._are_there = False
+    def __init__(
+        self,
+        api: Kube,
+        reflectors: Sequence[Reflector],
+        follow: Callable[[str | None, Presence], None],
+        *,
+        before_lists: bool = False,
+    ) -> None:
+        self._api, self._follow, self._before_lists = api, follow, before_lists
+        self._resource = reflectors[0].resource
+        self._places: dict[str | None, list[Reflector]] = {}
+        for reflector in reflectors:
+            self._places.setdefault(reflector.namespace, []).append(reflector)
+        self.known = asyncio.Event()  # everywhere: what there is of them is listed
+        self._unknown = set(self._places)
+        self._presences: dict[str | None, Presence] = {}
 
     async def run(self) -> None:
         """Look for them until cancelled."""
         while True:
-            if await self._ask(self._are_shown):
+            presence = await self._ask(self._find)
+            if presence == Presence.PRESENT:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(reflector.run()) for reflector in self._reflectors]
-                    for reflector in self._reflectors:
-                        await reflector.listed.wait()
-                    self._set(True)
+                    tasks = [group.create_task(self._reflect(place)) for place in self._places]
                     await self._lose_them()
                     for task in tasks:
                         task.cancel()
-            self._set(False)
+                presence = Presence.ABSENT
+            for place in self._places:
+                self._settle(place, presence)
             await asyncio.sleep(OPTIONAL_SECONDS)
 
     async def _lose_them(self) -> None:
         """Wait until the cluster no longer knows them."""
-        are_served = True
-        while are_served:
+        presence = Presence.PRESENT
+        while presence != Presence.ABSENT:
             await asyncio.sleep(OPTIONAL_SECONDS)
-            are_served = await self._ask(self._are_served)
+            presence = await self._ask(self._find)
 
-    def _set(self, are_there: bool) -> None:
-        is_news = are_there != self._are_there
-        self._are_there = are_there
-        if is_news:
-            self._follow(are_there)
-        self.known.set()
+    async def _reflect(self, namespace: str | None) -> None:
+        """Reflect them in a namespace once it shows them. Later a refusal is as of any other kind."""
+        reflectors = self._places[namespace]
+        while await self._ask(functools.partial(self._check, reflectors)) == Presence.REFUSED:
+            self._settle(namespace, Presence.REFUSED)
+            await asyncio.sleep(OPTIONAL_SECONDS)
+        if self._before_lists:
+            self._set(namespace, Presence.PRESENT)
+        async with asyncio.TaskGroup() as group:
+            for reflector in reflectors:
+                group.create_task(reflector.run())
+            for reflector in reflectors:
+                await reflector.listed.wait()
+            self._settle(namespace, Presence.PRESENT)
 
-    async def _are_served(self) -> bool:
-        return await self._api.serves(self._reflectors[0].resource)
+    def _settle(self, namespace: str | None, presence: Presence) -> None:
+        self._set(namespace, presence)
+        self._unknown.discard(namespace)
+        if not self._unknown:
+            self.known.set()
 
-    async def _are_shown(self) -> bool:
-        """Whether they can be used. Later a refusal is as of any other kind: one namespace that may not be
-        listed any more does not take them from the others.
-        """
-        try:
-            if not await self._are_served():
-                return False
-            for reflector in self._reflectors:
-                await self._api.check_list(reflector.resource, reflector.namespace)
-        except RefusedError as error:
-            log.warning("%s are not used: %s", self._reflectors[0].resource.plural, error.message)
-            return False
-        return True
+    def _set(self, namespace: str | None, presence: Presence) -> None:
+        if self._presences.get(namespace) != presence:
+            self._presences[namespace] = presence
+            self._follow(namespace, presence)
 
-    async def _ask(self, question: Callable[[], Awaitable[bool]]) -> bool:
+    async def _find(self) -> Presence:
+        return Presence.PRESENT if await self._api.serves(self._resource) else Presence.ABSENT
+
+    async def _check(self, reflectors: Iterable[Reflector]) -> Presence:
+        for reflector in reflectors:
+            await self._api.check_list(reflector.resource, reflector.namespace)
+        return Presence.PRESENT
+
+    async def _ask(self, question: Callable[[], Awaitable[Presence]]) -> Presence:
         """Ask until the API server answers: what is not known is not taken for absent."""
         while True:
             try:
                 return await question()
+            except RefusedError as error:
+                log.warning("the API server refuses %s: %s", self._resource.plural, error.message)
+                return Presence.REFUSED
             except KubeError as error:
-                name = self._reflectors[0].resource.plural
-                log.warning("it is not known whether there are %s: %s", name, error)
+                message = "it is not known whether there are %s: %s"
+                log.warning(message, self._resource.plural, error)
                 await asyncio.sleep(RETRY_SECONDS)

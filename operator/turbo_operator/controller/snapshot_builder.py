@@ -19,13 +19,19 @@ from turbo_operator.inventory.supply import supply_of
 from turbo_operator.inventory.unavailable import unavailable_until
 from turbo_operator.planner.performance.live_speedup import add_generation_seconds
 from turbo_operator.render.metadata import traffic_selector
-from turbo_operator.snapshot import ChildView, DraftView, JobPod, Snapshot, identity
+from turbo_operator.resources import INFERENCEPOOL, LEADERWORKERSET
+from turbo_operator.snapshot import ChildView, DraftView, JobPod, Presence, Snapshot, identity
 from turbo_runtime.contract.documents import ModelInfo
 
 GROUPS_MISSING = (
     "a replica on more than one node needs LeaderWorkerSet in the cluster: install it as "
     "https://lws.sigs.k8s.io/docs/installation says"
 )
+_GROUP_LACKS = {
+    Presence.PRESENT: None,
+    Presence.REFUSED: "a replica on more than one node needs the operator's right to list and watch "
+    "LeaderWorkerSets and StatefulSets in the namespace: grant it as the chart does",
+}
 _NOT_SELECTED = f"Its label {LABEL_OWNER_UID} was changed, and the Service does not select it."
 
 
@@ -65,8 +71,8 @@ def build_snapshot(
         supply=supply,
         counted_time=stock.counted_time if inventory.moved else now,  # nothing has changed since
         free=free,
-        group_lack=None if cache.has_groups else GROUPS_MISSING,
-        has_pools=cache.has_pools,
+        group_lack=_GROUP_LACKS.get(cache.presence(LEADERWORKERSET.kind, key.namespace), GROUPS_MISSING),
+        pool_kind=cache.presence(INFERENCEPOOL.kind, key.namespace),
         model=facts,
         model_error=error,
         inspecting=inspecting,

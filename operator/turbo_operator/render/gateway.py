@@ -10,26 +10,31 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.render import metadata
-from turbo_operator.snapshot import Snapshot
+from turbo_operator.snapshot import Presence, Snapshot
 from turbo_runtime.contract.endpoints import PORT
 
+_LACKS = {
+    Presence.ABSENT: "InferencePool (inference.networking.k8s.io/v1) in the cluster: install the Gateway API "
+    "Inference Extension as https://gateway-api-inference-extension.sigs.k8s.io/guides says",
+    Presence.REFUSED: "the operator's right to list and watch inferencepools.inference.networking.k8s.io in "
+    "the namespace: grant it as the chart does",
+}
+_UNTIL = "Until then, no InferencePool is made or changed, and requests reach the pods by the Service."
 _MAX_RELEASE = 40  # characters of a release's name that the chart inferencepool writes into others
 
 
 def lack(td: api.TurboDeployment, observed: Snapshot) -> str | None:
     """Say in a sentence what is missing for the gateway that is asked for; None where nothing is."""
-    if td.spec.routing != api.Routing.GATEWAY or observed.has_pools:
+    if td.spec.routing != api.Routing.GATEWAY or observed.pool_kind not in _LACKS:
         return None
     return (
-        "spec.routing Gateway needs InferencePool (inference.networking.k8s.io/v1) in the cluster: install "
-        "the Gateway API Inference Extension as https://gateway-api-inference-extension.sigs.k8s.io/guides "
-        "says, or write spec.routing: Service. Until then, requests reach the pods by the Service alone."
+        f"spec.routing Gateway needs {_LACKS[observed.pool_kind]}, or write spec.routing: Service. {_UNTIL}"
     )
 
 
 def children(td: api.TurboDeployment, observed: Snapshot, pods: Mapping[str, str]) -> list[dict[str, Any]]:
     """Build `NAME`, where it is wanted and can be: the InferencePool of the pods with the labels `pods`."""
-    if td.spec.routing != api.Routing.GATEWAY or not observed.has_pools:
+    if td.spec.routing != api.Routing.GATEWAY or observed.pool_kind != Presence.PRESENT:
         return []
     picker = (td.spec.gateway or api.Gateway()).endpoint_picker
     reference = {

@@ -6,17 +6,22 @@ from turbo_operator import api
 from turbo_operator.api import PoolAcceptedReason
 from turbo_operator.api.condition_state import ConditionState, false, sentence, true, unknown
 from turbo_operator.render import url
-from turbo_operator.snapshot import Snapshot
+from turbo_operator.snapshot import Presence, Snapshot
 
 
 def pool_accepted(td: api.TurboDeployment, observed: Snapshot) -> ConditionState | None:
-    """Whether requests can come through a gateway; None where there is, or is to be, no InferencePool.
+    """Whether requests can come through a gateway; None where there is, or can be, no InferencePool.
 
     It does not hold up Ready: pods answer by the Service, and a gateway may come after them.
     """
     pools = (child for child in observed.children if child.kind == "InferencePool" and not child.terminating)
     pool = next(pools, None)
-    if pool is None or td.spec.routing != api.Routing.GATEWAY:
+    if td.spec.routing != api.Routing.GATEWAY:
+        return None
+    if observed.pool_kind == Presence.UNKNOWN:
+        message = "The API server has yet to say whether the cluster has InferencePools, and is asked again."
+        return unknown(PoolAcceptedReason.PENDING, f"{message} Pods answer at {url(td)} all the same.")
+    if pool is None:
         return None
     title = f"InferencePool {pool.name}"
     for gateway in pool.gateways:

@@ -13,18 +13,19 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.kube import OutdatedError, RefusedError, TerminatingError
 from turbo_operator.resources import Resource
+from turbo_operator.snapshot import Presence
 
 KEY = Key("team", "chat")
 OWNER = {"kind": "TurboDeployment", "name": "chat", "uid": "u", "controller": True}
 
 
-def td() -> TurboDeployment:
+def td(**spec: Any) -> TurboDeployment:
     return parse(
         {
             "apiVersion": "serving.turbo.dev/v1alpha1",
             "kind": "TurboDeployment",
             "metadata": {"name": "chat", "namespace": "team", "uid": "u"},
-            "spec": {"model": {"uri": "pvc://models/chat"}},
+            "spec": {"model": {"uri": "pvc://models/chat"}, **spec},
         }
     )
 
@@ -50,9 +51,13 @@ class Server:
         self, *refused: tuple[str, str], theirs: Mapping[tuple[str, str], Any] | None = None
     ) -> None:
         self.refused, self.theirs, self.applied = set(refused), dict(theirs or {}), []  # type: ignore[var-annotated]
+        self.deleted: list[tuple[str, str]] = []
 
     async def find(self, resource: Resource, _: str, name: str) -> Any:
         return self.theirs.get((resource.kind, name))
+
+    async def delete(self, resource: Resource, _: str, name: str, __: str) -> None:
+        self.deleted.append((resource.kind, name))
 
     async def apply(self, resource: Resource, wanted: Mapping[str, Any]) -> Any:
         name = wanted["metadata"]["name"]
@@ -154,3 +159,24 @@ async def test_what_an_earlier_object_left_is_a_matter_of_time_and_says_so() -> 
     assert not error.is_final
     assert "Service chat of an earlier TurboDeployment is still being removed" in error.message
     assert server.applied == [("chat", None)], "the rest is written"
+
+
+@pytest.mark.parametrize(
+    ("routing", "presence", "goes"),
+    [
+        ("Gateway", Presence.UNKNOWN, False),
+        ("Gateway", Presence.REFUSED, False),
+        ("Gateway", Presence.PRESENT, False),  # seen after the decision was made
+        ("Gateway", Presence.ABSENT, True),  # with its kind: nothing is kept of it
+        ("Service", Presence.PRESENT, True),
+    ],
+)
+async def test_a_pool_that_is_asked_for_stays_though_it_could_not_be_rendered(
+    routing: str, presence: Presence, goes: bool
+) -> None:
+    """Found in review: pools were listed while it was not known yet that there are any, and deleted."""
+    cache, server = Cache(), Server()
+    cache.put_child(manifest("InferencePool", "chat", version=1))
+    cache.presences["InferencePool", None] = presence
+    await ChildWriter(KEY, td(routing=routing), cache, server, set()).prune([], set())  # type: ignore[arg-type]
+    assert server.deleted == ([("InferencePool", "chat")] if goes else [])

@@ -20,7 +20,16 @@ from turbo_operator.controller.cache.projection import child, controller, deploy
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
 from turbo_operator.inventory.supply import Owner
 from turbo_operator.resources import CHILDREN, WORKLOADS
-from turbo_operator.snapshot import Accelerator, ChildView, DraftView, FetchPod, PodView, Snapshot, TrainPod
+from turbo_operator.snapshot import (
+    Accelerator,
+    ChildView,
+    DraftView,
+    FetchPod,
+    PodView,
+    Presence,
+    Snapshot,
+    TrainPod,
+)
 
 __all__ = ["Cache", "CachedChild", "Key"]
 
@@ -49,8 +58,7 @@ class Cache:
         self.accelerators: ObjectStore[Accelerator] = ObjectStore()
         self.drafts: ObjectStore[DraftView] = ObjectStore()
         self.pods = Pods()
-        self.has_groups = False  # whether the cluster knows LeaderWorkerSets
-        self.has_pools = False  # and InferencePools
+        self.presences: dict[tuple[str, str | None], Presence] = {}  # by kind, and namespace or None for all
         self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
         self._children: defaultdict[Key, dict[Place, CachedChild]] = defaultdict(dict)  # the same by owner
 
@@ -73,6 +81,11 @@ class Cache:
         if root is None or root.routes or self.deployments.get(root.key, root.owner_uid) is None:
             return None
         return root.owner
+
+    def presence(self, kind: str, namespace: str) -> Presence:
+        """Whether a kind that the cluster may lack can be used in a namespace."""
+        everywhere = self.presences.get((kind, None), Presence.UNKNOWN)
+        return self.presences.get((kind, namespace), everywhere)
 
     # Children
 
