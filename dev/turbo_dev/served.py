@@ -118,6 +118,11 @@ class Served:
             if endpoint["conditions"].get("ready")
         }
 
+    def serves_directly(self) -> bool:
+        """Whether its Service sends requests to all of its pods, and no router is left."""
+        names = {pod["metadata"]["name"] for pod in self.pods()}
+        return self.endpoints() == names and not self.routers()
+
     def routers(self) -> list[dict[str, Any]]:
         """The pods of its router that are there to stay, by name."""
         selector = f"{LABEL_DEPLOYMENT}={self.name},{LABEL_ROLE}={ROLE_ROUTER}"

@@ -33,7 +33,7 @@ ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing
 class Presence(Enum):
     """Whether a kind that the cluster may lack can be used in a namespace."""
 
-    UNKNOWN = auto()  # the API server has yet to say
+    UNKNOWN = auto()  # the API server has not answered
     ABSENT = auto()
     REFUSED = auto()  # it is there, and the operator may not list it
     PRESENT = auto()

@@ -74,8 +74,7 @@ def test_pods_come_and_go_and_a_router_is_deleted_and_no_request_fails(chat: Ser
 def test_without_it_requests_go_to_the_pods_again_and_nothing_of_it_is_left(chat: Served) -> None:
     with Crowd(chat.target(CLIENT_SECONDS), keeping=0, reconnecting=2) as crowd:
         chat.change(routing="Service")
-        names = {pod["metadata"]["name"] for pod in chat.pods()}
-        chat.until(lambda: chat.endpoints() == names and not chat.routers(), "pods are asked again")
+        chat.until(chat.serves_directly, "its Service selects the pods")
     assert crowd.failures == []
     kinds = "deployment,serviceaccount,rolebinding,poddisruptionbudget"
 

@@ -106,11 +106,7 @@ def test_it_goes_to_two_replicas_to_a_router_to_other_drafts_and_back_to_one_and
         chat.change(replicas=1)
         chat.until(lambda: chat.in_force() and chat.status()["replicas"] == 1, "one replica is left")
         chat.change(routing="Service")
-
-        def is_asked() -> bool:
-            return chat.endpoints() == {pod["metadata"]["name"] for pod in chat.pods()}
-
-        chat.until(lambda: is_asked() and not chat.routers(), "the pod is asked again")
+        chat.until(chat.serves_directly, "its Service selects the pod")
     assert crowd.failures == []
     assert len(crowd.calls) > 10
 

@@ -103,7 +103,7 @@ def test_nobody_has_to_do_anything_while_it_is_not_known_whether_there_is_the_ki
     assert gateway.lack(td(), Snapshot({}, pool_kind=Presence.UNKNOWN)) is None
     conditions = said(td(), (), Presence.UNKNOWN)
     assert conditions["PoolAccepted"][:2] == ("Unknown", "Pending")
-    assert "has yet to say whether the cluster has InferencePools" in conditions["PoolAccepted"][2]
+    assert "It is unknown whether the cluster has InferencePools" in conditions["PoolAccepted"][2]
     assert conditions["Stalled"][0] == "False"
 
 

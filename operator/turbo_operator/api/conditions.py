@@ -156,7 +156,7 @@ class PoolAcceptedReason(StrEnum):
 
     ACCEPTED = "Accepted"
     NO_GATEWAY = "NoGateway"  # none has said anything
-    PENDING = "Pending"  # one has yet to say, or the API server whether there are any pools
+    PENDING = "Pending"  # one has not reported yet, or the API server not answered whether it knows the kind
     NOT_ACCEPTED = "NotAccepted"  # one says what is wrong
 
 

@@ -29,8 +29,8 @@ LACKS = "the claim lacks "  # and a path: the words of the check
 _UNUSED = "|".join(UNUSED_FILES)
 # Of each file that is linked last, whether it and what lies beside it are there; a link may lead nowhere.
 # What a fetch leaves out is somebody else's. A LeaderWorkerSet makes a group anew with each container that
-# starts again: pods of one wait for a fetch, and end after so many `pauses`, or
-# when they are told to: the first process of a container is ended by no signal that it does not handle.
+# starts again: pods of one wait for a fetch, and end after so many `pauses`, or on SIGTERM: the kernel drops
+# what the first process of a container does not handle.
 _CHECK = f"""\
 lacks() {{
   for file in "$@"; do

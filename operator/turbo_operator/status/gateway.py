@@ -19,7 +19,7 @@ def pool_accepted(td: api.TurboDeployment, observed: Snapshot) -> ConditionState
     if td.spec.routing != api.Routing.GATEWAY:
         return None
     if observed.pool_kind == Presence.UNKNOWN:
-        message = "The API server has yet to say whether the cluster has InferencePools, and is asked again."
+        message = "It is unknown whether the cluster has InferencePools: the API server is queried again."
         return unknown(PoolAcceptedReason.PENDING, f"{message} Pods answer at {url(td)} all the same.")
     if pool is None:
         return None

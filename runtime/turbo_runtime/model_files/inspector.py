@@ -138,7 +138,7 @@ def _weight_files(files: Files) -> list[str]:
     if INDEX in sizes:
         names = read_index(INDEX, files.read(INDEX, 0, sizes[INDEX]))
         if missing := [name for name in names if name not in sizes]:
-            raise FileNotFoundError(f"{INDEX} names {missing[0]}, which is not beside it: put it there")
+            raise FileNotFoundError(f"{INDEX} names {missing[0]}, which is missing from the folder: add it")
         return names
     if "model.safetensors" in sizes:
         return ["model.safetensors"]

@@ -79,7 +79,7 @@ def test_a_file_that_the_index_names_and_is_not_beside_it_may_still_come(
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert inspect([str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert "index.json names sub/model.safetensors, which is not beside it: put it there" in said
+    assert "index.json names sub/model.safetensors, which is missing from the folder: add it" in said
 
 
 @pytest.mark.parametrize(
