@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -55,12 +56,16 @@ def run_engine(
     quiet_libraries()
     # these import torch
     from turbo_runtime.engine.startup.builder import start_engine
+    from turbo_runtime.model_files.inspector import inspect_model
     from turbo_runtime.model_files.source import ModelError
     from turbo_runtime.models.loader import export_tokenizer, gguf_parsed_once
 
     try:
         start_time = time.monotonic()
         with gguf_parsed_once():
+            # one commit for tokenizer, digest and weights, though a branch moves meanwhile
+            revision = inspect_model(config.model, config.revision).revision or config.revision
+            config = replace(config, revision=revision)
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
             engine, ready = start_engine(config, start_time, tokenizer)
         outbox.put(ready)

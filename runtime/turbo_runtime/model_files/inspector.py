@@ -1,4 +1,6 @@
-"""A model's shape and digest from its configuration and the heads of its weight files, without torch."""
+"""A model's shape and digest from its configuration, the heads of its weight files and samples of its
+weights, without torch.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +29,7 @@ _GGUF_ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+_SAMPLES, _SAMPLE_BYTES = 32, 1024  # of the weights, in a digest
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 _PACKED = {"I32": 32, "U8": 8, "I8": 8}  # bits of one stored element that holds one or more weights
@@ -124,9 +127,20 @@ def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:
     for name in weights:
         heads.append(safetensors_head(files, name))
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
+        for place in _sample_places(len(heads[-1]), sizes[name], len(weights)):
+            digest.update(files.read(name, place, _SAMPLE_BYTES))
     shape, size = _count_weights(heads, *description), sum(sizes[name] for name in weights)
     tensors = {name: shape for head in heads for name, shape in tensor_shapes(head).items()}
     return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size), tensors
+
+
+def _sample_places(start: int, end: int, num_files: int) -> list[int]:
+    """Where a file's weights are read for the digest: between them all files have `_SAMPLES` places, and each
+    one at least. A model that was trained on has the shapes of the one before, and other weights nearly
+    everywhere.
+    """
+    count = max(1, _SAMPLES // num_files)
+    return [start + (end - start) * place // count for place in range(count)]
 
 
 def _weight_files(files: Files) -> list[str]:
@@ -253,6 +267,8 @@ def _inspect_gguf(path: Path) -> ModelInfo:
     )
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(reader.data_offset)
-    digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + head)
+        digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + file.read(reader.data_offset))
+        for place in _sample_places(reader.data_offset, size, 1):
+            file.seek(place)
+            digest.update(file.read(_SAMPLE_BYTES))
     return ModelInfo(shape, f"sha256:{digest.hexdigest()}", None, size)

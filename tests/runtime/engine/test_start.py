@@ -239,3 +239,12 @@ def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_faster(
     monkeypatch.setattr(builder, "CPU_INFO", file)
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32
+
+
+def test_a_model_of_the_same_shape_with_other_weights_has_another_digest(tmp_path: Path) -> None:
+    digests = set[str]()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        LlamaForCausalLM(SIZES).save_pretrained(tmp_path / str(seed))
+        digests.add(inspect_model(str(tmp_path / str(seed))).digest)
+    assert len(digests) == 2
