@@ -10,7 +10,7 @@ a new tenant is admitted after at most one answer of each other waiting tenant. 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Generic, TypeVar
 
@@ -45,10 +45,10 @@ class FairQueue(Generic[Item]):
         self._lines[tenant].append(item)
         self._present[tenant] += 1
 
-    def first(self) -> Item | None:
-        """Return the next item to admit."""
-        line = min(self._lines, key=self._service.__getitem__, default=None)
-        return None if line is None else self._lines[line][0]
+    def first(self, may_start: Callable[[Item], bool] = lambda _: True) -> Item | None:
+        """Return the next item to admit, of those that may start now."""
+        lines = sorted(self._lines, key=self._service.__getitem__)
+        return next((item for line in lines for item in self._lines[line] if may_start(item)), None)
 
     def remove(self, tenant: str, item: Item) -> None:
         """Take an admitted or canceled item out of its line; ValueError if it does not wait."""

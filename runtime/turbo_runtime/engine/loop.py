@@ -19,7 +19,7 @@ from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
-from turbo_runtime.models.runner import Forward, ModelRunner
+from turbo_runtime.models.runner import Forward, ModelRunner, is_out_of_memory
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
@@ -29,6 +29,7 @@ from turbo_runtime.speculation.verification import VerificationResult, verify
 
 log = logging.getLogger(__name__)
 
+_MAX_FAILURES = 8  # of passes one after the other, among them the smaller steps for want of memory
 _COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is checked after each
 
 
@@ -54,6 +55,7 @@ class Engine:
         self.audit = Audit(model, scheduler, self.samplers, audit_fraction, guarantee)
         self._arrived: dict[str, float] = {}  # arrival times of answers that wait for their first step
         self._queued: dict[str, float] = {}  # waiting times of answers without a token
+        self._failures = 0  # of passes, one after the other
         self._checked = True  # the block pool, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
         self._totals: Counter[str] = Counter()  # by the field of `EngineStats`
@@ -104,23 +106,17 @@ class Engine:
             self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
             self.speculation.propose(parts)
             forward_start = time.perf_counter()
-            forward = _compute(self.model, parts)
-            forward_seconds = time.perf_counter() - forward_start
-            logits = forward.logits
-            _lay_out(parts, logits)
-            yielding = [part for part in parts if part.work.yields and not part.broken]
-            for part in parts:
-                if part.broken:
-                    self._fail(part.work.sequence.request_id, NOT_FINITE)
-                elif not part.work.yields:
-                    self.scheduler.update_from_output(part.work, [])
-            drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
-            for part, token_at in zip(yielding, drawn, strict=True):
-                self._advance(part, token_at, forward)
-            seconds = time.perf_counter() - start_time
-            self.speculation.learn(seconds)
-            self._step_seconds += seconds
-            self._forward_seconds += forward_seconds
+            try:
+                forward = _compute(self.model, parts)
+            except Exception as error:
+                self._recover(parts, error)
+            else:
+                self._failures = 0
+                self._forward_seconds += time.perf_counter() - forward_start
+                self._finish_step(parts, forward)
+                seconds = time.perf_counter() - start_time
+                self.speculation.learn(seconds)
+                self._step_seconds += seconds
         elif self.samplers.compiling:
             self.samplers.wait(_COMPILE_WAIT_SECONDS)
         events, self._events = self._events, []
@@ -180,13 +176,46 @@ class Engine:
         except ValueError as rejection:
             self._fail(request.request_id, str(rejection))
 
+    def _finish_step(self, parts: list[BatchEntry], forward: Forward) -> None:
+        """Draw, verify and book what the parts computed."""
+        logits = forward.logits
+        _lay_out(parts, logits)
+        yielding = [part for part in parts if part.work.yields and not part.broken]
+        for part in parts:
+            if part.broken:
+                self._fail(part.work.sequence.request_id, NOT_FINITE)
+            elif not part.work.yields:
+                self.scheduler.update_from_output(part.work, [])
+        for part in yielding:
+            part.keep(logits)
+        drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
+        for part, token_at in zip(yielding, drawn, strict=True):
+            self._advance(part, token_at, forward)
+
+    def _recover(self, parts: list[BatchEntry], error: Exception) -> None:
+        """Go on after a pass that failed, of which nothing is booked. For want of memory it is tried again as
+        a smaller step; otherwise, or if there is no smaller one, its requests fail and no others. Raises the
+        error if passes fail one after the other: then nothing that is computed here can be relied on.
+        """
+        self._failures += 1
+        if self._failures > _MAX_FAILURES:
+            raise error
+        log.exception("a pass over %d requests failed", len(parts))
+        self.model.clear([part.chunk() for part in parts])
+        if is_out_of_memory(error) and self.scheduler.shrink_step():
+            log.warning("steps have at most %d tokens from now on", self.scheduler.max_num_batched_tokens)
+            return
+        for part in parts:
+            sentence = f"the engine failed in a step of this request: {error}; try again"
+            self._fail(part.work.sequence.request_id, sentence, refused=False)
+
     def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""
         drafts, sampler, sequence = part.drafts, part.sampler, part.work.sequence
         request_id = sequence.request_id
         try:
             verdict = verify(token_at, drafts, stop_ids=sampler.stop_ids, room=self.scheduler.room(sequence))
-            logprobs = part.logprobs(forward.logits, verdict.tokens)
+            logprobs = part.logprobs(verdict.tokens)
         except SpentError:
             self.samplers.renew(request_id)  # nothing is booked: the step is repeated
             return

@@ -182,6 +182,14 @@ class Scheduler:
             ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts
         )
 
+    def shrink_step(self) -> bool:
+        """Halve the tokens of a step; False where each running sequence would not have one."""
+        smaller = self.max_num_batched_tokens // 2
+        if smaller < max(1, len(self.running)):
+            return False
+        self.max_num_batched_tokens = smaller
+        return True
+
     def update_from_output(self, work: ScheduledTokens, committed: list[int]) -> None:
         """Append a step's committed tokens, none within a prompt; all but the last were drafts. Unused slots
         go back, and full blocks of the prompt become shareable.
@@ -251,12 +259,14 @@ class Scheduler:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
         next one, and one for each running sequence to grow into, which would else soon be preempted.
 
-        The first one blocks the others: large prompts do not starve behind small ones. A sequence whose next
+        The first one blocks the others: large prompts do not starve behind small ones. Only one that reads
+        its prompt for log probabilities, when the step can read no more of those, blocks nobody: it would
+        take a place and do nothing there, and those of one tenant would soon have all. A sequence whose next
         block this step computes also waits: it finds the block in the next step, so that equal prompts, or n
         answers to one, are computed once.
         """
         while step.tokens and len(self.running) < self.max_num_seqs:
-            sequence = self._resuming[0] if self._resuming else self._queue.first()
+            sequence = self._first(step)
             if sequence is None:
                 return
             keys = sequence.keys[: (len(sequence.tokens) - 1) // BLOCK_SIZE]  # before the last token
@@ -272,10 +282,18 @@ class Scheduler:
             self._start(sequence, cached)
             self._compute(sequence, _chunk(sequence, step), step)
 
+    def _first(self, step: _StepBudget) -> Sequence | None:
+        """The next sequence to start, of those that get something to do."""
+
+        def may_start(sequence: Sequence) -> bool:
+            return sequence.request.params.prompt_logprobs is None or step.prompt_logprobs > 0
+
+        return next(filter(may_start, self._resuming), None) or self._queue.first(may_start)
+
     def _start(self, sequence: Sequence, cached: list[int]) -> None:
         """Run a waiting sequence with the `cached` blocks and those for all its tokens, lest it run out."""
-        if self._resuming:
-            self._resuming.popleft()
+        if sequence in self._resuming:
+            self._resuming.remove(sequence)
         else:
             self._queue.remove(sequence.request.tenant, sequence)
         self.running.append(sequence)

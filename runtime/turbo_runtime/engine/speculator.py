@@ -38,6 +38,7 @@ class BatchEntry:
     draft: Draft = field(default_factory=Draft)  # the proposed one; `drafts` are its first tokens
     prompt: range = field(init=False)  # positions of the former
     first: int = field(init=False)  # of the latter among the step's rows
+    unprocessed: Tensor | None = None  # the latter's logits (rows, vocabulary), if they are requested
     broken: bool = False  # its committed tokens have states that are NaN or infinite
 
     def __post_init__(self) -> None:
@@ -54,12 +55,18 @@ class BatchEntry:
         """Return the answer's rows, to draw from."""
         return AnswerRows(self.sampler, self.work.sequence.tokens, self.drafts, self.first)
 
-    def logprobs(self, logits: Tensor, tokens: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+    def keep(self, logits: Tensor) -> None:
+        """Keep its rows of the step's, if their log probabilities are requested: sampling may change them."""
+        if self.sampler.params.logprobs is not None:
+            rows = logits[self.first : self.first + len(self.drafts) + 1]
+            self.unprocessed = rows.clone() if self.sampler.edits else rows
+
+    def logprobs(self, tokens: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
         """Return those of the committed `tokens`; empty if not requested."""
         top = self.sampler.params.logprobs
-        if top is None:
+        if top is None or self.unprocessed is None:
             return ()
-        return tuple(token_logprobs(logits[self.first : self.first + len(tokens)], tokens, top))
+        return tuple(token_logprobs(self.unprocessed[: len(tokens)], tokens, top))
 
 
 class Reading:

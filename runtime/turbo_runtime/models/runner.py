@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
 from turbo_runtime.models.attention.pool import KVPool, cache_shape
 from turbo_runtime.models.attention.spans import Span
@@ -79,6 +80,20 @@ class ModelRunner:
         inputs = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
         broken = frozenset[int]() if bool(finite.all()) else step.clear_broken(finite)
         return Forward(logits, selected, inputs, broken)
+
+    def clear(self, chunks: Sequence[Chunk]) -> None:
+        """Write zeros to the slots of these chunks, whatever a pass that failed has left there."""
+        slots = [
+            chunk.table[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
+            for chunk in chunks
+            for place in range(chunk.start, chunk.start + len(chunk.tokens))
+        ]
+        self.pool.clear(torch.tensor(slots, device=self.device))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller pass may succeed: the CPU's allocator raises a plain RuntimeError."""
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def kv_bytes_per_block(config: Any, dtype: torch.dtype, block_size: int) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.sampling.draw import head
+from turbo_runtime.sampling.truncation import head, sum_rows
 
 _ROWS = 8  # at once: a vocabulary of float64 is a megabyte
 
@@ -25,7 +25,7 @@ def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[Toke
 def _chunk_logprobs(rows: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     wanted = torch.tensor(tokens, device=rows.device)[:, None]
     peaks = rows.amax(1, keepdim=True).double()
-    totals = peaks + _sum(rows.double().sub_(peaks).exp_()).log_()
+    totals = peaks + sum_rows(rows.double().sub_(peaks).exp_()).log_()
     own = rows.gather(1, wanted)
     before = torch.arange(rows.shape[1], device=rows.device) < wanted
     ranks = 1 + ((rows > own) | ((rows == own) & before)).sum(1)
@@ -38,15 +38,6 @@ def _chunk_logprobs(rows: Tensor, tokens: Sequence[int], top: int) -> list[Token
             for ranked, row, total in zip(ids, rows, totals, strict=True)
         ]
     return list(map(TokenLogprob, tokens, logprobs[:, 0].tolist(), ranks.tolist(), best))
-
-
-def _sum(values: Tensor) -> Tensor:
-    """Sum rows to (rows, 1) by halving: a library's order of summation may depend on the number of rows."""
-    while (count := values.shape[1]) > 1:
-        half = count // 2
-        pairs = values[:, :half] + values[:, half : 2 * half]
-        values = torch.cat([pairs, values[:, -1:]], 1) if count % 2 else pairs
-    return values
 
 
 class PromptLogprobs:

@@ -1,41 +1,105 @@
-"""The processors of an answer's logits: masks, bias, penalties, in this order."""
+"""The changes to logits that requests ask for: masks, bias, penalties, in this order.
+
+Each request adds what its rows need to the `Edits` of a step, which change all rows in a few tensor
+operations.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from itertools import count
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.noise import Noise
+
+Ids = NDArray[np.int64]
+Counts = NDArray[np.float32]
+
+_FIRST_ROOM = 64  # tokens with a penalty
+
+
+class Edits:
+    """The changes to a step's rows. A token of a row is addressed by its place in the flattened logits."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self._forbidden: list[Ids] = []
+        self._biased: list[Ids] = []
+        self._biases: list[Counts] = []
+        self._penalized: list[Ids] = []
+        self._counts: list[Counts] = []
+        self._penalties: list[tuple[float, float, float]] = []  # repetition, frequency, presence
+        self._masked: list[int] = []  # rows
+        self._masks: list[NDArray[np.uint8]] = []
+
+    def allow(self, row: int, mask: NDArray[np.uint8]) -> None:
+        """Forbid all tokens of a row but those of `mask`, a bit each, the lowest bit first."""
+        self._masked.append(row)
+        self._masks.append(mask)
+
+    def forbid(self, row: int, ids: Ids) -> None:
+        """Forbid these tokens."""
+        self._forbidden.append(ids + row * self._vocabulary)
+
+    def add(self, row: int, ids: Ids, biases: Counts) -> None:
+        """Add to these tokens' logits."""
+        self._biased.append(ids + row * self._vocabulary)
+        self._biases.append(biases)
+
+    def penalize(self, row: int, ids: Ids, counts: Counts, params: SamplingParams) -> None:
+        """Penalize these tokens, which the answer has so often."""
+        self._penalized.append(ids + row * self._vocabulary)
+        self._counts.append(counts)
+        self._penalties.append((params.repetition_penalty, params.frequency_penalty, params.presence_penalty))
+
+    def apply(self, logits: Tensor) -> None:
+        """Change `logits` (rows, vocabulary) float32 in place."""
+        flat, device = logits.view(-1), logits.device
+        if self._masks:
+            inverse = np.invert(np.stack(self._masks))
+            forbidden = np.unpackbits(inverse, axis=1, count=self._vocabulary, bitorder="little")
+            masks = torch.from_numpy(forbidden.view(np.bool_)).to(device)
+            for row, mask in zip(self._masked, masks, strict=True):
+                logits[row].masked_fill_(mask, -torch.inf)
+        if self._forbidden:
+            flat.index_fill_(0, _joined(self._forbidden, device), -torch.inf)
+        if self._biased:
+            flat.index_add_(0, _joined(self._biased, device), _joined(self._biases, device))
+        if self._penalized:
+            places, counts = _joined(self._penalized, device), _joined(self._counts, device)
+            table = np.array(self._penalties, np.float32)
+            each = np.repeat(table, [len(ids) for ids in self._penalized], axis=0)
+            repetition, frequency, presence = torch.from_numpy(each.T.copy()).to(device)
+            values = flat.index_select(0, places)
+            values = torch.where(values > 0, values / repetition, values * repetition)
+            values -= counts * frequency
+            values -= (counts > 0) * presence
+            flat.index_copy_(0, places, values)
 
 
 class Processors:
-    """The processors of one answer, with their state."""
+    """The changes to one answer's rows, with their state."""
 
     def __init__(
-        self, params: SamplingParams, prompt: Sequence[int], stop_ids: Collection[int], noise: Noise
+        self, params: SamplingParams, prompt: Sequence[int], stop_ids: Collection[int], vocabulary: int
     ) -> None:
         """Raise ValueError for an unknown token. Costly state waits for the first row: many may be queued."""
-        vocabulary, device = noise.vocabulary, noise.device
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocabulary)
         _check_ids("bad_words", (token for run in params.bad_words for token in run), vocabulary)
         if not all(params.bad_words):
             raise ValueError("bad_words holds an empty run of tokens; leave it out")
         self._params = params
-        self._biased = torch.tensor([token for token, _ in params.logit_bias], device=device).long()
-        self._bias = torch.tensor([bias for _, bias in params.logit_bias], device=device)
-        self._never = torch.tensor(
-            [run[0] for run in params.bad_words if len(run) == 1], device=device
-        ).long()
+        self._biased = np.array([token for token, _ in params.logit_bias], np.int64)
+        self._biases = np.array([bias for _, bias in params.logit_bias], np.float32)
+        self._never = np.array([run[0] for run in params.bad_words if len(run) == 1], np.int64)
         self._runs = [run for run in params.bad_words if len(run) > 1]
-        stops = [token for token in stop_ids if 0 <= token < vocabulary]
-        self._stops = torch.tensor(stops, device=device).long()
+        self._stops = np.array([token for token in stop_ids if 0 <= token < vocabulary], np.int64)
         self._output: list[int] = []
         self._prompt = prompt
-        self._device = device
         self._has_penalties = bool(
             params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
         )
@@ -58,51 +122,72 @@ class Processors:
         if self._penalties is not None:
             self._penalties.read(tokens)
 
-    def apply(self, logits: Tensor) -> Tensor:
-        """Return processed logits (vocabulary,) float32 of the row after the read tokens, as a copy."""
-        row = logits.clone()
-        row[self._never] = -torch.inf
-        for run in self._runs:
-            if tuple(self._output[1 - len(run) :]) == run[:-1]:
-                row[run[-1]] = -torch.inf
-        if len(self._output) < self._params.min_tokens:
-            row[self._stops] = -torch.inf
-        row.index_add_(0, self._biased, self._bias)
-        if not self._has_penalties:
-            return row
-        if self._penalties is None:
-            self._penalties = Penalties(self._params, self._prompt, self._device)
+    def collect(self, edits: Edits, first: int, drafts: Sequence[int]) -> None:
+        """Add the changes to the row `first`, after the tokens read, and to the rows after each draft."""
+        if self._has_penalties and self._penalties is None:
+            self._penalties = Penalties(self._params, self._prompt)
             self._penalties.read(self._output)
-        return self._penalties.apply(row)
+        longest = max(map(len, self._runs), default=1) - 1
+        recent = [*self._output[len(self._output) - min(longest, len(self._output)) :], *drafts]
+        for accepted in range(len(drafts) + 1):
+            row, end = first + accepted, len(recent) - len(drafts) + accepted
+            if len(self._never):
+                edits.forbid(row, self._never)
+            ended = [run[-1] for run in self._runs if _ends_with(recent, end, run[:-1])]
+            if ended:
+                edits.forbid(row, np.array(ended, np.int64))
+            if len(self._output) + accepted < self._params.min_tokens and len(self._stops):
+                edits.forbid(row, self._stops)
+            if len(self._biased):
+                edits.add(row, self._biased, self._biases)
+            if self._penalties is not None:
+                edits.penalize(row, *self._penalties.after(drafts[:accepted]), self._params)
 
 
 class Penalties:
-    """Repetition, frequency and presence penalties, for the tokens that can have them."""
+    """How often an answer has each token that can have a repetition, frequency or presence penalty."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
-        self._params = params
+    def __init__(self, params: SamplingParams, prompt: Sequence[int]) -> None:
         penalized = prompt if params.repetition_penalty != 1.0 else ()
         self._place = {token: place for place, token in enumerate(dict.fromkeys(penalized))}  # in these two
-        self._ids = torch.tensor([*self._place], device=device).long()
-        self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
+        self._ids = np.fromiter(self._place, np.int64, len(self._place))
+        self._counts = np.zeros(len(self._place), np.float32)
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
-        if new := [token for token in dict.fromkeys(tokens) if token not in self._place]:
-            self._place.update(zip(new, count(len(self._place)), strict=False))
-            self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device)])
-            self._counts = torch.cat([self._counts, self._counts.new_zeros(len(new))])
-        places = torch.tensor([self._place[token] for token in tokens], device=self._ids.device).long()
-        self._counts.index_add_(0, places, torch.ones(len(tokens), device=places.device))
+        for token, times in Counter(tokens).items():
+            place = self._place.setdefault(token, len(self._place))
+            if place == len(self._ids):
+                room = max(_FIRST_ROOM, len(self._ids))
+                self._ids = np.concatenate([self._ids, np.zeros(room, np.int64)])
+                self._counts = np.concatenate([self._counts, np.zeros(room, np.float32)])
+            self._ids[place] = token
+            self._counts[place] += times
 
-    def apply(self, row: Tensor) -> Tensor:
-        """Apply all three to the row (vocabulary,) in place."""
-        values, counts = row.index_select(0, self._ids), self._counts
-        penalty = self._params.repetition_penalty
-        values = torch.where(values > 0, values / penalty, values * penalty)
-        values -= counts * self._params.frequency_penalty
-        values -= (counts > 0) * self._params.presence_penalty
-        return row.index_copy_(0, self._ids, values)
+    def after(self, drafts: Sequence[int]) -> tuple[Ids, Counts]:
+        """Return the tokens and their counts, if the answer went on with `drafts`; until it is read on."""
+        size = len(self._place)
+        ids, counts = self._ids[:size], self._counts[:size]
+        if not drafts:
+            return ids, counts
+        counts, new = counts.copy(), Counter[int]()
+        for token in drafts:
+            place = self._place.get(token)
+            if place is None:
+                new[token] += 1
+            else:
+                counts[place] += 1
+        more = np.fromiter(new.values(), np.float32, len(new))
+        return np.concatenate([ids, np.fromiter(new, np.int64, len(new))]), np.concatenate([counts, more])
+
+
+def _ends_with(tokens: Sequence[int], end: int, run: Sequence[int]) -> bool:
+    """Whether the first `end` tokens end with `run`."""
+    return end >= len(run) and tuple(tokens[end - len(run) : end]) == tuple(run)
+
+
+def _joined(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate(arrays)).to(device)
 
 
 def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:

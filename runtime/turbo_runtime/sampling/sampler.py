@@ -5,19 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, excess, greedy_tokens, sampled_tokens, truncate, truncates
+from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import GrammarMatcher, Grammars
 from turbo_runtime.sampling.logprobs import PromptLogprobs
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
-from turbo_runtime.sampling.processors import Processors
+from turbo_runtime.sampling.processors import Edits, Processors
+from turbo_runtime.sampling.truncation import excess, truncated_tokens, truncates
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,12 @@ class NoTokenError(ValueError):
     """No token can be drawn; the text is a sentence for the user."""
 
 
+class NotDrawnError(ValueError):
+    """The row waits for the next step, in which it is the first."""
+
+
 class Sampler:
-    """Draws the tokens of one output, row by row; a row only once the drafts before it are accepted."""
+    """The law of one output's tokens. Its state follows the committed tokens; drafts leave it as it was."""
 
     def __init__(
         self,
@@ -45,46 +50,57 @@ class Sampler:
         self.params = params
         self.key = key
         self.greedy = params.temperature < GREEDY_BELOW
+        self.truncates = not self.greedy and truncates(params)
         self.stop_ids = params.stop_token_ids | (grammar.end_ids if grammar else frozenset())
         self._noise = noise
         self._grammar = grammar
-        self._processors = Processors(params, prompt, self.stop_ids, noise)
-        self._truncates = not self.greedy and truncates(params)
+        self._processors = Processors(params, prompt, self.stop_ids, noise.vocabulary)
         self._length = len(prompt)  # tokens of prompt and answer that were read
         self.prompt_logprobs = PromptLogprobs(prompt, params.prompt_logprobs)
 
     @property
-    def plain(self) -> bool:
-        """Whether a row's token depends only on the row, its position and the temperature."""
-        return self._processors.idle and self._grammar is None and not self._truncates
+    def edits(self) -> bool:
+        """Whether logits may be changed before a token is drawn from them."""
+        return self._grammar is not None or not self._processors.idle
 
-    def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
-        """Return the token of the row (vocabulary,) after `tokens`, from the prompt on, and then `drafts`.
-        Raises NoTokenError, SpentError (call again after `renew`), GrammarError for a too costly grammar.
+    def token(self, logits: Tensor, tokens: Sequence[int]) -> int:
+        """Return the token of the row (vocabulary,) after `tokens`, from the prompt on. Raises NoTokenError,
+        SpentError (call again after `renew`), GrammarError for a too costly grammar.
         """
-        row = self._process(logits, tokens, drafts)
-        if self._truncates:
-            row = truncate(row, self.params)
-        if self.greedy:
-            return self.require(int(greedy_tokens(row[None])))
-        key = torch.tensor([position_key(self.key, len(tokens) + len(drafts))], device=row.device)
-        temperature = torch.tensor([self.params.temperature], dtype=torch.float64, device=row.device)
-        return self.require(int(sampled_tokens(row[None], temperature, key, self._noise)))
+        (token_at,) = tokens_of_step(logits[None].clone(), [AnswerRows(self, tokens, (), 0)], self._noise)
+        return token_at(0)
 
     def excess(self, logits: Tensor, tokens: Sequence[int], token: int, off: float) -> float:
-        """Return `draw.excess` for `token` in the row after `tokens`; raises GrammarError."""
-        row = self._process(logits, tokens, ())
+        """Return `truncation.excess` for `token` in the row after `tokens`; raises GrammarError."""
+        row, edits = logits.clone(), Edits(len(logits))
+        self.collect(edits, AnswerRows(self, tokens, (), 0))
+        edits.apply(row[None])
         gumbel = None
         if not self.greedy:
             ids = torch.arange(len(row), device=row.device)
             gumbel = self._noise.gumbel(position_key(self.key, len(tokens)), ids)
         return excess(row, token, self.params, gumbel, off * self._processors.gain)
 
+    def collect(self, edits: Edits, rows: AnswerRows) -> int:
+        """Add the changes to its `rows`, and return how many of them, from the first on, may be drawn in this
+        step. Raises SpentError, GrammarError.
+        """
+        self._read(rows.tokens)
+        count = len(rows.drafts) + 1
+        if self._grammar is not None:
+            masks = self._grammar.masks(rows.drafts)
+            count = len(masks)
+            for number, mask in enumerate(masks):
+                edits.allow(rows.first + number, mask)
+        if not self._processors.idle:
+            self._processors.collect(edits, rows.first, rows.drafts[: count - 1])
+        return count
+
     def require(self, token: int) -> int:
         """Return the token; raise NoTokenError if it is `NOTHING`."""
         if token != NOTHING:
             return token
-        if self.plain:
+        if not (self.edits or self.truncates):
             raise NoTokenError(NOT_FINITE)
         raise NoTokenError(
             "no token is left to choose from: response_format, bad_words and min_tokens together forbid "
@@ -95,14 +111,14 @@ class Sampler:
         """The drafts after `tokens` up to the first that the grammar forbids."""
         if self._grammar is None or not drafts:
             return drafts
-        self._read(tokens, ())
+        self._read(tokens)
         return drafts[: self._grammar.allowed_prefix(drafts)]
 
     def forced(self, tokens: Sequence[int]) -> list[int]:
         """Tokens that the grammar forces after `tokens`: the best drafts, often none."""
         if self._grammar is None:
             return []
-        self._read(tokens, ())
+        self._read(tokens)
         return self._grammar.forced()
 
     def renew(self, matcher: LLMatcher | None) -> None:
@@ -110,17 +126,8 @@ class Sampler:
         if self._grammar is not None:
             self._grammar.renew(matcher)
 
-    def _process(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int]) -> Tensor:
-        """Apply everything but the temperature and the cuts."""
-        row = logits
-        if self._grammar is not None or not self._processors.idle:
-            self._read(tokens, drafts)
-        if self._grammar is not None:
-            row = torch.where(self._grammar.allowed().to(row.device), row, -torch.inf)
-        return row if self._processors.idle else self._processors.apply(row)
-
-    def _read(self, tokens: Sequence[int], drafts: Sequence[int]) -> None:
-        fresh = [*tokens[self._length :], *drafts[max(0, self._length - len(tokens)) :]]
+    def _read(self, tokens: Sequence[int]) -> None:
+        fresh = tokens[self._length :]
         if fresh:
             self._length += len(fresh)
             self._processors.read(fresh)
@@ -141,42 +148,83 @@ class AnswerRows:
     first: int  # of its len(drafts) + 1 rows among the step's
 
 
+@torch.inference_mode()
 def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) -> list[TokenAt]:
     """For each part a function from its row to the engine's token, for `verify`; `logits` (rows, vocabulary)
-    float32. Plain rows are drawn at once; every token is the one that `Sampler.token` gives for the row
-    alone.
+    float32, which it changes. All rows are drawn at once, those after drafts as if the drafts were right;
+    every token is the one that `Sampler.token` gives for the row alone. What fails for one part is raised
+    where its row is asked for.
     """
-    drawn: dict[int, int] = {}
-    plain = [
-        (part.first + i, part.sampler, len(part.tokens) + i)
-        for part in parts
-        if part.sampler.plain
-        for i in range(len(part.drafts) + 1)
+    edits, failures, counts = Edits(noise.vocabulary), dict[int, Exception](), list[int]()
+    for part in parts:
+        count = len(part.drafts) + 1
+        if part.sampler.edits:
+            try:
+                count = part.sampler.collect(edits, part)
+            except Exception as error:  # of this request alone
+                failures[part.first], count = error, 0
+        counts.append(count)
+    edits.apply(logits)
+    drawn = _draw(logits, parts, counts, noise)
+    return [
+        _token_at(part, drawn, part.first + count, failures.get(part.first))
+        for part, count in zip(parts, counts, strict=True)
     ]
-    greedy = [row for row, sampler, _ in plain if sampler.greedy]
+
+
+def _draw(logits: Tensor, parts: Sequence[AnswerRows], counts: Sequence[int], noise: Noise) -> list[int]:
+    """Return the token of each row, `NOTHING` for those not among the first `counts` of their part."""
+    greedy, plain, truncated = list[int](), _SampledRows(), _SampledRows()
+    for part, count in zip(parts, counts, strict=True):
+        sampler = part.sampler
+        rows = range(part.first, part.first + count)
+        if sampler.greedy:
+            greedy += rows
+        else:
+            (truncated if sampler.truncates else plain).add(sampler, rows, len(part.tokens))
+    blocks, device = BlockedLogits(logits), logits.device
+    drawn = torch.full((len(logits),), NOTHING, device=device)
     if greedy:
-        drawn.update(zip(greedy, greedy_tokens(_picked(logits, greedy)).tolist(), strict=True))
-    sampled = [
-        (row, sampler.params.temperature, position_key(sampler.key, position))
-        for row, sampler, position in plain
-        if not sampler.greedy
-    ]
-    if sampled:
-        rows, temperatures, keys = zip(*sampled, strict=True)
-        heat = torch.tensor(temperatures, dtype=torch.float64, device=logits.device)
-        tokens = sampled_tokens(_picked(logits, rows), heat, torch.tensor(keys, device=logits.device), noise)
-        drawn.update(zip(rows, tokens.tolist(), strict=True))
-    return [_token_at(logits, part, drawn) for part in parts]
+        rows_of = torch.tensor(greedy, device=device)
+        drawn.index_copy_(0, rows_of, greedy_tokens(blocks, rows_of))
+    if plain.rows:
+        rows_of, keys = plain.columns(device)
+        heat = torch.tensor([p.temperature for p in plain.params], dtype=torch.float64, device=device)
+        drawn.index_copy_(0, rows_of, sampled_tokens(blocks, heat, keys, noise, rows_of))
+    if truncated.rows:
+        rows_of, keys = truncated.columns(device)
+        drawn.index_copy_(0, rows_of, truncated_tokens(blocks, truncated.params, keys, noise, rows_of))
+    return drawn.tolist()
 
 
-def _token_at(logits: Tensor, part: AnswerRows, drawn: dict[int, int]) -> TokenAt:
-    if part.sampler.plain:
-        return lambda i: part.sampler.require(drawn[part.first + i])
-    return lambda i: part.sampler.token(logits[part.first + i], part.tokens, part.drafts[:i])
+@dataclass(frozen=True, slots=True)
+class _SampledRows:
+    """The rows of a step that are drawn by noise."""
+
+    rows: list[int] = field(default_factory=list)
+    params: list[SamplingParams] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+
+    def add(self, sampler: Sampler, rows: range, position: int) -> None:
+        """Add an answer's rows, the first of which gives the token at `position`."""
+        self.rows.extend(rows)
+        self.params.extend([sampler.params] * len(rows))
+        self.keys.extend(position_key(sampler.key, position + i) for i in range(len(rows)))
+
+    def columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the rows and their keys, each (n,) int64."""
+        return torch.tensor(self.rows, device=device), torch.tensor(self.keys, device=device)
 
 
-def _picked(logits: Tensor, rows: Sequence[int]) -> Tensor:
-    return logits if len(rows) == len(logits) else logits[torch.tensor(rows, device=logits.device)]
+def _token_at(part: AnswerRows, drawn: Sequence[int], end: int, failure: Exception | None) -> TokenAt:
+    def token_at(number: int) -> int:
+        if failure is not None:
+            raise failure
+        if part.first + number >= end:
+            raise NotDrawnError
+        return part.sampler.require(drawn[part.first + number])
+
+    return token_at
 
 
 class SamplerRegistry:

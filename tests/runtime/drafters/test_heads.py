@@ -25,7 +25,7 @@ from turbo_runtime.drafters.heads import (
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.sampling.draw import greedy_tokens, sampled_tokens
+from turbo_runtime.sampling.draw import BlockedLogits, greedy_tokens, sampled_tokens
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.speculation.verification import verify
 
@@ -66,10 +66,10 @@ class Model:
 
     def token(self, logits: Tensor, coupling: tuple[int, float], position: int) -> int:
         if not coupling[1]:
-            return int(greedy_tokens(logits[None]))
+            return int(greedy_tokens(BlockedLogits(logits[None])))
         key = torch.tensor([position_key(coupling[0], position)])
         temperature = torch.tensor([coupling[1]], dtype=torch.float64)
-        return int(sampled_tokens(logits[None], temperature, key, self.noise))
+        return int(sampled_tokens(BlockedLogits(logits[None]), temperature, key, self.noise))
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, sampled_tokens, truncate
+from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
 from turbo_runtime.sampling.noise import BLOCK, Noise, answer_key, position_key, token_exponential
+from turbo_runtime.sampling.truncation import truncate
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (
@@ -38,7 +39,7 @@ def test_the_search_by_blocks_finds_the_token_of_the_full_search(
         for row, key in zip(logits, keys, strict=True)
     ]
     expected = [int(score.argmax()) for score in scores]
-    assert sampled_tokens(logits, temperatures, keys, noise).tolist() == expected
+    assert sampled_tokens(BlockedLogits(logits), temperatures, keys, noise).tolist() == expected
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,9 +47,11 @@ def test_the_search_by_blocks_finds_the_token_of_the_full_search(
 def test_a_rows_token_does_not_depend_on_the_rows_beside_it(logits: torch.Tensor, seed: int) -> None:
     noise, keys = Noise(logits.shape[1]), keys_of(logits, seed)
     temperatures = torch.linspace(0.3, 2.0, len(logits), dtype=torch.float64)
-    together = sampled_tokens(logits, temperatures, keys, noise).tolist()
+    together = sampled_tokens(BlockedLogits(logits), temperatures, keys, noise).tolist()
     alone = [
-        sampled_tokens(logits[i : i + 1], temperatures[i : i + 1], keys[i : i + 1], noise).item()
+        sampled_tokens(
+            BlockedLogits(logits[i : i + 1]), temperatures[i : i + 1], keys[i : i + 1], noise
+        ).item()
         for i in range(len(logits))
     ]
     assert together == alone
@@ -112,7 +115,7 @@ def test_another_seed_prompt_choice_or_position_has_noise_of_its_own() -> None:
 @given(matrices)
 def test_at_temperature_0_the_lowest_id_of_the_highest_logits_is_drawn(logits: torch.Tensor) -> None:
     expected = [row.index(max(row)) for row in logits.tolist()]
-    assert greedy_tokens(logits).tolist() == expected
+    assert greedy_tokens(BlockedLogits(logits)).tolist() == expected
 
 
 @pytest.mark.parametrize("wrong", [-math.inf, math.nan])
@@ -121,8 +124,8 @@ def test_a_row_without_a_token_says_so_and_spoils_no_other(wrong: float) -> None
     logits[:, 77] = 9.0
     logits[1] = wrong
     keys, temperatures = torch.tensor([1, 2, 3]), torch.full((3,), 0.1, dtype=torch.float64)
-    assert greedy_tokens(logits).tolist() == [77, NOTHING, 77]
-    assert sampled_tokens(logits, temperatures, keys, Noise(130)).tolist() == [77, NOTHING, 77]
+    assert greedy_tokens(BlockedLogits(logits)).tolist() == [77, NOTHING, 77]
+    assert sampled_tokens(BlockedLogits(logits), temperatures, keys, Noise(130)).tolist() == [77, NOTHING, 77]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
@@ -132,9 +135,11 @@ def test_a_row_in_which_one_logit_is_no_number_has_no_token_under_any_key(
 ) -> None:
     row = torch.randn(300, generator=torch.Generator().manual_seed(4))
     row[5] = wrong
-    assert greedy_tokens(row[None]).tolist() == [NOTHING]
+    assert greedy_tokens(BlockedLogits(row[None])).tolist() == [NOTHING]
     params = SamplingParams(**cut)  # type: ignore[arg-type]
     kept = truncate(row, params) if cut else row
     heat = torch.ones(1, dtype=torch.float64)
     for key in range(12):
-        assert sampled_tokens(kept[None], heat, torch.tensor([key]), Noise(300)).tolist() == [NOTHING]
+        assert sampled_tokens(BlockedLogits(kept[None]), heat, torch.tensor([key]), Noise(300)).tolist() == [
+            NOTHING
+        ]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling import processors as module
-from turbo_runtime.sampling.draw import truncate
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
-from turbo_runtime.sampling.processors import Processors
+from turbo_runtime.sampling.processors import Edits, Processors
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
+from turbo_runtime.sampling.truncation import truncate
 from turbo_runtime.speculation.verification import verify
 
 VOCABULARY = 23
@@ -90,18 +90,40 @@ def kept(row: Sequence[float], params: SamplingParams) -> list[int]:
     return ranked
 
 
+def edited(processors: Processors, row: torch.Tensor, drafts: Sequence[int] = ()) -> torch.Tensor:
+    """The row after what was read and `drafts`, changed."""
+    edits, rows = Edits(VOCABULARY), row.repeat(len(drafts) + 1, 1)
+    processors.collect(edits, 0, drafts)
+    edits.apply(rows)
+    return rows[-1]
+
+
 @settings(max_examples=150, deadline=None)
 @given(rows, some_params(**penalties), st.lists(tokens, max_size=14))
 def test_processed_logits_are_those_of_the_reference(
     row: torch.Tensor, params: SamplingParams, answer: list[int]
 ) -> None:
-    processors = Processors(params, PROMPT, STOPS, NOISE)
+    processors = Processors(params, PROMPT, STOPS, VOCABULARY)
     for token in answer:
         processors.read([token])
-    found = processors.apply(row).tolist()
+    found = edited(processors, row).tolist()
     assert found == pytest.approx(processed(row.tolist(), params, answer), rel=1e-5, abs=1e-5)
     if processors.idle:
         assert found == row.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, some_params(**penalties), st.lists(tokens, max_size=14), st.integers(0, 5))
+def test_a_row_after_drafts_is_changed_as_if_they_were_the_answers(
+    row: torch.Tensor, params: SamplingParams, answer: list[int], drafted: int
+) -> None:
+    reading, drafting = (Processors(params, PROMPT, STOPS, VOCABULARY) for _ in range(2))
+    begun = max(0, len(answer) - drafted)
+    reading.read(answer)
+    drafting.read(answer[:begun])
+    before = edited(drafting, row)
+    assert torch.equal(edited(drafting, row, answer[begun:]), edited(reading, row))
+    assert torch.equal(edited(drafting, row), before), "drafts leave it as it was"
 
 
 @settings(max_examples=150, deadline=None)
@@ -216,7 +238,7 @@ def test_a_row_may_be_asked_for_twice() -> None:
     law = Sampler(params, PROMPT, 1, NOISE)
     first = law.token(TABLE[0], PROMPT)
     assert law.token(TABLE[0], PROMPT) == first
-    second = law.token(TABLE[first], PROMPT, [first])
+    second = law.token(TABLE[first], [*PROMPT, first])
     assert law.token(TABLE[first], [*PROMPT, first]) == second
 
 
@@ -252,10 +274,10 @@ def test_an_answer_that_waits_for_its_first_row_holds_nothing_as_large_as_prompt
     params = SamplingParams(repetition_penalty=1.2, frequency_penalty=0.5)
     with monkeypatch.context() as patch:
         patch.setattr(module, "Penalties", None)
-        waiting = [Processors(params, PROMPT, STOPS, NOISE) for _ in range(3)]
+        waiting = [Processors(params, PROMPT, STOPS, VOCABULARY) for _ in range(3)]
     late, early = waiting[0], waiting[1]
     row = torch.linspace(-3, 3, VOCABULARY)
-    early.apply(row)
+    edited(early, row)
     for each in (late, early):
         each.read([3, 5, 3])
-    assert torch.equal(late.apply(row), early.apply(row))
+    assert torch.equal(edited(late, row), edited(early, row))

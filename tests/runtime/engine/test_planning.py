@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
+from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, ScheduledTokens, Scheduler
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
@@ -20,9 +21,11 @@ MAX_LENGTH = 160
 
 @dataclass(frozen=True)
 class Load:
-    """Answers that arrive one per step: (prompt tokens, answer tokens, speculation)."""
+    """Answers that arrive one per step: (prompt tokens, answer tokens, speculation, prompt's log
+    probabilities).
+    """
 
-    answers: list[tuple[int, int, bool]]
+    answers: list[tuple[int, int, bool, bool]]
     blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -33,7 +36,9 @@ class Load:
 loads = st.builds(
     Load,
     st.lists(
-        st.tuples(st.integers(1, MAX_LENGTH - 1), st.integers(1, 40), st.booleans()), min_size=1, max_size=8
+        st.tuples(st.integers(1, MAX_LENGTH - 1), st.integers(1, 40), st.booleans(), st.booleans()),
+        min_size=1,
+        max_size=8,
     ),
     st.integers(blocks_for(MAX_LENGTH), 24),
     st.integers(1, 6),
@@ -44,9 +49,10 @@ loads = st.builds(
 
 
 def submit(
-    number: int, prompt: int, answer: int, speculation: bool = False, tenant: str = ""
+    number: int, prompt: int, answer: int, speculation: bool = False, scored: bool = False, tenant: str = ""
 ) -> GenerationRequest:
-    params = SamplingParams(max_tokens=answer, draft_method="auto" if speculation else "off")
+    drafts: DraftMethod = "auto" if speculation else "off"
+    params = SamplingParams(max_tokens=answer, draft_method=drafts, prompt_logprobs=0 if scored else None)
     return GenerationRequest(f"r{number}", tuple(range(prompt)), params, tenant=tenant)
 
 
@@ -387,3 +393,18 @@ def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told
             if ends:
                 scheduler.finish(work.sequence)
     assert steps < 8
+
+
+def test_prompts_read_for_log_probabilities_take_no_place_in_which_they_do_nothing() -> None:
+    scheduler = small(200, max_length=700, running=4)
+    for number in range(8):
+        scheduler.add(submit(number, 600, 1, scored=True, tenant="scores"))
+    decode(scheduler)
+    scheduler.add(submit(8, 5, 4, tenant="other"))
+    plan = decode(scheduler)
+    assert [work.sequence.request_id for work in plan] == ["r0", "r8"]
+    while scheduler.running:
+        for work in decode(scheduler):
+            if not scheduler.room(work.sequence):
+                scheduler.finish(work.sequence)
+    assert not scheduler.waiting

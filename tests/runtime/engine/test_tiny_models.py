@@ -148,7 +148,7 @@ MIXED = [
     {"temperature": 0.0},
     {"temperature": 1.0, "seed": 5},
     {"temperature": 0.7, "seed": 6, "top_p": 0.9},
-    {"temperature": 1.3, "seed": 7, "top_k": 20},
+    {"temperature": 1.3, "seed": 7, "top_k": 20, "presence_penalty": 0.4},
 ]
 
 
@@ -253,14 +253,14 @@ def test_a_cancelled_request_changes_nobody_elses_answer(
 def test_a_request_that_breaks_takes_only_itself_down(
     paged: tuple[str, ModelRunner], alone: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Sampler.token
+    real = Sampler.collect
 
     def failing(law: Sampler, *rest: object) -> int:
         if law.params.top_k == 20:
             raise ArithmeticError("out of luck")
         return real(law, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Sampler, "token", failing)
+    monkeypatch.setattr(Sampler, "collect", failing)
     server = engine(paged[1])
     for request in mixed():
         server.accept(request)

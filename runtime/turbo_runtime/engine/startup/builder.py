@@ -27,7 +27,7 @@ from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.loader import ExportedTokenizer, load_model, longest
 from turbo_runtime.models.matmul import COUNTS, padded_rows
 from turbo_runtime.models.runner import Chunk, ModelRunner, kv_bytes_per_block
-from turbo_runtime.sampling.draw import greedy_tokens
+from turbo_runtime.sampling.draw import BlockedLogits, greedy_tokens
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.speculation.controller import GoodputController
@@ -158,7 +158,7 @@ def _time_pass(model: ModelRunner, blocks: list[int], rows: int, tokens: int, co
     tables = [blocks[row * size : (row + 1) * size] for row in range(rows)]
     chunks = [Chunk(new, context, table, 1, prompt) for table in tables]
     start_time = time.perf_counter()
-    greedy_tokens(model.forward(chunks).logits).tolist()
+    greedy_tokens(BlockedLogits(model.forward(chunks).logits)).tolist()
     return time.perf_counter() - start_time
 
 

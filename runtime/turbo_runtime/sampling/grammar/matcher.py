@@ -14,9 +14,8 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLTokenizer
-from torch import Tensor
+from numpy.typing import NDArray
 
 from turbo_runtime.messages import Grammar
 from turbo_runtime.sampling.grammar import compiler
@@ -46,23 +45,34 @@ class GrammarMatcher:
         self._fresh = False  # whether it has read nothing but the answer's tokens
 
     def read(self, tokens: Sequence[int]) -> None:
-        """Advance by allowed tokens. A matcher that reaches a limit here says so in `allowed`."""
+        """Advance by allowed tokens. A matcher that reaches a limit here says so in `masks`."""
         self._tokens.extend(tokens)
         self._matcher.consume_tokens(list(tokens))
 
-    def allowed(self) -> Tensor:
-        """The tokens (vocabulary,) bool that may follow. Raises SpentError (ask again once renewed), and
-        GrammarError if a renewal did not help. So only the answer's tokens decide whether it fails, neither
-        drafts nor other answers.
+    def masks(self, drafts: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Return the tokens that may follow, a bit each: after those read, and after each draft up to the
+        first that may not follow. Raises SpentError (ask again once renewed), and GrammarError if a renewal
+        did not help. So only the answer's tokens decide whether it fails, neither drafts nor other answers.
         """
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        masks = [self._mask()]
         if self._matcher.is_error():
             raise (compiler.GrammarError if self._fresh else SpentError)(
                 f"the grammar became too costly: {compiler.summarize(self._matcher.get_error())}; simplify it"
             )
         self._fresh = False
-        mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
-        return torch.from_numpy(mask.view(np.bool_))
+        num_read = 0
+        for draft in () if self._costly else drafts:
+            if not masks[-1][draft >> 3] >> (draft & 7) & 1:
+                break
+            num_read += 1
+            self._matcher.consume_token(draft)
+            mask = self._mask()
+            if self._matcher.is_error():  # the next step tells it
+                return masks
+            masks.append(mask)
+        if num_read:
+            self._matcher.rollback(num_read)
+        return masks
 
     def renew(self, matcher: LLMatcher | None) -> None:
         """Continue with an unshared matcher at the beginning of the same grammar; None fails the answer."""
@@ -72,14 +82,19 @@ class GrammarMatcher:
         self._costly = self._fresh = True
 
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
-        """The number of leading tokens that may follow; all for a costly grammar, which checks none ahead."""
-        return len(tokens) if self._costly else int(self._matcher.validate_tokens(list(tokens)))
+        """The number of leading tokens that may follow; none in a costly grammar, which reads none ahead."""
+        return 0 if self._costly else int(self._matcher.validate_tokens(list(tokens)))
 
     def forced(self) -> list[int]:
         """The tokens that must follow, as the tokenizer would write them."""
         if self._matcher.is_stopped():
             return self._ends[:1]
+        if self._costly:
+            return []
         return list(self._matcher.compute_ff_tokens())
+
+    def _mask(self) -> NDArray[np.uint8]:
+        return np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
 
 
 class Grammars:
