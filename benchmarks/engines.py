@@ -49,13 +49,12 @@ def fresh(
     from turbo_runtime.drafters.proposer import Proposer
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.engine.scheduler import Scheduler
-    from turbo_runtime.kv_cache.block_pool import BlockPool
     from turbo_runtime.models.matmul import padded_rows
     from turbo_runtime.speculation.controller import GoodputController
 
     old = engine.scheduler
     scheduler = Scheduler(
-        BlockPool(limits.get("blocks", old.block_pool.num_blocks)),
+        old.block_pool.part(limits.get("blocks", old.block_pool.num_blocks), 0),
         max_num_seqs=limits.get("max_num_seqs", old.max_num_seqs),
         max_num_batched_tokens=limits.get("max_num_batched_tokens", old.max_num_batched_tokens),
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),

@@ -3,6 +3,9 @@
 All requests decode; steps with a prompt in them are not counted. Greedy requests, and mixed ones: every one
 has temperature, top-p and a presence penalty, a quarter also a repetition penalty, a quarter a bias, and a
 quarter a grammar. Without drafts, and with four a request, of which one in five is wrong.
+
+And how often a step of the runner for GPUs waits for the device. Here it runs on the CPU, with an attention
+of the same signature.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ from engines import as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
 from proofs.guessing import Guessing
 
+from turbo_dev import host_syncs
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
+from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.process import quiet_libraries, settle_threads
 from turbo_runtime.messages import GenerationRequest, Grammar, SamplingParams
@@ -32,12 +37,13 @@ if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.sampling.grammar.matcher import Grammars
 
-BARS = (Bar("mixed_256_ms", at_most=12.0),)
+BARS = (Bar("mixed_256_ms", at_most=12.0), Bar("waits_per_step", at_most=1.0))
 REQUESTS = (1, 8, 32, 64, 256)
 QUICK_REQUESTS = (1, 32)
 DRAFTS, WRONG = 4, 0.2
 STEPS, FIRST = 12, 4  # steps that count, behind the first ones
 PROMPT_TOKENS = 32
+SYNC_REQUESTS = 4
 TEXT = Grammar("regex", r"[A-Za-z0-9 ,.'\n-]*")
 
 
@@ -68,6 +74,11 @@ def main() -> int:
         grammars = Grammars(exported.file, ready.vocab_size, exported.end_ids | {*ready.eos_token_ids})
         grammars.matcher(grammars.compile(TEXT))  # which reads the file
     rows, figures = _sizes(engine, grammars, _requests(config), sizes)
+    with step("count how often a step waits for a device", "10 s"):
+        on_device, _ = start_engine(
+            replace(config, max_num_seqs=SYNC_REQUESTS), time.monotonic(), op=varlen_attn_out
+        )
+        figures["waits_per_step"] = _waits(on_device, grammars, _requests(config)[:SYNC_REQUESTS])
     grammars.close()
     bars = [bar for bar in BARS if bar.figure in figures]
     return finish("host_time", figures, rows, bars, options)
@@ -114,6 +125,21 @@ def _sizes(
     return rows, figures
 
 
+def _waits(engine: Engine, grammars: Grammars, requests: Sequence[GenerationRequest]) -> float:
+    """The most of any step, with drafts and all parameters."""
+    from turbo_dev.drafting import EveryDraft
+
+    server = fresh(engine, grammars, EveryDraft())
+    most = 0
+    for number, request in enumerate(requests):
+        server.accept(_mixed(request, number))
+    while not server.idle:
+        with host_syncs.counted() as waits:
+            server.step()
+        most = max(most, sum(waits.values()))
+    return float(most)
+
+
 def _drafting(engine: Engine, grammars: Grammars, told: dict[str, list[int]]) -> Engine:
     from turbo_dev.drafting import EveryDraft
 
@@ -144,7 +170,7 @@ def _measured(server: Engine, requests: Sequence[GenerationRequest]) -> tuple[fl
 def _timed_forward(server: Engine) -> Iterator[list[float]]:
     """How long each forward took, as it happens."""
     seconds: list[float] = []
-    forward: Callable[..., Any] = server.model.forward
+    forward: Callable[..., Any] = server.model.execute
 
     def timed(*args: Any, **rest: Any) -> Any:
         start_time = time.perf_counter()
@@ -153,7 +179,7 @@ def _timed_forward(server: Engine) -> Iterator[list[float]]:
         finally:
             seconds.append(time.perf_counter() - start_time)
 
-    with patch.object(server.model, "forward", timed):
+    with patch.object(server.model, "execute", timed):
         yield seconds
 
 

@@ -165,7 +165,7 @@ def _measured(
 def _timed_forward(engine: Engine) -> Iterator[list[float]]:
     """How long each forward took, as it happens."""
     seconds: list[float] = []
-    forward: Callable[..., Any] = engine.model.forward
+    forward: Callable[..., Any] = engine.model.execute
 
     def timed(*args: Any, **rest: Any) -> Any:
         began = time.perf_counter()
@@ -174,7 +174,7 @@ def _timed_forward(engine: Engine) -> Iterator[list[float]]:
         finally:
             seconds.append(time.perf_counter() - began)
 
-    with patch.object(engine.model, "forward", timed):
+    with patch.object(engine.model, "execute", timed):
         yield seconds
 
 

@@ -44,7 +44,7 @@ class Growth:
             max_num_batched_tokens=STEP_TOKENS,
             max_draft_tokens=4,
             max_length=POSITIONS,
-            shared_tile=model.rule.shared_tile,
+            shared_tile=model.shared_tile,
         )
         drafters = Proposer(suffix=SuffixDrafter(self._memory))
         self.engine = Engine(model, scheduler, drafters, self._grammars)

@@ -14,9 +14,8 @@ from torch import Tensor
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
-from turbo_runtime.models.runner import Chunk
+from turbo_runtime.models.step_batch import Chunk
 
 ANSWER_TOKENS, MATE_TOKENS = 64, 24
 BROKEN_REQUESTS = 6
@@ -69,7 +68,7 @@ def mixed(
     longest = max(len(r.prompt) for r in requests) + ANSWER_TOKENS
     server = fresh(
         engine,
-        blocks=mix.longest * blocks_for(longest),
+        blocks=mix.longest * engine.scheduler.block_pool.blocks_for(longest),
         max_length=longest,
         max_num_seqs=mix.batch,
         max_num_batched_tokens=mix.step_tokens,
@@ -115,6 +114,7 @@ def compared_logits(
     for request in longest[:LOGIT_ANSWERS]:
         tokens = [*request.prompt, *answers[request.request_id].tokens]
         wanted = range(max(0, len(tokens) - LOGIT_POSITIONS_EACH), len(tokens))
+        blocks_for = engine.scheduler.block_pool.blocks_for
         blocks = blocks_for(len(tokens))
         tables = [list(range(n * blocks, (n + 1) * blocks)) for n in range(5)]
         beside = _Mate(mate, list(range(5 * blocks, 5 * blocks + blocks_for(len(mate)))))

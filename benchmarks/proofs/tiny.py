@@ -16,6 +16,7 @@ from engines import Answer, run
 
 from proofs.guessing import Guessing
 from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
@@ -26,7 +27,6 @@ from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
-from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.sampling.noise import Noise
 
@@ -61,8 +61,9 @@ def ways(count: int) -> list[Way]:
 class Tiny:
     """The model, the requests, and what each answer is."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = ModelRunner(network(), blocks=BLOCKS, max_length=POSITIONS)
+    def __init__(self, folder: Path, runner: str) -> None:
+        """`runner`: one of RUNNERS."""
+        self.model = RUNNERS[runner](network(), blocks=BLOCKS, max_length=POSITIONS)
         report = check_batch_invariance(self.model, max_num_batched_tokens=max(STEP_TOKENS), limit_seconds=60)
         if report.guarantee != "bitwise":
             raise RuntimeError(f"this machine's products are not exact: {report.reason}")
@@ -80,7 +81,7 @@ class Tiny:
             max_num_batched_tokens=way.step_tokens,
             max_draft_tokens=way.drafts,
             max_length=POSITIONS,
-            shared_tile=self.model.rule.shared_tile,
+            shared_tile=self.model.shared_tile,
         )
         return Engine(self.model, scheduler, self._drafters(way), self.grammars)
 
@@ -142,10 +143,10 @@ def caught(tiny: Tiny) -> int:
     return sum(map(differs, MUTANTS))
 
 
-def with_tiny(work: Callable[[Tiny], None]) -> None:
-    """Do something with the tiny model; its grammars' thread ends with it."""
+def with_tiny(work: Callable[[Tiny], None], runner: str) -> None:
+    """Do something with the tiny model on a runner; its grammars' thread ends with it."""
     with tempfile.TemporaryDirectory() as folder:
-        tiny = Tiny(Path(folder))
+        tiny = Tiny(Path(folder), runner)
         try:
             work(tiny)
         finally:

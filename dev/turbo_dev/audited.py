@@ -51,7 +51,7 @@ def engine(
         max_num_batched_tokens=64,
         max_draft_tokens=8,
         max_length=min(POSITIONS, blocks * BLOCK_SIZE),
-        shared_tile=model.rule.shared_tile,
+        shared_tile=model.shared_tile,
     )
     return Engine(model, scheduler, Proposer(), grammars, EveryDraft(), *audit)
 

@@ -171,6 +171,7 @@ class EngineReady:
     device: str = "cpu"
     dtype: str = "float32"
     max_model_len: int = 0
+    max_num_seqs: int = 0  # requests decoded together at most
     kv_blocks: int = 0
     block_size: int = 16
     vocab_size: int = 0

@@ -20,6 +20,7 @@ from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.speculation import SpeculationOption
 from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.config import BatchLimits
 
 STAGES = (2, 3, 4, 6, 8)  # nodes of one replica that are tried where one does not hold the model
 
@@ -49,6 +50,11 @@ class Candidates:
     def by_engine(self, value: Callable[[Engine], float], dtype: type = float) -> NDArray[Any]:
         """Look up a value of each candidate's engine."""
         return np.array([value(engine) for engine in ENGINES], dtype)[self.engine]
+
+    def by_limits(self, value: Callable[[BatchLimits], float]) -> Numbers:
+        """Look up a limit of a step of each candidate's engine on its hardware."""
+        cpus, gpus = (self.by_engine(lambda e: value(e.on_cpus)), self.by_engine(lambda e: value(e.on_gpus)))
+        return np.where(self.by_accelerator(memory.on_cpu, bool), cpus, gpus)
 
     def by_accelerator(self, value: Callable[[Accelerator], float], dtype: type = float) -> NDArray[Any]:
         """Look up a value of each candidate's accelerator."""
@@ -111,11 +117,11 @@ def min_stages(requirements: Requirements, accelerator: Accelerator, tensor: int
     """Find the smallest number of nodes that holds the weights and one request; 0 if none does."""
     shape, length, nodes = requirements.shape, requirements.max_model_len, np.array((1, *STAGES))
     element = requirements.element_bytes(accelerator)
-    engine = engine_of(EngineName.VLLM)
+    limits = engine_of(EngineName.VLLM).on_gpus
     total = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
     cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     activations = memory.activation_bytes(
-        shape, element, tensor, engine.max_num_seqs, engine.max_num_batched_tokens, 0.0
+        shape, element, tensor, limits.max_num_seqs, limits.max_num_batched_tokens, 0.0
     )
     adapters = requirements.adapter_bytes(element, tensor, nodes)
     need = total + adapters + cache * memory.largest_stage(shape.layers, nodes) + activations
@@ -163,8 +169,8 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     element = candidates.by_accelerator(requirements.element_bytes)
     reserve = np.where(cpu, candidates.by_engine(lambda engine: engine.cores_reserve), 0.0)
     usable = np.maximum(candidates.by_accelerator(memory.usable) - reserve, 0.0)
-    running = candidates.by_engine(lambda engine: engine.max_num_seqs)
-    step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
+    running = candidates.by_limits(lambda limits: limits.max_num_seqs)
+    step_tokens = candidates.by_limits(lambda limits: limits.max_num_batched_tokens)
     forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     tokens = candidates.by_draft(lambda option: option.max_draft_tokens)

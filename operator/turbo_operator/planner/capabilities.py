@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation, TurboDeploymentSpec
-from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.config import CPU_LIMITS, GPU_LIMITS, BatchLimits
 from turbo_runtime.contract.documents import ModelShape
 
 LACK = "is not supported yet"
@@ -32,7 +32,6 @@ ARCHITECTURES = frozenset(
         "Qwen3ForCausalLM",
     }
 )
-_TURBO = RuntimeConfig(model="")
 IDLE_DRAFTS_LACK = (
     "vLLM drafts as many tokens for whatever load in data-parallel groups, and no number of them saves time "
     "at every load: leave parallelism.data out, or do without drafts"
@@ -46,8 +45,8 @@ class Engine:
     """One engine at its defaults."""
 
     name: EngineName
-    max_num_seqs: int  # requests decoded together
-    max_num_batched_tokens: int  # of one pass, prompts and drafts together
+    on_cpus: BatchLimits
+    on_gpus: BatchLimits
     methods: tuple[str, ...]
     quantized: bool  # serves weights as they are stored, instead of converting them
     forgets: bool  # its cache drops what a sliding window has passed
@@ -57,21 +56,21 @@ class Engine:
     cores_reserve: int = 0  # bytes that its processes hold on cores, in addition to what ours do
 
 
-# The runtime's own limits are read from its contract, not repeated here. vLLM's are its defaults for a
-# server: max_num_seqs 256, max_num_batched_tokens 2048.
+VLLM_LIMITS = BatchLimits(max_num_seqs=256, max_num_batched_tokens=2048)  # its defaults for a server
+# The runtime's own limits are read from its contract, not repeated here.
 ENGINES = (
     Engine(
         EngineName.TURBO,
-        _TURBO.max_num_seqs,
-        _TURBO.max_num_batched_tokens,
+        CPU_LIMITS,
+        GPU_LIMITS,
         (str(Method.SUFFIX), str(Method.TURBO_HEADS), OFF),
         quantized=False,
         forgets=False,
     ),
     Engine(
         EngineName.VLLM,
-        256,
-        2048,
+        VLLM_LIMITS,
+        VLLM_LIMITS,
         tuple(map(str, (Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL, Method.N_GRAM, Method.SUFFIX, OFF))),
         quantized=True,
         forgets=True,

@@ -143,7 +143,7 @@ def arguments(
     is_worker: bool = False,
 ) -> list[str]:
     """Return the server's arguments: the user's own, and after them, so that they win, the plan's."""
-    engine = engine_of(choice.engine)
+    limits = engine_of(choice.engine).on_gpus
     model, revision = pod.served_model(td, facts)
     planned: dict[str, Any] = {
         "revision": revision,
@@ -151,8 +151,8 @@ def arguments(
         "port": PORT,
         "dtype": choice.dtype,
         "max-model-len": choice.max_model_len,
-        "max-num-seqs": engine.max_num_seqs,
-        "max-num-batched-tokens": engine.max_num_batched_tokens,
+        "max-num-seqs": limits.max_num_seqs,
+        "max-num-batched-tokens": limits.max_num_batched_tokens,
         "kv-cache-memory-bytes": choice.kv_cache_bytes,
         "tensor-parallel-size": choice.tensor if choice.tensor > 1 else None,
         "data-parallel-size": choice.data if choice.data > 1 else None,

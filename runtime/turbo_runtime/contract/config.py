@@ -14,11 +14,29 @@ from turbo_runtime.contract.endpoints import PORT
 DraftMethod = Literal["auto", "off", "suffix", "heads"]  # a drafter by its name; auto: all; off: none
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
+GuaranteeChoice = Literal["auto", "bitwise", "distribution"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What a step takes at most, where no flag says it."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+CPU_LIMITS, GPU_LIMITS = BatchLimits(32, 512), BatchLimits(256, 2048)  # the latter are vLLM's
+
+
+def _by_device(place: int) -> str:
+    cpu, gpu = (dataclasses.astuple(limits)[place] for limits in (CPU_LIMITS, GPU_LIMITS))
+    return f"{cpu}; {gpu} on a GPU"
 
 
 # What holds of a value that is given, and what to say of one that it does not hold of.
 _Check = tuple[Callable[[Any], bool], str]
 _COUNT: _Check = (lambda value: value >= 1, "must be at least 1, not {}")
+_COUNT_OR_DEFAULT: _Check = (_COUNT[0], f"{_COUNT[1]}; leave it out for the default")
 _POSITIVE: _Check = (lambda value: 0 < value < math.inf, "must be a number above 0, not {}")
 _POSITIVE_OR_DEFAULT: _Check = (_POSITIVE[0], f"{_POSITIVE[1]}; leave it out for the default")
 _NOT_NEGATIVE: _Check = (lambda value: 0 <= value < math.inf, "must be 0 or more, not {}")
@@ -60,14 +78,28 @@ class RuntimeConfig:
     max_model_len: int | None = _flag(
         None, "longest prompt plus output, in tokens (default: the model's own)", _POSITIVE_OR_DEFAULT
     )
-    max_num_seqs: int = _flag(32, "requests decoded together", _COUNT)
+    max_num_seqs: int | None = _flag(
+        None, f"requests decoded together (default: {_by_device(0)})", _COUNT_OR_DEFAULT
+    )
     max_queued_requests: int = _flag(256, "requests queued before 429", _COUNT)
     max_queued_prompt_tokens: int = _flag(1 << 20, "tokens of their prompts queued before 429", _COUNT)
-    max_num_batched_tokens: int = _flag(
-        512, "tokens of one forward pass, prefill and verification together", _COUNT
+    max_num_batched_tokens: int | None = _flag(
+        None,
+        f"tokens of one forward pass, prefill and verification together (default: {_by_device(1)})",
+        _COUNT_OR_DEFAULT,
     )
     kv_cache_gib: float | None = _flag(
-        None, "memory of the KV cache in GiB (default: what fits, at most 4)", _POSITIVE_OR_DEFAULT
+        None,
+        "memory of the KV cache in GiB (default: what fits, on a CPU at most 4)",
+        _POSITIVE_OR_DEFAULT,
+    )
+    gpu_memory_utilization: float = _flag(
+        0.9, "share of a GPU's memory, 0 to 1, for weights, KV cache and all that steps need", _up_to(1)
+    )
+    guarantee: GuaranteeChoice = _flag(  # noqa: RUF009
+        "auto",
+        "bitwise: end unless the same text can be promised to the byte; distribution: promise the "
+        "distribution, and compute in the quickest way; auto: bitwise on CPUs where it can be promised",
     )
     speculation: DraftMethod = _flag(  # noqa: RUF009
         "auto", "what drafts: suffix, heads, auto for the more confident of both, or off"
@@ -112,6 +144,14 @@ class RuntimeConfig:
     shutdown_delay_seconds: float = _flag(
         5.0, "after SIGTERM: serve on while load balancers take the pod out", _NOT_NEGATIVE
     )
+
+    def limits(self, device: str) -> BatchLimits:
+        """Return the limits of a step on `cpu` or `cuda`."""
+        default = CPU_LIMITS if device == "cpu" else GPU_LIMITS
+        return BatchLimits(
+            self.max_num_seqs or default.max_num_seqs,
+            self.max_num_batched_tokens or default.max_num_batched_tokens,
+        )
 
     def to_argv(self) -> list[str]:
         """The arguments after `turbo serve`, without defaults, so that a new field changes no old pod."""

@@ -24,11 +24,10 @@ from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.startup.builder import start_engine
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.loader import export_tokenizer
 from turbo_runtime.models.matmul import padded_rows
-from turbo_runtime.models.runner import Chunk
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer, TemplateRefusalError
@@ -52,7 +51,8 @@ class TargetModel:
             export_tokenizer(config.model, config.revision, Path(folder))
             self.tokenizer = ServedTokenizer(Path(folder))
         self._engine, self.ready = start_engine(config, time.monotonic())
-        self._blocks = self._engine.scheduler.block_pool.num_blocks
+        self._pool = self._engine.scheduler.block_pool
+        self._blocks = self._pool.num_blocks
         self.model = self._engine.model
         self.noise = self._engine.noise
         self.stop_ids = self.tokenizer.eos_token_ids | frozenset(self.ready.eos_token_ids)
@@ -68,8 +68,8 @@ class TargetModel:
         first, blocks = self._engine.scheduler, self._blocks // len(drafts)
         engines = []
         for part, active in enumerate(drafts):
-            length = min(first.max_length, blocks * BLOCK_SIZE)
-            scheduler = replace(first, block_pool=BlockPool(blocks, blocks * part), max_length=length)
+            length = min(first.max_length, blocks * self._pool.block_size)
+            scheduler = replace(first, block_pool=self._pool.part(blocks, blocks * part), max_length=length)
             controller = GoodputController(None, padded_rows)
             controller.cost = self._engine.speculation.control.cost
             engines.append(Engine(self.model, scheduler, Proposer(active), None, controller))
@@ -77,7 +77,7 @@ class TargetModel:
 
     def can_hold(self, engines: int, requests: int, tokens: int) -> bool:
         """Whether the KV cache fits so many requests of so many tokens in each of so many engines."""
-        return self._blocks // engines >= requests * blocks_for(tokens)
+        return self._blocks // engines >= requests * self._pool.blocks_for(tokens)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Tokenize the prompt as the server does. Raises PromptsError."""
@@ -140,10 +140,10 @@ class TargetModel:
         tokens = blocks = 0
         for completion in completions:
             length = len(completion.text) - 1
-            tokens, blocks = tokens + length, blocks + blocks_for(length)
+            tokens, blocks = tokens + length, blocks + self._pool.blocks_for(length)
             if batch and (tokens > max_tokens or blocks > self._blocks):
                 yield batch
-                batch, tokens, blocks = [], length, blocks_for(length)
+                batch, tokens, blocks = [], length, self._pool.blocks_for(length)
             batch.append(completion)
         if batch:
             yield batch
@@ -155,7 +155,7 @@ class TargetModel:
         rows, streams = list[tuple[Tensor, Tensor, Tensor]](), list[Tensor]()
         for chunks in self._passes(completions):
             forward = self.model.forward(chunks, layers)
-            if forward.broken:
+            if not forward.finite.all():
                 raise DistillError("the model's hidden states are no numbers: it cannot be learned from")
             rows.append((forward.hidden.clone(), *_likeliest(forward.logits, params)))
             if forward.streams is not None:
@@ -167,9 +167,9 @@ class TargetModel:
 
     def _passes(self, completions: Sequence[Completion]) -> Iterator[list[Chunk]]:
         """Yield one pass over several short responses, or several over one that is longer than a step."""
-        max_tokens, pool = self._engine.scheduler.max_num_batched_tokens, BlockPool(self._blocks)
+        max_tokens, pool = self._engine.scheduler.max_num_batched_tokens, self._pool.part(self._blocks, 0)
         texts = [completion.text[:-1] for completion in completions]
-        tables = [pool.take(blocks_for(len(text))) for text in texts]
+        tables = [pool.take(pool.blocks_for(len(text))) for text in texts]
         chunks: list[Chunk] = []
         for completion, text, table in zip(completions, texts, tables, strict=True):
             first = len(completion.request.prompt) - 1  # the state that the first token was drawn from

@@ -24,10 +24,12 @@ from torch import Tensor
 from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.engine.scheduler import Scheduler, Sequence
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
-from turbo_runtime.models.runner import Chunk, ModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import SpentError
-from turbo_runtime.sampling.sampler import NoTokenError, Sampler, SamplerRegistry
+from turbo_runtime.sampling.registry import SamplerRegistry
+from turbo_runtime.sampling.sampler import NoTokenError, Sampler
 from turbo_runtime.speculation.verification import verify
 
 log = logging.getLogger(__name__)

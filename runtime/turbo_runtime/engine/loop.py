@@ -9,8 +9,6 @@ import logging
 import time
 from collections import Counter, defaultdict
 
-from torch import Tensor
-
 from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.drafters.heads import HeadsDrafter
 from turbo_runtime.drafters.proposer import Proposer
@@ -20,10 +18,14 @@ from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Forward, ModelRunner, is_out_of_memory
+from turbo_runtime.models.transfer import download
+from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError, SamplerRegistry, TokenAt, tokens_of_step
+from turbo_runtime.sampling.registry import SamplerRegistry
+from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError, SampledTokens, SamplingMetadata
+from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.verification import VerificationResult, verify
 
@@ -51,6 +53,7 @@ class Engine:
         self.scheduler = scheduler
         self.speculation = Speculator(drafters, control or GoodputController(None, padded_rows))
         self.noise = Noise(model.vocabulary, model.device)
+        self._kernels = DENSE if model.asynchronous else SEARCH
         self.samplers = SamplerRegistry(self.noise, grammars)
         self.audit = Audit(model, scheduler, self.samplers, audit_fraction, guarantee)
         self._arrived: dict[str, float] = {}  # arrival times of answers that wait for their first step
@@ -105,15 +108,13 @@ class Engine:
             now = time.monotonic()
             self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
             self.speculation.propose(parts)
-            forward_start = time.perf_counter()
             try:
-                forward = _compute(self.model, parts)
+                forward, sampled = self._compute(parts)
             except Exception as error:
                 self._recover(parts, error)
             else:
                 self._failures = 0
-                self._forward_seconds += time.perf_counter() - forward_start
-                self._finish_step(parts, forward)
+                self._finish_step(parts, forward, sampled)
                 seconds = time.perf_counter() - start_time
                 self.speculation.learn(seconds)
                 self._step_seconds += seconds
@@ -176,21 +177,47 @@ class Engine:
         except ValueError as rejection:
             self._fail(request.request_id, str(rejection))
 
-    def _finish_step(self, parts: list[BatchEntry], forward: Forward) -> None:
-        """Draw, verify and book what the parts computed."""
-        logits = forward.logits
-        _lay_out(parts, logits)
-        yielding = [part for part in parts if part.work.yields and not part.broken]
-        for part in parts:
-            if part.broken:
+    def _compute(self, parts: list[BatchEntry]) -> tuple[Forward, list[SampledTokens | None]]:
+        """Compute and draw all parts in one pass, and fetch the tokens: None for a part whose committed
+        tokens have states that are NaN or infinite. A NaN of a draft spoils the tokens computed with it, and
+        must not decide whether an answer goes on: a second pass leaves such drafts out. The other parts get
+        the same bits again.
+        """
+        while True:
+            _lay_out(parts)
+            start_time = time.perf_counter()
+            chunks = [part.chunk() for part in parts]
+            forward = self.model.execute(chunks)
+            self._forward_seconds += time.perf_counter() - start_time
+            # while a device computes
+            metadata = SamplingMetadata([part.rows() for part in parts], self.model.vocabulary)
+            self.speculation.read_on(parts, overlapped=self.model.asynchronous)
+            sampled = metadata.sample(forward.logits, self.noise, self._kernels)
+            finite, *arrays = download(forward.finite, *sampled)
+            broken = [number for number, whole in enumerate(finite.tolist()) if not whole]
+            self.model.clear([chunks[number] for number in broken])
+            drafted = [parts[number] for number in broken if parts[number].drafts]
+            for part in drafted:
+                part.drafts = []
+            if not drafted:
+                read: list[SampledTokens | None] = [*metadata.read(*arrays)]
+                for number in broken:
+                    read[number] = None
+                return forward, read
+
+    def _finish_step(
+        self, parts: list[BatchEntry], forward: Forward, sampled: list[SampledTokens | None]
+    ) -> None:
+        """Verify and book what the parts computed."""
+        for part, tokens in zip(parts, sampled, strict=True):
+            if tokens is None:
                 self._fail(part.work.sequence.request_id, NOT_FINITE)
-            elif not part.work.yields:
+                continue
+            part.sampler.prompt_logprobs.read(tokens.prompt_logprobs(), part.prompt)
+            if part.work.yields:
+                self._advance(part, tokens, forward)
+            else:
                 self.scheduler.update_from_output(part.work, [])
-        for part in yielding:
-            part.keep(logits)
-        drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
-        for part, token_at in zip(yielding, drawn, strict=True):
-            self._advance(part, token_at, forward)
 
     def _recover(self, parts: list[BatchEntry], error: Exception) -> None:
         """Go on after a pass that failed, of which nothing is booked. For want of memory it is tried again as
@@ -209,13 +236,14 @@ class Engine:
             sentence = f"the engine failed in a step of this request: {error}; try again"
             self._fail(part.work.sequence.request_id, sentence, refused=False)
 
-    def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
+    def _advance(self, part: BatchEntry, sampled: SampledTokens, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""
         drafts, sampler, sequence = part.drafts, part.sampler, part.work.sequence
         request_id = sequence.request_id
         try:
-            verdict = verify(token_at, drafts, stop_ids=sampler.stop_ids, room=self.scheduler.room(sequence))
-            logprobs = part.logprobs(verdict.tokens)
+            room = self.scheduler.room(sequence)
+            verdict = verify(sampled.token_at, drafts, stop_ids=sampler.stop_ids, room=room)
+            logprobs = sampled.logprobs(verdict.tokens)
         except SpentError:
             self.samplers.renew(request_id)  # nothing is booked: the step is repeated
             return
@@ -281,27 +309,9 @@ def _to_tuple(counts: Counter[int]) -> tuple[int, ...]:
     return tuple(counts[index] for index in range(max(counts, default=-1) + 1))
 
 
-def _compute(model: ModelRunner, parts: list[BatchEntry]) -> Forward:
-    """Compute all parts in one pass, and mark the `broken` ones. A NaN of a draft spoils the tokens computed
-    with it, and must not decide whether an answer goes on: a second pass leaves such drafts out. The other
-    parts get the same bits again.
-    """
-    forward = model.forward([part.chunk() for part in parts])
-    drafted = [parts[number] for number in forward.broken if parts[number].drafts]
-    if drafted:
-        for part in drafted:
-            part.drafts = []
-        forward = model.forward([part.chunk() for part in parts])
-    for number in forward.broken:
-        parts[number].broken = True
-    return forward
-
-
-def _lay_out(parts: list[BatchEntry], logits: Tensor) -> None:
-    """Assign each part its rows among the step's, and read those of prompts."""
+def _lay_out(parts: list[BatchEntry]) -> None:
+    """Assign each part its rows among the step's."""
     row = 0
     for part in parts:
-        if not part.broken:
-            part.sampler.prompt_logprobs.read(logits[row : row + len(part.prompt)], part.prompt)
         part.first = row + len(part.prompt)
         row = part.first + (len(part.drafts) + 1 if part.work.yields else 0)

@@ -26,12 +26,10 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.kv_cache.block_pool import (
-    BLOCK_SIZE,
     PROMPT_TILE,
     BlockPool,
     CorruptBlockPoolError,
     block_keys,
-    blocks_for,
 )
 from turbo_runtime.messages import GenerationRequest
 
@@ -109,7 +107,7 @@ class Scheduler:
     shared_tile: int = PROMPT_TILE  # tokens of prompts, whole tiles of which are shared
 
     def __post_init__(self) -> None:
-        if blocks_for(self.max_length) > self.block_pool.num_blocks:
+        if self.block_pool.blocks_for(self.max_length) > self.block_pool.num_blocks:
             raise ValueError(
                 f"{self.block_pool.num_blocks} blocks hold no sequence of {self.max_length} tokens"
             )
@@ -134,7 +132,7 @@ class Scheduler:
             )
         if request.request_id in self._live:
             raise ValueError(f"request {request.request_id} is running or waiting already; use another id")
-        keys = block_keys(request.scope, request.prompt, self.shared_tile)
+        keys = block_keys(request.scope, request.prompt, self.shared_tile, self.block_pool.block_size)
         sequence = Sequence(request, list(request.prompt), keys)
         self._queue.enter(request.tenant, sequence)
         self._live[request.request_id] = sequence
@@ -199,7 +197,7 @@ class Scheduler:
         sequence.tokens.extend(committed)
         self.block_pool.trim(sequence.table, len(sequence.tokens))
         self._queue.charge(sequence.request.tenant, ANSWER_WEIGHT * len(committed))
-        full = min(sequence.computed // BLOCK_SIZE, len(sequence.keys))
+        full = min(sequence.computed // self.block_pool.block_size, len(sequence.keys))
         if full > sequence.shared:
             self.block_pool.publish(sequence.keys[:full], sequence.table, sequence.shared)
             sequence.shared = full
@@ -209,7 +207,7 @@ class Scheduler:
         """The most additional blocks that the next step can need, with one for each sequence to grow into."""
         reach = self.max_draft_tokens + 1
         sequences = (*self.running, *self.waiting)
-        return sum(blocks_for(len(s.tokens) + reach) + 1 - len(s.table) for s in sequences)
+        return sum(self.block_pool.blocks_for(len(s.tokens) + reach) + 1 - len(s.table) for s in sequences)
 
     def check(self, held: Iterable[int] = ()) -> None:
         """Raise CorruptBlockPoolError if a block leaks, has a wrong holder or a wrong state. `held`: blocks
@@ -233,7 +231,7 @@ class Scheduler:
         if not sequence.table:  # it was preempted for an older one
             return False
         tokens = len(sequence.tokens)
-        while blocks_for(tokens) - len(sequence.table) > self.block_pool.num_available:
+        while self.block_pool.blocks_for(tokens) - len(sequence.table) > self.block_pool.num_available:
             youngest = self.running.pop()
             self.block_pool.trim(youngest.table, 0)
             youngest.computed = youngest.shared = 0
@@ -253,7 +251,7 @@ class Scheduler:
                 step.prompt_logprobs -= count  # few at a time: nobody waits for its blocks
                 return
             end = sequence.computed + count
-            step.blocks.update(sequence.keys[sequence.shared : blocks_for(end)])
+            step.blocks.update(sequence.keys[sequence.shared : self.block_pool.blocks_for(end)])
 
     def _admit(self, step: _StepBudget) -> None:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
@@ -269,14 +267,15 @@ class Scheduler:
             sequence = self._first(step)
             if sequence is None:
                 return
-            keys = sequence.keys[: (len(sequence.tokens) - 1) // BLOCK_SIZE]  # before the last token
+            before_last = (len(sequence.tokens) - 1) // self.block_pool.block_size
+            keys = sequence.keys[:before_last]
             if sequence.request.params.prompt_logprobs is not None:
                 keys = ()
             cached = self.block_pool.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return
             revived = sum(self.block_pool.references[block] == 0 for block in cached)
-            lacking = blocks_for(len(sequence.tokens) + 1) - len(cached) + len(self.running)
+            lacking = self.block_pool.blocks_for(len(sequence.tokens) + 1) - len(cached) + len(self.running)
             if lacking > self.block_pool.num_available - revived:
                 return
             self._start(sequence, cached)
@@ -300,7 +299,7 @@ class Scheduler:
         self.block_pool.share(cached)
         sequence.table.extend(cached)
         sequence.shared = len(cached)
-        sequence.computed = len(cached) * BLOCK_SIZE
+        sequence.computed = len(cached) * self.block_pool.block_size
         self.block_pool.extend(sequence.table, len(sequence.tokens))
         if sequence.cached is None:  # a resumption is no service and no query
             sequence.cached = sequence.computed
@@ -326,7 +325,8 @@ class Scheduler:
         more = _share({s: wanted[s] - first[s] for s in wanted}, budget - sum(first.values()))
         limits: dict[Sequence, int] = {}
         for sequence in first:
-            spare = (self.block_pool.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
+            blocks = self.block_pool.num_available + len(sequence.table)
+            spare = blocks * self.block_pool.block_size - len(sequence.tokens)
             limit = min(first[sequence] + more[sequence], spare)
             if limit > 0:
                 self.block_pool.extend(sequence.table, len(sequence.tokens) + limit)

@@ -12,9 +12,7 @@ from torch import Tensor
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import scheduler
-from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.models.runner import Chunk
-from turbo_runtime.sampling.logprobs import token_logprobs
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.sampler import AnswerRows, Sampler
 from turbo_runtime.speculation.controller import Demand, DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
@@ -38,8 +36,6 @@ class BatchEntry:
     draft: Draft = field(default_factory=Draft)  # the proposed one; `drafts` are its first tokens
     prompt: range = field(init=False)  # positions of the former
     first: int = field(init=False)  # of the latter among the step's rows
-    unprocessed: Tensor | None = None  # the latter's logits (rows, vocabulary), if they are requested
-    broken: bool = False  # its committed tokens have states that are NaN or infinite
 
     def __post_init__(self) -> None:
         self.prompt = self.sampler.prompt_logprobs.rows(self.work.start, self.work.count)
@@ -52,21 +48,10 @@ class BatchEntry:
         return Chunk(tokens, work.start, sequence.table, len(self.prompt) + answer, sequence.prompt_length)
 
     def rows(self) -> AnswerRows:
-        """Return the answer's rows, to draw from."""
-        return AnswerRows(self.sampler, self.work.sequence.tokens, self.drafts, self.first)
-
-    def keep(self, logits: Tensor) -> None:
-        """Keep its rows of the step's, if their log probabilities are requested: sampling may change them."""
-        if self.sampler.params.logprobs is not None:
-            rows = logits[self.first : self.first + len(self.drafts) + 1]
-            self.unprocessed = rows.clone() if self.sampler.edits else rows
-
-    def logprobs(self, tokens: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
-        """Return those of the committed `tokens`; empty if not requested."""
-        top = self.sampler.params.logprobs
-        if top is None or self.unprocessed is None:
-            return ()
-        return tuple(token_logprobs(self.unprocessed[: len(tokens)], tokens, top))
+        """Return its rows, to draw from and to score."""
+        prompt = self.sampler.prompt_logprobs.tokens(self.prompt)
+        tokens = self.work.sequence.tokens
+        return AnswerRows(self.sampler, tokens, self.drafts, self.first, prompt, self.work.yields)
 
 
 class Reading:
@@ -125,7 +110,7 @@ class Speculator:
         answers = sum(part.work.yields for part in parts)
         self._draft(able, answers)
         self._drafting = time.perf_counter() - start_time
-        self._read_on(parts)
+        self._read = 0.0
         drafting = [part for part in able if part.drafts]
         acceptances = [
             part.draft.cumulative_acceptance[: len(part.drafts)] or [_FORCED] * len(part.drafts)
@@ -134,6 +119,16 @@ class Speculator:
         counts = self.control.select_draft_lengths(acceptances, self._shape, answers, self._drafting)
         for part, count in zip(drafting, counts, strict=True):
             del part.drafts[count:]
+
+    def read_on(self, parts: Sequence[BatchEntry], *, overlapped: bool) -> None:
+        """Index prompts while they are computed, and finished answers; `overlapped` with a device's work."""
+        for part in parts:
+            sequence = part.work.sequence
+            params = sequence.request.params
+            if not sequence.generated and params.draft_method != "off" and params.max_draft_tokens != 0:
+                self.drafters.expect(sequence.request_id, sequence.tokens, params.draft_method)
+        seconds = self._reading.step(self.drafters, self.control.spare(self._shape))
+        self._read += 0.0 if overlapped else seconds
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         """Learn a part's committed tokens; `state` gave the last of them."""
@@ -177,15 +172,6 @@ class Speculator:
         """Do a little background work while the engine is idle."""
         if self.drafters.waiting:
             self._reading.read(self.drafters, _IDLE_SLICE)
-
-    def _read_on(self, parts: Sequence[BatchEntry]) -> None:
-        """Index prompts while they are computed, and finished answers."""
-        for part in parts:
-            sequence = part.work.sequence
-            params = sequence.request.params
-            if not sequence.generated and params.draft_method != "off" and params.max_draft_tokens != 0:
-                self.drafters.expect(sequence.request_id, sequence.tokens, params.draft_method)
-        self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _draft(self, able: Sequence[BatchEntry], answers: int) -> None:
         """Give each part all drafts that may be worth a row of this step, which has `answers`."""

@@ -18,24 +18,26 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import takewhile
 
-BLOCK_SIZE = 16  # token slots of one block
+BLOCK_SIZE = 16  # token slots of one block, unless a kernel needs larger ones
 PROMPT_TILE = 64  # aligned positions that one call computes; whole blocks
 
 
-def blocks_for(tokens: int) -> int:
+def blocks_for(tokens: int, block_size: int = BLOCK_SIZE) -> int:
     """Return the number of blocks for that many tokens."""
-    return -(-tokens // BLOCK_SIZE)
+    return -(-tokens // block_size)
 
 
-def block_keys(scope: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
+def block_keys(
+    scope: str, prompt: Sequence[int], tile: int = PROMPT_TILE, block_size: int = BLOCK_SIZE
+) -> tuple[bytes, ...]:
     """Return a chained key for each block in a whole tile of the prompt: it stands for all tokens up to its
     end. The chain begins with the scope, so that the time to a first token reveals no other scope's prompts;
     whatever else changes keys and values belongs there too. 256 bits exclude collisions, even intended ones.
     """
     key = blake2b(scope.encode(), digest_size=32).digest()
     keys = []
-    for start in range(0, len(prompt) // tile * tile, BLOCK_SIZE):
-        content = array("q", prompt[start : start + BLOCK_SIZE]).tobytes()
+    for start in range(0, len(prompt) // tile * tile, block_size):
+        content = array("q", prompt[start : start + block_size]).tobytes()
         key = blake2b(key + content, digest_size=32).digest()
         keys.append(key)
     return tuple(keys)
@@ -56,11 +58,11 @@ class BlockPool:
     evicted before those that follow it: cached blocks are always reachable from the prompt's start.
     """
 
-    def __init__(self, num_blocks: int, first: int = 0) -> None:
+    def __init__(self, num_blocks: int, first: int = 0, block_size: int = BLOCK_SIZE) -> None:
         """Blocks are numbered from `first`: disjoint pools can share tensors."""
         if num_blocks < 1:
             raise ValueError(f"a KV cache needs at least one block, not {num_blocks}")
-        self.num_blocks = num_blocks
+        self.num_blocks, self.block_size = num_blocks, block_size
         self.blocks = range(first, first + num_blocks)
         # a stack: the block freed last is warm in the CPU's cache
         self._free = list(reversed(self.blocks))
@@ -80,6 +82,14 @@ class BlockPool:
         """Blocks with holders."""
         return self.num_blocks - self.num_available
 
+    def blocks_for(self, tokens: int) -> int:
+        """Return the number of blocks for that many tokens."""
+        return blocks_for(tokens, self.block_size)
+
+    def part(self, num_blocks: int, first: int) -> BlockPool:
+        """Create an empty pool of some of the blocks."""
+        return BlockPool(num_blocks, first, self.block_size)
+
     def is_cached(self, block: int) -> bool:
         """Whether the block's content outlives its holders."""
         return block in self._key
@@ -96,7 +106,7 @@ class BlockPool:
             block, _ = self._idle.popitem(last=False)
             del self._block[self._key.pop(block)]
             self._free.append(block)
-            self.evictions += BLOCK_SIZE
+            self.evictions += self.block_size
         taken = [self._free.pop() for _ in range(count)]
         for block in taken:
             self.references[block] = 1
@@ -139,11 +149,11 @@ class BlockPool:
 
     def extend(self, table: list[int], tokens: int) -> None:
         """Extend a sequence's table in place to hold `tokens`; OutOfBlocks changes nothing."""
-        table.extend(self.take(max(0, blocks_for(tokens) - len(table))))
+        table.extend(self.take(max(0, self.blocks_for(tokens) - len(table))))
 
     def trim(self, table: list[int], tokens: int) -> None:
         """Shorten a table in place, the last block first: most sequences can share the beginning."""
-        length = blocks_for(tokens)
+        length = self.blocks_for(tokens)
         if len(table) > length:
             self.release(table[: length - 1 if length else None : -1])
             del table[length:]

@@ -66,6 +66,12 @@ FORMS = (
     MatmulKernel("transposed, tiles of 16", "columns", (16,)),
     MatmulKernel("linear, one row at a time", "rows", (1,)),
 )
+# On a GPU. Up to some hundred rows a product is bound by reading the weights, so that 64 rows cost little
+# more than one; and one shape is one algorithm.
+DEVICE_FORMS = (
+    MatmulKernel("linear, tiles of 64", "rows", (64,)),
+    MatmulKernel("linear, tiles of 16", "rows", (16,)),
+)
 # Where rows may depend on their number.
 FREE_FORMS = (
     MatmulKernel("packed, any rows", "packed", None),
@@ -83,17 +89,23 @@ def padded_rows(rows: int) -> int:
 class BatchInvariantLinear:
     """x (rows, in) -> x @ weight.T + bias (rows, out), by one kernel."""
 
-    forms: ClassVar[tuple[MatmulKernel, ...]] = FORMS
+    host_forms: ClassVar[tuple[MatmulKernel, ...]] = FORMS
+    device_forms: ClassVar[tuple[MatmulKernel, ...]] = DEVICE_FORMS
     free_forms: ClassVar[tuple[MatmulKernel, ...]] = FREE_FORMS
     heads = 1  # matrices of this shape side by side
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """`weight` (out, in) stays as it is until a kernel needs another layout."""
         self.shape = (int(weight.shape[-2]), int(weight.shape[-1]))  # (out, in)
-        self.dtype = weight.dtype
+        self.dtype, self.device = weight.dtype, weight.device
         self.bias = bias
         self.form = self.free_forms[-1]
         self._stored = weight
+
+    @property
+    def forms(self) -> tuple[MatmulKernel, ...]:
+        """What the start-up check tries."""
+        return self.host_forms if self.device.type == "cpu" else self.device_forms
 
     @property
     def name(self) -> str:
@@ -115,7 +127,7 @@ class BatchInvariantLinear:
         before = self.form
         try:
             self.use(form)
-            self(torch.zeros(4, self.heads * self.shape[1], dtype=self.dtype))
+            self(torch.zeros(4, self.heads * self.shape[1], dtype=self.dtype, device=self.device))
         except (AttributeError, RuntimeError) as error:  # this build or processor lacks an operator
             log.info("products are not computed %s: %s", form.name, error)
             self.use(before)
@@ -169,10 +181,13 @@ def _as_rows(stored: Tensor, layout: Layout) -> Tensor:
 class HeadProduct(BatchInvariantLinear):
     """x (rows, heads * in) -> (rows, heads * out), all heads in one batched product."""
 
-    forms: ClassVar[tuple[MatmulKernel, ...]] = (
+    host_forms: ClassVar[tuple[MatmulKernel, ...]] = (
         MatmulKernel("batched", "batched", COUNTS),
         MatmulKernel("batched, tiles of 4", "batched", (4,)),
         MatmulKernel("batched, tiles of 16", "batched", (16,)),
+    )
+    device_forms: ClassVar[tuple[MatmulKernel, ...]] = (
+        MatmulKernel("batched, tiles of 64", "batched", (64,)),
     )
     free_forms: ClassVar[tuple[MatmulKernel, ...]] = (MatmulKernel("batched, any rows", "batched", None),)
 

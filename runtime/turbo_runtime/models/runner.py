@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
+from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule, StepMetadata
 from turbo_runtime.models.attention.pool import KVPool, cache_shape
-from turbo_runtime.models.attention.spans import Span
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """One sequence's tokens of a step: committed ones that are not computed yet, then drafts."""
-
-    tokens: Sequence[int]
-    start: int  # position of the first
-    table: list[int]  # blocks for start + len(tokens) tokens
-    logit_rows: int  # last tokens that need logits
-    prompt_length: int
+from turbo_runtime.models.step_batch import Chunk, StepBatch, padded
+from turbo_runtime.models.transfer import download, upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +25,16 @@ class Forward:
 
     logits: Tensor  # (rows, vocabulary) float32
     hidden: Tensor  # (rows, width), after the final norm
+    finite: Tensor  # (chunks,) bool: whether no state of a chunk is NaN or infinite
     streams: Tensor | None = None  # (tokens of all chunks, requested layers x width): those layers' inputs
-    broken: frozenset[int] = frozenset()  # indices of the chunks with a state that is NaN or infinite
+
+
+class StepInputs(NamedTuple):
+    """What the model itself reads of a step."""
+
+    ids: Tensor  # (rows,): tokens, and padding
+    sequence: Tensor  # (rows,): whose; padding counts as a sequence more
+    picked: Tensor  # (n,): rows that need logits
 
 
 class ModelRunner:
@@ -49,46 +45,75 @@ class ModelRunner:
         self.config = config = model.config
         self.vocabulary = int(config.vocab_size)
         self.device = model.device
+        self.dtype = model.dtype
         self.max_length = max_length
         self.rule = Rule()  # set by the start-up check
-        shape, layers = cache_shape(config), config.num_hidden_layers
-        self.pool = KVPool(shape, layers=layers, blocks=blocks, dtype=model.dtype, device=model.device)
+        self.pool = self.allocate(blocks)
         lean = type(model).__name__ in LEAN_ARCHITECTURES
         self.decoder: LeanDecoder | ModuleDecoder
         self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
 
-    @torch.inference_mode()
+    @property
+    def asynchronous(self) -> bool:
+        """Whether passes are only enqueued, so that whoever asks for their results waits."""
+        return bool(self.device.type != "cpu")
+
+    @property
+    def shared_tile(self) -> int:
+        """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
+        return self.rule.shared_tile
+
+    def allocate(self, blocks: int) -> KVPool:
+        """Return a cache of so many blocks."""
+        shape, layers = cache_shape(self.config), int(self.config.num_hidden_layers)
+        return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
+
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
-        """Compute all chunks in one pass; `streams` get the inputs of `layers`. A broken chunk leaves zeros
-        in its slots: later readers of its blocks would get NaN, even from masked slots.
+        """Compute all chunks in one pass; `streams` get the inputs of `layers`. A chunk with a state that is
+        not finite leaves zeros in its slots: later readers of its blocks would get NaN, even if masked.
         """
-        tokens = [token for chunk in chunks for token in chunk.tokens]
-        rows = padded_rows(len(tokens))
-        spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
-        step = AttentionMetadata(self.pool, spans, rows, self.rule)
-        tokens += [0] * (rows - len(tokens))
-        hidden, streams = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, layers)
-        finite = hidden[: step.tokens].isfinite().all(1)
-        ends = accumulate(len(chunk.tokens) for chunk in chunks)
-        indices = [
-            i for chunk, end in zip(chunks, ends, strict=True) for i in range(end - chunk.logit_rows, end)
-        ]
-        selected = hidden.index_select(0, torch.tensor(indices, device=self.device).int())
+        forward = self.execute(chunks, layers)
+        (finite,) = download(forward.finite)
+        self.clear([chunk for chunk, whole in zip(chunks, finite.tolist(), strict=True) if not whole])
+        return forward
+
+    @torch.inference_mode()
+    def execute(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
+        """Begin `forward`, and leave it to the caller to `clear` what is not finite."""
+        batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
+        rows = padded_rows(len(batch.tokens))
+        step = AttentionMetadata(self.pool, batch, rows, self.rule)
+        ids, sequence = padded(batch.tokens, rows), padded(batch.sequence, rows, len(chunks))
+        inputs = StepInputs(self._upload(ids), self._upload(sequence), self._upload(batch.logits_indices))
+        return self._compute(inputs, step, len(chunks), layers)
+
+    def _compute(
+        self, inputs: StepInputs, step: StepMetadata, sequences: int, layers: Sequence[int]
+    ) -> Forward:
+        ids, sequence, picked = inputs
+        hidden, streams = self.decoder.hidden(ids, step, layers)
+        selected = hidden.index_select(0, picked)
         logits = torch.empty(0, self.vocabulary, device=self.device)
         if len(selected):
             logits = self.decoder.logits(selected).float()
-        inputs = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
-        broken = frozenset[int]() if bool(finite.all()) else step.clear_broken(finite)
-        return Forward(logits, selected, inputs, broken)
+        read = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
+        return Forward(logits, selected, _finite_sequences(hidden, sequence, sequences), read)
 
+    @torch.inference_mode()
     def clear(self, chunks: Sequence[Chunk]) -> None:
-        """Write zeros to the slots of these chunks, whatever a pass that failed has left there."""
-        slots = [
-            chunk.table[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
-            for chunk in chunks
-            for place in range(chunk.start, chunk.start + len(chunk.tokens))
-        ]
-        self.pool.clear(torch.tensor(slots, device=self.device))
+        """Write zeros to the slots of these chunks."""
+        if chunks:
+            self.pool.clear(self._upload(StepBatch.join(chunks, self.pool.block_size, -1).slot_mapping))
+
+    def _upload(self, values: Any) -> Tensor:
+        return upload(values, self.device)
+
+
+def _finite_sequences(hidden: Tensor, sequence: Tensor, number: int) -> Tensor:
+    """Return (number,) bool, whether the rows (rows, width) of each `sequence` (rows,) are finite."""
+    broken = hidden.isfinite().all(1).logical_not_().float()
+    counts = torch.zeros(number + 1, device=hidden.device)  # padding comes last
+    return counts.index_add_(0, sequence, broken)[:number] == 0
 
 
 def is_out_of_memory(error: Exception) -> bool:

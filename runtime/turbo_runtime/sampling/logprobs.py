@@ -2,42 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.sampling.truncation import head, sum_rows
+from turbo_runtime.models.transfer import Array, download
+from turbo_runtime.sampling.search import likeliest
+from turbo_runtime.sampling.truncation import sum_rows
 
 _ROWS = 8  # at once: a vocabulary of float64 is a megabyte
 
+Columns = tuple[Tensor, Tensor, Tensor, Tensor]
+
 
 @torch.inference_mode()
-def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    """Return the log probability of each row's token and the `top` likeliest; `logits` (rows, vocabulary)."""
-    result: list[TokenLogprob] = []
-    for start in range(0, len(tokens), _ROWS):
-        result += _chunk_logprobs(logits[start : start + _ROWS], tokens[start : start + _ROWS], top)
-    return result
+def score(
+    logits: Tensor, tokens: Tensor, top: int, ranked: Callable[[Tensor, int], Tensor] = likeliest
+) -> Columns:
+    """Score the `tokens` (n,) of rows (n, vocabulary): log probability (n,) float64 and rank (n,) of each,
+    and ids and log probabilities (n, top) of the likeliest ones, `ranked` by `RowKernels.likeliest`.
+    """
+    starts = range(0, len(tokens), _ROWS)
+    pieces = [_score(logits[i : i + _ROWS], tokens[i : i + _ROWS], top, ranked) for i in starts]
+    logprobs, ranks, ids, best = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return logprobs, ranks, ids, best
 
 
-def _chunk_logprobs(rows: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    wanted = torch.tensor(tokens, device=rows.device)[:, None]
+def _score(rows: Tensor, tokens: Tensor, top: int, ranked: Callable[[Tensor, int], Tensor]) -> Columns:
+    wanted = tokens[:, None]
     peaks = rows.amax(1, keepdim=True).double()
     totals = peaks + sum_rows(rows.double().sub_(peaks).exp_()).log_()
     own = rows.gather(1, wanted)
     before = torch.arange(rows.shape[1], device=rows.device) < wanted
     ranks = 1 + ((rows > own) | ((rows == own) & before)).sum(1)
-    logprobs = own.double() - totals
-    best: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
-    if top:
-        ids = [head(row, top) for row in rows]
-        best = [
-            tuple(zip(ranked.tolist(), (row[ranked].double() - total).tolist(), strict=True))
-            for ranked, row, total in zip(ids, rows, totals, strict=True)
-        ]
-    return list(map(TokenLogprob, tokens, logprobs[:, 0].tolist(), ranks.tolist(), best))
+    ids = ranked(rows, min(top, rows.shape[1])) if top else wanted[:, :0]
+    return (own.double() - totals)[:, 0], ranks, ids, rows.gather(1, ids).double() - totals
+
+
+def read_scores(columns: Sequence[Array], tokens: Sequence[int], first: int, top: int) -> list[TokenLogprob]:
+    """Read those of `tokens` from downloaded columns, row `first` being that of the first token."""
+    logprobs, ranks, ids, best = (each[first : first + len(tokens)].tolist() for each in columns)
+    likely = [
+        tuple(pair for pair in zip(row[:top], chances, strict=False) if pair[1] > -math.inf)
+        for row, chances in zip(ids, best, strict=True)
+    ]
+    return list(map(TokenLogprob, tokens, logprobs, ranks, likely))
+
+
+def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Return the log probability of each row's token and the `top` likeliest; `logits` (rows, vocabulary)."""
+    if not tokens:
+        return []
+    columns = score(logits, torch.tensor(tokens, device=logits.device), top)
+    return read_scores(download(*columns), tokens, 0, top)
 
 
 class PromptLogprobs:
@@ -46,28 +66,29 @@ class PromptLogprobs:
     def __init__(self, prompt: Sequence[int], top: int | None) -> None:
         """Without `top` none are requested."""
         self._prompt = prompt
-        self._top = top
+        self.top = top
         self._logprobs: list[TokenLogprob] = []
 
     def rows(self, start: int, count: int) -> range:
         """Positions among `count` tokens from `start` whose logits predict a new token of the prompt."""
-        if self._top is None:
+        if self.top is None:
             return range(0)
         begin = max(start, len(self._logprobs))
         return range(begin, max(begin, min(start + count, len(self._prompt) - 1)))
 
-    def read(self, logits: Tensor, positions: range) -> None:
-        """Read the logits (rows, vocabulary) of those positions."""
-        if self._top is None:
-            return
+    def tokens(self, positions: range) -> Sequence[int]:
+        """Return the tokens that the rows of those positions predict."""
+        return self._prompt[positions.start + 1 : positions.stop + 1]
+
+    def read(self, logprobs: Sequence[TokenLogprob], positions: range) -> None:
+        """Take those of the tokens after these positions."""
         if positions and positions.start != len(self._logprobs):
             raise ValueError(f"prompt rows from {positions.start} on came, {len(self._logprobs)} were due")
-        tokens = self._prompt[positions.start + 1 : positions.stop + 1]
-        self._logprobs += token_logprobs(logits, tokens, self._top)
+        self._logprobs += logprobs
 
     def take(self) -> tuple[TokenLogprob, ...] | None:
         """Return all of them once, when the prompt is complete; else None."""
-        if self._top is None or len(self._logprobs) < len(self._prompt) - 1:
+        if self.top is None or len(self._logprobs) < len(self._prompt) - 1:
             return None
-        self._top = None
+        self.top = None
         return tuple(self._logprobs)

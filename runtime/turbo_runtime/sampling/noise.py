@@ -78,6 +78,15 @@ class Noise:
         beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 
+    def gumbel_table(self, keys: Tensor) -> Tensor:
+        """Return standard Gumbel noise (rows, vocabulary) float64 of all tokens, a row for each of `keys`."""
+        minima, places = self.block_minima(keys)
+        minima = minima.repeat_interleave(BLOCK, 1)[:, : self.vocabulary]
+        places = places.repeat_interleave(BLOCK, 1)[:, : self.vocabulary]
+        beyond = _exponential(_mix(self._tokens + keys[:, None])).add_(minima)
+        within = torch.arange(self.vocabulary, device=keys.device) % BLOCK
+        return torch.where(places == within, minima, beyond).log_().neg_()
+
     def gumbel_rows(self, keys: Tensor, ids: Tensor) -> Tensor:
         """Return standard Gumbel noise (rows, n) float64 of the tokens `ids`, a row for each of `keys`."""
         minima, places = (column.gather(1, ids // BLOCK).flatten() for column in self.block_minima(keys))

@@ -1,26 +1,25 @@
-"""The samplers of live requests: from a row of logits and the tokens before it to the engine's token."""
+"""From rows of logits and the tokens before them to the engine's tokens."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from llguidance import LLMatcher
 from torch import Tensor
 
-from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.grammar.compiler import GrammarError
-from turbo_runtime.sampling.grammar.matcher import GrammarMatcher, Grammars
-from turbo_runtime.sampling.logprobs import PromptLogprobs
-from turbo_runtime.sampling.noise import Noise, answer_key, position_key
+from turbo_runtime.messages import SamplingParams, TokenLogprob
+from turbo_runtime.models.transfer import Array, download, upload
+from turbo_runtime.sampling.draw import NOTHING
+from turbo_runtime.sampling.grammar.matcher import GrammarMatcher
+from turbo_runtime.sampling.logprobs import PromptLogprobs, read_scores, score
+from turbo_runtime.sampling.noise import Noise, position_key
 from turbo_runtime.sampling.processors import Edits, Processors
-from turbo_runtime.sampling.truncation import excess, truncated_tokens, truncates
-
-log = logging.getLogger(__name__)
+from turbo_runtime.sampling.rows import DrawnRows, RowKernels
+from turbo_runtime.sampling.search import SEARCH
+from turbo_runtime.sampling.truncation import excess, truncates
 
 GREEDY_BELOW = 1e-6  # a lower temperature is 0: float64 would not resolve the quotient
 
@@ -140,180 +139,139 @@ TokenAt = Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class AnswerRows:
-    """One answer's rows of a step: one after its tokens, and one after each draft."""
+    """One answer's rows of a step: one after its tokens, and one after each draft. Before them may come rows
+    of its prompt, whose tokens are known and only scored.
+    """
 
     sampler: Sampler
     tokens: Sequence[int]  # prompt and answer so far
     drafts: Sequence[int]
     first: int  # of its len(drafts) + 1 rows among the step's
+    scored: Sequence[int] = ()  # tokens of the rows before `first`
+    draws: bool = True  # else it has no rows but those
 
 
-@torch.inference_mode()
-def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) -> list[TokenAt]:
-    """For each part a function from its row to the engine's token, for `verify`; `logits` (rows, vocabulary)
-    float32, which it changes. All rows are drawn at once, those after drafts as if the drafts were right;
-    every token is the one that `Sampler.token` gives for the row alone. What fails for one part is raised
-    where its row is asked for.
-    """
-    edits, failures, counts = Edits(noise.vocabulary), dict[int, Exception](), list[int]()
-    for part in parts:
-        count = len(part.drafts) + 1
-        if part.sampler.edits:
+class SamplingMetadata:
+    """What a step's rows are drawn by: what the host may prepare while a device computes the logits."""
+
+    def __init__(self, parts: Sequence[AnswerRows], vocabulary: int) -> None:
+        """What fails for one part is raised where its row is asked for."""
+        self._parts = parts
+        self._edits = Edits(vocabulary)
+        self._rows = DrawnRows()
+        self._failures: dict[int, Exception] = {}  # by the first row of their part
+        self._counts: list[int] = []  # of rows that may be drawn, of each part
+        self._scored = _ScoredRows()
+        for part in parts:
+            self._counts.append(self._collect(part) if part.draws else 0)
+            self._scored.add(part)
+
+    def _collect(self, part: AnswerRows) -> int:
+        """Add a part's rows; how many of them may be drawn."""
+        sampler, count = part.sampler, len(part.drafts) + 1
+        if sampler.edits:
             try:
-                count = part.sampler.collect(edits, part)
+                count = sampler.collect(self._edits, part)
             except Exception as error:  # of this request alone
-                failures[part.first], count = error, 0
-        counts.append(count)
-    edits.apply(logits)
-    drawn = _draw(logits, parts, counts, noise)
-    return [
-        _token_at(part, drawn, part.first + count, failures.get(part.first))
-        for part, count in zip(parts, counts, strict=True)
-    ]
-
-
-def _draw(logits: Tensor, parts: Sequence[AnswerRows], counts: Sequence[int], noise: Noise) -> list[int]:
-    """Return the token of each row, `NOTHING` for those not among the first `counts` of their part."""
-    greedy, plain, truncated = list[int](), _SampledRows(), _SampledRows()
-    for part, count in zip(parts, counts, strict=True):
-        sampler = part.sampler
+                self._failures[part.first] = error
+                return 0
         rows = range(part.first, part.first + count)
         if sampler.greedy:
-            greedy += rows
+            self._rows.greedy.extend(rows)
         else:
-            (truncated if sampler.truncates else plain).add(sampler, rows, len(part.tokens))
-    blocks, device = BlockedLogits(logits), logits.device
-    drawn = torch.full((len(logits),), NOTHING, device=device)
-    if greedy:
-        rows_of = torch.tensor(greedy, device=device)
-        drawn.index_copy_(0, rows_of, greedy_tokens(blocks, rows_of))
-    if plain.rows:
-        rows_of, keys = plain.columns(device)
-        heat = torch.tensor([p.temperature for p in plain.params], dtype=torch.float64, device=device)
-        drawn.index_copy_(0, rows_of, sampled_tokens(blocks, heat, keys, noise, rows_of))
-    if truncated.rows:
-        rows_of, keys = truncated.columns(device)
-        drawn.index_copy_(0, rows_of, truncated_tokens(blocks, truncated.params, keys, noise, rows_of))
-    return drawn.tolist()
+            sampled = self._rows.truncated if sampler.truncates else self._rows.plain
+            sampled.rows.extend(rows)
+            sampled.params.extend([sampler.params] * count)
+            position = len(part.tokens)
+            sampled.keys.extend(position_key(sampler.key, position + i) for i in range(count))
+        return count
+
+    @torch.inference_mode()
+    def sample(self, logits: Tensor, noise: Noise, kernels: RowKernels) -> tuple[Tensor, ...]:
+        """Draw all rows of `logits` (rows, vocabulary) float32, which it changes, those after drafts as if
+        these were right. Returns tensors to download: tokens (rows,) int64, and columns of `logprobs.score`.
+        """
+        scored, device = self._scored, logits.device
+        index = upload(np.array(scored.rows, np.int64), device) if scored.rows else None
+        unprocessed = None if index is None else logits.index_select(0, index)
+        self._edits.apply(logits)
+        drawn = kernels.draw(logits, self._rows, noise)
+        if index is None or unprocessed is None:
+            return (drawn,)
+        known = upload(np.array(scored.tokens, np.int64), device)
+        tokens = torch.where(known == NOTHING, drawn.index_select(0, index).clamp_(min=0), known)
+        return drawn, *score(unprocessed, tokens, scored.top, kernels.likeliest)
+
+    def read(self, drawn: Array, *scores: Array) -> list[SampledTokens]:
+        """Give each part what `sample` has for it, once downloaded."""
+        tokens, place = drawn.tolist(), 0
+        read = list[SampledTokens]()
+        for part, count in zip(self._parts, self._counts, strict=True):
+            failure = self._failures.get(part.first) if part.draws else None
+            read.append(SampledTokens(part, tokens, part.first + count, failure, scores, place))
+            place += _ScoredRows.count(part)
+        return read
+
+
+@dataclass(slots=True)
+class _ScoredRows:
+    """Rows whose tokens need a log probability."""
+
+    rows: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)  # `NOTHING`: the one that is drawn
+    top: int = 0  # likeliest tokens that come with it, at most
+
+    @staticmethod
+    def count(part: AnswerRows) -> int:
+        """The number of a part's rows."""
+        own = part.draws and part.sampler.params.logprobs is not None
+        return len(part.scored) + (len(part.drafts) + 1 if own else 0)
+
+    def add(self, part: AnswerRows) -> None:
+        """Add those of a part: of its prompt, and of its answer if its request wants them."""
+        params, count = part.sampler.params, self.count(part)
+        first = part.first - len(part.scored)
+        self.rows.extend(range(first, first + count))
+        self.tokens.extend([*part.scored, *[NOTHING] * (count - len(part.scored))])
+        if count:
+            self.top = max(self.top, params.logprobs or 0, params.prompt_logprobs or 0)
 
 
 @dataclass(frozen=True, slots=True)
-class _SampledRows:
-    """The rows of a step that are drawn by noise."""
+class SampledTokens:
+    """What a step has drawn and scored for one part."""
 
-    rows: list[int] = field(default_factory=list)
-    params: list[SamplingParams] = field(default_factory=list)
-    keys: list[int] = field(default_factory=list)
+    part: AnswerRows
+    drawn: Sequence[int]  # of all rows of the step
+    end: int  # the first row behind those of the part that were drawn
+    failure: Exception | None
+    scores: Sequence[Array]  # columns of all scored rows
+    first_score: int
 
-    def add(self, sampler: Sampler, rows: range, position: int) -> None:
-        """Add an answer's rows, the first of which gives the token at `position`."""
-        self.rows.extend(rows)
-        self.params.extend([sampler.params] * len(rows))
-        self.keys.extend(position_key(sampler.key, position + i) for i in range(len(rows)))
-
-    def columns(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the rows and their keys, each (n,) int64."""
-        return torch.tensor(self.rows, device=device), torch.tensor(self.keys, device=device)
-
-
-def _token_at(part: AnswerRows, drawn: Sequence[int], end: int, failure: Exception | None) -> TokenAt:
-    def token_at(number: int) -> int:
-        if failure is not None:
-            raise failure
-        if part.first + number >= end:
+    def token_at(self, number: int) -> int:
+        """Return the engine's token of the part's row; raises what keeps it from having one."""
+        if self.failure is not None:
+            raise self.failure
+        if self.part.first + number >= self.end:
             raise NotDrawnError
-        return part.sampler.require(drawn[part.first + number])
+        return self.part.sampler.require(self.drawn[self.part.first + number])
 
-    return token_at
+    def logprobs(self, tokens: Sequence[int]) -> tuple[TokenLogprob, ...]:
+        """Return those of the committed `tokens`; empty if not requested."""
+        top = self.part.sampler.params.logprobs
+        if top is None:
+            return ()
+        return tuple(read_scores(self.scores, tokens, self.first_score + len(self.part.scored), top))
+
+    def prompt_logprobs(self) -> list[TokenLogprob]:
+        """Return those of the prompt's tokens that the step has scored."""
+        scored, top = self.part.scored, self.part.sampler.params.prompt_logprobs
+        return read_scores(self.scores, scored, self.first_score, top or 0) if scored else []
 
 
-class SamplerRegistry:
-    """Samplers by request; a request under a grammar waits until that is compiled."""
-
-    def __init__(self, noise: Noise, grammars: Grammars | None) -> None:
-        """Without `grammars`, requests under a grammar are rejected."""
-        self._noise = noise
-        self._grammars = grammars
-        self._samplers: dict[str, Sampler] = {}
-        self._compiling: dict[str, tuple[GenerationRequest, Future[LLMatcher]]] = {}
-        self._renewing: dict[str, Future[LLMatcher]] = {}
-
-    def __getitem__(self, request_id: str) -> Sampler:
-        return self._samplers[request_id]
-
-    def __contains__(self, request_id: str) -> bool:
-        """Whether that answer has its sampler or waits for it."""
-        return request_id in self._samplers or request_id in self._compiling
-
-    @property
-    def compiling(self) -> bool:
-        """Whether any answer waits for a grammar."""
-        return bool(self._compiling or self._renewing)
-
-    def begin(self, request: GenerationRequest) -> bool:
-        """Return whether the sampler is built; else `compiled` tells later. Raises ValueError."""
-        if request.params.grammar is None:
-            self._samplers[request.request_id] = self._build(request, None)
-            return True
-        if self._grammars is None:
-            raise GrammarError("this engine was started without a tokenizer, which a grammar needs")
-        self._compiling[request.request_id] = request, self._grammars.compile(request.params.grammar)
-        return False
-
-    def again(self, request: GenerationRequest) -> Sampler | None:
-        """Build the caller a fresh sampler for an ended answer; None if its grammar is no longer cached."""
-        grammar = request.params.grammar
-        if grammar is None:
-            return self._build(request, None)
-        if self._grammars is None or not self._grammars.has(grammar):
-            return None
-        return self._build(request, self._grammars.matcher(self._grammars.compile(grammar)))
-
-    def compiled(self) -> list[tuple[GenerationRequest, ValueError | None]]:
-        """Answers that waited and have their sampler now, or the reason why they get none."""
-        outcomes: list[tuple[GenerationRequest, ValueError | None]] = []
-        for name in [name for name, (_, compiling) in self._compiling.items() if compiling.done()]:
-            request, compiling = self._compiling.pop(name)
-            assert self._grammars is not None
-            try:
-                self._samplers[name] = self._build(request, self._grammars.matcher(compiling))
-                outcomes.append((request, None))
-            except ValueError as error:
-                outcomes.append((request, error))
-        return outcomes
-
-    def wait(self, seconds: float) -> None:
-        """Wait for a grammar, at most `seconds`."""
-        futures = [compiling for _, compiling in self._compiling.values()]
-        wait([*futures, *self._renewing.values()], seconds, FIRST_COMPLETED)
-
-    def renew(self, request_id: str) -> None:
-        """Compile the answer's spent grammar again for it alone; the answer waits."""
-        grammar = self._samplers[request_id].params.grammar
-        assert grammar is not None
-        assert self._grammars is not None
-        self._renewing[request_id] = self._grammars.compile_alone(grammar)
-
-    def ready(self, request_id: str) -> bool:
-        """Whether the answer can go on, which it does as soon as it can."""
-        future = self._renewing.get(request_id)
-        if future is None:
-            return True
-        if not future.done():
-            return False
-        del self._renewing[request_id]
-        error = future.exception()
-        if error is not None and not isinstance(error, GrammarError):
-            log.error("a grammar that was compiled before was not again: %s", error)
-        self._samplers[request_id].renew(None if error else future.result())
-        return True
-
-    def end(self, request_id: str) -> None:
-        """Forget an answer that ended or never began."""
-        self._compiling.pop(request_id, None)
-        self._samplers.pop(request_id, None)
-        self._renewing.pop(request_id, None)
-
-    def _build(self, request: GenerationRequest, grammar: GrammarMatcher | None) -> Sampler:
-        key = answer_key(request.params.seed, request.prompt, request.choice)
-        return Sampler(request.params, request.prompt, key, self._noise, grammar)
+def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) -> list[TokenAt]:
+    """For each part a function from its row to the engine's token, for `verify`; `logits` (rows, vocabulary)
+    float32, which it changes. Every token is the one that `Sampler.token` gives for the row alone.
+    """
+    metadata = SamplingMetadata(parts, noise.vocabulary)
+    return [part.token_at for part in metadata.read(*download(*metadata.sample(logits, noise, SEARCH)))]

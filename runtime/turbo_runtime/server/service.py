@@ -79,7 +79,7 @@ class Service:
         self.engine = engine
         self.model: ServedModel | None = None  # None while it loads
         self._keys = keys
-        self.slots = self._build_slots(0)
+        self.slots = self._build_slots(0, 0)
         self.name = served_name(config.model, config.served_model_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
@@ -94,14 +94,16 @@ class Service:
         info = await asyncio.shield(self.engine.ready)
         tokenizer = await self.preprocessing.run(lambda _: ServedTokenizer(tokenizer_dir))
         self.model = ServedModel(self.name, info, tokenizer)
-        self.slots = self._build_slots(self.model.kv_tokens)  # nobody has a slot of the old ones
+        self.slots = self._build_slots(
+            info.max_num_seqs, self.model.kv_tokens
+        )  # nobody has a slot of the old ones
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
         return self.model
 
-    def _build_slots(self, kv_tokens: int) -> AdmissionSlots:
+    def _build_slots(self, max_num_seqs: int, kv_tokens: int) -> AdmissionSlots:
         """Running requests count, too, so the limit of tokens is above the longest prompt that fits."""
-        num_outputs = self.config.max_num_seqs + self.config.max_queued_requests
+        num_outputs = max_num_seqs + self.config.max_queued_requests
         return AdmissionSlots(Amount(num_outputs, kv_tokens + self.config.max_queued_prompt_tokens))
 
     def cut_short(self, message: str) -> None:
@@ -168,7 +170,7 @@ class Service:
             "kv_cache_tokens": model.kv_tokens,
             "guarantee": model.info.guarantee,
             "draining": self.is_draining,
-            "max_num_seqs": self.config.max_num_seqs,
+            "max_num_seqs": model.info.max_num_seqs,
             "step_times": model.info.step_times,
             "load_seconds": round(model.info.load_seconds, 3),
             "check_seconds": round(model.info.check_seconds + model.info.measure_seconds, 3),

@@ -11,6 +11,7 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said, fit, say, words_of
+from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import VOCABULARY, grammars, network
 from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.drafters.proposer import Proposer
@@ -77,9 +78,10 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def tiny_model(one_thread: None) -> ModelRunner:
-    paged = ModelRunner(network(), blocks=BLOCKS, max_length=LONGEST)
+@pytest.fixture(scope="module", params=RUNNERS)
+def tiny_model(request: pytest.FixtureRequest, one_thread: None) -> ModelRunner:
+    """The runner for CPUs, or that for GPUs with an attention that runs here."""
+    paged = RUNNERS[request.param](network(), blocks=BLOCKS, max_length=LONGEST)
     report = check_batch_invariance(paged, max_num_batched_tokens=160, limit_seconds=60)
     assert report.guarantee == "bitwise", report.reason
     return paged
@@ -103,7 +105,7 @@ def make_engine(tiny_model: ModelRunner) -> MakeEngine:
             max_num_batched_tokens=step_tokens,
             max_draft_tokens=6,
             max_length=LONGEST,
-            shared_tile=tiny_model.rule.shared_tile,
+            shared_tile=tiny_model.shared_tile,
         )
         chosen = EveryDraft() if control is None else control  # one that knows no request yet is falsy
         return Engine(tiny_model, scheduler, drafters or Proposer(), grammars, chosen)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.engine.startup.invariance_check import (
+from turbo_runtime.engine.startup.attention_probes import (
     NotProvenError,
     _Probe,
     are_tiles_invariant,
@@ -26,7 +26,8 @@ from turbo_runtime.models.attention import rows as row_wise
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
 from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, SplitKVItems
-from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
+from turbo_runtime.models.attention.spans import Spans, padded_queries
+from turbo_runtime.models.step_batch import Chunk, StepBatch
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
 LENGTH = 290
@@ -60,6 +61,14 @@ def table(number: int) -> list[int]:
     return list(range(number, 3 * blocks_for(LENGTH), 3))[::-1]
 
 
+def span(start: int, count: int, blocks: list[int], prompt_length: int) -> Chunk:
+    return Chunk([0] * count, start, blocks, 0, prompt_length)
+
+
+def batch(kv: KVPool, spans: list[Chunk]) -> StepBatch:
+    return StepBatch.join(spans, BLOCK_SIZE, kv.scratch)
+
+
 def computed(
     cuts: Sequence[int],
     prompt_length: int,
@@ -79,14 +88,14 @@ def computed(
     answers = []
     edges = [*cuts, LENGTH]
     for start, end in pairwise(edges):
-        others = [Span(0, length, table(1 + i), length // 2) for i, length in enumerate(mates)]
-        spans = [*others, Span(start, end - start, own_table, prompt_length)]
+        others = [span(0, length, table(1 + i), length // 2) for i, length in enumerate(mates)]
+        spans = [*others, span(start, end - start, own_table, prompt_length)]
         before = sum(mates)
         rows = before + end - start + padding
         flat = [torch.ones(rows, *each.shape[1:], dtype=dtype) for each in own_tensors]
         for all_rows, own in zip(flat, own_tensors, strict=True):
             all_rows[before : before + end - start] = own[start:end]
-        step = AttentionMetadata(kv, spans, rows, rule or Rule())
+        step = AttentionMetadata(kv, batch(kv, spans), rows, rule or Rule())
         answers.append(step.attend(0, *flat, SCALING)[before : before + end - start])
     return torch.cat(answers)
 
@@ -172,7 +181,9 @@ def test_where_tiles_are_rows_a_long_span_is_computed_in_tiles_wherever_it_is(
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     kv = pool(value=KEY)
     flat = [torch.ones(100, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    AttentionMetadata(kv, [Span(30, 100, table(0), 0)], 100, Rule(uniform=True)).attend(0, *flat, SCALING)
+    AttentionMetadata(kv, batch(kv, [span(30, 100, table(0), 0)]), 100, Rule(uniform=True)).attend(
+        0, *flat, SCALING
+    )
     assert shapes == [PROMPT_TILE] * 3
 
 
@@ -191,8 +202,10 @@ def test_a_row_sees_as_many_keys_as_there_are_to_the_end_of_its_tile_whatever_th
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     kv = pool(value=KEY)
-    spans = Spans.join([Span(62, 4, table(0), 0), Span(65, 1, table(1), 0), Span(200, 2, table(2), 0)])
-    RowAttention(kv, spans, (4,)).attend(0, torch.ones(KV_HEADS, 7 * HEADS // KV_HEADS, KEY), SCALING)
+    parts = [span(62, 4, table(0), 0), span(65, 1, table(1), 0), span(200, 2, table(2), 0)]
+    RowAttention(kv, Spans.of(batch(kv, parts)), (4,)).attend(
+        0, torch.ones(KV_HEADS, 7 * HEADS // KV_HEADS, KEY), SCALING
+    )
     assert seen == {(1, 64), (2, 128), (1, 256)}
 
 
@@ -207,7 +220,7 @@ def test_a_sequence_alone_in_its_step_reads_its_cache_where_it_lies(monkeypatch:
     monkeypatch.setattr(KVPool, "gather", noted)
     kv = pool(value=KEY)
     flat = [torch.ones(4, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    AttentionMetadata(kv, [Span(70, 3, [2, 3, 4, 5, 6], 0)], 4, Rule()).attend(0, *flat, SCALING)
+    AttentionMetadata(kv, batch(kv, [span(70, 3, [2, 3, 4, 5, 6], 0)]), 4, Rule()).attend(0, *flat, SCALING)
     assert read == [slice(2 * BLOCK_SIZE, 10 * BLOCK_SIZE)]
 
 
@@ -222,8 +235,8 @@ def test_what_others_write_in_the_same_step_is_read_by_nobody_else(
     own = blocks_for(start + count)
     # the second one's blocks follow those of the first
     tables = list(range(own)), list(range(own, 2 * own))
-    spans = [Span(start, count, table, 0) for table in tables]
-    step = AttentionMetadata(kv, spans, 2 * count, Rule(uniform=uniform))
+    spans = [span(start, count, table, 0) for table in tables]
+    step = AttentionMetadata(kv, batch(kv, spans), 2 * count, Rule(uniform=uniform))
     found = step.attend(0, flat[0], flat[1], flat[2], SCALING)
     assert found[:count].isfinite().all()
 
@@ -245,7 +258,7 @@ def test_padding_is_written_nowhere() -> None:
     ones = [
         torch.ones(8, heads, width) for heads, width in ((HEADS, KEY), (KV_HEADS, KEY), (KV_HEADS, NARROW))
     ]
-    AttentionMetadata(kv, [Span(0, 3, table(0), 0)], 8, Rule()).attend(0, *ones, SCALING)
+    AttentionMetadata(kv, batch(kv, [span(0, 3, table(0), 0)]), 8, Rule()).attend(0, *ones, SCALING)
     written = {int(slot) // BLOCK_SIZE for slot in kv.keys[0].abs().sum((0, 2)).nonzero()}
     assert written == {table(0)[0]}
 
@@ -359,10 +372,9 @@ def test_sequences_beside_the_one_that_is_tried_are_as_many_as_a_call_has_room_f
 
 
 def test_only_the_last_keys_of_an_item_are_masked() -> None:
-    spans = Spans.join(
-        [Span(LENGTH - 1, 1, table(0), 0), Span(256, 4, table(1), 0), Span(254, 4, table(2), 0)]
-    )
-    attention = RowAttention(pool(), spans, (4,))
+    parts = [span(LENGTH - 1, 1, table(0), 0), span(256, 4, table(1), 0), span(254, 4, table(2), 0)]
+    kv = pool()
+    attention = RowAttention(kv, Spans.of(batch(kv, parts)), (4,))
     (group,) = attention._groups
     # of three chunks each: one, one, and two where the rows lie on both sides of an edge
     assert isinstance(group, SplitKVItems)
@@ -385,7 +397,7 @@ def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_token_beyond_its_sequences_blocks_is_written_nowhere() -> None:
-    inside, beyond = Span(14, 2, [3], 0), Span(15, 2, [3], 0)
-    assert Spans.join([inside]).slots(scratch=9).tolist() == [62, 63]
+    inside, beyond = span(14, 2, [3], 0), span(15, 2, [3], 0)
+    assert StepBatch.join([inside], BLOCK_SIZE, 9).slot_mapping.tolist() == [62, 63]
     with pytest.raises(IndexError, match="beyond the blocks of its sequence"):
-        Spans.join([beyond]).slots(scratch=9)
+        StepBatch.join([beyond], BLOCK_SIZE, 9)

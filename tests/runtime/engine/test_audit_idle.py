@@ -15,7 +15,8 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.process import REST_SECONDS, serve
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
 from turbo_runtime.messages import EngineFailed, EngineReady, GenerationRequest, Shutdown, StepOutput
-from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
+from turbo_runtime.models.runner import Forward, ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 pytestmark = pytest.mark.usefixtures("one_thread")

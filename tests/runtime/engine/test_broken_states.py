@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
@@ -22,15 +23,20 @@ POISON = 7
 BLOCKS, LENGTH = 64, 200
 
 
+@pytest.fixture(scope="module", params=RUNNERS)
+def runner(request: pytest.FixtureRequest) -> Callable[..., ModelRunner]:
+    return RUNNERS[request.param]
+
+
 @pytest.fixture(scope="module", params=[float("nan"), float("inf")], ids=["nan", "inf"])
-def poisoned(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
+def poisoned(request: pytest.FixtureRequest, runner: Callable[..., ModelRunner]) -> Iterator[ModelRunner]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     weights = network()
     embedding = weights.get_input_embeddings().weight
     weights.get_output_embeddings().weight = torch.nn.Parameter(embedding.clone(), requires_grad=False)
     embedding[POISON] = request.param
-    model = ModelRunner(weights, blocks=BLOCKS, max_length=LENGTH)
+    model = runner(weights, blocks=BLOCKS, max_length=LENGTH)
     assert check_batch_invariance(model, max_num_batched_tokens=96, limit_seconds=60).guarantee == "bitwise"
     yield model
     torch.set_num_threads(before)
@@ -43,7 +49,7 @@ def engine(model: ModelRunner, drafters: Proposer | None = None) -> Engine:
         max_num_batched_tokens=96,
         max_draft_tokens=4,
         max_length=LENGTH,
-        shared_tile=model.rule.shared_tile,
+        shared_tile=model.shared_tile,
     )
     return Engine(model, scheduler, drafters or Proposer(), control=EveryDraft())
 

@@ -10,7 +10,8 @@ from turbo_dev.tiny_engine import network
 from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear
-from turbo_runtime.models.runner import Chunk, ModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 LONGEST, STEP = 640, 600
 

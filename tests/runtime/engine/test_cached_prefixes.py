@@ -12,7 +12,7 @@ from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import are_tiles_rows
+from turbo_runtime.engine.startup.attention_probes import are_tiles_rows
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.runner import ModelRunner

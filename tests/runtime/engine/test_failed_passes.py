@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
-from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
+from turbo_runtime.models.runner import Forward, ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 BLOCKS, LENGTH, STEP = 64, 128, 96
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
@@ -22,9 +24,9 @@ NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def model() -> Iterator[ModelRunner]:
-    return ModelRunner(network(), blocks=BLOCKS, max_length=LENGTH)
+@pytest.fixture(params=RUNNERS)
+def model(request: pytest.FixtureRequest) -> ModelRunner:
+    return RUNNERS[request.param](network(), blocks=BLOCKS, max_length=LENGTH)
 
 
 def engine(model: ModelRunner) -> Engine:
@@ -34,7 +36,7 @@ def engine(model: ModelRunner) -> Engine:
         max_num_batched_tokens=STEP,
         max_draft_tokens=4,
         max_length=LENGTH,
-        shared_tile=model.rule.shared_tile,
+        shared_tile=model.shared_tile,
     )
     return Engine(model, scheduler, Proposer(), control=EveryDraft())
 
@@ -65,7 +67,7 @@ def failing(
     model: ModelRunner, monkeypatch: pytest.MonkeyPatch, fails: Callable[[Sequence[Chunk]], str | None]
 ) -> None:
     """Let passes fail, with keys and values half written as a kernel leaves them that did not end."""
-    forward = model.forward
+    forward = model.execute
 
     def wrong(chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
         problem = fails(chunks)
@@ -74,10 +76,11 @@ def failing(
         forward(chunks)
         for chunk in chunks:
             first = chunk.table[chunk.start // 16] * 16 + chunk.start % 16
-            model.pool.keys[0][:, first] = torch.nan
+            nan = torch.full((1, model.pool.kv_heads, model.pool.key_width), torch.nan)
+            model.pool.write(0, torch.tensor([first]), nan, nan)
         raise RuntimeError(problem)
 
-    monkeypatch.setattr(model, "forward", wrong)
+    monkeypatch.setattr(model, "execute", wrong)
 
 
 def test_only_the_requests_of_the_step_that_failed_end_and_all_others_say_the_same(

@@ -27,7 +27,8 @@ from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES
 from turbo_runtime.models.matmul import COUNTS
-from turbo_runtime.models.runner import Chunk, ModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 SIZES = {
     "hidden_size": 48,

@@ -44,7 +44,8 @@ def test_a_prompt_in_chunks_with_some_computed_twice_is_told_once(
     while start < length:
         count = min(sizes[turn % len(sizes)], length - start)
         positions = collected.rows(start, count)
-        collected.read(table[positions.start : positions.stop], positions)
+        rows, tokens = table[positions.start : positions.stop], collected.tokens(positions)
+        collected.read(token_logprobs(rows, tokens, 2), positions)
         start += count
         turn += 1
         if turn < 9 and data.draw(st.booleans()):
@@ -70,4 +71,4 @@ def test_rows_of_a_prompt_that_were_left_out_are_missed() -> None:
     collected = PromptLogprobs([1, 2, 3, 4], 1)
     assert collected.take() is None
     with pytest.raises(ValueError, match="rows from 1 on came, 0 were due"):
-        collected.read(torch.zeros(2, 9), range(1, 3))
+        collected.read(token_logprobs(torch.zeros(2, 9), [3, 4], 1), range(1, 3))

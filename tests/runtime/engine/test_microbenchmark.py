@@ -9,7 +9,7 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.config import BatchLimits
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
@@ -17,7 +17,8 @@ from turbo_runtime.engine.startup.builder import CONTEXT, REPEATS, ROWS, measure
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.models.runner import Chunk, ModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 LENGTH = 512
 PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fail this
@@ -35,8 +36,9 @@ def measured(
     model: ModelRunner, block_pool: BlockPool, *, running: int = 32, step_tokens: int = 512
 ) -> list[tuple[int, int, int]]:
     """(rows, tokens, context) of each point; all seconds are above 0."""
-    config = RuntimeConfig("m", max_num_seqs=running, max_num_batched_tokens=step_tokens)
-    points = measure_steps(model, block_pool, config, limit_seconds=PATIENCE_SECONDS)
+    points = measure_steps(
+        model, block_pool, BatchLimits(running, step_tokens), limit_seconds=PATIENCE_SECONDS
+    )
     assert points is not None
     assert all(point.seconds > 0 for point in points)
     return [(point.rows, point.tokens, point.context) for point in points]
@@ -95,8 +97,7 @@ def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
 ) -> None:
     block_pool = BlockPool(256)
     with caplog.at_level(logging.WARNING):
-        config = RuntimeConfig("m", max_num_seqs=8, max_num_batched_tokens=64)
-        assert measure_steps(tiny(), block_pool, config, limit_seconds=0.0) is None
+        assert measure_steps(tiny(), block_pool, BatchLimits(8, 64), limit_seconds=0.0) is None
     assert "Micro-benchmark left out: a pass over 1 x 1 tokens took" in caplog.text
     assert block_pool.num_used == 0
 

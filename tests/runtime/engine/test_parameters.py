@@ -12,6 +12,7 @@ import torch
 
 from turbo_dev import tiny_engine
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
@@ -28,9 +29,9 @@ LENGTH = 200
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def paged() -> ModelRunner:
-    model = ModelRunner(network(), blocks=64, max_length=LENGTH)
+@pytest.fixture(scope="module", params=RUNNERS)
+def paged(request: pytest.FixtureRequest) -> ModelRunner:
+    model = RUNNERS[request.param](network(), blocks=64, max_length=LENGTH)
     report = check_batch_invariance(model, max_num_batched_tokens=48, limit_seconds=60)
     assert report.guarantee == "bitwise", report.reason
     return model

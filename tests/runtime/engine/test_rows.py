@@ -8,11 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.engine.startup.invariance_check import (
-    NotProvenError,
-    find_invariant_kernel,
-    is_batch_invariant,
-)
+from turbo_runtime.engine.startup.attention_probes import NotProvenError
+from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel, is_batch_invariant
 from turbo_runtime.models import matmul
 from turbo_runtime.models.layers.transformers_backend import replace_linears
 from turbo_runtime.models.matmul import (

@@ -16,7 +16,8 @@ from turbo_dev.fitting import write
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.heads import Heads, Target
 from turbo_runtime.engine.startup import builder, invariance_check
-from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, size_cache, start_engine
+from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, start_engine
+from turbo_runtime.engine.startup.sizing import size_cache
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import DraftStats
 from turbo_runtime.model_files.inspector import inspect_model
@@ -142,7 +143,8 @@ def test_which_drafts_can_be_chosen_is_told_before_the_first_request(
 def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) -> None:
     def sized(free_blocks: int, **changes: object) -> tuple[int, int]:
         changed = replace(config, **changes)  # type: ignore[arg-type]
-        return size_cache(changed, SIZES, torch.float32, 2 * free_blocks * BYTES_PER_BLOCK)  # half is used
+        budget = free_blocks * BYTES_PER_BLOCK
+        return size_cache(changed, SIZES, torch.float32, changed.limits("cpu"), BLOCK_SIZE, budget)
 
     assert sized(1000) == (48, LONGEST)
     assert sized(20) == (20, LONGEST)
@@ -168,7 +170,7 @@ def test_a_cache_that_shortens_the_context_is_told(
     config: RuntimeConfig, caplog: pytest.LogCaptureFixture, blocks: int, told: str
 ) -> None:
     wanted = replace(config, kv_cache_gib=blocks * BYTES_PER_BLOCK / 2**30)
-    size_cache(wanted, SIZES, torch.float32, 1 << 40)
+    size_cache(wanted, SIZES, torch.float32, wanted.limits("cpu"), BLOCK_SIZE, 1 << 40)
     assert told in caplog.text
     assert bool(told) == bool(caplog.text)
 
@@ -186,7 +188,7 @@ def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
 def test_the_whole_check_has_20_seconds(config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, late, limits = time.monotonic, 0.0, list[float]()
 
-    def check(model: ModelRunner, deadline: float) -> None:
+    def check(model: ModelRunner, deadline: float, *_: object) -> None:
         nonlocal late
         limits.append(deadline - time.monotonic())
         late += 17.0
@@ -199,9 +201,7 @@ def test_the_whole_check_has_20_seconds(config: RuntimeConfig, monkeypatch: pyte
     proven = {
         "_group_products": [],
         "_check_row_wise": None,
-        "find_invariant_row_counts": (1,),
-        "are_tiles_invariant": True,
-        "are_tiles_rows": False,
+        "find_rule": Rule(row_counts=(1,)),
     }
     for name, outcome in proven.items():
         monkeypatch.setattr(invariance_check, name, lambda *_, outcome=outcome: outcome)

@@ -13,7 +13,7 @@ from turbo_runtime.cli.bench import bench
 from turbo_runtime.cli.chat import HELP, chat
 from turbo_runtime.client.client import KEY_VARIABLE
 from turbo_runtime.contract import documents, endpoints
-from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.config import CPU_LIMITS, GPU_LIMITS, RuntimeConfig
 from turbo_runtime.contract.endpoints import MAX_BODY_BYTES
 from turbo_runtime.protocol import UNSUPPORTED, ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
@@ -72,9 +72,11 @@ def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
         f"`--request-timeout-seconds`, queueing included (default {config.request_timeout_seconds:g})" in PAGE
     )
     assert f"`--step-timeout-seconds` (default {config.step_timeout_seconds:g})" in PAGE
-    assert f"`--max-num-batched-tokens` tokens (default {config.max_num_batched_tokens})" in PAGE
+    cpu, gpu = CPU_LIMITS, GPU_LIMITS
+    tokens = f"(default {cpu.max_num_batched_tokens}, on a GPU {gpu.max_num_batched_tokens})"
+    assert f"`--max-num-batched-tokens` tokens {tokens}" in PAGE
     assert f"`--connection-seconds` (default {config.connection_seconds:g}," in PAGE
-    assert f"`--max-num-seqs` (default {config.max_num_seqs})" in PAGE
+    assert f"`--max-num-seqs` (default {cpu.max_num_seqs}, on a GPU {gpu.max_num_seqs})" in PAGE
     assert f"`--max-queued-requests` (default {config.max_queued_requests})" in PAGE
     assert f"`--max-queued-prompt-tokens` (default {config.max_queued_prompt_tokens})" in PAGE
 

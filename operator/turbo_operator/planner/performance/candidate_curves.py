@@ -119,7 +119,7 @@ def build_engines(
     together = np.maximum(rows / groups / candidates.data, 1.0)
     uneven = nodes * memory.largest_stage(shape.layers, nodes)
     hops = _hops(candidates, np.ravel(machine.network), shape)
-    step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
+    step_tokens = candidates.by_limits(lambda limits: limits.max_num_batched_tokens)
 
     def find_fastest(option: SpeculationOption, places: Indices) -> tuple[Numbers, Indices]:
         own, what = take(machine, places), take(work, places)

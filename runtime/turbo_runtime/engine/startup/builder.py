@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from turbo_runtime.contract.config import DType, RuntimeConfig
+from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
 from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
@@ -20,13 +20,17 @@ from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
+from turbo_runtime.engine.startup.sizing import build_runner
+from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
-from turbo_runtime.models.loader import ExportedTokenizer, load_model, longest
+from turbo_runtime.models.attention.varlen import VarlenAttention
+from turbo_runtime.models.cuda_runner import CudaModelRunner
+from turbo_runtime.models.loader import ExportedTokenizer, load_model
 from turbo_runtime.models.matmul import COUNTS, padded_rows
-from turbo_runtime.models.runner import Chunk, ModelRunner, kv_bytes_per_block
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.draw import BlockedLogits, greedy_tokens
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.sampling.noise import Noise
@@ -34,8 +38,6 @@ from turbo_runtime.speculation.controller import GoodputController
 
 log = logging.getLogger(__name__)
 
-DEFAULT_KV_BYTES = 4 << 30
-KV_SHARE_OF_FREE_MEMORY = 0.5
 BENCHMARK_SECONDS = 2.0  # of all passes
 REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
@@ -44,43 +46,51 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def start_engine(
-    config: RuntimeConfig, start_time: float, tokenizer: ExportedTokenizer | None = None
+    config: RuntimeConfig,
+    start_time: float,
+    tokenizer: ExportedTokenizer | None = None,
+    op: VarlenAttention | None = None,
 ) -> tuple[Engine, EngineReady]:
     """Load, check, measure; loading began at `start_time` (monotonic). Raises ModelError with a sentence.
-    Without `tokenizer` answers under a grammar are rejected.
+    Without `tokenizer` answers under a grammar are rejected. `op`: run as on a GPU, with this attention.
     """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
+    limits = config.limits(device.type)
     dtype = choose_dtype(config.dtype, device)
     digest = inspect_model(config.model, config.revision).digest
     weights = load_model(find(config.model, config.revision), dtype, device)
-    blocks, length = size_cache(config, weights.config, dtype, free_memory(device))
-    model = ModelRunner(weights, blocks=blocks, max_length=length)
+    end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
+    end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
+    model = build_runner(config, weights, op)
     loaded = time.monotonic()
-    report = check_batch_invariance(model, config.max_num_batched_tokens)
+    report = check_batch_invariance(model, limits.max_num_batched_tokens, wanted=config.guarantee)
+    if config.guarantee == "bitwise" and report.guarantee != "bitwise":
+        raise ModelError(f"--guarantee=bitwise cannot be promised here: {report.reason}; leave the flag out")
+    if isinstance(model, CudaModelRunner):
+        model.capture(limits.max_num_batched_tokens)
     checked = time.monotonic()
-    block_pool = BlockPool(blocks)
-    steps = measure_steps(model, block_pool, config)
+    block_pool = BlockPool(model.pool.blocks, block_size=model.pool.block_size)
+    steps = measure_steps(model, block_pool, limits)
     measured = time.monotonic()
     scheduler = Scheduler(
         block_pool,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
         max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
-        max_length=length,
-        shared_tile=model.rule.shared_tile,
+        max_length=model.max_length,
+        shared_tile=model.shared_tile,
     )
-    end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
-    end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
     ready = EngineReady(
         guarantee=report.guarantee,
         guarantee_reason=report.reason,
         arithmetic=report.forms,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
-        max_model_len=length,
-        kv_blocks=blocks,
-        block_size=BLOCK_SIZE,
+        max_model_len=model.max_length,
+        max_num_seqs=limits.max_num_seqs,
+        kv_blocks=block_pool.num_blocks,
+        block_size=block_pool.block_size,
         vocab_size=model.vocabulary,
         eos_token_ids=tuple(end_ids),
         digest=digest,
@@ -104,7 +114,7 @@ def start_engine(
 
 
 def measure_steps(
-    model: ModelRunner, block_pool: BlockPool, config: RuntimeConfig, limit_seconds: float = BENCHMARK_SECONDS
+    model: ModelRunner, block_pool: BlockPool, limits: BatchLimits, limit_seconds: float = BENCHMARK_SECONDS
 ) -> tuple[StepTime, ...] | None:
     """Measure the points by which the planner scales its step-time model, with passes as in serving: median
     times of one that decodes one row, one that decodes up to `ROWS` rows (left out if only one fits), and one
@@ -112,14 +122,14 @@ def measure_steps(
     its point's share of `limit_seconds`. Borrows blocks of `block_pool`.
     """
     context = min(CONTEXT, model.max_length - 1)
-    blocks_per_row = blocks_for(context + 1)
-    max_tokens = config.max_num_batched_tokens
-    several = min(ROWS, config.max_num_seqs, max_tokens, block_pool.num_available // blocks_per_row)
+    blocks_per_row = block_pool.blocks_for(context + 1)
+    max_tokens = limits.max_num_batched_tokens
+    several = min(ROWS, limits.max_num_seqs, max_tokens, block_pool.num_available // blocks_per_row)
     chunk = min(max_tokens, model.max_length)
-    blocks = block_pool.take(max(several * blocks_per_row, blocks_for(chunk)))
+    blocks = block_pool.take(max(several * blocks_per_row, block_pool.blocks_for(chunk)))
     share = limit_seconds / 3  # of each point
     try:
-        slots = torch.tensor(blocks)[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)
+        slots = torch.tensor(blocks)[:, None] * block_pool.block_size + torch.arange(block_pool.block_size)
         model.pool.clear(slots.ravel().to(model.device))
         points = [_measure(model, blocks, share, rows, 1, context) for rows in sorted({1, several})]
         tokens = min(COUNTS[-1], chunk)  # doubled while there is time for three passes over the double
@@ -152,7 +162,7 @@ def _measure(
 
 def _time_pass(model: ModelRunner, blocks: list[int], rows: int, tokens: int, context: int) -> float:
     """Seconds of one pass with its greedy tokens, as in serving: then a GPU has finished too."""
-    size = blocks_for(context + tokens)
+    size = blocks_for(context + tokens, model.pool.block_size)
     prompt = context or tokens  # decoded rows follow a prompt
     new = probe_tokens(model, tokens)
     tables = [blocks[row * size : (row + 1) * size] for row in range(rows)]
@@ -190,45 +200,3 @@ def is_bfloat16_fast(info: str) -> bool:
     facts = {name.strip(): value.strip() for name, _, value in lines}
     flags = facts.get("flags", "").split()
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
-
-
-def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:
-    """Return (blocks, maximum sequence length) for `free` bytes; raises ModelError if no sequence fits."""
-    length = longest(model_config)
-    if config.max_model_len is not None:
-        if config.max_model_len > length:
-            raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")
-        length = config.max_model_len
-    per_block = kv_bytes_per_block(model_config, dtype, BLOCK_SIZE)
-    budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
-    if config.kv_cache_gib is not None:
-        budget = int(config.kv_cache_gib * (1 << 30))
-    blocks = min(budget // per_block, config.max_num_seqs * blocks_for(length))
-    if blocks >= blocks_for(length):
-        return blocks, length
-    fits = blocks * BLOCK_SIZE
-    if config.max_model_len is not None or fits < BLOCK_SIZE:
-        raise ModelError(
-            f"the KV cache holds {fits} tokens and a sequence may have {length}; "
-            "raise --kv-cache-gib or lower --max-model-len"
-        )
-    log.warning(
-        "the KV cache holds %d tokens, so that is the context, and not the model's own %d: raise "
-        "--kv-cache-gib if there is the memory, or set --max-model-len",
-        fits,
-        length,
-    )
-    return blocks, fits
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the available bytes of the GPU, or of this machine and this process's control group."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")  # a container sees its own group here
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return max(0, free)

@@ -17,22 +17,20 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from itertools import pairwise
-from math import inf
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from turbo_runtime.contract.config import GuaranteeChoice
 from turbo_runtime.contract.documents import Guarantee
-from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.engine.startup.attention_probes import NotProvenError, find_rule, require_time
+from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.models.attention.metadata import Rule
-from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
-from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
-from turbo_runtime.models.attention.tiles import TileAttention
+from turbo_runtime.models.cuda_runner import CudaModelRunner
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear, MatmulKernel, padded_rows
-from turbo_runtime.models.runner import Chunk, ModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 log = logging.getLogger(__name__)
 
@@ -44,25 +42,6 @@ PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk 
 # then one by one.
 PROBE_RUNS = (59, 5, 5, 5, 17, 1, 32, 5)
 BULK_PIECE = 100  # rows: fewer than a full piece
-# Tokens of attention's probes: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
-# all numbers of keys within its block of 512 and one beyond; alone, a second and a third block.
-SPLIT_LENGTHS = (100, 300)
-FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
-FAR_LENGTHS = (832, 1024, 1088)
-# The rest of the batch: (sequences, whether they are as long, so that they are computed together)
-BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
-TILES = 8  # whole tiles of the probe prompt
-FIRST_BLOCK = 3  # of the probes: it does not begin where the cache does
-
-
-class NotProvenError(Exception):
-    """Rows depend on their number, or time is up; the text says which."""
-
-
-def require_time(deadline: float) -> None:
-    """Raise NotProvenError after `deadline` (monotonic)."""
-    if time.monotonic() > deadline:
-        raise NotProvenError("the start-up check took too long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +54,19 @@ class ArithmeticReport:
 
 
 def check_batch_invariance(
-    model: ModelRunner, max_num_batched_tokens: int, limit_seconds: float = LIMIT_SECONDS
+    model: ModelRunner,
+    max_num_batched_tokens: int,
+    limit_seconds: float = LIMIT_SECONDS,
+    wanted: GuaranteeChoice = "auto",
 ) -> ArithmeticReport:
-    """Choose and set the kernel of every product and the model's rule; at most about `limit_seconds`."""
+    """Choose and set the kernel of every product and the model's rule; at most about `limit_seconds`. `auto`
+    wants `bitwise` on CPUs, where it costs nothing; what it costs on a GPU is not known.
+    """
     deadline = time.monotonic() + limit_seconds
     forms: dict[str, str] = {}
     try:
-        if model.device.type != "cpu":
-            raise NotProvenError(f"products on {model.device.type} depend on the row count")
+        if wanted == "distribution" or (wanted == "auto" and model.device.type != "cpu"):
+            raise NotProvenError("it was not asked for (--guarantee=bitwise)")
         with torch.inference_mode():
             for name, products in _group_products(model):
                 kernel = find_invariant_kernel(products[0], deadline)
@@ -90,14 +74,13 @@ def check_batch_invariance(
                     product.use(kernel)
                 forms[name] = kernel.name
             _check_row_wise(model, max_num_batched_tokens, deadline)
-            optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
-            row_counts = find_invariant_row_counts(model.pool, deadline, optional_deadline)
-            if not row_counts:
-                raise NotProvenError("a row's attention depends on how many others there are")
-            if not are_tiles_invariant(model.pool):
-                raise NotProvenError("attention in a prompt depends on how the prompt is cut")
-            model.rule = Rule(row_counts=row_counts, uniform=are_tiles_rows(model.pool, optional_deadline))
-            _check_model(model, deadline)
+            if isinstance(model, CudaModelRunner):
+                runs = _runs_over_pages(model.pool.block_size)
+                _check_model(model, deadline, sum(runs), runs)
+            else:
+                optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
+                model.rule = find_rule(model.pool, deadline, optional_deadline)
+                _check_model(model, deadline, PROBE_TOKENS, (*PROBE_RUNS, *[1] * PROBE_TOKENS))
             forms |= adopt_bulk(
                 model, max_num_batched_tokens, min(BULK_LIMIT_SECONDS, deadline - time.monotonic())
             )
@@ -106,6 +89,11 @@ def check_batch_invariance(
         set_free(model)
         return ArithmeticReport("distribution", forms, str(outcome))
     return ArithmeticReport("bitwise", forms)
+
+
+def _runs_over_pages(page: int) -> tuple[int, ...]:
+    """Tokens at a time, up to within the second page: single ones, drafts, pieces of prompts."""
+    return page - 12, *[1] * 6, 5, 5, 9, *[1] * 3, 17
 
 
 def set_free(model: ModelRunner) -> None:
@@ -173,7 +161,7 @@ def _holds(
     product: BatchInvariantLinear, kernel: MatmulKernel, counts: Iterable[int], deadline: float
 ) -> bool:
     """Whether the kernel works here and keeps rows, for weights of the shape and type of `product`."""
-    weight, row = build_cancelling(*product.shape, product.dtype)
+    weight, row = (each.to(product.device) for each in build_cancelling(*product.shape, product.dtype))
     probe = product.like(weight)
     return probe.adopt(kernel) and is_batch_invariant(probe, row.repeat(1, product.heads), counts, deadline)
 
@@ -184,19 +172,19 @@ def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: f
     kinds = {(operation.name, operation.width): operation for operation in model.decoder.row_wise()}
     for operation in kinds.values():
         row = torch.randn(1, operation.width, generator=torch.Generator().manual_seed(0))
-        if not is_batch_invariant(operation.apply, row.to(model.pool.dtype), counts, deadline):
+        if not is_batch_invariant(operation.apply, row.to(model.device, model.dtype), counts, deadline):
             raise NotProvenError(f"{operation.name} over {operation.width} values depends on the row count")
 
 
-def _check_model(model: ModelRunner, deadline: float) -> None:
-    """Compute a prompt and an answer at once, then a few rows at a time in a batch, then one by one."""
-    count = min(PROBE_TOKENS, model.max_length)
-    if 2 * blocks_for(count) > model.pool.blocks:
+def _check_model(model: ModelRunner, deadline: float, tokens: int, runs: tuple[int, ...]) -> None:
+    """Compute a prompt and an answer at once, then as many rows at a time as `runs` says, in batches too."""
+    count = min(tokens, model.max_length)
+    if 2 * blocks_for(count, model.pool.block_size) > model.pool.blocks:
         raise NotProvenError("a cache of one sequence leaves no room to compare two computations")
     chunk = partial(_chunk, model, count, PROBE_PROMPT)
     at_once = model.forward([chunk(0, count, count, 0)]).logits
     start = 0
-    for length in (*PROBE_RUNS, *[1] * count):
+    for length in runs:
         if start >= count:
             return
         require_time(deadline)
@@ -210,7 +198,7 @@ def _chunk(
     model: ModelRunner, total: int, prompt_length: int, start: int, count: int, rows: int, place: int
 ) -> Chunk:
     """Part of a fixed sequence of `total` tokens in one of two places of the cache, with `rows` logits."""
-    blocks = blocks_for(total)
+    blocks = blocks_for(total, model.pool.block_size)
     table = list(range(place * blocks, (place + 1) * blocks))
     return Chunk(probe_tokens(model, total)[start : start + count], start, table, rows, prompt_length)
 
@@ -249,7 +237,7 @@ def adopt_bulk(model: ModelRunner, max_num_batched_tokens: int, limit_seconds: f
 def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
     """Compute a prompt in small pieces and in full ones; skipped where the cache has no room for both."""
     count = BULK[-1] + COUNTS[0]
-    if count > model.max_length or 2 * blocks_for(count) > model.pool.blocks:
+    if count > model.max_length or 2 * blocks_for(count, model.pool.block_size) > model.pool.blocks:
         return
     chunk = partial(_chunk, model, count, count)
     start_time = time.monotonic()
@@ -261,126 +249,3 @@ def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
         if time.monotonic() + remaining_seconds > deadline:
             raise NotProvenError("the check takes too long")
     _require_equal(model.forward([chunk(0, count, 1, 1)]).logits, in_pieces)
-
-
-def find_invariant_row_counts(
-    pool: KVPool, deadline: float = inf, optional_deadline: float = inf
-) -> tuple[int, ...]:
-    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, in any batch; empty where even
-    a single row does not. Raises NotProvenError if single rows are not tried by `deadline`; leaves out counts
-    that are not tried by `optional_deadline`.
-    """
-    lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
-    probes = [_Probe(pool, length) for length in lengths]
-    for probe in probes:
-        require_time(deadline)
-        if not probe.is_invariant(1):
-            return ()
-    return 1, *(
-        rows
-        for rows in ROW_COUNTS
-        if rows > 1
-        and all(time.monotonic() <= optional_deadline and probe.is_invariant(rows) for probe in probes)
-    )
-
-
-def are_tiles_invariant(pool: KVPool) -> bool:
-    """Whether the last tile of a prompt gets the same bits at once and in parts, alone and after another."""
-    probe = _Probe(pool, TILES * PROMPT_TILE)
-    at_once = probe.tile([0, PROMPT_TILE], preceded=False)
-    return all(
-        torch.equal(probe.tile(cuts, preceded), at_once)
-        for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
-    )
-
-
-def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
-    """Whether tiles have the bits of rows, as the fused kernel's may; False if not proven by `deadline`."""
-    return is_fused(pool) and all(
-        time.monotonic() <= deadline
-        and torch.equal(probe.tile([0, PROMPT_TILE], preceded=False), probe.rows(1, PROMPT_TILE))
-        for probe in (_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
-    )
-
-
-class _Probe:
-    """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
-
-    def __init__(self, pool: KVPool, length: int) -> None:
-        blocks = FIRST_BLOCK + blocks_for(length)
-        self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(*shape: int) -> Tensor:
-            # numbers of many sizes and both signs: another order of summation shows in the last bits
-            sizes = torch.exp2(torch.randint(-4, 4, shape, generator=generator).float())
-            return (torch.randn(shape, generator=generator) * sizes).to(pool.dtype)
-
-        self._pool.keys[0].copy_(draw(*self._pool.keys[0].shape))
-        if not pool.shape.latent:
-            self._pool.values[0].copy_(draw(*self._pool.values[0].shape))
-        self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
-        self._length = length
-        self._table = list(range(FIRST_BLOCK, blocks))
-
-    @cached_property
-    def alone(self) -> Tensor:
-        """(KV heads, rows * group, width) of the last rows, one an item: more than an item of any count."""
-        return self.rows(1, max(ROW_COUNTS) + 1)
-
-    def is_invariant(self, rows_each: int) -> bool:
-        """Whether the last rows, `rows_each` an item, equal those `alone`."""
-        group, step = self._pool.group, padded_queries(rows_each, 1)
-        expected = self.alone[:, -(rows_each + 1) * group :]
-        return all(
-            torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
-        ) and all(
-            torch.equal(self.rows(rows_each, rows_each, step_rows=rows), expected[:, group:])
-            for rows in (step, step + 4)
-        )
-
-    def batches(self) -> set[tuple[int, bool]]:
-        """Those of BATCHES that teach something: no more long sequences than a call has room for."""
-        if self._length in FAR_LENGTHS:
-            return {(0, False)}
-        together = items_together(self._pool, self._length)
-        return {(min(number, together) if long else number, long) for number, long in BATCHES}
-
-    def rows(
-        self, rows_each: int, count: int, others: int = 0, long: bool = False, step_rows: int = 0
-    ) -> Tensor:
-        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or, with
-        `step_rows`, as all of a step, which is padded up to them.
-        """
-        other = Span(self._length - 1 if long else 0, 1, self._table, 0)
-        probed = Span(self._length - count, count, self._table, 0)
-        before = others // 2
-        spans = Spans.join([other] * before + [probed] + [other] * (others - before))
-        attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
-        group = self._pool.group
-        idle, own = self._queries[:, :group], self._queries[:, -count * group :]
-        padding = self._queries[:, : max(0, step_rows - count) * group]
-        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
-        return self._attend(attention, queries, before, before + count)
-
-    def tile(self, cuts: list[int], preceded: bool) -> Tensor:
-        """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step between any two `cuts`."""
-        group, first = self._pool.group, self._length - PROMPT_TILE
-        before = [Span(0, PROMPT_TILE, self._table, PROMPT_TILE)] if preceded else []
-        own = self._queries[:, -PROMPT_TILE * group :]
-        parts = []
-        for start, end in pairwise(cuts):
-            spans = Spans.join([*before, Span(first + start, end - start, self._table, self._length)])
-            attention = TileAttention(self._pool, spans, aligned=True)
-            queries = own[:, start * group : end * group]
-            if preceded:
-                queries = torch.cat([own, queries], 1)
-            parts.append(self._attend(attention, queries, len(before) * PROMPT_TILE, None))
-        return torch.cat(parts, 1)
-
-    def _attend(
-        self, attention: RowAttention | TileAttention, queries: Tensor, start: int, end: int | None
-    ) -> Tensor:
-        """The outputs of the tokens from `start` to before `end` of the step."""
-        outputs = attention.attend(0, queries, self._pool.key_width**-0.5)
-        return outputs.index_select(1, torch.from_numpy(attention.output_rows[start:end].ravel()))

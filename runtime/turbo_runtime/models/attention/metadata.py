@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention
-from turbo_runtime.models.attention.spans import Span, Spans
+from turbo_runtime.models.attention.spans import Spans
 from turbo_runtime.models.attention.tiles import TileAttention
+from turbo_runtime.models.step_batch import Ints, StepBatch, padded
 
 LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by row
 IMPLEMENTATION = "turbo_paged"
@@ -34,19 +35,26 @@ class Rule:
         return BLOCK_SIZE if self.exact and self.uniform else PROMPT_TILE
 
 
-class AttentionMetadata:
+class StepMetadata(Protocol):
     """One flat batch, prepared once for all layers."""
 
-    def __init__(self, pool: KVPool, spans: list[Span], rows: int, rule: Rule) -> None:
-        """The spans' tokens one after the other, then padding up to `rows`."""
+    tokens: int  # rows that are not padding
+    positions: Tensor  # (rows,)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
+        """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
+
+
+class AttentionMetadata:
+    """A step by tiles and single rows, whose arithmetic is the same in every step."""
+
+    def __init__(self, pool: KVPool, batch: StepBatch, rows: int, rule: Rule) -> None:
+        """The batch's tokens, then padding up to `rows`."""
         self._pool = pool
-        columns = Spans.join(spans)
-        self.tokens = int(columns.count.sum())  # rows that are not padding
-        idle = np.zeros(rows - self.tokens, np.int64)
-        self.positions = pool.tensor(np.concatenate([columns.positions(), idle]))
-        self._slots = pool.tensor(columns.slots(pool.scratch))
-        self._count = columns.count
-        tiled, single = _split(columns, spans, rule)
+        self.tokens = len(batch.tokens)  # rows that are not padding
+        self.positions = pool.tensor(padded(batch.positions, rows))
+        self._slots = pool.tensor(batch.slot_mapping)
+        tiled, single = _split(Spans.of(batch), batch.prompt_lens, rule)
         self._parts: list[TileAttention | RowAttention] = []
         self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
         output_rows = np.zeros((rows, pool.group), np.int64)
@@ -78,20 +86,13 @@ class AttentionMetadata:
             outputs = outputs.index_select(1, self._output_rows)
         return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
 
-    def clear_broken(self, finite: Tensor) -> frozenset[int]:
-        """Write zeros to the slots of spans with a token that is not `finite` (tokens,); return them."""
-        span = np.repeat(np.arange(len(self._count)), self._count)
-        broken = np.unique(span[~finite.cpu().numpy()])
-        self._pool.clear(self._slots[self._pool.tensor(np.isin(span, broken))])
-        return frozenset(broken.tolist())
 
-
-def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:
+def _split(columns: Spans, prompt_lens: Ints, rule: Rule) -> tuple[Spans, Spans]:
     """(what is computed in tiles, what row by row)."""
     if rule.uniform or not rule.exact:
         long = columns.count >= LONG_SPAN
         return columns.select(long), columns.select(~long)
-    whole = np.array([span.prompt_length // PROMPT_TILE * PROMPT_TILE for span in spans])
+    whole = prompt_lens // PROMPT_TILE * PROMPT_TILE
     return columns.part(columns.start, whole), columns.part(whole, columns.end)
 
 
@@ -103,7 +104,7 @@ def paged_attention(
     attention_mask: Tensor | None,  # noqa: ARG001  transformers' interface; the step knows who sees what
     scaling: float,
     *,
-    paged_step: AttentionMetadata,
+    paged_step: StepMetadata,
     **_: Any,  # a dropout of 0 among them
 ) -> tuple[Tensor, None]:
     """Attend: (1, heads, rows, width) and twice (1, KV heads, rows, width) -> (1, rows, heads, width)."""

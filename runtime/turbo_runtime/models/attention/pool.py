@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
+from turbo_runtime.models.transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,20 @@ class KVPool:
     """Keys and values of all sequences, per layer (KV heads, slots, width)."""
 
     def __init__(
-        self, shape: KVCacheSpec, *, layers: int, blocks: int, dtype: torch.dtype, device: torch.device
+        self,
+        shape: KVCacheSpec,
+        *,
+        layers: int,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        block_size: int = BLOCK_SIZE,
     ) -> None:
         """Allocate `blocks`, and one for masked reads beyond a sequence's blocks, which is never written."""
-        slots = (blocks + 1) * BLOCK_SIZE
 
         def allocate(width: int) -> list[Tensor]:
             # zeros: a masked slot is still multiplied by 0 and must never hold a NaN (`ModelRunner.forward`)
-            size = (shape.kv_heads, slots, width)
+            size = self.size(blocks + 1, block_size, shape.kv_heads, width)
             return [torch.zeros(size, dtype=dtype, device=device) for _ in range(layers)]
 
         self.keys = allocate(shape.key_width)
@@ -69,10 +76,16 @@ class KVPool:
         self.key_width, self.value_width = shape.key_width, shape.value_width
         self.device, self.dtype = device, dtype
         self.blocks, self.scratch = blocks, blocks
+        self.block_size = block_size
+
+    @staticmethod
+    def size(blocks: int, block_size: int, kv_heads: int, width: int) -> tuple[int, ...]:
+        """The size of a layer's tensor."""
+        return kv_heads, blocks * block_size, width
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
         """Put an array on the pool's device."""
-        return torch.from_numpy(values).to(self.device)
+        return upload(values, self.device)
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor | None) -> None:
         """Store key (tokens, KV heads, width) and value at their slots; no value where it is in the key."""

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.spans import Ints, Spans, padded_queries, ragged
+from turbo_runtime.models.attention.spans import Spans, padded_queries, ragged
+from turbo_runtime.models.step_batch import Ints
 
 # Query rows of one item: one, or one and its drafts; few shapes, all checked at start.
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Consecutive tokens of one sequence in a step."""
-
-    start: int  # position of the first
-    count: int
-    table: list[int]  # the sequence's blocks, long enough for start + count tokens
-    prompt_length: int
+from turbo_runtime.models.step_batch import Ints, StepBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +22,18 @@ class Spans:
     blocks: Ints  # of all tables, one after the other
 
     @classmethod
-    def join(cls, spans: list[Span]) -> Spans:
-        """Lay the spans out one after the other in the flat batch."""
-        start = np.array([span.start for span in spans], np.int64)
-        count = np.array([span.count for span in spans], np.int64)
-        length = np.array([len(span.table) for span in spans], np.int64)
-        blocks = np.fromiter(chain.from_iterable(span.table for span in spans), np.int64, length.sum())
-        return cls(start, count, np.cumsum(count) - count, np.cumsum(length) - length, length, blocks)
+    def of(cls, batch: StepBatch) -> Spans:
+        """One span for each sequence of a step."""
+        number, longest = batch.block_table.shape
+        count = np.diff(batch.cu_seqlens_q)
+        return cls(
+            batch.seq_lens - count,
+            count,
+            batch.cu_seqlens_q[:-1],
+            np.arange(number) * longest,
+            batch.num_blocks,
+            batch.block_table.ravel(),
+        )
 
     @property
     def end(self) -> Ints:
@@ -86,22 +77,9 @@ class Spans:
         token = np.minimum(query // group, self.count[:, None] - 1)
         return (self.row[:, None] + token) * group + query % group, self.start[:, None] + token
 
-    def positions(self) -> Ints:
-        """The position of every token."""
-        return np.repeat(self.start, self.count) + ragged(self.count)
-
     def rows(self) -> Ints:
         """The row of every token in the flat batch."""
         return np.repeat(self.row, self.count) + ragged(self.count)
-
-    def slots(self, scratch: int) -> Ints:
-        """The slot of every token in the pool. Raises IndexError rather than return one of `scratch`."""
-        positions = self.positions()
-        span = np.repeat(np.arange(len(self.count)), self.count)
-        block = self.block_at(span, positions // BLOCK_SIZE, scratch)
-        if (block == scratch).any():
-            raise IndexError("a token lies beyond the blocks of its sequence")
-        return block * BLOCK_SIZE + positions % BLOCK_SIZE
 
 
 def ragged(counts: Ints) -> Ints:

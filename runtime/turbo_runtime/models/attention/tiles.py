@@ -17,7 +17,8 @@ from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.spans import Ints, Spans
+from turbo_runtime.models.attention.spans import Spans
+from turbo_runtime.models.step_batch import Ints
 
 
 class _Tile(NamedTuple):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.model_files.source import ARCHITECTURES
-from turbo_runtime.models.attention.metadata import AttentionMetadata
+from turbo_runtime.models.attention.metadata import StepMetadata
 from turbo_runtime.models.attention.pool import cache_shape
-from turbo_runtime.models.attention.spans import Ints, ragged
+from turbo_runtime.models.attention.spans import ragged
 from turbo_runtime.models.layers.primitives import (
     Affine,
     Decoder,
@@ -32,6 +32,7 @@ from turbo_runtime.models.layers.primitives import (
     fused,
 )
 from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct, padded_rows
+from turbo_runtime.models.step_batch import Ints
 
 LEAN_ARCHITECTURES = frozenset(ARCHITECTURES) - {"Olmo2ForCausalLM"}  # whose norms come behind its parts
 
@@ -48,7 +49,7 @@ class LeanAttention(Layer):
         if hasattr(module, "q_norm"):
             self.head_norm = HeadNorm(module.q_norm, module.k_norm, heads, kv_heads)
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, step: StepMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         rows = x.shape[0]
         projected = self.project(x).view(rows, self.heads + 2 * self.kv_heads, -1)
@@ -92,7 +93,7 @@ class LatentAttention(Layer):
         self.expand = HeadProduct(by_head[:, self.nope :])
         self.output = fused(module.o_proj)
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, step: StepMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         rows, heads = x.shape[0], self.heads
         query, key_rope, latent = self.down(x).tensor_split((-self.rope - self.rank, -self.rank), 1)
@@ -221,7 +222,7 @@ class LeanBlock(Layer):
         self.mlp_norm = RMSNorm(module.post_attention_layernorm)
         self.mlp = Experts(mlp) if hasattr(mlp, "experts") else GatedMLP.from_module(mlp)
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, step: StepMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         x = x + self.attention(self.attention_norm(x), rotation, step)
         normed = self.mlp_norm(x)
@@ -243,7 +244,12 @@ class LeanDecoder(Decoder):
             body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
 
-    def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
+    @property
+    def captures(self) -> bool:
+        """Whether a graph can hold it: nothing waits for the device, nor depends on what is computed."""
+        return not any(isinstance(block.mlp, Experts) for block in self._blocks)
+
+    def hidden(self, tokens: Tensor, step: StepMetadata, layers: Collection[int]) -> Hidden:
         """tokens (rows) -> (rows, width); and what enters `layers`."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention.metadata import AttentionMetadata
+from turbo_runtime.models.attention.metadata import StepMetadata
 from turbo_runtime.models.layers.primitives import Decoder, Hidden, RowWise
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
@@ -44,7 +44,7 @@ class ModuleDecoder(Decoder):
             if (width := inner if name.endswith("act_fn") else _width_of(module))
         ]
 
-    def hidden(self, tokens: Tensor, step: AttentionMetadata, layers: Collection[int]) -> Hidden:
+    def hidden(self, tokens: Tensor, step: StepMetadata, layers: Collection[int]) -> Hidden:
         """tokens (rows) -> (rows, width); and what enters `layers`."""
         outputs = self._body(
             input_ids=tokens[None],

@@ -1,0 +1,178 @@
+"""How attention computes on this machine: which ways give a position the same bits in every step."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from itertools import pairwise
+from math import inf
+
+import torch
+from torch import Tensor
+
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.attention.pool import KVPool
+from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
+from turbo_runtime.models.attention.spans import Spans, padded_queries
+from turbo_runtime.models.attention.tiles import TileAttention
+from turbo_runtime.models.step_batch import Chunk, StepBatch
+
+# Tokens of attention's probes: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
+# all numbers of keys within its block of 512 and one beyond; alone, a second and a third block.
+SPLIT_LENGTHS = (100, 300)
+FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
+FAR_LENGTHS = (832, 1024, 1088)
+# The rest of the batch: (sequences, whether they are as long, so that they are computed together)
+BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
+TILES = 8  # whole tiles of the probe prompt
+FIRST_BLOCK = 3  # of the probes: it does not begin where the cache does
+
+
+class NotProvenError(Exception):
+    """Rows depend on their number, or time is up; the text says which."""
+
+
+def require_time(deadline: float) -> None:
+    """Raise NotProvenError after `deadline` (monotonic)."""
+    if time.monotonic() > deadline:
+        raise NotProvenError("the start-up check took too long")
+
+
+def find_rule(pool: KVPool, deadline: float, optional_deadline: float) -> Rule:
+    """Find how positions are computed so that each is the same in every step. Raises NotProvenError."""
+    row_counts = find_invariant_row_counts(pool, deadline, optional_deadline)
+    if not row_counts:
+        raise NotProvenError("a row's attention depends on how many others there are")
+    if not are_tiles_invariant(pool):
+        raise NotProvenError("attention in a prompt depends on how the prompt is cut")
+    return Rule(row_counts=row_counts, uniform=are_tiles_rows(pool, optional_deadline))
+
+
+def find_invariant_row_counts(
+    pool: KVPool, deadline: float = inf, optional_deadline: float = inf
+) -> tuple[int, ...]:
+    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, in any batch; empty where even
+    a single row does not. Raises NotProvenError if single rows are not tried by `deadline`; leaves out counts
+    that are not tried by `optional_deadline`.
+    """
+    lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
+    probes = [_Probe(pool, length) for length in lengths]
+    for probe in probes:
+        require_time(deadline)
+        if not probe.is_invariant(1):
+            return ()
+    return 1, *(
+        rows
+        for rows in ROW_COUNTS
+        if rows > 1
+        and all(time.monotonic() <= optional_deadline and probe.is_invariant(rows) for probe in probes)
+    )
+
+
+def are_tiles_invariant(pool: KVPool) -> bool:
+    """Whether the last tile of a prompt gets the same bits at once and in parts, alone and after another."""
+    probe = _Probe(pool, TILES * PROMPT_TILE)
+    at_once = probe.tile([0, PROMPT_TILE], preceded=False)
+    return all(
+        torch.equal(probe.tile(cuts, preceded), at_once)
+        for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
+    )
+
+
+def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
+    """Whether tiles have the bits of rows, as the fused kernel's may; False if not proven by `deadline`."""
+    return is_fused(pool) and all(
+        time.monotonic() <= deadline
+        and torch.equal(probe.tile([0, PROMPT_TILE], preceded=False), probe.rows(1, PROMPT_TILE))
+        for probe in (_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
+    )
+
+
+class _Probe:
+    """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
+
+    def __init__(self, pool: KVPool, length: int) -> None:
+        blocks = FIRST_BLOCK + blocks_for(length)
+        self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            # numbers of many sizes and both signs: another order of summation shows in the last bits
+            sizes = torch.exp2(torch.randint(-4, 4, shape, generator=generator).float())
+            return (torch.randn(shape, generator=generator) * sizes).to(pool.dtype)
+
+        self._pool.keys[0].copy_(draw(*self._pool.keys[0].shape))
+        if not pool.shape.latent:
+            self._pool.values[0].copy_(draw(*self._pool.values[0].shape))
+        self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
+        self._length = length
+        self._table = list(range(FIRST_BLOCK, blocks))
+
+    @cached_property
+    def alone(self) -> Tensor:
+        """(KV heads, rows * group, width) of the last rows, one an item: more than an item of any count."""
+        return self.rows(1, max(ROW_COUNTS) + 1)
+
+    def is_invariant(self, rows_each: int) -> bool:
+        """Whether the last rows, `rows_each` an item, equal those `alone`."""
+        group, step = self._pool.group, padded_queries(rows_each, 1)
+        expected = self.alone[:, -(rows_each + 1) * group :]
+        return all(
+            torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
+        ) and all(
+            torch.equal(self.rows(rows_each, rows_each, step_rows=rows), expected[:, group:])
+            for rows in (step, step + 4)
+        )
+
+    def batches(self) -> set[tuple[int, bool]]:
+        """Those of BATCHES that teach something: no more long sequences than a call has room for."""
+        if self._length in FAR_LENGTHS:
+            return {(0, False)}
+        together = items_together(self._pool, self._length)
+        return {(min(number, together) if long else number, long) for number, long in BATCHES}
+
+    def rows(
+        self, rows_each: int, count: int, others: int = 0, long: bool = False, step_rows: int = 0
+    ) -> Tensor:
+        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or, with
+        `step_rows`, as all of a step, which is padded up to them.
+        """
+        other = self._part(self._length - 1 if long else 0, 1, 0)
+        probed = self._part(self._length - count, count, 0)
+        before = others // 2
+        spans = self._spans([other] * before + [probed] + [other] * (others - before))
+        attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
+        group = self._pool.group
+        idle, own = self._queries[:, :group], self._queries[:, -count * group :]
+        padding = self._queries[:, : max(0, step_rows - count) * group]
+        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
+        return self._attend(attention, queries, before, before + count)
+
+    def tile(self, cuts: list[int], preceded: bool) -> Tensor:
+        """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step between any two `cuts`."""
+        group, first = self._pool.group, self._length - PROMPT_TILE
+        before = [self._part(0, PROMPT_TILE, PROMPT_TILE)] if preceded else []
+        own = self._queries[:, -PROMPT_TILE * group :]
+        parts = []
+        for start, end in pairwise(cuts):
+            spans = self._spans([*before, self._part(first + start, end - start, self._length)])
+            attention = TileAttention(self._pool, spans, aligned=True)
+            queries = own[:, start * group : end * group]
+            if preceded:
+                queries = torch.cat([own, queries], 1)
+            parts.append(self._attend(attention, queries, len(before) * PROMPT_TILE, None))
+        return torch.cat(parts, 1)
+
+    def _part(self, start: int, count: int, prompt_length: int) -> Chunk:
+        return Chunk([0] * count, start, self._table, 0, prompt_length)
+
+    def _spans(self, parts: list[Chunk]) -> Spans:
+        return Spans.of(StepBatch.join(parts, self._pool.block_size, self._pool.scratch))
+
+    def _attend(
+        self, attention: RowAttention | TileAttention, queries: Tensor, start: int, end: int | None
+    ) -> Tensor:
+        """The outputs of the tokens from `start` to before `end` of the step."""
+        outputs = attention.attend(0, queries, self._pool.key_width**-0.5)
+        return outputs.index_select(1, torch.from_numpy(attention.output_rows[start:end].ravel()))

@@ -1,0 +1,139 @@
+"""Paged attention by torch's own op for sequences of many lengths, `torch.nn.attention.varlen`: one call a
+layer, whatever the step mixes, with no gathering and no mask.
+
+The built-in backend is FlashAttention 2, for GPUs from Ampere on: float16 and bfloat16, heads of up to 256
+elements, pages of a multiple of 256 slots. With `num_splits=1` a sequence's output does not depend on what
+else is in the batch, by the op's documentation. A step's longest query is never said to be 1: with grouped
+heads the backend would then compute queries in another shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn_out
+
+from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
+from turbo_runtime.models.step_batch import StepBatch, padded
+
+PAGE_SIZE = 256
+MAX_HEAD_WIDTH = 256
+MIN_MAX_Q = 2
+
+VarlenAttention = Callable[..., Any]  # with the signature of this one:
+DEFAULT_OP: VarlenAttention = varlen_attn_out
+
+
+def supports(shape: KVCacheSpec, dtype: torch.dtype) -> bool:
+    """Whether the built-in backend computes attention of this shape and type."""
+    width = shape.key_width
+    fits = width == shape.value_width and width <= MAX_HEAD_WIDTH and width % 8 == 0 and not shape.latent
+    return fits and dtype in (torch.float16, torch.bfloat16)
+
+
+class PagedKVPool(KVPool):
+    """Keys and values of all sequences, per layer (pages, page size, KV heads, width). What lies beyond the
+    pages of the scheduler takes the keys and values of padding, and nobody reads it.
+    """
+
+    @staticmethod
+    def size(blocks: int, block_size: int, kv_heads: int, width: int) -> tuple[int, ...]:
+        """The size of a layer's tensor."""
+        return blocks, block_size, kv_heads, width
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor | None) -> None:
+        """Store key and value (tokens, KV heads, width) at their slots."""
+        assert value is not None
+        for cached, new in ((self.keys[layer], key), (self.values[layer], value)):
+            cached.flatten(0, 1).index_copy_(0, slots, new)
+
+    def clear(self, slots: Tensor) -> None:
+        """Write zeros to these slots of all layers, which also makes the system commit the memory."""
+        for layer in (*self.keys, *self.values):
+            layer.flatten(0, 1).index_fill_(0, slots, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """The size of what a step reads: a captured graph has one, whatever it is filled with."""
+
+    rows: int  # tokens, padding included
+    sequences: int
+    pages: int  # of a sequence, at most
+
+    def lengths(self) -> list[int]:
+        """Numbers of each column of a packed step."""
+        rows, sequences = self.rows, self.sequences
+        return [rows] * 5 + [sequences + 1] * 2 + [sequences, sequences * self.pages]
+
+
+class VarlenMetadata:
+    """A step whose columns all lie in one tensor of int32, so that it is one upload."""
+
+    def __init__(
+        self, pool: PagedKVPool, columns: Tensor, size: StepSize, tokens: int, op: VarlenAttention
+    ) -> None:
+        """`columns` from `pack`, on the pool's device; `tokens` of the rows are not padding. No sequence has
+        more queries or keys than `size` has room for.
+        """
+        parts = torch.split(columns, size.lengths())
+        self.ids, self.positions, self.sequence, self.picked, slots, *rest = parts
+        self._cu_q, self._cu_k, self._seq_lens, table = rest
+        self.tokens = tokens
+        self._slots = slots.long()
+        self._table = table.view(size.sequences, size.pages)
+        self._pool, self._op = pool, op
+        self._max_q, self._max_k = max(size.rows, MIN_MAX_Q), size.pages * pool.block_size
+        self._out: Tensor | None = None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
+        """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
+        pool = self._pool
+        pool.write(layer, self._slots, key, value)
+        if self._out is None:
+            self._out = torch.zeros_like(query)  # once for all layers; padding has no query and stays zero
+        self._op(
+            self._out,
+            query,
+            pool.keys[layer],
+            pool.values[layer],
+            self._cu_q,
+            self._cu_k,
+            self._max_q,
+            self._max_k,
+            scale=scaling,
+            window_size=(-1, 0),
+            enable_gqa=True,
+            seqused_k=self._seq_lens,
+            block_table=self._table,
+            num_splits=1,
+        )
+        return self._out
+
+
+def pack(batch: StepBatch, size: StepSize, pool: PagedKVPool) -> NDArray[np.int32]:
+    """Lay a step's columns out for `VarlenMetadata`, padded to `size`: padding is token 0 at position 0,
+    whose key goes to the page that nobody reads; its sequences are empty.
+    """
+    rows, sequences = size.rows, size.sequences
+    table = np.full((sequences, size.pages), pool.scratch)
+    table[: len(batch.num_blocks), : batch.block_table.shape[1]] = batch.block_table
+    seq_lens = padded(batch.seq_lens, sequences)
+    columns = (
+        padded(batch.tokens, rows),
+        padded(batch.positions, rows),
+        padded(batch.sequence, rows, sequences),
+        padded(batch.logits_indices, rows),
+        padded(batch.slot_mapping, rows, pool.scratch * pool.block_size),
+        padded(batch.cu_seqlens_q, sequences + 1, len(batch.tokens)),
+        np.concatenate([[0], np.cumsum(seq_lens)]),
+        seq_lens,
+        table.ravel(),
+    )
+    return np.concatenate(columns).astype(np.int32)

@@ -1,0 +1,180 @@
+"""The runner for GPUs, on a CPU: what it computes, how often it waits for the device, and how its steps are
+filled up. Whatever else holds of both runners is shown where it holds (`turbo_dev.runners`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from turbo_dev import host_syncs
+from turbo_dev.drafting import EveryDraft
+from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
+from turbo_dev.varlen_reference import varlen_attn_out
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.attention.pool import KVCacheSpec
+from turbo_runtime.models.attention.varlen import PAGE_SIZE, StepSize, VarlenMetadata, pack, supports
+from turbo_runtime.models.cuda_runner import CudaModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk, StepBatch
+from turbo_runtime.models.transfer import upload
+from turbo_runtime.sampling.dense import DENSE
+from turbo_runtime.sampling.noise import Noise
+from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows
+from turbo_runtime.sampling.search import SEARCH
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PAGES, LENGTH = 12, 700
+TEXT = [(7 * i + 3) % VOCABULARY for i in range(600)]
+
+
+@pytest.fixture(scope="module")
+def model(one_thread: None) -> CudaModelRunner:
+    made = CudaModelRunner(network(positions=LENGTH), blocks=PAGES, max_length=LENGTH, op=varlen_attn_out)
+    report = check_batch_invariance(made, max_num_batched_tokens=64, limit_seconds=60)
+    assert report.guarantee == "bitwise", report.reason
+    return made
+
+
+def test_a_step_is_as_the_runner_for_cpus_computes_it(model: CudaModelRunner) -> None:
+    cpu = ModelRunner(network(positions=LENGTH), blocks=64, max_length=LENGTH)
+    expected = cpu.forward([Chunk(TEXT, 0, list(range(38)), 600, 580)])
+    first = model.forward([Chunk(TEXT[:300], 0, [4, 2, 9], 300, 580)])
+    # then other sequences beside it, and one between whose page is shared by nobody
+    rest = model.forward([Chunk([5, 6], 0, [7], 1, 2), Chunk(TEXT[300:], 300, [4, 2, 9], 300, 580)])
+    found = torch.cat([first.logits, rest.logits[1:]])
+    torch.testing.assert_close(found, expected.logits, atol=1e-4, rtol=1e-4)
+    assert first.finite.tolist() == [True]
+    assert rest.finite.tolist() == [True, True]
+
+
+def test_a_step_that_is_filled_up_to_the_size_of_a_graph_has_the_same_bits(model: CudaModelRunner) -> None:
+    model.forward([Chunk(TEXT[:500], 0, [3, 8, 1], 0, 500)])
+    chunks = [Chunk(TEXT[500:505], 500, [3, 8, 1], 5, 500), Chunk([9] * 3, 0, [6], 1, 3)]
+    eager = model.execute(chunks)
+    batch = StepBatch.join(chunks, PAGE_SIZE, model.pool.scratch)
+    size = StepSize(rows=16, sequences=16, pages=-(-LENGTH // PAGE_SIZE))
+    columns = upload(pack(batch, size, model.pool), model.device)
+    step = VarlenMetadata(model.pool, columns, size, size.rows, varlen_attn_out)
+    with torch.inference_mode():
+        filled = model._run(step, size, size.rows)
+    rows = len(eager.logits)
+    assert torch.equal(filled.logits[:rows], eager.logits)
+    assert torch.equal(filled.hidden[:rows], eager.hidden)
+    assert filled.finite[:2].tolist() == [True, True]
+
+
+def test_the_first_chunk_of_a_step_is_checked_over_the_edge_of_a_page() -> None:
+    """An op whose bits depend on how many queries a sequence has is found out."""
+
+    def crowded(out: Tensor, *args: object, **rest: object) -> None:
+        varlen_attn_out(out, *args, **rest)  # type: ignore[arg-type]
+        out *= 1 + 1e-6 * (len(out) > 100)
+
+    made = CudaModelRunner(network(positions=LENGTH), blocks=PAGES, max_length=LENGTH, op=crowded)
+    report = check_batch_invariance(made, max_num_batched_tokens=64, limit_seconds=60)
+    assert (report.guarantee, report.reason) == (
+        "distribution",
+        "the model's logits depend on the number of rows",
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "supported"),
+    [
+        (KVCacheSpec(32, 8, 128, 128), torch.bfloat16, True),
+        (KVCacheSpec(32, 8, 128, 128), torch.float32, False),
+        (KVCacheSpec(32, 8, 128, 64), torch.bfloat16, False),
+        (KVCacheSpec(16, 1, 576, 512, latent=True), torch.bfloat16, False),
+        (KVCacheSpec(8, 8, 260, 260), torch.bfloat16, False),
+        (KVCacheSpec(8, 8, 100, 100), torch.float16, False),
+    ],
+)
+def test_what_the_built_in_attention_refuses_goes_another_way(
+    shape: KVCacheSpec, dtype: torch.dtype, supported: bool
+) -> None:
+    assert supports(shape, dtype) == supported
+    assert PAGE_SIZE % 256 == 0
+
+
+@pytest.mark.parametrize("drafts", [0, 4])
+def test_a_step_waits_for_the_device_once(model: CudaModelRunner, drafts: int) -> None:
+    scheduler = Scheduler(
+        BlockPool(PAGES, block_size=PAGE_SIZE),
+        max_num_seqs=9,
+        max_num_batched_tokens=64,
+        max_draft_tokens=drafts,
+        max_length=LENGTH,
+        shared_tile=model.shared_tile,
+    )
+    engine = Engine(model, scheduler, Proposer(), control=EveryDraft())
+    wanted = [params for params in WANTED if "grammar" not in params]
+    for number, params in enumerate(wanted):
+        sampling = SamplingParams(**{"max_tokens": 24, **params})
+        engine.accept(GenerationRequest(str(number), tuple(TEXT[number : number + 30] * 2), sampling))
+    verified = 0
+    while not engine.idle:
+        with host_syncs.counted() as waits:
+            output = engine.step()
+        verified += sum(event.drafted for event in output.events)
+        assert sum(waits.values()) == 1, waits
+    assert bool(verified) == bool(drafts)
+
+
+NOISE = Noise(200)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
+    """Ties, forbidden tokens, rows without any and rows that are broken included."""
+    rows = data.draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 30)))
+    logits = torch.randn(rows, 200, generator=generator) * data.draw(st.sampled_from([0.1, 1.0, 8.0]))
+    if data.draw(st.booleans()):
+        logits = logits.round()  # many are equal
+    for row in range(rows):
+        forbidden = data.draw(st.sampled_from([0, 0, 150, 200]))
+        logits[row, torch.randperm(200, generator=generator)[:forbidden]] = -math.inf
+    if data.draw(st.integers(0, 5)) == 0:
+        logits[0, 3] = math.nan
+    drawn = DrawnRows()
+    for row in range(rows):
+        kind = data.draw(st.sampled_from(["greedy", "plain", "truncated", "none"]))
+        if kind == "greedy":
+            drawn.greedy.append(row)
+        elif kind != "none":
+            part = drawn.plain if kind == "plain" else drawn.truncated
+            _add(part, row, data)
+    found = [kernels.draw(logits.clone(), drawn, NOISE).tolist() for kernels in (SEARCH, DENSE)]
+    assert found[0] == found[1]
+
+
+def _add(part: SampledRows, row: int, data: st.DataObject) -> None:
+    part.rows.append(row)
+    part.keys.append(data.draw(st.integers(-(1 << 63), (1 << 63) - 1)))
+    part.params.append(
+        SamplingParams(
+            temperature=data.draw(st.sampled_from([0.01, 0.7, 1.0, 3.0])),
+            top_p=data.draw(st.sampled_from([0.1, 0.6, 0.95, 1.0])),
+            top_k=data.draw(st.sampled_from([0, 1, 3, 50, 500])),
+            min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5])),
+        )
+    )
+
+
+@pytest.mark.parametrize("kernels", [SEARCH, DENSE], ids=["search", "dense"])
+def test_the_likeliest_are_ranked_by_logit_and_then_by_id(kernels: RowKernels) -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 0.0, 2.0], [5.0, -math.inf, -math.inf, 5.0, 5.0]])
+    assert kernels.likeliest(logits, 3).tolist() == [[1, 2, 4], [0, 3, 4]]
