@@ -124,6 +124,7 @@ class Engine:
                 guarantee="bitwise",
                 arithmetic={"576x576": "X @ Wt"},
                 max_model_len=config.max_model_len or 2048,
+                max_num_seqs=config.limits("cpu").max_num_seqs,
                 kv_blocks=1024,
                 vocab_size=self.tokenizer.get_vocab_size(),
                 eos_token_ids=(self.eos,),
