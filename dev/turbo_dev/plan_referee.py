@@ -25,6 +25,8 @@ from turbo_operator.planner.requirements import Demand, demand
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.documents import ModelShape
 
+LIMITS = {True: (32, 512), False: (256, 2048)}  # on a CPU, on a GPU: requests, tokens of a step
+
 
 @dataclass(frozen=True)
 class One:
@@ -89,7 +91,9 @@ def weighed(
     if judged and not known:
         return None
     planned = min(asked.prompt.mean + asked.output.mean, float(length))
-    slots = min(32, max(1, int(pool // (per_token * (planned + tokens + 17)))))
+    slots = min(
+        LIMITS[row.resource_name == "cpu"][0], max(1, int(pool // (per_token * (planned + tokens + 17))))
+    )
     engine = curve(model, row, size, slots, asked) if known else None
     price = row.prices.get(kind)
     only = wanted.accelerators and wanted.accelerators.allowed and len(wanted.accelerators.allowed) == 1
@@ -178,8 +182,9 @@ def cached(
     per_token = 2 * model.layers * model.kv_heads * model.head_dim * size
     request = per_token * (length + tokens + 17)
     request += -request % (GIB // 64)
-    together = max(512, tokens + 1)
-    logits = min(32 * (tokens + 1), together) * model.vocab_size * 4
+    running, together = LIMITS[cpu]
+    together = max(together, tokens + 1)
+    logits = min(running * (tokens + 1), together) * model.vocab_size * 4
     widest = max(together * 3 * model.mlp_width * size, logits)
     activations = together * 2 * model.hidden_size * size + widest
     held = weights + request + activations
@@ -189,7 +194,7 @@ def cached(
     if held > usable:
         return None, size, per_token
     left = usable - weights - activations
-    return min(left - left % (GIB // 64), 32 * request), size, per_token
+    return min(left - left % (GIB // 64), running * request), size, per_token
 
 
 def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Demand) -> queueing.Engines:
@@ -211,7 +216,7 @@ def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Dem
         rows=states,
         decode=np.array([decode]),
         prefill=np.array([read / asked.prompt.mean]),
-        chunk=np.array([512.0 - slots]),
+        chunk=np.array([float(LIMITS[row.resource_name == "cpu"][1] - slots)]),
         first=np.array([coefficients.prefill_layer_seconds * model.layers]),
     )
 

@@ -188,12 +188,15 @@ class Engine:
             start_time = time.perf_counter()
             chunks = [part.chunk() for part in parts]
             forward = self.model.execute(chunks)
-            self._forward_seconds += time.perf_counter() - start_time
+            computed = time.perf_counter()
             # while a device computes
             metadata = SamplingMetadata([part.rows() for part in parts], self.model.vocabulary)
             self.speculation.read_on(parts, overlapped=self.model.asynchronous)
             sampled = metadata.sample(forward.logits, self.noise, self._kernels)
             finite, *arrays = download(forward.finite, *sampled)
+            self._forward_seconds += (
+                time.perf_counter() if self.model.asynchronous else computed
+            ) - start_time
             broken = [number for number, whole in enumerate(finite.tolist()) if not whole]
             self.model.clear([chunks[number] for number in broken])
             drafted = [parts[number] for number in broken if parts[number].drafts]

@@ -15,10 +15,11 @@ from turbo_operator.snapshot import Host, NodeSupply, Supply
 
 def test_too_few_external_replicas_serve_and_the_plan_says_so() -> None:
     catalog = named(fast("a", 80, "1.00", memory_bandwidth=3e11))
-    need = plan(spec(model=SHORT, workload=LOAD), MIDDLE, catalog).replicas
+    load = {**LOAD, "requestsPerSecond": "30"}
+    need = plan(spec(model=SHORT, workload=load), MIDDLE, catalog).replicas
     assert need > 1
     for count in (0, need - 1, need):
-        asked = spec(model=SHORT, workload=LOAD, scaling={"mode": "External"}, replicas=count)
+        asked = spec(model=SHORT, workload=load, scaling={"mode": "External"}, replicas=count)
         result = plan(asked, MIDDLE, catalog)
         assert result.choice is not None
         assert result.replicas == count

@@ -17,8 +17,10 @@ from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
 from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
@@ -31,6 +33,7 @@ from turbo_runtime.models.transfer import upload
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows
+from turbo_runtime.sampling.sampler import Sampler
 from turbo_runtime.sampling.search import SEARCH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,6 +133,40 @@ def test_a_step_waits_for_the_device_once(model: CudaModelRunner, drafts: int) -
         verified += sum(event.drafted for event in output.events)
         assert sum(waits.values()) == 1, waits
     assert bool(verified) == bool(drafts)
+
+
+def test_what_the_host_knows_is_prepared_while_the_device_computes(
+    model: CudaModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grammar's masks, penalties, and prompts to draft from: between the launch and the copy back."""
+    order: list[str] = []
+
+    def noted(name: str, kind: object, method: str) -> None:
+        real = getattr(kind, method)
+
+        def call(*args: object, **rest: object) -> object:
+            order.append(name)
+            return real(*args, **rest)
+
+        monkeypatch.setattr(kind, method, call)
+
+    noted("launch", CudaModelRunner, "execute")
+    noted("collect", Sampler, "collect")
+    noted("read", Speculator, "read_on")
+    noted("fetch", loop, "download")
+    scheduler = Scheduler(
+        BlockPool(PAGES, block_size=PAGE_SIZE),
+        max_num_seqs=2,
+        max_num_batched_tokens=64,
+        max_draft_tokens=0,
+        max_length=LENGTH,
+    )
+    engine = Engine(model, scheduler, Proposer())
+    params = SamplingParams(temperature=1.0, presence_penalty=1.0, max_tokens=2)
+    engine.accept(GenerationRequest("a", tuple(TEXT[:20]), params))
+    engine.step()
+    engine.step()
+    assert order == ["launch", "collect", "read", "fetch"] * 2
 
 
 NOISE = Noise(200)
