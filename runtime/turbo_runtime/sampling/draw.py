@@ -31,6 +31,15 @@ class BlockedLogits:
         """Return the maxima of the blocks of these rows, by default of all."""
         return self.peaks if rows is None else self.peaks.index_select(0, rows)
 
+    def forbid(self, rows: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Set the logit of a token (n,) of each row to -inf; where it was in flattened `values`, and what."""
+        block = self.first_blocks(rows) + tokens // BLOCK
+        flat = block * BLOCK + tokens % BLOCK
+        before = self.values.view(-1)[flat]
+        self.values.view(-1)[flat] = -torch.inf
+        self.peaks[rows, tokens // BLOCK] = self.values.index_select(0, block).amax(1)
+        return flat, before
+
     def first_blocks(self, rows: Tensor | None) -> Tensor:
         """Return the place of each row's first block in `values`."""
         if rows is None:
@@ -54,18 +63,29 @@ def sampled_tokens(
     """Return the token int64 of each of the `rows` (n,), by default of all, of float32 logits, for
     `temperatures` (n,) float64 above 0 and `keys` (n,) int64; `NOTHING` as in `greedy_tokens`.
 
-    Branch and bound: no score of a block exceeds its highest logit with its highest noise, and the token with
-    that noise has a score already. Only tokens that may exceed the best of those need noise of their own.
+    Branch and bound: no score of a block exceeds its highest logit with its highest noise. Only tokens that
+    may exceed the score of the likeliest, or of the one with the highest noise of the block that promises
+    most, need noise of their own.
     """
     peaks, firsts, num_blocks = logits.peaks_of(rows), logits.first_blocks(rows), logits.num_blocks
     minima, places = noise.block_minima(keys)
     highest = minima.log().neg_()
-    every = torch.arange(num_blocks, device=keys.device)
-    scored = logits.values.view(-1).take((firsts[:, None] + every).mul_(BLOCK).add_(places))
-    scored = scored.double().div_(temperatures[:, None])
-    floor = scored.add_(highest).amax(1)
-    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_MIN_SCORE)  # forbidden tokens stay below
     bounds = peaks.double().div_(temperatures[:, None]).add_(highest)
+    # two tokens of each row: the likeliest, and one of the block that promises most
+    top, likeliest = peaks.max(1)
+    promising = bounds.argmax(1)
+    tried = torch.stack([likeliest, promising], 1)
+    values = logits.values.index_select(0, (firsts[:, None] + tried).view(-1)).view(len(keys), 2, BLOCK)
+    within = torch.stack([values[:, 0].argmax(1), places.gather(1, promising[:, None])[:, 0]], 1)
+    # beyond the vocabulary logits are -inf, whatever the noise
+    ids = (tried * BLOCK + within).clamp_(max=noise.vocabulary - 1).view(-1)
+    pairs = keys.repeat_interleave(2)
+    gumbel = noise.gumbel_within(
+        pairs, ids, minima.gather(1, tried).view(-1), places.gather(1, tried).view(-1)
+    ).view(len(keys), 2)
+    scores = values.gather(2, within[:, :, None])[:, :, 0].double().div_(temperatures[:, None]).add_(gumbel)
+    floor = scores.amax(1)
+    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_MIN_SCORE)  # forbidden tokens stay below
     block = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
     row = block // num_blocks
 
@@ -84,7 +104,7 @@ def sampled_tokens(
     ids = torch.where(scores == best.index_select(0, row), ids, noise.vocabulary)
     drawn = torch.full_like(keys, noise.vocabulary).scatter_reduce_(0, row, ids, "amin")
     # a block with a NaN has no bound and was not searched
-    return torch.where(best.isfinite() & peaks.amax(1).isfinite(), drawn, NOTHING)
+    return torch.where(best.isfinite() & top.isfinite(), drawn, NOTHING)
 
 
 def _rounded_down(values: Tensor) -> Tensor:

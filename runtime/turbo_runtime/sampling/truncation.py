@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from turbo_runtime.sampling.noise import BLOCK, Noise
 _BINS = 4096  # of depths below the best token
 _BINS_PER_NAT = 64.0
 _MAX_EXPONENT = 700.0  # of float64
-_SEARCHED_NATS = 6.0  # below the best token: most of the probability
+_NEAR_NATS = 1.0  # below a drawn token: mostly enough of what comes after it
+_FAR_NATS = 16.0  # below the likeliest token: all that matters
+_SLACK = 1e-4  # relative, far more than the error of probabilities in float32
+_TRIES = 4  # of the next best token, before a row is truncated: nuclei may hold little
 
 
 def truncates(params: SamplingParams) -> bool:
@@ -31,65 +35,144 @@ def truncated_tokens(
     logits: BlockedLogits, params: Sequence[SamplingParams], keys: Tensor, noise: Noise, rows: Tensor
 ) -> Tensor:
     """Return the token (n,) int64 of each of the `rows` (n,) among those that its `params` leave, as
-    `sampled_tokens` does among all.
+    `sampled_tokens` does among all. Tokens that are not left may be gone from `logits` afterwards.
 
     The best of all tokens is the best of those left where it is one of them, which most often it is, and then
-    nothing needs to be dropped.
+    nothing needs to be dropped. Otherwise the next best may be.
     """
-    temperatures = keys.new_tensor([p.temperature for p in params], dtype=torch.float64)
-    drawn = sampled_tokens(logits, temperatures, keys, noise, rows)
-    left = _are_left(logits, params, temperatures, rows, drawn)
-    others = (~left).nonzero().squeeze(1)
-    if len(others):
-        vocabulary = noise.vocabulary
-        whole = logits.values.view(len(logits.peaks), -1)
-        kept = [truncate(whole[rows[i], :vocabulary], params[i]) for i in others.tolist()]
-        again = sampled_tokens(BlockedLogits(torch.stack(kept)), temperatures[others], keys[others], noise)
-        drawn = drawn.index_copy(0, others, again)
+    rules = _Rules(params, rows)
+    drawn = sampled_tokens(logits, rules.heat, keys, noise, rows)
+    # the likeliest is always left
+    place = ((drawn != greedy_tokens(logits, rows)) & (drawn != NOTHING)).nonzero().squeeze(1)
+    if len(place):
+        place = place[~_certainly_left(logits, rules.part(place), drawn[place])]
+    if not len(place):
+        return drawn
+    ranked = rules.ranks[place].isfinite()  # their probabilities need the ranking
+    dense, place = [place[ranked]], place[~ranked]
+    totals, gone = (
+        drawn.new_full((len(drawn),), torch.nan, dtype=torch.float64),
+        list[tuple[Tensor, Tensor]](),
+    )
+    for _ in range(_TRIES):
+        left, dropped = _judge(logits, rules.part(place), drawn[place], totals, place)
+        dense.append(place[~left & ~dropped])
+        place = place[dropped]
+        if not len(place):
+            break
+        gone.append(logits.forbid(rows[place], drawn[place]))
+        own = rules.part(place)
+        drawn[place] = sampled_tokens(logits, own.heat, keys[place], noise, own.rows)
+    for flat, values in gone:
+        logits.values.view(-1)[flat] = values
+    rest = torch.cat([*dense, place])
+    if len(rest):
+        whole = logits.values.view(len(logits.peaks), -1)[:, : noise.vocabulary]
+        kept = [truncate(whole[int(rows[i])], params[i]) for i in rest.tolist()]
+        again = sampled_tokens(BlockedLogits(torch.stack(kept)), rules.heat[rest], keys[rest], noise)
+        drawn[rest] = again
     return drawn
 
 
-def _are_left(
-    logits: BlockedLogits, params: Sequence[SamplingParams], temperatures: Tensor, rows: Tensor, drawn: Tensor
-) -> Tensor:
-    """Return (n,) whether the `drawn` token (n,) of each row is certainly left by truncation."""
-    peaks, firsts, num_blocks = logits.peaks_of(rows), logits.first_blocks(rows), logits.num_blocks
-    left = (drawn == greedy_tokens(logits, rows)) | (drawn == NOTHING)
-    (asked,) = (~left).nonzero(as_tuple=True)
-    if not len(asked):
-        return left
-    number = asked.tolist()
+class _Rules:
+    """What `rows` (n,) are truncated by, as columns (n,) float64."""
 
-    def column(values: Sequence[float]) -> Tensor:
-        return temperatures.new_tensor(values)
+    def __init__(self, params: Sequence[SamplingParams], rows: Tensor) -> None:
+        table = [
+            (
+                p.temperature,
+                math.log(p.min_p) if p.min_p > 0.0 else -math.inf,
+                float(p.top_k) if p.top_k > 0 else math.inf,
+                p.top_p if p.top_p < 1.0 else math.inf,
+            )
+            for p in params
+        ]
+        self._set(rows, torch.tensor(table, dtype=torch.float64, device=rows.device).view(-1, 4).T)
 
-    heat, token, first = (each.index_select(0, asked) for each in (temperatures, drawn, firsts))
-    top = peaks.index_select(0, asked).amax(1).double()
-    own = logits.values.view(-1).take(first * BLOCK + token)
-    ratios = column([math.log(params[i].min_p) if params[i].min_p > 0.0 else -math.inf for i in number])
-    floor = top + heat * ratios
-    deep = torch.minimum(own.double(), top - _SEARCHED_NATS * heat)
+    def _set(self, rows: Tensor, columns: Tensor) -> None:
+        self.rows, self._columns = rows, columns
+        self.heat, self.log_ratios, self.ranks, self.nuclei = columns.contiguous()
+        self.has_min_p = bool((self.log_ratios > -math.inf).any())
 
-    block = (peaks.index_select(0, asked) >= deep[:, None]).view(-1).nonzero().squeeze(1)
+    def part(self, which: Tensor) -> _Rules:
+        """Those of some rows."""
+        part = _Rules((), which)
+        part._set(self.rows.index_select(0, which), self._columns.index_select(1, which))
+        return part
+
+    def floors(self, top: Tensor) -> Tensor:
+        """The lowest logits that `min_p` leaves, float32 rounded up; `top` (n,) are the highest."""
+        exact = top.double() + self.heat * self.log_ratios
+        rounded = exact.float()
+        return torch.where(rounded.double() < exact, rounded.nextafter(rounded.new_tensor(math.inf)), rounded)
+
+
+class _Sums(NamedTuple):
+    """Sums (n,) float64 over the likelier blocks of rows: probabilities are float32, but for a factor."""
+
+    total: Tensor
+    above: Tensor  # of tokens with a higher logit than the row's own
+    equal: Tensor  # of tokens with the same logit, itself included
+    number: Tensor  # of both kinds of tokens
+
+
+def _sums(logits: BlockedLogits, rules: _Rules, own: Tensor, deep: Tensor) -> _Sums:
+    """Sum up the blocks with a logit of at least `deep` (n,); `own` (n,) is a logit of each row."""
+    peaks, num_blocks = logits.peaks_of(rules.rows), logits.num_blocks
+    top, heat = peaks.amax(1), rules.heat.float()
+    block = (peaks >= deep[:, None]).view(-1).nonzero().squeeze(1)
     row = block // num_blocks
-    values = logits.values.index_select(0, first.index_select(0, row) + block % num_blocks)
-    within = torch.arange(BLOCK, device=values.device)
-    ids = (block % num_blocks * BLOCK)[:, None] + within
-    mine, wide = own.index_select(0, row)[:, None], values.double()
-    before = (values > mine) | ((values == mine) & (ids < token.index_select(0, row)[:, None]))
-    weights = (wide - top.index_select(0, row)[:, None]).div_(heat.index_select(0, row)[:, None]).exp_()
-    weights = torch.where(wide >= floor.index_select(0, row)[:, None], weights, 0.0)
+    values = logits.values.index_select(
+        0, logits.first_blocks(rules.rows).index_select(0, row) + block % num_blocks
+    )
+    weights = (values - top.index_select(0, row)[:, None]).div_(heat.index_select(0, row)[:, None]).exp_()
+    if rules.has_min_p:
+        floors = rules.floors(top).index_select(0, row)
+        weights = torch.where(values >= floors[:, None], weights, 0.0)
+    mine = own.index_select(0, row)[:, None]
 
     def by_row(each: Tensor) -> Tensor:
-        return each.new_zeros(len(asked)).index_add_(0, row, sum_rows(each)[:, 0])
+        return top.new_zeros(len(top), dtype=torch.float64).index_add_(0, row, each.sum(1).double())
 
-    rank, mass = by_row(before.double()), by_row(torch.where(before, weights, 0.0))
-    ranks = column([k if (k := params[i].top_k) > 0 else math.inf for i in number])
-    nuclei = column([params[i].top_p for i in number])
+    above = (values > mine).float()
+    equal = (values == mine).float()
+    count = by_row(above) + by_row(equal)
+    return _Sums(by_row(weights), by_row(above.mul_(weights)), by_row(equal.mul_(weights)), count)
+
+
+def _logits_of(logits: BlockedLogits, rows: Tensor, tokens: Tensor) -> Tensor:
+    flat: Tensor = logits.values.view(-1)
+    return flat.index_select(0, logits.first_blocks(rows) * BLOCK + tokens)
+
+
+def _certainly_left(logits: BlockedLogits, rules: _Rules, tokens: Tensor) -> Tensor:
+    """Return (n,) whether each row's token is left for certain, by few other tokens."""
+    own, top = _logits_of(logits, rules.rows, tokens), logits.peaks_of(rules.rows).amax(1)
+    sums = _sums(logits, rules, own, own - _NEAR_NATS * rules.heat.float())
+    weight = ((own - top).double() / rules.heat).exp()
+    before = sums.above + sums.equal - weight  # as if all equal ones came before it
     # `top_k` may leave none behind this one
-    least = torch.where(ranks.isfinite(), mass + ((own.double() - top) / heat).exp(), by_row(weights))
-    inside = (own.double() >= floor) & (rank < ranks) & ((nuclei >= 1.0) | (mass < nuclei * least))
-    return left.index_copy(0, asked, inside)
+    least = torch.where(rules.ranks.isfinite(), before + weight, sums.total)
+    in_nucleus = (rules.nuclei > 1.0) | (before < rules.nuclei * least * (1 - _SLACK))
+    return (own >= rules.floors(top)) & (sums.number - 1 < rules.ranks) & in_nucleus
+
+
+def _judge(
+    logits: BlockedLogits, rules: _Rules, tokens: Tensor, totals: Tensor, place: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return (n,) whether `min_p` and `top_p` certainly leave each row's token, and whether they certainly
+    drop it. `totals` keeps the sums at `place` (n,) of before any token was gone.
+    """
+    none = tokens == NOTHING
+    own, top = _logits_of(logits, rules.rows, tokens.clamp(min=0)), logits.peaks_of(rules.rows).amax(1)
+    sums = _sums(logits, rules, own, top - _FAR_NATS * rules.heat.float())
+    known = totals[place]
+    total = totals[place] = torch.where(known.isnan(), sums.total, known)
+    beyond = math.exp(-_FAR_NATS) * logits.num_blocks * BLOCK  # what lies deeper, at most
+    floors, whole = rules.floors(top), rules.nuclei > 1.0
+    inside = whole | (sums.above + sums.equal + beyond < rules.nuclei * total * (1 - _SLACK))
+    outside = ~whole & (sums.above > rules.nuclei * (total + beyond) * (1 + _SLACK))
+    return none | ((own >= floors) & inside), ~none & ((own < floors) | outside)
 
 
 def sum_rows(values: Tensor) -> Tensor:
