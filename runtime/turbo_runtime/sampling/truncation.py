@@ -154,7 +154,8 @@ def _certainly_left(logits: BlockedLogits, rules: _Rules, tokens: Tensor) -> Ten
     # `top_k` may leave none behind this one
     least = torch.where(rules.ranks.isfinite(), before + weight, sums.total)
     in_nucleus = (rules.nuclei > 1.0) | (before < rules.nuclei * least * (1 - _SLACK))
-    return (own >= rules.floors(top)) & (sums.number - 1 < rules.ranks) & in_nucleus
+    left: Tensor = (own >= rules.floors(top)) & (sums.number - 1 < rules.ranks) & in_nucleus
+    return left
 
 
 def _judge(
