@@ -11,9 +11,9 @@ from engines import fresh
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.data.responses import is_looping
-from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import DraftLoader
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from turbo_runtime.contract.endpoints import PORT
 
-DraftMethod = Literal["auto", "off", "suffix", "heads"]  # a drafter by its name; auto: all; off: none
+# a drafter by its name; auto: all; off: none
+DraftMethod = Literal["auto", "off", "suffix", "heads", "eagle3", "model"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 GuaranteeChoice = Literal["auto", "bitwise", "distribution"]
@@ -102,12 +103,16 @@ class RuntimeConfig:
         "distribution, and compute in the quickest way; auto: bitwise on CPUs where it can be promised",
     )
     speculation: DraftMethod = _flag(  # noqa: RUF009
-        "auto", "what drafts: suffix, heads, auto for the more confident of both, or off"
+        "auto",
+        "what drafts: suffix, heads, eagle3, model, auto for the most confident of all there are, or off",
     )
     draft_config: str | None = _flag(
         None,
         "a JSON file that names the drafts in use, followed while serving; it stands above --speculation. "
         "Of several, a request chooses with the header X-Turbo-Draft",
+    )
+    draft_device: Device | None = _flag(  # noqa: RUF009
+        None, "device of a draft model that --draft-config names: auto, cpu or cuda (default: --device)"
     )
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step", _up_to(64))
     audit_fraction: float = _flag(
@@ -203,6 +208,10 @@ class RuntimeConfig:
             value, check = getattr(self, spec.name), spec.metadata["check"]
             if value is not None and check is not None and not check[0](value):
                 return f"--{spec.name.replace('_', '-')} {check[1].format(value)}"
-        if self.speculation == "heads" and self.draft_config is None:
-            return "--speculation=heads needs --draft-config FILE, which names the folder of the heads"
+        if self.draft_config is None and self.speculation in ("heads", "eagle3", "model"):
+            return (
+                f"--speculation={self.speculation} needs --draft-config FILE, which names the draft's folder"
+            )
+        if self.draft_config is None and self.draft_device is not None:
+            return "--draft-device needs --draft-config FILE, which names the draft model"
         return None

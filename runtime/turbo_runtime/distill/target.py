@@ -19,9 +19,9 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import Text, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, render_turns
 from turbo_runtime.distill.recipe import DistillError, TransientError
-from turbo_runtime.drafters.heads import Target
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.messages import GenerationRequest, SamplingParams

@@ -23,7 +23,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
+from turbo_runtime.drafters.interface import SURE, Drafter, DraftRequest, TokenCandidate
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.files import read_object, write_whole, write_whole_by
 from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
 from turbo_runtime.sampling.noise import Noise, position_key
@@ -46,7 +47,6 @@ _VOCABULARY = "vocabulary"
 CERTAIN = 1 - 1e-6  # the highest probability with its own odds
 # Likeliest tokens that get noise: a colder one wins seldom, and then the draft is wrong.
 _HOTTEST = 64
-_SURE = 0.9  # confidence of others from which heads keep silent: they are seldom surer
 
 
 class Heads(nn.Module):
@@ -136,15 +136,6 @@ class HeadsConfig:
     format: int = FORMAT
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The parts of the served model that heads share."""
-
-    digest: str
-    embedding: Tensor  # (vocabulary, width)
-    output_rows: Callable[[Tensor], Tensor]  # ids (n,) -> those rows (n, width) of the LM head
-
-
 def save_heads(folder: Path, config: HeadsConfig, heads: Heads) -> None:
     """Write a checkpoint; an incomplete folder has no configuration."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
@@ -206,11 +197,6 @@ def read_config(folder: Path) -> HeadsConfig:
     """Read `config.json` of a checkpoint. Raises HeadsError."""
     path = folder / CONFIG_FILE
     document = read_object(path, HeadsError, "name a folder of Turbo heads")
-    if "speculators_model_type" in document:
-        raise HeadsError(
-            f"{folder}: the engine Turbo cannot draft with method {document['speculators_model_type']}; "
-            "serve with the engine vLLM, or train Turbo heads"
-        )
     if document.get("kind") != KIND:
         raise HeadsError(f'{path}: kind is not "{KIND}"; name a folder of Turbo heads')
     if document.get("format") != FORMAT:
@@ -285,7 +271,7 @@ class HeadsDrafter(Drafter):
     def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         """Return guesses of the next head, a pass for all drafts that others are not sure of."""
         candidates: list[TokenCandidate | None] = [None] * len(self._requests)
-        rows = [index for index in self._before if best_confidence[index] < _SURE]
+        rows = [index for index in self._before if best_confidence[index] < SURE]
         if not rows or self._depth >= self.heads:
             return candidates
         depth, hidden = self._depth, self._hidden

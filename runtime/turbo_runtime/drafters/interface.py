@@ -16,6 +16,7 @@ from torch import Tensor
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.messages import DEFAULT_DRAFT
 
+SURE = 0.9  # confidence of others from which a costly drafter keeps silent: it is seldom surer
 _PRIOR = 8.0  # observations that a claim counts for
 _FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic
 
@@ -36,6 +37,22 @@ class DraftRequest:
     hidden: Tensor | None = None  # (width,): the model's last hidden state, which gave the last token
     method: DraftMethod = "auto"  # the request's choice of drafters
     draft: str = DEFAULT_DRAFT  # name of its trained draft
+    table: Sequence[int] = ()  # its blocks of KV cache, for all tokens and `limit` drafted ones
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedTokens:
+    """Committed tokens of a sequence that a step of the model computed."""
+
+    request_id: str
+    tokens: Sequence[int]  # prompt and answer so far, at least one more than `end`
+    prompt_length: int
+    scope: str
+    table: Sequence[int]
+    start: int  # position of the first computed token
+    end: int  # behind the last
+    decoded: bool  # whether they are one token and the accepted drafts behind it; else a prompt's chunk
+    streams: Tensor  # (end - start, layers, width): what enters those layers of the model
 
 
 class TokenOrigin(NamedTuple):
@@ -58,9 +75,9 @@ class Draft:
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
     costly_key: Hashable | None = field(default=None, compare=False)  # of its drafters, if one is costly
 
-    def drafted_by(self, source: str, length: int) -> int:
-        """Count the tokens of that source among the first `length`."""
-        return sum(origin.source == source for origin in self.origins[:length])
+    def drafted_without(self, source: str, length: int) -> int:
+        """Count the tokens of other sources than that among the first `length`."""
+        return sum(origin.source != source for origin in self.origins[:length])
 
 
 class TokenCandidate(NamedTuple):
@@ -79,6 +96,9 @@ class Drafter(ABC):
     name: str  # a method that a request may choose
     is_costly = False  # whether its time counts: it drafts only where that pays
     reads_hidden = False  # whether it reads the model's hidden rows
+    follows = False  # whether it has a KV cache of its own, which `follow` keeps up with the model's
+    stream_layers: tuple[int, ...] = ()  # layers of the model whose input it needs to `follow`
+    version = ""  # of its weights
 
     def __init__(self) -> None:
         self._cells: dict[Hashable, tuple[float, float]] = {}  # accepted, seen
@@ -96,6 +116,9 @@ class Drafter(ABC):
     @abstractmethod
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Append a token to each draft; None ends the draft."""
+
+    def follow(self, computed: Sequence[ComputedTokens], layers: Sequence[int]) -> None:  # noqa: B027
+        """Take note of what a step computed; `streams` have these `layers`, all that it needs among them."""
 
     def expect(self, request_id: str, tokens: Sequence[int]) -> None:  # noqa: B027  few drafters read texts
         """Take note of a request whose prompt is being computed; `tokens` only grow."""

@@ -11,20 +11,30 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
+
+import torch
 
 from turbo_runtime.contract.config import DraftMethod
-from turbo_runtime.drafters.heads import CONFIG_FILE, WEIGHTS_FILE, HeadsDrafter, Target, load_heads
+from turbo_runtime.drafters import eagle3_layer, heads, model
+from turbo_runtime.drafters.eagle3 import Eagle3Drafter, load_eagle3
+from turbo_runtime.drafters.heads import HeadsDrafter, load_heads
+from turbo_runtime.drafters.interface import Drafter
+from turbo_runtime.drafters.model import ModelDrafter, load_draft_model, load_first_layers
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.files import Stamp, file_stamp, read_object
 from turbo_runtime.messages import DEFAULT_DRAFT
 from turbo_runtime.sampling.noise import Noise
 
 log = logging.getLogger(__name__)
 
+Source: TypeAlias = Path | int  # a folder, or a number of the model's own first layers
+
 LOOK_SECONDS = 2.0
 RETRY_SECONDS = 30.0  # the named files may appear later
 MAX_NAMED = 8  # each takes memory in addition to the model, and the time of a pass where it is chosen
-_KEYS = ("drafter", "heads", "version", "named")
+METHODS = (HeadsDrafter.name, Eagle3Drafter.name, ModelDrafter.name)  # with weights
+_KEYS = ("drafter", *METHODS, "version", "named")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -37,26 +47,25 @@ class DraftConfig:
     """The content of the file. `auto` drafts with everything, at each position with the most confident."""
 
     drafter: DraftMethod = "auto"
-    heads: Path | None = None  # a folder, see `drafters.heads`
-    version: str = ""  # a label of metrics; by default the heads' own
-    named: Mapping[str, Path] = field(default_factory=dict)  # folders of heads that a request may choose
+    own: Mapping[str, Source] = field(default_factory=dict)  # the deployment's drafts, by method
+    version: str = ""  # a label of metrics; by default the drafts' own
+    named: Mapping[str, Source] = field(default_factory=dict)  # drafts that a request may choose
 
 
 def read_selection(path: Path) -> DraftConfig:
-    """Read `{"drafter": "auto", "heads": "/path", "version": "7", "named": {"latex": "/path"}}`, all
-    optional; relative paths start from the file's folder. Raises SelectionError.
+    """Read `{"drafter": "auto", "heads": "/path", "eagle3": "/path", "model": {"layers": 6}, "version": "7",
+    "named": {"latex": "/path"}}`, all optional; relative paths start from the file's folder. Raises
+    SelectionError.
     """
     document = read_object(path, SelectionError, "write a JSON object there")
     if unknown := sorted({*document} - {*_KEYS}):
         raise SelectionError(f"{path}: there is no {unknown[0]!r}; it knows {', '.join(_KEYS)}")
-    drafter, heads = document.get("drafter", "auto"), document.get("heads")
-    version = document.get("version", "")
+    drafter, version = document.get("drafter", "auto"), document.get("version", "")
     if drafter not in get_args(DraftMethod):
         raise SelectionError(f"{path}: drafter must be {', '.join(get_args(DraftMethod))}, not {drafter!r}")
-    if heads is not None and (not isinstance(heads, str) or not heads):
-        raise SelectionError(f"{path}: heads must be the path of a folder, not {heads!r}")
-    if drafter == "heads" and heads is None:
-        raise SelectionError(f"{path}: drafter is heads and no folder is named; set heads")
+    own = {key: _source(path, key, document[key]) for key in METHODS if document.get(key) is not None}
+    if drafter in METHODS and drafter not in own:
+        raise SelectionError(f"{path}: drafter is {drafter} and no folder is named; set {drafter}")
     if not isinstance(version, str):
         raise SelectionError(f"{path}: version must be a string, not {version!r}")
     folders = document.get("named", {})
@@ -64,16 +73,29 @@ def read_selection(path: Path) -> DraftConfig:
         raise SelectionError(f"{path}: named must be an object of names and folders, not {folders!r}")
     if len(folders) > MAX_NAMED:
         raise SelectionError(f"{path}: named has {len(folders)} drafts; keep {MAX_NAMED} at most")
-    for name, folder in folders.items():
+    for name in folders:
         if name == DEFAULT_DRAFT or not _NAME.fullmatch(name):
             raise SelectionError(
                 f"{path}: named cannot have {name!r}; a name has up to 63 lower-case letters, digits and "
-                f"hyphens within, and {DEFAULT_DRAFT} is the one of heads"
+                f"hyphens within, and {DEFAULT_DRAFT} is the deployment's own"
             )
-        if not isinstance(folder, str) or not folder:
-            raise SelectionError(f"{path}: named.{name} must be the path of a folder, not {folder!r}")
-    named = {name: path.parent / folder for name, folder in folders.items()}
-    return DraftConfig(drafter, None if heads is None else path.parent / heads, version, named)
+    named = {name: _source(path, f"named.{name}", value) for name, value in folders.items()}
+    return DraftConfig(drafter, own, version, named)
+
+
+def _source(path: Path, key: str, value: object) -> Source:
+    """Read a draft's folder, or `{"layers": 6}`."""
+    if isinstance(value, str) and value:
+        return path.parent / value
+    if key in METHODS and key != ModelDrafter.name:
+        raise SelectionError(f"{path}: {key} must be the path of a folder, not {value!r}")
+    layers = value.get("layers") if isinstance(value, dict) and len(value) == 1 else None
+    if type(layers) is not int:
+        raise SelectionError(
+            f'{path}: {key} must be the path of a folder, or {{"layers": N}} for the model\'s first N '
+            f"layers, not {value!r}"
+        )
+    return layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +103,17 @@ class ActiveDrafts:
     """The drafts of a deployment."""
 
     drafter: DraftMethod = "auto"
-    heads: HeadsDrafter | None = None
+    heads: Drafter | None = None
     version: str = ""
-    named: Mapping[str, HeadsDrafter] = field(default_factory=dict)  # a request may choose one
+    named: Mapping[str, Drafter] = field(default_factory=dict)  # a request may choose one
     problem: str = field(default="", compare=False)  # why it is not all of the file; else empty
+    eagle3: Drafter | None = None
+    model: Drafter | None = None
+
+    @property
+    def own(self) -> dict[str, Drafter]:
+        """The deployment's drafts, by method."""
+        return {name: draft for name in METHODS if (draft := getattr(self, name)) is not None}
 
 
 class DraftLoader:
@@ -94,39 +123,98 @@ class DraftLoader:
         """`fallback` drafts if the first file's own draft cannot be loaded."""
         self._target, self._noise = target, noise
         self._active = ActiveDrafts(fallback)
-        self._cache: dict[Path, tuple[tuple[Stamp | None, ...], HeadsDrafter]] = {}  # by folder, with stamps
+        self._cache: dict[Source, tuple[tuple[Stamp | None, ...], Drafter]] = {}  # with stamps
 
     def load(self, path: Path) -> ActiveDrafts:
         """Load what the file at `path` selects. Raises SelectionError if the file is invalid."""
         config, old = read_selection(path), self._active
         problems: list[str] = []
-        default = ActiveDrafts(config.drafter, None, config.version)
-        if config.heads is not None:
-            own = self._load(config.heads, "", problems)
-            default = ActiveDrafts(config.drafter, own, config.version or own.version) if own else old
-        named: dict[str, HeadsDrafter] = {}
-        for name, folder in config.named.items():
-            if heads := self._load(folder, f"the draft {name}: ", problems) or old.named.get(name):
-                named[name] = heads
+        own = {method: self._load(source, method, "", problems) for method, source in config.own.items()}
+        version = config.version or "+".join(draft.version for draft in own.values() if draft)
+        kept = old if problems else ActiveDrafts(config.drafter, version=version)
+        default = replace(
+            kept,
+            heads=own.get(HeadsDrafter.name) or kept.heads,
+            eagle3=own.get(Eagle3Drafter.name) or kept.eagle3,
+            model=own.get(ModelDrafter.name) or kept.model,
+        )
+        named: dict[str, Drafter] = {}
+        for name, source in config.named.items():
+            if draft := self._load(source, "", f"the draft {name}: ", problems) or old.named.get(name):
+                named[name] = draft
         self._active = replace(default, named=named, problem="; ".join(problems))
-        used = (default.heads, *named.values())
-        self._cache = {folder: entry for folder, entry in self._cache.items() if entry[1] in used}
+        used = (*default.own.values(), *named.values())
+        self._cache = {source: entry for source, entry in self._cache.items() if entry[1] in used}
         return self._active
 
-    def _load(self, folder: Path, which: str, problems: list[str]) -> HeadsDrafter | None:
-        """Load a folder of heads unless it is unchanged; None, and one problem more, if it cannot be used."""
-        stamps = file_stamp(folder / CONFIG_FILE), file_stamp(folder / WEIGHTS_FILE)
+    def _load(self, source: Source, method: str, which: str, problems: list[str]) -> Drafter | None:
+        """Load a draft unless it is unchanged; None, and one problem more, if it cannot be used or is not of
+        `method`; empty: any.
+        """
         try:
-            if folder not in self._cache or self._cache[folder][0] != stamps:
-                config, heads = load_heads(folder, self._target)
-                self._cache[folder] = stamps, HeadsDrafter(heads, self._noise, config.version)
-            return self._cache[folder][1]
+            stamps, found = _stamps(source), method_of(source)
+            if method and found != method:
+                raise SelectionError(f"{source} is a draft of method {found}; name it as {found}")
+            if source not in self._cache or self._cache[source][0] != stamps:
+                self._cache[source] = stamps, self._draft(source, found)
+            return self._cache[source][1]
         except ValueError as error:
             problems.append(f"{which}{error}")
         except Exception as error:  # no reason to do without the others
             log.exception("%sloading failed", which)
             problems.append(f"{which}loading failed: {type(error).__name__}: {error}")
         return None
+
+    def _draft(self, source: Source, method: str) -> Drafter:
+        if isinstance(source, int):
+            return load_first_layers(source, self._target, self._noise)
+        if method == Eagle3Drafter.name:
+            return load_eagle3(source, self._target, self._noise)
+        if method == ModelDrafter.name:
+            return load_draft_model(source, self._target, self._noise)
+        config, loaded = load_heads(source, self._target)
+        return HeadsDrafter(loaded, self._noise, config.version)
+
+
+def method_of(source: Source) -> str:
+    """Tell by a folder's configuration what drafts with it. Raises ValueError."""
+    if isinstance(source, int):
+        return ModelDrafter.name
+    document = read_object(source / heads.CONFIG_FILE, SelectionError, "name the folder of a draft")
+    if eagle3_layer.KIND in document:
+        return Eagle3Drafter.name
+    return ModelDrafter.name if "model_type" in document else HeadsDrafter.name
+
+
+def cache_bytes_per_block(path: Path, dtype: torch.dtype, models_elsewhere: bool) -> int:
+    """Memory that the drafts of the file take for a block of their KV caches; those that cannot be used none.
+    `models_elsewhere`: whether draft models have another device's memory.
+    """
+    total = 0
+    try:
+        config = read_selection(path)
+    except SelectionError:
+        return 0
+    for source in {*config.own.values(), *config.named.values()}:
+        if isinstance(source, int):  # the first layers have the model's own
+            continue
+        try:
+            method = method_of(source)
+            if method == Eagle3Drafter.name:
+                total += eagle3_layer.draft_block_bytes(source, dtype)
+            elif method == ModelDrafter.name and not models_elsewhere:
+                total += model.draft_block_bytes(source, dtype)
+        except ValueError:  # loading will say why
+            continue
+    return total
+
+
+def _stamps(source: Source) -> tuple[Stamp | None, ...]:
+    """Change with the files of a draft."""
+    if isinstance(source, int):
+        return ()
+    weights = [heads.WEIGHTS_FILE, *sorted(path.name for path in source.glob("*.safetensors"))]
+    return tuple(file_stamp(source / name) for name in (heads.CONFIG_FILE, *weights))
 
 
 class WatchedFile:

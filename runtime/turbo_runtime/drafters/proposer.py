@@ -5,12 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from turbo_runtime.contract.config import DraftMethod
-from turbo_runtime.drafters.interface import Draft, Drafter, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.interface import (
+    ComputedTokens,
+    Draft,
+    Drafter,
+    DraftRequest,
+    TokenCandidate,
+    TokenOrigin,
+)
 from turbo_runtime.drafters.loader import ActiveDrafts, WatchedFile
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.messages import DEFAULT_DRAFT
@@ -148,7 +155,7 @@ class Proposer:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of all drafts that a request can choose, by name; the deployment's own comes first."""
-        named = {name: heads.version for name, heads in self._active.named.items()}
+        named = {name: draft.version for name, draft in self._active.named.items()}
         return {DEFAULT_DRAFT: self._active.version, **named}
 
     def name_of(self, draft: str) -> str:
@@ -205,10 +212,7 @@ class Proposer:
         for index, request in enumerate(requests):
             groups[self._resolve(request.method), self.name_of(request.draft)].append(index)
         for (method, name), indices in groups.items():
-            key = (method, name, self._generation)
-            chosen = [guard for guard in self._of_method(method) if guard.draft in (None, name)]
-            guards = [guard for guard in chosen if not guard.drafter.is_costly and not guard.problem]
-            costly = [guard for guard in chosen if guard.drafter.is_costly]
+            key, guards, costly = self._drafting(method, name)
             used = [guard for guard in costly if not guard.problem]
             if used and guards and not pays(key):
                 used = []
@@ -219,6 +223,32 @@ class Proposer:
             for index, draft in zip(indices, proposed, strict=True):
                 drafts[index] = replace(draft, name=name, costly_key=key if costly else None)
         return drafts
+
+    def stream_layers(
+        self, choices: Iterable[tuple[DraftMethod, str]], pays: Callable[[Hashable], bool], /
+    ) -> tuple[int, ...]:
+        """Layers of the model whose input drafters need to follow requests of these methods and drafts."""
+        following = (self._following(method, draft, pays) for method, draft in {*choices})
+        return tuple(
+            sorted({layer for guards in following for g in guards for layer in g.drafter.stream_layers})
+        )
+
+    def follow(
+        self,
+        computed: Sequence[tuple[ComputedTokens, DraftMethod, str]],
+        layers: tuple[int, ...],
+        pays: Callable[[Hashable], bool],
+        /,
+    ) -> None:
+        """Let drafters with a KV cache keep up with a step, which computed this for requests of those methods
+        and drafts.
+        """
+        followed: defaultdict[Guarded, list[ComputedTokens]] = defaultdict(list)
+        for part, method, draft in computed:
+            for guard in self._following(method, draft, pays):
+                followed[guard].append(part)
+        for guard, parts in followed.items():
+            guard.attempt(guard.drafter.follow, parts, layers)
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """Learn from the committed tokens: of the whole draft, verified or not, and its losing candidates."""
@@ -241,9 +271,21 @@ class Proposer:
         """Use these drafts, with fresh guards: they may work where earlier ones failed."""
         self._active = drafts
         self._generation += 1
-        trained = {DEFAULT_DRAFT: drafts.heads} if drafts.heads else {}
-        of_drafts = [Guarded(drafter, name) for name, drafter in {**trained, **drafts.named}.items()]
-        self._guards = [Guarded(self._suffix), *of_drafts]
+        own = [Guarded(drafter, DEFAULT_DRAFT) for drafter in drafts.own.values()]
+        named = [Guarded(drafter, name) for name, drafter in drafts.named.items()]
+        self._guards = [Guarded(self._suffix), *own, *named]
+
+    def _drafting(self, method: DraftMethod, draft: str) -> tuple[Hashable, list[Guarded], list[Guarded]]:
+        """The key of the costly drafters of a method and a draft; the others that work; and these."""
+        chosen = [guard for guard in self._of_method(method) if guard.draft in (None, draft)]
+        free = [guard for guard in chosen if not guard.drafter.is_costly and not guard.problem]
+        return (method, draft, self._generation), free, [guard for guard in chosen if guard.drafter.is_costly]
+
+    def _following(self, method: DraftMethod, draft: str, pays: Callable[[Hashable], bool]) -> list[Guarded]:
+        """The drafters with a KV cache that may draft for such a request."""
+        key, free, costly = self._drafting(self._resolve(method), self.name_of(draft))
+        guards = [guard for guard in costly if guard.drafter.follows and not guard.problem]
+        return guards if guards and (not free or pays(key)) else []
 
     def _of_method(self, method: DraftMethod) -> list[Guarded]:
         """The drafters of a method, of whichever trained draft."""

@@ -10,8 +10,8 @@ import time
 from collections import Counter, defaultdict
 
 from turbo_runtime.contract.documents import Guarantee
-from turbo_runtime.drafters.heads import HeadsDrafter
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.engine.audit import Audit
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.speculator import BatchEntry, Speculator
@@ -109,12 +109,14 @@ class Engine:
             self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
             self.speculation.propose(parts)
             try:
-                forward, sampled = self._compute(parts)
+                layers = self.speculation.stream_layers(parts)
+                forward, sampled = self._compute(parts, layers)
             except Exception as error:
                 self._recover(parts, error)
             else:
                 self._failures = 0
                 self._finish_step(parts, forward, sampled)
+                self.speculation.follow(parts, forward.streams, layers)
                 seconds = time.perf_counter() - start_time
                 self.speculation.learn(seconds)
                 self._step_seconds += seconds
@@ -177,9 +179,11 @@ class Engine:
         except ValueError as rejection:
             self._fail(request.request_id, str(rejection))
 
-    def _compute(self, parts: list[BatchEntry]) -> tuple[Forward, list[SampledTokens | None]]:
-        """Compute and draw all parts in one pass, and fetch the tokens: None for a part whose committed
-        tokens have states that are NaN or infinite. A NaN of a draft spoils the tokens computed with it, and
+    def _compute(
+        self, parts: list[BatchEntry], layers: tuple[int, ...]
+    ) -> tuple[Forward, list[SampledTokens | None]]:
+        """Compute and draw all parts in one pass, with the inputs of `layers`, and fetch the tokens: None for
+        a part whose committed tokens have states that are NaN or infinite. A NaN of a draft spoils the tokens computed with it, and
         must not decide whether an answer goes on: a second pass leaves such drafts out. The other parts get
         the same bits again.
         """
@@ -187,7 +191,7 @@ class Engine:
             _lay_out(parts)
             start_time = time.perf_counter()
             chunks = [part.chunk() for part in parts]
-            forward = self.model.execute(chunks)
+            forward = self.model.execute(chunks, layers)
             computed = time.perf_counter()
             # while a device computes
             metadata = SamplingMetadata([part.rows() for part in parts], self.model.vocabulary)
@@ -287,7 +291,8 @@ class Engine:
         self._verified_draft_length[drafted] += 1
         if drafted:
             counts = {"drafts": 1, "draft_tokens": drafted, "accepted_tokens": accepted}
-            own, own_accepted = (part.draft.drafted_by(HeadsDrafter.name, n) for n in (drafted, accepted))
+            learnt = part.draft.drafted_without
+            own, own_accepted = (learnt(SuffixDrafter.name, n) for n in (drafted, accepted))
             name = self.speculation.drafters.name_of(part.work.sequence.request.draft)
             self._totals.update(counts)
             self._by_draft[name].update(counts, own_draft_tokens=own, own_accepted_tokens=own_accepted)

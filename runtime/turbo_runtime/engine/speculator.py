@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
+import torch
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import Draft, DraftRequest
+from turbo_runtime.contract.config import DraftMethod
+from turbo_runtime.drafters.interface import ComputedTokens, Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import scheduler
 from turbo_runtime.models.step_batch import Chunk
@@ -149,6 +151,40 @@ class Speculator:
         if self.drafters.reads_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows
 
+    def stream_layers(self, parts: Sequence[BatchEntry]) -> tuple[int, ...]:
+        """Layers of the model whose input drafters need of this step."""
+        return self.drafters.stream_layers(map(_choice, parts), self.control.costly_pay)
+
+    def follow(self, parts: Sequence[BatchEntry], streams: Tensor | None, layers: tuple[int, ...]) -> None:
+        """Let drafters with a KV cache of their own read what a step has committed; `streams` (tokens of all
+        parts, layers x width). Comes after the step's updates; it is reading, for later steps.
+        """
+        start_time = time.perf_counter()
+        computed, row = [], 0
+        for part in parts:
+            work, sequence = part.work, part.work.sequence
+            first, row = row, row + work.count + len(part.drafts)
+            count = sequence.computed - work.start
+            if count <= 0 or not sequence.table or part.sampler.params.max_draft_tokens == 0:
+                continue
+            rows = torch.empty(count, 0, 0)
+            if streams is not None:
+                rows = streams[first : first + count].view(count, len(layers), -1)
+            tokens = ComputedTokens(
+                sequence.request_id,
+                sequence.tokens,
+                sequence.prompt_length,
+                sequence.request.scope,
+                sequence.table,
+                work.start,
+                sequence.computed,
+                work.count == 1,
+                rows,
+            )
+            computed.append((tokens, *_choice(part)))
+        self.drafters.follow(computed, layers, self.control.costly_pay)
+        self._read += time.perf_counter() - start_time
+
     def learn(self, seconds: float) -> None:
         """Learn from the time of the whole step."""
         if self._outcomes or self._shape.tile_reads:
@@ -207,7 +243,13 @@ class Speculator:
             self._hidden.get(request.request_id),
             sampler.params.draft_method,
             request.draft,
+            sequence.table,
         )
+
+
+def _choice(part: BatchEntry) -> tuple[DraftMethod, str]:
+    """The method and the draft that the part's request chose."""
+    return part.sampler.params.draft_method, part.work.sequence.request.draft
 
 
 def _before_end(part: BatchEntry, tokens: Iterable[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +99,12 @@ class ModelRunner:
             logits = self.decoder.logits(selected).float()
         read = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
         return Forward(logits, selected, _finite_sequences(hidden, sequence, sequences), read)
+
+    def first_layers(self, count: int) -> ModelRunner:
+        """Return the model without its later layers, which shares weights and KV cache."""
+        shallow = copy(self)
+        shallow.decoder = self.decoder.first_layers(count)
+        return shallow
 
     @torch.inference_mode()
     def clear(self, chunks: Sequence[Chunk]) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from turbo_dev.server_process import PATIENCE
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters import loader as loading
-from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads import Heads, HeadsConfig, save_heads
 from turbo_runtime.drafters.interface import Draft, Drafter, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import (
     LOOK_SECONDS,
@@ -27,6 +27,7 @@ from turbo_runtime.drafters.loader import (
     read_selection,
 )
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.sampling.noise import Noise
 
 VOCABULARY, WIDTH = 40, 8

@@ -13,8 +13,9 @@ from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said, fit, say, words_of
 from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import VOCABULARY, grammars, network
-from turbo_runtime.drafters.heads import Heads, Target
+from turbo_runtime.drafters.heads import Heads
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance

@@ -11,10 +11,11 @@ import torch
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
 from turbo_runtime.contract.config import DraftMethod
-from turbo_runtime.drafters.heads import Heads, HeadsDrafter, Target
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from turbo_dev.fitting import say, write
 from turbo_dev.server_process import PATIENCE
 from turbo_runtime.drafters import loader
-from turbo_runtime.drafters.heads import Heads, Target
+from turbo_runtime.drafters.heads import Heads
 from turbo_runtime.drafters.loader import DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats, GenerationRequest
 

@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from turbo_dev.fitting import write
 from turbo_runtime.contract.config import DType, RuntimeConfig
-from turbo_runtime.drafters.heads import Heads, Target
+from turbo_runtime.drafters.heads import Heads
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.startup import builder, invariance_check
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, start_engine
 from turbo_runtime.engine.startup.sizing import size_cache

@@ -19,7 +19,8 @@ from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
 from turbo_dev.server_process import PATIENCE, ServerProcess
 from turbo_runtime.contract import endpoints
-from turbo_runtime.drafters.heads import Heads, Target
+from turbo_runtime.drafters.heads import Heads
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.server import metrics
 

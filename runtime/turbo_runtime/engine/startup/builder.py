@@ -14,9 +14,9 @@ import torch
 
 from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
 from turbo_runtime.contract.documents import StepTime
-from turbo_runtime.drafters.heads import Target
-from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile, cache_bytes_per_token
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
@@ -62,7 +62,11 @@ def start_engine(
     weights = load_model(find(config.model, config.revision), dtype, device)
     end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
     end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
-    model = build_runner(config, weights, op)
+    draft_device = choose_device(config.draft_device, "--draft-device") if config.draft_device else device
+    drafts = 0
+    if config.draft_config:
+        drafts = cache_bytes_per_token(Path(config.draft_config), dtype, draft_device.type != device.type)
+    model = build_runner(config, weights, op, drafts)
     loaded = time.monotonic()
     report = check_batch_invariance(model, limits.max_num_batched_tokens, wanted=config.guarantee)
     if config.guarantee == "bitwise" and report.guarantee != "bitwise":
@@ -104,7 +108,15 @@ def start_engine(
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
     active, file = ActiveDrafts(config.speculation), None
     if config.draft_config:
-        target = Target(digest, model.decoder.embedding, model.decoder.output_rows)
+        target = Target(
+            digest,
+            model.decoder.embedding,
+            model.decoder.output_rows,
+            model,
+            tokenizer.file if tokenizer else None,
+            draft_device,
+            free_memory,
+        )
         loader = DraftLoader(target, Noise(model.vocabulary, model.device), config.speculation)
         file = WatchedFile(Path(config.draft_config), loader.load)
         active = file.wait(time.monotonic()) or active
@@ -172,14 +184,14 @@ def _time_pass(model: ModelRunner, blocks: list[int], rows: int, tokens: int, co
     return time.perf_counter() - start_time
 
 
-def choose_device(requested: str) -> torch.device:
+def choose_device(requested: str, flag: str = "--device") -> torch.device:
     """Choose the device; `auto` is CUDA if available."""
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
     if requested not in ("cpu", "cuda"):
-        raise ModelError(f"--device must be auto, cpu or cuda, not {requested}")
+        raise ModelError(f"{flag} must be auto, cpu or cuda, not {requested}")
     if requested == "cuda" and not torch.cuda.is_available():
-        raise ModelError("--device=cuda: no CUDA device is usable here; use --device=cpu")
+        raise ModelError(f"{flag}=cuda: no CUDA device is usable here; use {flag}=cpu")
     return torch.device(requested)
 
 

@@ -7,6 +7,7 @@ experts. All of that comes from the modules that transformers built, as does eve
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,9 @@ class LeanDecoder(Decoder):
                 streams[layer] = x
             x = block(x, rotation, step)
         return self._norm(x), streams
+
+    def first_layers(self, count: int) -> LeanDecoder:
+        """Return the model without its later layers, which shares all weights."""
+        shallow = copy(self)
+        shallow._blocks = self._blocks[:count]
+        return shallow

@@ -5,6 +5,7 @@ pool, and every `nn.Linear` computes by a form.
 from __future__ import annotations
 
 from collections.abc import Collection
+from copy import copy
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -54,6 +55,14 @@ class ModuleDecoder(Decoder):
             paged_step=step,
         )
         return outputs.last_hidden_state[0], {layer: outputs.hidden_states[layer][0] for layer in layers}
+
+    def first_layers(self, count: int) -> ModuleDecoder:
+        """Return the model without its later layers, which shares all weights."""
+        shallow, body = copy(self), copy(self._body)
+        body.config = copy(self._body.config)
+        body.config.num_hidden_layers = count
+        shallow._body = body
+        return shallow
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:

@@ -1,0 +1,133 @@
+"""The EAGLE-3 layer in the engine guesses what it guesses where it is trained, and changes no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from turbo_dev.drafting import RandomDrafts
+from turbo_dev.fitting import say
+from turbo_dev.tiny_engine import VOCABULARY
+from turbo_runtime.distill.eagle3 import Eagle3, Eagle3Method, Eagle3Student, layer_config
+from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.drafters.eagle3 import Eagle3Drafter, load_eagle3
+from turbo_runtime.drafters.interface import DraftRequest
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.messages import GenerationRequest
+from turbo_runtime.models.runner import Chunk, ModelRunner
+
+from .conftest import BLOCKS
+
+MakeEngine = Callable[..., Engine]
+LAYERS = (0, 1, 1)  # the tiny model has two
+FEW_BLOCKS = 14
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_model: ModelRunner, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As training writes it: a random layer that drafts two tokens of three."""
+    path = tmp_path_factory.mktemp("eagle3")
+    served = SimpleNamespace(target=target, model=tiny_model)
+    vocabulary = torch.arange(VOCABULARY)[torch.arange(VOCABULARY) % 3 > 0]
+    torch.manual_seed(2)
+    output = target.output_rows(vocabulary)
+    draft = Eagle3(layer_config(tiny_model.config), target.embedding, output, vocabulary)
+    method = Eagle3Method.__new__(Eagle3Method)
+    method._served, method._model, method._layers = cast("Any", served), "tiny", LAYERS
+    method.student = Eagle3Student(draft.requires_grad_(False), Recipe(method="eagle3", depth=4))
+    method.save(path, "v1", "chat", {})
+    torch.save(draft, path / "draft.pt")
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Eagle3:
+    draft: Eagle3 = torch.load(folder / "draft.pt", weights_only=False)
+    return draft
+
+
+@pytest.fixture
+def drafter(target: Target, tiny_model: ModelRunner, folder: Path, make_engine: MakeEngine) -> Eagle3Drafter:
+    served = Target(target.digest, target.embedding, target.output_rows, tiny_model)
+    return load_eagle3(folder, served, make_engine().noise)
+
+
+class Recorded(Proposer):
+    """Keeps what the drafter guessed from, and its logits."""
+
+    def __init__(self, drafter: Eagle3Drafter) -> None:
+        super().__init__(ActiveDrafts("eagle3", eagle3=drafter))
+        self.guesses: list[tuple[tuple[int, ...], Tensor]] = []
+        guess, requests = drafter.guess, dict[int, list[int]]()
+
+        def recorded(asked: Sequence[DraftRequest], fed: Mapping[int, list[int]]) -> Tensor:
+            logits = guess(asked, fed)
+            for row, (index, tokens) in enumerate(fed.items()):
+                if not tokens:
+                    requests[index] = []
+                requests[index] += tokens
+                text = (len(asked[index].tokens), *asked[index].tokens, *requests[index])
+                self.guesses.append((text, logits[row].clone()))
+            return logits
+
+        drafter.guess = recorded  # type: ignore[method-assign]
+
+
+@torch.inference_mode()
+def told(model: ModelRunner, draft: Eagle3, text: Sequence[int], known: int) -> Tensor:
+    """The logits (depth, V) of training behind each place from the last known one."""
+    tokens = list(text[:known])
+    table = list(range(blocks_for(known)))
+    forward = model.forward([Chunk(tokens[:-1], 0, table, 0, known)], LAYERS)
+    assert forward.streams is not None
+    before = torch.tensor([text[known - 1 :]])
+    logits: Tensor = draft(forward.streams, torch.tensor(tokens[1:]), before)[0]
+    return logits
+
+
+def run(server: Engine, requests: Sequence[GenerationRequest]) -> dict[str, list[int]]:
+    for request in requests:
+        server.accept(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            answers[event.request_id].extend(event.tokens)
+    assert server.speculation.drafters.problem == ""
+    return answers
+
+
+@pytest.mark.parametrize(("blocks", "step_tokens"), [(BLOCKS, 48), (FEW_BLOCKS, 70)])
+def test_it_guesses_in_the_engine_what_it_guesses_where_it_is_trained(
+    make_engine: MakeEngine,
+    ask: Callable[..., list[GenerationRequest]],
+    tiny_model: ModelRunner,
+    drafter: Eagle3Drafter,
+    trained: Eagle3,
+    blocks: int,
+    step_tokens: int,
+) -> None:
+    wanted = [*ask(0.0)[1::2], *ask(0.8)[::2]]
+    alone = {one.request_id: say(make_engine(), [one])[0].tokens for one in wanted}
+    recorded = Recorded(drafter)
+    server = make_engine(recorded, RandomDrafts(5), blocks=blocks, step_tokens=step_tokens)
+    assert run(server, wanted) == alone
+    stats = server.stats()
+    assert stats.draft_tokens > 0
+    assert (stats.preemptions > 0) == (blocks == FEW_BLOCKS)
+    deep = [guess for guess in recorded.guesses if len(guess[0]) - 1 - guess[0][0] > 1]
+    assert len(deep) > 20
+    for (known, *text), logits in [*recorded.guesses[::9], *deep[::9]]:
+        expected = told(tiny_model, trained, text, known)[len(text) - known]
+        torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
+        assert logits[0] == -torch.inf

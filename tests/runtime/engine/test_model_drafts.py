@@ -1,0 +1,122 @@
+"""A draft model that is the served model itself guesses every token: whatever its cache, its rollback or its
+noise got wrong would be refused. So does the model's own stack of layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from turbo_dev.drafting import EveryDraft, RandomDrafts
+from turbo_dev.fitting import say
+from turbo_dev.tiny_engine import network
+from turbo_runtime.drafters.autoregressive import AutoregressiveDrafter
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.model import FirstLayersDrafter, ModelDrafter
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.messages import GenerationRequest
+from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
+
+from .conftest import BLOCKS, LONGEST
+
+MakeEngine = Callable[..., Engine]
+Answers = dict[str, list[int]]
+FEW_BLOCKS = 14  # the longest sequence may have 13
+
+
+class Counted(ModelRunner):
+    """Counts what it computes."""
+
+    tokens = 0
+
+    def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
+        self.tokens += sum(len(chunk.tokens) for chunk in chunks)
+        return super().forward(chunks, layers)
+
+
+def itself() -> Counted:
+    runner = Counted(network(), blocks=BLOCKS, max_length=LONGEST)
+    runner.rule = Rule(exact=False)
+    return runner
+
+
+def drafter_of(kind: str, engine: Engine) -> AutoregressiveDrafter:
+    if kind == "layers":
+        return FirstLayersDrafter(engine.model, 2, engine.noise)
+    return ModelDrafter(itself(), engine.noise)
+
+
+def answers_of(server: Engine, requests: Sequence[GenerationRequest]) -> Answers:
+    for request in requests:
+        server.accept(request)
+    answers: Answers = {request.request_id: [] for request in requests}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            answers[event.request_id].extend(event.tokens)
+        server.scheduler.check()
+    assert server.speculation.drafters.problem == ""
+    return answers
+
+
+@pytest.fixture(scope="module")
+def asked(
+    make_engine: MakeEngine, ask: Callable[..., list[GenerationRequest]]
+) -> tuple[list[GenerationRequest], Answers]:
+    """Greedy and sampled requests, some with equal prompts, and their answers alone and without drafts."""
+    wanted = [*ask(0.0)[1::2], *ask(0.8)[::2], ask(0.8)[9]]
+    said = {each.request_id: say(make_engine(), [each])[0].tokens for each in wanted}
+    # every other answer ends by a token in the midst of it, and so in the midst of a draft
+    stops = {name: frozenset({tokens[17]}) for name, tokens in list(said.items())[::2]}
+    wanted = [
+        replace(each, params=replace(each.params, stop_token_ids=stops.get(each.request_id, frozenset())))
+        for each in wanted
+    ]
+    for name, stop in stops.items():
+        end = next(place for place, token in enumerate(said[name]) if token in stop)
+        said[name] = said[name][: end + 1]
+    return wanted, said
+
+
+@pytest.mark.parametrize(
+    ("kind", "control", "blocks", "step_tokens"),
+    [
+        ("model", EveryDraft, BLOCKS, 48),
+        ("model", RandomDrafts, FEW_BLOCKS, 70),
+        ("layers", RandomDrafts, FEW_BLOCKS, 70),
+        ("layers", EveryDraft, BLOCKS, 48),
+    ],
+)
+def test_a_draft_of_the_model_itself_is_always_accepted(
+    make_engine: MakeEngine,
+    asked: tuple[list[GenerationRequest], Answers],
+    kind: str,
+    control: type[EveryDraft],
+    blocks: int,
+    step_tokens: int,
+) -> None:
+    wanted, alone = asked
+    drafts = ActiveDrafts("model", model=drafter_of(kind, make_engine()))
+    chosen = RandomDrafts(3) if control is RandomDrafts else control()
+    server = make_engine(Proposer(drafts), chosen, blocks=blocks, step_tokens=step_tokens)
+    assert answers_of(server, wanted) == alone
+    stats = server.stats()
+    assert stats.accepted_tokens == stats.draft_tokens > 0.3 * stats.generated_tokens
+    assert (stats.preemptions > 0) == (blocks == FEW_BLOCKS)
+    assert stats.prefix_cache_hits > 0 or blocks == FEW_BLOCKS
+
+
+def test_it_computes_every_token_once_and_what_was_refused_again(
+    make_engine: MakeEngine, asked: tuple[list[GenerationRequest], Answers]
+) -> None:
+    runner = itself()
+    request, tokens = asked[0][9], asked[1][asked[0][9].request_id]
+    server = make_engine(Proposer(ActiveDrafts("model", model=ModelDrafter(runner, make_engine().noise))))
+    assert answers_of(server, [request])[request.request_id] == tokens
+    # the last token, and of a last full draft the one before, are never computed
+    most = len(request.prompt) + len(tokens)
+    assert most - 8 <= runner.tokens <= most
