@@ -173,8 +173,9 @@ class ModelDrafter(AutoregressiveDrafter):
 def load_first_layers(layers: int, target: Target, noise: Noise) -> FirstLayersDrafter:
     """Draft with so many of the served model's layers. Raises DraftError."""
     runner = target.served()
-    if not 1 <= layers < (most := int(runner.config.num_hidden_layers)):
-        raise DraftError(f"layers is {layers} and the model has {most}; draft with 1 to {most - 1} of them")
+    count = int(runner.config.num_hidden_layers)
+    if not 1 <= layers < count:
+        raise DraftError(f"layers is {layers} and the model has {count}; draft with fewer, at least 1")
     return FirstLayersDrafter(runner, layers, noise)
 
 

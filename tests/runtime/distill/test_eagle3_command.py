@@ -1,4 +1,4 @@
-"""`turbo distill --method eagle3` writes the format of `speculators`; the engine Turbo refuses it by name."""
+"""`turbo distill --method eagle3` writes the format of `speculators`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill import recipe
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.drafters.heads import HeadsError, read_config
 from turbo_runtime.files import checkpoint_digest
 from turbo_runtime.messages import SamplingParams
 
@@ -77,13 +76,6 @@ def test_a_second_run_comes_to_the_same_digest_and_a_finished_one_says_so(
     capsys.readouterr()
     assert run(folder, "draft") == 0
     assert "is done already" in capsys.readouterr().err
-
-
-def test_the_engine_turbo_refuses_it_by_name(made: Path) -> None:
-    with pytest.raises(
-        HeadsError, match="engine Turbo cannot draft with method eagle3; serve with the engine vLLM"
-    ):
-        read_config(made)
 
 
 def test_drafts_tells_of_it(made: Path, capsys: pytest.CaptureFixture[str]) -> None:

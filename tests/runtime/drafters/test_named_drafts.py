@@ -69,8 +69,8 @@ def select(folder: Path, **selection: object) -> Path:
     ("named", "said"),
     [
         (["latex"], "named must be an object of names and folders, not ['latex']"),
-        ({"latex": 3}, "named.latex must be the path of a folder, not 3"),
-        ({"latex": ""}, "named.latex must be the path of a folder, not ''"),
+        ({"latex": 3}, "named.latex must be the path of a folder, or"),
+        ({"latex": ""}, "for the model's first N layers, not ''"),
         ({"default": "latex"}, "named cannot have 'default'"),
         ({"": "latex"}, "named cannot have ''"),
         ({"La Tex": "latex"}, "named cannot have 'La Tex'"),

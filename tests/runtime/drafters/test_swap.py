@@ -100,11 +100,15 @@ def test_a_swapped_symlink_is_seen_as_a_mounted_config_map_makes_it(tmp_path: Pa
     [
         ("{", "cannot be read"),
         ("[]", "expected a JSON object, got list"),
-        ('{"head": "/x"}', "there is no 'head'; it knows drafter, heads, version, named"),
-        ('{"drafter": "eagle"}', "drafter must be auto, off, suffix, heads, not 'eagle'"),
-        ('{"drafter": ["off"]}', "drafter must be auto, off, suffix, heads, not ['off']"),
+        ('{"head": "/x"}', "there is no 'head'; it knows drafter, heads, eagle3, model, version, named"),
+        ('{"drafter": "eagle"}', "drafter must be auto, off, suffix, heads, eagle3, model, not 'eagle'"),
+        ('{"drafter": ["off"]}', "drafter must be auto, off, suffix, heads, eagle3, model, not ['off']"),
         ('{"heads": 3}', "heads must be the path of a folder, not 3"),
         ('{"drafter": "heads"}', "drafter is heads and no folder is named; set heads"),
+        ('{"drafter": "eagle3", "heads": "one"}', "drafter is eagle3 and no folder is named; set eagle3"),
+        ('{"model": {"layers": "6"}}', 'model must be the path of a folder, or {"layers": N} for'),
+        ('{"model": {"layers": 1}}', "cannot be used here; name Turbo heads"),
+        ('{"eagle3": "one"}', "one is a draft of method heads; name it as heads"),
         ('{"version": 3}', "version must be a string, not 3"),
         ('{"heads": "nowhere"}', "nowhere/config.json cannot be read"),
     ],
@@ -194,7 +198,7 @@ def test_a_selection_needs_nothing_and_counts_paths_from_its_own_folder(tmp_path
     file.write_text("{}")
     assert read_selection(file) == DraftConfig()
     file.write_text('{"heads": "a/b", "version": "7"}')
-    assert read_selection(file) == DraftConfig("auto", tmp_path / "a/b", "7")
+    assert read_selection(file) == DraftConfig("auto", {"heads": tmp_path / "a/b"}, "7")
     with pytest.raises(SelectionError, match=r"cannot be read.*; write a JSON object there"):
         read_selection(tmp_path / "none.json")
 

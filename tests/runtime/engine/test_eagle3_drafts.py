@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from turbo_dev.drafting import RandomDrafts
+from turbo_dev.eagle3_draft import write
 from turbo_dev.fitting import say
 from turbo_dev.tiny_engine import VOCABULARY
-from turbo_runtime.distill.eagle3 import Eagle3, Eagle3Method, Eagle3Student, layer_config
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.eagle3 import Eagle3
 from turbo_runtime.drafters.eagle3 import Eagle3Drafter, load_eagle3
 from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
@@ -34,31 +33,22 @@ FEW_BLOCKS = 14
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_model: ModelRunner, target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As training writes it: a random layer that drafts two tokens of three."""
-    path = tmp_path_factory.mktemp("eagle3")
-    served = SimpleNamespace(target=target, model=tiny_model)
-    vocabulary = torch.arange(VOCABULARY)[torch.arange(VOCABULARY) % 3 > 0]
-    torch.manual_seed(2)
-    output = target.output_rows(vocabulary)
-    draft = Eagle3(layer_config(tiny_model.config), target.embedding, output, vocabulary)
-    method = Eagle3Method.__new__(Eagle3Method)
-    method._served, method._model, method._layers = cast("Any", served), "tiny", LAYERS
-    method.student = Eagle3Student(draft.requires_grad_(False), Recipe(method="eagle3", depth=4))
-    method.save(path, "v1", "chat", {})
-    torch.save(draft, path / "draft.pt")
-    return path
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("eagle3")
 
 
 @pytest.fixture(scope="module")
-def trained(folder: Path) -> Eagle3:
-    draft: Eagle3 = torch.load(folder / "draft.pt", weights_only=False)
-    return draft
+def trained(tiny_model: ModelRunner, target: Target, folder: Path) -> Eagle3:
+    """Written as training does: it drafts two tokens of three."""
+    every = torch.arange(VOCABULARY)
+    return write(folder, target, tiny_model, every[every % 3 > 0], LAYERS)
 
 
 @pytest.fixture
-def drafter(target: Target, tiny_model: ModelRunner, folder: Path, make_engine: MakeEngine) -> Eagle3Drafter:
-    served = Target(target.digest, target.embedding, target.output_rows, tiny_model)
+def drafter(
+    target: Target, tiny_model: ModelRunner, trained: Eagle3, folder: Path, make_engine: MakeEngine
+) -> Eagle3Drafter:
+    served = replace(target, runner=tiny_model)
     return load_eagle3(folder, served, make_engine().noise)
 
 

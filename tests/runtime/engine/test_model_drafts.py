@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, Olmo2Config
 
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
@@ -18,7 +21,8 @@ from turbo_runtime.drafters.model import FirstLayersDrafter, ModelDrafter
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
-from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, AttentionMetadata, Rule, register
+from turbo_runtime.models.layers.primitives import Hidden
 from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
 
 from .conftest import BLOCKS, LONGEST
@@ -50,7 +54,7 @@ def drafter_of(kind: str, engine: Engine) -> AutoregressiveDrafter:
     return ModelDrafter(itself(), engine.noise)
 
 
-def answers_of(server: Engine, requests: Sequence[GenerationRequest]) -> Answers:
+def answers_of(server: Engine, requests: Sequence[GenerationRequest], problem: str = "") -> Answers:
     for request in requests:
         server.accept(request)
     answers: Answers = {request.request_id: [] for request in requests}
@@ -59,7 +63,7 @@ def answers_of(server: Engine, requests: Sequence[GenerationRequest]) -> Answers
             assert event.error is None
             answers[event.request_id].extend(event.tokens)
         server.scheduler.check()
-    assert server.speculation.drafters.problem == ""
+    assert server.speculation.drafters.problem == problem
     return answers
 
 
@@ -120,3 +124,89 @@ def test_it_computes_every_token_once_and_what_was_refused_again(
     # the last token, and of a last full draft the one before, are never computed
     most = len(request.prompt) + len(tokens)
     assert most - 8 <= runner.tokens <= most
+
+
+def test_what_an_equal_prompt_has_computed_is_not_computed_again(
+    make_engine: MakeEngine, asked: tuple[list[GenerationRequest], Answers]
+) -> None:
+    runner = itself()
+    request = asked[0][9]
+    server = make_engine(Proposer(ActiveDrafts("model", model=ModelDrafter(runner, make_engine().noise))))
+    answers_of(server, [request])
+    before = runner.tokens
+    second = replace(request, request_id="second")
+    assert answers_of(server, [second])["second"] == asked[1][request.request_id]
+    whole = len(request.prompt) // server.model.rule.shared_tile * server.model.rule.shared_tile
+    assert runner.tokens - before <= before - whole
+    runner.tokens = 0
+    answers_of(server, [replace(request, request_id="third", tenant="another")])
+    assert runner.tokens >= len(request.prompt), "another tenant's time must not tell what was said here"
+
+
+def test_a_draft_that_comes_while_answers_run_catches_up(
+    make_engine: MakeEngine, asked: tuple[list[GenerationRequest], Answers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turbo_runtime.drafters.model._CATCH_UP", 40)
+    wanted, alone = asked
+    drafters = Proposer(ActiveDrafts("model"))
+    server = make_engine(drafters)
+    for request in wanted:
+        server.accept(request)
+    events = [event for _ in range(9) for event in server.step().events]
+    assert server.stats().drafts == 0
+    drafters._use(ActiveDrafts("model", model=drafter_of("model", server)))
+    while not server.idle:
+        events += server.step().events
+    answers: Answers = {request.request_id: [] for request in wanted}
+    for event in events:
+        answers[event.request_id].extend(event.tokens)
+    assert answers == alone
+    stats = server.stats()
+    assert stats.accepted_tokens == stats.draft_tokens > 100
+
+
+@pytest.mark.parametrize("kind", ["model", "layers"])
+def test_a_draft_that_fails_in_the_midst_of_a_pass_is_left_out_and_spoils_nothing(
+    make_engine: MakeEngine, asked: tuple[list[GenerationRequest], Answers], kind: str
+) -> None:
+    wanted, alone = asked
+    drafter = drafter_of(kind, make_engine())
+    runner = drafter._runner  # type: ignore[attr-defined]
+    hidden, passes = runner.decoder.hidden, 0
+
+    def failing(tokens: Tensor, step: AttentionMetadata, layers: Sequence[int]) -> Hidden:
+        nonlocal passes
+        passes += 1
+        if passes > 30:
+            for stored in runner.pool.keys:
+                stored.index_fill_(1, step._slots, torch.nan)
+            raise MemoryError("in the second layer")
+        result: Hidden = hidden(tokens, step, layers)
+        return result
+
+    runner.decoder.hidden = failing
+    proposer = Proposer(ActiveDrafts("auto", model=drafter))
+    server = make_engine(proposer)
+    assert answers_of(server, wanted, "the drafter model failed: MemoryError: in the second layer") == alone
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Olmo2Config])
+def test_the_first_layers_are_a_model_of_so_many_and_leave_the_whole_as_it_was(
+    kind: type[LlamaConfig],
+) -> None:
+    sizes = network().config.to_dict()
+    register()
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(
+        kind(**{**sizes, "num_hidden_layers": 3}), attn_implementation=IMPLEMENTATION
+    )
+    runner = ModelRunner(model.eval().requires_grad_(False), blocks=4, max_length=64)
+    chunk = [Chunk(list(range(1, 30)), 0, [0, 1], 3, 29)]
+    whole = runner.forward(chunk).logits
+    stored = [keys.clone() for keys in runner.pool.keys]
+    (entering,) = torch.unbind(runner.forward([replace(chunk[0], logit_rows=29)], (2,)).streams[None])
+    first = runner.first_layers(2).forward(chunk)
+    assert all(torch.equal(now, before) for now, before in zip(runner.pool.keys, stored, strict=True))
+    norm = model.get_decoder().norm
+    torch.testing.assert_close(first.hidden, norm(entering[-3:]))
+    assert torch.equal(runner.forward(chunk).logits, whole)
