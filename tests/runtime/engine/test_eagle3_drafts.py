@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
 from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.models.runner import Chunk, ModelRunner
 
@@ -56,7 +57,8 @@ class Recorded(Proposer):
     """Keeps what the drafter guessed from, and its logits."""
 
     def __init__(self, drafter: Eagle3Drafter) -> None:
-        super().__init__(ActiveDrafts("eagle3", eagle3=drafter))
+        super().__init__(ActiveDrafts("eagle3"))
+        self.drafts = ActiveDrafts("eagle3", eagle3=drafter)
         self.guesses: list[tuple[tuple[int, ...], Tensor]] = []
         guess, requests = drafter.guess, dict[int, list[int]]()
 
@@ -74,21 +76,26 @@ class Recorded(Proposer):
 
 
 @torch.inference_mode()
-def told(model: ModelRunner, draft: Eagle3, text: Sequence[int], known: int) -> Tensor:
-    """The logits (depth, V) of training behind each place from the last known one."""
+def told(model: ModelRunner, draft: Eagle3, text: Sequence[int], known: int, start: int = 0) -> Tensor:
+    """The logits (depth, V) of training behind each place from the last known one, where features are known
+    from `start` on, and the first of them stand for those before in its block.
+    """
     tokens = list(text[:known])
     table = list(range(blocks_for(known)))
     forward = model.forward([Chunk(tokens[:-1], 0, table, 0, known)], LAYERS)
     assert forward.streams is not None
     before = torch.tensor([text[known - 1 :]])
-    logits: Tensor = draft(forward.streams, torch.tensor(tokens[1:]), before)[0]
+    first = start // BLOCK_SIZE * BLOCK_SIZE
+    streams = forward.streams[first:].clone()
+    streams[: start - first] = streams[start - first]
+    logits: Tensor = draft(streams, torch.tensor(tokens[first + 1 :]), before)[0]
     return logits
 
 
 def run(server: Engine, requests: Sequence[GenerationRequest]) -> dict[str, list[int]]:
     for request in requests:
         server.accept(request)
-    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    answers = defaultdict[str, list[int]](list)
     while not server.idle:
         for event in server.step().events:
             assert event.error is None
@@ -110,6 +117,7 @@ def test_it_guesses_in_the_engine_what_it_guesses_where_it_is_trained(
     wanted = [*ask(0.0)[1::2], *ask(0.8)[::2]]
     alone = {one.request_id: say(make_engine(), [one])[0].tokens for one in wanted}
     recorded = Recorded(drafter)
+    recorded._use(recorded.drafts)
     server = make_engine(recorded, RandomDrafts(5), blocks=blocks, step_tokens=step_tokens)
     assert run(server, wanted) == alone
     stats = server.stats()
@@ -121,3 +129,50 @@ def test_it_guesses_in_the_engine_what_it_guesses_where_it_is_trained(
         expected = told(tiny_model, trained, text, known)[len(text) - known]
         torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
         assert logits[0] == -torch.inf
+
+
+def test_a_draft_that_comes_late_sees_what_is_computed_from_then_on(
+    make_engine: MakeEngine,
+    ask: Callable[..., list[GenerationRequest]],
+    tiny_model: ModelRunner,
+    drafter: Eagle3Drafter,
+    trained: Eagle3,
+) -> None:
+    cached, *running = (ask(0.0)[9], ask(0.8)[1], ask(0.8)[8])
+    recorded = Recorded(drafter)
+    server = make_engine(recorded)
+    run(server, [cached])
+    for request in running:
+        server.accept(request)
+    for _ in range(9):
+        server.step()
+    starts = {sequence.request.prompt: sequence.computed for sequence in server.scheduler.running}
+    recorded._use(recorded.drafts)
+    run(server, [again := replace(cached, request_id="again")])
+    whole = len(cached.prompt) // tiny_model.rule.shared_tile * tiny_model.rule.shared_tile
+    starts[again.prompt] = min(whole, (len(cached.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE)
+    assert len({start % BLOCK_SIZE for start in starts.values()}) > 1
+    for (known, *text), logits in recorded.guesses[::5]:
+        start = next(at for prompt, at in starts.items() if tuple(text[: len(prompt)]) == prompt)
+        expected = told(tiny_model, trained, text, known, start)[len(text) - known]
+        torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_equal_prompt_finds_what_the_layer_has_computed(
+    make_engine: MakeEngine,
+    ask: Callable[..., list[GenerationRequest]],
+    tiny_model: ModelRunner,
+    drafter: Eagle3Drafter,
+    trained: Eagle3,
+) -> None:
+    recorded = Recorded(drafter)
+    recorded._use(recorded.drafts)
+    server = make_engine(recorded)
+    request = ask(0.0)[9]
+    run(server, [request])
+    recorded.guesses.clear()
+    run(server, [replace(request, request_id="again")])
+    assert server.stats().prefix_cache_hits > 0
+    for (known, *text), logits in recorded.guesses[::9]:
+        expected = told(tiny_model, trained, text, known)[len(text) - known]
+        torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)

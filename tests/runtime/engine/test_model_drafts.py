@@ -4,6 +4,7 @@ noise got wrong would be refused. So does the model's own stack of layers.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -16,9 +17,10 @@ from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
 from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.autoregressive import AutoregressiveDrafter
+from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.model import FirstLayersDrafter, ModelDrafter
-from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.proposer import Guarded, Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, AttentionMetadata, Rule, register
@@ -124,6 +126,44 @@ def test_it_computes_every_token_once_and_what_was_refused_again(
     # the last token, and of a last full draft the one before, are never computed
     most = len(request.prompt) + len(tokens)
     assert most - 8 <= runner.tokens <= most
+
+
+class Spoiling(Drafter):
+    """Puts wrong tokens among the drafts."""
+
+    name = "spoiling"
+
+    def begin(self, requests: Sequence[DraftRequest]) -> None:
+        self._count, self._random = len(requests), random.Random(len(requests))
+
+    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
+        wrong = TokenCandidate(5, 0.89, 0)
+        return [wrong if self._random.random() < 0.3 else None for _ in range(self._count)]
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        """Nothing is remembered."""
+
+
+@pytest.mark.parametrize("kind", ["model", "layers"])
+def test_behind_refused_drafts_of_others_its_guesses_are_right_again(
+    make_engine: MakeEngine,
+    asked: tuple[list[GenerationRequest], Answers],
+    kind: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted, alone = asked
+    drafter = drafter_of(kind, make_engine())
+    monkeypatch.setattr(drafter, "confidence", lambda *_: 0.8)
+    results: list[bool] = []
+    monkeypatch.setattr(drafter, "learn", lambda _, accepted: results.append(accepted))
+    proposer = Proposer(ActiveDrafts("auto", model=drafter))
+    proposer._guards[0] = Guarded(Spoiling())
+    server = make_engine(proposer, RandomDrafts(7), step_tokens=70)
+    assert answers_of(server, wanted) == alone
+    stats = server.stats()
+    assert 0 < stats.accepted_tokens < stats.draft_tokens
+    assert len(results) > 200
+    assert all(results)
 
 
 def test_what_an_equal_prompt_has_computed_is_not_computed_again(
