@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
+from turbo_runtime.kv_cache.block_pool import blocks_for
 
 _NOTHING = 0
 _numbers = count(1)
@@ -43,19 +43,19 @@ class CachedSequence:
             self.computed += 1
         self.drafted.clear()
 
-    def keys_of(self, tokens: Sequence[int], end: int) -> list[int]:
-        """Return the keys of all full blocks before position `end`."""
-        for index in range(len(self.keys), end // BLOCK_SIZE):
+    def keys_of(self, tokens: Sequence[int], full: int, block_size: int) -> list[int]:
+        """Return the keys of the first `full` blocks."""
+        for index in range(len(self.keys), full):
             before = self.keys[-1] if self.keys else hash(self.scope)
-            block = tokens[index * BLOCK_SIZE : (index + 1) * BLOCK_SIZE]
-            self.keys.append(hash((before, *block)))
-        return self.keys[: end // BLOCK_SIZE]
+            self.keys.append(hash((before, *tokens[index * block_size : (index + 1) * block_size])))
+        return self.keys[:full]
 
 
 class BlockContents:
     """The marks of all blocks."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, block_size: int) -> None:
+        self.block_size = block_size
         self._marks = np.full(blocks, _NOTHING, np.int64)
 
     def computed(
@@ -64,7 +64,9 @@ class BlockContents:
         """Count the leading tokens before `end` whose keys and values are in the cache."""
         known = self._known(sequence, tokens, end, table)
         own = self._own(sequence, table, len(known)) | known
-        return max(BLOCK_SIZE * _leading(known), min(BLOCK_SIZE * _leading(own), sequence.computed, end))
+        return max(
+            self.block_size * _leading(known), min(self.block_size * _leading(own), sequence.computed, end)
+        )
 
     def window(
         self, sequence: CachedSequence, tokens: Sequence[int], end: int, table: Sequence[int]
@@ -73,11 +75,11 @@ class BlockContents:
         which on to compute more: `end`, or the beginning of its block if what is before it there is missing.
         """
         held = self._known(sequence, tokens, end, table)
-        last = np.minimum(BLOCK_SIZE * np.arange(1, len(held) + 1), end)
+        last = np.minimum(self.block_size * np.arange(1, len(held) + 1), end)
         held |= self._own(sequence, table, len(held)) & (last <= sequence.computed)
         if len(held) and not held[-1]:
-            first = end // BLOCK_SIZE
-            return first, first * BLOCK_SIZE
+            first = end // self.block_size
+            return first, first * self.block_size
         return len(held) - _leading(held[::-1]), end
 
     def forget(self, blocks: Sequence[int]) -> None:
@@ -93,17 +95,18 @@ class BlockContents:
         reach: int,
     ) -> None:
         """Note that the positions of `span` are computed, and that others up to `reach` may be written."""
-        first, full, end = span.start // BLOCK_SIZE, span.stop // BLOCK_SIZE, blocks_for(reach)
+        size = self.block_size
+        first, full, end = span.start // size, span.stop // size, blocks_for(reach, size)
         own = sequence.own + np.arange(max(first, full), end)
-        keys = sequence.keys_of(tokens, span.stop)[first:full]
+        keys = sequence.keys_of(tokens, full, self.block_size)[first:]
         self._marks[np.array(table[first:end], np.int64)] = [*keys, *own]
 
     def _known(
         self, sequence: CachedSequence, tokens: Sequence[int], end: int, table: Sequence[int]
     ) -> NDArray[np.bool_]:
         """Whether each block before `end` is full of the sequence's tokens."""
-        keys = sequence.keys_of(tokens, end)
-        known = np.zeros(blocks_for(end), np.bool_)
+        keys = sequence.keys_of(tokens, end // self.block_size, self.block_size)
+        known = np.zeros(blocks_for(end, self.block_size), np.bool_)
         known[: len(keys)] = self._at(table, len(keys)) == np.array(keys, np.int64)
         return known
 

@@ -22,13 +22,12 @@ from torch import Tensor
 
 from turbo_runtime.drafters.autoregressive import AutoregressiveDrafter
 from turbo_runtime.drafters.block_contents import BlockContents, CachedSequence
-from turbo_runtime.drafters.eagle3_layer import Eagle3Layer, draft_block_bytes, load_layer
+from turbo_runtime.drafters.eagle3_layer import Eagle3Layer, load_layer, token_bytes
 from turbo_runtime.drafters.interface import ComputedTokens, DraftRequest
 from turbo_runtime.drafters.target import Target
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
-from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
-from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.spans import Span
+from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk, StepBatch
 from turbo_runtime.sampling.noise import Noise
 
 _MAX_WAITING = 64  # places of a sequence whose features wait for its next guess
@@ -67,17 +66,16 @@ class Eagle3Drafter(AutoregressiveDrafter):
         self,
         layer: Eagle3Layer,
         stream_layers: tuple[int, ...],
-        blocks: int,
+        runner: ModelRunner,
         noise: Noise,
         version: str = "",
     ) -> None:
-        """`blocks` of KV cache, as many as the model has; `stream_layers`: whose inputs are its features."""
+        """`stream_layers` of the model that `runner` runs: their inputs are the features."""
         super().__init__(noise, version)
         self.stream_layers = stream_layers
-        self._layer = layer
-        device, dtype = layer.embedding.device, layer.embedding.dtype
-        self._pool = KVPool(layer.cache, layers=1, blocks=blocks, dtype=dtype, device=device)
-        self._contents = BlockContents(blocks)
+        self._layer, self._runner = layer, runner
+        self._pool = runner.allocate_layers(runner.pool.blocks, layer.cache, 1)
+        self._contents = BlockContents(runner.pool.blocks, runner.pool.block_size)
         self._sequences: dict[str, _Sequence] = {}
 
     @torch.inference_mode()
@@ -109,7 +107,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
             if sequence.waiting:
                 places.append(self._places(sequence, request.tokens, request.table))
             # drafted places are computed again: no other sequence may trust what they leave
-            self._contents.forget(request.table[blocks_for(end) :])
+            self._contents.forget(request.table[blocks_for(end, self._contents.block_size) :])
             opened[index] = sequence
         if places:
             self._settle(places)
@@ -165,26 +163,26 @@ class Eagle3Drafter(AutoregressiveDrafter):
     def _compute(self, parts: Sequence[_Places]) -> Tensor:
         """The states (places, width) behind all places."""
         device = self._pool.device
-        spans, before = list[Span](), list[int]()
+        chunks, before = list[Chunk](), list[int]()
         for part in parts:
-            first, count = part.sequence.first, len(part.tokens)
-            table = list(part.table[first:])
-            spans.append(Span(part.start - first * BLOCK_SIZE, count, table, 0))
-            before += [first * BLOCK_SIZE] * count
-        step = AttentionMetadata(self._pool, spans, len(before), Rule(exact=False))
-        positions = step.positions + torch.tensor(before, device=device)
-        tokens = torch.tensor([token for part in parts for token in part.tokens], device=device)
+            first = part.sequence.first
+            missing = first * self._pool.block_size
+            chunks.append(Chunk(part.tokens, part.start - missing, list(part.table[first:]), 0, 0))
+            before += [missing] * len(part.tokens)
+        batch = StepBatch.join(chunks, self._pool.block_size, self._pool.scratch)
+        step = self._runner.attention(self._pool, batch)
+        positions = torch.from_numpy(batch.positions + before).to(device)
+        tokens = torch.from_numpy(batch.tokens).to(device)
         states = self._layer(tokens, torch.cat([part.states for part in parts]), positions, step)
-        finite = states.isfinite().all(1)
-        if not finite.all():
-            step.clear_broken(finite)
+        finite = states.isfinite().all(1).cpu().numpy()
+        if not finite.all():  # later readers of the blocks would get NaN, even if masked
+            self._pool.clear(torch.from_numpy(batch.slot_mapping[~finite]).to(device))
         return states
 
 
 def load_eagle3(folder: Path, target: Target, noise: Noise) -> Eagle3Drafter:
     """Load a folder in the format of `speculators`. Raises DraftError."""
     served = target.served()
-    blocks = served.pool.blocks
-    target.check_memory(folder, blocks * draft_block_bytes(folder, served.pool.dtype), served.device)
+    target.check_memory(folder, token_bytes(folder, served.dtype), served.device)
     layer, layers, version = load_layer(folder, target)
-    return Eagle3Drafter(layer, layers, blocks, noise, version)
+    return Eagle3Drafter(layer, layers, served, noise, version)

@@ -22,8 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from turbo_runtime.drafters.target import DraftError, Target
 from turbo_runtime.files import read_object
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-from turbo_runtime.models.attention.metadata import AttentionMetadata
+from turbo_runtime.models.attention.metadata import StepMetadata
 from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.layers.primitives import Affine, GatedMLP, RMSNorm, Rope, fused
 from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
@@ -93,7 +92,7 @@ class Eagle3Layer:
             )
         return self._fc(streams)
 
-    def __call__(self, tokens: Tensor, states: Tensor, positions: Tensor, step: AttentionMetadata) -> Tensor:
+    def __call__(self, tokens: Tensor, states: Tensor, positions: Tensor, step: StepMetadata) -> Tensor:
         """tokens (places,) behind the places, states (places, width) -> states behind the layer."""
         heads, kv_heads, rows = self.cache.heads, self.cache.kv_heads, len(tokens)
         normed = self._hidden_norm(states)
@@ -137,10 +136,10 @@ def layer_config(folder: Path, document: Mapping[str, Any]) -> LlamaConfig:
     return LlamaConfig(**values)
 
 
-def draft_block_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Memory of a block of its KV cache. Raises DraftError."""
+def token_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Memory of a token in its KV cache. Raises DraftError."""
     config = layer_config(folder, read_config(folder))
-    return cache_shape(config).elements * dtype.itemsize * BLOCK_SIZE
+    return cache_shape(config).elements * dtype.itemsize
 
 
 def load_layer(folder: Path, target: Target) -> tuple[Eagle3Layer, tuple[int, ...], str]:

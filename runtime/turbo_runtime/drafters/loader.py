@@ -186,8 +186,8 @@ def method_of(source: Source) -> str:
     return ModelDrafter.name if "model_type" in document else HeadsDrafter.name
 
 
-def cache_bytes_per_block(path: Path, dtype: torch.dtype, models_elsewhere: bool) -> int:
-    """Memory that the drafts of the file take for a block of their KV caches; those that cannot be used none.
+def cache_bytes_per_token(path: Path, dtype: torch.dtype, models_elsewhere: bool) -> int:
+    """Memory that the drafts of the file take for a token in their KV caches; those that cannot be used none.
     `models_elsewhere`: whether draft models have another device's memory.
     """
     total = 0
@@ -201,9 +201,9 @@ def cache_bytes_per_block(path: Path, dtype: torch.dtype, models_elsewhere: bool
         try:
             method = method_of(source)
             if method == Eagle3Drafter.name:
-                total += eagle3_layer.draft_block_bytes(source, dtype)
+                total += eagle3_layer.token_bytes(source, dtype)
             elif method == ModelDrafter.name and not models_elsewhere:
-                total += model.draft_block_bytes(source, dtype)
+                total += model.token_bytes(source, dtype)
         except ValueError:  # loading will say why
             continue
     return total

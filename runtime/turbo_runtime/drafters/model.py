@@ -27,7 +27,8 @@ from turbo_runtime.model_files.source import Source
 from turbo_runtime.models.attention.metadata import Rule
 from turbo_runtime.models.loader import load_config, load_model, longest
 from turbo_runtime.models.matmul import FREE_FORMS
-from turbo_runtime.models.runner import Chunk, ModelRunner, kv_bytes_per_block
+from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.noise import Noise
 
 _CATCH_UP = 256  # tokens of all requests, before the guesses of a step; the rest waits for the next
@@ -78,10 +79,14 @@ class ModelDrafter(AutoregressiveDrafter):
     name = "model"
     follows = True
 
-    def __init__(self, runner: ModelRunner, noise: Noise, version: str = "") -> None:
+    def __init__(
+        self, runner: ModelRunner, noise: Noise, version: str = "", block_size: int = BLOCK_SIZE
+    ) -> None:
+        """`block_size`: of the served model's blocks, each of which is one or several of the runner's."""
         super().__init__(noise, version)
         self._runner = runner
-        self._contents = BlockContents(runner.pool.blocks)
+        self._parts = block_size // runner.pool.block_size
+        self._contents = BlockContents(runner.pool.blocks // self._parts, block_size)
         self._sequences: dict[str, CachedSequence] = {}
 
     @torch.inference_mode()
@@ -132,7 +137,7 @@ class ModelDrafter(AutoregressiveDrafter):
             if draft.at < known:
                 self._note(draft.sequence, request, range(draft.at, known), known - 1 + request.limit)
             draft.sequence.drafted += tokens[max(0, known - draft.at) :]
-            table = list(request.table)
+            table = self._blocks(request.table)
             chunks.append(Chunk(self._known(tokens), draft.at, table, 1, request.prompt_length))
             draft.at += len(tokens)
         return self._runner.forward(chunks).logits
@@ -157,13 +162,18 @@ class ModelDrafter(AutoregressiveDrafter):
         """The input for committed tokens that nothing is guessed behind."""
         self._note(sequence, text, span, reach)
         tokens = self._known(text.tokens[span.start : span.stop])
-        return Chunk(tokens, span.start, list(text.table), 0, text.prompt_length)
+        return Chunk(tokens, span.start, self._blocks(text.table), 0, text.prompt_length)
 
     def _note(
         self, sequence: CachedSequence, text: ComputedTokens | DraftRequest, span: range, reach: int
     ) -> None:
         self._contents.mark(sequence, text.tokens, span, text.table, reach)
         sequence.computed = span.stop
+
+    def _blocks(self, table: Sequence[int]) -> list[int]:
+        """The runner's blocks of a table."""
+        parts = self._parts
+        return [block * parts + part for block in table for part in range(parts)]
 
     def _known(self, tokens: Sequence[int]) -> Sequence[int]:
         """Replace ids beyond the model's vocabulary, which no tokenizer gives."""
@@ -185,23 +195,20 @@ def load_draft_model(folder: Path, target: Target, noise: Noise) -> ModelDrafter
     _check_tokenizer(folder, target)
     source = Source(str(folder))
     device = target.draft_device or served.device
-    blocks = served.pool.blocks
-    target.check_memory(folder, blocks * draft_block_bytes(folder, served.pool.dtype), device)
-    model = load_model(source, served.pool.dtype, device)
-    length = min(longest(model.config), served.max_length)
-    runner = ModelRunner(model, blocks=blocks, max_length=length)
+    target.check_memory(folder, token_bytes(folder, served.dtype), device)
+    model = load_model(source, served.dtype, device)
+    runner = served.beside(model, min(longest(model.config), served.max_length))
     runner.rule = Rule(exact=False)
     if device.type == "cpu":
         for product in runner.decoder.products():
             product.adopt_first(FREE_FORMS if product.heads == 1 else product.free_forms)
     own_noise = noise if noise.device == device else Noise(noise.vocabulary, device)
-    version = folder.name
-    return ModelDrafter(runner, own_noise, version)
+    return ModelDrafter(runner, own_noise, folder.name, served.pool.block_size)
 
 
-def draft_block_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """Memory of a block of the draft model's KV cache. Raises ModelError."""
-    return kv_bytes_per_block(load_config(Source(str(folder))), dtype, BLOCK_SIZE)
+def token_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """Memory of a token in the draft model's KV cache. Raises ModelError."""
+    return kv_bytes_per_block(load_config(Source(str(folder))), dtype, 1)
 
 
 def _check_tokenizer(folder: Path, target: Target) -> None:

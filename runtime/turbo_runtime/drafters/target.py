@@ -36,8 +36,10 @@ class Target:
             raise DraftError("drafts that read the model's KV cache cannot be used here; name Turbo heads")
         return self.runner
 
-    def check_memory(self, folder: Path, needed: int, device: torch.device) -> None:
-        """Raise DraftError where a KV cache of `needed` bytes would not fit."""
+    def check_memory(self, folder: Path, token_bytes: int, device: torch.device) -> None:
+        """Raise DraftError where there is no memory for a KV cache of so much for a token."""
+        pool = self.served().pool
+        needed = pool.blocks * pool.block_size * token_bytes
         if self.free_memory is not None and needed > (free := self.free_memory(device)):
             raise DraftError(
                 f"{folder}: its KV cache takes {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free; "

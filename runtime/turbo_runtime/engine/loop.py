@@ -183,9 +183,9 @@ class Engine:
         self, parts: list[BatchEntry], layers: tuple[int, ...]
     ) -> tuple[Forward, list[SampledTokens | None]]:
         """Compute and draw all parts in one pass, with the inputs of `layers`, and fetch the tokens: None for
-        a part whose committed tokens have states that are NaN or infinite. A NaN of a draft spoils the tokens computed with it, and
-        must not decide whether an answer goes on: a second pass leaves such drafts out. The other parts get
-        the same bits again.
+        a part whose committed tokens have states that are NaN or infinite. A NaN of a draft spoils the tokens
+        computed with it, and must not decide whether an answer goes on: a second pass leaves such drafts out.
+        The other parts get the same bits again.
         """
         while True:
             _lay_out(parts)

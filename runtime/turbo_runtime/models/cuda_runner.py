@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention.pool import cache_shape
+from turbo_runtime.models.attention.metadata import StepMetadata
+from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool, cache_shape
 from turbo_runtime.models.attention.varlen import (
     DEFAULT_OP,
     PAGE_SIZE,
@@ -25,6 +26,7 @@ from turbo_runtime.models.attention.varlen import (
     VarlenAttention,
     VarlenMetadata,
     pack,
+    supports,
 )
 from turbo_runtime.models.layers.native import LeanDecoder
 from turbo_runtime.models.matmul import padded_rows
@@ -78,9 +80,8 @@ class CudaModelRunner(ModelRunner):
         """A position's arithmetic does not depend on how steps cut the prompt: a page is a unit."""
         return self.pool.block_size
 
-    def allocate(self, blocks: int) -> PagedKVPool:
-        """Return a cache of so many pages."""
-        shape, layers = cache_shape(self.config), int(self.config.num_hidden_layers)
+    def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> PagedKVPool:
+        """Return a cache of so many pages for layers of any shape."""
         return PagedKVPool(
             shape,
             layers=layers,
@@ -89,6 +90,28 @@ class CudaModelRunner(ModelRunner):
             device=self.device,
             block_size=self._page_size,
         )
+
+    def attention(self, pool: KVPool, batch: StepBatch) -> StepMetadata:
+        """Prepare a step over another cache."""
+        assert isinstance(pool, PagedKVPool)
+        size = StepSize(len(batch.tokens), *batch.block_table.shape)
+        columns = upload(pack(batch, size, pool), self.device)
+        return VarlenMetadata(pool, columns, size, size.rows, self._op)
+
+    def beside(self, model: PreTrainedModel, max_length: int) -> ModelRunner:
+        """Build a runner of another model, with a cache for the same tokens."""
+        unfit = self._op is DEFAULT_OP and not supports(cache_shape(model.config), model.dtype)
+        if unfit or model.device != self.device:
+            return super().beside(model, max_length)
+        blocks, page = self.pool.blocks, self._page_size
+        return CudaModelRunner(model, blocks=blocks, max_length=max_length, op=self._op, page_size=page)
+
+    def first_layers(self, count: int) -> CudaModelRunner:
+        """Return the model without its later layers; its steps are no graphs."""
+        shallow = super().first_layers(count)
+        assert isinstance(shallow, CudaModelRunner)
+        shallow._graphs = []
+        return shallow
 
     @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule, StepMetadata
-from turbo_runtime.models.attention.pool import KVPool, cache_shape
+from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool, cache_shape
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
@@ -66,8 +67,20 @@ class ModelRunner:
 
     def allocate(self, blocks: int) -> KVPool:
         """Return a cache of so many blocks."""
-        shape, layers = cache_shape(self.config), int(self.config.num_hidden_layers)
+        return self.allocate_layers(blocks, cache_shape(self.config), int(self.config.num_hidden_layers))
+
+    def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> KVPool:
+        """Return a cache of so many blocks for layers of any shape."""
         return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
+
+    def attention(self, pool: KVPool, batch: StepBatch) -> StepMetadata:
+        """Prepare a step over another cache, without padding, in whatever arithmetic is cheapest."""
+        return AttentionMetadata(pool, batch, len(batch.tokens), Rule(exact=False))
+
+    def beside(self, model: PreTrainedModel, max_length: int) -> ModelRunner:
+        """Build a runner of another model, with a cache for the same tokens."""
+        blocks = self.pool.blocks * self.pool.block_size // BLOCK_SIZE
+        return ModelRunner(model, blocks=blocks, max_length=max_length)
 
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
         """Compute all chunks in one pass; `streams` get the inputs of `layers`. A chunk with a state that is

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from turbo_dev.eagle3_draft import write as write_eagle3
 from turbo_dev.tiny_engine import VOCABULARY, network
 from turbo_dev.tiny_engine import write as write_model
-from turbo_runtime.drafters.loader import DraftLoader, cache_bytes_per_block
+from turbo_runtime.drafters.loader import DraftLoader, cache_bytes_per_token
 from turbo_runtime.drafters.target import Target
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.noise import Noise
 
-LAYER_BYTES = 2 * 2 * 8 * 4 * BLOCK_SIZE  # of keys and values, 2 KV heads of 8 elements in float32
+LAYER_BYTES = 2 * 2 * 8 * 4  # of a token: keys and values, 2 KV heads of 8 elements in float32
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +60,8 @@ def test_every_kind_can_be_the_deployments_own_or_be_named(folder: Path, target:
     }  # fmt: skip
     # each folder once; the first layers have no cache of their own
     file = folder / "drafts.json"
-    assert cache_bytes_per_block(file, torch.float32, models_elsewhere=False) == 2 * LAYER_BYTES
-    assert cache_bytes_per_block(file, torch.bfloat16, models_elsewhere=True) == LAYER_BYTES / 2
+    assert cache_bytes_per_token(file, torch.float32, models_elsewhere=False) == 2 * LAYER_BYTES
+    assert cache_bytes_per_token(file, torch.bfloat16, models_elsewhere=True) == LAYER_BYTES / 2
 
 
 def test_a_name_of_another_method_is_refused(folder: Path, target: Target) -> None:
@@ -93,9 +92,9 @@ def test_a_model_with_another_tokenizer_is_refused(folder: Path, target: Target)
 @pytest.mark.parametrize("method", ["eagle3", "model"])
 def test_a_cache_for_which_there_is_no_memory_is_refused(folder: Path, target: Target, method: str) -> None:
     source = {"eagle3": "eagle", "model": "small"}[method]
-    full = replace(target, free_memory=lambda _: 20 * LAYER_BYTES - 1)
+    full = replace(target, free_memory=lambda _: 320 * LAYER_BYTES - 1)
     assert "its KV cache takes 0.0 GiB" in load(folder, full, **{method: source})[1]
-    assert load(folder, replace(full, free_memory=lambda _: 20 * LAYER_BYTES), **{method: source})[1] == ""
+    assert load(folder, replace(full, free_memory=lambda _: 320 * LAYER_BYTES), **{method: source})[1] == ""
 
 
 def test_an_eagle3_draft_of_another_model_is_refused_by_what_differs(folder: Path, target: Target) -> None:

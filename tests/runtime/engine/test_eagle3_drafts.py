@@ -22,9 +22,10 @@ from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
+from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.messages import GenerationRequest
-from turbo_runtime.models.runner import Chunk, ModelRunner
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 from .conftest import BLOCKS
 
@@ -81,11 +82,12 @@ def told(model: ModelRunner, draft: Eagle3, text: Sequence[int], known: int, sta
     from `start` on, and the first of them stand for those before in its block.
     """
     tokens = list(text[:known])
-    table = list(range(blocks_for(known)))
+    table = list(range(blocks_for(known, model.pool.block_size)))
     forward = model.forward([Chunk(tokens[:-1], 0, table, 0, known)], LAYERS)
     assert forward.streams is not None
     before = torch.tensor([text[known - 1 :]])
-    first = start // BLOCK_SIZE * BLOCK_SIZE
+    size = model.pool.block_size
+    first = start // size * size
     streams = forward.streams[first:].clone()
     streams[: start - first] = streams[start - first]
     logits: Tensor = draft(streams, torch.tensor(tokens[first + 1 :]), before)[0]
@@ -149,9 +151,10 @@ def test_a_draft_that_comes_late_sees_what_is_computed_from_then_on(
     starts = {sequence.request.prompt: sequence.computed for sequence in server.scheduler.running}
     recorded._use(recorded.drafts)
     run(server, [again := replace(cached, request_id="again")])
-    whole = len(cached.prompt) // tiny_model.rule.shared_tile * tiny_model.rule.shared_tile
-    starts[again.prompt] = min(whole, (len(cached.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE)
-    assert len({start % BLOCK_SIZE for start in starts.values()}) > 1
+    size, tile = tiny_model.pool.block_size, tiny_model.shared_tile
+    whole = len(cached.prompt) // tile * tile
+    starts[again.prompt] = min(whole, (len(cached.prompt) - 1) // size * size)
+    assert len({start % size for start in starts.values()}) > 1
     for (known, *text), logits in recorded.guesses[::5]:
         start = next(at for prompt, at in starts.items() if tuple(text[: len(prompt)]) == prompt)
         expected = told(tiny_model, trained, text, known, start)[len(text) - known]

@@ -25,7 +25,8 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, AttentionMetadata, Rule, register
 from turbo_runtime.models.layers.primitives import Hidden
-from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
+from turbo_runtime.models.runner import Forward, ModelRunner
+from turbo_runtime.models.step_batch import Chunk
 
 from .conftest import BLOCKS, LONGEST
 
@@ -176,7 +177,8 @@ def test_what_an_equal_prompt_has_computed_is_not_computed_again(
     before = runner.tokens
     second = replace(request, request_id="second")
     assert answers_of(server, [second])["second"] == asked[1][request.request_id]
-    whole = len(request.prompt) // server.model.rule.shared_tile * server.model.rule.shared_tile
+    tile = server.model.shared_tile
+    whole = len(request.prompt) // tile * tile
     assert runner.tokens - before <= before - whole
     runner.tokens = 0
     answers_of(server, [replace(request, request_id="third", tenant="another")])
@@ -218,8 +220,9 @@ def test_a_draft_that_fails_in_the_midst_of_a_pass_is_left_out_and_spoils_nothin
         nonlocal passes
         passes += 1
         if passes > 30:
-            for stored in runner.pool.keys:
-                stored.index_fill_(1, step._slots, torch.nan)
+            pool = runner.pool
+            nothing = torch.full((step.tokens, pool.kv_heads, pool.key_width), torch.nan)
+            pool.write(0, step._slots[: step.tokens], nothing, nothing)
             raise MemoryError("in the second layer")
         result: Hidden = hidden(tokens, step, layers)
         return result

@@ -31,17 +31,21 @@ DEFAULT_KV_BYTES = 4 << 30
 KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
-def build_runner(config: RuntimeConfig, weights: PreTrainedModel, op: VarlenAttention | None) -> ModelRunner:
-    """Build the runner for the weights' device with a cache of the right size. Raises ModelError."""
+def build_runner(
+    config: RuntimeConfig, weights: PreTrainedModel, op: VarlenAttention | None, drafts: int = 0
+) -> ModelRunner:
+    """Build the runner for the weights' device with a cache of the right size, beside those of drafts, which
+    take `drafts` bytes a token. Raises ModelError.
+    """
     device, limits = weights.device, config.limits(weights.device.type)
     if op is None and not (device.type == "cuda" and supports(cache_shape(weights.config), weights.dtype)):
         blocks, length = size_cache(
-            config, weights.config, weights.dtype, limits, BLOCK_SIZE, host_budget(device)
+            config, weights.config, weights.dtype, limits, BLOCK_SIZE, host_budget(device), drafts
         )
         return ModelRunner(weights, blocks=blocks, max_length=length)
     if device.type == "cpu":
         blocks, length = size_cache(
-            config, weights.config, weights.dtype, limits, PAGE_SIZE, host_budget(device)
+            config, weights.config, weights.dtype, limits, PAGE_SIZE, host_budget(device), drafts
         )
         return CudaModelRunner(weights, blocks=blocks, max_length=length, op=op or DEFAULT_OP)
     shape, dtype = weights.config, weights.dtype
@@ -49,7 +53,7 @@ def build_runner(config: RuntimeConfig, weights: PreTrainedModel, op: VarlenAtte
     pages = 1 + blocks_for(limits.max_num_batched_tokens, PAGE_SIZE)
     model = CudaModelRunner(weights, blocks=pages, max_length=length, op=op or DEFAULT_OP)
     budget = device_budget(model, limits, config.gpu_memory_utilization)
-    blocks, model.max_length = size_cache(config, shape, dtype, limits, PAGE_SIZE, budget)
+    blocks, model.max_length = size_cache(config, shape, dtype, limits, PAGE_SIZE, budget, drafts)
     model.pool = model.allocate(blocks)
     return model
 
@@ -61,14 +65,17 @@ def size_cache(
     limits: BatchLimits,
     block_size: int,
     budget: int,
+    drafts: int = 0,
 ) -> tuple[int, int]:
-    """Return (blocks, maximum sequence length) for `budget` bytes; raises ModelError if no sequence fits."""
+    """Return (blocks, maximum sequence length) for `budget` bytes, `drafts` of them for each token going to
+    the caches of drafts. Raises ModelError if no sequence fits.
+    """
     length = longest(model_config)
     if config.max_model_len is not None:
         if config.max_model_len > length:
             raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")
         length = config.max_model_len
-    per_block = kv_bytes_per_block(model_config, dtype, block_size)
+    per_block = kv_bytes_per_block(model_config, dtype, block_size) + drafts * block_size
     if config.kv_cache_gib is not None:
         budget = int(config.kv_cache_gib * (1 << 30))
     whole = blocks_for(length, block_size)
