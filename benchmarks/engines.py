@@ -13,6 +13,7 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import GenerationRequest, StepOutput, TokenEvent
 
 if TYPE_CHECKING:  # torch comes in only after the threads are settled
+    from turbo_runtime.drafters.proposer import Proposer
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.sampling.grammar.matcher import Grammars
     from turbo_runtime.speculation.controller import GoodputController
@@ -39,10 +40,14 @@ def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
 
 
 def fresh(
-    engine: Engine, grammars: Grammars | None = None, control: GoodputController | None = None, **limits: int
+    engine: Engine,
+    grammars: Grammars | None = None,
+    control: GoodputController | None = None,
+    drafters: Proposer | None = None,
+    **limits: int,
 ) -> Engine:
     """The same weights and what is known of step times, nothing else kept: no drafts, no prefix and no credit
-    from an earlier run. `control` chooses drafts instead, with all that it knows.
+    from an earlier run. `control` chooses drafts instead, with all that it knows, and `drafters` draft.
 
     `limits` are `blocks`, and those of the scheduler that should differ.
     """
@@ -64,7 +69,7 @@ def fresh(
     if control is None:
         control = GoodputController(None, padded_rows)
         control.cost = engine.speculation.control.cost
-    return Engine(engine.model, scheduler, Proposer(), grammars, control)
+    return Engine(engine.model, scheduler, drafters or Proposer(), grammars, control)
 
 
 @dataclass

@@ -123,7 +123,7 @@ def _real(config: RuntimeConfig, rows: Rows, count: int, runner: str) -> tuple[i
         answers, stats = real.mixed(engine, requests, mix)
         differences = sum(answers[name] != answer for name, answer in alone.items())
         cache = "small" if mix.longest < mix.batch else "large"
-        setting = _setting("real", runner, "auto", mix.drafts, mix.batch, mix.step_tokens, cache)
+        setting = _setting("real", runner, mix.drafter, mix.drafts, mix.batch, mix.step_tokens, cache)
         rows.append(_row(setting, len(requests), differences, stats))
     compared, different = real.compared_logits(engine, requests, alone)
     return compared, different, real.caught(engine, requests, alone)

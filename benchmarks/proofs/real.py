@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -12,6 +14,13 @@ from harness import prompts
 from torch import Tensor
 
 from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_dev.eagle3_draft import write
+from turbo_runtime.contract.config import DraftMethod
+from turbo_runtime.drafters.eagle3 import load_eagle3
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.model import FirstLayersDrafter
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
@@ -36,9 +45,19 @@ class Mix:
     batch: int
     longest: int  # of the cache: blocks of so many longest sequences
     step_tokens: int
+    drafter: DraftMethod = "auto"
 
 
-MIXES = (Mix(8, 1, 32, 512), Mix(8, 4, 32, 512), Mix(3, 16, 32, 512), Mix(12, 32, 32, 96), Mix(8, 8, 2, 160))
+MIXES = (
+    Mix(8, 1, 32, 512),
+    Mix(8, 4, 32, 512),
+    Mix(3, 16, 32, 512),
+    Mix(12, 32, 32, 96),
+    Mix(8, 8, 2, 160),
+    Mix(4, 8, 32, 160, "model"),
+    Mix(4, 8, 2, 160, "eagle3"),
+)
+FIRST_LAYERS = 10  # that draft as `model`
 
 
 def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[GenerationRequest]:
@@ -68,6 +87,7 @@ def mixed(
     longest = max(len(r.prompt) for r in requests) + ANSWER_TOKENS
     server = fresh(
         engine,
+        drafters=_drafters(engine, mix.drafter),
         blocks=mix.longest * engine.scheduler.block_pool.blocks_for(longest),
         max_length=longest,
         max_num_seqs=mix.batch,
@@ -80,6 +100,21 @@ def mixed(
         if number % 3 == 0:
             crowd.append(as_new(request, f"mate-{number}", seed=1000 + number, max_tokens=MATE_TOKENS))
     return run(server, crowd, mix.batch + 2, check=True), server.stats()
+
+
+def _drafters(engine: Engine, drafter: DraftMethod) -> Proposer:
+    """The model's own first layers, or an EAGLE-3 layer with random weights; else memory alone."""
+    if drafter == "model":
+        layers = FirstLayersDrafter(engine.model, FIRST_LAYERS, engine.noise)
+        return Proposer(ActiveDrafts("model", model=layers))
+    if drafter != "eagle3":
+        return Proposer()
+    decoder = engine.model.decoder
+    target = Target("", decoder.embedding, decoder.output_rows, engine.model)
+    count = engine.model.config.num_hidden_layers
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), target, engine.model, torch.arange(4096), (2, count // 2, count - 3))
+        return Proposer(ActiveDrafts("eagle3", eagle3=load_eagle3(Path(folder), target, engine.noise)))
 
 
 def caught(engine: Engine, requests: Sequence[GenerationRequest], answers: dict[str, Answer]) -> int:

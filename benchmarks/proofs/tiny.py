@@ -16,11 +16,16 @@ from engines import Answer, run
 
 from proofs.guessing import Guessing
 from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_dev.drafting import EveryDraft
+from turbo_dev.eagle3_draft import write
 from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
+from turbo_runtime.drafters.eagle3 import load_eagle3
 from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.model import FirstLayersDrafter, ModelDrafter
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
@@ -36,6 +41,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 DRAFTS = (1, 2, 4, 8, 12)
 COPIES = 4  # of each wanted set of parameters, with prompts of their own
 HEADS = 4
+DRAFTERS = ("suffix", "heads", "auto", "guess", "off", "eagle3", "model", "layers")
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,10 @@ class Way:
 
 def ways(count: int) -> list[Way]:
     """`count` different ways, which take every value of everything by turns."""
-    drafters = itertools.cycle(("suffix", "heads", "auto", "guess", "off"))
+    drafters = itertools.cycle(DRAFTERS)
     every = itertools.product(STEP_TOKENS, (BLOCKS, FEW_BLOCKS), DRAFTS, BATCHES)
     found = [Way(next(drafters), drafts, batch, blocks, tokens) for tokens, blocks, drafts, batch in every]
-    stride = 7  # has no factor in common with their number, so that every value comes up soon
+    stride = 11  # has no factor in common with their number, so that every value comes up soon
     return [found[stride * n % len(found)] for n in range(count)]
 
 
@@ -63,6 +69,7 @@ class Tiny:
 
     def __init__(self, folder: Path, runner: str) -> None:
         """`runner`: one of RUNNERS."""
+        self._folder = folder
         self.model = RUNNERS[runner](network(), blocks=BLOCKS, max_length=POSITIONS)
         report = check_batch_invariance(self.model, max_num_batched_tokens=max(STEP_TOKENS), limit_seconds=60)
         if report.guarantee != "bitwise":
@@ -83,7 +90,9 @@ class Tiny:
             max_length=POSITIONS,
             shared_tile=self.model.shared_tile,
         )
-        return Engine(self.model, scheduler, self._drafters(way), self.grammars)
+        # a pass of these takes as long as one of so small a model, and would seldom pay
+        control = EveryDraft() if way.drafter in ("eagle3", "model", "layers") else None
+        return Engine(self.model, scheduler, self._drafters(way), self.grammars, control)
 
     def _drafters(self, way: Way) -> Proposer:
         if way.drafter == "guess":
@@ -91,14 +100,21 @@ class Tiny:
             return Guessing(known, VOCABULARY, wrong=0.2, seed=way.batch)
         if way.drafter in ("off", "suffix"):
             return Proposer(ActiveDrafts("off" if way.drafter == "off" else "suffix"))
-        decoder, every = self.model.decoder, torch.arange(VOCABULARY)
+        decoder, every, noise = self.model.decoder, torch.arange(VOCABULARY), Noise(VOCABULARY)
+        if way.drafter == "eagle3":
+            target = Target("", decoder.embedding, decoder.output_rows, self.model)
+            write(self._folder, target, self.model, every, (0, 1, 1))
+            return Proposer(ActiveDrafts("eagle3", eagle3=load_eagle3(self._folder, target, noise)))
+        if way.drafter == "layers":
+            return Proposer(ActiveDrafts("model", model=FirstLayersDrafter(self.model, 1, noise)))
+        if way.drafter == "model":  # itself, with a cache of its own
+            itself, size = self.model.beside(network(), POSITIONS), self.model.pool.block_size
+            return Proposer(ActiveDrafts("model", model=ModelDrafter(itself, noise, block_size=size)))
         heads = Heads(
             decoder.embedding, decoder.output_rows(every), every, heads=HEADS, markov_rank=4
         ).requires_grad_(False)
         return Proposer(
-            ActiveDrafts(
-                "heads" if way.drafter == "heads" else "auto", HeadsDrafter(heads, Noise(VOCABULARY))
-            )
+            ActiveDrafts("heads" if way.drafter == "heads" else "auto", HeadsDrafter(heads, noise))
         )
 
 

@@ -239,7 +239,7 @@ def parser() -> argparse.ArgumentParser:
     _add(answers, "validation_fraction", bounded(float, 0.01, 0.4), text)
     draft = parser.add_argument_group("draft")
     text = (
-        "heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on "
+        "heads are for the engine Turbo, eagle3 also for vLLM and SGLang, auto trains whichever a pilot on "
         "some of the answers says to pay more (default: heads)"
     )
     draft.add_argument("--method", default=HEADS, choices=METHODS, help=text)

@@ -1,9 +1,9 @@
-"""The method `eagle3`: one decoder layer that drafts from the target's own features, for vLLM and SGLang.
+"""The method `eagle3`: one decoder layer that drafts from the target's own features.
 
 At place i the layer sees the token x_{i+1} and the features f_i of the target at i, the residual streams that
 enter three of its layers, fused by one product; it guesses x_{i+2}. Then it goes on with what it computed
 itself in place of the features, a token further each time (Li et al., arXiv 2503.01840). Parameters have the
-names of the `speculators` format, so that vLLM and SGLang load what is learnt here.
+names of the `speculators` format, so that vLLM and SGLang load what is learnt here, as `drafters.eagle3` does.
 
 It learns at all places of an answer at once: in each further step a place sees the keys that the first step
 left at and before it, and of the steps since then its own alone, as in drafting.
@@ -183,7 +183,7 @@ class Eagle3Student:
         return self.module(text.streams[:-1].float(), text.tokens[:-1], batch.before), batch
 
     def settle(self, validation: Sequence[Text]) -> None:
-        """Learn nothing more: vLLM and SGLang use no confidence."""
+        """Learn nothing more: the format has no confidence."""
 
     def _batch_size(self, lengths: Sequence[int]) -> int:
         return max(1, round(self._rows * len(lengths) / sum(lengths)))
