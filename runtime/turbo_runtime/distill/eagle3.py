@@ -3,7 +3,7 @@
 At place i the layer sees the token x_{i+1} and the features f_i of the target at i, the residual streams that
 enter three of its layers, fused by one product; it guesses x_{i+2}. Then it goes on with what it computed
 itself in place of the features, a token further each time (Li et al., arXiv 2503.01840). Parameters have the
-names of the `speculators` format, so that vLLM and SGLang load what is learnt here, as `drafters.eagle3` does.
+names of the `speculators` format, so that vLLM and SGLang load what is learnt here as we do.
 
 It learns at all places of an answer at once: in each further step a place sees the keys that the first step
 left at and before it, and of the steps since then its own alone, as in drafting.

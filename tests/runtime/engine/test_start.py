@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.heads import Heads
@@ -20,10 +21,11 @@ from turbo_runtime.engine.startup import builder, invariance_check
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, start_engine
 from turbo_runtime.engine.startup.sizing import size_cache
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.messages import DraftStats
+from turbo_runtime.messages import DraftStats, GenerationRequest, SamplingParams
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.loader import export_tokenizer
 from turbo_runtime.models.runner import ModelRunner
 
 LONGEST = 256
@@ -213,12 +215,51 @@ def test_the_whole_check_has_20_seconds(config: RuntimeConfig, monkeypatch: pyte
     assert 0 < limits[1] <= 3
 
 
+def test_a_draft_model_is_there_from_the_first_request_on_and_its_cache_is_counted(tmp_path: Path) -> None:
+    tiny_engine.write(tmp_path / "served")
+    tiny_engine.write(tmp_path / "small", layers=1)
+    file, folder = tmp_path / "drafts.json", str(tmp_path / "served")
+    file.write_text('{"drafter": "model", "model": "small", "named": {"layer": {"layers": 1}}}')
+    tokenizer = export_tokenizer(folder, None, tmp_path / "tokenizer")
+    config = RuntimeConfig(
+        folder,
+        dtype="float32",
+        threads=1,
+        device="cpu",
+        draft_config=str(file),
+        draft_device="cpu",
+        kv_cache_gib=60 * BYTES_PER_BLOCK / 2**30,
+    )
+    engine, ready = start_engine(config, time.monotonic(), tokenizer)
+    assert ready.stats.draft_error == ""
+    assert ready.stats.by_draft == (DraftStats("default", "small"), DraftStats("layer", "first-1-layers"))
+    assert ready.kv_blocks == 40, "the draft model has half as many layers"
+    engine.accept(GenerationRequest("r", (1, 2, 3), SamplingParams(max_tokens=200, temperature=0.0)))
+    while not engine.idle:
+        engine.step()
+    assert engine.stats().by_draft[0].own_draft_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"speculation": "eagle3"}, "--speculation=eagle3 needs --draft-config FILE"),
+        ({"draft_device": "cpu"}, "--draft-device needs --draft-config FILE, which names the draft model"),
+    ],
+)
+def test_drafts_without_a_file_that_names_them_are_refused(changes: dict[str, str], said: str) -> None:
+    problem = replace(RuntimeConfig("model"), **changes).problem()  # type: ignore[arg-type]
+    assert said in (problem or "")
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelError, match="must be auto, cpu or cuda, not tpu"):
         choose_device("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(ModelError, match="no CUDA device"):
             choose_device("cuda")
+        with pytest.raises(ModelError, match="--draft-device=cuda: no CUDA device"):
+            choose_device("cuda", "--draft-device")
 
 
 @pytest.mark.parametrize(
