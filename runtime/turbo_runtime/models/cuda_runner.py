@@ -80,6 +80,10 @@ class CudaModelRunner(ModelRunner):
         """A position's arithmetic does not depend on how steps cut the prompt: a page is a unit."""
         return self.pool.block_size
 
+    def allocate(self, blocks: int) -> PagedKVPool:
+        """Return a cache of so many pages."""
+        return self.allocate_layers(blocks, *self._layers())
+
     def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> PagedKVPool:
         """Return a cache of so many pages for layers of any shape."""
         return PagedKVPool(

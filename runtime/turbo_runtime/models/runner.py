@@ -67,11 +67,14 @@ class ModelRunner:
 
     def allocate(self, blocks: int) -> KVPool:
         """Return a cache of so many blocks."""
-        return self.allocate_layers(blocks, cache_shape(self.config), int(self.config.num_hidden_layers))
+        return self.allocate_layers(blocks, *self._layers())
 
     def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> KVPool:
         """Return a cache of so many blocks for layers of any shape."""
         return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
+
+    def _layers(self) -> tuple[KVCacheSpec, int]:
+        return cache_shape(self.config), int(self.config.num_hidden_layers)
 
     def attention(self, pool: KVPool, batch: StepBatch) -> StepMetadata:
         """Prepare a step over another cache, without padding, in whatever arithmetic is cheapest."""
