@@ -114,7 +114,7 @@ def test_a_further_drafter_drafts_for_whoever_wants_it_and_learns_from_its_own_t
     drafters._guards.append(Guarded(further))
     (draft,) = drafters.propose([replace(WANT, method="suffix")])
     assert further.calls == 0
-    assert draft.drafted_by("further", len(draft.tokens)) == 0
+    assert draft.drafted_without("suffix", len(draft.tokens)) == 0
     drafters.observe(draft, [4])
     assert further.taught == []
     (draft,) = drafters.propose([WANT])
