@@ -179,8 +179,9 @@ class RuntimeConfig:
         parser.add_argument("model", metavar="MODEL", help=model.metadata["help"])
         hints = get_type_hints(cls)
         for spec in flags:
-            kind, *_ = get_args(hints[spec.name]) or [hints[spec.name]]
-            choices = get_args(hints[spec.name]) if get_origin(hints[spec.name]) is Literal else None
+            hint = hints[spec.name]
+            kind = hint if get_origin(hint) is Literal else (*get_args(hint), hint)[0]  # without None
+            choices = get_args(kind) if get_origin(kind) is Literal else None
             parser.add_argument(
                 f"--{spec.name.replace('_', '-')}",
                 default=spec.default,

@@ -45,7 +45,7 @@ class _Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class _LayerInput:
     """Consecutive places of one sequence to compute."""
 
     sequence: _Sequence
@@ -82,7 +82,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
     def follow(self, computed: Sequence[ComputedTokens], layers: Sequence[int]) -> None:
         """Compute prompts, and keep the features of answers for their next guess."""
         columns = [layers.index(layer) for layer in self.stream_layers]
-        places: list[_Places] = []
+        places: list[_LayerInput] = []
         for part in computed:
             sequence = self._sequences.setdefault(part.request_id, _Sequence(CachedSequence(part.scope)))
             if part.start != sequence.end:
@@ -90,7 +90,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
             sequence.waiting.append(part.streams[:, columns].flatten(1))  # a copy: a view would keep all rows
             sequence.end = part.end
             if not part.decoded or sum(map(len, sequence.waiting)) > _MAX_WAITING:
-                places.append(self._places(sequence, part.tokens, part.table))
+                places.append(self._take_waiting(sequence, part.tokens, part.table))
         if places:
             self._settle(places)
 
@@ -105,7 +105,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
             if sequence is None or sequence.end != end or not request.table:
                 continue
             if sequence.waiting:
-                places.append(self._places(sequence, request.tokens, request.table))
+                places.append(self._take_waiting(sequence, request.tokens, request.table))
             # drafted places are computed again: no other sequence may trust what they leave
             self._contents.forget(request.table[blocks_for(end, self._contents.block_size) :])
             opened[index] = sequence
@@ -121,7 +121,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
         for depth in range(max(map(len, fed.values()))):
             drafts = [index for index, tokens in fed.items() if len(tokens) > depth]
             places = [
-                _Places(
+                _LayerInput(
                     self._sequences[requests[index].request_id],
                     [fed[index][depth]],
                     self._states[index][None],
@@ -139,7 +139,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
         """Forget the request; its blocks keep their marks."""
         self._sequences.pop(request_id, None)
 
-    def _places(self, sequence: _Sequence, tokens: Sequence[int], table: Sequence[int]) -> _Places:
+    def _take_waiting(self, sequence: _Sequence, tokens: Sequence[int], table: Sequence[int]) -> _LayerInput:
         """The places whose features wait. What is missing before in their first block cannot be computed any
         more: the first features that are known stand for those.
         """
@@ -150,9 +150,9 @@ class Eagle3Drafter(AutoregressiveDrafter):
             features = torch.cat([features[:1].expand(start - begin, -1), features])
         self._contents.mark(sequence.cached, tokens, range(begin, end), table, end)
         sequence.cached.computed = end
-        return _Places(sequence, tokens[begin + 1 : end + 1], self._layer.fuse(features), begin, table)
+        return _LayerInput(sequence, tokens[begin + 1 : end + 1], self._layer.fuse(features), begin, table)
 
-    def _settle(self, parts: Sequence[_Places]) -> None:
+    def _settle(self, parts: Sequence[_LayerInput]) -> None:
         """Compute places with true features, and keep the state behind the last of each sequence."""
         states = self._compute(parts)
         ends = np.cumsum([len(part.tokens) for part in parts])
@@ -160,7 +160,7 @@ class Eagle3Drafter(AutoregressiveDrafter):
             part.sequence.state = states[end - 1].clone()  # a view would keep all rows
             part.sequence.waiting.clear()
 
-    def _compute(self, parts: Sequence[_Places]) -> Tensor:
+    def _compute(self, parts: Sequence[_LayerInput]) -> Tensor:
         """The states (places, width) behind all places."""
         device = self._pool.device
         chunks, before = list[Chunk](), list[int]()

@@ -173,6 +173,11 @@ class Proposer:
         """Whether any drafter reads the model's hidden rows."""
         return any(guard.drafter.reads_hidden for guard in self._guards)
 
+    @property
+    def follows(self) -> bool:
+        """Whether any drafter needs to `follow`."""
+        return any(guard.drafter.follows and not guard.problem for guard in self._guards)
+
     def poll(self, now: float) -> None:
         """Take up what the file names by now, between steps; takes microseconds."""
         loaded = self._file.poll(now) if self._file else None

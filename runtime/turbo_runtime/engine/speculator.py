@@ -153,12 +153,16 @@ class Speculator:
 
     def stream_layers(self, parts: Sequence[BatchEntry]) -> tuple[int, ...]:
         """Layers of the model whose input drafters need of this step."""
+        if not self.drafters.follows:
+            return ()
         return self.drafters.stream_layers(map(_choice, parts), self.control.costly_pay)
 
     def follow(self, parts: Sequence[BatchEntry], streams: Tensor | None, layers: tuple[int, ...]) -> None:
         """Let drafters with a KV cache of their own read what a step has committed; `streams` (tokens of all
         parts, layers x width). Comes after the step's updates; it is reading, for later steps.
         """
+        if not self.drafters.follows:
+            return
         start_time = time.perf_counter()
         computed, row = [], 0
         for part in parts:
