@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 LARGE_BYTES = 100_000  # from which on a file is one of LFS, named by its sha256
 _BLOCK = 1 << 18
-_API = re.compile(r"/api/models/(?P<model>[^/]+/[^/]+?)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
+_API = re.compile(
+    r"/api/models/(?P<model>[^/]+/[^/]+?)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)(?P<below>/.+)?)?"
+)
 _FILE = re.compile(r"/(?P<model>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 
 
@@ -39,6 +41,7 @@ class Hub(ThreadingHTTPServer):
         self.gated: set[str] = set()  # models that nobody may read
         self.corrupt: set[str] = set()  # files that go out as zeros
         self.checksum: str | None = None  # of every file, instead of its own
+        self.is_closed = False
         self.odd_file: str | None = None  # a name that is listed in addition
         self.writing = threading.Lock()
 
@@ -72,6 +75,7 @@ def serve(folder: Path, log: Path) -> Iterator[Hub]:
             yield hub
         finally:
             hub.shutdown()
+            hub.is_closed = True
             thread.join()
 
 
@@ -109,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        if self.server.is_closed:  # a connection that was kept open
+            self.close_connection = True
+            return
         path = urlsplit(self.path).path
         found = _API.fullmatch(path) or _FILE.fullmatch(path)
         folder = self.server.folder / found["model"] if found else None
@@ -118,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
         revision = found["revision"]
         if revision not in (None, "main", commit(folder)):
             self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+            return
+        if found.groupdict().get("below"):  # no model has folders that anybody lists
+            self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return
         if "name" in found.groupdict():
             self._send_file(folder, found["model"], found["name"])

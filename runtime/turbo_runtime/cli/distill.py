@@ -20,6 +20,7 @@ from turbo_runtime.distill.progress import Progress, serve_progress, spell
 from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, Recipe, TransientError
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
 from turbo_runtime.engine.process import settle_threads
+from turbo_runtime.model_files.hub_cache import note_commit
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
 
@@ -153,7 +154,7 @@ def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt],
         return
     config = RuntimeConfig(
         options.model,
-        revision=options.revision,
+        revision=model.revision or options.revision,  # all parts of one commit, though a branch moves
         device=device.type,  # type: ignore[arg-type]  # one of the two that choose_device has
         dtype=dtype,  # type: ignore[arg-type]  # likewise
         threads=options.threads,
@@ -163,6 +164,7 @@ def _run(options: argparse.Namespace, recipe: Recipe, prompts: Sequence[Prompt],
     )
     with progress.stage("model", 1, "loaded") as advance:
         served = TargetModel(config)
+        note_commit(options.model, options.revision, model.revision)
         advance()
     with work.lock():
         if work.is_done:

@@ -140,6 +140,9 @@ class RuntimeConfig:
         "an engine that finishes no step for so long, once it is ready, is ended, and the server with it",
         _AT_LEAST_1,
     )
+    max_connections: int = _flag(
+        1024, "open connections; beyond them idle ones are closed, and requests but probes get 503", _COUNT
+    )
     connection_seconds: float = _flag(
         300.0, "after about so long a connection is closed, so that clients spread; 0 keeps it", _NOT_NEGATIVE
     )

@@ -56,6 +56,7 @@ def run_engine(
     quiet_libraries()
     # these import torch
     from turbo_runtime.engine.startup.builder import start_engine
+    from turbo_runtime.model_files.hub_cache import note_commit
     from turbo_runtime.model_files.inspector import inspect_model
     from turbo_runtime.model_files.source import ModelError
     from turbo_runtime.models.loader import export_tokenizer, gguf_parsed_once
@@ -64,10 +65,11 @@ def run_engine(
         start_time = time.monotonic()
         with gguf_parsed_once():
             # one commit for tokenizer, digest and weights, though a branch moves meanwhile
-            revision = inspect_model(config.model, config.revision).revision or config.revision
-            config = replace(config, revision=revision)
+            asked, commit = config.revision, inspect_model(config.model, config.revision).revision
+            config = replace(config, revision=commit or asked)
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
             engine, ready = start_engine(config, start_time, tokenizer)
+        note_commit(config.model, asked, commit)
         outbox.put(ready)
         serve(engine, inbox, outbox, beat)
     except ModelError as error:

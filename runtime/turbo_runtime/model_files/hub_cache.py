@@ -11,6 +11,7 @@ import fnmatch
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ from turbo_runtime.model_files.source import ModelError, hub_errors
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+log = logging.getLogger(__name__)
 
 _File = TypeVar("_File")
 INDEX = "model.safetensors.index.json"
@@ -218,7 +221,8 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
     """
     from huggingface_hub import constants, hf_hub_download
 
-    root, ref = repository(snapshot.model), find_ref(snapshot.model, revision)
+    root = repository(snapshot.model)
+    find_ref(snapshot.model, revision)  # fails early
     root.mkdir(parents=True, exist_ok=True)
     check_room(root, snapshot.size - snapshot.present)
     for file in snapshot.files:
@@ -228,9 +232,26 @@ def fetch(snapshot: Snapshot, revision: str | None, advance: Callable[[int], obj
         download_all(lambda file, count: _download(snapshot, file, count), own, advance)
         for file in snapshot.files:  # what is larger than HTTP gives out is the library's to download
             hf_hub_download(snapshot.model, file.name, revision=snapshot.commit)
-    if revision != snapshot.commit and not (ref.is_file() and ref.read_text("ascii") == snapshot.commit):
+    write_ref(snapshot.model, revision, snapshot.commit)
+
+
+def note_commit(model: str, revision: str | None, commit: str | None) -> None:
+    """Note the commit that a loaded model's revision stood for, by which it is found while the hub is away:
+    the library does so only where it resolved the revision itself. `commit`: None for a path.
+    """
+    try:
+        if commit is not None:
+            write_ref(model, revision, commit)
+    except OSError as error:  # no reason not to serve it
+        log.warning("%s will not be found in its cache without the hub: %s", model, error)
+
+
+def write_ref(model: str, revision: str | None, commit: str) -> None:
+    """Write which commit a revision stands for. Raises OSError."""
+    ref = find_ref(model, revision)
+    if revision != commit and not (ref.is_file() and ref.read_text("ascii") == commit):
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(snapshot.commit, encoding="ascii")
+        ref.write_text(commit, encoding="ascii")
 
 
 def download_all(

@@ -106,7 +106,8 @@ def list_files(name: str, revision: str | None) -> Files:
     entries: list[Any] = system.ls(root, detail=True)
     files = [entry for entry in entries if entry["type"] == "file"]
     sizes = {file["name"].rsplit("/", 1)[-1]: file["size"] for file in files}
-    return Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb"))
+    # without a cache, which would read megabytes ahead at each place
+    return Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb", cache_type="none"))
 
 
 def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:

@@ -14,7 +14,8 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,49 @@ def estimate_seconds(departures: Sequence[float], num_answers: int, now: float) 
     return min(max(math.ceil(seconds), 1), MAX_RETRY_SECONDS)
 
 
+def _is_beyond(limit: int, total: int, own: int, added: int, num_tenants: int) -> bool:
+    """Whether `added` is too much for a tenant that has `own` of `total`."""
+    if total + added <= limit:
+        return False
+    return total + added > 2 * limit or (own + added) * num_tenants > limit
+
+
+class HeldBytes:
+    """Bytes of the bodies that are no admitted tokens yet, shared among tenants as the queue's slots are."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._total = 0
+        self._by_tenant: dict[str, int] = {}  # tenants that hold some
+
+    @contextmanager
+    def account(self, tenant: str) -> Iterator[Callable[[int], None]]:
+        """Yield a function that takes so many bytes more, until the end of the block. Where there is no room
+        it gives all back, and raises ApiError (429).
+        """
+        held = 0
+
+        def take(count: int) -> None:
+            nonlocal held
+            own, total = self._by_tenant.get(tenant, 0), self._total
+            num_tenants = len(self._by_tenant) + (not own)
+            is_beyond = count > 0 and _is_beyond(self._limit, total, own, count, num_tenants)
+            change = -held if is_beyond else count
+            held += change
+            self._total += change
+            self._by_tenant[tenant] = own + change
+            if not self._by_tenant[tenant]:
+                del self._by_tenant[tenant]
+            if is_beyond:
+                message = f"The queue is full: it holds {total} bytes of bodies, of at most {self._limit}."
+                raise ApiError(429, f"{message} Retry after 1 s.", headers={"Retry-After": "1"})
+
+        try:
+            yield take
+        finally:
+            take(-held)
+
+
 class AdmissionSlots:
     """The queue's slots, counted per tenant; used on the event loop only.
 
@@ -140,9 +184,7 @@ class AdmissionSlots:
             (self._limits.answers, self._total.answers, own.answers, answers, "answers"),
             (self._limits.tokens, self._total.tokens, own.tokens, tokens, "prompt tokens"),
         ):
-            if added <= 0 or total + added <= limit:
-                continue
-            if total + added <= 2 * limit and (tenants_own + added) * num_tenants <= limit:
+            if added <= 0 or not _is_beyond(limit, total, tenants_own, added, num_tenants):
                 continue
             leaving = (total + added - limit) * self._total.answers / max(total, 1)  # of the mean size
             message = f"The queue is full: {total} {unit} of at most {limit} are running or waiting."

@@ -1,4 +1,6 @@
-"""Connections: limits on slow clients, clients that leave, and closing so that clients spread over pods."""
+"""Connections: limits on their number and on slow clients, clients that leave, and closing so that clients
+spread over pods.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +11,57 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import h11
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from turbo_runtime.contract import endpoints
+from turbo_runtime.protocol.errors import unavailable
 
 HEADER_SECONDS = 20.0  # from the first byte, or the connection itself, to the last header
 IDLE_SECONDS = 75  # between two requests: longer than clients keep a connection by themselves
 STALL_SECONDS = 60.0  # how long a client may take nothing of its answer
 SLICE_BYTES = 64 * 1024  # of an answer that is sent whole
-CLOSE_AT = "close_at"  # in a request's state: when its connection is too old, on the loop's clock
+SPARE_CONNECTIONS = 64  # beyond the limit, for probes and for refusals
+# In a request's state: when its connection is too old, on the loop's clock; whether it is beyond the limit
+CLOSE_AT, IS_SPARE = "close_at", "is_spare"
+_PROBES = frozenset(
+    {
+        endpoints.HEALTH_PATH,
+        endpoints.READY_PATH,
+        endpoints.LOAD_PATH,
+        endpoints.METRICS_PATH,
+        endpoints.VERSION_PATH,
+    }
+)
 
 Result = TypeVar("Result")
 
 
-def build_protocol(connection_seconds: float) -> type[H11Protocol]:
+def build_protocol(connection_seconds: float, max_connections: float = math.inf) -> type[H11Protocol]:
     """Return uvicorn's HTTP/1.1 with limits on slow headers, slow readers and, unless 0, connection age.
 
     The reply after `connection_seconds`, give or take a fifth, asks the client to close: else a client that
     pools connections never sees a pod that starts later.
+
+    Beyond `max_connections` a new one takes the place of the oldest that has no request. While all have one,
+    `SPARE_CONNECTIONS` more are open, whose requests `limit_connections` refuses but for probes.
     """
+    opened: dict[Connection, None] = {}  # oldest first
 
     class Connection(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._timers: dict[str, asyncio.TimerHandle] = {}  # header, reader
+            if len(opened) >= max_connections:
+                idle = next((other for other in opened if other.conn.their_state is h11.IDLE), None)
+                if idle is not None:
+                    del opened[idle]
+                    idle.transport.close()
+                elif len(opened) >= max_connections + SPARE_CONNECTIONS:
+                    transport.abort()
+                self.app_state = {**self.app_state, IS_SPARE: len(opened) >= max_connections}
+            opened[self] = None
             if connection_seconds:
                 age = connection_seconds * random.uniform(0.8, 1.2)  # noqa: S311  no secret
                 self.app_state = {**self.app_state, CLOSE_AT: self.loop.time() + age}
@@ -43,6 +72,7 @@ def build_protocol(connection_seconds: float) -> type[H11Protocol]:
             self._update_header_timer()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            opened.pop(self, None)
             self._cancel("header")
             self._cancel("reader")
             super().connection_lost(exc)
@@ -115,18 +145,26 @@ async def run_until_disconnect(
         await asyncio.wait({task, disconnect})
 
 
-def close_connections(app: ASGIApp, is_draining: Callable[[], bool]) -> ASGIApp:
-    """Add `Connection: close` to replies on connections that are too old, and to all while draining."""
+def limit_connections(app: ASGIApp, is_draining: Callable[[], bool]) -> ASGIApp:
+    """Add `Connection: close` to replies on connections that are too old or too many, and to all while
+    draining; refuse all but probes on those that are too many.
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
-        close_at = scope.get("state", {}).get(CLOSE_AT, math.inf)
+        state = scope.get("state", {})
+        close_at, is_spare = state.get(CLOSE_AT, math.inf), state.get(IS_SPARE, False)
 
         async def send_head(message: Message) -> None:
-            is_too_old = asyncio.get_running_loop().time() > close_at
-            if message["type"] == "http.response.start" and (is_draining() or is_too_old):
+            is_closing = is_spare or is_draining() or asyncio.get_running_loop().time() > close_at
+            if message["type"] == "http.response.start" and is_closing:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
-        await app(scope, receive, send_head)
+        if is_spare and scope["path"] not in _PROBES:
+            error = unavailable("All connections of this server are in use: send it again.", retry_after=1)
+            refusal = JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+            await refusal(scope, receive, send_head)
+        else:
+            await app(scope, receive, send_head)
 
     return wrapped

@@ -25,6 +25,7 @@ from turbo_runtime.server.request_output import RequestOutput
 from turbo_runtime.server.service import Service
 
 READ_BYTES = 4 * MAX_BODY_BYTES  # a client that still sends when the connection closes may miss the reply
+FREE_BYTES = 64 * 1024  # of a body that are always held: a connection buffers as many
 LARGE_BODY_BYTES = 256 * 1024  # to be parsed beside the event loop
 BODY_SECONDS = 60.0
 DRAFT_HEADER = "X-Turbo-Draft"
@@ -41,7 +42,20 @@ async def generate(
 ) -> Reply:
     """Return the response to a request, or raise ApiError."""
     tenant = service.authenticate(http.headers.get("authorization"))
-    body = await read_body(http)
+    with service.bodies.account(tenant) as take:
+        return await _generate(service, http, request_class, prepare, reply_class, tenant, take)
+
+
+async def _generate(
+    service: Service,
+    http: Request,
+    request_class: type[ParsedRequest],
+    prepare: Callable[[ParsedRequest, ServedModel, IsWanted], PreparedRequest],
+    reply_class: type[Reply],
+    tenant: str,
+    take: Callable[[int], None],
+) -> Reply:
+    body = await read_body(http, take)
     model = service.require_model()
     if len(body) < LARGE_BODY_BYTES:
         request = parse(request_class, parse_json_object(body))
@@ -90,24 +104,35 @@ def select_draft(header_values: Sequence[str], drafts: Iterable[DraftStats]) -> 
     )
 
 
-async def read_body(request: Request) -> bytes:
-    """Read the body. Raises ApiError: 408 after `BODY_SECONDS`, 413 beyond `MAX_BODY_BYTES`."""
+async def read_body(request: Request, take: Callable[[int], None]) -> bytes:
+    """Read the body; `take` the bytes of it that are held beyond `FREE_BYTES`. Raises ApiError: 408 after
+    `BODY_SECONDS`, 413 beyond `MAX_BODY_BYTES`, 429 as `take` does.
+    """
     body, size = bytearray(), 0
     close = {"Connection": "close"}  # it may hold more of the body, which nobody reads
+    refusal: ApiError | None = None
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= MAX_BODY_BYTES:
-                    body += chunk
-                elif size > READ_BYTES:
-                    break
+                if refusal is None and size <= MAX_BODY_BYTES:
+                    try:
+                        take(min(len(chunk), max(0, size - FREE_BYTES)))
+                        body += chunk
+                    except ApiError as error:
+                        refusal = error
+                else:
+                    body.clear()
+                    if size > READ_BYTES:
+                        break
     except TimeoutError:
         message = f"The body did not come within {BODY_SECONDS:g} s."
         raise ApiError(408, message, kind="invalid_request_error", headers=close) from None
     if size > MAX_BODY_BYTES:
         message = f"The body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt."
         raise ApiError(413, message, code="request_too_large", headers=close)
+    if refusal is not None:
+        raise refusal
     return bytes(body)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,11 +19,17 @@ from turbo_runtime.capture.recorder import Capture, CaptureError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.admission import ApiKeys
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.connections import IDLE_SECONDS, build_protocol, close_connections
+from turbo_runtime.server.connections import (
+    IDLE_SECONDS,
+    SPARE_CONNECTIONS,
+    build_protocol,
+    limit_connections,
+)
 from turbo_runtime.server.engine_client import STOP_SECONDS, EngineClient, EngineMain
 from turbo_runtime.server.service import Phase, Service, has_running_threads
 from turbo_runtime.version import turbo_version
 
+OWN_FILES = 128  # that a server has open, but for its connections
 ERROR_REPLY_SECONDS = 2  # for error replies to reach their clients when the server ends early
 
 
@@ -40,6 +47,12 @@ def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
+    _allow_files(config.max_connections + SPARE_CONNECTIONS + OWN_FILES)
+    if keys is None:
+        _log(
+            "No --api-key-file: all clients are one tenant, and share cached prompts and remembered outputs, "
+            "which response times reveal."
+        )
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:
         status = asyncio.run(_serve(config, engine, keys, capture, listener, Path(tokenizer_dir)))
     if capture is not None:
@@ -50,6 +63,16 @@ def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
         sys.stderr.flush()
         os._exit(status)
     return status
+
+
+def _allow_files(count: int) -> None:
+    """Raise the limit of open files, as far as the system lets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < count:
+        _log(f"The system allows {allowed} open files, and --max-connections needs {count}: lower it.")
 
 
 def _log(message: str) -> None:
@@ -77,8 +100,8 @@ async def _serve(
     service = Service(config, engine, keys, capture)
     http = uvicorn.Server(
         uvicorn.Config(
-            close_connections(build_app(service), lambda: service.is_draining),
-            http=build_protocol(config.connection_seconds),
+            limit_connections(build_app(service), lambda: service.is_draining),
+            http=build_protocol(config.connection_seconds, config.max_connections),
             log_level="warning",
             access_log=False,
             lifespan="off",

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 from turbo_runtime.capture.recorder import Capture
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import Load
+from turbo_runtime.contract.endpoints import MAX_BODY_BYTES
 from turbo_runtime.messages import EngineStats
 from turbo_runtime.protocol.errors import ApiError, cut, unavailable
-from turbo_runtime.server.admission import AdmissionSlots, Amount, ApiKeys
+from turbo_runtime.server.admission import AdmissionSlots, Amount, ApiKeys, HeldBytes
 from turbo_runtime.server.engine_client import EngineClient
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.preprocessing import IsWanted, ServedModel
@@ -24,6 +25,7 @@ from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 Result = TypeVar("Result")
 # Counters that `/load` passes on
 _STATS = {field.name for field in fields(Load)} & {field.name for field in fields(EngineStats)}
+BODIES_BYTES = 16 * MAX_BODY_BYTES  # together, until their prompts are tokens; each is then many times that
 _unfinished: set[Future[Any]] = set()
 
 
@@ -80,6 +82,7 @@ class Service:
         self.model: ServedModel | None = None  # None while it loads
         self._keys = keys
         self.slots = self._build_slots(0, 0)
+        self.bodies = HeldBytes(BODIES_BYTES)
         self.name = served_name(config.model, config.served_model_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING

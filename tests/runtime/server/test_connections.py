@@ -19,7 +19,12 @@ from hypothesis import strategies as st
 from turbo_dev.server_process import PATIENCE
 from turbo_runtime.server import connections
 from turbo_runtime.server.admission import MAX_RETRY_SECONDS, estimate_seconds
-from turbo_runtime.server.connections import build_protocol, run_until_disconnect, send_whole
+from turbo_runtime.server.connections import (
+    build_protocol,
+    limit_connections,
+    run_until_disconnect,
+    send_whole,
+)
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -170,6 +175,50 @@ def silent_client(port: int) -> Iterator[None]:
         client.connect(("127.0.0.1", port))
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         yield
+
+
+async def test_beyond_the_limit_idle_connections_go_and_only_probes_get_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 1)
+    done = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] in ("/slow", "/load"):
+            await done.wait()
+        await hello(scope, receive, send)
+
+    async def ask(path: str) -> asyncio.StreamReader:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() if path else b"")
+        await asyncio.sleep(0.05)
+        return reader
+
+    writers: list[asyncio.StreamWriter] = []
+    server, serving, port = await serve(build_protocol(0, 2), limit_connections(slow, lambda: False))
+    idle, silent = await ask("/"), await ask("")
+    first = await ask("/slow")
+    assert (await idle.read()).endswith(b"hi")  # answered, and closed for the new one
+    second = await ask("/slow")
+    assert await silent.read() == b""
+    probe = await ask("/ready")
+    assert b"200 OK" in (said := await probe.read())
+    assert b"connection: close" in said
+    refused = await ask("/v1/completions")
+    assert b"503 Service Unavailable" in (said := await refused.read())
+    assert b"connection: close" in said
+    assert b"All connections of this server are in use" in said
+    await ask("/load")  # keeps the spare one
+    with contextlib.suppress(ConnectionError):
+        assert await (await ask("/ready")).read() == b""
+    done.set()
+    for reader in (first, second):
+        assert b"hi" in await reader.readuntil(b"hi")
+    for writer in writers:
+        writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(serving, 20)
 
 
 def test_an_old_connection_is_asked_to_end_with_its_next_answer(launch: Any) -> None:

@@ -98,6 +98,11 @@ def test_a_server_with_keys_asks_for_one_on_v1_and_nowhere_else(launch: Any, tmp
     told = server.engine_log.read_text()
     assert "tenant='alice'" in told
     assert "sk-" not in told + server.said
+    assert "one tenant" not in server.said
+
+
+def test_a_server_without_keys_says_what_its_clients_share(server: Any) -> None:
+    assert "all clients are one tenant, and share cached prompts and remembered outputs" in server.said
 
 
 def test_a_key_file_that_is_not_there_is_one_sentence_and_status_1(launch: Any, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import time
 from typing import Any
 
@@ -10,8 +12,12 @@ import httpx
 import pytest
 
 from turbo_dev.server_process import PATIENCE
+from turbo_runtime.contract.endpoints import MAX_BODY_BYTES
 from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse
 from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.server.admission import HeldBytes
+from turbo_runtime.server.generation import FREE_BYTES
+from turbo_runtime.server.service import BODIES_BYTES
 
 MANY = 300_000
 HELLO = {"role": "user", "content": "hello"}
@@ -80,3 +86,44 @@ def test_a_long_number_is_not_told_back(server: Any) -> None:
     reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=PATIENCE)
     assert reply.status_code == 400
     assert len(reply.content) < 1000
+
+
+def test_many_large_bodies_are_refused_before_they_fill_the_memory(server: Any) -> None:
+    """They are not admitted yet, so the limits on the queue know nothing of them."""
+    address = httpx.URL(server.url)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {MAX_BODY_BYTES}\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(BODIES_BYTES // (MAX_BODY_BYTES - FREE_BYTES)):  # all but the last byte of each
+            client = stack.enter_context(socket.create_connection((address.host, address.port)))
+            client.sendall(head + b" " * (MAX_BODY_BYTES - 1))
+        late = json.dumps({**TEXT, "prompt": "hello" * 400_000})
+        for _ in range(200):  # until the server has read them
+            reply = httpx.post(f"{server.url}/v1/completions", content=late, timeout=PATIENCE)
+            if reply.status_code == 429:
+                break
+            time.sleep(0.02)
+        assert (reply.status_code, reply.headers["Retry-After"]) == (429, "1")
+        assert "bytes of bodies" in reply.json()["error"]["message"]
+        small = httpx.post(f"{server.url}/v1/completions", json={**TEXT, "max_tokens": 3}, timeout=PATIENCE)
+        assert small.status_code == 200
+    for _ in range(200):  # until it knows that they have left
+        reply = httpx.post(f"{server.url}/v1/completions", content=late, timeout=PATIENCE)
+        if reply.status_code == 400:
+            break
+        time.sleep(0.02)
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_tenant_with_large_bodies_leaves_the_others_room() -> None:
+    bodies = HeldBytes(100)
+    with bodies.account("greedy") as greedy, bodies.account("other") as other:
+        greedy(100)
+        other(50)  # its half, though the limit is reached
+        with pytest.raises(ApiError, match="holds 150 bytes of bodies, of at most 100"):
+            other(1)
+        other(50)  # what it had was given back
+        with pytest.raises(ApiError):
+            greedy(1)
+        greedy(50)
+    with bodies.account("greedy") as greedy:
+        greedy(100)
