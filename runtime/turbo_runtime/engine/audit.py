@@ -36,11 +36,12 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 16  # answers; the oldest is dropped for one more
 
-# How far a logit may be off under `distribution`, in roundings of the row's greatest. Between one row at a
-# time and many, SmolLM2-135M's were off by up to 16 in float32 (6e-5) and 2.3 in bfloat16 (0.56), not
-# counting common shifts; deeper models add up more. In float32 a wide margin costs nothing, since a wrong
-# token lies whole logits below the best; in bfloat16 it hides errors, so there it is not twice as much.
-_ROUNDINGS = {torch.float32: 128.0, torch.bfloat16: 4.0}
+# How far a logit may be off under `distribution`, in multiples of what `startup.rounding` measured on this
+# model, as a share of the row's greatest; and what is taken for it where nothing was measured, in roundings:
+# SmolLM2-135M's. Other texts are off by more than the measured one. In float32 a wide margin costs nothing,
+# since a wrong token lies whole logits below the best. In bfloat16 it hides errors, so there it is narrow.
+_SAFETY = {torch.float32: 8.0, torch.bfloat16: 3.0}
+_USUAL = {torch.float32: 16.0, torch.bfloat16: 1.5}
 
 
 class _Replay(NamedTuple):
@@ -66,7 +67,12 @@ class Audit:
         self._fraction, self._guarantee = fraction, guarantee
         self._waiting: deque[tuple[Sequence, str]] = deque(maxlen=MAX_WAITING)
         self._replay: _Replay | None = None
-        self._off = _ROUNDINGS[model.pool.dtype] * torch.finfo(model.pool.dtype).eps
+        self.expect(_USUAL[model.pool.dtype] * torch.finfo(model.pool.dtype).eps)
+
+    def expect(self, rounding: float) -> None:
+        """Take this as what rounding does to the model's logits, as a share of a row's greatest."""
+        dtype = self._model.pool.dtype
+        self._off = _SAFETY[dtype] * max(rounding, torch.finfo(dtype).eps)
 
     @property
     def pending(self) -> bool:

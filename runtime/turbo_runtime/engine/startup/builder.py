@@ -21,6 +21,7 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
 from turbo_runtime.engine.startup.sizing import build_runner, free_memory
+from turbo_runtime.engine.startup.rounding import measure_rounding
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
@@ -42,6 +43,7 @@ BENCHMARK_SECONDS = 2.0  # of all passes
 REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
 ROWS = 8  # of the second point
+READ_SECONDS, READ_TOKENS = 2.0, 4096  # of the answers that drafts bring; the rest is read while serving
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -73,6 +75,8 @@ def start_engine(
         raise ModelError(f"--guarantee=bitwise cannot be promised here: {report.reason}; leave the flag out")
     if isinstance(model, CudaModelRunner):
         model.capture(limits.max_num_batched_tokens)
+    is_loose = report.guarantee == "distribution" and config.audit_fraction > 0
+    rounding = measure_rounding(model) if is_loose else None
     checked = time.monotonic()
     block_pool = BlockPool(model.pool.blocks, block_size=model.pool.block_size)
     steps = measure_steps(model, block_pool, limits)
@@ -121,7 +125,12 @@ def start_engine(
         file = WatchedFile(Path(config.draft_config), loader.load)
         active = file.wait(time.monotonic()) or active
     drafters, control = Proposer(active, file=file), GoodputController(steps, padded_rows)
+    deadline = time.monotonic() + READ_SECONDS
+    while drafters.waiting and time.monotonic() < deadline:  # later, requests would take turns with it
+        drafters.read(READ_TOKENS)
     engine = Engine(model, scheduler, drafters, grammars, control, config.audit_fraction, report.guarantee)
+    if rounding is not None:
+        engine.audit.expect(rounding)
     return engine, replace(ready, stats=engine.stats())
 
 
