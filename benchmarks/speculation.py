@@ -3,7 +3,8 @@
 Every domain's prompts are answered once without drafts: answers that loop are left out, the rest is dealt
 into runs that have no prompt in common. A run gives every competitor the same prompts, in turn and in an
 order that moves on, and speeds are compared within it. What competitors remember is emptied before each run;
-our drafter's memory is then warmed on prompts that are in none. `--heads` puts heads beside it, fitted to
+our drafter's memory is then warmed on prompts that are in none; a new pod (`turbo new pod`) is not, and
+starts with a draft that brings the answers to them. `--heads` puts heads beside it, fitted to
 answers to prompts of the domain that nobody is asked. All compute in float32 with the same weights, on one
 thread; llama.cpp's 4-bit figure stands beside them.
 """
@@ -28,6 +29,7 @@ from peers.contest import (
     LLAMA_F32,
     LLAMA_Q4,
     LOOKUP,
+    NEW_POD,
     NGRAMS,
     PEERS,
     PLAIN,
@@ -55,6 +57,7 @@ BARS = (
     Bar("json_of_plain", at_least=2.0),  # the suffix drafter alone: no heads are loaded
     Bar("json_of_vllm_ngram", at_least=1.0),
     Bar("support_of_vllm_ngram", at_least=1.0),
+    *(Bar(f"{domain}_new_pod_of_warm", at_least=0.9) for domain in ("json", "maths", "support")),
 )
 SIZES = ("runs", "prompts_min", "answer_tokens_min")
 DOMAINS = ("json", "support", "maths")  # `code` is there too
@@ -97,7 +100,7 @@ Runs: TypeAlias = Mapping[tuple[str, int, Competitor], list[Measured]]  # by dom
 def main() -> int:
     """Exit status by the bars that the chosen domains and peers have figures for."""
     options = _options()
-    competitors = [PLAIN, TURBO, *((HEADS,) if options.heads else ())]
+    competitors = [PLAIN, TURBO, NEW_POD, *((HEADS,) if options.heads else ())]
     competitors += [peer for name in options.peers if name != "none" for peer in PEERS[name]]
     source = ensure()
     folder = float32_folder(source)
@@ -262,7 +265,7 @@ def _rows(runs: Runs) -> list[dict[str, Any]]:
 
 def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
     """Medians of ratios within a run; `_8`: eight requests at a time."""
-    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO, HEADS)]
+    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO, NEW_POD, HEADS)]
     figures: dict[str, float] = {
         "byte_differences": sum(one.asked - one.same for runs in own for one in runs)
     }
@@ -279,6 +282,9 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
         if competitor in NGRAMS and competitor not in _slower_ngrams(runs, domain, at_a_time):
             ratios = _ratios(runs, domain, at_a_time, competitor)
             figures[f"{domain}_of_vllm_ngram{end}"] = round(statistics.median(ratios), 3)
+        if competitor is NEW_POD:
+            ratios = _ratios(runs, domain, at_a_time, TURBO, NEW_POD)
+            figures[f"{domain}_new_pod_of_warm{end}"] = round(statistics.median(ratios), 3)
         if competitor is HEADS:
             for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
                 ratios = _ratios(runs, domain, at_a_time, over, HEADS)

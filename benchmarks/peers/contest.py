@@ -92,6 +92,7 @@ class Competitor:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     batches: bool = True
     remembers: bool = False  # its drafts come from answers to other prompts too
+    brings: bool = False  # it is new, with a draft that brings the answers which others are warmed with
     learns: bool = False  # its drafts are fitted to answers of the domain before it is asked
     once: bool = False  # in a domain's first run only
     usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
@@ -114,6 +115,7 @@ TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, rememb
 HEADS = Competitor(
     "turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=55
 )
+NEW_POD = Competitor("turbo new pod", "turbo_worker", OURS, "folder", "auto", _OWN, brings=True, usual=55)
 TRANSFORMERS = Competitor(
     "transformers", "transformers_worker", OURS, "folder", "plain", batches=False, usual=21
 )
@@ -224,8 +226,9 @@ class Contest:
         if key not in self._workers:
             self._workers[key] = self._start(competitor)
         learnt = list(learn) if competitor.learns else []
-        warming = list(warm if competitor.remembers else warm[:CACHED])
-        job = Job(competitor.variant, list(prompts), warming, at_a_time, *limits, learnt)
+        brought = list(warm) if competitor.brings else []
+        warming = [] if competitor.brings else list(warm if competitor.remembers else warm[:CACHED])
+        job = Job(competitor.variant, list(prompts), warming, at_a_time, *limits, learnt, brought)
         return self._workers[key].answer(job)
 
     def close(self) -> None:

@@ -1,17 +1,21 @@
-"""Heads for a domain, fitted to the engine's answers to prompts that nobody is asked."""
+"""Heads for a domain, fitted to the engine's answers to prompts that nobody is asked; and the answers that a
+draft brings.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from engines import fresh
+from engines import fresh, run
 
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.data.responses import is_looping
-from turbo_runtime.drafters.loader import DraftLoader
+from turbo_runtime.drafters.draft_memory import MAX_MIB, PROMPT_TAIL, Answer, DraftMemory, choose
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
@@ -31,6 +35,7 @@ class Learning:
         self._engine = engine
         self._target = Target(digest, decoder.embedding, decoder.output_rows)
         self._folder = folder
+        self._brought: dict[tuple[tuple[int, ...], ...], DraftMemory] = {}
         self._learnt: dict[tuple[tuple[int, ...], ...], Path] = {}  # files that name heads
 
     def drafters(self, requests: Sequence[GenerationRequest]) -> Proposer:
@@ -44,6 +49,19 @@ class Learning:
         if in_use.problem:
             raise RuntimeError(in_use.problem)
         return Proposer(in_use)
+
+    def starting(self, requests: Sequence[GenerationRequest]) -> Proposer:
+        """What a server has that starts with a draft which brings the answers to these."""
+        key = tuple(request.prompt for request in requests)
+        if key not in self._brought:
+            plain = [replace(one, params=replace(one.params, draft_method="off")) for one in requests]
+            said = run(fresh(self._engine), plain, len(plain))
+            texts = ((*one.prompt[-PROMPT_TAIL:], *said[one.request_id].tokens) for one in requests)
+            self._brought[key] = choose(map(Answer, texts), MAX_MIB)
+        drafters = Proposer(ActiveDrafts(memories=(self._brought[key],)))
+        while drafters.waiting:
+            drafters.read(1 << 12)
+        return drafters
 
     def _learn(self, requests: Sequence[GenerationRequest], folder: Path) -> None:
         stop = list(requests[0].params.stop_token_ids)

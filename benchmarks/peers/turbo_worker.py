@@ -48,13 +48,16 @@ def load(setup: Setup) -> Answerer:
         server = fresh(engine)
         if job.learn:
             server.speculation.drafters = learning.drafters(requests(job, job.learn, "l"))
+        if job.bring:
+            server.speculation.drafters = learning.starting(requests(job, job.bring, "b"))
         return _answer(server, job, torch.backends.cpu.get_cpu_capability())
 
     return answer
 
 
 def _answer(engine: Engine, job: Job, instructions: str) -> Result:
-    run(engine, requests(job, job.warm, "w"), max(1, len(job.warm)))
+    if job.warm:
+        run(engine, requests(job, job.warm, "w"), len(job.warm))
     before = engine.stats()
     asked = requests(job, job.prompts, "r")
     began = time.perf_counter()

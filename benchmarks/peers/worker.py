@@ -38,6 +38,7 @@ class Job:
     learn: list[list[int]] = field(
         default_factory=list
     )  # prompts whose answers drafts are fitted to, untimed
+    bring: list[list[int]] = field(default_factory=list)  # prompts whose answers a draft brings
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Prompt:
     text: str = ""
     written: str = ""  # the prompt as the model reads it, special tokens written out
     captured_at: float | None = None  # seconds since the epoch, of one that a server has kept
+    tenant: str | None = None  # that sent it; None: unknown, or a part of a tenant, by a salt
 
     @property
     def content(self) -> str:
@@ -73,7 +74,13 @@ def _read_segment(file: Path, domain: str) -> list[Prompt]:
     except FileNotFoundError:  # it expired meanwhile
         return []
     return [
-        Prompt(f"{file.stem}-{number}", domain, written=row["text"], captured_at=row["at"])
+        Prompt(
+            f"{file.stem}-{number}",
+            domain,
+            written=row["text"],
+            captured_at=row["at"],
+            tenant=str(row["tenant"]) if "tenant" in row and row.get("salted") is False else None,
+        )
         for number, row in enumerate(rows, 1)
         if row.get("text") and isinstance(row["text"], str) and isinstance(row.get("at"), (int, float))
     ]

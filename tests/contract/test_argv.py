@@ -37,6 +37,7 @@ CONFIGS = st.builds(
     capture_config=st.none() | WORDS,
     request_timeout_seconds=st.floats(1e-3, 1e6),
     step_timeout_seconds=st.floats(1, 1e6),
+    max_connections=st.integers(1, 1 << 16),
     connection_seconds=SECONDS,
     drain_timeout_seconds=SECONDS,
     shutdown_delay_seconds=SECONDS,

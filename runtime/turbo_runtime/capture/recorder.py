@@ -93,6 +93,7 @@ class CapturedPrompt:
 
     tenant: str
     text: Callable[[], str | None]  # as the model reads it, None if no text does; called by the thread
+    salted: bool = False  # whether only a part of the tenant's requests shares with it
     at: float = field(default_factory=time.time)
 
 
@@ -165,7 +166,8 @@ class Capture:
             if self._swept and prompt.at <= self._swept[1].get(prompt.tenant, 0.0):
                 return "deleted"
             file = self._segment(prompt.at)
-            file.write(line({"at": round(prompt.at, 3), "tenant": prompt.tenant, "text": text}))
+            row = {"at": round(prompt.at, 3), "tenant": prompt.tenant, "salted": prompt.salted, "text": text}
+            file.write(line(row))
             file.flush()
         except Exception as error:  # of disk or tokenizer: serving goes on
             self._report("writing", f"prompts are not captured: {error}")

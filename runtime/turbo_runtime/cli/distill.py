@@ -19,6 +19,7 @@ from turbo_runtime.distill.data.responses import ANSWERS_FILE, deal, read_kept, 
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
 from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, Recipe, TransientError
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
+from turbo_runtime.drafters.draft_memory import MAX_MIB
 from turbo_runtime.engine.process import settle_threads
 from turbo_runtime.model_files.hub_cache import note_commit
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
@@ -249,6 +250,11 @@ def parser() -> argparse.ArgumentParser:
     _add(draft, "depth", bounded(int, 1, max_depth), "tokens that are drafted at once")
     _add(draft, "markov_rank", bounded(int, 0, 4096), "of the term by which heads follow the token before")
     _add(draft, "vocabulary", bounded(int, 2), "tokens that can be drafted, at most")
+    text = (
+        "MiB of the answers learned from that it brings to servers that have just started, at most; 0 for "
+        "none. From those to captured prompts only their tenant drafts"
+    )
+    _add(draft, "draft_memory_mib", bounded(float, 0, MAX_MIB), text)
     training = parser.add_argument_group("training")
     _add(training, "epochs", bounded(int, 1), "times that everything is learned from")
     _add(training, "rows", bounded(int, 1), "places of one step")

@@ -193,6 +193,8 @@ def _show(console: Console, draft: Draft) -> None:
     rows |= {name.replace("_", " "): config[name] for name in _CONFIG_FIELDS if name in config}
     rows["digest"] = checkpoint_digest(draft.folder)
     rows |= {f"answers, {part}": count for part, count in training.get("answers", {}).items()}
+    if memory := training.get("memory"):
+        rows["memory"] = "{answers} answers, {shared} for all tenants, {tokens} tokens".format(**memory)
     if "left_out" in training:
         rows["answers, left out"] = training["left_out"]
     if losses := draft.evaluation.get("losses"):

@@ -41,6 +41,7 @@ from turbo_runtime.distill.recipe import (
 from turbo_runtime.distill.target import Endpoint, TargetModel
 from turbo_runtime.distill.trainer import Method, Shards, TrainingState, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
+from turbo_runtime.drafters.draft_memory import write_memory
 from turbo_runtime.drafters.heads import Heads, tensors_digest
 from turbo_runtime.files import write_whole_by
 from turbo_runtime.messages import SamplingParams
@@ -304,6 +305,10 @@ class Distillation:
         }
         if self._pilots:
             training["pilot"] = self._pilots
+        memory = responses.remember(learnt, self._recipe.draft_memory_mib)
+        if memory.answers:
+            write_memory(self.work.out, memory, request.target_digest)
+            training["memory"] = memory.summary()
         captures = list(self.kept.captures)
         for prompt in chain.from_iterable(self.prompts.values()):
             if prompt.captured_at is not None:

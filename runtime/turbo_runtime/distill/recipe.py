@@ -54,6 +54,7 @@ class Recipe:
     depth: int = 4  # tokens drafted at once
     markov_rank: int = 64  # of heads
     vocabulary: int = 8192  # tokens that can be drafted, at most
+    draft_memory_mib: float = 0.25  # of answers that it brings
     # the training
     epochs: int = 10
     rows: int = 256  # of one step of the optimizer

@@ -114,7 +114,7 @@ class Workspace:
 
     def keep_captured(self, folders: Sequence[Path], captured: Sequence[Prompt]) -> None:
         """Keep the captured prompts for `captured_before`: the folders change."""
-        rows = [(p.name, p.domain, p.written, p.captured_at) for p in captured]
+        rows = [(p.name, p.domain, p.written, p.captured_at, p.tenant) for p in captured]
         self.write(_CAPTURED, {"folders": _named(folders), "prompts": rows})
 
     @contextmanager
@@ -152,7 +152,8 @@ def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
             f"with --prompts to go on with it, name another folder with --out, or remove {out / WORK}"
         )
     return [
-        Prompt(name, domain, written=text, captured_at=at) for name, domain, text, at in existing["prompts"]
+        Prompt(name, domain, written=text, captured_at=at, tenant=rest[0] if rest else None)
+        for name, domain, text, at, *rest in existing["prompts"]
     ]
 
 

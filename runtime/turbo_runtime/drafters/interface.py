@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from turbo_runtime.contract.config import DraftMethod
+from turbo_runtime.drafters.draft_memory import DraftMemory
 from turbo_runtime.messages import DEFAULT_DRAFT
 
 SURE = 0.9  # confidence of others from which a costly drafter keeps silent: it is seldom surer
@@ -122,6 +123,9 @@ class Drafter(ABC):
 
     def expect(self, request_id: str, tokens: Sequence[int]) -> None:  # noqa: B027  few drafters read texts
         """Take note of a request whose prompt is being computed; `tokens` only grow."""
+
+    def bring(self, memories: Sequence[DraftMemory]) -> None:  # noqa: B027
+        """Take note of the answers that the drafts in use brought, in place of those of drafts before."""
 
     @property
     def waiting(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters import eagle3_layer, heads, model
+from turbo_runtime.drafters.draft_memory import MEMORY_FILE, DraftMemory, DraftMemoryError, read_memory
 from turbo_runtime.drafters.eagle3 import Eagle3Drafter, load_eagle3
 from turbo_runtime.drafters.heads import HeadsDrafter, load_heads
 from turbo_runtime.drafters.interface import Drafter
@@ -106,6 +107,7 @@ class ActiveDrafts:
     heads: Drafter | None = None
     version: str = ""
     named: Mapping[str, Drafter] = field(default_factory=dict)  # a request may choose one
+    memories: tuple[DraftMemory, ...] = ()  # that they brought, the deployment's own last
     problem: str = field(default="", compare=False)  # why it is not all of the file; else empty
     eagle3: Drafter | None = None
     model: Drafter | None = None
@@ -116,6 +118,16 @@ class ActiveDrafts:
         return {name: draft for name in METHODS if (draft := getattr(self, name)) is not None}
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a folder held when its files had these stamps."""
+
+    stamps: tuple[Stamp | None, ...]
+    drafter: Drafter
+    memory: DraftMemory | None
+    problem: str  # why its memory is not in use; else empty
+
+
 class DraftLoader:
     """Loads drafts; those with unchanged files keep what they have learned. Not thread-safe."""
 
@@ -123,7 +135,7 @@ class DraftLoader:
         """`fallback` drafts if the first file's own draft cannot be loaded."""
         self._target, self._noise = target, noise
         self._active = ActiveDrafts(fallback)
-        self._cache: dict[Source, tuple[tuple[Stamp | None, ...], Drafter]] = {}  # with stamps
+        self._cache: dict[Source, _Loaded] = {}
 
     def load(self, path: Path) -> ActiveDrafts:
         """Load what the file at `path` selects. Raises SelectionError if the file is invalid."""
@@ -142,9 +154,12 @@ class DraftLoader:
         for name, source in config.named.items():
             if draft := self._load(source, "", f"the draft {name}: ", problems) or old.named.get(name):
                 named[name] = draft
-        self._active = replace(default, named=named, problem="; ".join(problems))
-        used = (*default.own.values(), *named.values())
-        self._cache = {source: entry for source, entry in self._cache.items() if entry[1] in used}
+        used = [*named.values(), *default.own.values()]
+        self._cache = {source: loaded for source, loaded in self._cache.items() if loaded.drafter in used}
+        loaded = sorted(self._cache.values(), key=lambda loaded: used.index(loaded.drafter))
+        memories = tuple(one.memory for one in loaded if one.memory is not None)
+        problem = "; ".join([*problems, *(one.problem for one in loaded if one.problem)])
+        self._active = replace(default, named=named, memories=memories, problem=problem)
         return self._active
 
     def _load(self, source: Source, method: str, which: str, problems: list[str]) -> Drafter | None:
@@ -155,9 +170,9 @@ class DraftLoader:
             stamps, found = _stamps(source), method_of(source)
             if method and found != method:
                 raise SelectionError(f"{source} is a draft of method {found}; name it as {found}")
-            if source not in self._cache or self._cache[source][0] != stamps:
-                self._cache[source] = stamps, self._draft(source, found)
-            return self._cache[source][1]
+            if source not in self._cache or self._cache[source].stamps != stamps:
+                self._cache[source] = _Loaded(stamps, self._draft(source, found), *self._remember(source))
+            return self._cache[source].drafter
         except ValueError as error:
             problems.append(f"{which}{error}")
         except Exception as error:  # no reason to do without the others
@@ -174,6 +189,18 @@ class DraftLoader:
             return load_draft_model(source, self._target, self._noise)
         config, loaded = load_heads(source, self._target)
         return HeadsDrafter(loaded, self._noise, config.version)
+
+    def _remember(self, source: Source) -> tuple[DraftMemory | None, str]:
+        """Read what a draft brings, or say why not: it drafts without."""
+        if isinstance(source, int):
+            return None, ""
+        try:
+            memory = read_memory(source, self._target.digest, len(self._target.embedding))
+        except DraftMemoryError as error:
+            return None, str(error)
+        if memory is not None:
+            log.info("%s brings %d answers of %d tokens", source, len(memory.answers), memory.num_tokens)
+        return memory, ""
 
 
 def method_of(source: Source) -> str:
@@ -213,8 +240,8 @@ def _stamps(source: Source) -> tuple[Stamp | None, ...]:
     """Change with the files of a draft."""
     if isinstance(source, int):
         return ()
-    weights = [heads.WEIGHTS_FILE, *sorted(path.name for path in source.glob("*.safetensors"))]
-    return tuple(file_stamp(source / name) for name in (heads.CONFIG_FILE, *weights))
+    weights = {heads.WEIGHTS_FILE, MEMORY_FILE, *(path.name for path in source.glob("*.safetensors"))}
+    return tuple(file_stamp(source / name) for name in (heads.CONFIG_FILE, *sorted(weights)))
 
 
 class WatchedFile:

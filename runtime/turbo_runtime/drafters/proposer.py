@@ -279,6 +279,8 @@ class Proposer:
         own = [Guarded(drafter, DEFAULT_DRAFT) for drafter in drafts.own.values()]
         named = [Guarded(drafter, name) for name, drafter in drafts.named.items()]
         self._guards = [Guarded(self._suffix), *own, *named]
+        brought = () if drafts.drafter == "off" else drafts.memories
+        self._guards[0].attempt(self._suffix.bring, brought)
 
     def _drafting(self, method: DraftMethod, draft: str) -> tuple[Hashable, list[Guarded], list[Guarded]]:
         """The key of the costly drafters of a method and a draft; the others that work; and these."""

@@ -1,4 +1,5 @@
-"""Drafts from earlier text: of the request itself, and of recent answers of the same scope.
+"""Drafts from earlier text: of the request itself, of recent answers of the same scope, and of those that the
+deployment's drafts brought.
 
 The longest suffix of the context that occurred before continues as it did then. Past drafts calibrate the
 confidence: by the length of the match, its count and the share of its most frequent follower. Where the
@@ -14,25 +15,28 @@ so, and at most 0.005 more by other powers of the counts, or with a confidence t
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
 from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
+from turbo_runtime.drafters.draft_memory import MAX_TOKENS, PROMPT_TAIL, DraftMemory
 from turbo_runtime.drafters.interface import Drafter, DraftRequest, TokenCandidate
 from turbo_runtime.sampling.noise import position_key, token_exponential
 
+# Whose history: the scope of requests; or of what drafts brought, for all or for a scope
+Owner: TypeAlias = "str | tuple[str | None]"
 Matches: TypeAlias = "dict[SuffixAutomaton, Cursor]"  # the longest match of a text's end in each
 
 _TAIL = 64  # last tokens of a context, to look it up in an automaton that it has not followed
-RECENT_TOKENS = 1 << 16  # of one scope; about 8 MB
-RECENT_BYTES = 64 << 20  # of all scopes
-_PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning matches too
+RECENT_TOKENS = MAX_TOKENS  # of one scope; about 8 MB
+RECENT_BYTES = 64 << 20  # of all scopes, and of what drafts brought
 _MAX_WAITING = 1 << 17  # tokens of finished answers that wait to be read; the oldest answers are dropped
 REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
 _UNSEEN = 3.5  # pseudo-count of unseen followers of a match of one token; smaller for longer ones
+_REHEARSED = 256  # tokens of an answer that a draft brought, before it is read
 _MAX_READ = 256  # tokens of a request in `begin`; more wait for `read`
 
 
@@ -84,11 +88,13 @@ class History:
 
 @dataclass(slots=True)
 class _Text:
-    """An answer that waits to enter its scope's history."""
+    """An answer that waits to enter a history."""
 
-    scope: str
+    scope: Owner
     tokens: Sequence[int]
     read: int = 0
+    rehearsed: int = 0
+    matches: Matches = field(default_factory=dict)  # behind the rehearsed tokens
 
 
 class Memory:
@@ -97,13 +103,38 @@ class Memory:
     def __init__(self, *, max_tokens: int = RECENT_TOKENS, max_bytes: int = RECENT_BYTES) -> None:
         """`max_tokens` of one scope. Above `max_bytes` the least recently used scopes are dropped."""
         self._max_tokens, self._max_bytes = max_tokens, max_bytes
-        self._scopes: OrderedDict[str, History] = OrderedDict()  # least recently used first
-        self._booked: dict[str, int] = {}  # bytes of each history as they are in `num_bytes`
+        self._scopes: OrderedDict[Owner, History] = OrderedDict()  # least recently used first
+        self._booked: dict[Owner, int] = {}  # bytes of each history as they are in `num_bytes`
         self._texts: deque[_Text] = deque()  # oldest first
-        self.waiting = 0  # tokens that are still to be read
+        self._brought: tuple[DraftMemory, ...] = ()
+        self._unread: deque[_Text] = deque()  # of those
+        self.waiting = 0  # tokens of answers that are still to be read
         self.num_bytes = 0  # of all histories, at most
 
-    def history(self, scope: str) -> History | None:
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is something to `read`."""
+        return bool(self._texts or self._unread)
+
+    def bring(self, memories: Sequence[DraftMemory]) -> None:
+        """Keep the answers of these drafts in place of those that others brought; of several that together
+        are too long, those of the last. They are known once `read` has reached their end.
+        """
+        if tuple(memories) == self._brought:
+            return
+        self._brought = tuple(memories)
+        for owner in [owner for owner in self._scopes if isinstance(owner, tuple)]:
+            del self._scopes[owner]
+            self.num_bytes -= self._booked.pop(owner)
+        answers = (answer for memory in memories for answer in memory.answers)
+        self._unread = deque(_Text((answer.tenant,), answer.tokens) for answer in answers)
+
+    def histories(self, scope: str) -> list[History]:
+        """Return what a scope's requests draft from: its own history and what drafts brought for it."""
+        owners: tuple[Owner, ...] = (scope, (None,), (scope,))
+        return [history for owner in owners if (history := self.history(owner)) is not None]
+
+    def history(self, scope: Owner) -> History | None:
         """Return the scope's history and count it as used; None if there is none."""
         if (history := self._scopes.get(scope)) is not None:
             self._scopes.move_to_end(scope)
@@ -114,34 +145,48 @@ class Memory:
         """Keep an answer, the `tokens` after the prompt; it is known once `read` has reached its end."""
         if len(tokens) <= prompt_length:
             return
-        text = _Text(scope, tokens[max(0, prompt_length - _PROMPT_TAIL) :])
+        text = _Text(scope, tokens[max(0, prompt_length - PROMPT_TAIL) :])
         self._texts.append(text)
         self.waiting += len(text.tokens)
         while self.waiting > _MAX_WAITING:
             dropped = self._texts.popleft()
             self.waiting -= len(dropped.tokens) - dropped.read
 
-    def read(self, max_tokens: int) -> int:
-        """Read up to `max_tokens` of waiting answers, the oldest first; the number of tokens read."""
+    def read(self, max_tokens: int, rehearse: Callable[[Matches, int], None] = lambda *_: None) -> int:
+        """Read up to `max_tokens` of waiting answers, the oldest first, and then of what drafts brought; the
+        number of tokens read. `rehearse` gets the first tokens of each of these, and the matches before each
+        in those read earlier.
+        """
         budget = max_tokens
-        while budget > 0 and self._texts:
-            text = self._texts[0]
+        while budget > 0 and self.has_unread:
+            texts = self._texts or self._unread
+            text = texts[0]
             history = self._scopes.setdefault(text.scope, History(self._max_tokens))
             self._scopes.move_to_end(text.scope)
             if not text.read:
                 history.separate()
+            count = min(budget, _REHEARSED - text.rehearsed, len(text.tokens) - text.rehearsed)
+            if texts is self._unread and count > 0:
+                for token in islice(text.tokens, text.rehearsed, text.rehearsed + count):
+                    matches = text.matches or {automaton: Cursor() for automaton in history.automata}
+                    rehearse(matches, token)
+                    text.matches = {a: a.advance(cursor, token) for a, cursor in matches.items()}
+                text.rehearsed += count
+                budget -= count
+                continue
             count = min(budget, len(text.tokens) - text.read)
             for token in islice(text.tokens, text.read, text.read + count):
                 history.append(token)
             text.read += count
-            self.waiting -= count
+            if texts is self._texts:
+                self.waiting -= count
             if text.read == len(text.tokens):
-                self._texts.popleft()
+                texts.popleft()
             self._book(text.scope, history)
             budget -= count
         return max_tokens - budget
 
-    def _book(self, scope: str, history: History) -> None:
+    def _book(self, scope: Owner, history: History) -> None:
         now = history.num_bytes
         self.num_bytes += now - self._booked.get(scope, 0)
         self._booked[scope] = now
@@ -206,6 +251,10 @@ class SuffixDrafter(Drafter):
         self._unread.pop(request_id, None)
         self.memory.remember(scope, tokens, prompt_length)
 
+    def bring(self, memories: Sequence[DraftMemory]) -> None:
+        """Draft from these answers, too, once they are read."""
+        self.memory.bring(memories)
+
     def expect(self, request_id: str, tokens: Sequence[int]) -> None:
         """Read the prompt of a request that will need drafts."""
         if request_id not in self._requests:
@@ -215,7 +264,7 @@ class SuffixDrafter(Drafter):
     @property
     def waiting(self) -> bool:
         """Whether there is something to `read`."""
-        return bool(self._unread or self.memory.waiting)
+        return bool(self._unread or self.memory.has_unread)
 
     def read(self, max_tokens: int) -> int:
         """Read up to `max_tokens` of prompts, then of finished answers; the number of tokens read."""
@@ -227,7 +276,13 @@ class SuffixDrafter(Drafter):
                 del self._unread[request_id]
             if budget <= 0:
                 return max_tokens
-        return max_tokens - budget + self.memory.read(budget)
+        return max_tokens - budget + self.memory.read(budget, self._rehearse)
+
+    def _rehearse(self, matches: Matches, token: int) -> None:
+        """Learn how often such matches are right: from `token`, which followed in an answer of a draft."""
+        walk = _Walk([(*match, False) for match in matches.items()], self, _GREEDY, 0)
+        if candidate := walk.candidate():
+            self.learn(candidate.cell, candidate.token == token)
 
     def _request(self, request_id: str, tokens: Sequence[int]) -> _Request:
         if request_id not in self._requests:
@@ -243,10 +298,10 @@ class SuffixDrafter(Drafter):
             live.read_on(tokens, _MAX_READ)
             self._unread.pop(request.request_id, None)
             matches = [(*match, True) for match in live.own.repeats().items()]
-        recent = self.memory.history(request.scope)
-        if recent is not None:
-            live.in_recent = recent.follow(live.in_recent, tokens, live.seen)
-            matches += [(*match, False) for match in live.in_recent.items()]
+        before, live.in_recent = live.in_recent, {}
+        for recent in self.memory.histories(request.scope):
+            live.in_recent |= recent.follow(before, tokens, live.seen)
+        matches += [(*match, False) for match in live.in_recent.items()]
         live.seen = len(tokens)
         return _Walk(matches, self, request, len(tokens))
 
@@ -292,3 +347,6 @@ class _Walk:
         """Return argmax(log count + g), computed as argmin(e / count)."""
         key = position_key(self.request.key, self.position)
         return min(followers, key=lambda follower: token_exponential(key, follower[0]) / follower[1])[0]
+
+
+_GREEDY = DraftRequest("", (), 0, 1, "", 0, 0.0)

@@ -85,7 +85,7 @@ async def _generate(
         header = http.headers.get(CAPTURE_HEADER)
         for prompt in prepared.prompts:
             decode = partial(model.tokenizer.decode_exactly, prompt)
-            service.capture.offer(CapturedPrompt(tenant, decode), header)
+            service.capture.offer(CapturedPrompt(tenant, decode, bool(prepared.salt)), header)
     options = request.stream_options if request.stream else None
     return reply_class(model, output, service.postprocessing, options)
 

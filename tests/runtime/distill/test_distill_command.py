@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 
 from turbo_dev.server_process import PATIENCE
+from turbo_dev.tiny_engine import VOCABULARY
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import DraftManifest
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
 from turbo_runtime.distill import heads, pipeline
+from turbo_runtime.drafters.draft_memory import read_memory
 from turbo_runtime.drafters.heads import read_config
+from turbo_runtime.drafters.interface import DraftRequest
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.files import checkpoint_digest
 
@@ -82,7 +85,7 @@ def test_every_stage_tells_what_it_does_and_the_result_is_told_by_domain(done: t
 
 def test_the_folder_holds_the_artefact_its_evaluation_and_a_report(done: tuple[Path, str]) -> None:
     out, _ = done
-    files = {"config.json", "heads.safetensors", "evaluation.json", "report.html"}
+    files = {"config.json", "heads.safetensors", "memory.st", "evaluation.json", "report.html"}
     assert {file.name for file in out.iterdir()} == files
     config = read_config(out)
     assert config.heads == 3
@@ -113,6 +116,12 @@ def test_the_engine_loads_it(done: tuple[Path, str], folder: Path, tmp_path: Pat
     engine, _ = start_engine(config, time.monotonic())
     assert engine.stats().draft_error == ""
     assert engine.stats().draft_version == read_config(out).version
+    memory = read_memory(out, read_config(out).target_digest, VOCABULARY)
+    assert memory is not None
+    learnt, drafters = memory.answers[0].tokens, engine.speculation.drafters
+    assert not drafters.waiting  # it is all read before the first request
+    asked = DraftRequest("r", learnt[:-3], len(learnt) - 3, 1, "anybody", 0, 0.0, method="suffix")
+    assert drafters.propose([asked])[0].tokens
 
 
 def test_a_pod_leaves_what_it_made_and_a_failed_one_why(

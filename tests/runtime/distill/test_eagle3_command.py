@@ -18,6 +18,7 @@ from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill import recipe
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.target import TargetModel
+from turbo_runtime.drafters.draft_memory import MEMORY_FILE
 from turbo_runtime.files import checkpoint_digest
 from turbo_runtime.messages import SamplingParams
 
@@ -81,8 +82,10 @@ def test_a_second_run_comes_to_the_same_digest_and_a_finished_one_says_so(
 def test_drafts_tells_of_it(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drafts(["show", str(made)]) == 0
     told = capsys.readouterr().out
-    for part in ("eagle3", "d-", "answers, training", "accepted by position"):
+    for part in ("eagle3", "d-", "answers, training", "for all tenants", "accepted by position"):
         assert part in told
+    assert [file.name for file in made.glob("*.safetensors")] == ["model.safetensors"]  # as vLLM looks
+    assert (made / MEMORY_FILE).is_file()
 
 
 def test_a_model_of_too_few_layers_is_refused_in_a_sentence(

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from turbo_dev.tiny_engine import VOCABULARY, tokenizer
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, Completion, read_kept, write_kept
 from turbo_runtime.distill.recipe import TRAINING
+from turbo_runtime.drafters.draft_memory import PROMPT_TAIL, read_memory
 from turbo_runtime.drafters.heads import read_config
 from turbo_runtime.files import checkpoint_digest
 
@@ -32,7 +34,10 @@ def kept(folder: Path) -> dict[str, Path]:
     made, captured = {}, folder / "captured"
     captured.mkdir()
     prompts = map(json.loads, (folder / "left.jsonl").read_text().splitlines())
-    rows = [{"at": CAPTURED + n, "tenant": "", "text": each["prompt"]} for n, each in enumerate(prompts)]
+    rows = [
+        {"at": CAPTURED + n, "tenant": f"tenant-{n % 2}", "salted": n % 3 == 0, "text": each["prompt"]}
+        for n, each in enumerate(prompts)
+    ]
     (captured / "pod-1790000000000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for domain, source in (("left", captured), ("right", folder / "right.jsonl")):
         given = ["--prompts", str(source), "--domain", domain, "--out"]
@@ -83,6 +88,30 @@ def test_a_draft_names_the_capture_that_it_comes_from_also_by_kept_answers(
     for out in (kept["left"], folder / "of-captured"):
         assert json.loads((out / "config.json").read_text())["training"]["capture"] == told
     assert "capture" not in json.loads((kept["right"] / "config.json").read_text())["training"]
+
+
+def test_a_draft_brings_what_it_learnt_from_to_whom_it_may_and_nothing_that_was_held_out(
+    kept: dict[str, Path], folder: Path
+) -> None:
+    digest = read_config(kept["right"]).target_digest
+    (segment,) = (folder / "captured").iterdir()
+    rows = map(json.loads, segment.read_text().splitlines())
+    whose = {row["text"]: row["tenant"] for row in rows if not row["salted"]}
+    whose |= dict.fromkeys(json.loads(row)["prompt"] for row in (folder / "right.jsonl").open())
+    for domain, source in kept.items():
+        memory = read_memory(source, digest, VOCABULARY)
+        assert memory is not None
+        completions = [c for c in read_kept([source], digest).completions if c.request.part == TRAINING]
+        learnt_from = {
+            ((*c.request.prompt[-PROMPT_TAIL:], *c.tokens), whose[text])
+            for c in completions
+            if (text := tokenizer().decode(c.request.prompt)) in whose
+        }
+        assert set(memory.answers) == learnt_from
+        assert (len(learnt_from) < len(completions)) == (domain == "left")
+        tenants = {None} if domain == "right" else {"tenant-0", "tenant-1"}
+        assert {answer.tenant for answer in memory.answers} == tenants
+        assert json.loads((source / "config.json").read_text())["training"]["memory"] == memory.summary()
 
 
 def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Completion, ...]]:

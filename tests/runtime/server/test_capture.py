@@ -29,10 +29,11 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def say(url: str, text: str, tenant: str = "alice", **headers: str) -> None:
+def say(url: str, text: str, tenant: str = "alice", salt: str | None = None, **headers: str) -> None:
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}], "max_tokens": 3}
     reply = httpx.post(
         f"{url}/v1/chat/completions",
-        json={"model": "echo", "messages": [{"role": "user", "content": text}], "max_tokens": 3},
+        json={**body, "cache_salt": salt},
         headers={"Authorization": f"Bearer {KEYS[tenant]}", **headers},
         timeout=PATIENCE,
     )
@@ -66,7 +67,7 @@ def url(launch: Any, settings: Path) -> str:
 
 def test_what_was_asked_is_kept_as_the_model_read_it_redacted_and_by_tenant(url: str, tmp_path: Path) -> None:
     say(url, "hello ann@example.org \u2028 ünï", "alice")
-    say(url, "hello bob", "bob")
+    say(url, "hello bob", "bob", "a user of bob's")
     wait_for(lambda: len(asked(tmp_path / "kept")) == 2)
     rows = asked(tmp_path / "kept")
     assert [(row["tenant"], row["text"]) for row in rows] == [
@@ -82,6 +83,7 @@ def test_what_was_asked_is_kept_as_the_model_read_it_redacted_and_by_tenant(url:
         (rows[0]["text"], CAPTURED),
         ("hello bob", CAPTURED),
     ]
+    assert [prompt.tenant for prompt in prompts] == ["alice", None]  # whose answers a draft may bring to whom
 
 
 def test_a_request_can_refuse(url: str, tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
     cpu, gpu = CPU_LIMITS, GPU_LIMITS
     tokens = f"(default {cpu.max_num_batched_tokens}, on a GPU {gpu.max_num_batched_tokens})"
     assert f"`--max-num-batched-tokens` tokens {tokens}" in PAGE
+    assert f"`--max-connections` (default {config.max_connections})" in PAGE
     assert f"`--connection-seconds` (default {config.connection_seconds:g}," in PAGE
     assert f"`--max-num-seqs` (default {cpu.max_num_seqs}, on a GPU {gpu.max_num_seqs})" in PAGE
     assert f"`--max-queued-requests` (default {config.max_queued_requests})" in PAGE

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from turbo_runtime.distill.recipe import PARTS, TRAINING, DistillError, Recipe
 from turbo_runtime.distill.workspace import read_training
+from turbo_runtime.drafters.draft_memory import PROMPT_TAIL, Answer, DraftMemory, choose
 from turbo_runtime.files import write_whole
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.protocol import ChatRequest, parse
@@ -38,6 +39,8 @@ class TokenizedPrompt:
     choice: int = 0
     temperature: float = 0.0  # that the response is drawn at
     seed: int = 0  # of the noise that it is drawn with; greedy responses have none
+    shared: bool = False  # whether anybody may draft from the response: its prompt is the operator's own
+    tenant: str | None = None  # the only one that may, of a captured prompt; None: nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,20 @@ class Kept:
                 )
 
 
+def remember(completions: Iterable[Completion], max_mib: float) -> DraftMemory:
+    """Return what a draft brings of the responses that it learnt from: of each prompt first the one that it
+    is served with, in an order that mixes domains.
+    """
+    answers = (
+        Answer(
+            (*request.prompt[-PROMPT_TAIL:], *completion.tokens), None if request.shared else request.tenant
+        )
+        for completion in sorted(completions, key=lambda each: (each.request.choice, each.shuffle_key))
+        if (request := completion.request).shared or request.tenant is not None
+    )
+    return choose(answers, max_mib)
+
+
 def write_kept(out: Path, completions: Iterable[Completion]) -> None:
     """Write the responses into the folder of the checkpoint."""
     write_whole(out / ANSWERS_FILE, "".join(completion.line + "\n" for completion in completions))
@@ -253,8 +270,11 @@ def tokenize(
             if not tokens:
                 raise PromptsError(f"prompt {prompt.name} has no token; leave it out")
             if len(tokens) <= max_tokens:
+                whose = prompt.captured_at is None, prompt.tenant
                 tokenized += (
-                    TokenizedPrompt(part, prompt.domain, tokens, choice, heat, recipe.seed if heat else 0)
+                    TokenizedPrompt(
+                        part, prompt.domain, tokens, choice, heat, recipe.seed if heat else 0, *whose
+                    )
                     for choice, heat in enumerate(temperatures)
                 )
             elif prompt.captured_at is None:
