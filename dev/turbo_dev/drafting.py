@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.step_cost import StepShape
@@ -15,8 +15,9 @@ class EveryDraft(GoodputController):
     def __init__(self) -> None:
         super().__init__(None, lambda tokens: tokens)
 
+    @property
     def asks(self) -> bool:
-        """Whether the drafters are asked for one request."""
+        """In every step."""
         return True
 
     def length(self, proposed: int) -> int:
@@ -35,10 +36,6 @@ class EveryDraft(GoodputController):
         """Time enough to read whatever waits."""
         return 1.0
 
-    def to_draft(self, request_ids: Iterable[str]) -> set[str]:
-        """Each request by itself."""
-        return {name for name in request_ids if self.asks()}
-
     def select_draft_lengths(
         self,
         acceptances: Sequence[Sequence[float]],
@@ -53,6 +50,7 @@ class EveryDraft(GoodputController):
 class NoDraft(EveryDraft):
     """Nothing is proposed, nor verified of what a grammar forces."""
 
+    @property
     def asks(self) -> bool:
         """Never."""
         return False
@@ -63,14 +61,15 @@ class NoDraft(EveryDraft):
 
 
 class RandomDrafts(EveryDraft):
-    """Some requests, and of their drafts any first part."""
+    """In some steps, and of the drafts any first part."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._random = random.Random(seed)
 
+    @property
     def asks(self) -> bool:
-        """More often than not."""
+        """In more steps than not."""
         return self._random.random() < 0.7
 
     def length(self, proposed: int) -> int:

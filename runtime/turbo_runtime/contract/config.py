@@ -114,7 +114,7 @@ class RuntimeConfig:
     draft_device: Device | None = _flag(  # noqa: RUF009
         None, "device of a draft model that --draft-config names: auto, cpu or cuda (default: --device)"
     )
-    max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step", _up_to(64))
+    max_draft_tokens: int = _flag(32, "ceiling of drafted tokens per request and step", _up_to(64))
     audit_fraction: float = _flag(
         0.01,
         "share of finished outputs, 0 to 1, computed again without speculation while idle and compared; a "

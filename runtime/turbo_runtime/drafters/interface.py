@@ -76,6 +76,18 @@ class Draft:
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
     costly_key: Hashable | None = field(default=None, compare=False)  # of its drafters, if one is costly
 
+    def judge(self, committed: Sequence[int]) -> tuple[float, int]:
+        """Return the sum of the chances claimed for the tokens that `committed` ones judge, verified or not,
+        and how many were right: up to the first wrong one, each given that all before it were right.
+        """
+        claimed, right, before = 0.0, 0, 1.0
+        for token, actual, chance in zip(self.tokens, committed, self.cumulative_acceptance, strict=False):
+            claimed += chance / before
+            if token != actual:
+                break
+            right, before = right + 1, chance
+        return claimed, right
+
     def drafted_without(self, source: str, length: int) -> int:
         """Count the tokens of other sources than that among the first `length`."""
         return sum(origin.source != source for origin in self.origins[:length])

@@ -115,7 +115,8 @@ class Speculator:
         self._read = 0.0
         drafting = [part for part in able if part.drafts]
         acceptances = [
-            part.draft.cumulative_acceptance[: len(part.drafts)] or [_FORCED] * len(part.drafts)
+            self.control.trust.apply(part.draft.cumulative_acceptance[: len(part.drafts)])
+            or [_FORCED] * len(part.drafts)
             for part in drafting
         ]
         counts = self.control.select_draft_lengths(acceptances, self._shape, answers, self._drafting)
@@ -145,8 +146,11 @@ class Speculator:
             for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
         proposed = request_id in self._drafted
+        claimed, right = part.draft.judge(verdict.tokens)
         self._outcomes.append(
-            DraftOutcome(request_id, proposed, drafted, won, part.draft.costly_key, more, gained)
+            DraftOutcome(
+                request_id, proposed, drafted, won, claimed, right, part.draft.costly_key, more, gained
+            )
         )
         if self.drafters.reads_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows
@@ -221,8 +225,8 @@ class Speculator:
             part.drafts = _before_end(part, forced[: part.work.draft_limit])
             if not forced:
                 free[part.work.sequence.request_id] = part
-        self._drafted = self.control.to_draft(free)
-        chosen = [part for request_id, part in free.items() if request_id in self._drafted]
+        chosen = list(free.values()) if self.control.asks else []
+        self._drafted = set(free) if chosen else set()
         if not chosen:
             return
         min_acceptance = self.control.min_acceptance(self._shape, answers)

@@ -1,17 +1,17 @@
-"""Goodput control: whom to draft for, how many drafts to verify, and what became of them. Pure: no clock.
+"""Goodput control: when to draft, how many drafts to verify, and what became of them. Pure: no clock.
 
-Drafters choose drafts by their own estimates; the gates rest on results: one for each request, and one for
-all together. Without the latter, every request would pay to find out anew that drafts do not help traffic
-like it: where answers are short, that adds up. Heads have a gate of their own: where they take more than they
-add to drafts that cost nothing, they alone are left out.
+A step verifies the drafts that promise most tokens a second, by the measured time of steps and by the chances
+that drafters claim, which are corrected by results. Asking takes time before anything is known of a draft: a
+credit, which drafts earn, bounds that. Whatever was lost, drafters are asked again within 32 steps: the first
+drafts do not decide. Heads have a credit of their own: where they take more than they add to drafts that cost
+nothing, they alone are left out.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,49 +21,56 @@ from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
-_EXPLORE_EVERY = 64  # steps without any, after which to verify drafts that would pay if they were cheaper
-_CHEAPER = 1.0  # standard deviations of the cost to subtract, per exploration interval
-_EXPLORING = 0.005  # of the time without drafts, that this may lose by the estimate
+# Steps after which drafters are asked again, whatever they lost; and by which, with none of their tokens
+# verified, the cost of those falls by a standard deviation.
+_WAIT = 32
+_DOUBT = 0.5  # standard deviations that the cost of drafted tokens is taken to be lower by, always
+_ALLOWANCE = 0.005  # of the time, that drafting may lose
+_FIRST, _MOST = 0.5, 2.0  # steps' time: that new drafters may lose; that gains let them lose later
+_PRIOR, _FORGET_AT = 8.0, 256.0  # drafted tokens: that a drafter's word counts for; at which to halve them
 _READING, _READING_PROMPTS = 0.01, 0.02  # share of a step's time for reading; of one with a prompt's part
 _MANY, _MANY_OF_ONE = 4, 8  # drafted tokens for each answer, at least, to estimate the cost of a row
 _UNKNOWN = 0.01  # assumed seconds of a step before the first measurement
 _LATELY = 0.995  # share of the past that a step leaves in the live speedup: about 200 steps count
-_ALLOWANCE = 0.005  # of the time, that drafting may lose
-_RICH, _OVERDRAFT = 4.0, -1.5  # credit of all from which one request may lose this much
 _NEW, _NEW_OF_ALL = 0.3, 0.02  # weight of the newest step for one answer's use, and for the usual one
 _MIN_DEMAND = 0.25  # tokens a step, below which nothing is promised
 
 
 @dataclass(slots=True)
-class Gate:
-    """The credit of a request, or of all, in the time that one of its tokens takes without drafts."""
+class Credit:
+    """What drafts won less what they cost lately, in steps' time; drafters are asked unless it is negative.
+    A debt is paid in `_WAIT` steps at most: what the first drafts lost says little of the next.
+    """
 
-    credit: float = 0.25  # a new request may lose that before its allowance counts
-    low: float = -2.0  # neither good nor bad times count for ever
-    high: float = 4.0
-    won: float = 0.0  # by drafts so far, without the allowance
+    value: float = _FIRST
 
     @property
     def open(self) -> bool:
         """Whether to ask for drafts."""
-        return self.credit >= 0
+        return self.value >= 0.0
 
-    def book(self, gained: float, lost: float) -> None:
-        """Book a step of an answer."""
-        self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, self.low), self.high)
-        self.won = min(max(self.won + gained - lost, self.low), self.high)
-
-    def admits(self, gate: Gate) -> bool:
-        """Whether to draft for a request: without credit of all only where its drafts have paid; with much of
-        it always, since tokens that share a block of rows share its cost.
-        """
-        if self.credit >= _RICH:
-            return gate.credit >= _OVERDRAFT
-        return gate.open and (self.open or gate.won > 0)
+    def book(self, net: float) -> None:
+        """Book what a step's drafts won less what they cost, as a share of its time without them."""
+        self.value = min(max(self.value + net, -_WAIT * _ALLOWANCE) + _ALLOWANCE, _MOST)
 
 
-# all requests together: one step of many may lose dozens of tokens
-_shared_gate = partial(Gate, 2.0, -64.0, 16.0)
+@dataclass(slots=True)
+class Trust:
+    """The share of the tokens that drafters claim to get right which they do."""
+
+    claimed: float = _PRIOR
+    right: float = _PRIOR
+
+    def book(self, claimed: float, right: float) -> None:
+        """Book the chances that drafters claimed, in total, and how many of the tokens were right."""
+        scale = 0.5 if self.claimed >= _FORGET_AT else 1.0
+        self.claimed = self.claimed * scale + claimed
+        self.right = self.right * scale + right
+
+    def apply(self, acceptance: Sequence[float]) -> list[float]:
+        """Correct the chance of each of a draft's tokens that it and all before it are accepted."""
+        share = min(1.0, self.right / self.claimed)
+        return [chance * share ** (place + 1) for place, chance in enumerate(acceptance)]
 
 
 @dataclass(slots=True)
@@ -127,6 +134,8 @@ class DraftOutcome(NamedTuple):
     proposed: bool  # whether drafters were asked
     drafted: int  # tokens verified
     won: int  # tokens gained, besides the one that comes anyway
+    claimed: float = 0.0  # sum of the chances of tokens whose predecessors were right, verified or not
+    right: int = 0  # of those
     costly_key: Hashable | None = None  # of the costly drafters that may draft for it
     more_by_costly: int = 0  # of those verified, where there would have been none without them
     won_by_costly: int = 0  # net accepted tokens due to them: won with them, less those won only without
@@ -147,14 +156,13 @@ class GoodputController:
 
     def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
         self.cost = StepCost(seeds, padded)
-        self._gates: defaultdict[str, Gate] = defaultdict(Gate)  # by request
-        self._meters: defaultdict[str, Meter] = defaultdict(Meter)
-        self._together = _shared_gate()
-        self._costly: defaultdict[Hashable, Gate] = defaultdict(_shared_gate)
+        self.trust = Trust()
+        self._credit = Credit()
+        self._costly: defaultdict[Hashable, Credit] = defaultdict(Credit)
+        self._meters: defaultdict[str, Meter] = defaultdict(Meter)  # by request
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with
-        self._explore_at = _EXPLORE_EVERY  # of those
 
     @property
     def speedup(self) -> float | None:
@@ -174,11 +182,10 @@ class GoodputController:
     def _plain_is_due(self) -> bool:
         return self._since_plain >= _PROBE_EVERY
 
-    def to_draft(self, request_ids: Iterable[str]) -> set[str]:
-        """Select the requests to draft for; none where a step without drafts is due."""
-        if not self.cost.known or self._plain_is_due:
-            return set()
-        return {name for name in request_ids if self._together.admits(self._gates[name])}
+    @property
+    def asks(self) -> bool:
+        """Whether to ask the drafters in this step; not where one without drafts is due."""
+        return self.cost.known and not self._plain_is_due and self._credit.open
 
     def costly_pay(self, key: Hashable) -> bool:
         """Whether to use these costly drafters in addition to those that cost next to nothing."""
@@ -189,10 +196,8 @@ class GoodputController:
         if not self.cost.known or not answers:
             return 0.0
         more = max(_MANY * answers, _MANY_OF_ONE)
-        reads = shape.row_reads // answers
-        plain = self.cost.seconds(StepShape(answers, shape.row_reads))
-        full = self.cost.seconds(StepShape(answers + more, shape.row_reads + more * reads))
-        return max(0.0, full - plain) / more / (plain / answers)
+        growing = self.cost.growing(StepShape(answers, shape.row_reads), more, answers)
+        return float((growing[-1] - growing[0]) / more / (growing[0] / answers))
 
     def spare(self, shape: StepShape) -> float:
         """Seconds of such a step for reading texts for later steps."""
@@ -204,80 +209,58 @@ class GoodputController:
     ) -> list[int]:
         """The number of tokens of each draft to verify in a step that is `shape` without them and gives
         `answers` a token each, after `drafting` seconds. None where a step without drafts is due: what a
-        grammar forces bypasses `to_draft`, and would put that step off for ever.
+        grammar forces bypasses `asks`, and would put that step off for ever.
         """
         more = sum(map(len, acceptances))
         if not more or not self.cost.known or self._plain_is_due:
             return [0] * len(acceptances)
-        reads, decoding = shape.row_reads / max(answers, 1), self._decoding(shape, answers)
-        growing = self.cost.growing(shape, more, reads)
-        # Against a step of the answers alone, as for the gate and the meter: against one with a prompt's
+        # Against a step of the answers alone, as for the credit and the meter: against one with a prompt's
         # part, drafts would look almost free.
-        extra = growing - growing[0]
-        counts = select_draft_lengths(acceptances, answers, extra + decoding, drafting)
-        if any(counts) or self._since_drafts < self._explore_at:
-            return counts
-        self._explore_at = self._since_drafts + _EXPLORE_EVERY
-        # Drafts that would pay if they cost as little as can be: an overestimated cost would never be
-        # measured otherwise. None while they may lose more than the steps without drafts have saved up.
-        far = _CHEAPER * self._since_drafts / _EXPLORE_EVERY
-        doubt = self.cost.doubt(shape, more, reads)
-        cheaper = np.maximum.accumulate(np.maximum(extra - far * doubt, 0.0))
-        counts = select_draft_lengths(acceptances, answers, cheaper + decoding)
-        gained = sum(sum(each[:count]) for each, count in zip(acceptances, counts, strict=True)) / answers
-        lost = float(extra[sum(counts)]) / decoding - gained
-        return counts if lost <= _EXPLORING * self._since_drafts else [0] * len(counts)
+        alone = StepShape(answers, shape.row_reads)
+        growing = self.cost.growing(shape, more, answers)
+        # What is taken for dear is never measured otherwise.
+        doubt = (_DOUBT + self._since_drafts / _WAIT) * self.cost.doubt(alone, more, answers)
+        extra = np.maximum.accumulate(np.maximum(growing - growing[0] - doubt, 0.0))
+        return select_draft_lengths(acceptances, answers, extra + self.cost.seconds(alone), drafting)
 
     def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:
         """Learn from a step, `shape` without its drafts; one outcome for each answer that got tokens."""
         answers, drafted = len(outcomes), sum(outcome.drafted for outcome in outcomes)
-        reads = shape.row_reads // max(answers, 1)
-        self.cost.learn(
-            StepShape(shape.tokens + drafted, shape.row_reads + drafted * reads, shape.tile_reads), times.rest
-        )
+        self.cost.learn(shape.drafting(drafted, answers), times.rest)
         if not answers:
             return
         self._since_plain = self._since_plain + 1 if drafted else 0
         self._since_drafts = 0 if drafted else self._since_drafts + 1
-        if drafted:
-            self._explore_at = _EXPLORE_EVERY
-        growing = self.cost.growing(shape, drafted, reads)
+        growing = self.cost.growing(shape, drafted, answers)
         plain, extra = float(growing[0]), float(growing[-1] - growing[0])
-        decoding = self._decoding(shape, answers)
+        decoding = self.cost.seconds(StepShape(answers, shape.row_reads))
         if not drafted:
             plain = times.rest  # no prediction needed
-        num_proposed = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
-        have = Counter(outcome.costly_key for outcome in outcomes if outcome.proposed)
-        for_all = times.drafting - sum(spent for key, spent in times.costly.items() if key in have)
-        row_cost = extra / drafted if drafted else 0.0
-        speed = max(self.speedup or 1.0, 1.0)  # what time is worth to costly drafters, which come on top
-        total_won = 0
-        for name, proposed, verified, won, key, more_by_costly, won_by_costly in outcomes:
-            lost = row_cost * verified
-            if proposed:
-                drafting = times.costly.get(key, 0.0) / have[key]
-                lost += for_all / num_proposed + drafting
-                # Not where nobody was asked: a common debt is paid first, and suffixes try alone.
-                if key is not None:
-                    spent = row_cost * more_by_costly + drafting
-                    self._costly[key].book(won_by_costly, spent * answers / decoding * speed)
-            # a grammar's forced tokens are no guess
-            gained, tokens_lost = (won, lost * answers / decoding) if proposed else (0, 0.0)
-            self._gates[name].book(gained, tokens_lost)
-            self._together.book(gained, tokens_lost)
-            self._meters[name].book(plain + won * decoding, total, 1 + won)
-            total_won += won
+        won = sum(outcome.won for outcome in outcomes)
+        for outcome in outcomes:
+            self._meters[outcome.request_id].book(plain + outcome.won * decoding, total, 1 + outcome.won)
         for meter in (self._lately, self._ever):
-            meter.book(plain + total_won / answers * decoding, total, 1 + total_won / answers)
+            meter.book(plain + won / answers * decoding, total, 1 + won / answers)
+        self._book(outcomes, extra / drafted if drafted else 0.0, decoding, times)
 
-    def _decoding(self, shape: StepShape, answers: int) -> float:
-        """Seconds of the step without its drafts and its prompts."""
-        return self.cost.seconds(StepShape(answers, shape.row_reads))
+    def _book(
+        self, outcomes: Sequence[DraftOutcome], row_cost: float, decoding: float, times: StepTimes
+    ) -> None:
+        """Book what drafters won and cost in a step, `row_cost` for each token drafted."""
+        proposed = [outcome for outcome in outcomes if outcome.proposed]  # a grammar's tokens are no guess
+        self.trust.book(sum(one.claimed for one in proposed), sum(one.right for one in proposed))
+        lost = sum(one.drafted for one in proposed) * row_cost + (times.drafting if proposed else 0.0)
+        self._credit.book(sum(one.won for one in proposed) / len(outcomes) - lost / decoding)
+        speed = max(self.speedup or 1.0, 1.0)  # what time is worth to costly drafters, which come on top
+        for key in {one.costly_key for one in proposed} - {None}:
+            own = [one for one in proposed if one.costly_key == key]
+            spent = sum(one.more_by_costly for one in own) * row_cost + times.costly.get(key, 0.0)
+            won = sum(one.won_by_costly for one in own) / len(outcomes)
+            self._costly[key].book(won - spent * speed / decoding)
 
     def forget(self, request_id: str) -> None:
         """Forget an ended request."""
-        self._gates.pop(request_id, None)
         self._meters.pop(request_id, None)
 
 

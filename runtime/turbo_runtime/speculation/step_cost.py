@@ -8,7 +8,7 @@ about its own size, and in part about all sizes: a machine that slows down does 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -19,10 +19,11 @@ from turbo_runtime.contract.documents import StepTime
 Vector: TypeAlias = NDArray[np.float64]
 
 _KNOTS = np.array([4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096], np.float64)
-_SHAPE = np.array([1, 1.5, 1.7, 1.9, 2.4, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])  # before any measurement
+_SHAPE = np.array([1, 1.3, 1.5, 1.7, 2.3, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])  # before any measurement
 _READS = 1e5  # keys read, the unit of both coefficients of reading
 _COMMON, _OWN = 0.3, 0.15  # standard deviations of the prior relative to it: of all knots alike, of each
-_READING = 0.1  # of a coefficient of reading, relative to the seconds at the first knot
+_READING = 5.0  # of a coefficient of reading, relative to the seconds at the first knot
+_SHARED = 0.1  # of the keys that an answer reads: what each of its drafted tokens adds, which reads them too
 _NOISE = 0.08  # of one step's time, relative
 _DRIFT = 2e-4  # of the prior's variance that every step restores: old lessons fade
 _MIN_SECONDS = 1e-6  # of any pass: shares of a step's time divide by it
@@ -34,8 +35,13 @@ class StepShape:
     """The quantities that a step's time depends on."""
 
     tokens: int  # that the pass computes: of prompts, answers and drafts
-    row_reads: int = 0  # keys that tokens of answers and drafts attend to, in total
+    row_reads: float = 0.0  # keys that answers attend to, in total, each drafted token counting for a share
     tile_reads: int = 0  # likewise of prompts
+
+    def drafting(self, drafted: int, answers: int) -> StepShape:
+        """Add so many drafted tokens to a step for `answers`."""
+        reads = self.row_reads * (1 + _SHARED * drafted / max(answers, 1))
+        return replace(self, tokens=self.tokens + drafted, row_reads=reads)
 
 
 class StepCost:
@@ -47,7 +53,7 @@ class StepCost:
         self._mean: Vector | None = None
         self._covariance = self._fading = np.zeros((0, 0))
         if seeds:
-            self._begin(_prior(seeds, padded))
+            self._begin(*_prior(seeds, padded))
 
     @property
     def known(self) -> bool:
@@ -56,33 +62,29 @@ class StepCost:
 
     def seconds(self, shape: StepShape) -> float:
         """Predict the time of a step."""
-        return float(self.growing(shape, 0, 0.0)[0])
+        return float(self.growing(shape, 0)[0])
 
-    def growing(self, shape: StepShape, more: int, reads: float) -> Vector:
-        """Predict times (more + 1,) with up to `more` tokens of `reads` keys each; never falling."""
+    def growing(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
+        """Predict times (more + 1,) with up to `more` tokens drafted for `answers`; never falling."""
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
-        tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]
-        knots = np.maximum.accumulate(np.maximum(self._mean[:-2], _MIN_SECONDS))
-        base = np.interp(tokens, _KNOTS, knots)
-        per_row, per_tile = np.maximum(self._mean[-2:], 0.0) / _READS
-        times: Vector = base + per_tile * shape.tile_reads
-        times += per_row * (shape.row_reads + reads * np.arange(more + 1))
+        state = np.maximum(self._mean, 0.0)
+        state[:-2] = np.maximum.accumulate(np.maximum(state[:-2], _MIN_SECONDS))
+        times: Vector = self._features(shape, more, answers) @ state
         return times
 
-    def doubt(self, shape: StepShape, more: int, reads: float) -> Vector:
+    def doubt(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
         """The standard deviations (more + 1,) of what the additional tokens of `growing` cost, in seconds."""
-        sizes = ((shape.tokens + n, round(shape.row_reads + reads * n)) for n in range(more + 1))
-        features = np.stack([self._features(StepShape(*size, shape.tile_reads)) for size in sizes])
+        features = self._features(shape, more, answers)
         beyond = features - features[0]
-        variance: Vector = np.einsum("nk,kl,nl->n", beyond, self._covariance, beyond)
+        variance: Vector = np.einsum("nk,nk->n", beyond @ self._covariance, beyond)
         return np.sqrt(np.maximum(variance, 0.0))
 
     def learn(self, shape: StepShape, seconds: float) -> None:
         """Learn from one step."""
-        features = self._features(shape)
+        features = self._features(shape)[0]
         if self._mean is None:
-            self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)))
+            self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)), 0.0)
         assert self._mean is not None
         # towards the prior: no size becomes less certain than before any measurement
         self._covariance += _DRIFT * (self._fading - self._covariance)
@@ -94,26 +96,41 @@ class StepCost:
         self._mean += gain * (surprise / variance)
         self._covariance -= np.outer(gain, gain) / variance
 
-    def _features(self, shape: StepShape) -> Vector:
-        place = min(max(float(self._padded(shape.tokens)), _KNOTS[0]), _KNOTS[-1])
-        right = min(max(int(np.searchsorted(_KNOTS, place)), 1), len(_KNOTS) - 1)
-        share = (place - _KNOTS[right - 1]) / (_KNOTS[right] - _KNOTS[right - 1])
-        features = np.zeros(len(_KNOTS) + 2)
-        features[right - 1], features[right] = 1 - share, share
-        features[-2:] = shape.row_reads / _READS, shape.tile_reads / _READS
+    def _features(self, shape: StepShape, more: int = 0, answers: int = 1) -> Vector:
+        """Weights (more + 1, knots and both readings) of the state, with up to `more` drafted tokens."""
+        added = np.arange(more + 1)
+        tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]
+        places = np.clip(np.array(tokens, np.float64), _KNOTS[0], _KNOTS[-1])
+        right = np.clip(np.searchsorted(_KNOTS, places), 1, len(_KNOTS) - 1)
+        share = (places - _KNOTS[right - 1]) / (_KNOTS[right] - _KNOTS[right - 1])
+        features = np.zeros((more + 1, len(_KNOTS) + 2))
+        features[added, right - 1], features[added, right] = 1 - share, share
+        features[:, -2] = shape.row_reads * (1 + _SHARED * added / max(answers, 1)) / _READS
+        features[:, -1] = shape.tile_reads / _READS
         return features
 
-    def _begin(self, knots: Vector) -> None:
-        self._mean = np.concatenate([knots, [0.0, 0.0]])
+    def _begin(self, knots: Vector, reading: float) -> None:
+        self._mean = np.concatenate([knots, [reading, 0.0]])
         covariance = np.diag(np.concatenate([_OWN * knots, np.full(2, _READING * knots[0])]) ** 2)
         covariance[:-2, :-2] += np.outer(_COMMON * knots, _COMMON * knots)
         self._covariance, self._fading = covariance, covariance.copy()
 
 
-def _prior(seeds: Sequence[StepTime], padded: Callable[[int], int]) -> Vector:
-    """Seconds at the knots: the usual shape, bent so that it goes through the measured points."""
-    points = sorted({padded(seed.rows * seed.tokens): seed.seconds for seed in seeds}.items())
-    places = np.array([float(tokens) for tokens, _ in points])
-    usual = np.interp(places, _KNOTS, _SHAPE)
-    bend = np.array([seconds for _, seconds in points]) / usual
-    return np.maximum.accumulate(_SHAPE * np.interp(_KNOTS, places, bend))
+def _prior(seeds: Sequence[StepTime], padded: Callable[[int], int]) -> tuple[Vector, float]:
+    """Seconds at the knots, linear between the measured points and of the usual shape beyond; and of reading:
+    several requests read more keys than one that drafts as many tokens.
+    """
+    drafted = any(seed.context and seed.tokens > 1 for seed in seeds)
+    several = [seed for seed in seeds if drafted and seed.rows > 1]
+    points = sorted(
+        {padded(seed.rows * seed.tokens): seed.seconds for seed in seeds if seed not in several}.items()
+    )
+    places, seconds = np.array(points, np.float64).T
+    beyond = _SHAPE * (seconds[-1] / np.interp(places[-1], _KNOTS, _SHAPE))
+    knots = np.where(places[-1] >= _KNOTS, np.interp(_KNOTS, places, seconds), beyond)
+    knots = np.maximum.accumulate(knots)
+    reading = 0.0
+    for seed in several:
+        same = float(np.interp(padded(seed.rows * seed.tokens), _KNOTS, knots))
+        reading = max(0.0, seed.seconds - same) / (seed.context * (seed.rows - 1)) * _READS
+    return knots, reading

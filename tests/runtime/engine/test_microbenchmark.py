@@ -1,4 +1,4 @@
-"""The start-up micro-benchmark on a tiny model: three points, and no trace of it."""
+"""The start-up micro-benchmark on a tiny model: four points, and no trace of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from turbo_runtime.contract.config import BatchLimits
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.builder import CONTEXT, REPEATS, ROWS, measure_steps
+from turbo_runtime.engine.startup import builder
+from turbo_runtime.engine.startup.builder import CONTEXT, DRAFTED, REPEATS, ROWS, measure_steps
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
@@ -33,26 +34,33 @@ def tiny(blocks: int = 256, max_length: int = LENGTH) -> ModelRunner:
 
 
 def measured(
-    model: ModelRunner, block_pool: BlockPool, *, running: int = 32, step_tokens: int = 512
+    model: ModelRunner,
+    block_pool: BlockPool,
+    *,
+    running: int = 32,
+    step_tokens: int = 512,
+    drafts: int = 32,
 ) -> list[tuple[int, int, int]]:
     """(rows, tokens, context) of each point; all seconds are above 0."""
-    points = measure_steps(
-        model, block_pool, BatchLimits(running, step_tokens), limit_seconds=PATIENCE_SECONDS
-    )
+    limits = BatchLimits(running, step_tokens)
+    points = measure_steps(model, block_pool, limits, drafts, PATIENCE_SECONDS)
     assert points is not None
     assert all(point.seconds > 0 for point in points)
     return [(point.rows, point.tokens, point.context) for point in points]
 
 
-def test_one_row_several_rows_and_a_chunk_of_a_prompt_are_measured() -> None:
-    assert measured(tiny(), BlockPool(256)) == [(1, 1, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0)]
+def test_one_row_drafts_several_rows_and_a_chunk_of_a_prompt_are_measured() -> None:
+    points = [(1, 1, CONTEXT), (1, 1 + DRAFTED, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0)]
+    assert measured(tiny(), BlockPool(256)) == points
 
 
 @pytest.mark.parametrize(
     ("limits", "points"),
     [
-        ({"running": 3}, [(1, 1, 256), (3, 1, 256), (1, 512, 0)]),
-        ({"running": 1}, [(1, 1, 256), (1, 512, 0)]),
+        ({"running": 3}, [(1, 1, 256), (1, 17, 256), (3, 1, 256), (1, 512, 0)]),
+        ({"running": 1}, [(1, 1, 256), (1, 17, 256), (1, 512, 0)]),
+        ({"drafts": 4, "running": 1}, [(1, 1, 256), (1, 5, 256), (1, 512, 0)]),
+        ({"drafts": 0, "running": 1}, [(1, 1, 256), (1, 512, 0)]),
         ({"step_tokens": 5}, [(1, 1, 256), (5, 1, 256), (1, 5, 0)]),
     ],
 )
@@ -65,8 +73,8 @@ def test_no_pass_is_larger_than_one_in_serving(
 @pytest.mark.parametrize(
     ("length", "blocks", "points"),
     [
-        (512, 32, [(1, 1, 256), (1, 512, 0)]),
-        (512, 34, [(1, 1, 256), (2, 1, 256), (1, 512, 0)]),
+        (512, 32, [(1, 1, 256), (1, 17, 256), (1, 512, 0)]),
+        (512, 34, [(1, 1, 256), (1, 17, 256), (2, 1, 256), (1, 512, 0)]),
         (40, 3, [(1, 1, 39), (1, 40, 0)]),
         (1, 1, [(1, 1, 0), (1, 1, 0)]),
     ],
@@ -97,9 +105,25 @@ def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
 ) -> None:
     block_pool = BlockPool(256)
     with caplog.at_level(logging.WARNING):
-        assert measure_steps(tiny(), block_pool, BatchLimits(8, 64), limit_seconds=0.0) is None
-    assert "Micro-benchmark left out: a pass over 1 x 1 tokens took" in caplog.text
+        assert measure_steps(tiny(), block_pool, BatchLimits(8, 64), 0, limit_seconds=0.0) is None
+    assert "Micro-benchmark left out from here on: a pass over 1 x 1 tokens took" in caplog.text
     assert block_pool.num_used == 0
+
+
+def test_a_prompt_that_takes_too_long_takes_no_time_of_decoding_from_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = builder._time_pass
+
+    def slow(model: ModelRunner, blocks: list[int], rows: int, tokens: int, context: int) -> float:
+        return real(model, blocks, rows, tokens, context) if context else 2 * PATIENCE_SECONDS
+
+    monkeypatch.setattr(builder, "_time_pass", slow)
+    assert measured(tiny(), BlockPool(256)) == [
+        (1, 1, CONTEXT),
+        (1, 1 + DRAFTED, CONTEXT),
+        (ROWS, 1, CONTEXT),
+    ]
 
 
 def test_answers_and_the_guarantee_are_the_same_after_it_as_without_it() -> None:

@@ -39,10 +39,11 @@ from turbo_runtime.speculation.controller import GoodputController
 
 log = logging.getLogger(__name__)
 
-BENCHMARK_SECONDS = 2.0  # of all passes
+BENCHMARK_SECONDS = 2.6  # of all passes
 REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
-ROWS = 8  # of the second point
+ROWS = 8  # requests of the point of several
+DRAFTED = 16  # tokens of the point of drafts
 READ_SECONDS, READ_TOKENS = 2.0, 4096  # of the answers that drafts bring; the rest is read while serving
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -79,13 +80,14 @@ def start_engine(
     rounding = measure_rounding(model) if is_loose else None
     checked = time.monotonic()
     block_pool = BlockPool(model.pool.blocks, block_size=model.pool.block_size)
-    steps = measure_steps(model, block_pool, limits)
+    max_draft_tokens = config.max_draft_tokens if config.speculation != "off" else 0
+    steps = measure_steps(model, block_pool, limits, max_draft_tokens)
     measured = time.monotonic()
     scheduler = Scheduler(
         block_pool,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
+        max_draft_tokens=max_draft_tokens,
         max_length=model.max_length,
         shared_tile=model.shared_tile,
     )
@@ -135,33 +137,45 @@ def start_engine(
 
 
 def measure_steps(
-    model: ModelRunner, block_pool: BlockPool, limits: BatchLimits, limit_seconds: float = BENCHMARK_SECONDS
+    model: ModelRunner,
+    block_pool: BlockPool,
+    limits: BatchLimits,
+    max_draft_tokens: int,
+    limit_seconds: float = BENCHMARK_SECONDS,
 ) -> tuple[StepTime, ...] | None:
-    """Measure the points by which the planner scales its step-time model, with passes as in serving: median
-    times of one that decodes one row, one that decodes up to `ROWS` rows (left out if only one fits), and one
-    over the longest chunk of a prompt that the time allows. Logs and returns None if a pass takes longer than
-    its point's share of `limit_seconds`. Borrows blocks of `block_pool`.
+    """Measure the points by which the planner scales its step-time model and the engine prices drafts, with
+    passes as in serving: median times of one that decodes one row, one that verifies `DRAFTED` tokens, one
+    that decodes up to `ROWS` rows (both left out if they do not fit), and one over the longest chunk of a
+    prompt that the time allows. Ends at a pass that takes longer than its point's share of `limit_seconds`,
+    and logs it; None if that is the first. Borrows blocks of `block_pool`.
     """
     context = min(CONTEXT, model.max_length - 1)
     blocks_per_row = block_pool.blocks_for(context + 1)
     max_tokens = limits.max_num_batched_tokens
     several = min(ROWS, limits.max_num_seqs, max_tokens, block_pool.num_available // blocks_per_row)
     chunk = min(max_tokens, model.max_length)
-    blocks = block_pool.take(max(several * blocks_per_row, block_pool.blocks_for(chunk)))
-    share = limit_seconds / 3  # of each point
+    drafts = min(DRAFTED, max_draft_tokens)
+    if context + 1 + drafts > model.max_length or 1 + drafts > max_tokens:
+        drafts = 0
+    longest = max(context + 1 + drafts, chunk)
+    blocks = block_pool.take(max(several * blocks_per_row, block_pool.blocks_for(longest)))
+    share = limit_seconds / 4  # of each point
+    points: list[StepTime] = []
     try:
         slots = torch.tensor(blocks)[:, None] * block_pool.block_size + torch.arange(block_pool.block_size)
         model.pool.clear(slots.ravel().to(model.device))
-        points = [_measure(model, blocks, share, rows, 1, context) for rows in sorted({1, several})]
+        decoded = sorted({(1, 1), (1, 1 + drafts), (several, 1)})
+        for rows, tokens in decoded:
+            points.append(_measure(model, blocks, share, rows, tokens, context))
         tokens = min(COUNTS[-1], chunk)  # doubled while there is time for three passes over the double
         while tokens < chunk and 3 * 2 * _time_pass(model, blocks, 1, tokens, 0) < share:
             tokens = min(2 * tokens, chunk)
-        return (*points, _measure(model, blocks, share, 1, tokens, 0))
+        points.append(_measure(model, blocks, share, 1, tokens, 0))
     except TimeoutError as outcome:
-        log.warning("Micro-benchmark left out: %s", outcome)
-        return None
+        log.warning("Micro-benchmark left out from here on: %s", outcome)
     finally:
         block_pool.release(blocks)
+    return tuple(points) or None
 
 
 def _measure(
@@ -187,7 +201,8 @@ def _time_pass(model: ModelRunner, blocks: list[int], rows: int, tokens: int, co
     prompt = context or tokens  # decoded rows follow a prompt
     new = probe_tokens(model, tokens)
     tables = [blocks[row * size : (row + 1) * size] for row in range(rows)]
-    chunks = [Chunk(new, context, table, 1, prompt) for table in tables]
+    yielding = tokens if context else 1  # rows of drafts all give a token
+    chunks = [Chunk(new, context, table, yielding, prompt) for table in tables]
     start_time = time.perf_counter()
     greedy_tokens(BlockedLogits(model.forward(chunks).logits)).tolist()
     return time.perf_counter() - start_time
