@@ -50,6 +50,7 @@ def brute_force(
     allowed = wanted.accelerators.allowed if wanted.accelerators else None
     kinds = wanted.accelerators.capacity_types if wanted.accelerators else (CapacityType.ON_DEMAND,)
     mode, ceiling = wanted.speculation.mode, wanted.speculation.max_draft_tokens
+    ceiling = 32 if ceiling is None else ceiling
     ceilings = {"Auto": (ceiling, 0), "Required": (ceiling,), "Disabled": (0,)}[mode]
     found = [
         one

@@ -72,7 +72,7 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
     cluster.until_ready(namespace)
     status = cluster.deployment(namespace)["status"]
     assert (status["draft"]["name"], status["draft"]["version"]) == ("first", "first")
-    assert status["plan"]["maxDraftTokens"] == 8
+    assert status["plan"]["maxDraftTokens"] == 32
     assert ready(cluster, namespace) == ("Unknown", "Loading")  # no engine answers in this tier
     with_it = pods_of(cluster, namespace)
 

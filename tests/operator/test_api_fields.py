@@ -129,7 +129,7 @@ def test_what_nobody_writes_has_these_values() -> None:
     smallest = {
         "model": {"uri": "hf://a/b", "dtype": "Auto"},
         "engine": {"type": "Auto"},
-        "speculation": {"mode": "Auto", "method": "Auto", "placement": "Auto", "maxDraftTokens": 8},
+        "speculation": {"mode": "Auto", "method": "Auto", "placement": "Auto"},
         "replicas": 1,
         "scaling": {
             "behavior": {"scaleUp": {"selectPolicy": "Max"}, "scaleDown": {"selectPolicy": "Max"}},

@@ -238,8 +238,9 @@ class Speculation(Record):
     placement: Literal["Auto", "Colocated", "Separate", "CPU"] = "Auto"
     """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
     planner."""
-    max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
-    """Ceiling of drafted tokens per request and step; the engine chooses below it."""
+    max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] | None = None
+    """Ceiling of drafted tokens per request and step; the engine chooses below it. Default: 32 with engine
+    Turbo, 8 with VLLM."""
 
     rules = (
         Rule(
@@ -253,7 +254,7 @@ class Speculation(Record):
             "mode",
         ),
         Rule(
-            "self.mode != 'Required' || self.maxDraftTokens > 0",
+            "self.mode != 'Required' || !has(self.maxDraftTokens) || self.maxDraftTokens > 0",
             "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
             "maxDraftTokens",
         ),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation, TurboDeploymentSpec
-from turbo_runtime.contract.config import CPU_LIMITS, GPU_LIMITS, BatchLimits
+from turbo_runtime.contract.config import CPU_LIMITS, GPU_LIMITS, BatchLimits, RuntimeConfig
 from turbo_runtime.contract.documents import ModelShape
 
 LACK = "is not supported yet"
@@ -47,6 +47,7 @@ class Engine:
     name: EngineName
     on_cpus: BatchLimits
     on_gpus: BatchLimits
+    max_draft_tokens: int  # per request and step where the spec names no ceiling
     methods: tuple[str, ...]
     quantized: bool  # serves weights as they are stored, instead of converting them
     forgets: bool  # its cache drops what a sliding window has passed
@@ -63,6 +64,7 @@ ENGINES = (
         EngineName.TURBO,
         CPU_LIMITS,
         GPU_LIMITS,
+        RuntimeConfig(model="").max_draft_tokens,
         (str(Method.SUFFIX), str(Method.TURBO_HEADS), OFF),
         quantized=False,
         forgets=False,
@@ -71,6 +73,7 @@ ENGINES = (
         EngineName.VLLM,
         VLLM_LIMITS,
         VLLM_LIMITS,
+        8,  # it drafts as many in every step, whatever they cost
         tuple(map(str, (Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL, Method.N_GRAM, Method.SUFFIX, OFF))),
         quantized=True,
         forgets=True,

@@ -117,6 +117,7 @@ def list_options(
     acceptance of an EAGLE-3 draft that was trained for the model.
     """
     limit = speculation.max_draft_tokens
+    limit = engine.max_draft_tokens if limit is None else limit
     none = SpeculationOption(OFF, None, 0)
     if speculation.mode == "Disabled" or limit == 0:
         return (none,)
