@@ -30,6 +30,7 @@ from turbo_runtime.contract.endpoints import HEALTH_PATH, PORT, PORT_NAME
 # variants that bear it.
 HASH_VERSION = "v2"
 HASH_DIGITS = 8
+CEILING_OF_V2 = 8  # drafted tokens that `turbo serve` took unless told; its hashes stay what they were
 
 CONTAINER = "runtime"
 MIB = 1 << 20
@@ -98,7 +99,8 @@ def _arguments(td: api.TurboDeployment, choice: Choice, facts: ModelInfo, claim:
     """Return what tells the engine's servers of two plans apart."""
     if choice.engine == api.EngineName.VLLM:
         return vllm.identity(td, choice, facts)
-    return turbo.runtime_config(td, choice, facts, resources(td, choice), claim).to_argv()
+    config = turbo.runtime_config(td, choice, facts, resources(td, choice), claim)
+    return config.to_argv(max_draft_tokens=CEILING_OF_V2)
 
 
 def pod_template(

@@ -161,12 +161,14 @@ class RuntimeConfig:
             self.max_num_batched_tokens or default.max_num_batched_tokens,
         )
 
-    def to_argv(self) -> list[str]:
-        """The arguments after `turbo serve`, without defaults, so that a new field changes no old pod."""
+    def to_argv(self, **defaults: object) -> list[str]:
+        """The arguments after `turbo serve`, without defaults, so that a new field changes no old pod.
+        `defaults`: those that were others in an earlier version, by name.
+        """
         argv = [self.model]
         for spec in dataclasses.fields(self)[1:]:
             value = getattr(self, spec.name)
-            if value != spec.default:
+            if value != defaults.get(spec.name, spec.default):
                 argv.append(f"--{spec.name.replace('_', '-')}={value}")
         return argv
 
