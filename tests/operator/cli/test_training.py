@@ -55,7 +55,7 @@ def test_heads_to_be_trained_are_served_with_suffix_drafts_until_the_first_one(
         assert document["training"]["accelerator"] is not None
         assert commands.plan(["-f", file]) == 0
         shown = capsys.readouterr().out
-        assert "with Suffix drafts of up to 8 tokens" in shown
+        assert "with Suffix drafts of up to 32 tokens" in shown
         assert "TurboHeads is not supported" not in shown
 
 
