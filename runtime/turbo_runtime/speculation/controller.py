@@ -196,8 +196,9 @@ class GoodputController:
         if not self.cost.known or not answers:
             return 0.0
         more = max(_MANY * answers, _MANY_OF_ONE)
-        growing = self.cost.growing(StepShape(answers, shape.row_reads), more, answers)
-        return float((growing[-1] - growing[0]) / more / (growing[0] / answers))
+        alone = StepShape(answers, shape.row_reads)
+        plain, full = self.cost.seconds(alone), self.cost.seconds(alone.drafting(more, answers))
+        return (full - plain) / more / (plain / answers)
 
     def spare(self, shape: StepShape) -> float:
         """Seconds of such a step for reading texts for later steps."""
@@ -231,8 +232,8 @@ class GoodputController:
             return
         self._since_plain = self._since_plain + 1 if drafted else 0
         self._since_drafts = 0 if drafted else self._since_drafts + 1
-        growing = self.cost.growing(shape, drafted, answers)
-        plain, extra = float(growing[0]), float(growing[-1] - growing[0])
+        plain = self.cost.seconds(shape)
+        extra = self.cost.seconds(shape.drafting(drafted, answers)) - plain
         decoding = self.cost.seconds(StepShape(answers, shape.row_reads))
         if not drafted:
             plain = times.rest  # no prediction needed

@@ -51,6 +51,7 @@ class StepCost:
         """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding."""
         self._padded = padded
         self._mean: Vector | None = None
+        self._times = np.zeros(0)
         self._covariance = self._fading = np.zeros((0, 0))
         if seeds:
             self._begin(*_prior(seeds, padded))
@@ -62,15 +63,15 @@ class StepCost:
 
     def seconds(self, shape: StepShape) -> float:
         """Predict the time of a step."""
-        return float(self.growing(shape, 0)[0])
+        if self._mean is None:
+            raise ValueError("no step was measured yet; learn one first")
+        base = float(np.interp(self._padded(shape.tokens), _KNOTS, self._times[:-2]))
+        per_row, per_tile = self._times[-2:].tolist()
+        return base + (per_row * shape.row_reads + per_tile * shape.tile_reads) / _READS
 
     def growing(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
         """Predict times (more + 1,) with up to `more` tokens drafted for `answers`; never falling."""
-        if self._mean is None:
-            raise ValueError("no step was measured yet; learn one first")
-        state = np.maximum(self._mean, 0.0)
-        state[:-2] = np.maximum.accumulate(np.maximum(state[:-2], _MIN_SECONDS))
-        times: Vector = self._features(shape, more, answers) @ state
+        times: Vector = self._features(shape, more, answers) @ self._times
         return times
 
     def doubt(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
@@ -93,7 +94,7 @@ class StepCost:
         variance = float(features @ gain) + (_NOISE * max(predicted, 1e-9)) ** 2
         bound = _OUTLIER * variance**0.5
         surprise = min(max(seconds - predicted, -bound), bound)
-        self._mean += gain * (surprise / variance)
+        self._know(self._mean + gain * (surprise / variance))
         self._covariance -= np.outer(gain, gain) / variance
 
     def _features(self, shape: StepShape, more: int = 0, answers: int = 1) -> Vector:
@@ -110,10 +111,15 @@ class StepCost:
         return features
 
     def _begin(self, knots: Vector, reading: float) -> None:
-        self._mean = np.concatenate([knots, [reading, 0.0]])
+        self._know(np.concatenate([knots, [reading, 0.0]]))
         covariance = np.diag(np.concatenate([_OWN * knots, np.full(2, _READING * knots[0])]) ** 2)
         covariance[:-2, :-2] += np.outer(_COMMON * knots, _COMMON * knots)
         self._covariance, self._fading = covariance, covariance.copy()
+
+    def _know(self, mean: Vector) -> None:
+        """Take these means, and for predictions such as grow with the tokens."""
+        self._mean, self._times = mean, np.maximum(mean, 0.0)
+        self._times[:-2] = np.maximum.accumulate(np.maximum(mean[:-2], _MIN_SECONDS))
 
 
 def _prior(seeds: Sequence[StepTime], padded: Callable[[int], int]) -> tuple[Vector, float]:
