@@ -66,7 +66,7 @@ class StepCost:
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
         base = float(np.interp(self._padded(shape.tokens), _KNOTS, self._times[:-2]))
-        per_row, per_tile = self._times[-2:].tolist()
+        per_row, per_tile = (float(seconds) for seconds in self._times[-2:])
         return base + (per_row * shape.row_reads + per_tile * shape.tile_reads) / _READS
 
     def growing(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
