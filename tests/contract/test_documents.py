@@ -113,14 +113,6 @@ def test_what_an_older_version_wrote_of_a_model_is_a_dense_one_without_windows(f
         del document["shape"][name]
     shape = ModelInfo.from_json(json.dumps(document)).shape
     assert not any(getattr(shape, name) for name in newer)
-    assert shape.max_served == shape.max_position
-
-
-@given(facts=FACTS)
-def test_the_longest_served_request_is_within_context_and_window(facts: ModelInfo) -> None:
-    shape = facts.shape
-    assert shape.max_served <= shape.max_position
-    assert shape.max_served == shape.max_position or shape.sliding_layers
 
 
 @given(load=LOADS)

@@ -75,6 +75,8 @@ class ShapeStatus(StatusRecord):
     """Layers that predict the tokens after the next; not in parameters."""
     mlp_width: _Count = 0
     """Inner elements of one token in the widest MLP, its experts together; 0 where it is not known."""
+    dequantizable: bool = False
+    """Whether the weights are quantized, and engine Turbo dequantizes them as it loads them."""
 
 
 class ModelStatus(StatusRecord):

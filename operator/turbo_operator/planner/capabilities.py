@@ -26,10 +26,16 @@ ARCHITECTURES = frozenset(
     {
         "DeepseekV2ForCausalLM",
         "DeepseekV3ForCausalLM",
+        "Gemma3ForCausalLM",
+        "GptOssForCausalLM",
         "LlamaForCausalLM",
         "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "Olmo2ForCausalLM",
+        "Phi3ForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
     }
 )
 IDLE_DRAFTS_LACK = (
@@ -93,12 +99,9 @@ def describe_model_lack(shape: ModelShape) -> str | None:
     remedy = f"{LACK} on engine Turbo: write engine.type: VLLM"
     if shape.architecture not in ARCHITECTURES:
         return f"architecture {shape.architecture} {remedy}"
-    return None if shape.quantization is None else f"serving {shape.quantization} weights {remedy}"
-
-
-def max_length(shape: ModelShape) -> int:
-    """Return the tokens of the longest request that a model can serve."""
-    return shape.max_served if describe_model_lack(shape) is None else shape.max_position
+    if shape.quantization is None or shape.dequantizable:
+        return None
+    return f"serving {shape.quantization} weights of this format {remedy}"
 
 
 def lora_rank(rank: int) -> int:

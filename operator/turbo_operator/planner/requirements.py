@@ -12,7 +12,7 @@ from turbo_operator.api import CapacityType, EngineName, Objective, ScalingMode,
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
 from turbo_operator.budget import beside
-from turbo_operator.planner.capabilities import lora_rank, max_length
+from turbo_operator.planner.capabilities import lora_rank
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
 from turbo_operator.snapshot import Accelerator, Host, Supply
@@ -354,7 +354,7 @@ class Requirements:
 
 def build_requirements(inputs: PlannerInputs, now: float) -> Requirements:
     """Convert a spec into numbers."""
-    spec, max_model_len = inputs.spec, inputs.spec.model.max_model_len or max_length(inputs.shape)
+    spec, max_model_len = inputs.spec, inputs.spec.model.max_model_len or inputs.shape.max_position
     accelerators = spec.accelerators or api.Accelerators()
     names = accelerators.allowed or tuple(sorted(inputs.catalog))
     # Not read while the policy is External.

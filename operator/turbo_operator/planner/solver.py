@@ -13,7 +13,6 @@ import numpy as np
 from turbo_operator.api import OFF, EngineName, Method, Objective, PlanReason, Provenance
 from turbo_operator.plan import Capacity, Choice, EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner.arrays import take
-from turbo_operator.planner.capabilities import max_length
 from turbo_operator.planner.evaluation import PlanEvaluation, evaluate
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.rejections import (
@@ -103,7 +102,7 @@ def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
     """Find what no candidate can solve."""
     inputs, length = requirements.inputs, requirements.max_model_len
     shape, draft = inputs.shape, inputs.draft
-    limit = max_length(shape)
+    limit = shape.max_position
     if length > limit:
         return PlanReason.NOT_YET_SUPPORTED, (
             f"spec.model.maxModelLen is {length}, but the model is served for positions up to "

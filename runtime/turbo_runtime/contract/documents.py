@@ -111,17 +111,13 @@ class ModelShape:
     sliding_layers: int = 0
     mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
     mlp_width: int = 0  # of the widest MLP, inner elements of one token, its experts together; 0: not known
+    dequantizable: bool = False  # quantized, and `turbo serve` dequantizes it as it loads it
 
     @property
     def active_parameters(self) -> int:
         """Weights that a token passes: of experts only its own."""
         idle = self.experts - self.experts_per_token
         return self.parameters - (self.expert_parameters * idle // self.experts if self.experts else 0)
-
-    @property
-    def max_served(self) -> int:
-        """Tokens of the longest request that `turbo serve` takes: a sliding window counts as the end."""
-        return min(self.max_position, self.sliding_window) if self.sliding_layers else self.max_position
 
 
 @dataclass(frozen=True, slots=True)

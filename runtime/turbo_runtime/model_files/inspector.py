@@ -206,6 +206,7 @@ def _count_weights(
         dtype=kept.most_common(1)[0][0] if kept else "float32",
         quantization=(less.dtype if less else "fp8") if quantized else None,
         quantized_parameters=quantized,
+        dequantizable=bool(quantized and less and less.refusal is None),
         embedding_parameters=0 if tied else embedding,
         expert_parameters=routed,
     )

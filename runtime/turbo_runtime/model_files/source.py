@@ -17,11 +17,16 @@ from turbo_runtime.contract.endpoints import S3_SCHEME
 ARCHITECTURES = (
     "DeepseekV2ForCausalLM",
     "DeepseekV3ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GptOssForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
+    "MixtralForCausalLM",
     "Olmo2ForCausalLM",
+    "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
 )
 _HUB_REMEDY = ": set the environment variable HF_ENDPOINT to a mirror, or name a model on disk"
 _GATED_REMEDY = ": a gated or private model needs a token (HF_TOKEN) of somebody who may read it"

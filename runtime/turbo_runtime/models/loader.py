@@ -6,20 +6,30 @@ Whatever is wrong with them is a `ModelError` with one sentence that says what t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find, first_line, hub_errors
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
+from turbo_runtime.models.dequantization import dequantized
+from turbo_runtime.shapes.dequantization import describe_refusal
 
 # These rescale by the longest position of the batch, so that one request's text would depend on the others'.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
+# Of Gemma's configurations; no release of Gemma 3 sets one of them.
+_REFUSED = ("use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def load_config(source: Source) -> Any:
@@ -54,40 +64,53 @@ def check_config(config: Any) -> None:
         requested = ", ".join(names) or config.model_type
         raise ModelError(f"{requested} is not supported; supported are {', '.join(ARCHITECTURES)}")
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-        raise ModelError(
-            f"rotary embeddings of type {rope['rope_type']} depend on the batch and are not supported"
-        )
-    # transformers takes the size of a scaled block to be the rows of a matrix over those of its scales, which
-    # is wrong where the last block is not full
-    quantization = getattr(config, "quantization_config", None) or {}
-    block, _ = quantization.get("weight_block_size") or (1, 1)
-    if rank := getattr(config, "kv_lora_rank", None):
-        rows = rank + config.qk_rope_head_dim
-        if rows % block:
+    by_kind = [part for part in rope.values() if isinstance(part, dict)]  # Gemma's, by type of layer
+    for part in by_kind or [rope]:
+        if part.get("rope_type") in _BATCH_DEPENDENT_ROPE:
             raise ModelError(
-                f"weight_block_size: the {rows} rows of kv_a_proj_with_mqa are not a multiple of {block} and "
-                "would be dequantized wrongly; convert the weights to bfloat16"
+                f"rotary embeddings of type {part['rope_type']} depend on the batch and are not supported"
             )
+    for name in _REFUSED:
+        if getattr(config, name, None):
+            raise ModelError(f"{name} is not supported: choose a model whose configuration does not set it")
+    quantization = _quantization(config)
+    if quantization and (refusal := describe_refusal(quantization)):
+        raise ModelError(refusal)
+    if quantization.get("quant_method") == "mxfp4" and config.model_type != "gpt_oss":
+        raise ModelError(
+            "quantization_config.quant_method is mxfp4, and weights are dequantized from it for GPT-OSS "
+            "alone: choose a checkpoint in bfloat16"
+        )
 
 
-def longest(config: Any) -> int:
-    """Tokens of the longest context; a sliding window bounds it, since the cache keeps no window."""
-    length = int(config.max_position_embeddings)
-    window: int | None = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
-        return length
-    return min(length, window)
+def _quantization(config: Any) -> dict[str, Any]:
+    """The configuration of quantized weights; empty where there are none."""
+    section = getattr(config, "quantization_config", None) or {}
+    return dict(section if isinstance(section, dict) else section.to_dict())
 
 
 def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Load weights in `dtype` on `device`, attention through the paged pool; dequantize a GGUF file."""
+    """Load weights in `dtype` on `device`, attention through the paged pool; dequantize what is quantized."""
     register()
     config = load_config(source)
-    options = {"config": config, "dtype": dtype, "attn_implementation": IMPLEMENTATION, **source.arguments()}
+    options = {"config": config, "dtype": dtype, "attn_implementation": IMPLEMENTATION}
     errors = (OSError, ValueError, KeyError, RuntimeError)
+    quantization = _quantization(config)
     with _model_errors(f"the weights of {source.name} cannot be loaded", errors):
-        model = AutoModelForCausalLM.from_pretrained(source.name, **options)
+        if quantization.get("quant_method") == "mxfp4":  # in which transformers dequantizes what we serve
+            config.quantization_config = {**quantization, "dequantize": True}
+        elif quantization:
+            del config.quantization_config
+            with dequantized(source, quantization) as weights:
+                model = AutoModelForCausalLM.from_pretrained(None, state_dict=weights, **options)
+            with suppress(OSError):  # where there is none, as of models that transformers loads itself
+                model.generation_config = GenerationConfig.from_pretrained(source.name, **source.arguments())
+            return _prepare(model, device)
+        model = AutoModelForCausalLM.from_pretrained(source.name, **options, **source.arguments())
+    return _prepare(model, device)
+
+
+def _prepare(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     return model.to(device).eval().requires_grad_(False)
 
 

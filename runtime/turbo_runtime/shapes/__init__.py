@@ -50,6 +50,7 @@ def from_config(config: Config, name: str) -> ModelShape:
         dtype=str(inner.get("dtype") or inner.get("torch_dtype") or "float32"),
         quantization=less.dtype if less and quantized else None,
         quantized_parameters=quantized,
+        dequantizable=bool(quantized and less and less.refusal is None),
         embedding_parameters=0 if reader.tied else shape.vocab_size * shape.hidden_size,
         expert_parameters=routed,
     )

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from turbo_runtime.contract.documents import LARGEST, ModelShape
+from turbo_runtime.shapes.dequantization import describe_refusal
 from turbo_runtime.shapes.families import FAMILIES, Bias, Family
 
 Config = Mapping[str, Any]
@@ -57,6 +58,7 @@ class Quantization:
     kept: tuple[str, ...] = ()  # names, parts of names, patterns with * or, after `re:`, regular expressions
     targets: tuple[str, ...] = ()  # only those, where there are any
     head: bool = False  # the output head too, unless it is kept
+    refusal: str | None = None  # why engine Turbo cannot dequantize them
 
     def covers(self, module: str) -> bool:
         """Whether the matrices of a module like `model.layers.3.mlp.down_proj` are quantized."""
@@ -233,7 +235,7 @@ class ConfigReader:
                 f"{self._name} is quantized by {method} in a way that is not counted; methods that are, with "
                 f"weights of one type of 8 or 4 bits: {READ}. Choose a checkpoint of one of those."
             )
-        return Quantization(dtype, kept, targets, head)
+        return Quantization(dtype, kept, targets, head, describe_refusal(section))
 
 
 def _compressed(weights: Mapping[str, Any]) -> str | None:

@@ -83,23 +83,23 @@ def test_a_file_that_the_index_names_and_is_not_beside_it_may_still_come(
 
 
 @pytest.mark.parametrize(
-    ("config", "longest"),
+    ("config", "window"),
     [
-        ({}, 256),
-        ({"sliding_window": None}, 256),
+        ({}, 0),
+        ({"sliding_window": None}, 0),
         ({"sliding_window": 64}, 64),
-        ({"sliding_window": 64, "use_sliding_window": False}, 256),
-        ({"sliding_window": 1024}, 256),
+        ({"sliding_window": 64, "use_sliding_window": False}, 0),
+        ({"sliding_window": 1024}, 0),
     ],
 )
-def test_a_sliding_window_is_the_longest_context_that_is_served(
-    tmp_path: Path, config: dict[str, object], longest: int
+def test_a_sliding_window_counts_where_it_is_shorter_than_the_context(
+    tmp_path: Path, config: dict[str, object], window: int
 ) -> None:
     folder(tmp_path, **config)
     weights(tmp_path / "model.safetensors", 1)
     shape = inspect_model(str(tmp_path)).shape
     assert shape.max_position == 256
-    assert shape.max_served == longest
+    assert shape.sliding_window == window
 
 
 def stored(path: Path, tensors: dict[str, tuple[str, int]], **config: object) -> ModelShape:
@@ -205,7 +205,7 @@ def test_of_a_gguf_file_embedding_and_window_are_told(tmp_path: Path) -> None:
     words = {"attention__sliding_window": 64, "feed_forward_length": 16}
     untied = gguf_shape(tmp_path / "untied.gguf", {**tensors, "output.weight": 80}, **words)
     assert (untied.parameters, untied.embedding_parameters) == (224, 80)
-    assert (untied.max_position, untied.max_served, untied.sliding_layers) == (256, 64, 2)
+    assert (untied.max_position, untied.sliding_window, untied.sliding_layers) == (256, 64, 2)
     assert untied.mlp_width == 16
     by_layer = gguf_shape(tmp_path / "layers.gguf", tensors, feed_forward_length=[16, 32])
     assert by_layer.mlp_width == 32

@@ -30,6 +30,9 @@ from turbo_runtime.models.attention.spans import Spans, padded_queries
 from turbo_runtime.models.step_batch import Chunk, StepBatch
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
+# of one layer each: none, less than a tile, a chunk and a bit, and one that only the last positions outgrow
+WINDOWS = (0, 40, 150, 270)
+SINKS = torch.linspace(-1.0, 3.0, HEADS)
 LENGTH = 290
 SCALING = 0.25
 # Value widths: as wide as keys, float32 goes through the fused kernel; all else is split over its keys.
@@ -40,10 +43,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pool(
-    dtype: torch.dtype = torch.float32, blocks: int = 3 * blocks_for(LENGTH), value: int = NARROW
+    dtype: torch.dtype = torch.float32,
+    blocks: int = 3 * blocks_for(LENGTH),
+    value: int = NARROW,
+    *,
+    sinks: bool = False,
 ) -> KVPool:
-    shape = KVCacheSpec(HEADS, KV_HEADS, KEY, value)
-    return KVPool(shape, layers=1, blocks=blocks, dtype=dtype, device=torch.device("cpu"))
+    shape = KVCacheSpec(HEADS, KV_HEADS, KEY, value, windows=WINDOWS, sinks=sinks)
+    return KVPool(shape, layers=len(WINDOWS), blocks=blocks, dtype=dtype, device=torch.device("cpu"))
 
 
 def tensors(
@@ -79,6 +86,8 @@ def computed(
     padding: int = 0,
     value: int = NARROW,
     in_a_row: bool = False,
+    layer: int = 0,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """(LENGTH, heads, value width) of the sequence, a step from each of `cuts` to the next, beside sequences
     of the lengths `mates`. `in_a_row`: its blocks follow each other.
@@ -96,31 +105,47 @@ def computed(
         for all_rows, own in zip(flat, own_tensors, strict=True):
             all_rows[before : before + end - start] = own[start:end]
         step = AttentionMetadata(kv, batch(kv, spans), rows, rule or Rule())
-        answers.append(step.attend(0, *flat, SCALING)[before : before + end - start])
+        answers.append(step.attend(layer, *flat, SCALING, sinks)[before : before + end - start])
     return torch.cat(answers)
 
 
 @cache
 def found_out(value: int) -> tuple[tuple[int, ...], bool]:
     """Row counts that hold, and whether tiles are rows."""
-    return find_invariant_row_counts(pool(value=value)), are_tiles_rows(pool(value=value))
+    kv = pool(value=value, sinks=True)
+    return find_invariant_row_counts(kv), are_tiles_rows(kv)
 
 
-@pytest.mark.parametrize("prompt_length", [0, 63, 64, 200, LENGTH])
+@pytest.mark.parametrize("prompt_length", [0, 64, 200])
 @pytest.mark.parametrize("rule", [Rule(), Rule(exact=False)], ids=["exact", "free"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("layer", range(len(WINDOWS)))
 @WAYS
 def test_it_is_causal_softmax_attention(
-    prompt_length: int, rule: Rule, dtype: torch.dtype, close: float, padding: int, value: int
+    prompt_length: int, rule: Rule, dtype: torch.dtype, close: float, layer: int, value: int
 ) -> None:
-    query, key, values = (tensor.transpose(0, 1).float() for tensor in tensors(dtype, value=value))
-    expected = F.scaled_dot_product_attention(
-        query[None], key[None], values[None], is_causal=True, scale=SCALING, enable_gqa=True
-    )[0].transpose(0, 1)
-    cuts = [0, 40, 44, 45, 46, 200]
-    found = computed(cuts, prompt_length, rule=rule, dtype=dtype, padding=padding, value=value).float()
-    torch.testing.assert_close(found, expected, atol=close, rtol=close)
+    query, key, values = (tensor.transpose(0, 1).double() for tensor in tensors(dtype, value=value))
+    key, values = (tensor.repeat_interleave(HEADS // KV_HEADS, 0) for tensor in (key, values))
+    distance = torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)
+    hidden = (distance < 0) | (distance >= (WINDOWS[layer] or LENGTH))
+    scores = (query @ key.transpose(1, 2) * SCALING).masked_fill(hidden, float("-inf"))
+    for sinks in (None, SINKS):
+        beside = (
+            torch.empty(HEADS, LENGTH, 0) if sinks is None else sinks[:, None, None].expand(-1, LENGTH, 1)
+        )
+        weights = torch.cat([scores, beside], 2).softmax(-1)[..., :LENGTH]
+        expected = (weights @ values).transpose(0, 1).float()
+        found = computed(
+            [0, 40, 44, 45, 46, 200],
+            prompt_length,
+            rule=rule,
+            dtype=dtype,
+            padding=3,
+            value=value,
+            layer=layer,
+            sinks=sinks,
+        )
+        torch.testing.assert_close(found.float(), expected, atol=close, rtol=close)
 
 
 @given(
@@ -131,6 +156,8 @@ def test_it_is_causal_softmax_attention(
     st.booleans(),
     st.sampled_from([KEY, NARROW]),
     st.booleans(),
+    st.sampled_from(range(len(WINDOWS))),
+    st.sampled_from([None, SINKS]),
 )
 @settings(max_examples=80)
 def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits_are_the_same(
@@ -141,11 +168,13 @@ def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits
     in_a_row: bool,
     value: int,
     by_tile: bool,
+    layer: int,
+    sinks: Tensor | None,
 ) -> None:
     counts, uniform = found_out(value)
     assert 1 in counts
     rule = Rule(row_counts=counts, uniform=by_tile and uniform)
-    at_once = computed([0], prompt_length, rule=rule, value=value)
+    at_once = computed([0], prompt_length, rule=rule, value=value, layer=layer, sinks=sinks)
     in_a_row = in_a_row and not mates  # whose blocks lie in between
     cut = computed(
         [0, *sorted(cuts)],
@@ -155,8 +184,24 @@ def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits
         padding=padding,
         value=value,
         in_a_row=in_a_row,
+        layer=layer,
+        sinks=sinks,
     )
     assert torch.equal(cut, at_once)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_that_the_window_has_passed_are_not_read(dtype: torch.dtype) -> None:
+    """But for those in the tile, or the chunk, in which it begins."""
+    kv, window = pool(dtype, value=KEY), WINDOWS[1]
+    kv.keys[1][
+        :, [place % BLOCK_SIZE + table(0)[place // BLOCK_SIZE] * BLOCK_SIZE for place in range(64)]
+    ] = float("nan")
+    flat = [torch.ones(20, heads, KEY, dtype=dtype) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    for start in (256, 270):
+        step = AttentionMetadata(kv, [Span(start, 20, table(0), 200)], 20, Rule())
+        assert start - window > 128
+        assert step.attend(1, *flat, SCALING).isfinite().all()
 
 
 @given(st.integers(0, LENGTH), st.integers(0, LENGTH))
@@ -378,7 +423,7 @@ def test_only_the_last_keys_of_an_item_are_masked() -> None:
     (group,) = attention._groups
     # of three chunks each: one, one, and two where the rows lie on both sides of an edge
     assert isinstance(group, SplitKVItems)
-    assert group._tail.tolist() == [2, 5, 7, 8]
+    assert group._edge.tolist() == [2, 5, 7, 8]
 
 
 def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,18 @@ from transformers import (
     AutoModelForCausalLM,
     DeepseekV2Config,
     DeepseekV3Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, set_free
@@ -53,14 +58,35 @@ LATENT = {
     "num_experts_per_tok": 2,
     "n_routed_experts": 8,
 }
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 16, "head_dim": 16}
+MIXED = ["sliding_attention", "full_attention"]
+TWO_ROPES = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+}
 GROUPED = {"n_group": 4, "topk_group": 2}
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama, tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama, biases everywhere": lambda: LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "llama, scaled positions": lambda: LlamaConfig(**SIZES, rope_parameters=YARN),
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=None),
+    "mistral, sliding": lambda: MistralConfig(**SIZES, sliding_window=40),
     "qwen2": lambda: Qwen2Config(**SIZES),
+    "qwen2, upper layers sliding": lambda: Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=128, max_window_layers=1
+    ),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
+    "qwen3, experts": lambda: Qwen3MoeConfig(
+        **{**SIZES, "num_hidden_layers": 3}, **EXPERTS, norm_topk_prob=True, mlp_only_layers=[1]
+    ),
+    "mixtral, sliding": lambda: MixtralConfig(**SIZES, num_local_experts=8, sliding_window=100),
+    "phi3": lambda: Phi3Config(**SIZES, pad_token_id=0, partial_rotary_factor=0.5),
+    "gemma 3": lambda: Gemma3TextConfig(
+        **SIZES, head_dim=16, sliding_window=64, layer_types=MIXED, rope_parameters=TWO_ROPES
+    ),
+    "gpt-oss": lambda: GptOssConfig(
+        **SIZES, num_local_experts=8, num_experts_per_tok=2, sliding_window=48, head_dim=16, layer_types=MIXED
+    ),
     "deepseek v3": lambda: DeepseekV3Config(
         **LATENT,
         **GROUPED,

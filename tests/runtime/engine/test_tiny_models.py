@@ -11,11 +11,17 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
+    Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
@@ -41,10 +47,26 @@ SIZES = {
     "vocab_size": 61,
     "max_position_embeddings": 256,
 }
+SLIDING = ["sliding_attention", "full_attention"]
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES),
     "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
+    "mistral, sliding": lambda: MistralConfig(**SIZES, sliding_window=48),
+    "mixtral": lambda: MixtralConfig(**SIZES, num_local_experts=4),
+    "qwen3 with experts": lambda: Qwen3MoeConfig(
+        **SIZES, head_dim=8, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "phi3": lambda: Phi3Config(**SIZES, pad_token_id=0),
+    "gemma 3": lambda: Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=32, layer_types=SLIDING),
+    "gpt-oss": lambda: GptOssConfig(
+        **SIZES,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=20,
+        layer_types=SLIDING,
+    ),
     "deepseek v3": lambda: DeepseekV3Config(
         **{**SIZES, "num_key_value_heads": 4},
         q_lora_rank=16,
@@ -61,6 +83,13 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     ),
 }
 LENGTH = 200
+WHOLE = (
+    "llama",
+    "qwen2",
+    "qwen3",
+    "deepseek v3",
+    "gpt-oss",
+)  # between them all that attention and experts do
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,12 +106,16 @@ def network(name: str, implementation: str) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=WHOLE)
 def paged(request: pytest.FixtureRequest) -> tuple[str, ModelRunner]:
-    model = ModelRunner(network(request.param, IMPLEMENTATION), blocks=64, max_length=LENGTH)
+    return request.param, checked(request.param)
+
+
+def checked(name: str) -> ModelRunner:
+    model = ModelRunner(network(name, IMPLEMENTATION), blocks=64, max_length=LENGTH)
     report = check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=60)
     assert report.guarantee == "bitwise", report.reason
-    return request.param, model
+    return model
 
 
 def engine(
@@ -127,7 +160,23 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def test_greedy_answers_are_those_of_transformers(paged: tuple[str, ModelRunner]) -> None:
-    name, model = paged
+    require_transformers_answers(*paged)
+
+
+@pytest.mark.parametrize("name", sorted({*CONFIGS} - {*WHOLE}))
+def test_other_families_answer_as_transformers_does_and_the_same_in_any_company(name: str) -> None:
+    model, alone = checked(name), dict[str, list[int]]()
+    require_transformers_answers(name, model)
+    for request in mixed(method="off"):
+        alone |= run(engine(model), [request])
+    server = engine(model, step_tokens=33)
+    assert run(server, mixed()) == alone
+    assert server.scheduler.cache_hits == 0
+    assert run(server, mixed()) == alone
+    assert server.scheduler.cache_hits > 0
+
+
+def require_transformers_answers(name: str, model: ModelRunner) -> None:
     reference = network(name, "eager")
     requests = [ask(i, prompt) for i, prompt in enumerate(prompts(6))]
     answers = run(engine(model), requests)

@@ -57,7 +57,7 @@ def find_invariant_row_counts(
     that are not tried by `optional_deadline`.
     """
     lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
-    probes = [_Probe(pool, length) for length in lengths]
+    probes = [*(_Probe(pool, length) for length in lengths), *_windowed(pool)]
     for probe in probes:
         require_time(deadline)
         if not probe.is_invariant(1):
@@ -72,10 +72,9 @@ def find_invariant_row_counts(
 
 def are_tiles_invariant(pool: KVPool) -> bool:
     """Whether the last tile of a prompt gets the same bits at once and in parts, alone and after another."""
-    probe = _Probe(pool, TILES * PROMPT_TILE)
-    at_once = probe.tile([0, PROMPT_TILE], preceded=False)
     return all(
-        torch.equal(probe.tile(cuts, preceded), at_once)
+        torch.equal(probe.tile(cuts, preceded), probe.tile([0, PROMPT_TILE], preceded=False))
+        for probe in (_Probe(pool, TILES * PROMPT_TILE), *_windowed(pool))
         for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
     )
 
@@ -85,14 +84,20 @@ def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
     return is_fused(pool) and all(
         time.monotonic() <= deadline
         and torch.equal(probe.tile([0, PROMPT_TILE], preceded=False), probe.rows(1, PROMPT_TILE))
-        for probe in (_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
+        for probe in (*(_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS)), *_windowed(pool))
     )
+
+
+def _windowed(pool: KVPool) -> list[_Probe]:
+    """Build a probe of each window, in the third tile of keys behind those that its first row sees."""
+    windows = sorted({window for window in pool.shape.windows if window})
+    return [_Probe(pool, (window // PROMPT_TILE + 3) * PROMPT_TILE, window) for window in windows]
 
 
 class _Probe:
     """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
 
-    def __init__(self, pool: KVPool, length: int) -> None:
+    def __init__(self, pool: KVPool, length: int, window: int = 0) -> None:
         blocks = FIRST_BLOCK + blocks_for(length)
         self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
         generator = torch.Generator().manual_seed(0)
@@ -106,7 +111,8 @@ class _Probe:
         if not pool.shape.latent:
             self._pool.values[0].copy_(draw(*self._pool.values[0].shape))
         self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
-        self._length = length
+        self._length, self._window = length, window
+        self._sinks = draw(pool.kv_heads, pool.group).float() if pool.shape.sinks else None
         self._table = list(range(FIRST_BLOCK, blocks))
 
     @cached_property
@@ -127,7 +133,7 @@ class _Probe:
 
     def batches(self) -> set[tuple[int, bool]]:
         """Those of BATCHES that teach something: no more long sequences than a call has room for."""
-        if self._length in FAR_LENGTHS:
+        if self._length in FAR_LENGTHS or self._window:
             return {(0, False)}
         together = items_together(self._pool, self._length)
         return {(min(number, together) if long else number, long) for number, long in BATCHES}
@@ -142,7 +148,7 @@ class _Probe:
         probed = self._part(self._length - count, count, 0)
         before = others // 2
         spans = self._spans([other] * before + [probed] + [other] * (others - before))
-        attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
+        attention = RowAttention(self._pool, spans, (rows_each,), step_rows, self._window)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]
         padding = self._queries[:, : max(0, step_rows - count) * group]
@@ -157,7 +163,7 @@ class _Probe:
         parts = []
         for start, end in pairwise(cuts):
             spans = self._spans([*before, self._part(first + start, end - start, self._length)])
-            attention = TileAttention(self._pool, spans, aligned=True)
+            attention = TileAttention(self._pool, spans, aligned=True, window=self._window)
             queries = own[:, start * group : end * group]
             if preceded:
                 queries = torch.cat([own, queries], 1)
@@ -174,5 +180,5 @@ class _Probe:
         self, attention: RowAttention | TileAttention, queries: Tensor, start: int, end: int | None
     ) -> Tensor:
         """The outputs of the tokens from `start` to before `end` of the step."""
-        outputs = attention.attend(0, queries, self._pool.key_width**-0.5)
+        outputs = attention.attend(0, queries, self._pool.key_width**-0.5, self._sinks)
         return outputs.index_select(1, torch.from_numpy(attention.output_rows[start:end].ravel()))

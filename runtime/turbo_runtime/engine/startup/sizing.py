@@ -6,6 +6,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -18,7 +19,6 @@ from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.varlen import DEFAULT_OP, PAGE_SIZE, VarlenAttention, supports
 from turbo_runtime.models.cuda_runner import GRAPH_ROWS, CudaModelRunner
-from turbo_runtime.models.loader import longest
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.dense import DENSE
@@ -49,7 +49,7 @@ def build_runner(
         )
         return CudaModelRunner(weights, blocks=blocks, max_length=length, op=op or DEFAULT_OP)
     shape, dtype = weights.config, weights.dtype
-    length = min(longest(shape), config.max_model_len or sys.maxsize)
+    length = min(int(shape.max_position_embeddings), config.max_model_len or sys.maxsize)
     pages = 1 + blocks_for(limits.max_num_batched_tokens, PAGE_SIZE)
     model = CudaModelRunner(weights, blocks=pages, max_length=length, op=op or DEFAULT_OP)
     budget = device_budget(model, limits, config.gpu_memory_utilization)
@@ -60,7 +60,7 @@ def build_runner(
 
 def size_cache(
     config: RuntimeConfig,
-    model_config: object,
+    model_config: Any,
     dtype: torch.dtype,
     limits: BatchLimits,
     block_size: int,
@@ -70,7 +70,7 @@ def size_cache(
     """Return (blocks, maximum sequence length) for `budget` bytes, `drafts` of them for each token going to
     the caches of drafts. Raises ModelError if no sequence fits.
     """
-    length = longest(model_config)
+    length = int(model_config.max_position_embeddings)
     if config.max_model_len is not None:
         if config.max_model_len > length:
             raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")

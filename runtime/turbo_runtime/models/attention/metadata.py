@@ -41,8 +41,18 @@ class StepMetadata(Protocol):
     tokens: int  # rows that are not padding
     positions: Tensor  # (rows,)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
-        """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        scaling: float,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Store key and value (rows, KV heads, width); query (rows, heads, width), sinks (heads) float32 ->
+        outputs like queries.
+        """
 
 
 class AttentionMetadata:
@@ -54,37 +64,66 @@ class AttentionMetadata:
         self.tokens = len(batch.tokens)  # rows that are not padding
         self.positions = pool.tensor(padded(batch.positions, rows))
         self._slots = pool.tensor(batch.slot_mapping)
-        tiled, single = _split(Spans.of(batch), batch.prompt_lens, rule)
-        self._parts: list[TileAttention | RowAttention] = []
-        self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
-        output_rows = np.zeros((rows, pool.group), np.int64)
-        place = 0
-        if len(tiled.count):
-            tiles = TileAttention(pool, tiled, aligned=rule.exact)
-            output_rows[tiled.rows()] = tiles.output_rows
-            self._parts.append(tiles)
-            place = tiles.padded
-        if len(single.count):
-            row_wise = RowAttention(pool, single, rule.row_counts, 0 if self._parts else rows)
-            output_rows[single.rows()] = place + row_wise.output_rows
-            self._parts.append(row_wise)
-            if row_wise.in_order:
-                return
-        self._output_rows = pool.tensor(output_rows.ravel())
+        spans = Spans.of(batch)
+        parts = _split(spans, batch.prompt_lens, rule)
+        # a window that no sequence has outgrown hides nothing
+        length = int(spans.end.max())
+        self._windows = [window if window < length else 0 for window in pool.shape.windows]
+        self._views = {window: _View(pool, parts, rows, rule, window) for window in {*self._windows} or {0}}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
-        """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        scaling: float,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Store key and value (rows, KV heads, width); query (rows, heads, width), sinks (heads) float32 ->
+        outputs like queries.
+        """
         pool = self._pool
         # padding is not stored: it holds another row's output, which may be NaN
         pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
         rows, heads, width = query.shape
         by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
         queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
-        parts = [part.attend(layer, queries, scaling) for part in self._parts]
-        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        if self._output_rows is not None:
-            outputs = outputs.index_select(1, self._output_rows)
+        view = self._views[self._windows[layer] if self._windows else 0]
+        outputs = view.attend(layer, queries, scaling, None if sinks is None else sinks.view(-1, pool.group))
         return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
+
+
+class _View:
+    """What the rows of a step see through one window: tiles and single rows."""
+
+    def __init__(self, pool: KVPool, parts: tuple[Spans, Spans], rows: int, rule: Rule, window: int) -> None:
+        tiled, single = parts
+        self._parts: list[TileAttention | RowAttention] = []
+        self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
+        output_rows = np.zeros((rows, pool.group), np.int64)
+        place = 0
+        if len(tiled.count):
+            tiles = TileAttention(pool, tiled, aligned=rule.exact, window=window)
+            output_rows[tiled.rows()] = tiles.output_rows
+            self._parts.append(tiles)
+            place = tiles.padded
+        if len(single.count):
+            step_rows = 0 if self._parts else rows
+            row_wise = RowAttention(pool, single, rule.row_counts, step_rows, window)
+            output_rows[single.rows()] = place + row_wise.output_rows
+            self._parts.append(row_wise)
+            if row_wise.in_order:
+                return
+        self._output_rows = pool.tensor(output_rows.ravel())
+
+    def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
+        """Queries (KV heads, rows * group, width), sinks (KV heads, group) -> (KV heads, rows * group, value
+        width).
+        """
+        parts = [part.attend(layer, queries, scaling, sinks) for part in self._parts]
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return outputs if self._output_rows is None else outputs.index_select(1, self._output_rows)
 
 
 def _split(columns: Spans, prompt_lens: Ints, rule: Rule) -> tuple[Spans, Spans]:

@@ -26,6 +26,8 @@ class KVCacheSpec:
     key_width: int
     value_width: int
     latent: bool = False
+    windows: tuple[int, ...] = ()  # keys that each layer looks back, a row's own among them; 0: all
+    sinks: bool = False  # each head has a score of its own beside those of the keys, and no value for it
 
     @property
     def group(self) -> int:
@@ -44,7 +46,17 @@ def cache_shape(config: Any) -> KVCacheSpec:
     if rank := getattr(config, "kv_lora_rank", None):
         return KVCacheSpec(heads, 1, int(rank) + int(config.qk_rope_head_dim), int(rank), latent=True)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return KVCacheSpec(heads, int(config.num_key_value_heads), width, width)
+    windows, sinks = layer_windows(config), config.model_type == "gpt_oss"
+    return KVCacheSpec(heads, int(config.num_key_value_heads), width, width, False, windows, sinks)
+
+
+def layer_windows(config: Any) -> tuple[int, ...]:
+    """Read how far each layer looks back: `sliding_window`, in the sliding ones if the layers differ."""
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    if not window or not kinds or config.model_type == "mistral":  # where transformers reads no layer_types
+        return (window,) * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
 class KVPool:

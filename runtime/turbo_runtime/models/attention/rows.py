@@ -15,21 +15,26 @@ rows of an item are one element of a product, whose bits depend on the element's
 elements. The largest score of a row is exact in any order, and a tree over the places of the chunks adds them
 up, so that empty chunks change nothing. This is the split-KV softmax (Milakov, Gimelshein, arXiv 1805.02867;
 Flash-Decoding) with a fixed order of sums.
+
+Through a window, a position sees the keys from the start of the tile, or chunk, in which its window begins; a
+mask hides those before it. The places of chunks are taken modulo a number that the window decides, so that
+the tree depends on the position alone there, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from math import inf
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.models.attention.fused import attend_fused, sinks_of_rows
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.spans import Spans, padded_queries, ragged
+from turbo_runtime.models.attention.spans import Spans, first_key, padded_queries, ragged
 from turbo_runtime.models.step_batch import Ints
 
 # Query rows of one item: one, or one and its drafts; few shapes, all checked at start.
@@ -42,30 +47,35 @@ READING = 8  # what gathering a chunk costs, in query rows of computing it
 class RowAttention:
     """The single positions of one step, prepared once for all layers."""
 
-    def __init__(self, pool: KVPool, spans: Spans, row_counts: tuple[int, ...], step_rows: int = 0) -> None:
+    def __init__(
+        self, pool: KVPool, spans: Spans, row_counts: tuple[int, ...], step_rows: int = 0, window: int = 0
+    ) -> None:
         """`row_counts`: allowed ones of ROW_COUNTS. `step_rows`: if the spans are all of the step, padded."""
         fused, group = is_fused(pool), pool.group
         pieces = spans.pieces(PROMPT_TILE, aligned=True) if fused else spans
-        rows_each = _cheapest(pieces, row_counts, group)
+        rows_each = _cheapest(pieces, row_counts, group, window)
         pieces, item_rows = pieces.pieces(rows_each), padded_queries(rows_each, group)
         alone = len(pieces.count) == 1
         # whether `attend` returns the outputs in the order of the step's queries, padding included
         self.in_order = alone and item_rows == step_rows * group
         in_place = alone and item_rows <= step_rows * group
-        order = np.argsort(_tiles(pieces), kind="stable")  # equal lengths together
+        order = np.argsort(_tiles(pieces, window), kind="stable")  # equal lengths together
         ordered = pieces.select(order)
         build = partial(FusedItems, in_place=in_place) if fused else SplitKVItems
-        groups = [ordered.select(part) for part in _parts(pool, ordered, alike=fused)]
-        self._groups = [build(pool, items, *items.item_rows(rows_each, group)) for items in groups]
+        tiles = _tiles(ordered, window).tolist()
+        groups = [ordered.select(part) for part in _parts(pool, tiles, alike=fused)]
+        self._groups = [build(pool, items, *items.item_rows(rows_each, group), window) for items in groups]
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         first = np.repeat(place, pieces.count) * item_rows + ragged(pieces.count) * group
         # (tokens, group): where each query of a token stands in it
         self.output_rows = first[:, None] + np.arange(group)
 
-    def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
-        """Queries (KV heads, tokens * group, width) of the whole step -> (KV heads, padded, value width)."""
-        parts = [group.attend(layer, queries, scaling) for group in self._groups]
+    def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None = None) -> Tensor:
+        """Queries (KV heads, tokens * group, width) of the whole step, sinks (KV heads, group) -> (KV heads,
+        padded, value width).
+        """
+        parts = [group.attend(layer, queries, scaling, sinks) for group in self._groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
@@ -83,22 +93,28 @@ def items_together(pool: KVPool, keys: int) -> int:
     return max(1, GROUP_BYTES // (keys * pool.shape.elements * pool.dtype.itemsize))
 
 
-def _tiles(spans: Spans) -> Ints:
+def _tiles(spans: Spans, window: int) -> Ints:
     """Tiles of keys that each span sees."""
-    return -(-spans.end // PROMPT_TILE)
+    return -(-spans.end // PROMPT_TILE) - _first_of_tile(spans, window) // PROMPT_TILE
 
 
-def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
+def _first_of_tile(spans: Spans, window: int) -> Ints:
+    """The first key that the tile of each span sees."""
+    return first_key(spans.start // PROMPT_TILE * PROMPT_TILE, window, PROMPT_TILE)
+
+
+def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int, window: int) -> int:
     """The cheapest number of rows an item for the spans, in query rows times chunks."""
     items = -(-spans.count // np.array(row_counts)[:, None])
     rows = np.array([padded_queries(rows_each, group) for rows_each in row_counts])
-    chunks = -(-spans.end // KEY_CHUNK)
+    chunks = -(-spans.end // KEY_CHUNK) - first_key(spans.start, window, KEY_CHUNK) // KEY_CHUNK
     return row_counts[int(np.argmin((items * chunks).sum(1) * (READING + rows)))]
 
 
-def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
-    """Yield runs of items, ordered by length, that fit in GROUP_BYTES, or single ones; `alike` in length."""
-    tiles = _tiles(ordered).tolist()
+def _parts(pool: KVPool, tiles: list[int], *, alike: bool) -> Iterator[slice]:
+    """Yield runs of items, ordered by `tiles` of keys, that fit in GROUP_BYTES, or single ones; `alike` in
+    their number.
+    """
     begin = 0
     for index, count in enumerate(tiles):
         full = index + 1 - begin > items_together(pool, count * PROMPT_TILE)
@@ -111,22 +127,29 @@ def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
 class FusedItems:
     """Items in one call of the fused kernel."""
 
-    def __init__(self, pool: KVPool, items: Spans, queries: Ints, positions: Ints, *, in_place: bool) -> None:
+    def __init__(
+        self, pool: KVPool, items: Spans, queries: Ints, positions: Ints, window: int, *, in_place: bool
+    ) -> None:
         """`in_place`: the only item is all of the step, so its queries come first and padding follows."""
         self._pool = pool
-        number, keys = len(queries), int(_tiles(items)[0]) * PROMPT_TILE
-        logical = np.arange(keys // BLOCK_SIZE)
+        number, keys = len(queries), int(_tiles(items, window)[0]) * PROMPT_TILE
+        key = _first_of_tile(items, window)[:, None, None] + np.arange(keys)
+        logical = key[:, 0, ::BLOCK_SIZE] // BLOCK_SIZE
         blocks = items.block_at(np.arange(number)[:, None], logical, pool.scratch).ravel()
         in_a_row = _in_a_row(blocks, pool) if in_place else None
         self._items = number
         self._blocks = pool.tensor(blocks) if in_a_row is None else in_a_row
         self._queries = slice(queries.size) if in_place else pool.tensor(queries.ravel())
-        # (items, rows, keys); all that can come after a row lies in its own tile
+        # (items, rows, keys); all that can come after a row lies in its own tile, and all that its window has
+        # passed in the first two
         self._mask = torch.zeros(*queries.shape, keys, dtype=pool.dtype, device=pool.device)
-        later = np.arange(keys - PROMPT_TILE, keys) > positions[:, :, None]
-        self._mask[..., -PROMPT_TILE:].masked_fill_(pool.tensor(later), float("-inf"))
+        last = positions[:, :, None]
+        self._mask[..., -PROMPT_TILE:].masked_fill_(pool.tensor(key[..., -PROMPT_TILE:] > last), -inf)
+        if window:
+            passed = key[..., : 2 * PROMPT_TILE] <= last - window
+            self._mask[..., : 2 * PROMPT_TILE].masked_fill_(pool.tensor(passed), -inf)
 
-    def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the step -> (KV heads, items * rows, value width)."""
         pool = self._pool
         keys, values = pool.gather(layer, self._blocks)
@@ -138,9 +161,7 @@ class FusedItems:
             tensor.view(pool.kv_heads, self._items, -1, tensor.shape[-1]).transpose(0, 1)
             for tensor in (query, keys, values)
         )
-        outputs = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=self._mask[:, None], scale=scaling
-        )
+        outputs = attend_fused(query, keys, values, self._mask[:, None], scaling, sinks)
         return outputs.transpose(0, 1).flatten(1, 2)[..., : pool.value_width]
 
 
@@ -159,27 +180,37 @@ def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:
 class SplitKVItems:
     """Items in batched products over chunks of their keys."""
 
-    def __init__(self, pool: KVPool, items: Spans, queries: Ints, positions: Ints) -> None:
+    def __init__(self, pool: KVPool, items: Spans, queries: Ints, positions: Ints, window: int) -> None:
         self._pool = pool
-        chunks = -(-items.end // KEY_CHUNK)
+        first = first_key(items.start, window, KEY_CHUNK) // KEY_CHUNK
+        chunks = -(-items.end // KEY_CHUNK) - first
         self._items, self._rows = queries.shape
-        self._max_chunks = int(chunks.max())  # chunks of an item
-        item, chunk = np.repeat(np.arange(self._items), chunks), ragged(chunks)
-        self._uniform = len(item) == self._items * self._max_chunks
-        self._place = pool.tensor(item * self._max_chunks + chunk)  # were all items of one length
+        # of an item: as many as it has chunks, or as any has through the window, wherever it is
+        self._places = (window + ROW_COUNTS[-1]) // KEY_CHUNK + 2 if window else int(chunks.max())
+        item = np.repeat(np.arange(self._items), chunks)
+        chunk = first[item] + ragged(chunks)
+        place = item * self._places + chunk % self._places  # were all items of one length
+        self._uniform = np.array_equal(place, np.arange(self._items * self._places))
+        self._place = pool.tensor(place)
         self._item = pool.tensor(item)
         self._queries = pool.tensor(queries[item].ravel())
         per_chunk = KEY_CHUNK // BLOCK_SIZE
         logical = chunk[:, None] * per_chunk + np.arange(per_chunk)
         self._blocks = pool.tensor(items.block_at(item[:, None], logical, pool.scratch).ravel())
-        # only an item's last keys, of a chunk or two, come after a query
-        tail = np.flatnonzero((chunk + 1) * KEY_CHUNK - 1 > items.start[item])
-        self._tail = pool.tensor(tail)
-        key = chunk[tail, None] * KEY_CHUNK + np.arange(KEY_CHUNK)
-        # (tail, rows, KEY_CHUNK)
-        self._hidden = pool.tensor(key[:, None, :] > positions[item[tail]][:, :, None])
+        # only an item's last keys, of a chunk or two, come after a query, and the first precede its window
+        edge = (chunk + 1) * KEY_CHUNK - 1 > items.start[item]
+        if window:
+            edge |= chunk * KEY_CHUNK < items.end[item] - window
+        edge = np.flatnonzero(edge)
+        self._edge = pool.tensor(edge)
+        key, last = (
+            chunk[edge, None, None] * KEY_CHUNK + np.arange(KEY_CHUNK),
+            positions[item[edge]][:, :, None],
+        )
+        # (edge, rows, KEY_CHUNK)
+        self._hidden = pool.tensor((key > last) | (key <= last - window) if window else key > last)
 
-    def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the step -> (KV heads, items * rows, value width)."""
         kv_heads, chunks, rows = self._pool.kv_heads, len(self._item), self._rows
         keys, values = self._pool.gather(layer, self._blocks)
@@ -188,26 +219,26 @@ class SplitKVItems:
         # scores and sums in float32, like everywhere
         scores = products.float().mul_(scaling).view(kv_heads, chunks, rows, KEY_CHUNK)
         self._hide(scores)
-        scores.sub_(self._top(scores.amax(-1))[..., None]).exp_()
+        largest = scores.amax(-1)
+        top = (
+            largest if self._places == 1 else self._per_item(largest, -inf).amax(2)
+        )  # (KV heads, items, rows)
+        scores.sub_((top if self._places == 1 else top.index_select(1, self._item))[..., None]).exp_()
         weights = scores.to(values.dtype).view(kv_heads * chunks, rows, KEY_CHUNK)
         sums = self._tree(scores.sum(-1, keepdim=True))
+        if sinks is not None:
+            sums = sums + (sinks_of_rows(sinks, rows)[:, None] - top).exp()[..., None]
         mixtures = torch.bmm(weights, values.view(kv_heads * chunks, KEY_CHUNK, -1))
         total = self._tree(mixtures.view(kv_heads, chunks, rows, -1).float())
         return (total / sums).to(values.dtype).view(kv_heads, self._items * rows, -1)
 
     def _hide(self, scores: Tensor) -> None:
-        """Set scores to -inf, in place, where the key comes after the query."""
-        if len(self._tail) == len(self._item):
-            scores.masked_fill_(self._hidden, float("-inf"))
+        """Set scores to -inf, in place, where the key comes after the query or before its window."""
+        if len(self._edge) == len(self._item):
+            scores.masked_fill_(self._hidden, -inf)
             return
-        tail = scores.index_select(1, self._tail).masked_fill_(self._hidden, float("-inf"))
-        scores.index_copy_(1, self._tail, tail)
-
-    def _top(self, largest: Tensor) -> Tensor:
-        """Largest score of each row over all chunks of its item, at every chunk: (KV heads, chunks, rows)."""
-        if self._max_chunks == 1:
-            return largest
-        return self._per_item(largest, float("-inf")).amax(2).index_select(1, self._item)
+        edge = scores.index_select(1, self._edge).masked_fill_(self._hidden, -inf)
+        scores.index_copy_(1, self._edge, edge)
 
     def _tree(self, parts: Tensor) -> Tensor:
         """Sum over the chunks of an item: (KV heads, chunks, rows, n) -> (KV heads, items, rows, n)."""
@@ -219,8 +250,8 @@ class SplitKVItems:
         return parts[:, :, 0]
 
     def _per_item(self, parts: Tensor, absent: float) -> Tensor:
-        """(KV heads, chunks, ...) -> (KV heads, items, chunks of the longest item, ...)."""
+        """(KV heads, chunks, ...) -> (KV heads, items, places, ...)."""
         if not self._uniform:
-            shape = (parts.shape[0], self._items * self._max_chunks, *parts.shape[2:])
+            shape = (parts.shape[0], self._items * self._places, *parts.shape[2:])
             parts = parts.new_full(shape, absent).index_copy_(1, self._place, parts)
-        return parts.view(parts.shape[0], self._items, self._max_chunks, *parts.shape[2:])
+        return parts.view(parts.shape[0], self._items, self._places, *parts.shape[2:])

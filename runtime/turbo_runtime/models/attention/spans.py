@@ -88,6 +88,11 @@ def ragged(counts: Ints) -> Ints:
     return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
 
 
+def first_key(start: Ints, window: int, unit: int) -> Ints:
+    """The first of the keys, in whole units of them, that any row from `start` on sees; 0 is no window."""
+    return np.maximum(0, start - window + 1) // unit * unit if window else np.zeros_like(start)
+
+
 def padded_queries(rows_each: int, group: int) -> int:
     """Rows of the products of one item: a multiple of 4, at which kernels keep rows apart."""
     return -(-rows_each * group // 4) * 4

@@ -34,7 +34,7 @@ def supports(shape: KVCacheSpec, dtype: torch.dtype) -> bool:
     """Whether the built-in backend computes attention of this shape and type."""
     width = shape.key_width
     fits = width == shape.value_width and width <= MAX_HEAD_WIDTH and width % 8 == 0 and not shape.latent
-    return fits and dtype in (torch.float16, torch.bfloat16)
+    return fits and not shape.sinks and dtype in (torch.float16, torch.bfloat16)
 
 
 class PagedKVPool(KVPool):
@@ -92,9 +92,19 @@ class VarlenMetadata:
         self._max_q, self._max_k = max(size.rows, MIN_MAX_Q), size.pages * pool.block_size
         self._out: Tensor | None = None
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        scaling: float,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Store key and value (rows, KV heads, width); query (rows, heads, width) -> outputs alike."""
+        assert sinks is None  # `supports`
         pool = self._pool
+        window = pool.shape.windows[layer] if pool.shape.windows else 0
         pool.write(layer, self._slots, key, value)
         if self._out is None:
             self._out = torch.zeros_like(query)  # once for all layers; padding has no query and stays zero
@@ -108,7 +118,7 @@ class VarlenMetadata:
             self._max_q,
             self._max_k,
             scale=scaling,
-            window_size=(-1, 0),
+            window_size=(window - 1, 0),  # keys before a row's own; -1: all
             enable_gqa=True,
             seqused_k=self._seq_lens,
             block_table=self._table,

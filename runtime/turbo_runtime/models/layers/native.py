@@ -1,7 +1,8 @@
 """Llama's block and its variants, with as few operations a layer as they need.
 
-Qwen2 has biases on queries, keys and values, Qwen3 norms queries and keys, DeepSeek caches latents and has
-experts. All of that comes from the modules that transformers built, as does every weight.
+Qwen2 has biases on queries, keys and values, Qwen3 norms queries and keys, Gemma 3 norms what its parts give,
+too, and GPT-OSS has attention sinks. All of that comes from the modules that transformers built, as does
+every weight.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Collection
 from copy import copy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from turbo_runtime.model_files.source import ARCHITECTURES
 from turbo_runtime.models.attention.metadata import StepMetadata
 from turbo_runtime.models.attention.pool import cache_shape
-from turbo_runtime.models.attention.spans import ragged
+from turbo_runtime.models.layers.experts import Experts
 from turbo_runtime.models.layers.primitives import (
     Affine,
     Decoder,
@@ -29,11 +29,9 @@ from turbo_runtime.models.layers.primitives import (
     RMSNorm,
     Rope,
     Rotation,
-    RowWise,
     fused,
 )
-from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct, padded_rows
-from turbo_runtime.models.step_batch import Ints
+from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct
 
 LEAN_ARCHITECTURES = frozenset(ARCHITECTURES) - {"Olmo2ForCausalLM"}  # whose norms come behind its parts
 
@@ -44,7 +42,14 @@ class LeanAttention(Layer):
     def __init__(self, module: Any, layer: int, heads: int, kv_heads: int) -> None:
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.scaling = float(module.scaling)
-        self.project = fused(module.q_proj, module.k_proj, module.v_proj)
+        parts = (
+            (module.qkv_proj,)
+            if hasattr(module, "qkv_proj")
+            else (module.q_proj, module.k_proj, module.v_proj)
+        )
+        self.project = fused(*parts)
+        sinks: Tensor | None = getattr(module, "sinks", None)
+        self.sinks = None if sinks is None else sinks.detach().float()
         self.output = fused(module.o_proj)
         self.head_norm: HeadNorm | None = None
         if hasattr(module, "q_norm"):
@@ -60,7 +65,7 @@ class LeanAttention(Layer):
         rotated = rotation(rotated)
         query, key = rotated[:, : self.heads], rotated[:, self.heads :]
         value = projected[:, self.heads + self.kv_heads :]
-        outputs = step.attend(self.layer, query, key, value, self.scaling)
+        outputs = step.attend(self.layer, query, key, value, self.scaling, self.sinks)
         return self.output(outputs.flatten(1))
 
 
@@ -121,94 +126,6 @@ def _rope_order(width: int, interleaved: bool) -> Tensor:
     return torch.cat([order[0::2], order[1::2]]) if interleaved else order
 
 
-class Router(Layer):
-    """The routers of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) and DeepSeek-V2 (arXiv 2405.04434, section
-    2.2): the best experts of the best groups. V3 scores by a sigmoid, corrects the scores for the choice
-    alone and ranks a group by its best two; V2 scores by a softmax and ranks a group by its best.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.product = BatchInvariantLinear(module.weight.detach().float())
-        self.correction: Tensor | None = getattr(module, "e_score_correction_bias", None)
-        self.per_token = int(module.top_k)
-        grouped = getattr(module, "topk_method", "") != "greedy"
-        self.groups = int(module.num_group) if grouped else 1
-        self.num_top_groups = int(module.topk_group) if grouped else 1
-        self.normalized = self.correction is not None and bool(module.norm_topk_prob)
-        self.scale = float(module.routed_scaling_factor)
-        self.checked = RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (rows, width) -> weights (rows, experts each) float32, best first, and the experts' numbers."""
-        scores = self.product(x.float())
-        scores = scores.softmax(-1) if self.correction is None else scores.sigmoid()
-        ranked = scores if self.correction is None else scores + self.correction
-        if self.groups > 1:
-            ranked = self._mask_groups(ranked)
-        experts = ranked.topk(self.per_token).indices
-        weights = scores.gather(1, experts)
-        if self.normalized:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-        return weights * self.scale, experts
-
-    def _mask_groups(self, ranked: Tensor) -> Tensor:
-        """(rows, experts): -inf outside the best groups."""
-        by_group = ranked.view(len(ranked), self.groups, -1)
-        best = by_group.topk(1 if self.correction is None else 2).values.sum(-1)
-        indices = best.topk(self.num_top_groups).indices
-        selected = torch.zeros_like(best, dtype=torch.bool).scatter_(1, indices, True)
-        return by_group.masked_fill(~selected[..., None], float("-inf")).view_as(ranked)
-
-
-class Experts(Layer):
-    """Routed experts, and shared ones that see every row. An expert's rows are padded like a step's, and a
-    row adds up its experts in its own order, best first: no sum depends on the batch.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.router = Router(module.gate)
-        self.shared = GatedMLP.from_module(module.shared_experts)
-        routed = module.experts
-        self.experts = [
-            GatedMLP(BatchInvariantLinear(gate_up), BatchInvariantLinear(down), routed.act_fn)
-            for gate_up, down in zip(routed.gate_up_proj.detach(), routed.down_proj.detach(), strict=True)
-        ]
-
-    def __call__(self, x: Tensor, tokens: int) -> Tensor:
-        """x (rows, width) -> the same. Rows from `tokens` on are padding, for which no expert is read."""
-        weights, experts = self.router(x)
-        out = self.shared(x)
-        out[:tokens] += self._routed(x, weights[:tokens], experts[:tokens]).to(x.dtype)
-        return out
-
-    def _routed(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-        """Sum the outputs of the chosen `experts` (rows, each) by their weights: (rows, width) float32."""
-        numbers, ends, rows, places = _group_by_expert(experts.cpu().numpy())
-        inputs = x.index_select(0, torch.from_numpy(rows).to(x.device)).tensor_split(ends)
-        outputs = torch.cat([self.experts[i](part) for i, part in zip(numbers, inputs, strict=True)])
-        by_row = outputs.index_select(0, torch.from_numpy(places).to(x.device)).view(*experts.shape, -1)
-        total, *others = (by_row * weights[..., None]).unbind(1)
-        for other in others:
-            total = total + other
-        return total
-
-
-def _group_by_expert(experts: Ints) -> tuple[list[int], list[int], Ints, Ints]:
-    """Order the entries of `experts` (rows, each) by expert, with each one's rows padded. Returns the used
-    experts, where each but the last ends, the row at every place, and the place of every entry of `experts`.
-    """
-    flat = experts.ravel()
-    order = np.argsort(flat, kind="stable")
-    numbers, counts = np.unique(flat, return_counts=True)
-    padded = np.array([padded_rows(count) for count in counts.tolist()])
-    ends = np.cumsum(padded)
-    sorted_places = np.repeat(ends - padded, counts) + ragged(counts)
-    rows, places = np.zeros(ends[-1], np.int64), np.empty(len(flat), np.int64)
-    rows[sorted_places] = order // experts.shape[1]
-    places[order] = sorted_places
-    return numbers.tolist(), ends[:-1].tolist(), rows, places
-
-
 class LeanBlock(Layer):
     """One layer with its residuals."""
 
@@ -220,14 +137,23 @@ class LeanBlock(Layer):
             if hasattr(attention, "kv_lora_rank")
             else LeanAttention(attention, layer, heads, kv_heads)
         )
-        self.mlp_norm = RMSNorm(module.post_attention_layernorm)
+        self.attention_scale: RMSNorm | None = None
+        self.mlp_scale: RMSNorm | None = None
+        if hasattr(module, "pre_feedforward_layernorm"):
+            self.attention_scale = RMSNorm(module.post_attention_layernorm)
+            self.mlp_norm = RMSNorm(module.pre_feedforward_layernorm)
+            self.mlp_scale = RMSNorm(module.post_feedforward_layernorm)
+        else:
+            self.mlp_norm = RMSNorm(module.post_attention_layernorm)
         self.mlp = Experts(mlp) if hasattr(mlp, "experts") else GatedMLP.from_module(mlp)
 
     def __call__(self, x: Tensor, rotation: Rotation, step: StepMetadata) -> Tensor:
         """x (rows, width) -> the same."""
-        x = x + self.attention(self.attention_norm(x), rotation, step)
+        attended = self.attention(self.attention_norm(x), rotation, step)
+        x = x + (self.attention_scale(attended) if self.attention_scale else attended)
         normed = self.mlp_norm(x)
-        return x + (self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed))
+        mixed = self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed)
+        return x + (self.mlp_scale(mixed) if self.mlp_scale else mixed)
 
 
 class LeanDecoder(Decoder):
@@ -237,7 +163,15 @@ class LeanDecoder(Decoder):
         """`max_length`: tokens of a sequence."""
         body, cached = model.get_decoder(), cache_shape(model.config)
         self.embedding: Tensor = body.embed_tokens.weight.detach()
-        self._rope = Rope(body.rotary_emb, max_length, self.embedding)
+        scale: Tensor | None = getattr(body.embed_tokens, "embed_scale", None)  # Gemma's
+        self._scale = None if scale is None else scale.to(self.embedding.dtype)
+        self._kinds: list[str] = [""] * len(body.layers)
+        if hasattr(body.rotary_emb, "layer_types"):
+            self._kinds = model.config.layer_types
+        self._ropes = {
+            kind: Rope(body.rotary_emb, max_length, self.embedding, *([kind] if kind else []))
+            for kind in set(self._kinds)
+        }
         self._norm = RMSNorm(body.norm)
         self._blocks: list[LeanBlock] = []
         for layer, module in enumerate(body.layers):
@@ -253,12 +187,14 @@ class LeanDecoder(Decoder):
     def hidden(self, tokens: Tensor, step: StepMetadata, layers: Collection[int]) -> Hidden:
         """tokens (rows) -> (rows, width); and what enters `layers`."""
         x = self.embedding.index_select(0, tokens)
-        rotation = self._rope.at(step.positions)
+        if self._scale is not None:
+            x = x * self._scale
+        rotations = {kind: rope.at(step.positions) for kind, rope in self._ropes.items()}
         streams: dict[int, Tensor] = {}
-        for layer, block in enumerate(self._blocks):
+        for layer, (block, kind) in enumerate(zip(self._blocks, self._kinds, strict=True)):
             if layer in layers:
                 streams[layer] = x
-            x = block(x, rotation, step)
+            x = block(x, rotations[kind], step)
         return self._norm(x), streams
 
     def first_layers(self, count: int) -> LeanDecoder:

@@ -88,25 +88,32 @@ def fused(*layers: nn.Linear | Affine) -> BatchInvariantLinear:
     return BatchInvariantLinear(weight, torch.cat(biases))
 
 
+def _norm_weight(module: Any) -> tuple[Tensor, float]:
+    """The weight and epsilon of an RMSNorm; Gemma's is one more than what it stores, in float32."""
+    if type(module).__name__.startswith("Gemma"):
+        return 1 + module.weight.detach().float(), float(module.eps)
+    return module.weight.detach(), float(module.variance_epsilon)
+
+
 class RMSNorm(Layer):
     """x / sqrt(mean(x²) + epsilon) * weight over the last dimension (Zhang, Sennrich, arXiv 1910.07467)."""
 
     def __init__(self, module: Any) -> None:
-        self.weight: Tensor = module.weight.detach()
-        self.epsilon = float(module.variance_epsilon)
+        self.weight, self.epsilon = _norm_weight(module)
         self.checked = RowWise("RMSNorm", self.weight.shape[0], self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., width) -> the same."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+        wide = x.to(self.weight.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight, self.epsilon).to(x.dtype)
 
 
 class HeadNorm(Layer):
     """RMSNorm of each query and key head, in one go."""
 
     def __init__(self, query: Any, key: Any, heads: int, kv_heads: int) -> None:
-        self.epsilon = float(query.variance_epsilon)
-        self.weight = torch.cat([query.weight.expand(heads, -1), key.weight.expand(kv_heads, -1)]).detach()
+        weight, self.epsilon = _norm_weight(query)
+        self.weight = torch.cat([weight.expand(heads, -1), _norm_weight(key)[0].expand(kv_heads, -1)])
         shape = self.weight.shape  # all heads of a row
         self.checked = RowWise(
             "the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x)
@@ -114,7 +121,7 @@ class HeadNorm(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, query and key heads, width)."""
-        return F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight
+        return (F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight).to(x.dtype)
 
 
 Rotation = Callable[[Tensor], Tensor]  # of x (rows, heads, width)
@@ -123,13 +130,17 @@ Rotation = Callable[[Tensor], Tensor]  # of x (rows, heads, width)
 class Rope:
     """Rotary position embeddings (Su et al., arXiv 2104.09864), computed once: none depends on the batch."""
 
-    def __init__(self, rotary: nn.Module, max_length: int, like: Tensor) -> None:
-        """`rotary` is a transformers module; positions below `max_length`; dtype and device of `like`."""
+    def __init__(self, rotary: nn.Module, max_length: int, like: Tensor, *kind: str) -> None:
+        """`rotary` is a transformers module, asked for a `kind` of layer where it has several; positions
+        below `max_length`; dtype and device of `like`.
+        """
         positions = torch.arange(max_length, device=like.device)[None]
-        angles = rotary(like.new_empty(1, 1, 1), positions)
+        angles = rotary(like.new_empty(1, 1, 1), positions, *kind)
         if isinstance(angles, Tensor):  # DeepSeek-V2's has one complex number for each pair
             angles = tuple(torch.cat([part, part], -1).to(like.dtype) for part in (angles.real, angles.imag))
         cos, sin = angles
+        if not torch.equal(*sin.chunk(2, -1)):  # GPT-OSS has each angle once
+            cos, sin = torch.cat([cos, cos], -1), torch.cat([sin, sin], -1)
         half = sin.shape[-1] // 2
         self._cos: Tensor = cos[0]
         self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)  # its first half negated
@@ -139,10 +150,12 @@ class Rope:
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
 
         def rotate(x: Tensor) -> Tensor:
-            half = x.shape[-1] // 2
-            swapped = torch.cat([x[..., half:], x[..., :half]], -1)
+            half = cos.shape[-1] // 2
+            still = x[..., 2 * half :]  # of models that turn a part of each head
+            turned, swapped = x[..., : 2 * half], torch.cat([x[..., half : 2 * half], x[..., :half]], -1)
             # products and a sum: a fused multiply-add would round by where a row happens to stand
-            return x * cos + swapped * sin
+            turned = turned * cos + swapped * sin
+            return torch.cat([turned, still], -1) if still.shape[-1] else turned
 
         return rotate
 
@@ -163,6 +176,8 @@ class GatedMLP(Layer):
     @classmethod
     def from_module(cls, module: Any) -> GatedMLP:
         """Take the weights of a transformers module."""
+        if hasattr(module, "gate_up_proj"):
+            return cls(fused(module.gate_up_proj), fused(module.down_proj), module.activation_fn)
         return cls(fused(module.gate_proj, module.up_proj), fused(module.down_proj), module.act_fn)
 
     def gated(self, gate_up: Tensor) -> Tensor:
@@ -173,3 +188,18 @@ class GatedMLP(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, width) -> the same."""
         return self.down(self.gated(self.gate_up(x)))
+
+
+class ClampedMLP(GatedMLP):
+    """GPT-OSS's: down((clamp(up(x)) + 1) * g * sigmoid(alpha * g)), g = min(gate(x), limit)."""
+
+    def __init__(
+        self, gate_up: BatchInvariantLinear, down: BatchInvariantLinear, alpha: float, limit: float
+    ) -> None:
+        self.limit = limit
+        super().__init__(gate_up, down, lambda gate: gate * torch.sigmoid(gate * alpha))
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """(rows, 2 * inner) -> (rows, inner)."""
+        gate, up = gate_up.chunk(2, -1)
+        return (up.clamp(-self.limit, self.limit) + 1) * self.activation(gate.clamp(max=self.limit))
