@@ -38,6 +38,8 @@ ARCHITECTURES = frozenset(
         "Qwen3MoeForCausalLM",
     }
 )
+# Those that the trainer reads and vLLM 0.32 drafts for: of the others its model classes lack SupportsEagle3.
+EAGLE3_TARGETS = ARCHITECTURES - {"Gemma3ForCausalLM", "MixtralForCausalLM", "Olmo2ForCausalLM"}
 IDLE_DRAFTS_LACK = (
     "vLLM drafts as many tokens for whatever load in data-parallel groups, and no number of them saves time "
     "at every load: leave parallelism.data out, or do without drafts"

@@ -37,7 +37,7 @@ _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _HEADS = ("lm_head.weight", "embed_out.weight")
 _EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight")
 # What quantization adds to its weights. Only of quantized models, since others may learn a scale.
-_ADDED = re.compile(r"scale|zero|g_idx|weight_shape|absmax|quant_map|quant_state|SCB")
+_ADDED = re.compile(r"scale|zero|g_idx|_shape$|absmax|quant_map|quant_state|SCB")
 _LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -102,7 +103,8 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreT
         elif quantization:
             del config.quantization_config
             with dequantized(source, quantization) as weights:
-                model = AutoModelForCausalLM.from_pretrained(None, state_dict=weights, **options)
+                kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+                model = kind.from_pretrained(None, state_dict=weights, **options)
             with suppress(OSError):  # where there is none, as of models that transformers loads itself
                 model.generation_config = GenerationConfig.from_pretrained(source.name, **source.arguments())
             return _prepare(model, device)

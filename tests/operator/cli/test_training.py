@@ -112,8 +112,7 @@ def test_nothing_is_told_where_none_will_begin() -> None:
     ("model", "able"),
     [
         ("nvidia/Llama-3.1-70B-Instruct-FP8", "whose weights are not quantized"),
-        ("Qwen/Qwen3-30B-A3B", "of another architecture than Qwen3MoeForCausalLM"),
-        ("Qwen/Qwen3-30B-A3B-FP8", "of another architecture than Qwen3MoeForCausalLM"),
+        ("mistralai/Mixtral-8x7B-v0.1", "of another architecture than MixtralForCausalLM"),
     ],
 )
 def test_a_model_that_the_trainer_does_not_read_is_told_with_what_helps(

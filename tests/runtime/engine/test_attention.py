@@ -199,7 +199,7 @@ def test_keys_that_the_window_has_passed_are_not_read(dtype: torch.dtype) -> Non
     ] = float("nan")
     flat = [torch.ones(20, heads, KEY, dtype=dtype) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     for start in (256, 270):
-        step = AttentionMetadata(kv, [Span(start, 20, table(0), 200)], 20, Rule())
+        step = AttentionMetadata(kv, batch(kv, [span(start, 20, table(0), 200)]), 20, Rule())
         assert start - window > 128
         assert step.attend(1, *flat, SCALING).isfinite().all()
 

@@ -182,16 +182,16 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[int, int], Packed]]] = {
     "gptq, 8 bits": ({**GPTQ, "bits": 8}, gptq(8, 1, by_index=False)),
     "awq": (AWQ, awq),
 }
-DENSE = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=61,
-    max_position_embeddings=64,
-    attention_bias=True,
-)
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 61,
+    "max_position_embeddings": 64,
+}
+DENSE = LlamaConfig(**SIZES, attention_bias=True, eos_token_id=7)
 
 
 def write(folder: Path, config: Any, section: dict[str, Any], pack: Callable[[int, int], Packed]) -> Tensors:
@@ -219,7 +219,7 @@ def configure(folder: Path, section: dict[str, Any]) -> None:
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> Tensors:
     model = load_model(find(str(folder), None), dtype, torch.device("cpu"))
-    assert model.generation_config.eos_token_id == 2
+    assert model.generation_config.eos_token_id == model.config.eos_token_id
     return dict(model.named_parameters())
 
 
@@ -241,7 +241,7 @@ def test_the_weights_are_those_that_the_format_stands_for(name: str, tmp_path: P
 
 def test_experts_are_put_together_after_they_are_dequantized(tmp_path: Path) -> None:
     config = Qwen3MoeConfig(
-        **{**DENSE.to_diff_dict(), "model_type": "qwen3_moe", "attention_bias": False},
+        **SIZES,
         head_dim=16,
         num_experts=4,
         num_experts_per_tok=2,
@@ -261,12 +261,7 @@ FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def test_the_experts_of_gpt_oss_are_dequantized_from_mxfp4(tmp_path: Path) -> None:
-    config = GptOssConfig(
-        **{**DENSE.to_diff_dict(), "model_type": "gpt_oss"},
-        head_dim=16,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-    )
+    config = GptOssConfig(**SIZES, head_dim=16, num_local_experts=2, num_experts_per_tok=1)
     torch.manual_seed(1)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     stored, true = load_file(tmp_path / "model.safetensors"), dict[str, Tensor]()

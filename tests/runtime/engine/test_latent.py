@@ -17,8 +17,8 @@ from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.model_files.inspector import inspect_model
-from turbo_runtime.model_files.source import ModelError, find
-from turbo_runtime.models.loader import check_config, load_model
+from turbo_runtime.model_files.source import find
+from turbo_runtime.models.loader import load_model
 from turbo_runtime.models.matmul import COUNTS, HeadProduct
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 
@@ -105,15 +105,3 @@ def test_each_head_has_its_own_matrix_and_rows_stay_apart(
     alone = torch.cat([product(row[None]) for row in x])
     for count in (2, 5, 32, 129):
         assert torch.equal(product(x[3 : 3 + count]), alone[3 : 3 + count])
-
-
-def test_weights_in_blocks_that_transformers_would_scale_wrongly_are_refused() -> None:
-    def stored(rank: int) -> DeepseekV3Config:
-        scaled = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-        config = DeepseekV3Config(kv_lora_rank=rank, qk_rope_head_dim=64, quantization_config=scaled)
-        config.architectures = ["DeepseekV3ForCausalLM"]
-        return config
-
-    check_config(stored(448))
-    with pytest.raises(ModelError, match="the 576 rows of kv_a_proj_with_mqa are not a multiple of 128"):
-        check_config(stored(512))

@@ -27,7 +27,7 @@ from turbo_operator.drafts.training.job_state import (
 )
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
-from turbo_operator.planner.capabilities import ARCHITECTURES, describe_model_lack
+from turbo_operator.planner.capabilities import EAGLE3_TARGETS, describe_model_lack
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.planner.performance.speculation import head_parameters
@@ -184,10 +184,11 @@ def chosen(
 ) -> Choice | ConditionState:
     """Read from the planner's answer what a training runs on, or why on nothing."""
     choice = answer.choice
-    # What vLLM serves and the trainer, which is Turbo's, does not read.
-    if td.spec.draft_method == api.Method.EAGLE3 and describe_model_lack(shape) is not None:
-        able = "whose weights are not quantized"
-        if shape.architecture not in ARCHITECTURES:  # then an unquantized copy does not help
+    # What vLLM serves and the trainer, which is Turbo's, does not read, or vLLM does not draft for.
+    has_drafts = shape.architecture in EAGLE3_TARGETS
+    if td.spec.draft_method == api.Method.EAGLE3 and not (has_drafts and describe_model_lack(shape) is None):
+        able = "whose weights are not quantized in this format"
+        if not has_drafts:  # then an unquantized copy does not help
             able = f"of another architecture than {shape.architecture}"
         message = (
             f"EAGLE-3 drafts are trained for a model {able}: name a trained draft in speculation.draftRef or "
