@@ -153,7 +153,7 @@ def unpack_gptq(parts: Parts, bits: int, group_size: int, is_first: bool) -> Ten
 def unpack_awq(parts: Parts) -> Tensor:
     """Four bits each, the columns (out) of a word in the order of its kernel (`gemm`)."""
     weight, zeros = (
-        _unpack(parts[name], 4, 1).unflatten(1, (-1, 8))[..., list(_AWQ_COLUMNS)].flatten(1)
+        _unpack(parts[name], 4, 1).view(len(parts[name]), -1, 8)[..., list(_AWQ_COLUMNS)].flatten(1)
         for name in ("qweight", "qzeros")
     )
     scales = parts["scales"].float()
@@ -163,7 +163,6 @@ def unpack_awq(parts: Parts) -> Tensor:
 
 def _unpack(words: Tensor, bits: int, dim: int) -> Tensor:
     """The unsigned numbers of int32 words, the lowest bits first, one after the other along `dim`."""
-    numbers = words.unsqueeze(dim + 1) >> torch.arange(0, 32, bits, dtype=torch.int32).view(
-        (-1, 1) if dim == 0 else (-1,)
-    )
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    numbers: Tensor = words.unsqueeze(dim + 1) >> (shifts[:, None] if dim == 0 else shifts)
     return (numbers & ((1 << bits) - 1)).flatten(dim, dim + 1)

@@ -111,7 +111,7 @@ def test_nothing_is_told_where_none_will_begin() -> None:
 @pytest.mark.parametrize(
     ("model", "able"),
     [
-        ("nvidia/Llama-3.1-70B-Instruct-FP8", "whose weights are not quantized"),
+        ("nvidia/Llama-3.1-70B-Instruct-FP8", "whose weights are not quantized in this format"),
         ("mistralai/Mixtral-8x7B-v0.1", "of another architecture than MixtralForCausalLM"),
     ],
 )

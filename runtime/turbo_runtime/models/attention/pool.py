@@ -55,7 +55,7 @@ def layer_windows(config: Any) -> tuple[int, ...]:
     window = int(getattr(config, "sliding_window", None) or 0)
     kinds = getattr(config, "layer_types", None)
     if not window or not kinds or config.model_type == "mistral":  # where transformers reads no layer_types
-        return (window,) * config.num_hidden_layers
+        return (window,) * int(config.num_hidden_layers)
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 

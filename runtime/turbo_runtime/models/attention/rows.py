@@ -198,15 +198,13 @@ class SplitKVItems:
         logical = chunk[:, None] * per_chunk + np.arange(per_chunk)
         self._blocks = pool.tensor(items.block_at(item[:, None], logical, pool.scratch).ravel())
         # only an item's last keys, of a chunk or two, come after a query, and the first precede its window
-        edge = (chunk + 1) * KEY_CHUNK - 1 > items.start[item]
+        is_edge = (chunk + 1) * KEY_CHUNK - 1 > items.start[item]
         if window:
-            edge |= chunk * KEY_CHUNK < items.end[item] - window
-        edge = np.flatnonzero(edge)
+            is_edge |= chunk * KEY_CHUNK < items.end[item] - window
+        edge = np.flatnonzero(is_edge)
         self._edge = pool.tensor(edge)
-        key, last = (
-            chunk[edge, None, None] * KEY_CHUNK + np.arange(KEY_CHUNK),
-            positions[item[edge]][:, :, None],
-        )
+        key = chunk[edge, None, None] * KEY_CHUNK + np.arange(KEY_CHUNK)
+        last = positions[item[edge]][:, :, None]
         # (edge, rows, KEY_CHUNK)
         self._hidden = pool.tensor((key > last) | (key <= last - window) if window else key > last)
 
