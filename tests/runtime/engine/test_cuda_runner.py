@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from turbo_dev import host_syncs
 from turbo_dev.drafting import EveryDraft
@@ -24,6 +25,7 @@ from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.attention.pool import KVCacheSpec
 from turbo_runtime.models.attention.varlen import PAGE_SIZE, StepSize, VarlenMetadata, pack, supports
 from turbo_runtime.models.cuda_runner import CudaModelRunner
@@ -60,6 +62,38 @@ def test_a_step_is_as_the_runner_for_cpus_computes_it(model: CudaModelRunner) ->
     torch.testing.assert_close(found, expected.logits, atol=1e-4, rtol=1e-4)
     assert first.finite.tolist() == [True]
     assert rest.finite.tolist() == [True, True]
+
+
+def test_a_window_is_the_one_that_the_runner_for_cpus_has() -> None:
+    register()
+    config = Gemma3TextConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
+        sliding_window=100,
+        layer_types=["sliding_attention", "full_attention"],
+        initializer_range=0.4,
+    )
+
+    def weights() -> PreTrainedModel:
+        torch.manual_seed(1)
+        made = AutoModelForCausalLM.from_config(config, attn_implementation=IMPLEMENTATION)
+        assert isinstance(made, PreTrainedModel)
+        return made.eval().requires_grad_(False)
+
+    cpu = ModelRunner(weights(), blocks=64, max_length=LENGTH)
+    cuda = CudaModelRunner(weights(), blocks=PAGES, max_length=LENGTH, op=varlen_attn_out)
+    expected = cpu.forward([Chunk(TEXT, 0, list(range(38)), 600, 580)]).logits
+    parts = [
+        cuda.forward([Chunk(TEXT[start:end], start, [4, 2, 9], end - start, 580)]).logits
+        for start, end in ((0, 300), (300, 600))
+    ]
+    torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_step_that_is_filled_up_to_the_size_of_a_graph_has_the_same_bits(model: CudaModelRunner) -> None:
@@ -100,6 +134,8 @@ def test_the_first_chunk_of_a_step_is_checked_over_the_edge_of_a_page() -> None:
         (KVCacheSpec(32, 8, 128, 128), torch.float32, False),
         (KVCacheSpec(32, 8, 128, 64), torch.bfloat16, False),
         (KVCacheSpec(16, 1, 576, 512, latent=True), torch.bfloat16, False),
+        (KVCacheSpec(8, 8, 128, 128, sinks=True), torch.bfloat16, False),
+        (KVCacheSpec(8, 8, 128, 128, windows=(128, 0)), torch.bfloat16, True),
         (KVCacheSpec(8, 8, 260, 260), torch.bfloat16, False),
         (KVCacheSpec(8, 8, 100, 100), torch.float16, False),
     ],
