@@ -25,7 +25,7 @@ from turbo_runtime.drafters.target import DraftError, Target
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.model_files.source import Source
 from turbo_runtime.models.attention.metadata import Rule
-from turbo_runtime.models.loader import load_config, load_model, longest
+from turbo_runtime.models.loader import load_config, load_model
 from turbo_runtime.models.matmul import FREE_FORMS
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
@@ -197,7 +197,7 @@ def load_draft_model(folder: Path, target: Target, noise: Noise) -> ModelDrafter
     device = target.draft_device or served.device
     target.check_memory(folder, token_bytes(folder, served.dtype), device)
     model = load_model(source, served.dtype, device)
-    runner = served.beside(model, min(longest(model.config), served.max_length))
+    runner = served.beside(model, min(int(model.config.max_position_embeddings), served.max_length))
     runner.rule = Rule(exact=False)
     if device.type == "cpu":
         for product in runner.decoder.products():

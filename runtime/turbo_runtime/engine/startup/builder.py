@@ -20,8 +20,8 @@ from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
-from turbo_runtime.engine.startup.sizing import build_runner, free_memory
 from turbo_runtime.engine.startup.rounding import measure_rounding
+from turbo_runtime.engine.startup.sizing import build_runner, free_memory
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
