@@ -9,8 +9,7 @@ from pydantic import ConfigDict, Field
 from turbo_operator.api.validation import Record
 
 _Name = Annotated[str, Field(max_length=253)]
-MAX_SENTENCE = 2048
-MAX_REJECTED_DRAFTS = 5
+MAX_SENTENCE, MAX_REJECTED_DRAFTS = 2048, 5
 _Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 _Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 _Count = Annotated[int, Field(ge=0)]

@@ -15,9 +15,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from turbo_runtime.engine.startup.attention_probes import (
-    NotProvenError,
-    _Probe,
-    are_tiles_invariant,
     are_tiles_rows,
     find_invariant_row_counts,
 )
@@ -25,8 +22,8 @@ from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_fo
 from turbo_runtime.models.attention import rows as row_wise
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
 from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
-from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, SplitKVItems
-from turbo_runtime.models.attention.spans import Spans, padded_queries
+from turbo_runtime.models.attention.rows import RowAttention, SplitKVItems
+from turbo_runtime.models.attention.spans import Spans
 from turbo_runtime.models.step_batch import Chunk, StepBatch
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
@@ -308,114 +305,6 @@ def test_padding_is_written_nowhere() -> None:
     assert written == {table(0)[0]}
 
 
-@pytest.mark.parametrize("rows_each", [2, 8])
-def test_products_whose_bits_depend_on_their_rows_are_left_out(
-    rows_each: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, group = torch.bmm, HEADS // KV_HEADS
-    width = -(-rows_each * group // 4) * 4
-
-    def another_order(a: Tensor, b: Tensor) -> Tensor:
-        if a.shape[1] != width:
-            return real(a, b)
-        half = a.shape[2] // 2
-        return real(a[:, :, half:], b[:, half:]) + real(a[:, :, :half], b[:, :half])
-
-    monkeypatch.setattr(torch, "bmm", another_order)
-    found = find_invariant_row_counts(pool())
-    assert rows_each not in found
-    assert 1 in found
-
-
-def test_products_whose_bits_depend_on_how_many_there_are_hold_at_no_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real = torch.bmm
-
-    def crowded(a: Tensor, b: Tensor) -> Tensor:
-        half = a.shape[2] // 2 if a.shape[0] > 150 else 0
-        return real(a[:, :, half:], b[:, half:]) + (real(a[:, :, :half], b[:, :half]) if half else 0)
-
-    monkeypatch.setattr(torch, "bmm", crowded)
-    assert find_invariant_row_counts(pool()) == ()
-
-
-@pytest.mark.parametrize("rows_each", [1, 3, 17])
-def test_a_fused_kernel_whose_bits_depend_on_its_rows_is_found_out(
-    rows_each: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, width = F.scaled_dot_product_attention, padded_queries(rows_each, HEADS // KV_HEADS)
-
-    def another_order(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        whole = real(query, key, value, **rest)
-        return whole * (1 + 1e-6) if query.shape[2] == width else whole
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
-    same = {rows for rows in ROW_COUNTS if padded_queries(rows, HEADS // KV_HEADS) == width}
-    alike_with_one = same if 1 in same else set(ROW_COUNTS) - same
-    assert set(find_invariant_row_counts(pool(value=KEY))) == alike_with_one
-
-
-@pytest.mark.parametrize("crowd", [3, 12])
-def test_a_fused_kernel_whose_bits_depend_on_how_many_items_there_are_holds_at_no_count(
-    crowd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = F.scaled_dot_product_attention
-
-    def crowded(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        whole = real(query, key, value, **rest)
-        return whole * (1 + 1e-6) if query.shape[0] > crowd else whole
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
-    assert find_invariant_row_counts(pool(value=KEY)) == ()
-
-
-@pytest.mark.parametrize("keys", [*(64 * tiles for tiles in range(1, 10)), 832, 1024, 1088])
-def test_a_fused_kernel_whose_bits_depend_on_its_rows_at_some_number_of_keys_is_found_out(
-    keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, single = F.scaled_dot_product_attention, padded_queries(1, HEADS // KV_HEADS)
-
-    def another_order(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        whole = real(query, key, value, **rest)
-        return whole * (1 + 1e-6) if key.shape[2] == keys and query.shape[2] > single else whole
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
-    assert find_invariant_row_counts(pool(value=KEY)) == (1,)
-    assert not are_tiles_rows(pool(value=KEY))
-
-
-def test_a_sequence_that_is_read_where_it_lies_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, group = F.scaled_dot_product_attention, HEADS // KV_HEADS
-
-    def another_order(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        whole = real(query, key, value, **rest)
-        in_place = key.storage_offset() > 0  # in the cache, behind what others have
-        return whole * (1 + 1e-6) if in_place and query.shape[2] == padded_queries(4, group) else whole
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
-    same = {rows for rows in ROW_COUNTS if padded_queries(rows, group) == padded_queries(4, group)}
-    assert set(find_invariant_row_counts(pool(value=KEY))) == set(ROW_COUNTS) - same
-
-
-def test_what_is_not_tried_in_time_is_not_held() -> None:
-    with pytest.raises(NotProvenError):
-        find_invariant_row_counts(pool(value=KEY), deadline=0.0)
-    assert find_invariant_row_counts(pool(value=KEY), optional_deadline=0.0) == (1,)
-    assert not are_tiles_rows(pool(value=KEY), deadline=0.0)
-
-
-def test_sequences_beside_the_one_that_is_tried_are_as_many_as_a_call_has_room_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kv = pool(value=KEY)
-    assert (30, True) in _Probe(kv, 320).batches()
-    monkeypatch.setattr(row_wise, "GROUP_BYTES", 8 * 576 * kv.shape.elements * kv.dtype.itemsize)
-    long = {number for number, as_long in _Probe(kv, 576).batches() if as_long}
-    assert long == {1, 6, 8}
-    assert _Probe(kv, 1024).batches() == {(0, False)}
-
-
 def test_only_the_last_keys_of_an_item_are_masked() -> None:
     parts = [span(LENGTH - 1, 1, table(0), 0), span(256, 4, table(1), 0), span(254, 4, table(2), 0)]
     kv = pool()
@@ -424,21 +313,6 @@ def test_only_the_last_keys_of_an_item_are_masked() -> None:
     # of three chunks each: one, one, and two where the rows lie on both sides of an edge
     assert isinstance(group, SplitKVItems)
     assert group._edge.tolist() == [2, 5, 7, 8]
-
-
-def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert are_tiles_invariant(pool())
-    real = F.scaled_dot_product_attention
-
-    def crowded(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        """Adds up in another order where the last two of the tile's rows are alike."""
-        whole = real(query, key, value, **rest)
-        group = HEADS // KV_HEADS
-        alike = torch.equal(query[:, :, -group:], query[:, :, -2 * group : -group])
-        return whole * (1 + 1e-6) if alike and key.shape[2] > 2 * PROMPT_TILE else whole
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
-    assert not are_tiles_invariant(pool())
 
 
 def test_a_token_beyond_its_sequences_blocks_is_written_nowhere() -> None:
