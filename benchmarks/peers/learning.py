@@ -14,7 +14,7 @@ from engines import fresh, run
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.data.responses import is_looping
-from turbo_runtime.drafters.draft_memory import MAX_MIB, PROMPT_TAIL, Answer, DraftMemory, choose
+from turbo_runtime.drafters.draft_memory import MAX_MIB, PROMPT_TAIL, Answer, DraftMemory, select_answers
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
@@ -57,7 +57,7 @@ class Learning:
             plain = [replace(one, params=replace(one.params, draft_method="off")) for one in requests]
             said = run(fresh(self._engine), plain, len(plain))
             texts = ((*one.prompt[-PROMPT_TAIL:], *said[one.request_id].tokens) for one in requests)
-            self._brought[key] = choose(map(Answer, texts), MAX_MIB)
+            self._brought[key] = select_answers(map(Answer, texts), MAX_MIB)
         drafters = Proposer(ActiveDrafts(memories=(self._brought[key],)))
         while drafters.waiting:
             drafters.read(1 << 12)

@@ -58,7 +58,7 @@ class DraftMemory:
         return {"answers": len(self.answers), "shared": shared, "tokens": self.num_tokens}
 
 
-def choose(answers: Iterable[Answer], max_mib: float) -> DraftMemory:
+def select_answers(answers: Iterable[Answer], max_mib: float) -> DraftMemory:
     """Keep each once, the first ones, as far as the file and what a server holds have room."""
     chosen: dict[tuple[int, ...], Answer] = {}
     room, tokens = max_mib * 2**20, dict[str | None, int]()

@@ -97,7 +97,9 @@ def test_a_draft_brings_what_it_learnt_from_to_whom_it_may_and_nothing_that_was_
     (segment,) = (folder / "captured").iterdir()
     rows = map(json.loads, segment.read_text().splitlines())
     whose = {row["text"]: row["tenant"] for row in rows if not row["salted"]}
-    whose |= dict.fromkeys(json.loads(row)["prompt"] for row in (folder / "right.jsonl").open())
+    whose |= dict.fromkeys(
+        json.loads(row)["prompt"] for row in (folder / "right.jsonl").read_text().splitlines()
+    )
     for domain, source in kept.items():
         memory = read_memory(source, digest, VOCABULARY)
         assert memory is not None

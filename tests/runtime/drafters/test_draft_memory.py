@@ -18,8 +18,8 @@ from turbo_runtime.drafters.draft_memory import (
     Answer,
     DraftMemory,
     DraftMemoryError,
-    choose,
     read_memory,
+    select_answers,
     write_memory,
 )
 from turbo_runtime.drafters.heads import Heads, HeadsConfig, Target, save_heads
@@ -65,13 +65,13 @@ def test_each_answer_is_kept_once_those_for_all_first_within_the_bounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     several = [Answer(OURS, "alice"), Answer(THEIRS, "alice"), Answer(OURS), Answer(OURS), Answer(THEIRS)]
-    assert choose(several, 1).answers == (Answer(OURS), Answer(THEIRS))
+    assert select_answers(several, 1).answers == (Answer(OURS), Answer(THEIRS))
     long = Answer(tuple(range(1000)))
-    kept = choose([long, Answer(OURS), Answer(THEIRS, "alice")], 4 * 14 / 2**20)
+    kept = select_answers([long, Answer(OURS), Answer(THEIRS, "alice")], 4 * 14 / 2**20)
     assert kept.answers == (Answer(OURS), Answer(THEIRS, "alice"))
-    assert choose([long], 0).answers == ()
+    assert select_answers([long], 0).answers == ()
     monkeypatch.setattr(draft_memory, "MAX_TOKENS", 9)
-    assert choose([Answer(OURS), Answer(THEIRS), Answer(THEIRS, "bob")], 1).answers == (
+    assert select_answers([Answer(OURS), Answer(THEIRS), Answer(THEIRS, "bob")], 1).answers == (
         Answer(OURS),
         Answer(THEIRS, "bob"),
     )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from turbo_runtime.distill.recipe import PARTS, TRAINING, DistillError, Recipe
 from turbo_runtime.distill.workspace import read_training
-from turbo_runtime.drafters.draft_memory import PROMPT_TAIL, Answer, DraftMemory, choose
+from turbo_runtime.drafters.draft_memory import PROMPT_TAIL, Answer, DraftMemory, select_answers
 from turbo_runtime.files import write_whole
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.protocol import ChatRequest, parse
@@ -163,7 +163,7 @@ def remember(completions: Iterable[Completion], max_mib: float) -> DraftMemory:
         for completion in sorted(completions, key=lambda each: (each.request.choice, each.shuffle_key))
         if (request := completion.request).shared or request.tenant is not None
     )
-    return choose(answers, max_mib)
+    return select_answers(answers, max_mib)
 
 
 def write_kept(out: Path, completions: Iterable[Completion]) -> None:
