@@ -170,6 +170,7 @@ class EngineReady:
     arithmetic: dict[str, str] = field(default_factory=dict)  # weight shape -> its matmul kernel
     device: str = "cpu"
     dtype: str = "float32"
+    tensor_parallel_size: int = 1
     max_model_len: int = 0
     max_num_seqs: int = 0  # requests decoded together at most
     kv_blocks: int = 0

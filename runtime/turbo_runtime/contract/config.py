@@ -73,8 +73,12 @@ class RuntimeConfig:
     dtype: DType = _flag("auto", "auto, float32 or bfloat16")  # noqa: RUF009
     threads: int | None = _flag(
         None,
-        "CPU threads of the engine; fixed for the life of the process (default: allowed cores)",
+        "CPU threads of the engine and its ranks together; fixed for the life of the process (default: "
+        "allowed cores)",
         _POSITIVE_OR_DEFAULT,
+    )
+    tensor_parallel_size: int = _flag(
+        1, "processes (ranks) that share the model, each with a part of every layer; on GPUs one each", _COUNT
     )
     max_model_len: int | None = _flag(
         None, "longest prompt plus output, in tokens (default: the model's own)", _POSITIVE_OR_DEFAULT
@@ -91,7 +95,7 @@ class RuntimeConfig:
     )
     kv_cache_gib: float | None = _flag(
         None,
-        "memory of the KV cache in GiB (default: what fits, on a CPU at most 4)",
+        "memory of the KV cache in GiB, on each rank (default: what fits, on a CPU at most 4 together)",
         _POSITIVE_OR_DEFAULT,
     )
     gpu_memory_utilization: float = _flag(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import EngineFailed, EngineStats, Shutdown, StepOutput
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_MESSAGES = 64  # taken before a step, so that running requests need not wait for all new ones
+FLUSH_SECONDS = 2.0  # for a last message to be written
 REST_SECONDS = 0.5  # without a message, after which an idle engine does background work
 
 
@@ -52,6 +55,9 @@ def run_engine(
     config: RuntimeConfig, inbox: Queue[Any], outbox: Queue[Any], tokenizer_dir: str, beat: Callable[[], None]
 ) -> None:
     """Export the tokenizer into `tokenizer_dir`, load, send EngineReady, and serve; or send EngineFailed."""
+    if (ranks := config.tensor_parallel_size) > 1:
+        threads = config.threads or len(os.sched_getaffinity(0))
+        config = replace(config, threads=max(1, threads // ranks))
     settle_threads(config.threads)
     quiet_libraries()
     # these import torch
@@ -68,15 +74,28 @@ def run_engine(
             asked, commit = config.revision, inspect_model(config.model, config.revision).revision
             config = replace(config, revision=commit or asked)
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
-            engine, ready = start_engine(config, start_time, tokenizer)
+            engine, ready = start_engine(config, start_time, tokenizer, on_loss=partial(_give_up, outbox))
         note_commit(config.model, asked, commit)
-        outbox.put(ready)
-        serve(engine, inbox, outbox, beat)
+        try:
+            outbox.put(ready)
+            serve(engine, inbox, outbox, beat)
+        finally:
+            engine.model.followers.stop()
     except ModelError as error:
         outbox.put(EngineFailed(str(error)))
     except Exception as error:  # the process reports why it ends
         log.exception("the engine failed")
         outbox.put(EngineFailed(f"the engine failed: {type(error).__name__}: {error}"))
+
+
+def _give_up(outbox: Queue[Any], sentence: str) -> NoReturn:
+    """End the process from any thread, also while another one is stuck: without a rank there is no step."""
+    outbox.put(EngineFailed(sentence))
+    outbox.close()
+    flusher = threading.Thread(target=outbox.join_thread, daemon=True)
+    flusher.start()
+    flusher.join(FLUSH_SECONDS)  # a server that reads nothing is stuck too
+    os._exit(1)
 
 
 def serve(engine: Engine, inbox: Queue[Any], outbox: Queue[Any], beat: Callable[[], None]) -> None:

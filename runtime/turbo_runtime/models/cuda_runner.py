@@ -30,6 +30,7 @@ from turbo_runtime.models.attention.varlen import (
 )
 from turbo_runtime.models.layers.native import LeanDecoder
 from turbo_runtime.models.matmul import padded_rows
+from turbo_runtime.models.parallel.decoder import RankGroup
 from turbo_runtime.models.runner import Forward, ModelRunner, StepInputs
 from turbo_runtime.models.step_batch import Chunk, StepBatch
 from turbo_runtime.models.transfer import refill, upload
@@ -60,6 +61,7 @@ class CudaModelRunner(ModelRunner):
         *,
         blocks: int,
         max_length: int,
+        group: RankGroup | None = None,
         op: VarlenAttention = DEFAULT_OP,
         page_size: int = PAGE_SIZE,
     ) -> None:
@@ -67,7 +69,7 @@ class CudaModelRunner(ModelRunner):
         pages of `page_size` tokens.
         """
         self._op, self._page_size = op, page_size
-        super().__init__(model, blocks=blocks, max_length=max_length)
+        super().__init__(model, blocks=blocks, max_length=max_length, group=group)
         self._graphs: list[_Graph] = []  # the smallest first
 
     @property
@@ -118,8 +120,8 @@ class CudaModelRunner(ModelRunner):
         return shallow
 
     @torch.inference_mode()
-    def execute(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
-        """Begin `forward`, and leave it to the caller to `clear` what is not finite."""
+    def execute_here(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
+        """Do this rank's part of `execute`."""
         batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
         rows, number = len(batch.tokens), len(batch.logits_indices)
         graph = None if layers else next((each for each in self._graphs if each.size.rows >= rows), None)

@@ -35,14 +35,14 @@ _REFUSED = ("use_bidirectional_attention", "attn_logit_softcapping", "final_logi
 
 def load_config(source: Source) -> Any:
     """Read the model's configuration and check that the engine can serve it."""
-    with _model_errors(f"the configuration of {source.name} cannot be read"):
+    with model_errors(f"the configuration of {source.name} cannot be read"):
         config = AutoConfig.from_pretrained(source.name, **source.arguments())
     check_config(config)
     return config
 
 
 @contextmanager
-def _model_errors(
+def model_errors(
     sentence: str, errors: tuple[type[Exception], ...] = (OSError, ValueError, KeyError)
 ) -> Iterator[None]:
     """Turn errors of the hub, of files and of what is in them into ModelError."""
@@ -97,7 +97,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreT
     options = {"config": config, "dtype": dtype, "attn_implementation": IMPLEMENTATION}
     errors = (OSError, ValueError, KeyError, RuntimeError)
     quantization = _quantization(config)
-    with _model_errors(f"the weights of {source.name} cannot be loaded", errors):
+    with model_errors(f"the weights of {source.name} cannot be loaded", errors):
         if quantization.get("quant_method") == "mxfp4":  # in which transformers dequantizes what we serve
             config.quantization_config = {**quantization, "dequantize": True}
         elif quantization:
@@ -127,7 +127,7 @@ class ExportedTokenizer:
 def export_tokenizer(model: str, revision: str | None, directory: Path) -> ExportedTokenizer:
     """Save the tokenizer and its chat template into `directory`, for the server; raises ModelError."""
     source = find(model, revision)
-    with _model_errors(f"the tokenizer of {model} cannot be read"):
+    with model_errors(f"the tokenizer of {model} cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
     tokenizer.save_pretrained(directory)
     end = tokenizer.eos_token_id

@@ -43,6 +43,10 @@ class MatmulKernel:
         """Add full pieces of hundreds of rows."""
         return replace(self, name=f"{self.name}, in bulk", bulk=BULK)
 
+    def in_pieces(self) -> MatmulKernel:
+        """Undo `in_bulk`."""
+        return replace(self, name=self.name.removesuffix(", in bulk"), bulk=())
+
     def takes(self, rows: int) -> bool:
         """Whether `rows` are one product, without padding."""
         return self.counts is None or rows in self.counts or rows in self.bulk

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from operator import methodcaller
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,8 +19,12 @@ from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool, cache_shape
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
+from turbo_runtime.models.parallel.decoder import RankGroup, ShardedDecoder
 from turbo_runtime.models.step_batch import Chunk, StepBatch, padded
 from turbo_runtime.models.transfer import download, upload
+
+Result = TypeVar("Result")
+Command = Callable[["ModelRunner"], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +45,44 @@ class StepInputs(NamedTuple):
     picked: Tensor  # (n,): rows that need logits
 
 
+class Followers:
+    """The runners of a model's other ranks, which do what rank 0's does; here there are none."""
+
+    def send(self, command: Command) -> None:
+        """Let each run a command that can be pickled, without a result."""
+
+    def call(self, command: Command) -> None:
+        """Let each run a command whose result is awaited by `results`."""
+
+    def results(self) -> list[Any]:
+        """Return the result of each, or the error that it raised."""
+        return []
+
+    def end(self, error: Exception) -> NoReturn:
+        """Give up after a step that failed on this rank: some of the others may wait for it for ever."""
+        raise error
+
+    def stop(self) -> None:
+        """End their processes."""
+
+
+def attempt(command: Command, model: ModelRunner) -> Any:
+    """Return a command's result, or the error that it raised."""
+    try:
+        return command(model)
+    except Exception as error:
+        return error
+
+
 class ModelRunner:
     """Owner of the weights and the KV tensors; the scheduler assigns the slots."""
 
-    def __init__(self, model: PreTrainedModel, *, blocks: int, max_length: int) -> None:
-        """`blocks` of KV cache; `max_length` tokens bound one sequence. `model` loses its weights."""
+    def __init__(
+        self, model: PreTrainedModel, *, blocks: int, max_length: int, group: RankGroup | None = None
+    ) -> None:
+        """`blocks` of KV cache; `max_length` tokens bound one sequence. `model` loses its weights; it has
+        those of one rank of `group`.
+        """
         self.config = config = model.config
         self.vocabulary = int(config.vocab_size)
         self.device = model.device
@@ -53,7 +92,12 @@ class ModelRunner:
         self.pool = self.allocate(blocks)
         lean = type(model).__name__ in LEAN_ARCHITECTURES
         self.decoder: LeanDecoder | ModuleDecoder
-        self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
+        if group:
+            self.decoder = ShardedDecoder(model, max_length, group)
+        else:
+            self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
+        self.group = group
+        self.followers = Followers()
 
     @property
     def asynchronous(self) -> bool:
@@ -61,9 +105,51 @@ class ModelRunner:
         return bool(self.device.type != "cpu")
 
     @property
+    def num_ranks(self) -> int:
+        """Processes that share the model."""
+        return self.group.size if self.group else 1
+
+    @property
     def shared_tile(self) -> int:
         """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
         return self.rule.shared_tile
+
+    def everywhere(self, command: Callable[[ModelRunner], Result]) -> list[Result]:
+        """Run a command that can be pickled on every rank at once, and return the results, this rank's first.
+        Raises the first error.
+        """
+        self.followers.call(command)
+        results = [attempt(command, self), *self.followers.results()]
+        if error := next((result for result in results if isinstance(result, Exception)), None):
+            raise error
+        return results
+
+    def collect_tables(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return the embedding (vocabulary, width), and what copies rows of the LM head (n, width) for ids
+        (n). Of several ranks both are collected in this one.
+        """
+        if not isinstance(self.decoder, ShardedDecoder):
+            return self.decoder.embedding, self.decoder.output_rows
+        self.followers.send(_collect_tables)
+        embedding, head = _collect_tables(self)
+        return embedding, partial(head.index_select, 0)
+
+    def use_rule(self, rule: Rule) -> None:
+        """Set how positions are computed; on one rank."""
+        self.rule = rule
+        if self.group:
+            self.group.ordered = rule.exact
+
+    def resize(self, blocks: int, max_length: int) -> None:
+        """Replace the cache; on one rank."""
+        if blocks != self.pool.blocks:
+            self.pool = self.allocate(blocks)
+        self.max_length = max_length
+
+    def commit(self, blocks: list[int]) -> None:
+        """Write zeros to these blocks, so that the system has the memory for them; on one rank."""
+        slots = torch.tensor(blocks)[:, None] * self.pool.block_size + torch.arange(self.pool.block_size)
+        self.pool.clear(slots.ravel().to(self.device))
 
     def allocate(self, blocks: int) -> KVPool:
         """Return a cache of so many blocks."""
@@ -94,9 +180,23 @@ class ModelRunner:
         self.clear([chunk for chunk, whole in zip(chunks, finite.tolist(), strict=True) if not whole])
         return forward
 
-    @torch.inference_mode()
     def execute(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
         """Begin `forward`, and leave it to the caller to `clear` what is not finite."""
+        self.followers.send(methodcaller("execute_here", chunks, layers))
+        try:
+            return self.execute_here(chunks, layers)
+        except Exception as error:
+            self.followers.end(error)
+
+    def clear(self, chunks: Sequence[Chunk]) -> None:
+        """Write zeros to the slots of these chunks."""
+        if chunks:
+            self.followers.send(methodcaller("clear_here", chunks))
+            self.clear_here(chunks)
+
+    @torch.inference_mode()
+    def execute_here(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
+        """Do this rank's part of `execute`."""
         batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
         rows = padded_rows(len(batch.tokens))
         step = AttentionMetadata(self.pool, batch, rows, self.rule)
@@ -123,13 +223,18 @@ class ModelRunner:
         return shallow
 
     @torch.inference_mode()
-    def clear(self, chunks: Sequence[Chunk]) -> None:
-        """Write zeros to the slots of these chunks."""
-        if chunks:
-            self.pool.clear(self._upload(StepBatch.join(chunks, self.pool.block_size, -1).slot_mapping))
+    def clear_here(self, chunks: Sequence[Chunk]) -> None:
+        """Do this rank's part of `clear`."""
+        self.pool.clear(self._upload(StepBatch.join(chunks, self.pool.block_size, -1).slot_mapping))
 
     def _upload(self, values: Any) -> Tensor:
         return upload(values, self.device)
+
+
+@torch.inference_mode()
+def _collect_tables(model: ModelRunner) -> tuple[Tensor, Tensor]:
+    assert isinstance(model.decoder, ShardedDecoder)
+    return model.decoder.tables()
 
 
 def _finite_sequences(hidden: Tensor, sequence: Tensor, number: int) -> Tensor:

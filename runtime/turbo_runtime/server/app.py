@@ -159,6 +159,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
                 "arithmetic": info.arithmetic,
                 "device": info.device,
                 "dtype": info.dtype,
+                "tensor_parallel_size": info.tensor_parallel_size,
                 "draft_version": stats.draft_version or None,
                 "drafts": {draft.name: draft.version or None for draft in stats.by_draft},
                 "draft_error": stats.draft_error or None,

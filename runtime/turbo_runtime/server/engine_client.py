@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from turbo_runtime import messages
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.child_process import describe_exit, die_with_parent
 
 # (config, inbox, outbox, folder that the tokenizer is exported into, what to call at every turn of the loop),
 # as `turbo_runtime.engine.process.run_engine` takes them
@@ -41,16 +41,8 @@ def child_main(
     # Ctrl-C and a service manager's SIGTERM reach both processes; the server alone decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_die_with_server, name="server watch", daemon=True).start()
+    threading.Thread(target=die_with_parent, name="server watch", daemon=True).start()
     engine(config, inbox, outbox, tokenizer_dir, beat)
-
-
-def _die_with_server() -> None:
-    """A server that was killed sends no Shutdown, and an engine without it would hold its memory for ever."""
-    server = multiprocessing.parent_process()
-    assert server is not None
-    server.join()
-    os._exit(1)
 
 
 MAX_PERIOD_SECONDS = 1.0  # between two checks
@@ -249,10 +241,4 @@ class EngineClient:
         self._process.join()
         code = self._process.exitcode
         assert code is not None
-        if code >= 0:
-            how = f"ended with status {code}; its last lines above say why"
-        elif -code == signal.SIGKILL:
-            how = "was killed (SIGKILL), most often because it needed more memory than it may have"
-        else:
-            how = f"died of {signal.Signals(-code).name}"
-        return f"The engine process {how}."
+        return f"The engine process {describe_exit(code)}."

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
+from turbo_runtime.engine.startup.ranks import OnLoss, Ranks, raise_loss
 from turbo_runtime.engine.startup.rounding import measure_rounding
 from turbo_runtime.engine.startup.sizing import build_runner, free_memory
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
@@ -53,29 +55,54 @@ def start_engine(
     start_time: float,
     tokenizer: ExportedTokenizer | None = None,
     op: VarlenAttention | None = None,
+    on_loss: OnLoss = raise_loss,
 ) -> tuple[Engine, EngineReady]:
     """Load, check, measure; loading began at `start_time` (monotonic). Raises ModelError with a sentence.
     Without `tokenizer` answers under a grammar are rejected. `op`: run as on a GPU, with this attention.
+    `on_loss` is called from any thread when one of several ranks has ended. Whoever ends the engine stops
+    `model.followers`.
     """
+    if config.tensor_parallel_size == 1:
+        return _start(config, start_time, tokenizer, op, None)
+    device = choose_device(config.device)
+    ranks = Ranks(config, device, choose_dtype(config.dtype, device), op, on_loss)
+    try:
+        return _start(config, start_time, tokenizer, op, ranks)
+    except BaseException:
+        ranks.stop()
+        raise
+
+
+def _start(
+    config: RuntimeConfig,
+    start_time: float,
+    tokenizer: ExportedTokenizer | None,
+    op: VarlenAttention | None,
+    ranks: Ranks | None,
+) -> tuple[Engine, EngineReady]:
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
     limits = config.limits(device.type)
     dtype = choose_dtype(config.dtype, device)
     digest = inspect_model(config.model, config.revision).digest
-    weights = load_model(find(config.model, config.revision), dtype, device)
+    draft_device = choose_device(config.draft_device, "--draft-device") if config.draft_device else device
+    if ranks:
+        model, weights = ranks.lead()
+    else:
+        weights = load_model(find(config.model, config.revision), dtype, device)
+        drafts = 0
+        if config.draft_config:
+            elsewhere = draft_device.type != device.type
+            drafts = cache_bytes_per_token(Path(config.draft_config), dtype, elsewhere)
+        model = build_runner(config, weights, op, drafts)
     end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
     end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
-    draft_device = choose_device(config.draft_device, "--draft-device") if config.draft_device else device
-    drafts = 0
-    if config.draft_config:
-        drafts = cache_bytes_per_token(Path(config.draft_config), dtype, draft_device.type != device.type)
-    model = build_runner(config, weights, op, drafts)
     loaded = time.monotonic()
     report = check_batch_invariance(model, limits.max_num_batched_tokens, wanted=config.guarantee)
     if config.guarantee == "bitwise" and report.guarantee != "bitwise":
         raise ModelError(f"--guarantee=bitwise cannot be promised here: {report.reason}; leave the flag out")
     if isinstance(model, CudaModelRunner):
-        model.capture(limits.max_num_batched_tokens)
+        model.everywhere(methodcaller("capture", limits.max_num_batched_tokens))
     is_loose = report.guarantee == "distribution" and config.audit_fraction > 0
     rounding = measure_rounding(model) if is_loose else None
     checked = time.monotonic()
@@ -97,6 +124,7 @@ def start_engine(
         arithmetic=report.forms,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
+        tensor_parallel_size=model.num_ranks,
         max_model_len=model.max_length,
         max_num_seqs=limits.max_num_seqs,
         kv_blocks=block_pool.num_blocks,
@@ -116,9 +144,8 @@ def start_engine(
     if config.draft_config:
         target = Target(
             digest,
-            model.decoder.embedding,
-            model.decoder.output_rows,
-            model,
+            *model.collect_tables(),
+            model if model.num_ranks == 1 else None,
             tokenizer.file if tokenizer else None,
             draft_device,
             free_memory,
@@ -162,8 +189,7 @@ def measure_steps(
     share = limit_seconds / 4  # of each point
     points: list[StepTime] = []
     try:
-        slots = torch.tensor(blocks)[:, None] * block_pool.block_size + torch.arange(block_pool.block_size)
-        model.pool.clear(slots.ravel().to(model.device))
+        model.everywhere(methodcaller("commit", blocks))
         decoded = sorted({(1, 1), (1, 1 + drafts), (several, 1)})
         for rows, tokens in decoded:
             points.append(_measure(model, blocks, share, rows, tokens, context))

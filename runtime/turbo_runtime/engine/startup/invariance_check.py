@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from operator import methodcaller
 
 import torch
 from torch import Tensor
@@ -68,27 +69,41 @@ def check_batch_invariance(
         if wanted == "distribution" or (wanted == "auto" and model.device.type != "cpu"):
             raise NotProvenError("it was not asked for (--guarantee=bitwise)")
         with torch.inference_mode():
-            for name, products in _group_products(model):
-                kernel = find_invariant_kernel(products[0], deadline)
-                for product in products:
-                    product.use(kernel)
-                forms[name] = kernel.name
-            _check_row_wise(model, max_num_batched_tokens, deadline)
+            operations = partial(_settle_operations, rows=max_num_batched_tokens, deadline=deadline)
+            for settled in model.everywhere(operations):
+                forms |= settled
             if isinstance(model, CudaModelRunner):
                 runs = _runs_over_pages(model.pool.block_size)
                 _check_model(model, deadline, sum(runs), runs)
             else:
                 optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
-                model.rule = find_rule(model.pool, deadline, optional_deadline)
+                rules = model.everywhere(partial(_find_rule, limits=(deadline, optional_deadline)))
+                model.everywhere(methodcaller("use_rule", Rule.common(rules)))
                 _check_model(model, deadline, PROBE_TOKENS, (*PROBE_RUNS, *[1] * PROBE_TOKENS))
             forms |= adopt_bulk(
                 model, max_num_batched_tokens, min(BULK_LIMIT_SECONDS, deadline - time.monotonic())
             )
     except NotProvenError as outcome:
         log.info("guarantee distribution: %s", outcome)
-        set_free(model)
+        model.everywhere(set_free)
         return ArithmeticReport("distribution", forms, str(outcome))
     return ArithmeticReport("bitwise", forms)
+
+
+def _settle_operations(model: ModelRunner, rows: int, deadline: float) -> dict[str, str]:
+    """Choose a rank's kernels for steps of up to so many rows; the names of products and of their kernels."""
+    forms = {}
+    for name, products in _group_products(model):
+        kernel = find_invariant_kernel(products[0], deadline)
+        for product in products:
+            product.use(kernel)
+        forms[name] = kernel.name
+    _check_row_wise(model, rows, deadline)
+    return forms
+
+
+def _find_rule(model: ModelRunner, limits: tuple[float, float]) -> Rule:
+    return find_rule(model.pool, *limits)
 
 
 def _runs_over_pages(page: int) -> tuple[int, ...]:
@@ -97,8 +112,8 @@ def _runs_over_pages(page: int) -> tuple[int, ...]:
 
 
 def set_free(model: ModelRunner) -> None:
-    """Let every row be computed in the cheapest way."""
-    model.rule = Rule(exact=False)
+    """Let every row be computed in the cheapest way; on one rank."""
+    model.use_rule(Rule(exact=False))
     for product in model.decoder.products():
         product.adopt_first(product.free_forms)
 
@@ -214,24 +229,34 @@ def adopt_bulk(model: ModelRunner, max_num_batched_tokens: int, limit_seconds: f
     if max_num_batched_tokens < BULK[0]:
         return {}
     deadline = time.monotonic() + limit_seconds
-    before = [(product, product.form) for product in model.decoder.products()]
     forms: dict[str, str] = {}
     try:
-        for name, products in _group_products(model):
-            kernel, counts = products[0].form, products[0].form.counts or (0,)
-            # logits of hundreds of rows are rare, and the check of so large a product takes long
-            tried = products[0].shape[0] < model.vocabulary and counts[-1] == COUNTS[-1]
-            if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
-                forms[name] = kernel.in_bulk().name
-                for product in products:
-                    product.use(kernel.in_bulk())
+        for settled in model.everywhere(partial(_use_bulk, deadline=deadline)):
+            forms |= settled
         _check_bulk_model(model, deadline)
     except NotProvenError as outcome:
         log.info("prompts are computed in pieces of %d rows: %s", COUNTS[-1], outcome)
-        for product, kernel in before:
-            product.use(kernel)
+        model.everywhere(_leave_bulk)
         return {}
     return forms
+
+
+def _use_bulk(model: ModelRunner, deadline: float) -> dict[str, str]:
+    forms = {}
+    for name, products in _group_products(model):
+        kernel, counts = products[0].form, products[0].form.counts or (0,)
+        # logits of hundreds of rows are rare, and the check of so large a product takes long
+        tried = products[0].shape[0] * model.num_ranks < model.vocabulary and counts[-1] == COUNTS[-1]
+        if tried and _holds(products[0], kernel.in_bulk(), (counts[0], *BULK), deadline):
+            forms[name] = kernel.in_bulk().name
+            for product in products:
+                product.use(kernel.in_bulk())
+    return forms
+
+
+def _leave_bulk(model: ModelRunner) -> None:
+    for product in model.decoder.products():
+        product.use(product.form.in_pieces())
 
 
 def _check_bulk_model(model: ModelRunner, deadline: float) -> None:

@@ -19,6 +19,7 @@ from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.varlen import DEFAULT_OP, PAGE_SIZE, VarlenAttention, supports
 from turbo_runtime.models.cuda_runner import GRAPH_ROWS, CudaModelRunner
+from turbo_runtime.models.parallel.decoder import RankGroup
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.dense import DENSE
@@ -32,26 +33,30 @@ KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
 def build_runner(
-    config: RuntimeConfig, weights: PreTrainedModel, op: VarlenAttention | None, drafts: int = 0
+    config: RuntimeConfig,
+    weights: PreTrainedModel,
+    op: VarlenAttention | None,
+    drafts: int = 0,
+    group: RankGroup | None = None,
 ) -> ModelRunner:
     """Build the runner for the weights' device with a cache of the right size, beside those of drafts, which
     take `drafts` bytes a token. Raises ModelError.
     """
-    device, limits = weights.device, config.limits(weights.device.type)
+    device, limits, ranks = weights.device, config.limits(weights.device.type), config.tensor_parallel_size
     if op is None and not (device.type == "cuda" and supports(cache_shape(weights.config), weights.dtype)):
         blocks, length = size_cache(
-            config, weights.config, weights.dtype, limits, BLOCK_SIZE, host_budget(device), drafts
+            config, weights.config, weights.dtype, limits, BLOCK_SIZE, host_budget(device, ranks), drafts
         )
-        return ModelRunner(weights, blocks=blocks, max_length=length)
+        return ModelRunner(weights, blocks=blocks, max_length=length, group=group)
     if device.type == "cpu":
         blocks, length = size_cache(
-            config, weights.config, weights.dtype, limits, PAGE_SIZE, host_budget(device), drafts
+            config, weights.config, weights.dtype, limits, PAGE_SIZE, host_budget(device, ranks), drafts
         )
-        return CudaModelRunner(weights, blocks=blocks, max_length=length, op=op or DEFAULT_OP)
+        return CudaModelRunner(weights, blocks=blocks, max_length=length, group=group, op=op or DEFAULT_OP)
     shape, dtype = weights.config, weights.dtype
     length = min(int(shape.max_position_embeddings), config.max_model_len or sys.maxsize)
     pages = 1 + blocks_for(limits.max_num_batched_tokens, PAGE_SIZE)
-    model = CudaModelRunner(weights, blocks=pages, max_length=length, op=op or DEFAULT_OP)
+    model = CudaModelRunner(weights, blocks=pages, max_length=length, group=group, op=op or DEFAULT_OP)
     budget = device_budget(model, limits, config.gpu_memory_utilization)
     blocks, model.max_length = size_cache(config, shape, dtype, limits, PAGE_SIZE, budget, drafts)
     model.pool = model.allocate(blocks)
@@ -97,9 +102,10 @@ def size_cache(
     return blocks, fits
 
 
-def host_budget(device: torch.device) -> int:
-    """Return the bytes for a cache beside other programs."""
-    return min(DEFAULT_KV_BYTES, int(free_memory(device) * KV_SHARE_OF_FREE_MEMORY))
+def host_budget(device: torch.device, ranks: int) -> int:
+    """Return the bytes for a cache beside other programs; on a CPU for one of the caches of all ranks."""
+    budget = min(DEFAULT_KV_BYTES, int(free_memory(device) * KV_SHARE_OF_FREE_MEMORY))
+    return budget // ranks if device.type == "cpu" else budget
 
 
 @torch.inference_mode()
@@ -132,6 +138,8 @@ def _run_largest(model: CudaModelRunner, tokens: int, limits: BatchLimits) -> No
     ]
     rows = min(len(chunks[0].tokens), limits.max_num_seqs)
     forward = model.execute([replace(chunks[0], logit_rows=rows), *chunks[1:]])
+    if model.group and model.group.rank:
+        return  # rank 0 alone has whole logits, and draws
     params = SamplingParams(temperature=1.0, top_p=0.9)
     drawn = DrawnRows(truncated=SampledRows(list(range(rows)), [params] * rows, list(range(rows))))
     DENSE.draw(forward.logits, drawn, Noise(model.vocabulary, model.device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +34,12 @@ class Rule:
     def shared_tile(self) -> int:
         """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
         return BLOCK_SIZE if self.exact and self.uniform else PROMPT_TILE
+
+    @classmethod
+    def common(cls, rules: Sequence[Rule]) -> Rule:
+        """What holds on all ranks."""
+        counts = (count for count in ROW_COUNTS if all(count in rule.row_counts for rule in rules))
+        return cls(all(rule.exact for rule in rules), tuple(counts), all(rule.uniform for rule in rules))
 
 
 class StepMetadata(Protocol):

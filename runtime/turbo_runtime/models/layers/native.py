@@ -26,6 +26,7 @@ from turbo_runtime.models.layers.primitives import (
     HeadNorm,
     Hidden,
     Layer,
+    Product,
     RMSNorm,
     Rope,
     Rotation,
@@ -50,7 +51,7 @@ class LeanAttention(Layer):
         self.project = fused(*parts)
         sinks: Tensor | None = getattr(module, "sinks", None)
         self.sinks = None if sinks is None else sinks.detach().float()
-        self.output = fused(module.o_proj)
+        self.output: Product = fused(module.o_proj)
         self.head_norm: HeadNorm | None = None
         if hasattr(module, "q_norm"):
             self.head_norm = HeadNorm(module.q_norm, module.k_norm, heads, kv_heads)
@@ -97,7 +98,7 @@ class LatentAttention(Layer):
         by_head = module.kv_b_proj.weight.detach().view(self.heads, self.nope + self.value, self.rank)
         self.absorb = HeadProduct(by_head[:, : self.nope].transpose(1, 2))
         self.expand = HeadProduct(by_head[:, self.nope :])
-        self.output = fused(module.o_proj)
+        self.output: Product = fused(module.o_proj)
 
     def __call__(self, x: Tensor, rotation: Rotation, step: StepMetadata) -> Tensor:
         """x (rows, width) -> the same."""
@@ -184,11 +185,14 @@ class LeanDecoder(Decoder):
         """Whether a graph can hold it: nothing waits for the device, nor depends on what is computed."""
         return not any(isinstance(block.mlp, Experts) for block in self._blocks)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """tokens (rows) -> (rows, width)."""
+        x = self.embedding.index_select(0, tokens)
+        return x if self._scale is None else x * self._scale
+
     def hidden(self, tokens: Tensor, step: StepMetadata, layers: Collection[int]) -> Hidden:
         """tokens (rows) -> (rows, width); and what enters `layers`."""
-        x = self.embedding.index_select(0, tokens)
-        if self._scale is not None:
-            x = x * self._scale
+        x = self.embed(tokens)
         rotations = {kind: rope.at(step.positions) for kind, rope in self._ropes.items()}
         streams: dict[int, Tensor] = {}
         for layer, (block, kind) in enumerate(zip(self._blocks, self._kinds, strict=True)):

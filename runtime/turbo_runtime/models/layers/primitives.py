@@ -14,6 +14,8 @@ from turbo_runtime.models.matmul import BatchInvariantLinear
 
 Hidden = tuple[Tensor, dict[int, Tensor]]  # after the final norm; and the residual streams into some layers
 
+Product = Callable[[Tensor], Tensor]  # of x (rows, in), to (rows, out)
+
 
 @dataclass(frozen=True, slots=True)
 class RowWise:
@@ -170,7 +172,8 @@ class GatedMLP(Layer):
         activation: Callable[[Tensor], Tensor],
     ) -> None:
         """`gate_up` gives both gate and up, side by side."""
-        self.gate_up, self.down, self.activation = gate_up, down, activation
+        self.gate_up, self.activation = gate_up, activation
+        self.down: Product = down
         self.checked = RowWise("the gated activation", gate_up.shape[0], self.gated)
 
     @classmethod

@@ -1,0 +1,1 @@
+"""Tensor parallelism: one model, cut up among several processes."""
