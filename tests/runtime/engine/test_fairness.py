@@ -166,3 +166,15 @@ def test_a_tenant_that_salts_its_requests_has_one_turn_and_not_one_for_each_salt
     salted = [replace(ask(f"flood {n}", "a"), salt=f"s{n}") for n in range(50)]
     order = admissions(engine(running=2), [*salted, *(ask(f"other {n}", "b") for n in range(8))])
     assert sum(name.startswith("other") for name in order[:16]) >= 7
+
+
+def test_prompts_read_for_log_probabilities_take_no_place_in_which_they_do_nothing() -> None:
+    scheduler = engine(blocks=100)
+    scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    for number in range(8):
+        scheduler.add(replace(ask(f"scored {number}", "scores", prompt=120), params=scored))
+    for work in scheduler.schedule():
+        scheduler.update_from_output(work, [])
+    scheduler.add(ask("other", "other"))
+    plan = scheduler.schedule()
+    assert [work.sequence.request_id for work in plan] == ["scored 0", "other"]

@@ -393,18 +393,3 @@ def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told
             if ends:
                 scheduler.finish(work.sequence)
     assert steps < 8
-
-
-def test_prompts_read_for_log_probabilities_take_no_place_in_which_they_do_nothing() -> None:
-    scheduler = small(200, max_length=700, running=4)
-    for number in range(8):
-        scheduler.add(submit(number, 600, 1, scored=True, tenant="scores"))
-    decode(scheduler)
-    scheduler.add(submit(8, 5, 4, tenant="other"))
-    plan = decode(scheduler)
-    assert [work.sequence.request_id for work in plan] == ["r0", "r8"]
-    while scheduler.running:
-        for work in decode(scheduler):
-            if not scheduler.room(work.sequence):
-                scheduler.finish(work.sequence)
-    assert not scheduler.waiting
