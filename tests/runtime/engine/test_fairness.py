@@ -177,4 +177,4 @@ def test_prompts_read_for_log_probabilities_take_no_place_in_which_they_do_nothi
         scheduler.update_from_output(work, [])
     scheduler.add(ask("other", "other"))
     plan = scheduler.schedule()
-    assert [work.sequence.request_id for work in plan] == ["scored 0", "other"]
+    assert [work.sequence.request_id for work in plan] == ["scored 0", "scored 1", "other"]
