@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
-from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, Scheduler
 from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 
@@ -170,11 +170,12 @@ def test_a_tenant_that_salts_its_requests_has_one_turn_and_not_one_for_each_salt
 
 def test_prompts_read_for_log_probabilities_take_no_place_in_which_they_do_nothing() -> None:
     scheduler = engine(blocks=100)
+    scheduler.max_num_batched_tokens = 4 * MAX_PROMPT_LOGPROBS
     scored = SamplingParams(max_tokens=1, prompt_logprobs=0)
     for number in range(8):
         scheduler.add(replace(ask(f"scored {number}", "scores", prompt=120), params=scored))
-    for work in scheduler.schedule():
-        scheduler.update_from_output(work, [])
+    (first,) = scheduler.schedule()
+    scheduler.update_from_output(first, [])
     scheduler.add(ask("other", "other"))
-    plan = scheduler.schedule()
-    assert [work.sequence.request_id for work in plan] == ["scored 0", "scored 1", "other"]
+    begun = [work.sequence.request_id for work in scheduler.schedule()]
+    assert begun == ["scored 0", "scored 1", "other"]
