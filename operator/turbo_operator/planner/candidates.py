@@ -171,6 +171,7 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     usable = np.maximum(candidates.by_accelerator(memory.usable) - reserve, 0.0)
     running = candidates.by_limits(lambda limits: limits.max_num_seqs)
     step_tokens = candidates.by_limits(lambda limits: limits.max_num_batched_tokens)
+    block = candidates.by_limits(lambda limits: limits.block_size)
     forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     tokens = candidates.by_draft(lambda option: option.max_draft_tokens)
@@ -195,7 +196,7 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
         )
     planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
-    kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens)))
+    kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens, block)))
     kv_token = cached(planned) + draft_cache
     # Of routed experts each accelerator is given the tokens of all groups (allgather_reducescatter, vLLM's
     # default of --all2all-backend).
@@ -204,7 +205,8 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     )
     remaining = usable - weights - drafting - activations
     pool = np.minimum(np.floor(remaining / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
-    slots = np.clip(np.floor(pool / (kv_token * memory.request_tokens(0, tokens + planned))), 1.0, running)
+    one = kv_token * memory.request_tokens(0, tokens + planned, block)
+    slots = np.clip(np.floor(pool / one), 1.0, running)
     slots = slots * data  # each with a cache and a batch of its own
     converts = cpu & (shape.dtype not in memory.ELEMENT_BYTES)
     loading = np.where(converts, 2.0 * weights, weights)

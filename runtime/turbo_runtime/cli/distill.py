@@ -17,7 +17,15 @@ from turbo_runtime.contract.config import Device, DType, RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
 from turbo_runtime.distill.data.responses import ANSWERS_FILE, deal, read_kept, render_turns
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
-from turbo_runtime.distill.recipe import HEADS, METHOD_DEFAULTS, METHODS, DistillError, Recipe, TransientError
+from turbo_runtime.distill.recipe import (
+    HEADS,
+    MAX_DEPTH,
+    METHOD_DEFAULTS,
+    METHODS,
+    DistillError,
+    Recipe,
+    TransientError,
+)
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
 from turbo_runtime.drafters.draft_memory import MAX_MIB
 from turbo_runtime.engine.process import settle_threads
@@ -246,8 +254,7 @@ def parser() -> argparse.ArgumentParser:
         "some of the answers says to pay more (default: heads)"
     )
     draft.add_argument("--method", default=HEADS, choices=METHODS, help=text)
-    max_depth: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
-    _add(draft, "depth", bounded(int, 1, max_depth), "tokens that are drafted at once")
+    _add(draft, "depth", bounded(int, 1, MAX_DEPTH), "tokens that are drafted at once")
     _add(draft, "markov_rank", bounded(int, 0, 4096), "of the term by which heads follow the token before")
     _add(draft, "vocabulary", bounded(int, 2), "tokens that can be drafted, at most")
     text = (

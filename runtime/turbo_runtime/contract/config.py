@@ -24,9 +24,11 @@ class BatchLimits:
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    block_size: int = 16  # tokens of a block of the KV cache
 
 
-CPU_LIMITS, GPU_LIMITS = BatchLimits(32, 512), BatchLimits(256, 2048)  # the latter are vLLM's
+# On GPUs vLLM's, but for the block: torch's attention takes no smaller one.
+CPU_LIMITS, GPU_LIMITS = BatchLimits(32, 512), BatchLimits(256, 2048, 256)
 
 
 def _by_device(place: int) -> str:
@@ -163,6 +165,7 @@ class RuntimeConfig:
         return BatchLimits(
             self.max_num_seqs or default.max_num_seqs,
             self.max_num_batched_tokens or default.max_num_batched_tokens,
+            default.block_size,
         )
 
     def to_argv(self, **defaults: object) -> list[str]:

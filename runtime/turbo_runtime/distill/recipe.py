@@ -18,6 +18,7 @@ METHOD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     AUTO: {"epochs": 0, "rate": 0.0},
 }
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
+MAX_DEPTH = 8  # tokens drafted at once: an evaluation states the acceptance of so many places
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
 PARTS = TEST, VALIDATION, TRAINING = "test", "validation", "training"  # of the prompts
 

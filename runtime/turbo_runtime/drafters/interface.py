@@ -76,7 +76,7 @@ class Draft:
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
     costly_key: Hashable | None = field(default=None, compare=False)  # of its drafters, if one is costly
 
-    def judge(self, committed: Sequence[int]) -> tuple[float, int]:
+    def compare(self, committed: Sequence[int]) -> tuple[float, int]:
         """Return the sum of the chances claimed for the tokens that `committed` ones judge, verified or not,
         and how many were right: up to the first wrong one, each given that all before it were right.
         """

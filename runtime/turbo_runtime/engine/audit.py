@@ -7,7 +7,7 @@ returns its blocks as soon as requests might need them.
 
 The replay reads the answer as given. Under `bitwise` it must draw each token itself; up to the first
 mismatch this equals free decoding. Under `distribution` near-ties fall either way, so a token only must lie
-as near to the best as rounding can put it (`draw.excess`).
+as near to the best as rounding can put it (`truncation.excess`).
 """
 
 from __future__ import annotations

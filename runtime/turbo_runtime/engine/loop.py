@@ -31,7 +31,7 @@ from turbo_runtime.speculation.verification import VerificationResult, verify
 
 log = logging.getLogger(__name__)
 
-_MAX_FAILURES = 8  # of passes one after the other, among them the smaller steps for want of memory
+_MAX_FAILURES = 8  # of passes one after the other
 _COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is checked after each
 
 
@@ -231,14 +231,14 @@ class Engine:
         a smaller step; otherwise, or if there is no smaller one, its requests fail and no others. Raises the
         error if passes fail one after the other: then nothing that is computed here can be relied on.
         """
-        self._failures += 1
-        if self._failures > _MAX_FAILURES:
-            raise error
         log.exception("a pass over %d requests failed", len(parts))
         self.model.clear([part.chunk() for part in parts])
         if is_out_of_memory(error) and self.scheduler.shrink_step():
             log.warning("steps have at most %d tokens from now on", self.scheduler.max_num_batched_tokens)
             return
+        self._failures += 1
+        if self._failures > _MAX_FAILURES:
+            raise error
         for part in parts:
             sentence = f"the engine failed in a step of this request: {error}; try again"
             self._fail(part.work.sequence.request_id, sentence, refused=False)

@@ -75,8 +75,8 @@ def run_engine(
             config = replace(config, revision=commit or asked)
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
             engine, ready = start_engine(config, start_time, tokenizer, on_loss=partial(_give_up, outbox))
-        note_commit(config.model, asked, commit)
         try:
+            note_commit(config.model, asked, commit)
             outbox.put(ready)
             serve(engine, inbox, outbox, beat)
         finally:

@@ -181,11 +181,15 @@ class Scheduler:
         )
 
     def shrink_step(self) -> bool:
-        """Halve the tokens of a step; False where each running sequence would not have one."""
+        """Halve the tokens of a step, and let no more sequences run than have one each; False where it has a
+        single one.
+        """
         smaller = self.max_num_batched_tokens // 2
-        if smaller < max(1, len(self.running)):
+        if not smaller:
             return False
-        self.max_num_batched_tokens = smaller
+        self.max_num_batched_tokens, self.max_num_seqs = smaller, min(self.max_num_seqs, smaller)
+        while len(self.running) > smaller:
+            self._preempt_youngest()
         return True
 
     def update_from_output(self, work: ScheduledTokens, committed: list[int]) -> None:
@@ -232,15 +236,19 @@ class Scheduler:
             return False
         tokens = len(sequence.tokens)
         while self.block_pool.blocks_for(tokens) - len(sequence.table) > self.block_pool.num_available:
-            youngest = self.running.pop()
-            self.block_pool.trim(youngest.table, 0)
-            youngest.computed = youngest.shared = 0
-            self._resuming.appendleft(youngest)
-            self.preemptions += 1
-            if youngest is sequence:
+            if self._preempt_youngest() is sequence:
                 return False
         self.block_pool.extend(sequence.table, tokens)
         return True
+
+    def _preempt_youngest(self) -> Sequence:
+        """Take its blocks; it resumes first."""
+        youngest = self.running.pop()
+        self.block_pool.trim(youngest.table, 0)
+        youngest.computed = youngest.shared = 0
+        self._resuming.appendleft(youngest)
+        self.preemptions += 1
+        return youngest
 
     def _compute(self, sequence: Sequence, count: int, step: _StepBudget) -> None:
         """Assign tokens of a running sequence that has their blocks."""

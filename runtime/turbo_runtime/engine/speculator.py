@@ -146,7 +146,7 @@ class Speculator:
             for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
         proposed = request_id in self._drafted
-        claimed, right = part.draft.judge(verdict.tokens)
+        claimed, right = part.draft.compare(verdict.tokens)
         self._outcomes.append(
             DraftOutcome(
                 request_id, proposed, drafted, won, claimed, right, part.draft.costly_key, more, gained

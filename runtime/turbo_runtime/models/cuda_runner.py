@@ -37,7 +37,7 @@ from turbo_runtime.models.transfer import refill, upload
 
 log = logging.getLogger(__name__)
 
-GRAPH_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+GRAPH_ROWS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class CudaModelRunner(ModelRunner):
         pages, memory = -(-self.max_length // self.pool.block_size), torch.cuda.graph_pool_handle()
         for rows in sorted((rows for rows in GRAPH_ROWS if rows <= max_rows), reverse=True):
             self._graphs.insert(0, self._capture(StepSize(rows, rows, pages), memory))
-        log.info("steps of up to %d tokens are graphs", max_rows)
+        log.info("steps of up to %d tokens are graphs", self._graphs[-1].size.rows)
 
     def _capture(self, size: StepSize, memory: Any) -> _Graph:
         scratch = self.pool.scratch

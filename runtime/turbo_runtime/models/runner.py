@@ -217,7 +217,11 @@ class ModelRunner:
         return Forward(logits, selected, _finite_sequences(hidden, sequence, sequences), read)
 
     def first_layers(self, count: int) -> ModelRunner:
-        """Return the model without its later layers, which shares weights and KV cache."""
+        """Return the model without its later layers, which shares weights and KV cache. Raises ValueError
+        where the layers are cut up.
+        """
+        if self.group:
+            raise ValueError("the first layers draft only where --tensor-parallel-size is 1")
         shallow = copy(self)
         shallow.decoder = self.decoder.first_layers(count)
         return shallow

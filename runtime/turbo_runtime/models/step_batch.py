@@ -71,11 +71,6 @@ class StepBatch:
             np.flatnonzero(np.arange(len(sequence)) >= first[sequence]),
         )
 
-    @property
-    def decodes(self) -> bool:
-        """Whether every token needs logits, as in a step without prompts."""
-        return len(self.logits_indices) == len(self.tokens)
-
 
 def padded(values: NDArray[Any], length: int, filler: int = 0) -> NDArray[Any]:
     """Lengthen a column to `length`."""

@@ -18,7 +18,7 @@ from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows, column
 
-_BYTES_AT_ONCE = 1 << 28  # of float64, for some rows of the vocabulary; a few such tensors exist together
+_BYTES_AT_ONCE = 1 << 26  # of float64, for some rows of the vocabulary; a few such tensors exist together
 
 
 @torch.inference_mode()
@@ -26,12 +26,12 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
     device = logits.device
     drawn = torch.full((len(logits),), NOTHING, device=device)
-    if rows.greedy:
-        index = rows.greedy_index(device)
+    size = max(1, _BYTES_AT_ONCE // (8 * logits.shape[1]))
+    for index in torch.split(rows.greedy_index(device), size) if rows.greedy else ():
         values = logits.index_select(0, index)
         drawn.index_copy_(0, index, torch.where(_some_left(values), _first_highest(values), NOTHING))
     for part, truncated in ((rows.plain, False), (rows.truncated, True)):
-        for piece in _pieces(part, logits.shape[1]):
+        for piece in _pieces(part, size):
             index, keys = piece.columns(device)
             values = logits.index_select(0, index)
             tokens = _drawn(values, piece, keys, noise, truncated=truncated)
@@ -45,8 +45,7 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
     return rows.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
-def _pieces(rows: SampledRows, vocabulary: int) -> Iterator[SampledRows]:
-    size = max(1, _BYTES_AT_ONCE // (8 * vocabulary))
+def _pieces(rows: SampledRows, size: int) -> Iterator[SampledRows]:
     return (rows.part(slice(start, start + size)) for start in range(0, len(rows.rows), size))
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
+from turbo_runtime.models.transfer import upload
 
 Ids = NDArray[np.int64]
 Counts = NDArray[np.float32]
@@ -62,7 +63,7 @@ class Edits:
         if self._masks:
             inverse = np.invert(np.stack(self._masks))
             forbidden = np.unpackbits(inverse, axis=1, count=self._vocabulary, bitorder="little")
-            masks = torch.from_numpy(forbidden.view(np.bool_)).to(device)
+            masks = upload(forbidden.view(np.bool_), device)
             for row, mask in zip(self._masked, masks, strict=True):
                 logits[row].masked_fill_(mask, -torch.inf)
         if self._forbidden:
@@ -73,7 +74,7 @@ class Edits:
             places, counts = _joined(self._penalized, device), _joined(self._counts, device)
             table = np.array(self._penalties, np.float32)
             each = np.repeat(table, [len(ids) for ids in self._penalized], axis=0)
-            repetition, frequency, presence = torch.from_numpy(each.T.copy()).to(device)
+            repetition, frequency, presence = upload(each.T.copy(), device)
             values = flat.index_select(0, places)
             values = torch.where(values > 0, values / repetition, values * repetition)
             values -= counts * frequency
@@ -187,7 +188,7 @@ def _ends_with(tokens: Sequence[int], end: int, run: Sequence[int]) -> bool:
 
 
 def _joined(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(arrays)).to(device)
+    return upload(np.concatenate(arrays), device)
 
 
 def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:

@@ -99,7 +99,7 @@ class Sampler:
         """Return the token; raise NoTokenError if it is `NOTHING`."""
         if token != NOTHING:
             return token
-        if not (self.edits or self.truncates):
+        if not self.edits:  # truncation leaves a token always
             raise NoTokenError(NOT_FINITE)
         raise NoTokenError(
             "no token is left to choose from: response_format, bad_words and min_tokens together forbid "

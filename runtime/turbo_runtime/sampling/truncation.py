@@ -35,7 +35,7 @@ def truncated_tokens(
     logits: BlockedLogits, params: Sequence[SamplingParams], keys: Tensor, noise: Noise, rows: Tensor
 ) -> Tensor:
     """Return the token (n,) int64 of each of the `rows` (n,) among those that its `params` leave, as
-    `sampled_tokens` does among all. Tokens that are not left may be gone from `logits` afterwards.
+    `sampled_tokens` does among all. Maxima of blocks may be lower in `logits` afterwards.
 
     The best of all tokens is the best of those left where it is one of them, which most often it is, and then
     nothing needs to be dropped. Otherwise the next best may be.
@@ -55,7 +55,7 @@ def truncated_tokens(
         list[tuple[Tensor, Tensor]](),
     )
     for _ in range(_TRIES):
-        left, dropped = _judge(logits, rules.part(place), drawn[place], totals, place)
+        left, dropped = _classify(logits, rules.part(place), drawn[place], totals, place)
         dense.append(place[~left & ~dropped])
         place = place[dropped]
         if not len(place):
@@ -158,7 +158,7 @@ def _certainly_left(logits: BlockedLogits, rules: _Rules, tokens: Tensor) -> Ten
     return left
 
 
-def _judge(
+def _classify(
     logits: BlockedLogits, rules: _Rules, tokens: Tensor, totals: Tensor, place: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return (n,) whether `min_p` and `top_p` certainly leave each row's token, and whether they certainly

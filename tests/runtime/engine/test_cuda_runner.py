@@ -17,6 +17,7 @@ from turbo_dev import host_syncs
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
 from turbo_dev.varlen_reference import varlen_attn_out
+from turbo_runtime.contract.config import GPU_LIMITS
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
@@ -144,6 +145,7 @@ def test_what_the_built_in_attention_refuses_goes_another_way(
     shape: KVCacheSpec, dtype: torch.dtype, supported: bool
 ) -> None:
     assert supports(shape, dtype) == supported
+    assert GPU_LIMITS.block_size == PAGE_SIZE  # which the planner counts with
     assert PAGE_SIZE % 256 == 0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.runners import RUNNERS
@@ -17,6 +18,8 @@ from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
 from turbo_runtime.models.runner import Forward, ModelRunner
 from turbo_runtime.models.step_batch import Chunk
+from turbo_runtime.sampling.noise import Noise
+from turbo_runtime.sampling.rows import DrawnRows
 
 BLOCKS, LENGTH, STEP = 64, 128, 96
 NO_MEMORY = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
@@ -119,6 +122,24 @@ def test_for_want_of_memory_a_step_shrinks_and_nobody_notices(
     server = engine(model)
     assert texts(run(server, asked)) == alone
     assert server.scheduler.max_num_batched_tokens == STEP // 4
+
+
+def test_for_want_of_memory_to_draw_fewer_run_together_and_nobody_notices(
+    model: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(4)
+    alone = {name: text for each in asked for name, text in texts(run(engine(model), [each])).items()}
+    server = engine(model)
+    kernels = server._kernels
+
+    def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
+        if len(logits) > 2:
+            raise RuntimeError(NO_MEMORY)
+        return kernels.draw(logits, rows, noise)
+
+    monkeypatch.setattr(server, "_kernels", kernels._replace(draw=draw))
+    assert texts(run(server, asked)) == alone
+    assert server.scheduler.max_num_seqs <= 3
 
 
 def test_an_engine_whose_every_pass_fails_ends(model: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:

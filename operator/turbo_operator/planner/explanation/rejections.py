@@ -261,7 +261,8 @@ def _max_tokens(evaluation: PlanEvaluation, place: int) -> int:
         return 0
     available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
     drafts = candidates.draft_options[candidates.draft[place]].max_draft_tokens
-    return memory.max_model_len(float(available), float(use.kv_longest[place]), drafts)
+    block = int(candidates.by_limits(lambda limits: limits.block_size)[place])
+    return memory.max_model_len(float(available), float(use.kv_longest[place]), drafts, block)
 
 
 def _more_nodes(evaluation: PlanEvaluation, offering: Offering) -> str:

@@ -32,7 +32,7 @@ DEVICE_RESERVE = 2 * GIB  # CUDA context, captured graphs, workspaces of librari
 # Two interpreters (measured: 0.74 GiB for the engine's with torch, less for the server's).
 CPU_RESERVE = 3 * GIB // 2
 KV_GRAIN = GIB // 64  # the pool is counted in these: its size in GiB is an exact decimal of few digits
-BLOCK_TOKENS = 16  # slack of one block: a request's last block is rarely full
+BLOCK_TOKENS = 16  # of a block, whose last one is rarely full, unless an engine says otherwise
 LOGIT_BYTES = 4  # logits are verified in float32 whatever the weights are
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -142,9 +142,9 @@ def whole_grains(amount: Numbers) -> Numbers:
     return np.ceil(amount / KV_GRAIN) * KV_GRAIN
 
 
-def request_tokens(max_model_len: int, max_draft_tokens: Numbers) -> Numbers:
+def request_tokens(max_model_len: int, max_draft_tokens: Numbers, block: Numbers = BLOCK_TOKENS) -> Numbers:
     """Tokens of cache that the longest request may come to, with its drafts and the slack of a block."""
-    return max_model_len + max_draft_tokens + 1.0 + BLOCK_TOKENS
+    return max_model_len + max_draft_tokens + 1.0 + block
 
 
 def mlp_width(shape: ModelShape) -> float:
@@ -180,9 +180,11 @@ def activation_bytes(
     return np.asarray(between + np.maximum(inside, logits))
 
 
-def max_model_len(available: float, per_token: float, max_draft_tokens: int) -> int:
+def max_model_len(
+    available: float, per_token: float, max_draft_tokens: int, block: int = BLOCK_TOKENS
+) -> int:
     """Return the longest request in tokens of which one fits into `available` bytes; 0 when none does."""
     if available < 0:
         return 0
     tokens = int(available // KV_GRAIN * KV_GRAIN // per_token)
-    return max(0, tokens - int(request_tokens(0, max_draft_tokens)))
+    return max(0, tokens - int(request_tokens(0, max_draft_tokens, block)))

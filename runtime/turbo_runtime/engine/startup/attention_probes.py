@@ -110,7 +110,7 @@ class _Probe:
         self._pool.keys[0].copy_(draw(*self._pool.keys[0].shape))
         if not pool.shape.latent:
             self._pool.values[0].copy_(draw(*self._pool.values[0].shape))
-        self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
+        self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width).to(pool.device)
         self._length, self._window = length, window
         self._sinks = draw(pool.kv_heads, pool.group).float() if pool.shape.sinks else None
         self._table = list(range(FIRST_BLOCK, blocks))
@@ -181,4 +181,4 @@ class _Probe:
     ) -> Tensor:
         """The outputs of the tokens from `start` to before `end` of the step."""
         outputs = attention.attend(0, queries, self._pool.key_width**-0.5, self._sinks)
-        return outputs.index_select(1, torch.from_numpy(attention.output_rows[start:end].ravel()))
+        return outputs.index_select(1, self._pool.tensor(attention.output_rows[start:end].ravel()))

@@ -75,6 +75,7 @@ def check_batch_invariance(
             if isinstance(model, CudaModelRunner):
                 runs = _runs_over_pages(model.pool.block_size)
                 _check_model(model, deadline, sum(runs), runs)
+                _check_long_prompt(model, deadline, max_num_batched_tokens)
             else:
                 optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
                 rules = model.everywhere(partial(_find_rule, limits=(deadline, optional_deadline)))
@@ -233,7 +234,7 @@ def adopt_bulk(model: ModelRunner, max_num_batched_tokens: int, limit_seconds: f
     try:
         for settled in model.everywhere(partial(_use_bulk, deadline=deadline)):
             forms |= settled
-        _check_bulk_model(model, deadline)
+        _check_long_prompt(model, deadline, BULK[-1] + COUNTS[0])
     except NotProvenError as outcome:
         log.info("prompts are computed in pieces of %d rows: %s", COUNTS[-1], outcome)
         model.everywhere(_leave_bulk)
@@ -259,10 +260,12 @@ def _leave_bulk(model: ModelRunner) -> None:
         product.use(product.form.in_pieces())
 
 
-def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
-    """Compute a prompt in small pieces and in full ones; skipped where the cache has no room for both."""
-    count = BULK[-1] + COUNTS[0]
-    if count > model.max_length or 2 * blocks_for(count, model.pool.block_size) > model.pool.blocks:
+def _check_long_prompt(model: ModelRunner, deadline: float, tokens: int) -> None:
+    """Compute a prompt of so many tokens in small pieces and at once; skipped where the cache has no room for
+    both.
+    """
+    count = min(tokens, model.max_length)
+    if 2 * blocks_for(count, model.pool.block_size) > model.pool.blocks:
         return
     chunk = partial(_chunk, model, count, count)
     start_time = time.monotonic()

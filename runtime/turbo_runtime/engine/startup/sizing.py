@@ -17,7 +17,13 @@ from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.pool import cache_shape
-from turbo_runtime.models.attention.varlen import DEFAULT_OP, PAGE_SIZE, VarlenAttention, supports
+from turbo_runtime.models.attention.varlen import (
+    DEFAULT_OP,
+    PAGE_SIZE,
+    VarlenAttention,
+    is_available,
+    supports,
+)
 from turbo_runtime.models.cuda_runner import GRAPH_ROWS, CudaModelRunner
 from turbo_runtime.models.parallel.decoder import RankGroup
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
@@ -43,7 +49,7 @@ def build_runner(
     take `drafts` bytes a token. Raises ModelError.
     """
     device, limits, ranks = weights.device, config.limits(weights.device.type), config.tensor_parallel_size
-    if op is None and not (device.type == "cuda" and supports(cache_shape(weights.config), weights.dtype)):
+    if op is None and not (is_available(device) and supports(cache_shape(weights.config), weights.dtype)):
         blocks, length = size_cache(
             config, weights.config, weights.dtype, limits, BLOCK_SIZE, host_budget(device, ranks), drafts
         )

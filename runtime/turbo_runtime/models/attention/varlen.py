@@ -30,6 +30,11 @@ VarlenAttention = Callable[..., Any]  # with the signature of this one:
 DEFAULT_OP: VarlenAttention = varlen_attn_out
 
 
+def is_available(device: torch.device) -> bool:
+    """Whether the built-in backend runs on this device: a GPU from Ampere on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def supports(shape: KVCacheSpec, dtype: torch.dtype) -> bool:
     """Whether the built-in backend computes attention of this shape and type."""
     width = shape.key_width

@@ -204,5 +204,5 @@ class LeanDecoder(Decoder):
     def first_layers(self, count: int) -> LeanDecoder:
         """Return the model without its later layers, which shares all weights."""
         shallow = copy(self)
-        shallow._blocks = self._blocks[:count]
+        shallow._blocks, shallow._kinds = self._blocks[:count], self._kinds[:count]
         return shallow
