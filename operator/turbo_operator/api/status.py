@@ -84,7 +84,7 @@ class ModelStatus(StatusRecord):
     resolved_revision: _Name | None = None
     """The commit of the hub that the revision stood for."""
     digest: _Name | None = None
-    """sha256 of configuration and weight files' names, sizes and headers."""
+    """sha256 of configuration and weight files' names, sizes, headers and samples."""
     shape: ShapeStatus | None = None
     """Its shape."""
 

@@ -134,7 +134,7 @@ class ModelInfo(JsonDocument):
     """What `turbo inspect MODEL` prints and writes as its pod's termination message."""
 
     shape: ModelShape
-    digest: str  # sha256:... of the configuration and the weight files' names, sizes and headers
+    digest: str  # sha256:... of the configuration and the weight files' names, sizes, headers and samples
     revision: str | None  # resolved commit of a hub id; None for a path
     weight_bytes: int  # size of the stored weights
     adapters: tuple[AdapterInfo, ...] = ()  # by their names
