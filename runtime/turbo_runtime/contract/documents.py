@@ -141,10 +141,12 @@ class ModelInfo(JsonDocument):
     adapter_modules: tuple[str, ...] = ()  # last parts of the names of all modules that they change
 
     def to_json(self) -> str:
-        """Return one line of JSON; without adapters the same as before there were any, so that what is stored
-        of a model stays good.
+        """Return one line of JSON; without adapters and quantized weights the same as before there were any,
+        so that what is stored of a model stays good.
         """
         document = dataclasses.asdict(self)
+        if not self.shape.dequantizable:
+            del document["shape"]["dequantizable"]
         for name in ("adapters", "adapter_modules"):
             if not document[name]:
                 del document[name]

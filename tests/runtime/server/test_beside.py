@@ -196,4 +196,6 @@ sys.exit(lifecycle.run_server(RuntimeConfig("m", host="127.0.0.1", port=0)))
         env={"PYTHONPATH": runtime},
         capture_output=True,
     )
-    assert (ended.returncode, ended.stderr) == (7, b"")
+    assert ended.returncode == 7
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith(b"No --api-key-file: ")
