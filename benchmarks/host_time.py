@@ -115,9 +115,9 @@ def _sizes(
         for name, requests in (("greedy", greedy[:size]), ("mixed", mixed[:size])):
             plain = fresh(engine, grammars)
             off = [as_new(each, each.request_id, draft_method="off") for each in requests]
-            outside, told = _measured(plain, off)
+            outside, answers = _measured(plain, off)
             say(f"   {size} requests, {name}: {outside:.2f} ms")
-            drafting, _ = _measured(_drafting(engine, grammars, told), requests)
+            drafting, _ = _measured(_drafting(engine, grammars, answers), requests)
             say(f"   {size} requests, {name}, with drafts: {drafting:.2f} ms")
             rows.append({"requests": size, "sampling": name, "plain_ms": outside, "drafting_ms": drafting})
             figures[f"{name}_{size}_ms"] = round(outside, 2)
@@ -140,11 +140,11 @@ def _waits(engine: Engine, grammars: Grammars, requests: Sequence[GenerationRequ
     return float(most)
 
 
-def _drafting(engine: Engine, grammars: Grammars, told: dict[str, list[int]]) -> Engine:
+def _drafting(engine: Engine, grammars: Grammars, answers: dict[str, list[int]]) -> Engine:
     from turbo_dev.drafting import EveryDraft
 
     server = fresh(engine, grammars, EveryDraft())
-    server.speculation.drafters = Guessing(told, engine.model.vocabulary, wrong=WRONG, seed=0)
+    server.speculation.drafters = Guessing(answers, engine.model.vocabulary, wrong=WRONG, seed=0)
     return server
 
 

@@ -51,26 +51,26 @@ def _pieces(rows: SampledRows, size: int) -> Iterator[SampledRows]:
 
 def _drawn(logits: Tensor, rows: SampledRows, keys: Tensor, noise: Noise, *, truncated: bool) -> Tensor:
     """The first token (n,) with the highest perturbed score of each row (n, vocabulary)."""
-    heat = rows.temperatures(logits.device)[:, None]
-    scores = logits.double().div_(heat)
+    temperatures = rows.temperatures(logits.device)[:, None]
+    scores = logits.double().div_(temperatures)
     if truncated:
-        scores.masked_fill_(_dropped(logits, rows, heat), -torch.inf)
+        scores.masked_fill_(_dropped(logits, rows, temperatures), -torch.inf)
     return _first_highest(scores.add_(noise.gumbel_table(keys)))
 
 
-def _dropped(logits: Tensor, rows: SampledRows, heat: Tensor) -> Tensor:
+def _dropped(logits: Tensor, rows: SampledRows, temperatures: Tensor) -> Tensor:
     """Return (n, vocabulary) whether `min_p`, then `top_k`, then `top_p` drop a token."""
     device, every = logits.device, rows.params
-    ratios = column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in every], device)
-    ranks = column([float(p.top_k) if p.top_k > 0 else math.inf for p in every], device)
-    nuclei = column([p.top_p if p.top_p < 1.0 else math.inf for p in every], device)
+    log_min_p = column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in every], device)
+    top_k = column([float(p.top_k) if p.top_k > 0 else math.inf for p in every], device)
+    top_p = column([p.top_p if p.top_p < 1.0 else math.inf for p in every], device)
     ordered = logits.sort(dim=1, descending=True, stable=True)
     values = ordered.values.double()
     top = values[:, :1]
-    kept = (values >= top + heat * ratios) & (torch.arange(logits.shape[1], device=device) < ranks)
-    weights = torch.where(kept, (values - top).div_(heat).exp_(), 0.0)
+    kept = (values >= top + temperatures * log_min_p) & (torch.arange(logits.shape[1], device=device) < top_k)
+    weights = torch.where(kept, (values - top).div_(temperatures).exp_(), 0.0)
     sums = weights.cumsum(1)
-    kept &= F.pad(sums[:, :-1], (1, 0)) < nuclei * sums[:, -1:]
+    kept &= F.pad(sums[:, :-1], (1, 0)) < top_p * sums[:, -1:]
     return torch.empty_like(kept).scatter_(1, ordered.indices, ~kept)
 
 

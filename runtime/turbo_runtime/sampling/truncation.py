@@ -22,7 +22,7 @@ _MAX_EXPONENT = 700.0  # of float64
 _NEAR_NATS = 1.0  # below a drawn token: mostly enough of what comes after it
 _FAR_NATS = 16.0  # below the likeliest token: all that matters
 _SLACK = 1e-4  # relative, far more than the error of probabilities in float32
-_TRIES = 4  # of the next best token, before a row is truncated: nuclei may hold little
+_TRIES = 4  # of the next best token, before a row is truncated: top_p may hold little
 
 
 def truncates(params: SamplingParams) -> bool:
@@ -41,14 +41,14 @@ def truncated_tokens(
     nothing needs to be dropped. Otherwise the next best may be.
     """
     rules = _Rules(params, rows)
-    drawn = sampled_tokens(logits, rules.heat, keys, noise, rows)
+    drawn = sampled_tokens(logits, rules.temperatures, keys, noise, rows)
     # the likeliest is always left
     place = ((drawn != greedy_tokens(logits, rows)) & (drawn != NOTHING)).nonzero().squeeze(1)
     if len(place):
         place = place[~_certainly_left(logits, rules.part(place), drawn[place])]
     if not len(place):
         return drawn
-    ranked = rules.ranks[place].isfinite()  # their probabilities need the ranking
+    ranked = rules.top_k[place].isfinite()  # their probabilities need the ranking
     dense, place = [place[ranked]], place[~ranked]
     totals, gone = (
         drawn.new_full((len(drawn),), torch.nan, dtype=torch.float64),
@@ -62,14 +62,14 @@ def truncated_tokens(
             break
         gone.append(logits.forbid(rows[place], drawn[place]))
         own = rules.part(place)
-        drawn[place] = sampled_tokens(logits, own.heat, keys[place], noise, own.rows)
+        drawn[place] = sampled_tokens(logits, own.temperatures, keys[place], noise, own.rows)
     for flat, values in gone:
         logits.values.view(-1)[flat] = values
     rest = torch.cat([*dense, place])
     if len(rest):
         whole = logits.values.view(len(logits.peaks), -1)[:, : noise.vocabulary]
         kept = [truncate(whole[int(rows[i])], params[i]) for i in rest.tolist()]
-        again = sampled_tokens(BlockedLogits(torch.stack(kept)), rules.heat[rest], keys[rest], noise)
+        again = sampled_tokens(BlockedLogits(torch.stack(kept)), rules.temperatures[rest], keys[rest], noise)
         drawn[rest] = again
     return drawn
 
@@ -91,8 +91,8 @@ class _Rules:
 
     def _set(self, rows: Tensor, columns: Tensor) -> None:
         self.rows, self._columns = rows, columns
-        self.heat, self.log_ratios, self.ranks, self.nuclei = columns.contiguous()
-        self.has_min_p = bool((self.log_ratios > -math.inf).any())
+        self.temperatures, self.log_min_p, self.top_k, self.top_p = columns.contiguous()
+        self.has_min_p = bool((self.log_min_p > -math.inf).any())
 
     def part(self, which: Tensor) -> _Rules:
         """Those of some rows."""
@@ -102,7 +102,7 @@ class _Rules:
 
     def floors(self, top: Tensor) -> Tensor:
         """The lowest logits that `min_p` leaves, float32 rounded up; `top` (n,) are the highest."""
-        exact = top.double() + self.heat * self.log_ratios
+        exact = top.double() + self.temperatures * self.log_min_p
         rounded = exact.float()
         return torch.where(rounded.double() < exact, rounded.nextafter(rounded.new_tensor(math.inf)), rounded)
 
@@ -119,13 +119,15 @@ class _Sums(NamedTuple):
 def _sums(logits: BlockedLogits, rules: _Rules, own: Tensor, deep: Tensor) -> _Sums:
     """Sum up the blocks with a logit of at least `deep` (n,); `own` (n,) is a logit of each row."""
     peaks, num_blocks = logits.peaks_of(rules.rows), logits.num_blocks
-    top, heat = peaks.amax(1), rules.heat.float()
+    top, temperatures = peaks.amax(1), rules.temperatures.float()
     block = (peaks >= deep[:, None]).view(-1).nonzero().squeeze(1)
     row = block // num_blocks
     values = logits.values.index_select(
         0, logits.first_blocks(rules.rows).index_select(0, row) + block % num_blocks
     )
-    weights = (values - top.index_select(0, row)[:, None]).div_(heat.index_select(0, row)[:, None]).exp_()
+    weights = (
+        (values - top.index_select(0, row)[:, None]).div_(temperatures.index_select(0, row)[:, None]).exp_()
+    )
     if rules.has_min_p:
         floors = rules.floors(top).index_select(0, row)
         weights = torch.where(values >= floors[:, None], weights, 0.0)
@@ -148,13 +150,13 @@ def _logits_of(logits: BlockedLogits, rows: Tensor, tokens: Tensor) -> Tensor:
 def _certainly_left(logits: BlockedLogits, rules: _Rules, tokens: Tensor) -> Tensor:
     """Return (n,) whether each row's token is left for certain, by few other tokens."""
     own, top = _logits_of(logits, rules.rows, tokens), logits.peaks_of(rules.rows).amax(1)
-    sums = _sums(logits, rules, own, own - _NEAR_NATS * rules.heat.float())
-    weight = ((own - top).double() / rules.heat).exp()
+    sums = _sums(logits, rules, own, own - _NEAR_NATS * rules.temperatures.float())
+    weight = ((own - top).double() / rules.temperatures).exp()
     before = sums.above + sums.equal - weight  # as if all equal ones came before it
     # `top_k` may leave none behind this one
-    least = torch.where(rules.ranks.isfinite(), before + weight, sums.total)
-    in_nucleus = (rules.nuclei > 1.0) | (before < rules.nuclei * least * (1 - _SLACK))
-    left: Tensor = (own >= rules.floors(top)) & (sums.number - 1 < rules.ranks) & in_nucleus
+    least = torch.where(rules.top_k.isfinite(), before + weight, sums.total)
+    in_nucleus = (rules.top_p > 1.0) | (before < rules.top_p * least * (1 - _SLACK))
+    left: Tensor = (own >= rules.floors(top)) & (sums.number - 1 < rules.top_k) & in_nucleus
     return left
 
 
@@ -166,13 +168,13 @@ def _classify(
     """
     none = tokens == NOTHING
     own, top = _logits_of(logits, rules.rows, tokens.clamp(min=0)), logits.peaks_of(rules.rows).amax(1)
-    sums = _sums(logits, rules, own, top - _FAR_NATS * rules.heat.float())
+    sums = _sums(logits, rules, own, top - _FAR_NATS * rules.temperatures.float())
     known = totals[place]
     total = totals[place] = torch.where(known.isnan(), sums.total, known)
     beyond = math.exp(-_FAR_NATS) * logits.num_blocks * BLOCK  # what lies deeper, at most
-    floors, whole = rules.floors(top), rules.nuclei > 1.0
-    inside = whole | (sums.above + sums.equal + beyond < rules.nuclei * total * (1 - _SLACK))
-    outside = ~whole & (sums.above > rules.nuclei * (total + beyond) * (1 + _SLACK))
+    floors, whole = rules.floors(top), rules.top_p > 1.0
+    inside = whole | (sums.above + sums.equal + beyond < rules.top_p * total * (1 - _SLACK))
+    outside = ~whole & (sums.above > rules.top_p * (total + beyond) * (1 + _SLACK))
     return none | ((own >= floors) & inside), ~none & ((own < floors) | outside)
 
 
@@ -225,7 +227,7 @@ def truncate(logits: Tensor, params: SamplingParams) -> Tensor:
 def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Keep the tokens before which the ranking holds less than `top_p` of the probability.
 
-    Flat rows have nuclei of many thousands, so only one bin is sorted: bins of equal depth below the best
+    Flat rows have top_p of many thousands, so only one bin is sorted: bins of equal depth below the best
     token sum the probability, and tokens are ranked only in the bin where it reaches `top_p`.
     """
     depth = logits.double().sub_(logits.max()).div_(-temperature)
@@ -275,7 +277,7 @@ def _lowest(row: Tensor, params: SamplingParams, off: float) -> float:
     0.
 
     Sorted, the logits of two such rows differ by at most `off` rank by rank, and a rank's share of the
-    probability by the factor exp(2 off / T): `top_k` keeps the same ranks of both, the other two at most
+    probability by the factor exp(2 off / T): `top_k` keeps the same top_k of both, the other two at most
     those that they keep with their bound moved by that factor.
     """
     factor = math.exp(max(-_MAX_EXPONENT, min(2 * off / params.temperature, _MAX_EXPONENT)))
