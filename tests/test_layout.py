@@ -41,6 +41,15 @@ def test_both_packages_are_within_their_lines() -> None:
     assert sum(len(path.read_text().splitlines()) for path in files) <= MAX_LINES
 
 
+def test_no_two_files_of_tests_serve_at_the_same_address() -> None:
+    """The runtime's port is one number, and files of tests run beside each other."""
+    files = (ROOT / "tests").rglob("test_*.py")
+    taken = Counter(
+        address for path in files for address in set(re.findall(r"127\.0\.0\.\d+", path.read_text()))
+    )
+    assert {address for address, count in taken.items() if count > 1} <= {"127.0.0.1"}
+
+
 def test_no_module_is_called_utils_helpers_common_or_manager() -> None:
     assert [str(path) for path in SOURCES if re.search(r"utils|helpers|common|manager", path.name)] == []
 

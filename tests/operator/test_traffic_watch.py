@@ -38,7 +38,7 @@ def cache_of(min_replicas: int, **scaling: Any) -> Cache:
     spec = {"scaling": {"minReplicas": min_replicas, **scaling}}
     cache.put_deployment({"kind": "TurboDeployment", "metadata": meta, "spec": spec})
     cache.pods.put_root("rs", Root(KEY, "td", "", routes=True))
-    cache.pods.put(router_pod("r", "127.0.0.51"))
+    cache.pods.put(router_pod("r", "127.0.0.61"))
     return cache
 
 
@@ -75,7 +75,7 @@ async def following(cache: Cache, period: float = 30.0) -> AsyncIterator[asyncio
 async def test_that_a_request_waits_is_known_long_before_the_period_is_over() -> None:
     cache = cache_of(0)
     async with (
-        activator("127.0.0.51") as url,
+        activator("127.0.0.61") as url,
         following(cache) as woken,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as client,
     ):
@@ -97,7 +97,7 @@ async def test_an_idle_one_is_read_once_a_period_and_a_silent_one_tried_again() 
     async with following(cache, period=0.2) as woken:
         await asyncio.sleep(0.3)
         assert woken.empty()
-        async with activator("127.0.0.51"), asyncio.timeout(10.0):
+        async with activator("127.0.0.61"), asyncio.timeout(10.0):
             assert await woken.get() == KEY
             (first,) = cache.pods.routers(KEY)
             while cache.pods.routers(KEY) == [first]:  # noqa: ASYNC110  of another task
@@ -109,14 +109,14 @@ async def test_one_that_has_been_idle_for_long_enough_is_looked_at_while_a_repli
     cache = cache_of(0, idleAfter="10s")
     cache.pods.put_root("d", Root(KEY, "td", "v1"))
     async with (
-        activator("127.0.0.51", idle=11.0),
+        activator("127.0.0.61", idle=11.0),
         following(cache, period=0.1) as woken,
         asyncio.timeout(10.0),
     ):
         await woken.get()
         await asyncio.sleep(1.5)
         assert woken.empty(), "there is no replica"
-        pod = router_pod("a", "127.0.0.52")
+        pod = router_pod("a", "127.0.0.62")
         pod["metadata"] |= {"labels": {f"{GROUP}/deployment": KEY.name, f"{GROUP}/role": "serving"}}
         pod["metadata"]["ownerReferences"][0]["uid"] = "d"
         cache.pods.put(pod)
@@ -127,7 +127,7 @@ async def test_a_period_beyond_what_an_activator_waits_for_is_cut() -> None:
     """Found in review: it was answered 400 each time, and nobody slept or was woken."""
     cache = cache_of(0)
     async with (
-        activator("127.0.0.51") as url,
+        activator("127.0.0.61") as url,
         following(cache, period=90.0) as woken,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5.0)) as client,
         asyncio.timeout(10.0),
@@ -140,13 +140,13 @@ async def test_a_period_beyond_what_an_activator_waits_for_is_cut() -> None:
 
 
 async def test_who_keeps_a_replica_is_not_asked_and_who_is_gone_no_longer() -> None:
-    async with activator("127.0.0.51"), following(cache_of(1), period=0.1) as woken:
+    async with activator("127.0.0.61"), following(cache_of(1), period=0.1) as woken:
         await asyncio.sleep(0.5)
         assert woken.empty()
     cache = cache_of(0)
-    async with activator("127.0.0.51"), following(cache, period=0.1) as woken:
+    async with activator("127.0.0.61"), following(cache, period=0.1) as woken:
         assert await woken.get() == KEY
-        cache.pods.drop(router_pod("r", "127.0.0.51"))
+        cache.pods.drop(router_pod("r", "127.0.0.61"))
         await asyncio.sleep(1.5)  # it looks for pods every second
-        cache.pods.put(router_pod("r", "127.0.0.51"))
+        cache.pods.put(router_pod("r", "127.0.0.61"))
         assert await woken.get() == KEY, "as one that is new"

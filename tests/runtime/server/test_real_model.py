@@ -212,8 +212,8 @@ def test_a_chat_starts_with_the_models_own_words(tokenizer: ServedTokenizer) -> 
 
 
 def test_while_it_loads_only_the_servers_own_sentences_are_told(real: Any) -> None:
-    words = [line.split()[0] for line in real.lines]
-    told = words[: words.index("Ready:") + 1]
-    assert told.count("Micro-benchmark") == 1  # before the others where a busy machine leaves it out
-    others = [word for word in told if word != "Micro-benchmark"]
+    told = real.lines[: [line.startswith("Ready:") for line in real.lines].index(True) + 1]
+    others = [line.split()[0] for line in told if not line.startswith("Micro-benchmark")]
     assert others == ["No", "turbo", "Model", "Start-up", "Ready:"]  # the first: there are no keys
+    # One line of what it measured, one before the others of what a busy machine left out, or both.
+    assert 1 <= len(told) - len(others) <= 2
