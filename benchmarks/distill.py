@@ -1,5 +1,6 @@
 """What drafts bring that the model has taught itself: `turbo distill` on four domains, then the same prompts
-without drafts, with what is drafted from memory alone, and with the heads beside it.
+without drafts, with what is drafted from memory alone, and with the heads beside it; then every drafter alone
+and with others, of near-copies and of new prompts apart.
 
 Answers are the model's own: greedy ones, and at temperature 0.7 where greedy ones loop. Prompts that speeds
 are taken of were held out; of their answers those count that do not stand word for word among the answers
@@ -18,11 +19,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from distillation import by_drafter
+from distillation.cases import Case, Trained, same
 from harness import HERE, Bar, arguments, finish
 from peers.contest import TRANSFORMERS, Contest
 from peers.weights import float32_folder
@@ -31,16 +34,17 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, deal, is_looping, read_kept
-from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, runs, ways
+from turbo_runtime.distill.evaluation.speedup_benchmark import runs, ways
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.drafters.heads import Heads, load_heads
+from turbo_runtime.drafters.heads import load_heads
 from turbo_runtime.engine.process import quiet_libraries
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import read_prompts
 
 BARS = (
     Bar("differing", at_most=0),
+    Bar("by_drafter_differing", at_most=0),
     Bar("prompts_min", at_least=40),
     Bar("answer_tokens_min", at_least=4000),
     Bar("json_of_plain", at_least=2.2),
@@ -54,73 +58,12 @@ SIZES = ("prompts_min", "answer_tokens_min")
 DATA = HERE / "data" / "distill"
 SAMPLED = ("latex",)  # greedy answers loop
 TEMPERATURE = 0.7
+PARTS = ("heads", "drafters")
 TEST_FRACTION, VALIDATION_FRACTION, SEED = 0.22, 0.08, 0
 DEALT = ("--test-fraction", str(TEST_FRACTION), "--validation-fraction", str(VALIDATION_FRACTION))
 ANSWER_TOKENS, CONTEXT, ROUNDS = 128, 1024, 5
+DEPTH, SIDES = 4, 3  # of the EAGLE-3 layer's training; rounds of near-copies and of new prompts
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A draft, and what it was learnt from."""
-
-    heads: Heads
-    answers: list[Completion]  # not those to prompts held out
-    seconds: dict[str, float]
-
-    @property
-    def known(self) -> list[Completion]:
-        """What is in the memory, as in that of a server that has said it."""
-        return [one for one in self.answers if one.request.part == "training"]
-
-    @property
-    def warm_up(self) -> list[Completion]:
-        """What is asked before the clock."""
-        return [one for one in self.answers if one.request.part == "validation"][:WARM_UP]
-
-
-@dataclass(frozen=True)
-class Case:
-    """Runs of one domain's prompts with one draft."""
-
-    domain: str
-    temperature: float
-    batch: int
-    whole: bool  # answers that stand among those learnt from count too
-    found: list[Run]
-    same: list[bool]  # for each answer with drafts, see `same`
-
-    def joined(self, found: Sequence[Run], same: list[bool]) -> Case:
-        """With runs of further prompts, the ways that both have; `same` is that of these."""
-        more = {(run.round, run.way): run for run in found}
-        both = [_sum(run, more[run.round, run.way]) for run in self.found if (run.round, run.way) in more]
-        return replace(self, whole=True, found=both, same=same)
-
-    def ratios(self, way: str = "heads", over: str = "none") -> list[float]:
-        speeds = {(run.round, run.way): run.speed for run in self.found}
-        pairs = [
-            (speed, speeds.get((number, over))) for (number, told), speed in speeds.items() if told == way
-        ]
-        return [speed / other for speed, other in pairs if other]
-
-
-def same(found: Sequence[Run], told: Container[tuple[int, ...]]) -> list[bool]:
-    """Of each answer with drafts, whether it is that without: of the same round, and among those `told` once
-    before in other company.
-    """
-    plain = {run.round: run.answers for run in found if run.way == "none"}
-    pairs = [zip(run.answers, plain[run.round], strict=True) for run in found if run.way != "none"]
-    return [answer == wanted and answer in told for each in pairs for answer, wanted in each]
-
-
-def _sum(run: Run, more: Run) -> Run:
-    return replace(
-        run,
-        answers=(*run.answers, *more.answers),
-        seconds=run.seconds + more.seconds,
-        drafts=run.drafts + more.drafts,
-        accepted=run.accepted + more.accepted,
-    )
 
 
 def main() -> int:
@@ -141,7 +84,7 @@ def main() -> int:
             name: _distill(folder, work / name, name, options.dtype, ["--prompts", files[name], *DEALT])
             for name in domains
         }
-        if len(domains) > 1 and not options.quick:
+        if len(domains) > 1 and "heads" in options.parts and not options.quick:
             out = work / f"all-{'-'.join(sorted(domains))}"
             drafts["all"] = _distill(folder, out, "all", options.dtype, ["--answers", *drafts.values()])
         served = TargetModel(
@@ -156,10 +99,30 @@ def main() -> int:
         )
         trained = {name: _read(served, out) for name, out in drafts.items()}
         asked = {name: _asked(served, trained[name], files[name], name) for name in measured}
-        cases = list(_cases(served, asked, trained, options))
-        figures, rows = _figures(cases, trained), _rows(cases)
-        if not options.quick:
-            figures |= _over_transformers(folder, served, asked, trained, threads, Path(scratch))
+        figures, rows = dict[str, float](), list[dict[str, Any]]()
+        if "heads" in options.parts:
+            cases = list(_cases(served, asked, trained, options))
+            figures, rows = _figures(cases, trained), _rows(cases)
+            if not options.quick:
+                figures |= _over_transformers(folder, served, asked, trained, threads, Path(scratch))
+        if "drafters" in options.parts:
+            parts = list[by_drafter.Part]()
+            for name in measured:
+                learned: list[str | Path] = [
+                    "--answers",
+                    drafts[name],
+                    "--method",
+                    "eagle3",
+                    "--depth",
+                    str(DEPTH),
+                ]
+                layer = _distill(folder, work / f"{name}-eagle3", name, options.dtype, learned)
+                temperature = _temperature(name)
+                said = _enough(_unseen(asked[name][temperature], trained[name]))
+                params = _params(served, temperature)
+                parts += by_drafter.measure(served, name, said, trained[name], layer, params, SIDES)
+            figures |= by_drafter.figures(parts)
+            rows += by_drafter.rows(parts)
     sized = options.prompts == [DATA]
     bars = [bar for bar in BARS if bar.figure in figures and (sized or bar.figure not in SIZES)]
     bars = [] if options.quick else bars
@@ -175,6 +138,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--domains", nargs="+", help="by the names of their files (default: all)")
     parser.add_argument("--measure", nargs="+", help="speeds of so many of the domains (default: of all)")
     parser.add_argument("--work", type=Path, help="keep drafts here, and take up what is there already")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="heads beside memory, or every drafter alone and together (default: both)",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="one temperature and one draft a domain, no bars"
     )

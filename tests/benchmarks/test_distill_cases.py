@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from distill import Case, same
+from distillation.cases import Case, same
 
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run
 

@@ -59,9 +59,9 @@ class TargetModel:
 
     @property
     def target(self) -> Target:
-        """Return what heads share with it."""
+        """Return what drafts share with it."""
         decoder = self.model.decoder
-        return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
+        return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows, self.model)
 
     def engines(self, drafts: Sequence[ActiveDrafts]) -> list[Engine]:
         """Create an engine for each, with its own part of the KV cache; older ones may not be used again."""

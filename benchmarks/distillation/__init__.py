@@ -1,0 +1,1 @@
+"""What `make bench NAME=distill` measures with the drafts that it trained."""
