@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from distillation import by_drafter
-from distillation.cases import Case, Trained, same
+from distillation.cases import Case, Trained, same, ways_of
 from harness import HERE, Bar, arguments, finish
 from peers.contest import TRANSFORMERS, Contest
 from peers.weights import float32_folder
@@ -34,7 +34,7 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, deal, is_looping, read_kept
-from turbo_runtime.distill.evaluation.speedup_benchmark import runs, ways
+from turbo_runtime.distill.evaluation.speedup_benchmark import runs
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads import load_heads
@@ -222,9 +222,10 @@ def _cases(
     for domain, by_temperature in asked.items():
         own = trained[domain]
         before = own.known, own.warm_up
-        of_own, further = ways(served, own.heads), {}
+        of_own = ways_of(served, own)
+        further = {}
         if "all" in trained:
-            further["all"] = ways(served, trained["all"].heads)["heads"]
+            further["all"] = ways_of(served, trained["all"])["heads"]
         two = {name: of_own[name] for name in ("none", "heads")}
         for temperature, said in by_temperature.items():
             usual = temperature == _temperature(domain)
@@ -334,7 +335,7 @@ def _over_transformers(
             ratios = []
             for number in range(ROUNDS if unseen else 0):
                 some = unseen[number :: ROUNDS * 3]
-                with_heads = {"heads": ways(served, trained[domain].heads)["heads"]}
+                with_heads = {"heads": ways_of(served, trained[domain])["heads"]}
                 before = (trained[domain].known, trained[domain].warm_up)
                 (ours,) = runs(served, with_heads, some, *before, params, 1, 1)
                 prompts = [list(one.request.prompt) for one in some]

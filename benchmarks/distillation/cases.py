@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run
-from turbo_runtime.drafters.heads import Heads
+from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, ways
+from turbo_runtime.distill.target import TargetModel
+from turbo_runtime.drafters.heads import Heads, HeadsDrafter
+from turbo_runtime.drafters.loader import ActiveDrafts
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Trained:
     def warm_up(self) -> list[Completion]:
         """What is asked before the clock."""
         return [one for one in self.answers if one.request.part == "validation"][:WARM_UP]
+
+
+def ways_of(served: TargetModel, trained: Trained) -> dict[str, Callable[[], ActiveDrafts]]:
+    """No drafts, memory alone, and the heads in addition."""
+    of = ways(lambda: ActiveDrafts("auto", HeadsDrafter(trained.heads, served.noise)))
+    return {"none": of["none"], "memory": of["memory"], "heads": of["draft"]}
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,15 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -42,12 +45,14 @@ from turbo_runtime.distill.target import Endpoint, TargetModel
 from turbo_runtime.distill.trainer import Method, Shards, TrainingState, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
 from turbo_runtime.drafters.draft_memory import write_memory
-from turbo_runtime.drafters.heads import Heads, tensors_digest
-from turbo_runtime.files import write_whole_by
+from turbo_runtime.drafters.heads import tensors_digest
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
+from turbo_runtime.files import write_whole, write_whole_by
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
 
 REQUESTS, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
+_SELECTION = "drafts.json"
 MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 MIN_SAVE_SECONDS, MAX_SAVE_FRACTION = 2.0, 0.05  # between two saves, and of the time that they take
@@ -94,9 +99,9 @@ class Distillation:
         result = self._train(parts)
         learnt = {completion.tokens for name in (TRAINING, VALIDATION) for completion in parts[name]}
         domains = self._evaluate(parts[TEST], learnt)
-        if self.speedup and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
+        if self.speedup:
             unseen = [completion for completion in parts[TEST] if completion.tokens not in learnt]
-            self._measure_speedups(self._method.heads(), {**parts, TEST: unseen}, domains)
+            self._measure_speedups({**parts, TEST: unseen}, domains)
         record = Record(
             self._recipe.method,
             domains,
@@ -263,7 +268,7 @@ class Distillation:
             records[domain] = DomainRecord(evaluate(unseen, depth), evaluate(pairs, depth), measured_on)
         return records
 
-    def _measure_speedups(self, heads: Heads, parts: Parts, records: dict[str, DomainRecord]) -> None:
+    def _measure_speedups(self, parts: Parts, records: dict[str, DomainRecord]) -> None:
         """Add to each record the speedups of the held-out responses of its domain."""
         measurements = []
         for domain in records:
@@ -274,9 +279,13 @@ class Distillation:
             known = [completion for completion in training if not completion.request.choice]  # as in service
             groups = held_out[:MAX_MEASURED], known, validation[: benchmark.WARM_UP]
             measurements += [(domain, size, groups) for size in benchmark.BATCHES if len(groups[0]) >= size]
-        compared = benchmark.ways(self.served, heads)
-        num_runs = benchmark.ROUNDS * len(compared)  # of one measurement
-        with self.work.stage("speedup", len(measurements) * num_runs, "runs") as advance:
+        num_runs = benchmark.ROUNDS * 3  # of one measurement
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            self.work.stage("speedup", len(measurements) * num_runs, "runs") as advance,
+        ):
+            self._method.save(Path(scratch), "", "", {})
+            compared = benchmark.ways(partial(self._load, Path(scratch)))
             for number, (domain, batch, groups) in enumerate(measurements):
                 name = f"speedup/{number:03}.json"
                 if (existing := self.work.read(name)) is not None:
@@ -293,6 +302,15 @@ class Distillation:
                     self.work.write(name, asdict(speedup))
                 record = records[domain]
                 records[domain] = replace(record, speedups=(*record.speedups, speedup))
+
+    def _load(self, folder: Path) -> ActiveDrafts:
+        """Load the draft in `folder` as a server does, without what it brings to the memory."""
+        selection = folder / _SELECTION
+        write_whole(selection, json.dumps({self._recipe.method: str(folder.absolute())}))
+        active = DraftLoader(self.served.target, self.served.noise).load(selection)
+        if active.problem:
+            raise DistillError(f"the engine cannot draft with it: {active.problem}; add --no-speedup")
+        return active
 
     def _save(self, learnt: Sequence[Completion], record: Record) -> None:
         """Write the configuration last: without it the folder is no checkpoint yet."""

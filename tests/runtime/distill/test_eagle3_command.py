@@ -52,6 +52,14 @@ def made(folder: Path) -> Path:
     return folder / "draft"
 
 
+def test_its_speedup_is_measured_in_the_engine_that_serves_it(made: Path) -> None:
+    (domain,) = json.loads((made / "evaluation.json").read_text())["domains"].values()
+    assert domain["speedups"]
+    for speedup in domain["speedups"]:
+        assert speedup["differing"] == 0
+        assert speedup["after"] > 0
+
+
 def test_the_artefact_has_the_tensors_and_the_configuration_of_speculators(made: Path) -> None:
     config = json.loads((made / "config.json").read_text())
     tensors = load_file(made / "model.safetensors")

@@ -140,15 +140,25 @@ def test_a_speedup_is_over_the_same_prompts_without_drafts_and_counts_answers_th
 ) -> None:
     answers = served.answer(asked(), params(0.0))
     said = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
-    found = list(runs(served, ways(served, heads), said, said[:1], said[1:2], params(0.0), 2))
+    found = list(
+        runs(
+            served,
+            ways(lambda: ActiveDrafts("auto", HeadsDrafter(heads, served.noise))),
+            said,
+            said[:1],
+            said[1:2],
+            params(0.0),
+            2,
+        )
+    )
     assert [run.round for run in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for each in range(0, 9, 3):
-        assert {run.way for run in found[each : each + 3]} == {"none", "memory", "heads"}
+        assert {run.way for run in found[each : each + 3]} == {"none", "memory", "draft"}
     assert {len(run.answers) for run in found} == {2}  # two parts, since two are asked together
     assert all(not run.drafts for run in found if run.way == "none")
     of_two = compute_speedup(2, found)
     assert (of_two.batch, of_two.prompts, of_two.differing) == (2, 2, 0)
-    wrong = [replace(run, answers=((1,), *run.answers[1:])) if run.way == "heads" else run for run in found]
+    wrong = [replace(run, answers=((1,), *run.answers[1:])) if run.way == "draft" else run for run in found]
     assert compute_speedup(2, wrong).differing == 3
     slower = [replace(run, seconds=1.0 if run.way == "none" else 0.5) for run in found]
     assert compute_speedup(2, slower).after == pytest.approx(2.0)

@@ -1,4 +1,4 @@
-"""Speedups on this machine: the same prompts without drafts, with those from memory, and with heads too."""
+"""Speedups on this machine: the same prompts without drafts, with those from memory, and with a draft too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from statistics import median
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.recipe import DistillError
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.drafters.heads import Heads, HeadsDrafter
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest, SamplingParams
@@ -24,12 +23,12 @@ _WARM_UP_BATCH = 8
 Ways = Mapping[str, Callable[[], ActiveDrafts]]  # what drafts; its drafters are created each time anew
 
 
-def ways(served: TargetModel, heads: Heads) -> dict[str, Callable[[], ActiveDrafts]]:
-    """Return no drafts, memory alone, and heads in addition."""
+def ways(create: Callable[[], ActiveDrafts]) -> dict[str, Callable[[], ActiveDrafts]]:
+    """Return no drafts, memory alone, and in addition the draft that `create` loads."""
     return {
         "none": lambda: ActiveDrafts("off"),
         "memory": lambda: ActiveDrafts("suffix"),
-        "heads": lambda: ActiveDrafts("auto", HeadsDrafter(heads, served.noise)),
+        "draft": create,
     }
 
 
@@ -58,8 +57,8 @@ class Speedup:
     prompts: int  # of a round, the fewest
     tokens_per_second: float  # without drafts
     before: float  # from memory alone
-    after: float  # with heads
-    acceptance_length: float  # with heads: tokens of a step that verified drafts, of whichever drafter
+    after: float  # with the draft
+    acceptance_length: float  # with the draft: tokens of a step that verified drafts, of whichever drafter
     differing: int  # responses that differ with drafts; under the guarantee `bitwise` there are none
 
 
@@ -80,8 +79,8 @@ def runs(
 
     In each round and way the memory starts with the `known` responses, and then the prompts of `warm_up` are
     answered: so the engine learns, as in service, how sure its drafts are and what they cost. It knows
-    nothing else but the cost of steps, which all share. None of `measured` may be among either, nor may heads
-    have been trained on `warm_up`: they would be too sure of it.
+    nothing else but the cost of steps, which all share. None of `measured` may be among either, nor may a
+    draft have been trained on `warm_up`: it would be too sure of it.
     """
     names = list(ways)
     parts = max(1, min(rounds, len(measured) // batch))
@@ -105,21 +104,21 @@ def runs(
 
 def compute_speedup(batch: int, found: Sequence[Run]) -> Speedup:
     """Summarize all runs at a batch size."""
-    plain, memory, heads = (
+    plain, memory, draft = (
         sorted((run for run in found if run.way == way), key=lambda run: run.round)
-        for way in ("none", "memory", "heads")
+        for way in ("none", "memory", "draft")
     )
-    drafts = sum(run.drafts for run in heads)
+    drafts = sum(run.drafts for run in draft)
     return Speedup(
         batch,
         min(len(run.answers) for run in found),
         median(run.speed for run in plain),
         median(run.speed / base.speed for run, base in zip(memory, plain, strict=True)),
-        median(run.speed / base.speed for run, base in zip(heads, plain, strict=True)),
-        1 + sum(run.accepted for run in heads) / drafts if drafts else 1.0,
+        median(run.speed / base.speed for run, base in zip(draft, plain, strict=True)),
+        1 + sum(run.accepted for run in draft) / drafts if drafts else 1.0,
         sum(
             answer != expected
-            for runs in (memory, heads)
+            for runs in (memory, draft)
             for run, base in zip(runs, plain, strict=True)
             for answer, expected in zip(run.answers, base.answers, strict=True)
         ),
