@@ -54,7 +54,13 @@ BARS = (
     Bar("prompts_min", at_least=40),
     Bar("answer_tokens_min", at_least=4000),
     Bar("plain_of_transformers", at_least=1.3),
-    Bar("json_of_plain", at_least=2.0),  # the suffix drafter alone: no heads are loaded
+    Bar("plain_of_vllm", at_least=0.95),
+    Bar("json_of_plain", at_least=4.3),  # the suffix drafter alone: no heads are loaded
+    Bar("maths_of_plain", at_least=1.95),
+    Bar("support_of_plain", at_least=1.45),
+    Bar("json_of_vllm_suffix", at_least=1.0),
+    Bar("maths_of_vllm_suffix", at_least=1.0),
+    Bar("support_of_vllm_suffix", at_least=0.97),
     Bar("json_of_vllm_ngram", at_least=1.0),
     Bar("support_of_vllm_ngram", at_least=1.0),
     *(Bar(f"{domain}_new_pod_of_warm", at_least=0.9) for domain in ("json", "maths", "support")),
@@ -289,9 +295,10 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
             for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
                 ratios = _ratios(runs, domain, at_a_time, over, HEADS)
                 figures[f"{domain}_heads_of_{name}{end}"] = round(statistics.median(ratios), 3)
-    if any(competitor is TRANSFORMERS for _, _, competitor in runs):
-        each = [ratio for d in domains for ratio in _ratios(runs, d.name, 1, TRANSFORMERS, PLAIN)]
-        figures["plain_of_transformers"] = round(statistics.median(each), 3)
+    for over in (TRANSFORMERS, VLLM_PLAIN):
+        able = [d.name for d in domains if (d.name, 1, over) in runs]
+        if each := [ratio for name in able for ratio in _ratios(runs, name, 1, over, PLAIN)]:
+            figures[f"plain_of_{FIGURES[over]}"] = round(statistics.median(each), 3)
     return figures
 
 

@@ -16,7 +16,7 @@ from peers.contest import (
 from peers.domains import Asked, Domain
 from peers.estimate import minutes
 from peers.worker import Job, Result, timed
-from speculation import Measured, Runs, _figures, _rows
+from speculation import Measured, _figures, _rows
 
 JSON = Domain("json", [], [], [[Asked([1], [2])], [Asked([3], [4])]], 0)
 
@@ -25,7 +25,7 @@ def measured(*speeds: float) -> list[Measured]:
     return [Measured(int(speed), 1.0, 0, 0, 1, 1, "AVX2") for speed in speeds]
 
 
-def runs(**more: list[Measured]) -> Runs:
+def runs(**more: list[Measured]) -> dict[tuple[str, int, Competitor], list[Measured]]:
     found: dict[tuple[str, int, Competitor], list[Measured]] = {
         ("json", 1, PLAIN): measured(20, 20),
         ("json", 1, TURBO): measured(40, 60),
@@ -47,6 +47,11 @@ def test_who_took_part_once_is_compared_in_that_run() -> None:
     rows = {row["who"]: row for row in _rows(runs())}
     assert (rows["llama.cpp Q4_1"]["runs"], rows["turbo"]["runs"]) == (1, 2)
     assert rows["turbo"]["computed_with"] == "AVX2"
+
+
+def test_plain_steps_are_compared_without_drafts() -> None:
+    assert _figures([JSON], runs() | {("json", 1, VLLM_PLAIN): measured(25, 20)})["plain_of_vllm"] == 0.9
+    assert "plain_of_vllm" not in _figures([JSON], runs())
 
 
 def test_sizes_are_told_of_few_prompts_too() -> None:
