@@ -20,7 +20,12 @@ class Guessing(Proposer):
         self._random = random.Random(seed)
 
     def propose(
-        self, wants: Sequence[DraftRequest], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
+        self,
+        wants: Sequence[DraftRequest],
+        _least: float = 0.0,
+        _pays: Callable[[Hashable], bool] = bool,
+        _worth: float = 0.0,
+        /,
     ) -> list[Draft]:
         """One draft for each want, as long as it may be."""
         return [self._draft(want) for want in wants]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Hashable, Sequence
 
@@ -31,6 +32,10 @@ class EveryDraft(GoodputController):
     def min_acceptance(self, shape: StepShape, answers: int) -> float:  # noqa: ARG002  a clock has a part in it
         """Any chance is worth a try."""
         return 0.0
+
+    def token_seconds(self, shape: StepShape, answers: int) -> float:  # noqa: ARG002
+        """No pass takes too long."""
+        return math.inf
 
     def spare(self, shape: StepShape) -> float:  # noqa: ARG002
         """Time enough to read whatever waits."""

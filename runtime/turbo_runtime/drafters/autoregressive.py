@@ -24,7 +24,7 @@ _DEPTHS = 8  # drafted positions that are calibrated apart
 class AutoregressiveDrafter(Drafter):
     """Drafts of growing length, each token from all before it."""
 
-    is_costly = True
+    is_costly = has_passes = True
 
     def __init__(self, noise: Noise, version: str) -> None:
         """`noise` on the device of the logits."""

@@ -107,6 +107,7 @@ class Drafter(ABC):
     """
 
     name: str  # a method that a request may choose
+    has_passes = False  # whether each token of a draft takes a pass of its own
     is_costly = False  # whether its time counts: it drafts only where that pays
     reads_hidden = False  # whether it reads the model's hidden rows
     follows = False  # whether it has a KV cache of its own, which `follow` keeps up with the model's

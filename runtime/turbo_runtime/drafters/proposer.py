@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -19,6 +20,7 @@ from turbo_runtime.drafters.interface import (
     TokenOrigin,
 )
 from turbo_runtime.drafters.loader import ActiveDrafts, WatchedFile
+from turbo_runtime.drafters.pass_gate import PassGate
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.messages import DEFAULT_DRAFT
 
@@ -38,6 +40,7 @@ class Guarded:
         self._label = f"{drafter.name} of the draft {draft}" if named else drafter.name
         self.problem = ""  # why it gives no drafts any more; else empty
         self.seconds = 0.0  # of all its work
+        self._gate = PassGate() if drafter.has_passes else None
 
     def attempt(self, call: Callable[..., Result], *arguments: object, always: bool = False) -> Result | None:
         """Call a method of the drafter; None if it fails or has failed. `always`: call it even then."""
@@ -54,13 +57,36 @@ class Guarded:
         finally:
             self.seconds += time.perf_counter() - start_time
 
+    def next_candidates(
+        self, drafts: Sequence[_GrowingDraft], best_confidence: Sequence[float], token_seconds: float
+    ) -> list[TokenCandidate | None]:
+        """The drafter's; none where that takes a pass which is not worth its time."""
+        none: list[TokenCandidate | None] = [None] * len(drafts)
+        if (gate := self._gate) is None:
+            return self.attempt(self.drafter.next_candidates, best_confidence) or none
+        growing = [
+            (draft.acceptance[-1] if draft.acceptance else 1.0, best)
+            for draft, best in zip(drafts, best_confidence, strict=True)
+            if not draft.ended
+        ]
+        depth = max((len(draft.tokens) for draft in drafts if not draft.ended), default=0)
+        if not gate.pays(depth, growing, token_seconds):
+            return none
+        before = self.seconds
+        offered = self.attempt(self.drafter.next_candidates, best_confidence) or none
+        gate.learn(depth, self.seconds - before, [one.confidence for one in offered if one is not None])
+        return offered
+
 
 def propose(
-    guards: Sequence[Guarded], requests: Sequence[DraftRequest], min_acceptance: float = MIN_ACCEPTANCE
+    guards: Sequence[Guarded],
+    requests: Sequence[DraftRequest],
+    min_acceptance: float = MIN_ACCEPTANCE,
+    token_seconds: float = math.inf,
 ) -> list[Draft]:
     """Return one draft for each request, which ends where its cumulative acceptance is below
     `min_acceptance`. Every drafter continues the common draft; the costly ones come last and see the
-    others' confidence.
+    others' confidence. A token that is gained is worth `token_seconds` of a drafter's passes.
     """
     if not guards or not requests:
         return [Draft() for _ in requests]
@@ -72,8 +98,7 @@ def propose(
         candidates: list[list[TokenCandidate | None]] = []
         best_confidence = [0.0] * len(requests)
         for guard in guards:
-            offered = guard.attempt(guard.drafter.next_candidates, best_confidence)
-            candidates.append(offered or [None] * len(requests))
+            candidates.append(guard.next_candidates(growing, best_confidence, token_seconds))
             best_confidence = [
                 max(best, candidate.confidence) if candidate else best
                 for best, candidate in zip(best_confidence, candidates[-1], strict=True)
@@ -93,10 +118,16 @@ class _GrowingDraft:
     tokens: list[int] = field(default_factory=list)
     acceptance: list[float] = field(default_factory=list)  # cumulative
     origins: list[TokenOrigin] = field(default_factory=list)
+    ended: bool = False
     free_acceptance: float = 1.0  # of the same tokens by drafters that are not costly; 0 if theirs differ
 
     def take(self, drafters: Sequence[Drafter], options: Sequence[TokenCandidate | None]) -> int | None:
         """Append the most confident candidate's token; None where the draft ends."""
+        token = None if self.ended else self._take(drafters, options)
+        self.ended = token is None
+        return token
+
+    def _take(self, drafters: Sequence[Drafter], options: Sequence[TokenCandidate | None]) -> int | None:
         if len(self.tokens) == self.limit:
             return None
         candidates = [
@@ -206,10 +237,12 @@ class Proposer:
         requests: Sequence[DraftRequest],
         min_acceptance: float = 0.0,
         pays: Callable[[Hashable], bool] = lambda _: True,
+        token_seconds: float = math.inf,
         /,
     ) -> list[Draft]:
         """Return one draft for each request, perhaps empty; requests with the same drafters share a pass.
-        Costly ones draft in addition to others only where `pays` says so for their key, `Draft.costly_key`.
+        Costly ones draft in addition to others only where `pays` says so for their key, `Draft.costly_key`;
+        their passes are worth `token_seconds` for each token gained.
         """
         self.costly_seconds = {}
         drafts = [Draft()] * len(requests)
@@ -222,7 +255,8 @@ class Proposer:
             if used and guards and not pays(key):
                 used = []
             seconds_before = sum(guard.seconds for guard in used)
-            proposed = propose([*guards, *used], [requests[index] for index in indices], min_acceptance)
+            wanted = [requests[index] for index in indices]
+            proposed = propose([*guards, *used], wanted, min_acceptance, token_seconds)
             if used:
                 self.costly_seconds[key] = sum(guard.seconds for guard in used) - seconds_before
             for index, draft in zip(indices, proposed, strict=True):

@@ -231,7 +231,8 @@ class Speculator:
             return
         min_acceptance = self.control.min_acceptance(self._shape, answers)
         requests = [self._draft_request(part) for part in chosen]
-        proposed = self.drafters.propose(requests, min_acceptance, self.control.costly_pay)
+        worth = self.control.token_seconds(self._shape, answers)
+        proposed = self.drafters.propose(requests, min_acceptance, self.control.costly_pay, worth)
         for part, draft in zip(chosen, proposed, strict=True):
             part.draft = draft
             allowed = part.sampler.allowed_prefix(part.work.sequence.tokens, draft.tokens)

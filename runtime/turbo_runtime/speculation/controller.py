@@ -9,6 +9,7 @@ nothing, they alone are left out.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -199,6 +200,13 @@ class GoodputController:
         alone = StepShape(answers, shape.row_reads)
         plain, full = self.cost.seconds(alone), self.cost.seconds(alone.drafting(more, answers))
         return (full - plain) / more / (plain / answers)
+
+    def token_seconds(self, shape: StepShape, answers: int) -> float:
+        """Seconds for which a token comes in such a step at the speed of late."""
+        if not self.cost.known or not answers:
+            return math.inf
+        decoding = self.cost.seconds(StepShape(answers, shape.row_reads))
+        return decoding / answers / max(self.speedup or 1.0, 1.0)
 
     def spare(self, shape: StepShape) -> float:
         """Seconds of such a step for reading texts for later steps."""

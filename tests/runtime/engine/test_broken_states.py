@@ -113,7 +113,12 @@ class Poisonous(Proposer):
     """Drafts what the model has no numbers for, as the first token or as the second."""
 
     def propose(
-        self, wants: Sequence[DraftRequest], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
+        self,
+        wants: Sequence[DraftRequest],
+        _least: float = 0.0,
+        _pays: Callable[[Hashable], bool] = bool,
+        _worth: float = 0.0,
+        /,
     ) -> list[Draft]:
         drafts = ((1, POISON, 2), (POISON, 1, 2))
         return [Draft(drafts[len(want.tokens) % 2], (0.9, 0.9, 0.9)) for want in wants]

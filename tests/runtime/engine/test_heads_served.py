@@ -42,9 +42,14 @@ class Counting(Proposer):
         self.sources: Counter[str] = Counter()
 
     def propose(
-        self, wants: Sequence[DraftRequest], least: float = 0.0, pays: Callable[[Hashable], bool] = bool, /
+        self,
+        wants: Sequence[DraftRequest],
+        least: float = 0.0,
+        pays: Callable[[Hashable], bool] = bool,
+        worth: float = 0.0,
+        /,
     ) -> list[Draft]:
-        drafts = super().propose(wants, least, pays)
+        drafts = super().propose(wants, least, pays, worth)
         self.sources.update(origin.source for draft in drafts for origin in draft.origins)
         return drafts
 

@@ -51,7 +51,12 @@ class Letters(Proposer):
     """Drafts letters, some of them right by chance."""
 
     def propose(
-        self, wants: Sequence[DraftRequest], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
+        self,
+        wants: Sequence[DraftRequest],
+        _least: float = 0.0,
+        _pays: Callable[[Hashable], bool] = bool,
+        _worth: float = 0.0,
+        /,
     ) -> list[Draft]:
         return [
             Draft(tuple(A + (len(want.tokens) * i // 3 + i) % 2 for i in range(4)), (0.5,) * 4)

@@ -1,0 +1,41 @@
+"""Whether another pass of an autoregressive drafter is worth its time.
+
+A pass gives a token for each draft. It is worth the chance that all before that token are right, that others
+are wrong about it and that the drafter is right: its usual confidence at that depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_DEPTHS = 8  # drafted positions that are told apart
+_NEW = 0.1  # weight of the newest pass
+_RECOVERY = 1 / 256  # of the way to certainty, for each pass left out: what is never tried never improves
+
+
+class PassGate:
+    """Learns what the passes of one drafter take and promise."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0  # of a pass; 0: not known, and worth finding out
+        self._confidence = [1.0] * _DEPTHS
+
+    def pays(self, depth: int, drafts: Iterable[tuple[float, float]], token_seconds: float) -> bool:
+        """Whether a pass is worth its time where a token is worth `token_seconds`. `drafts`: for each, the
+        chance that all its tokens so far are accepted, and the best confidence of others in the next one.
+        """
+        depth = min(depth, _DEPTHS - 1)
+        tokens = self._confidence[depth] * sum(so_far * (1.0 - others) for so_far, others in drafts)
+        if tokens * token_seconds >= self._seconds:
+            return True
+        self._confidence[depth] += _RECOVERY * (1.0 - self._confidence[depth])
+        return False
+
+    def learn(self, depth: int, seconds: float, confidences: Sequence[float]) -> None:
+        """Learn from a pass that gave tokens of these confidences."""
+        if not confidences:
+            return
+        depth = min(depth, _DEPTHS - 1)
+        self._seconds += (_NEW if self._seconds else 1.0) * (seconds - self._seconds)
+        mean = sum(confidences) / len(confidences)
+        self._confidence[depth] += _NEW * (mean - self._confidence[depth])
