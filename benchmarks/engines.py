@@ -54,7 +54,6 @@ def fresh(
     from turbo_runtime.drafters.proposer import Proposer
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.engine.scheduler import Scheduler
-    from turbo_runtime.models.matmul import padded_rows
     from turbo_runtime.speculation.controller import GoodputController
 
     old = engine.scheduler
@@ -67,7 +66,7 @@ def fresh(
         shared_tile=old.shared_tile,
     )
     if control is None:
-        control = GoodputController(None, padded_rows)
+        control = GoodputController(None, engine.model.padded_rows)
         control.cost = engine.speculation.control.cost
     return Engine(engine.model, scheduler, drafters or Proposer(), grammars, control)
 

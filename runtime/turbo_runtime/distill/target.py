@@ -26,7 +26,6 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.loader import export_tokenizer
-from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.speculation.controller import GoodputController
@@ -70,7 +69,7 @@ class TargetModel:
         for part, active in enumerate(drafts):
             length = min(first.max_length, blocks * self._pool.block_size)
             scheduler = replace(first, block_pool=self._pool.part(blocks, blocks * part), max_length=length)
-            controller = GoodputController(None, padded_rows)
+            controller = GoodputController(None, self.model.padded_rows)
             controller.cost = self._engine.speculation.control.cost
             engines.append(Engine(self.model, scheduler, Proposer(active), None, controller))
         return engines

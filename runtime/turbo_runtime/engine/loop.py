@@ -16,7 +16,6 @@ from turbo_runtime.engine.audit import Audit
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.speculator import BatchEntry, Speculator
 from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
-from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Forward, ModelRunner, is_out_of_memory
 from turbo_runtime.models.transfer import download
 from turbo_runtime.sampling.dense import DENSE
@@ -51,7 +50,7 @@ class Engine:
         """`control`: by default one without measurements."""
         self.model = model
         self.scheduler = scheduler
-        self.speculation = Speculator(drafters, control or GoodputController(None, padded_rows))
+        self.speculation = Speculator(drafters, control or GoodputController(None, model.padded_rows))
         self.noise = Noise(model.vocabulary, model.device)
         self._kernels = DENSE if model.asynchronous else SEARCH
         self.samplers = SamplerRegistry(self.noise, grammars)

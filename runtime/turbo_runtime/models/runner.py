@@ -29,12 +29,21 @@ Command = Callable[["ModelRunner"], Any]
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The requested rows, in the order of the chunks."""
+    """The requested rows, in the order of the chunks. Where they are `lent`, the runner's next step writes
+    others to the same tensors.
+    """
 
     logits: Tensor  # (rows, vocabulary) float32
     hidden: Tensor  # (rows, width), after the final norm
     finite: Tensor  # (chunks,) bool: whether no state of a chunk is NaN or infinite
     streams: Tensor | None = None  # (tokens of all chunks, requested layers x width): those layers' inputs
+    lent: bool = False
+
+    def owned(self) -> Forward:
+        """Return rows that stay as they are."""
+        if not self.lent:
+            return self
+        return Forward(self.logits.clone(), self.hidden.clone(), self.finite.clone(), self.streams)
 
 
 class StepInputs(NamedTuple):
@@ -114,6 +123,10 @@ class ModelRunner:
         """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
         return self.rule.shared_tile
 
+    def padded_rows(self, rows: int) -> int:
+        """How many rows a step of so many is computed with."""
+        return padded_rows(rows)
+
     def everywhere(self, command: Callable[[ModelRunner], Result]) -> list[Result]:
         """Run a command that can be pickled on every rank at once, and return the results, this rank's first.
         Raises the first error.
@@ -141,8 +154,9 @@ class ModelRunner:
             self.group.ordered = rule.exact
 
     def resize(self, blocks: int, max_length: int) -> None:
-        """Replace the cache; on one rank."""
+        """Replace the cache; on one rank. The old one makes room first: it may be all that there is."""
         if blocks != self.pool.blocks:
+            del self.pool
             self.pool = self.allocate(blocks)
         self.max_length = max_length
 
@@ -173,15 +187,18 @@ class ModelRunner:
 
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
         """Compute all chunks in one pass; `streams` get the inputs of `layers`. A chunk with a state that is
-        not finite leaves zeros in its slots: later readers of its blocks would get NaN, even if masked.
+        not finite leaves zeros in its slots: later readers of its blocks would get NaN, even if masked. What
+        is returned is the caller's own.
         """
-        forward = self.execute(chunks, layers)
+        forward = self.execute(chunks, layers).owned()
         (finite,) = download(forward.finite)
         self.clear([chunk for chunk, whole in zip(chunks, finite.tolist(), strict=True) if not whole])
         return forward
 
     def execute(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
-        """Begin `forward`, and leave it to the caller to `clear` what is not finite."""
+        """Begin `forward`, and leave it to the caller to `clear` what is not finite. What is returned may be
+        `lent`: use it before the next step, or keep it `owned`.
+        """
         self.followers.send(methodcaller("execute_here", chunks, layers))
         try:
             return self.execute_here(chunks, layers)

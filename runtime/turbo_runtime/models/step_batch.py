@@ -39,6 +39,11 @@ class StepBatch:
     prompt_lens: Ints  # (N,)
     logits_indices: Ints  # (rows,): tokens that need logits
 
+    @property
+    def max_queries(self) -> int:
+        """Tokens of the sequence that has most."""
+        return int(np.diff(self.cu_seqlens_q).max())
+
     @classmethod
     def join(cls, chunks: Sequence[Chunk], block_size: int, scratch: int) -> StepBatch:
         """Lay the chunks out; `scratch`: the block that nobody writes. Raises IndexError for a token beyond

@@ -21,11 +21,6 @@ def upload(values: Array, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def refill(tensor: Tensor, values: Array) -> None:
-    """Enqueue that a tensor of a device gets other values."""
-    tensor.copy_(torch.from_numpy(values).pin_memory(), non_blocking=True)
-
-
 def download(*tensors: Tensor) -> list[Array]:
     """Fetch tensors of any shapes and types to the host, in one copy: the only place where a step waits for
     the device.

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedModel
 
 from turbo_dev import host_syncs
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.runners import capture_on_host
 from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
 from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.contract.config import GPU_LIMITS
@@ -28,11 +29,11 @@ from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.attention.pool import KVCacheSpec
-from turbo_runtime.models.attention.varlen import PAGE_SIZE, StepSize, VarlenMetadata, pack, supports
+from turbo_runtime.models.attention.varlen import PAGE_SIZE, supports
 from turbo_runtime.models.cuda_runner import CudaModelRunner
+from turbo_runtime.models.graphs import GRAPH_ROWS, MAX_GRAPH_QUERIES, Capture, Run
 from turbo_runtime.models.runner import ModelRunner
-from turbo_runtime.models.step_batch import Chunk, StepBatch
-from turbo_runtime.models.transfer import upload
+from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows
@@ -97,20 +98,102 @@ def test_a_window_is_the_one_that_the_runner_for_cpus_has() -> None:
     torch.testing.assert_close(torch.cat(parts), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_step_that_is_filled_up_to_the_size_of_a_graph_has_the_same_bits(model: CudaModelRunner) -> None:
-    model.forward([Chunk(TEXT[:500], 0, [3, 8, 1], 0, 500)])
+def graphs_on_host(capture: Capture = capture_on_host()) -> CudaModelRunner:  # noqa: B008  no state
+    return CudaModelRunner(
+        network(positions=LENGTH), blocks=PAGES, max_length=LENGTH, op=varlen_attn_out, graphs=lambda: capture
+    )
+
+
+@pytest.fixture(scope="module")
+def captured(one_thread: None) -> CudaModelRunner:
+    """With the graphs that its proof ran through."""
+    made = graphs_on_host()
+    report = check_batch_invariance(made, max_num_batched_tokens=64, limit_seconds=60)
+    assert report.guarantee == "bitwise", report.reason
+    return made
+
+
+def test_a_step_that_is_filled_up_to_the_size_of_a_graph_has_the_same_bits(
+    model: CudaModelRunner, captured: CudaModelRunner
+) -> None:
+    assert [graph.size.rows for graph in captured.graphs] == [rows for rows in GRAPH_ROWS if rows <= 64]
     chunks = [Chunk(TEXT[500:505], 500, [3, 8, 1], 5, 500), Chunk([9] * 3, 0, [6], 1, 3)]
-    eager = model.execute(chunks)
-    batch = StepBatch.join(chunks, PAGE_SIZE, model.pool.scratch)
-    size = StepSize(rows=16, sequences=16, pages=-(-LENGTH // PAGE_SIZE))
-    columns = upload(pack(batch, size, model.pool), model.device)
-    step = VarlenMetadata(model.pool, columns, size, size.rows, varlen_attn_out)
-    with torch.inference_mode():
-        filled = model._run(step, size, size.rows)
-    rows = len(eager.logits)
-    assert torch.equal(filled.logits[:rows], eager.logits)
-    assert torch.equal(filled.hidden[:rows], eager.hidden)
-    assert filled.finite[:2].tolist() == [True, True]
+    eager, replayed = [
+        (runner.forward([Chunk(TEXT[:500], 0, [3, 8, 1], 0, 500)]), runner.execute(chunks))[1]
+        for runner in (model, captured)
+    ]
+    assert (eager.lent, replayed.lent) == (False, True)
+    assert torch.equal(replayed.logits, eager.logits)
+    assert torch.equal(replayed.hidden, eager.hidden)
+    assert replayed.finite.tolist() == [True, True]
+    # what the larger step left in the table is not read by the next, of one page
+    short = [Chunk(TEXT[:7], 0, [5], 7, 7)]
+    assert torch.equal(captured.forward(short).logits, model.forward(short).logits)
+
+
+def test_what_a_pass_returns_outlives_the_next(captured: CudaModelRunner) -> None:
+    first = captured.forward([Chunk(TEXT[:9], 0, [3], 1, 9)])
+    logits, hidden = first.logits.clone(), first.hidden.clone()
+    lent = captured.execute([Chunk(TEXT[:9], 0, [3], 1, 9)])
+    owned = lent.owned()
+    captured.execute([Chunk(TEXT[50:59], 0, [4], 1, 9)])
+    for kept in (first, owned):
+        assert torch.equal(kept.logits, logits)
+        assert torch.equal(kept.hidden, hidden)
+    assert not torch.equal(lent.logits, logits), "what is lent has the next step's rows"
+
+
+def test_steps_that_no_graph_has_room_for_run_without(captured: CudaModelRunner) -> None:
+    captured.forward([Chunk(TEXT[:200], 0, [3], 0, 200)])
+    for chunks, layers, is_graph in (
+        ([Chunk(TEXT[200:264], 200, [3, 4], 1, 200)], (), True),
+        ([Chunk(TEXT[:65], 0, [5], 1, 65)], (), False),  # tokens
+        ([Chunk(TEXT[200:203], 200, [3, 4], 1, 200)], (0,), False),  # whose inputs a drafter reads
+    ):
+        assert captured.execute(chunks, layers).lent == is_graph
+    assert [captured.padded_rows(rows) for rows in (1, 17, 64, 65)] == [4, 24, 64, 80]
+
+
+def test_a_long_piece_of_a_prompt_is_no_graph(one_thread: None) -> None:
+    made = graphs_on_host()
+    made.capture(512)
+    for tokens, is_graph in ((MAX_GRAPH_QUERIES, True), (MAX_GRAPH_QUERIES + 1, False)):
+        assert made.execute([Chunk(TEXT[:tokens], 0, [5], 1, tokens)]).lent == is_graph
+
+
+def test_another_cache_is_not_written_by_the_graphs_of_the_one_before(one_thread: None) -> None:
+    made = graphs_on_host()
+    made.capture(16)
+    made.resize(PAGES - 1, LENGTH)
+    assert made.graphs == []
+    made.capture(8)
+    made.forward([Chunk(TEXT[:3], 0, [5], 1, 3)])
+    assert bool(made.pool.keys[0][5, :3].any())
+
+
+@pytest.mark.parametrize("wrong", [4, 24, 64])
+def test_a_graph_that_computes_something_else_is_found_out_by_the_proof(wrong: int) -> None:
+    """The proof runs through what serves: every graph, whatever the steps without one give."""
+    runs: list[Run] = []
+
+    def capture(run: Run) -> Run:
+        runs.append(run)
+
+        def replay() -> None:
+            run()
+            assert made._outputs is not None
+            made._outputs.logits[0] += 1e-5
+
+        return replay if len(runs) == sizes.index(wrong) + 1 else run
+
+    sizes = sorted((rows for rows in GRAPH_ROWS if rows <= 64), reverse=True)
+    made = graphs_on_host(capture)
+    report = check_batch_invariance(made, max_num_batched_tokens=64, limit_seconds=60)
+    assert (report.guarantee, report.reason) == (
+        "distribution",
+        "the model's logits depend on the number of rows",
+    )
+    assert len(runs) == 2 * len(sizes), "they are captured again, in the quickest arithmetic"
 
 
 def test_the_first_chunk_of_a_step_is_checked_over_the_edge_of_a_page() -> None:

@@ -29,9 +29,8 @@ from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.attention.varlen import VarlenAttention
-from turbo_runtime.models.cuda_runner import CudaModelRunner
 from turbo_runtime.models.loader import ExportedTokenizer, load_model
-from turbo_runtime.models.matmul import COUNTS, padded_rows
+from turbo_runtime.models.matmul import COUNTS
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.draw import BlockedLogits, greedy_tokens
@@ -101,8 +100,6 @@ def _start(
     report = check_batch_invariance(model, limits.max_num_batched_tokens, wanted=config.guarantee)
     if config.guarantee == "bitwise" and report.guarantee != "bitwise":
         raise ModelError(f"--guarantee=bitwise cannot be promised here: {report.reason}; leave the flag out")
-    if isinstance(model, CudaModelRunner):
-        model.everywhere(methodcaller("capture", limits.max_num_batched_tokens))
     is_loose = report.guarantee == "distribution" and config.audit_fraction > 0
     rounding = measure_rounding(model) if is_loose else None
     checked = time.monotonic()
@@ -153,7 +150,7 @@ def _start(
         loader = DraftLoader(target, Noise(model.vocabulary, model.device), config.speculation)
         file = WatchedFile(Path(config.draft_config), loader.load)
         active = file.wait(time.monotonic()) or active
-    drafters, control = Proposer(active, file=file), GoodputController(steps, padded_rows)
+    drafters, control = Proposer(active, file=file), GoodputController(steps, model.padded_rows)
     deadline = time.monotonic() + READ_SECONDS
     while drafters.waiting and time.monotonic() < deadline:  # later, requests would take turns with it
         drafters.read(READ_TOKENS)

@@ -5,7 +5,7 @@ guarantee holds.
 draw from the same distribution. The check tries, on this machine and with this number of threads, a fixed
 row at every position of every row count in use: for each distinct weight shape, for norms and activations;
 then attention of several lengths, alone and in a batch; then the whole model, many rows at once against few
-and one.
+and one. On a GPU steps are captured before, so that the model is tried through the graphs that serve.
 
 Afterwards it tries full pieces of hundreds of rows. They only gain speed: what is not proven in time leaves
 everything as it was proven before.
@@ -42,6 +42,7 @@ PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk 
 # The same tokens again: parts of a tile, the edge of the prompt, a single row, the edge of a chunk of keys;
 # then one by one.
 PROBE_RUNS = (59, 5, 5, 5, 17, 1, 32, 5)
+PROBE_GRAPH_ROWS = 5  # of the probe in a full graph: a row and its drafts
 BULK_PIECE = 100  # rows: fewer than a full piece
 
 
@@ -60,8 +61,9 @@ def check_batch_invariance(
     limit_seconds: float = LIMIT_SECONDS,
     wanted: GuaranteeChoice = "auto",
 ) -> ArithmeticReport:
-    """Choose and set the kernel of every product and the model's rule; at most about `limit_seconds`. `auto`
-    wants `bitwise` on CPUs, where it costs nothing; what it costs on a GPU is not known.
+    """Choose and set the kernel of every product and the model's rule, and capture steps where the model can
+    be; at most about `limit_seconds` beside the captures. `auto` wants `bitwise` on CPUs, where it costs
+    nothing; what it costs on a GPU is not known.
     """
     deadline = time.monotonic() + limit_seconds
     forms: dict[str, str] = {}
@@ -73,8 +75,9 @@ def check_batch_invariance(
             for settled in model.everywhere(operations):
                 forms |= settled
             if isinstance(model, CudaModelRunner):
+                deadline += _capture(model, max_num_batched_tokens)
                 runs = _runs_over_pages(model.pool.block_size)
-                _check_model(model, deadline, sum(runs), runs)
+                _check_graphs(model, deadline, _check_model(model, deadline, sum(runs), runs, (0,)))
                 _check_long_prompt(model, deadline, max_num_batched_tokens)
             else:
                 optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
@@ -87,8 +90,17 @@ def check_batch_invariance(
     except NotProvenError as outcome:
         log.info("guarantee distribution: %s", outcome)
         model.everywhere(set_free)
+        _capture(model, max_num_batched_tokens)
         return ArithmeticReport("distribution", forms, str(outcome))
     return ArithmeticReport("bitwise", forms)
+
+
+def _capture(model: ModelRunner, max_rows: int) -> float:
+    """Capture steps where the runner does; the seconds that it took."""
+    start_time = time.monotonic()
+    if isinstance(model, CudaModelRunner):
+        model.everywhere(methodcaller("capture", max_rows))
+    return time.monotonic() - start_time
 
 
 def _settle_operations(model: ModelRunner, rows: int, deadline: float) -> dict[str, str]:
@@ -192,22 +204,46 @@ def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: f
             raise NotProvenError(f"{operation.name} over {operation.width} values depends on the row count")
 
 
-def _check_model(model: ModelRunner, deadline: float, tokens: int, runs: tuple[int, ...]) -> None:
-    """Compute a prompt and an answer at once, then as many rows at a time as `runs` says, in batches too."""
+def _check_model(
+    model: ModelRunner,
+    deadline: float,
+    tokens: int,
+    runs: tuple[int, ...],
+    layers: tuple[int, ...] = (),
+) -> Tensor:
+    """Compute a prompt and an answer at once, then as many rows at a time as `runs` says, in batches too;
+    the logits of the former. For the inputs of `layers` it is no graph.
+    """
     count = min(tokens, model.max_length)
     if 2 * blocks_for(count, model.pool.block_size) > model.pool.blocks:
         raise NotProvenError("a cache of one sequence leaves no room to compare two computations")
     chunk = partial(_chunk, model, count, PROBE_PROMPT)
-    at_once = model.forward([chunk(0, count, count, 0)]).logits
+    at_once = model.forward([chunk(0, count, count, 0)], layers).logits
     start = 0
     for length in runs:
         if start >= count:
-            return
+            break
         require_time(deadline)
         tried = chunk(start, length, min(length, count - start), 1)
         batch = [chunk(0, 3, 0, 0), tried] if length > 1 else [tried]
         _require_equal(model.forward(batch).logits, at_once[start : start + length])
         start += length
+    return at_once
+
+
+def _check_graphs(model: CudaModelRunner, deadline: float, at_once: Tensor) -> None:
+    """Compute the last rows of what was computed `at_once` in every graph, first and last in a full one."""
+    count = len(at_once)
+    chunk = partial(_chunk, model, count, PROBE_PROMPT)
+    for graph in model.graphs:
+        require_time(deadline)
+        probed = min(PROBE_GRAPH_ROWS, graph.size.rows, count)
+        tried = chunk(count - probed, probed, probed, 0)
+        piece = min((graph.size.rows - probed) // 2, graph.size.queries, count)
+        pieces = [chunk(0, piece, 0, 1)] if piece else []
+        others = [*pieces, *[chunk(0, 1, 0, 1)] * (graph.size.rows - probed - piece)]
+        for batch in ([tried, *others], [*others, tried]):
+            _require_equal(model.forward(batch).logits, at_once[count - probed :])
 
 
 def _chunk(

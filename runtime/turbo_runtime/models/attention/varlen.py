@@ -2,15 +2,19 @@
 layer, whatever the step mixes, with no gathering and no mask.
 
 The built-in backend is FlashAttention 2, for GPUs from Ampere on: float16 and bfloat16, heads of up to 256
-elements, pages of a multiple of 256 slots. With `num_splits=1` a sequence's output does not depend on what
-else is in the batch, by the op's documentation. A step's longest query is never said to be 1: with grouped
-heads the backend would then compute queries in another shape.
+elements, pages of a multiple of 256 slots. Two of its arguments are the same under every guarantee:
+
+- `num_splits=1`. A sequence's output then does not depend on what else is in the batch, by the op's
+  documentation. With more, the kernel that puts the splits together finds a sequence's rows by a stride that
+  is 0 where `cu_seq_q` says where they begin: right for one sequence, and for several all write to the first.
+- a longest query of at least 2. With 1, and without a causal window, grouped heads are computed in another
+  shape, and the result goes to a copy of `out`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from torch.nn.attention.varlen import varlen_attn_out
 
 from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
 from turbo_runtime.models.step_batch import StepBatch, padded
+from turbo_runtime.models.transfer import upload
 
 PAGE_SIZE = 256
 MAX_HEAD_WIDTH = 256
@@ -71,31 +76,56 @@ class StepSize:
     rows: int  # tokens, padding included
     sequences: int
     pages: int  # of a sequence, at most
+    queries: int  # of a sequence, at most
 
+    @classmethod
+    def of(cls, batch: StepBatch, rows: int) -> StepSize:
+        """The size of a step whose tokens are padded to `rows`."""
+        return cls(rows, *batch.block_table.shape, batch.max_queries)
+
+    def fits(self, other: StepSize) -> bool:
+        """Whether a step of this size can be filled up to the other."""
+        return all(own <= room for own, room in zip(astuple(self), astuple(other), strict=True))
+
+    @property
     def lengths(self) -> list[int]:
-        """Numbers of each column of a packed step."""
-        rows, sequences = self.rows, self.sequences
-        return [rows] * 5 + [sequences + 1] * 2 + [sequences, sequences * self.pages]
+        """Numbers of each column of a packed step, but for the table of pages."""
+        return [self.rows] * 5 + [self.sequences + 1] * 2 + [self.sequences]
 
 
 class VarlenMetadata:
-    """A step whose columns all lie in one tensor of int32, so that it is one upload."""
+    """A step whose columns lie in one tensor of int32."""
 
     def __init__(
-        self, pool: PagedKVPool, columns: Tensor, size: StepSize, tokens: int, op: VarlenAttention
+        self,
+        pool: PagedKVPool,
+        columns: Tensor,
+        table: Tensor,
+        size: StepSize,
+        tokens: int,
+        op: VarlenAttention,
     ) -> None:
-        """`columns` from `pack`, on the pool's device; `tokens` of the rows are not padding. No sequence has
-        more queries or keys than `size` has room for.
+        """`columns` and `table` (sequences, pages) as `pack` lays them out, on the pool's device; `tokens` of
+        the rows are not padding. No sequence has more queries or keys than `size` has room for.
         """
-        parts = torch.split(columns, size.lengths())
+        parts = torch.split(columns, size.lengths)
         self.ids, self.positions, self.sequence, self.picked, slots, *rest = parts
-        self._cu_q, self._cu_k, self._seq_lens, table = rest
+        self._cu_q, self._cu_k, self._seq_lens = rest
         self.tokens = tokens
         self._slots = slots.long()
-        self._table = table.view(size.sequences, size.pages)
+        self._table = table
         self._pool, self._op = pool, op
-        self._max_q, self._max_k = max(size.rows, MIN_MAX_Q), size.pages * pool.block_size
+        self._max_q, self._max_k = max(size.queries, MIN_MAX_Q), size.pages * pool.block_size
         self._out: Tensor | None = None
+
+    @classmethod
+    def upload(
+        cls, batch: StepBatch, size: StepSize, pool: PagedKVPool, tokens: int, op: VarlenAttention
+    ) -> VarlenMetadata:
+        """Prepare a step of its own size, in one copy to the device."""
+        packed, length = upload(pack(batch, size, pool), pool.device), sum(size.lengths)
+        table = packed[length:].view(size.sequences, size.pages)
+        return cls(pool, packed[:length], table, size, tokens, op)
 
     def attend(
         self,
@@ -133,12 +163,10 @@ class VarlenMetadata:
 
 
 def pack(batch: StepBatch, size: StepSize, pool: PagedKVPool) -> NDArray[np.int32]:
-    """Lay a step's columns out for `VarlenMetadata`, padded to `size`: padding is token 0 at position 0,
-    whose key goes to the page that nobody reads; its sequences are empty.
+    """Lay a step out for `VarlenMetadata`: its columns padded to `size`, then its table of pages as it is.
+    Padding is token 0 at position 0, whose key goes to the page that nobody reads; its sequences are empty.
     """
     rows, sequences = size.rows, size.sequences
-    table = np.full((sequences, size.pages), pool.scratch)
-    table[: len(batch.num_blocks), : batch.block_table.shape[1]] = batch.block_table
     seq_lens = padded(batch.seq_lens, sequences)
     columns = (
         padded(batch.tokens, rows),
@@ -149,6 +177,6 @@ def pack(batch: StepBatch, size: StepSize, pool: PagedKVPool) -> NDArray[np.int3
         padded(batch.cu_seqlens_q, sequences + 1, len(batch.tokens)),
         np.concatenate([[0], np.cumsum(seq_lens)]),
         seq_lens,
-        table.ravel(),
+        batch.block_table.ravel(),
     )
     return np.concatenate(columns).astype(np.int32)
