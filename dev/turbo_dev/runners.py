@@ -13,7 +13,7 @@ from turbo_runtime.models.runner import ModelRunner
 
 
 def capture_on_host() -> Capture:
-    """What captures steps where there are no graphs: they are computed again, from and to the same tensors."""
+    """What captures steps where there are no graphs: it computes them again, from and to the same tensors."""
 
     def capture(run: Run) -> Run:
         run()

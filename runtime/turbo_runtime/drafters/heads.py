@@ -26,8 +26,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -38,6 +39,7 @@ from turbo_runtime.drafters.interface import SURE, Drafter, DraftRequest, TokenC
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.files import read_object, write_whole, write_whole_by
 from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
+from turbo_runtime.models.transfer import download, upload
 from turbo_runtime.sampling.noise import Noise, position_key
 
 KIND = "turbo-heads"
@@ -226,21 +228,33 @@ def _check_vocabulary(folder: Path, config: HeadsConfig, ids: Tensor) -> None:
         )
 
 
+class _Guess(NamedTuple):
+    """One head's next token for one draft."""
+
+    place: int  # in the heads' vocabulary
+    chance: float  # that it is accepted, as the head says; perhaps NaN
+
+
 class HeadsDrafter(Drafter):
     """The drafter `heads`. Keeps no state of a request; one without a hidden row gets no draft.
 
     The heads are packed: on a CPU that is three to five times as fast at 1 to 16 rows. The confidences'
     weights are rows below those of the LM head and of the Markov term, so they need no product of their own.
     What is drafted may differ in its last bits from training: it is a guess anyway.
+
+    On a device, where each question is a wait, the first head that guesses takes all later ones with it, each
+    from the token of the one before; there is one copy to the host for all. A draft that goes on with another
+    drafter's token has left that chain, and gets no more from it in this step.
     """
 
     name = "heads"
     is_costly = reads_hidden = True
 
     @torch.inference_mode()
-    def __init__(self, heads: Heads, noise: Noise, version: str = "") -> None:
-        """`version`: of the checkpoint."""
+    def __init__(self, heads: Heads, noise: Noise, version: str = "", *, at_once: bool = False) -> None:
+        """`version`: of the checkpoint; `at_once`: with all heads before the first guess is used."""
         super().__init__()
+        self._at_once = at_once
         self.noise, self.version = noise, version
         self.heads = heads.heads
         self.dtype = heads.block.dtype
@@ -261,6 +275,8 @@ class HeadsDrafter(Drafter):
     def begin(self, requests: Sequence[DraftRequest]) -> None:
         """Stack the hidden rows of the requests that have one."""
         self._requests, self._depth = requests, 0
+        self._reach = min(self.heads, max((request.limit for request in requests), default=0))
+        self._chains: dict[int, list[_Guess]] = {}  # of this head and later ones, by request
         hidden = [request.hidden for request in requests if request.hidden is not None]
         drafted = (index for index, request in enumerate(requests) if request.hidden is not None)
         self._before = {index: requests[index].tokens[-1] for index in drafted}  # of those that still grow
@@ -272,20 +288,16 @@ class HeadsDrafter(Drafter):
         """Return guesses of the next head, a pass for all drafts that others are not sure of."""
         candidates: list[TokenCandidate | None] = [None] * len(self._requests)
         rows = [index for index in self._before if best_confidence[index] < SURE]
-        if not rows or self._depth >= self.heads:
+        if not rows or self._depth >= self._reach:
             return candidates
-        depth, hidden = self._depth, self._hidden
-        if len(rows) < len(hidden):
-            hidden = hidden[[self._place[index] for index in rows]]
-        before = [self._before[index] for index in rows]
-        logits, likeliest, confidences = self._guess(hidden, before, depth)
-        requests = [self._requests[index] for index in rows]
-        if any(request.temperature > 0 for request in requests):
-            likeliest = self._draw(logits, requests)
-        for index, place, chance in zip(rows, likeliest, confidences, strict=True):
+        if not self._chains:
+            grown, end = ([*self._before], self._reach) if self._at_once else (rows, self._depth + 1)
+            self._chains = dict(zip(grown, self._guess(grown, range(self._depth, end)), strict=True))
+        for index in rows:
+            place, chance = self._chains[index][0]
             if not math.isfinite(chance):  # finite weights may overflow
                 continue
-            cell = (self._requests[index].temperature > 0, depth, int(10 * chance))
+            cell = (self._requests[index].temperature > 0, self._depth, int(10 * chance))
             candidates[index] = TokenCandidate(self.vocabulary[place], self.confidence(cell, chance), cell)
         return candidates
 
@@ -293,37 +305,68 @@ class HeadsDrafter(Drafter):
         """Go on to the next head."""
         self._depth += 1
         self._before = {index: token for index in self._before if (token := tokens[index]) is not None}
+        if not self._at_once:
+            self._chains = {}
+        elif self._chains:
+            chains = self._chains
+            self._before = {
+                index: token
+                for index, token in self._before.items()
+                if token == self.vocabulary[chains[index][0].place]
+            }
+            self._chains = {index: chains[index][1:] for index in self._before}
 
-    def _guess(self, hidden: Tensor, before: list[int], head: int) -> tuple[Tensor, list[int], list[float]]:
-        """One head's logits (rows, V), likeliest places in its vocabulary, and confidences, perhaps NaN."""
-        states = hidden + F.silu(self._block[head](hidden))
-        m = self._table[torch.tensor(before, device=hidden.device)]
-        outputs = (self._output(states) + self._markov[head](m)).float()
-        logits = outputs[:, : -self.heads]
-        likeliest, places = logits.max(-1)
-        logs = (likeliest - logits.logsumexp(-1)).tolist()  # of the probabilities
-        linear = outputs[:, head - self.heads].tolist()
-        odds = (log - math.log1p(-min(math.exp(log), CERTAIN)) for log in logs)
-        sums = [
-            clue + self._odds[head] * odd + self._bias[head] for clue, odd in zip(linear, odds, strict=True)
+    def _guess(self, indices: Sequence[int], heads: Sequence[int]) -> list[list[_Guess]]:
+        """Guesses of consecutive heads for some requests; asks the device once."""
+        device, requests = self._hidden.device, [self._requests[index] for index in indices]
+        hidden = self._hidden
+        if len(indices) < len(hidden):
+            hidden = hidden.index_select(0, _column([self._place[index] for index in indices], device))
+        before = _column([self._before[index] for index in indices], device)
+        sampled = any(request.temperature > 0 for request in requests)
+        heat = upload(np.array([request.temperature for request in requests]), device) if sampled else None
+        columns = list[Tensor]()
+        for head in heads:
+            if columns:
+                before = self.ids.index_select(0, columns[-3])
+            outputs = self._outputs(hidden, before, head)
+            logits = outputs[:, : -self.heads]
+            likeliest, places = logits.max(-1)
+            logs = likeliest - logits.logsumexp(-1)  # of the probabilities
+            if heat is not None:
+                keys = [position_key(request.key, len(request.tokens) + head) for request in requests]
+                places = self._draw(logits, heat, _column(keys, device))
+            columns += places, logs, outputs[:, head - self.heads]
+        arrays = [array.tolist() for array in download(*columns)]
+        by_head = [
+            [_Guess(place, self._chance(head, *terms)) for place, *terms in zip(*three, strict=True)]
+            for head, *three in zip(heads, arrays[::3], arrays[1::3], arrays[2::3], strict=True)
         ]
-        return logits, places.tolist(), [1 / (1 + math.exp(-max(logit, -700.0))) for logit in sums]
+        return [list(chain) for chain in zip(*by_head, strict=True)]
 
-    def _draw(self, logits: Tensor, requests: Sequence[DraftRequest]) -> list[int]:
+    def _outputs(self, hidden: Tensor, before: Tensor, head: int) -> Tensor:
+        """One head's logits (rows, V), and behind them the clues of all confidences (rows, heads)."""
+        states = hidden + F.silu(self._block[head](hidden))
+        m = self._table.index_select(0, before)
+        return (self._output(states) + self._markov[head](m)).float()
+
+    def _chance(self, head: int, log: float, clue: float) -> float:
+        """A confidence, perhaps NaN, of a head whose likeliest token has that log probability."""
+        odds = log - math.log1p(-min(math.exp(log), CERTAIN))
+        logit = clue + self._odds[head] * odds + self._bias[head]
+        return 1 / (1 + math.exp(-max(logit, -700.0)))
+
+    def _draw(self, logits: Tensor, temperatures: Tensor, keys: Tensor) -> Tensor:
         """Places in the vocabulary: the engine's own draws from these logits, or the likeliest tokens."""
-        temperatures = torch.tensor(
-            [request.temperature for request in requests], dtype=torch.float64, device=logits.device
-        )
         hottest, places = logits.topk(min(_HOTTEST, logits.shape[1]))
-        keys = torch.tensor(
-            [position_key(request.key, len(request.tokens) + self._depth) for request in requests],
-            device=logits.device,
-        )
         gumbel = self.noise.gumbel_rows(keys, self.ids[places])
         scores = hottest.double() / temperatures.clamp(min=1e-6)[:, None] + gumbel
         drawn = places.gather(1, scores.argmax(1, keepdim=True)).squeeze(1)
-        indices: list[int] = torch.where(temperatures > 0, drawn, places[:, 0]).tolist()
-        return indices
+        return torch.where(temperatures > 0, drawn, places[:, 0])
+
+
+def _column(values: Sequence[int], device: torch.device) -> Tensor:
+    return upload(np.array(values, np.int64), device)
 
 
 def _product(weight: Tensor, bias: Tensor | None = None) -> BatchInvariantLinear:

@@ -188,7 +188,7 @@ class DraftLoader:
         if method == ModelDrafter.name:
             return load_draft_model(source, self._target, self._noise)
         config, loaded = load_heads(source, self._target)
-        return HeadsDrafter(loaded, self._noise, config.version)
+        return HeadsDrafter(loaded, self._noise, config.version, at_once=self._target.asynchronous)
 
     def _remember(self, source: Source) -> tuple[DraftMemory | None, str]:
         """Read what a draft brings, or say why not: it drafts without."""

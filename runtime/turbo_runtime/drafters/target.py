@@ -29,6 +29,7 @@ class Target:
     tokenizer: Path | None = None  # tokenizer.json, for draft models to be compared with; None: not known
     draft_device: torch.device | None = None  # of a draft model; None: the model's
     free_memory: Callable[[torch.device], int] | None = None  # bytes for a KV cache; None: not known
+    asynchronous: bool = False  # whether whoever asks its device for a value waits
 
     def served(self) -> ModelRunner:
         """Return the served model. Raises DraftError where drafters can have no KV cache."""

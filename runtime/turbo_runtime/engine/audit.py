@@ -29,6 +29,7 @@ from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import SpentError
 from turbo_runtime.sampling.registry import SamplerRegistry
+from turbo_runtime.sampling.rows import RowKernels
 from turbo_runtime.sampling.sampler import NoTokenError, Sampler
 from turbo_runtime.speculation.verification import verify
 
@@ -61,9 +62,10 @@ class Audit:
         samplers: SamplerRegistry,
         fraction: float,
         guarantee: Guarantee,
+        kernels: RowKernels,
     ) -> None:
-        """`fraction`: of finished answers; `guarantee`: the one that they must meet."""
-        self._model, self._scheduler, self._samplers = model, scheduler, samplers
+        """`fraction`: of finished answers; `guarantee`: the one that they must meet; `kernels` draw."""
+        self._model, self._scheduler, self._samplers, self._kernels = model, scheduler, samplers, kernels
         self._fraction, self._guarantee = fraction, guarantee
         self._waiting: deque[tuple[Sequence, str]] = deque(maxlen=MAX_WAITING)
         self._replay: _Replay | None = None
@@ -165,7 +167,7 @@ class Audit:
         sampler, tokens = replay.sampler, replay.sequence.tokens
         try:
             if self._guarantee == "bitwise":
-                return sampler.token(row, tokens) == token
+                return sampler.token(row, tokens, self._kernels) == token
             return sampler.excess(row, tokens, token, self._off * float(row.abs().max())) <= 0
         except SpentError:
             raise

@@ -54,7 +54,7 @@ class Engine:
         self.noise = Noise(model.vocabulary, model.device)
         self._kernels = DENSE if model.asynchronous else SEARCH
         self.samplers = SamplerRegistry(self.noise, grammars)
-        self.audit = Audit(model, scheduler, self.samplers, audit_fraction, guarantee)
+        self.audit = Audit(model, scheduler, self.samplers, audit_fraction, guarantee, self._kernels)
         self._arrived: dict[str, float] = {}  # arrival times of answers that wait for their first step
         self._queued: dict[str, float] = {}  # waiting times of answers without a token
         self._failures = 0  # of passes, one after the other

@@ -8,12 +8,14 @@ and its rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbo_runtime.models.transfer import upload
 from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows, column
@@ -26,7 +28,7 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
     device = logits.device
     drawn = torch.full((len(logits),), NOTHING, device=device)
-    size = max(1, _BYTES_AT_ONCE // (8 * logits.shape[1]))
+    size = rows_at_once(logits.shape[1])
     for index in torch.split(rows.greedy_index(device), size) if rows.greedy else ():
         values = logits.index_select(0, index)
         drawn.index_copy_(0, index, torch.where(_some_left(values), _first_highest(values), NOTHING))
@@ -85,4 +87,18 @@ def _first_highest(values: Tensor) -> Tensor:
     return torch.where(values == highest, places, values.shape[1]).amin(1).clamp_(max=values.shape[1] - 1)
 
 
-DENSE = RowKernels(draw, likeliest)
+@torch.inference_mode()
+def forbid(logits: Tensor, rows: Sequence[int], forbidden: Tensor) -> None:
+    """`RowKernels.forbid`, with three launches for many rows."""
+    index = upload(np.array(rows, np.int64), logits.device)
+    size = rows_at_once(logits.shape[1])
+    for part, tokens in zip(torch.split(index, size), torch.split(forbidden, size), strict=True):
+        logits.index_copy_(0, part, logits.index_select(0, part).masked_fill_(tokens, -torch.inf))
+
+
+def rows_at_once(vocabulary: int) -> int:
+    """`RowKernels.rows_at_once`: as many as memory allows, each launch being for all of them."""
+    return max(1, _BYTES_AT_ONCE // (8 * vocabulary))
+
+
+DENSE = RowKernels(draw, likeliest, forbid, rows_at_once)

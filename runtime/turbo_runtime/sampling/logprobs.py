@@ -10,23 +10,21 @@ from torch import Tensor
 
 from turbo_runtime.messages import TokenLogprob
 from turbo_runtime.models.transfer import Array, download
-from turbo_runtime.sampling.search import likeliest
+from turbo_runtime.sampling.rows import RowKernels
+from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import sum_rows
-
-_ROWS = 8  # at once: a vocabulary of float64 is a megabyte
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.inference_mode()
-def score(
-    logits: Tensor, tokens: Tensor, top: int, ranked: Callable[[Tensor, int], Tensor] = likeliest
-) -> Columns:
+def score(logits: Tensor, tokens: Tensor, top: int, kernels: RowKernels = SEARCH) -> Columns:
     """Score the `tokens` (n,) of rows (n, vocabulary): log probability (n,) float64 and rank (n,) of each,
-    and ids and log probabilities (n, top) of the likeliest ones, `ranked` by `RowKernels.likeliest`.
+    and ids and log probabilities (n, top) of the likeliest ones.
     """
-    starts = range(0, len(tokens), _ROWS)
-    pieces = [_score(logits[i : i + _ROWS], tokens[i : i + _ROWS], top, ranked) for i in starts]
+    size = kernels.rows_at_once(logits.shape[1])
+    parts = zip(torch.split(logits, size), torch.split(tokens, size), strict=True)
+    pieces = [_score(rows, wanted, top, kernels.likeliest) for rows, wanted in parts]
     logprobs, ranks, ids, best = (torch.cat(column) for column in zip(*pieces, strict=True))
     return logprobs, ranks, ids, best
 

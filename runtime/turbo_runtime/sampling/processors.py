@@ -16,6 +16,7 @@ from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.models.transfer import upload
+from turbo_runtime.sampling.rows import RowKernels
 
 Ids = NDArray[np.int64]
 Counts = NDArray[np.float32]
@@ -57,15 +58,13 @@ class Edits:
         self._counts.append(counts)
         self._penalties.append((params.repetition_penalty, params.frequency_penalty, params.presence_penalty))
 
-    def apply(self, logits: Tensor) -> None:
+    def apply(self, logits: Tensor, kernels: RowKernels) -> None:
         """Change `logits` (rows, vocabulary) float32 in place."""
         flat, device = logits.view(-1), logits.device
         if self._masks:
             inverse = np.invert(np.stack(self._masks))
             forbidden = np.unpackbits(inverse, axis=1, count=self._vocabulary, bitorder="little")
-            masks = upload(forbidden.view(np.bool_), device)
-            for row, mask in zip(self._masked, masks, strict=True):
-                logits[row].masked_fill_(mask, -torch.inf)
+            kernels.forbid(logits, self._masked, upload(forbidden.view(np.bool_), device))
         if self._forbidden:
             flat.index_fill_(0, _joined(self._forbidden, device), -torch.inf)
         if self._biased:

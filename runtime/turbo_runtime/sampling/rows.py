@@ -56,6 +56,10 @@ class RowKernels(NamedTuple):
     draw: Callable[[Tensor, DrawnRows, Noise], Tensor]
     # (n, vocabulary) and a count -> the likeliest ids (n, count) of each row, ranked
     likeliest: Callable[[Tensor, int], Tensor]
+    # logits (rows, vocabulary), n of the rows, and which tokens (n, vocabulary) bool those lose, in place
+    forbid: Callable[[Tensor, Sequence[int], Tensor], None]
+    # a vocabulary -> how many rows to score together
+    rows_at_once: Callable[[int], int]
 
 
 def column(values: Sequence[float], device: torch.device) -> Tensor:

@@ -62,18 +62,19 @@ class Sampler:
         """Whether logits may be changed before a token is drawn from them."""
         return self._grammar is not None or not self._processors.idle
 
-    def token(self, logits: Tensor, tokens: Sequence[int]) -> int:
+    def token(self, logits: Tensor, tokens: Sequence[int], kernels: RowKernels = SEARCH) -> int:
         """Return the token of the row (vocabulary,) after `tokens`, from the prompt on. Raises NoTokenError,
         SpentError (call again after `renew`), GrammarError for a too costly grammar.
         """
-        (token_at,) = tokens_of_step(logits[None].clone(), [AnswerRows(self, tokens, (), 0)], self._noise)
+        rows = [AnswerRows(self, tokens, (), 0)]
+        (token_at,) = tokens_of_step(logits[None].clone(), rows, self._noise, kernels)
         return token_at(0)
 
     def excess(self, logits: Tensor, tokens: Sequence[int], token: int, off: float) -> float:
         """Return `truncation.excess` for `token` in the row after `tokens`; raises GrammarError."""
         row, edits = logits.clone(), Edits(len(logits))
         self.collect(edits, AnswerRows(self, tokens, (), 0))
-        edits.apply(row[None])
+        edits.apply(row[None], SEARCH)
         gumbel = None
         if not self.greedy:
             ids = torch.arange(len(row), device=row.device)
@@ -194,13 +195,13 @@ class SamplingMetadata:
         scored, device = self._scored, logits.device
         index = upload(np.array(scored.rows, np.int64), device) if scored.rows else None
         unprocessed = None if index is None else logits.index_select(0, index)
-        self._edits.apply(logits)
+        self._edits.apply(logits, kernels)
         drawn = kernels.draw(logits, self._rows, noise)
         if index is None or unprocessed is None:
             return (drawn,)
         known = upload(np.array(scored.tokens, np.int64), device)
         tokens = torch.where(known == NOTHING, drawn.index_select(0, index).clamp_(min=0), known)
-        return drawn, *score(unprocessed, tokens, scored.top, kernels.likeliest)
+        return drawn, *score(unprocessed, tokens, scored.top, kernels)
 
     def read(self, drawn: Array, *scores: Array) -> list[SampledTokens]:
         """Give each part what `sample` has for it, once downloaded."""
@@ -269,9 +270,11 @@ class SampledTokens:
         return read_scores(self.scores, scored, self.first_score, top or 0) if scored else []
 
 
-def tokens_of_step(logits: Tensor, parts: Sequence[AnswerRows], noise: Noise) -> list[TokenAt]:
+def tokens_of_step(
+    logits: Tensor, parts: Sequence[AnswerRows], noise: Noise, kernels: RowKernels = SEARCH
+) -> list[TokenAt]:
     """For each part a function from its row to the engine's token, for `verify`; `logits` (rows, vocabulary)
     float32, which it changes. Every token is the one that `Sampler.token` gives for the row alone.
     """
     metadata = SamplingMetadata(parts, noise.vocabulary)
-    return [part.token_at for part in metadata.read(*download(*metadata.sample(logits, noise, SEARCH)))]
+    return [part.token_at for part in metadata.read(*download(*metadata.sample(logits, noise, kernels)))]

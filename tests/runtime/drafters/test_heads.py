@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from turbo_dev import host_syncs
 from turbo_dev.fitting import Said, fit, words_of
 from turbo_runtime.drafters.heads import (
     WEIGHTS_FILE,
@@ -162,6 +163,36 @@ def test_a_batch_is_drafted_as_each_want_alone(model: Model, fitted: Heads) -> N
     assert together[2].tokens == ()
     assert len(together[0].tokens) <= 1
     assert max(len(draft.tokens) for draft in together) <= HEADS
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5])
+def test_all_heads_at_once_guess_what_they_guess_one_after_the_other(
+    model: Model, fitted: Heads, temperature: float
+) -> None:
+    """And ask the device once."""
+    sources = [HeadsDrafter(fitted, model.noise, at_once=at_once) for at_once in (False, True)]
+    for number, prompt in enumerate(prompts(6, 4)):
+        hidden = model.rows(prompt)[1][-2]
+        coupling = (answer_key(number, prompt, 0), temperature)
+        want = DraftRequest("r", prompt, PROMPT, HEADS, "", *coupling, hidden)
+        step_by_step = Proposer(ActiveDrafts("heads", sources[0])).propose([want])
+        with host_syncs.counted() as waits:
+            assert Proposer(ActiveDrafts("heads", sources[1])).propose([want]) == step_by_step
+        assert waits.total() == 1
+
+
+def test_a_draft_that_leaves_the_chain_of_the_heads_gets_no_more_from_it(model: Model, fitted: Heads) -> None:
+    (prompt,) = prompts(1, 4)
+    source = HeadsDrafter(fitted, model.noise, at_once=True)
+    want = DraftRequest("r", prompt, PROMPT, HEADS, "", 1, 0.0, model.rows(prompt)[1][-2])
+    source.begin([want, want])
+    first = source.next_candidates([0.0, 1.0])
+    assert first[0] is not None
+    assert first[1] is None, "another drafter is sure"
+    source.advance([first[0].token, 1 - first[0].token])
+    second = source.next_candidates([0.0, 0.0])
+    assert second[0] is not None
+    assert second[1] is None
 
 
 def test_with_the_targets_own_law_the_coupled_draft_is_what_the_engine_draws(model: Model) -> None:

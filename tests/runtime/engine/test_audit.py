@@ -30,6 +30,7 @@ from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import Abort, GenerationRequest, Grammar
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
+from turbo_runtime.sampling.search import SEARCH
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -156,7 +157,7 @@ def test_the_id_says_which_and_the_share_how_many(make: Make) -> None:
     def taken(share: float) -> list[bool]:
         server, found = make(), []
         for number in range(2000):
-            audit = Audit(server.model, server.scheduler, server.samplers, share, "bitwise")
+            audit = Audit(server.model, server.scheduler, server.samplers, share, "bitwise", SEARCH)
             audit.offer(finished(asked(f"chatcmpl-{number}"), (1,)), "length")
             found.append(audit.pending)
         return found

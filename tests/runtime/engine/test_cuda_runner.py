@@ -34,7 +34,9 @@ from turbo_runtime.models.cuda_runner import CudaModelRunner
 from turbo_runtime.models.graphs import GRAPH_ROWS, MAX_GRAPH_QUERIES, Capture, Run
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
+from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.dense import DENSE
+from turbo_runtime.sampling.logprobs import score
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows
 from turbo_runtime.sampling.sampler import Sampler
@@ -256,6 +258,29 @@ def test_a_step_waits_for_the_device_once(model: CudaModelRunner, drafts: int) -
     assert bool(verified) == bool(drafts)
 
 
+def test_the_audit_waits_for_its_pass_and_for_its_token(model: CudaModelRunner) -> None:
+    scheduler = Scheduler(
+        BlockPool(PAGES, block_size=PAGE_SIZE),
+        max_num_seqs=2,
+        max_num_batched_tokens=64,
+        max_draft_tokens=0,
+        max_length=LENGTH,
+        shared_tile=model.shared_tile,
+    )
+    engine = Engine(model, scheduler, Proposer(), audit_fraction=1.0)
+    params = SamplingParams(temperature=1.0, top_p=0.7, top_k=9, presence_penalty=1.0, max_tokens=12)
+    engine.accept(GenerationRequest("a", tuple(TEXT[:20]), params))
+    while not engine.idle:
+        engine.step()
+    most = 0
+    while engine.audit.pending:
+        with host_syncs.counted() as waits:
+            engine.rest()
+        most = max(most, waits.total())
+    assert most == 2
+    assert (engine.stats().audits, engine.stats().audit_mismatches) == (1, 0)
+
+
 def test_what_the_host_knows_is_prepared_while_the_device_computes(
     model: CudaModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,21 +315,23 @@ def test_what_the_host_knows_is_prepared_while_the_device_computes(
     assert order == ["launch", "collect", "read", "fetch"] * 2
 
 
-NOISE = Noise(200)
+# of blocks of noise, which rows of whole ones are views of, and of others
+NOISES = [Noise(size) for size in (192, 200, 256)]
 
 
 @settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
     """Ties, forbidden tokens, rows without any and rows that are broken included."""
-    rows = data.draw(st.integers(1, 6))
+    rows, noise = data.draw(st.integers(1, 6)), data.draw(st.sampled_from(NOISES))
+    size = noise.vocabulary
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 30)))
-    logits = torch.randn(rows, 200, generator=generator) * data.draw(st.sampled_from([0.1, 1.0, 8.0]))
+    logits = torch.randn(rows, size, generator=generator) * data.draw(st.sampled_from([0.1, 1.0, 8.0]))
     if data.draw(st.booleans()):
         logits = logits.round()  # many are equal
     for row in range(rows):
-        forbidden = data.draw(st.sampled_from([0, 0, 150, 200]))
-        logits[row, torch.randperm(200, generator=generator)[:forbidden]] = -math.inf
+        forbidden = data.draw(st.sampled_from([0, 0, 150, size]))
+        logits[row, torch.randperm(size, generator=generator)[:forbidden]] = -math.inf
     if data.draw(st.integers(0, 5)) == 0:
         logits[0, 3] = math.nan
     drawn = DrawnRows()
@@ -315,7 +342,7 @@ def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
         elif kind != "none":
             part = drawn.plain if kind == "plain" else drawn.truncated
             _add(part, row, data)
-    found = [kernels.draw(logits.clone(), drawn, NOISE).tolist() for kernels in (SEARCH, DENSE)]
+    found = [kernels.draw(logits.clone(), drawn, noise).tolist() for kernels in (SEARCH, DENSE)]
     assert found[0] == found[1]
 
 
@@ -330,6 +357,25 @@ def _add(part: SampledRows, row: int, data: st.DataObject) -> None:
             min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5])),
         )
     )
+
+
+def test_many_rows_are_masked_and_scored_together_with_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(40, 270, generator=torch.Generator().manual_seed(1))
+    tokens = torch.arange(40) * 6
+    for size in (dense._BYTES_AT_ONCE, 8 * 270 * 16):  # all at once, and 16 rows
+        monkeypatch.setattr(dense, "_BYTES_AT_ONCE", size)
+        for alone, together in zip(
+            score(logits, tokens, 3, SEARCH), score(logits, tokens, 3, DENSE), strict=True
+        ):
+            assert torch.equal(alone, together)
+        rows = [*range(1, 38, 2)]
+        forbidden = torch.rand(len(rows), 270, generator=torch.Generator().manual_seed(2)) < 0.6
+        masked = [logits.clone(), logits.clone()]
+        for kernels, values in zip((SEARCH, DENSE), masked, strict=True):
+            kernels.forbid(values, rows, forbidden)
+        assert torch.equal(*masked)
+        assert masked[0][rows].isneginf().sum() == forbidden.sum()
+        assert masked[0].isneginf().sum() == forbidden.sum()
 
 
 @pytest.mark.parametrize("kernels", [SEARCH, DENSE], ids=["search", "dense"])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 import pytest
 import torch
 
+from turbo_dev import host_syncs
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
 from turbo_runtime.contract.config import DraftMethod
@@ -69,7 +70,9 @@ def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
     wanted, alone = asked
     sources: Counter[str] = Counter()
     for control in (EveryDraft(), RandomDrafts(3)):
-        drafters = Counting(ActiveDrafts(drafter, HeadsDrafter(tiny_heads, make_engine().noise)))
+        plain = make_engine()
+        heads = HeadsDrafter(tiny_heads, plain.noise, at_once=plain.model.asynchronous)
+        drafters = Counting(ActiveDrafts(drafter, heads))
         server = make_engine(drafters, control, blocks=blocks, step_tokens=step_tokens)
         for request in wanted:
             server.accept(request)
@@ -103,6 +106,27 @@ def test_heads_that_know_the_answers_shorten_them(
     assert stats.generated_tokens > 1.4 * sum(
         stats.verified_draft_length
     )  # tokens over the passes that gave them
+
+
+def test_a_step_waits_once_for_the_heads_and_once_for_its_tokens(
+    make_engine: MakeEngine, tiny_heads: Heads, asked: Asked
+) -> None:
+    server = make_engine()
+    if not server.model.asynchronous:
+        pytest.skip("the runner for CPUs asks its tensors freely")
+    heads = HeadsDrafter(tiny_heads, server.noise, at_once=True)
+    server = make_engine(Proposer(ActiveDrafts("auto", heads)))
+    for request in asked[0]:
+        server.accept(request)
+    most = 0
+    while not server.idle:
+        with host_syncs.counted() as waits:
+            output = server.step()
+        most = max(most, waits.total())
+        assert waits.total() <= 1 + any(server.speculation._drafted), waits
+    assert most == 2
+    assert output.stats.by_draft[0].own_draft_tokens > 0
+    assert output.stats.by_draft[0].own_accepted_tokens > 0
 
 
 def test_heads_whose_weights_overflow_end_nothing(

@@ -17,6 +17,7 @@ from turbo_runtime.sampling import processors as module
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Edits, Processors
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
+from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import truncate
 from turbo_runtime.speculation.verification import verify
 
@@ -94,7 +95,7 @@ def edited(processors: Processors, row: torch.Tensor, drafts: Sequence[int] = ()
     """The row after what was read and `drafts`, changed."""
     edits, rows = Edits(VOCABULARY), row.repeat(len(drafts) + 1, 1)
     processors.collect(edits, 0, drafts)
-    edits.apply(rows)
+    edits.apply(rows, SEARCH)
     return rows[-1]
 
 

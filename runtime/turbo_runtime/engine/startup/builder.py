@@ -146,6 +146,7 @@ def _start(
             tokenizer.file if tokenizer else None,
             draft_device,
             free_memory,
+            model.asynchronous,
         )
         loader = DraftLoader(target, Noise(model.vocabulary, model.device), config.speculation)
         file = WatchedFile(Path(config.draft_config), loader.load)
