@@ -97,7 +97,8 @@ class RuntimeConfig:
     )
     kv_cache_gib: float | None = _flag(
         None,
-        "memory of the KV cache in GiB, on each rank (default: what fits, on a CPU at most 4 together)",
+        "memory of the KV cache in GiB, on each rank, as far as a GPU has it free (default: what fits; on a "
+        "CPU, and on a GPU in float32 or with latent attention, at most 4)",
         _POSITIVE_OR_DEFAULT,
     )
     gpu_memory_utilization: float = _flag(

@@ -218,6 +218,12 @@ def read_config(folder: Path) -> HeadsConfig:
     return HeadsConfig(**values)
 
 
+def copied_bytes(config: HeadsConfig, dtype: torch.dtype) -> int:
+    """Memory of what heads copy of the model: rows of its LM head, twice, and a table of all its tokens."""
+    rows = 2 * config.vocabulary_size * config.width
+    return (rows + config.target_vocabulary_size * config.markov_rank) * dtype.itemsize
+
+
 def _check_vocabulary(folder: Path, config: HeadsConfig, ids: Tensor) -> None:
     size, limit = config.vocabulary_size, config.target_vocabulary_size
     fits = ids.dtype == torch.int64 and ids.shape == (size,)
@@ -323,26 +329,28 @@ class HeadsDrafter(Drafter):
         if len(indices) < len(hidden):
             hidden = hidden.index_select(0, _column([self._place[index] for index in indices], device))
         before = _column([self._before[index] for index in indices], device)
-        sampled = any(request.temperature > 0 for request in requests)
-        heat = upload(np.array([request.temperature for request in requests]), device) if sampled else None
+        heat = by_head = None
+        if any(request.temperature > 0 for request in requests):
+            heat = upload(np.array([request.temperature for request in requests], np.float64), device)
+            keys = [position_key(r.key, len(r.tokens) + head) for head in heads for r in requests]
+            by_head = _column(keys, device).view(len(heads), -1)
         columns = list[Tensor]()
-        for head in heads:
+        for number, head in enumerate(heads):
             if columns:
                 before = self.ids.index_select(0, columns[-3])
             outputs = self._outputs(hidden, before, head)
             logits = outputs[:, : -self.heads]
             likeliest, places = logits.max(-1)
             logs = likeliest - logits.logsumexp(-1)  # of the probabilities
-            if heat is not None:
-                keys = [position_key(request.key, len(request.tokens) + head) for request in requests]
-                places = self._draw(logits, heat, _column(keys, device))
+            if heat is not None and by_head is not None:
+                places = self._draw(logits, heat, by_head[number])
             columns += places, logs, outputs[:, head - self.heads]
         arrays = [array.tolist() for array in download(*columns)]
-        by_head = [
+        guesses = [
             [_Guess(place, self._chance(head, *terms)) for place, *terms in zip(*three, strict=True)]
             for head, *three in zip(heads, arrays[::3], arrays[1::3], arrays[2::3], strict=True)
         ]
-        return [list(chain) for chain in zip(*by_head, strict=True)]
+        return [list(chain) for chain in zip(*guesses, strict=True)]
 
     def _outputs(self, hidden: Tensor, before: Tensor, head: int) -> Tensor:
         """One head's logits (rows, V), and behind them the clues of all confidences (rows, heads)."""

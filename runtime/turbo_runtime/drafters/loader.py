@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import NamedTuple, TypeAlias, get_args
 
 import torch
 
@@ -213,27 +213,38 @@ def method_of(source: Source) -> str:
     return ModelDrafter.name if "model_type" in document else HeadsDrafter.name
 
 
-def cache_bytes_per_token(path: Path, dtype: torch.dtype, models_elsewhere: bool) -> int:
-    """Memory that the drafts of the file take for a token in their KV caches; those that cannot be used none.
-    `models_elsewhere`: whether draft models have another device's memory.
+class DraftBytes(NamedTuple):
+    """The memory that drafts take on a device."""
+
+    per_token: int = 0  # of the model's KV cache, for their own
+    weights: int = 0  # at most, with what they copy of the model's
+
+
+def draft_bytes(path: Path, dtype: torch.dtype, models_elsewhere: bool) -> DraftBytes:
+    """Tell what the drafts of the file take; those that cannot be used nothing. `models_elsewhere`: whether
+    draft models have another device's memory.
     """
-    total = 0
+    per_token = weights = 0
     try:
         config = read_selection(path)
     except SelectionError:
-        return 0
+        return DraftBytes()
     for source in {*config.own.values(), *config.named.values()}:
         if isinstance(source, int):  # the first layers have the model's own
             continue
         try:
             method = method_of(source)
-            if method == Eagle3Drafter.name:
-                total += eagle3_layer.token_bytes(source, dtype)
-            elif method == ModelDrafter.name and not models_elsewhere:
-                total += model.token_bytes(source, dtype)
-        except ValueError:  # loading will say why
+            if method == ModelDrafter.name and models_elsewhere:
+                continue
+            if method == HeadsDrafter.name:
+                weights += heads.copied_bytes(heads.read_config(source), dtype)
+            else:
+                kind = eagle3_layer if method == Eagle3Drafter.name else model
+                per_token += kind.token_bytes(source, dtype)
+            weights += sum(file.stat().st_size for file in source.glob("*.safetensors"))
+        except (ValueError, OSError):  # loading will say why
             continue
-    return total
+    return DraftBytes(per_token, weights)
 
 
 def _stamps(source: Source) -> tuple[Stamp | None, ...]:

@@ -31,6 +31,7 @@ from turbo_runtime.speculation.verification import VerificationResult, verify
 log = logging.getLogger(__name__)
 
 _MAX_FAILURES = 8  # of passes one after the other
+_GROW_AFTER = 1024  # passes without a failure, after which steps that shrank for want of memory grow again
 _COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is checked after each
 
 
@@ -58,6 +59,7 @@ class Engine:
         self._arrived: dict[str, float] = {}  # arrival times of answers that wait for their first step
         self._queued: dict[str, float] = {}  # waiting times of answers without a token
         self._failures = 0  # of passes, one after the other
+        self._passes = 0  # since steps shrank or grew
         self._checked = True  # the block pool, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
         self._totals: Counter[str] = Counter()  # by the field of `EngineStats`
@@ -114,6 +116,7 @@ class Engine:
                 self._recover(parts, error)
             else:
                 self._failures = 0
+                self._grow()
                 self._finish_step(parts, forward, sampled)
                 self.speculation.follow(parts, forward.streams, layers)
                 seconds = time.perf_counter() - start_time
@@ -234,6 +237,7 @@ class Engine:
         self.model.clear([part.chunk() for part in parts])
         if is_out_of_memory(error) and self.scheduler.shrink_step():
             log.warning("steps have at most %d tokens from now on", self.scheduler.max_num_batched_tokens)
+            self._passes = 0
             return
         self._failures += 1
         if self._failures > _MAX_FAILURES:
@@ -241,6 +245,16 @@ class Engine:
         for part in parts:
             sentence = f"the engine failed in a step of this request: {error}; try again"
             self._fail(part.work.sequence.request_id, sentence, refused=False)
+
+    def _grow(self) -> None:
+        """Give back some of what steps lost for want of memory: what took it may be gone. If it is not, one
+        more pass fails and is tried again.
+        """
+        self._passes += 1
+        if self._passes >= _GROW_AFTER:
+            self._passes = 0
+            if self.scheduler.grow_step():
+                log.info("steps have up to %d tokens again", self.scheduler.max_num_batched_tokens)
 
     def _advance(self, part: BatchEntry, sampled: SampledTokens, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""

@@ -115,6 +115,7 @@ class Scheduler:
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()
         self._live: dict[str, Sequence] = {}
+        self._before_shrinking: list[tuple[int, int]] = []  # limits of steps, the first ones first
         self.preemptions = 0
         self.cache_queries = 0  # prompt tokens looked up, at the first admission of a sequence
         self.cache_hits = 0  # of them, found
@@ -187,9 +188,17 @@ class Scheduler:
         smaller = self.max_num_batched_tokens // 2
         if not smaller:
             return False
+        self._before_shrinking.append((self.max_num_batched_tokens, self.max_num_seqs))
         self.max_num_batched_tokens, self.max_num_seqs = smaller, min(self.max_num_seqs, smaller)
         while len(self.running) > smaller:
             self._preempt_youngest()
+        return True
+
+    def grow_step(self) -> bool:
+        """Undo the last `shrink_step`; False where there is none left."""
+        if not self._before_shrinking:
+            return False
+        self.max_num_batched_tokens, self.max_num_seqs = self._before_shrinking.pop()
         return True
 
     def update_from_output(self, work: ScheduledTokens, committed: list[int]) -> None:

@@ -30,6 +30,7 @@ _GGUF_ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 _SAMPLES, _SAMPLE_BYTES = 32, 1024  # of the weights, in a digest
+_FILE_SAMPLES = 2  # of each file, at least
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
 _PACKED = {"I32": 32, "U8": 8, "I8": 8}  # bits of one stored element that holds one or more weights
@@ -137,10 +138,10 @@ def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:
 
 def _sample_places(start: int, end: int, num_files: int) -> list[int]:
     """Where a file's weights are read for the digest: between them all files have `_SAMPLES` places, and each
-    one at least. A model that was trained on has the shapes of the one before, and other weights nearly
-    everywhere.
+    one `_FILE_SAMPLES` at least, since its first may be of a tensor that training left alone. A model that
+    was trained on has the shapes of the one before, and other weights nearly everywhere.
     """
-    count = max(1, _SAMPLES // num_files)
+    count = max(_FILE_SAMPLES, _SAMPLES // num_files)
     return [start + (end - start) * place // count for place in range(count)]
 
 

@@ -176,7 +176,8 @@ class CudaModelRunner(ModelRunner):
             return self._run(step, size, rows)
 
         if self._outputs is None:  # none is larger than those of the first
-            self._outputs = Forward(*map(torch.empty_like, _tensors(compute())))
+            logits, hidden, finite = map(torch.empty_like, _tensors(compute()))
+            self._outputs = Forward(logits, hidden, finite)
         kept = _tensors(self._outputs)
 
         def run() -> None:

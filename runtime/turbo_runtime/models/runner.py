@@ -121,7 +121,7 @@ class ModelRunner:
     @property
     def shared_tile(self) -> int:
         """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
-        return self.rule.shared_tile
+        return self.rule.shared_tile(self.pool.block_size)
 
     def padded_rows(self, rows: int) -> int:
         """How many rows a step of so many is computed with."""

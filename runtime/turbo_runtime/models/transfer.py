@@ -25,7 +25,9 @@ def download(*tensors: Tensor) -> list[Array]:
     """Fetch tensors of any shapes and types to the host, in one copy: the only place where a step waits for
     the device.
     """
-    whole = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+    # a tensor of one element is contiguous whatever its stride, which a view of bytes minds
+    flat = (tensor.contiguous().as_strided((tensor.numel(),), (1,)) for tensor in tensors)
+    whole = torch.cat([each.view(torch.uint8) for each in flat])
     data = whole.cpu().numpy()
     arrays: list[Array] = []
     start = 0

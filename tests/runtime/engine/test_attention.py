@@ -106,6 +106,31 @@ def computed(
     return torch.cat(answers)
 
 
+@pytest.mark.parametrize("size", [32, 64])
+@WAYS
+def test_blocks_of_another_size_give_the_same_bits(size: int, value: int) -> None:
+    """In rows and in tiles, through the table and in a row."""
+    shape = KVCacheSpec(HEADS, KV_HEADS, KEY, value, windows=WINDOWS)
+    cuts = [0, 70, 71, 100, 130]
+    for in_a_row in (False, True):
+        kv = KVPool(
+            shape,
+            layers=len(WINDOWS),
+            blocks=4 * blocks_for(LENGTH, size),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            block_size=size,
+        )
+        blocks = list(range(1, 4 * blocks_for(LENGTH, size), 1 if in_a_row else 3))
+        found = []
+        for start, end in pairwise([*cuts, LENGTH]):
+            piece = [span(start, end - start, blocks[: blocks_for(end, size)], 100)]
+            step = AttentionMetadata(kv, StepBatch.join(piece, size, kv.scratch), end - start, Rule())
+            own = [each[start:end] for each in tensors(value=value)]
+            found.append(step.attend(0, *own, SCALING))
+        assert torch.equal(torch.cat(found), computed(cuts, 100, value=value, in_a_row=in_a_row))
+
+
 @cache
 def found_out(value: int) -> tuple[tuple[int, ...], bool]:
     """Row counts that hold, and whether tiles are rows."""

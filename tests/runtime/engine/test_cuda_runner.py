@@ -34,6 +34,7 @@ from turbo_runtime.models.cuda_runner import CudaModelRunner
 from turbo_runtime.models.graphs import GRAPH_ROWS, MAX_GRAPH_QUERIES, Capture, Run
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
+from turbo_runtime.models.transfer import download
 from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.logprobs import score
@@ -256,6 +257,17 @@ def test_a_step_waits_for_the_device_once(model: CudaModelRunner, drafts: int) -
         verified += sum(event.drafted for event in output.events)
         assert sum(waits.values()) == 1, waits
     assert bool(verified) == bool(drafts)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_tensors_of_any_layout_and_type_come_in_one_copy(rows: int) -> None:
+    table = torch.arange(20.0 * rows).view(rows, 20)
+    tensors = (table[:, 3], torch.arange(rows), table.T[2:4], torch.ones(rows, dtype=torch.bool), table[:0])
+    with host_syncs.counted() as waits:
+        fetched = download(*tensors)
+    assert waits.total() == 1
+    for tensor, array in zip(tensors, fetched, strict=True):
+        assert torch.equal(torch.from_numpy(array.copy()), tensor)
 
 
 def test_the_audit_waits_for_its_pass_and_for_its_token(model: CudaModelRunner) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from turbo_dev.drafting import EveryDraft
 from turbo_dev.runners import RUNNERS
 from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.kv_cache.block_pool import BlockPool
@@ -122,6 +124,35 @@ def test_for_want_of_memory_a_step_shrinks_and_nobody_notices(
     server = engine(model)
     assert texts(run(server, asked)) == alone
     assert server.scheduler.max_num_batched_tokens == STEP // 4
+
+
+def test_steps_grow_again_and_shrink_again_where_there_still_is_no_memory(
+    model: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_GROW_AFTER", 10)
+    asked = requests(4)
+    alone = {name: text for each in asked for name, text in texts(run(engine(model), [each])).items()}
+    most = 1
+    failing(
+        model, monkeypatch, lambda chunks: NO_MEMORY if sum(len(c.tokens) for c in chunks) > most else None
+    )
+    server, sizes = engine(model), list[int]()
+    for request in asked:
+        server.accept(request)
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in asked}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            tokens[event.request_id] += event.tokens
+        sizes.append(server.scheduler.max_num_batched_tokens)
+        most = 1 if len(sizes) < 40 else LENGTH  # what took the memory is gone
+    assert tokens == alone
+    assert sizes[:6] == [48, 24, 12, 6, 3, 1]
+    assert sizes[6:40].count(3) >= 2, "they grow after 10 passes, and shrink at one of more than a token"
+    assert max(sizes[6:40]) == 3
+    for number in range(8):
+        run(server, [replace(request, request_id=f"{number}") for request in asked[:1]])
+    assert (server.scheduler.max_num_batched_tokens, server.scheduler.max_num_seqs) == (STEP, 4)
 
 
 def test_for_want_of_memory_to_draw_fewer_run_together_and_nobody_notices(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,16 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
-from turbo_runtime.contract.config import DType, RuntimeConfig
+from turbo_dev.runners import RUNNERS
+from turbo_dev.tiny_engine import network
+from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
 from turbo_runtime.drafters.heads import Heads
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.startup import builder, invariance_check
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, start_engine
-from turbo_runtime.engine.startup.sizing import size_cache
+from turbo_runtime.engine.startup.sizing import GIB, DeviceMemory, largest_step, size_cache
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import DraftStats, GenerationRequest, SamplingParams
 from turbo_runtime.model_files.inspector import inspect_model
@@ -76,9 +80,9 @@ def test_prompts_share_whole_tiles_or_where_those_are_rows_any_block(
     patient = partial(builder.check_batch_invariance, limit_seconds=300)
     monkeypatch.setattr(builder, "check_batch_invariance", patient)
     engine, _ = start_engine(replace(config, dtype=dtype), time.monotonic())
-    assert engine.model.rule.shared_tile == tile
+    assert engine.model.shared_tile == tile
     assert engine.scheduler.shared_tile == tile
-    assert Rule(exact=False, uniform=True).shared_tile == PROMPT_TILE
+    assert Rule(exact=False, uniform=True).shared_tile(BLOCK_SIZE) == PROMPT_TILE
 
 
 def test_the_engine_is_measured_before_it_is_ready_and_its_cache_is_empty_then(
@@ -160,6 +164,36 @@ def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) ->
         sized(0)
     with pytest.raises(ModelError, match="--max-model-len=257 is above the model's own 256"):
         sized(1000, max_model_len=257)
+
+
+def test_a_cache_that_a_gpu_has_no_room_for_is_bounded_with_a_sentence(
+    config: RuntimeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 80 GiB others and weights take 20, the largest step and drafts 4."""
+    memory = DeviceMemory(total=80 * GIB, free=60 * GIB, needed=4 * GIB)
+    assert memory.budget(0.9) == 48 * GIB
+    assert memory.budget(0.2) < 0
+    fits = replace(config, kv_cache_gib=56.0)
+    assert memory.hold(fits) == fits
+    assert memory.hold(config) == config
+    assert not caplog.text
+    assert memory.hold(replace(config, kv_cache_gib=60.0)) == fits
+    assert "--kv-cache-gib=60 is more than the 56.0 GiB that weights, steps and drafts leave" in caplog.text
+    held = replace(memory, needed=70 * GIB).hold(replace(config, kv_cache_gib=1.0))
+    with pytest.raises(ModelError, match="the KV cache holds 0 tokens"):
+        size_cache(held, SIZES, torch.float32, held.limits("cuda"), BLOCK_SIZE, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("seqs", "drafts", "rows"), [(3, 0, [3, 0, 0]), (3, 8, [27, 0, 0]), (20, 16, [LONGEST, 84, 0])]
+)
+def test_the_step_that_memory_is_measured_with_has_the_rows_of_all_drafts(
+    seqs: int, drafts: int, rows: list[int]
+) -> None:
+    model = RUNNERS["cuda"](network(), blocks=20, max_length=LONGEST)
+    step = largest_step(model, BatchLimits(seqs, 600), drafts)
+    assert [len(chunk.tokens) for chunk in step] == [LONGEST, LONGEST, 600 - 2 * LONGEST]
+    assert [chunk.logit_rows for chunk in step] == rows
 
 
 @pytest.mark.parametrize(
@@ -281,6 +315,25 @@ def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_faster(
     monkeypatch.setattr(builder, "CPU_INFO", file)
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32
+
+
+def test_every_shard_of_many_counts_in_the_digest_beyond_its_first_tensor(tmp_path: Path) -> None:
+    """Which training may have left alone."""
+    SIZES.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+
+    def shard(number: int, value: float) -> None:
+        tensors = {f"a.{number}": torch.zeros(40, 40), f"b.{number}": torch.full((40, 40), value)}
+        save_file(tensors, tmp_path / f"model-{number:02}.safetensors")
+
+    for number in range(20):
+        shard(number, 0.0)
+    digests = {inspect_model(str(tmp_path)).digest}
+    for number in (0, 10, 19):
+        shard(number, 1.0)
+        digests.add(inspect_model(str(tmp_path)).digest)
+    assert len(digests) == 4
 
 
 def test_a_model_of_the_same_shape_with_other_weights_has_another_digest(tmp_path: Path) -> None:

@@ -103,12 +103,16 @@ def test_a_killed_rank_is_named_to_all_who_wait_and_ends_the_server(start: Start
 
 
 @pytest.mark.parametrize("victim", ["server", "engine"])
-def test_ranks_end_with_whoever_leads_them(start: Start, victim: str) -> None:
+def test_ranks_end_with_whoever_leads_them_and_leave_no_file(
+    start: Start, victim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     server = start()
     engine = server.engine_pid()
     ranks = rank_pids(engine)
     os.kill(server.process.pid if victim == "server" else engine, signal.SIGKILL)
     until_they_end([engine, *ranks])
+    assert not [*tmp_path.rglob("*ranks*")]
 
 
 def test_a_model_that_cannot_be_cut_ends_the_start_with_one_sentence(

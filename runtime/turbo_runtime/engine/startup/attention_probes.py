@@ -98,8 +98,11 @@ class _Probe:
     """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
 
     def __init__(self, pool: KVPool, length: int, window: int = 0) -> None:
-        blocks = FIRST_BLOCK + blocks_for(length)
-        self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
+        size = pool.block_size
+        blocks = FIRST_BLOCK + blocks_for(length, size)
+        self._pool = KVPool(
+            pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device, block_size=size
+        )
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
 from turbo_runtime.contract.documents import StepTime
-from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile, cache_bytes_per_token
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftBytes, DraftLoader, WatchedFile, draft_bytes
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
@@ -89,10 +89,9 @@ def _start(
         model, weights = ranks.lead()
     else:
         weights = load_model(find(config.model, config.revision), dtype, device)
-        drafts = 0
+        drafts = DraftBytes()
         if config.draft_config:
-            elsewhere = draft_device.type != device.type
-            drafts = cache_bytes_per_token(Path(config.draft_config), dtype, elsewhere)
+            drafts = draft_bytes(Path(config.draft_config), dtype, draft_device.type != device.type)
         model = build_runner(config, weights, op, drafts)
     end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
     end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)

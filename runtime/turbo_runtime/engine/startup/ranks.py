@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.drafters.loader import DraftBytes, draft_bytes
 from turbo_runtime.engine.child_process import describe_exit, die_with_parent
 from turbo_runtime.engine.startup.sizing import build_runner
 from turbo_runtime.model_files.source import ModelError, find
@@ -66,7 +66,12 @@ class RankSettings:
     def build(self, rank: int, weights: PreTrainedModel) -> ModelRunner:
         """Join the others and build a runner, with as large a cache as this rank can have."""
         group = RankGroup.join(rank, self.config.tensor_parallel_size, self.store, self._device(rank))
-        return build_runner(self.config, weights, self.op, group=group)
+        drafts = DraftBytes()
+        if self.config.draft_config:  # heads, on rank 0, with the whole embedding and LM head
+            tables = 2 * weights.config.vocab_size * weights.config.hidden_size * self.dtype.itemsize
+            found = draft_bytes(Path(self.config.draft_config), self.dtype, models_elsewhere=True)
+            drafts = DraftBytes(weights=found.weights + tables)
+        return build_runner(self.config, weights, self.op, drafts, group)
 
     def _device(self, rank: int) -> torch.device:
         return torch.device("cuda", rank) if self.device.type == "cuda" else self.device
@@ -91,8 +96,9 @@ class Ranks(Followers):
                 f"--tensor-parallel-size={self._size} needs as many GPUs, and {torch.cuda.device_count()} "
                 "are visible here"
             )
-        self._folder = tempfile.TemporaryDirectory(prefix="turbo-ranks-")
-        self._settings = RankSettings(config, device, dtype, str(Path(self._folder.name) / "store"), op)
+        self._store = os.fdopen(os.memfd_create("turbo-ranks"))  # ends with the process, however that ends
+        store = f"/proc/{os.getpid()}/fd/{self._store.fileno()}"
+        self._settings = RankSettings(config, device, dtype, store, op)
         context = multiprocessing.get_context("spawn")  # a fork would copy locks in whatever state they are
         self._connections: list[Connection] = []
         self._processes: list[SpawnProcess] = []
@@ -155,7 +161,7 @@ class Ranks(Followers):
                 process.join()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        self._folder.cleanup()
+        self._store.close()
 
     def _put(self, message: Any) -> None:
         data = ForkingPickler.dumps(message)
@@ -189,7 +195,6 @@ class Ranks(Followers):
             if codes:
                 code, rank = min(codes)  # one that was killed: others may have failed for want of it
                 otherwise = f"Rank {rank} of {self._size} {describe_exit(code)}."
-            self._folder.cleanup()
             self._on_loss(otherwise)
 
 

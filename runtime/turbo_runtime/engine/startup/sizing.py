@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from turbo_runtime.contract.config import BatchLimits, RuntimeConfig
+from turbo_runtime.drafters.loader import DraftBytes
 from turbo_runtime.engine.startup.invariance_check import probe_tokens
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
 from turbo_runtime.messages import SamplingParams
@@ -24,7 +26,7 @@ from turbo_runtime.models.attention.varlen import (
     is_available,
     supports,
 )
-from turbo_runtime.models.cuda_runner import GRAPH_ROWS, CudaModelRunner
+from turbo_runtime.models.cuda_runner import CudaModelRunner
 from turbo_runtime.models.parallel.decoder import RankGroup
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
@@ -34,38 +36,69 @@ from turbo_runtime.sampling.rows import DrawnRows, SampledRows
 
 log = logging.getLogger(__name__)
 
-DEFAULT_KV_BYTES = 4 << 30
+GIB = 1 << 30
+DEFAULT_KV_BYTES = 4 * GIB
+NO_DRAFTS = DraftBytes()
 KV_SHARE_OF_FREE_MEMORY = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """What a GPU has, in bytes, once the weights are there."""
+
+    total: int
+    free: int
+    needed: int  # beside a cache: by the largest step, by graphs and by drafts
+
+    def budget(self, utilization: float) -> int:
+        """Return what is left for a cache of that share of the memory, other programs' use included."""
+        return int(utilization * self.total) - (self.total - self.free) - self.needed
+
+    def hold(self, config: RuntimeConfig) -> RuntimeConfig:
+        """Bound the cache that was asked for by what is free."""
+        wanted, most = config.kv_cache_gib, max(0, self.budget(1.0)) / GIB
+        if wanted is None or wanted <= most:
+            return config
+        log.warning(
+            "--kv-cache-gib=%g is more than the %.1f GiB that weights, steps and drafts leave of this GPU, "
+            "and the cache has those: lower it, or --max-num-batched-tokens",
+            wanted,
+            most,
+        )
+        return replace(config, kv_cache_gib=most)
 
 
 def build_runner(
     config: RuntimeConfig,
     weights: PreTrainedModel,
     op: VarlenAttention | None,
-    drafts: int = 0,
+    drafts: DraftBytes = NO_DRAFTS,
     group: RankGroup | None = None,
 ) -> ModelRunner:
-    """Build the runner for the weights' device with a cache of the right size, beside those of drafts, which
-    take `drafts` bytes a token. Raises ModelError.
+    """Build the runner for the weights' device with a cache of the right size, beside `drafts`. Raises
+    ModelError.
     """
     device, limits, ranks = weights.device, config.limits(weights.device.type), config.tensor_parallel_size
-    if op is None and not (is_available(device) and supports(cache_shape(weights.config), weights.dtype)):
-        blocks, length = size_cache(
-            config, weights.config, weights.dtype, limits, BLOCK_SIZE, host_budget(device, ranks), drafts
-        )
+    shape, dtype = weights.config, weights.dtype
+    if op is None and not (is_available(device) and supports(cache_shape(shape), dtype)):
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            config = DeviceMemory(total, free, drafts.weights).hold(config)
+        budget = host_budget(device, ranks)
+        blocks, length = size_cache(config, shape, dtype, limits, BLOCK_SIZE, budget, drafts.per_token)
         return ModelRunner(weights, blocks=blocks, max_length=length, group=group)
     if device.type == "cpu":
-        blocks, length = size_cache(
-            config, weights.config, weights.dtype, limits, PAGE_SIZE, host_budget(device, ranks), drafts
-        )
+        budget = host_budget(device, ranks)
+        blocks, length = size_cache(config, shape, dtype, limits, PAGE_SIZE, budget, drafts.per_token)
         return CudaModelRunner(weights, blocks=blocks, max_length=length, group=group, op=op or DEFAULT_OP)
-    shape, dtype = weights.config, weights.dtype
     length = min(int(shape.max_position_embeddings), config.max_model_len or sys.maxsize)
     pages = 1 + blocks_for(limits.max_num_batched_tokens, PAGE_SIZE)
     model = CudaModelRunner(weights, blocks=pages, max_length=length, group=group, op=op or DEFAULT_OP)
-    budget = device_budget(model, limits, config.gpu_memory_utilization)
-    blocks, model.max_length = size_cache(config, shape, dtype, limits, PAGE_SIZE, budget, drafts)
-    model.pool = model.allocate(blocks)
+    drafted = config.max_draft_tokens if config.speculation != "off" else 0
+    memory = measure_memory(model, limits, drafted, drafts.weights)
+    budget = memory.budget(config.gpu_memory_utilization)
+    config = memory.hold(config)
+    model.resize(*size_cache(config, shape, dtype, limits, PAGE_SIZE, budget, drafts.per_token))
     return model
 
 
@@ -88,7 +121,7 @@ def size_cache(
         length = config.max_model_len
     per_block = kv_bytes_per_block(model_config, dtype, block_size) + drafts * block_size
     if config.kv_cache_gib is not None:
-        budget = int(config.kv_cache_gib * (1 << 30))
+        budget = int(config.kv_cache_gib * GIB)
     whole = blocks_for(length, block_size)
     blocks = min(budget // per_block, limits.max_num_seqs * whole)
     if blocks >= whole:
@@ -109,45 +142,61 @@ def size_cache(
 
 
 def host_budget(device: torch.device, ranks: int) -> int:
-    """Return the bytes for a cache beside other programs; on a CPU for one of the caches of all ranks."""
+    """Return the bytes for a cache beside other programs; on a CPU for one of the caches of all ranks. On a
+    GPU it is bounded as well where attention is not paged: what it takes beside a long context is not known.
+    """
     budget = min(DEFAULT_KV_BYTES, int(free_memory(device) * KV_SHARE_OF_FREE_MEMORY))
     return budget // ranks if device.type == "cpu" else budget
 
 
 @torch.inference_mode()
-def device_budget(model: CudaModelRunner, limits: BatchLimits, utilization: float) -> int:
-    """Return the bytes of a GPU that are left for a cache: of its share, without what lies there already,
-    what the largest step needs, and what the largest graph will keep. Runs both, over an empty cache.
+def measure_memory(
+    model: CudaModelRunner, limits: BatchLimits, max_draft_tokens: int, drafts: int
+) -> DeviceMemory:
+    """Measure what is left of a GPU: without what lies there already, what the largest step needs, what all
+    graphs keep, and the weights of `drafts`. Runs the former and captures the latter, over a small cache that
+    counts as free.
     """
-    needs = []
-    for tokens in (min(GRAPH_ROWS[-1], limits.max_num_batched_tokens), limits.max_num_batched_tokens):
-        torch.cuda.reset_peak_memory_stats(model.device)
-        before = torch.cuda.memory_allocated(model.device)
-        _run_largest(model, tokens, limits)
-        torch.cuda.synchronize(model.device)
-        needs.append(torch.cuda.max_memory_allocated(model.device) - before)
+    torch.cuda.reset_peak_memory_stats(model.device)
+    before = torch.cuda.memory_allocated(model.device)
+    _run(model, largest_step(model, limits, max_draft_tokens))
+    torch.cuda.synchronize(model.device)
+    step = torch.cuda.max_memory_allocated(model.device) - before
+    torch.cuda.empty_cache()
+    without_graphs, _ = torch.cuda.mem_get_info(model.device)
+    model.capture(limits.max_num_batched_tokens)
+    torch.cuda.synchronize(model.device)
+    torch.cuda.empty_cache()
+    graphs = without_graphs - torch.cuda.mem_get_info(model.device)[0]
+    model.release_graphs()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(model.device)
-    taken_by_pool = kv_bytes_per_block(model.config, model.dtype, model.pool.block_size) * (
-        1 + model.pool.blocks
-    )
-    return int(utilization * total) - (total - free) + taken_by_pool - sum(needs)
+    page = kv_bytes_per_block(model.config, model.dtype, model.pool.block_size)
+    log.info("a step takes up to %.2f GiB, graphs %.2f, drafts %.2f", step / GIB, graphs / GIB, drafts / GIB)
+    # the page that nobody reads comes on top of a cache
+    return DeviceMemory(total, free + page * model.pool.blocks, step + graphs + drafts)
 
 
-def _run_largest(model: CudaModelRunner, tokens: int, limits: BatchLimits) -> None:
-    """One step of so many tokens, with the logits of as many rows as one can have, each drawn by noise."""
-    pages = list(range(model.pool.blocks))
-    length = min(tokens, model.max_length)
-    chunks = [
-        Chunk(probe_tokens(model, min(length, tokens - start)), 0, pages, 0, length)
-        for start in range(0, tokens, length)
-    ]
-    rows = min(len(chunks[0].tokens), limits.max_num_seqs)
-    forward = model.execute([replace(chunks[0], logit_rows=rows), *chunks[1:]])
+def largest_step(model: ModelRunner, limits: BatchLimits, max_draft_tokens: int) -> list[Chunk]:
+    """Build the step that takes most: of all tokens, with logits of as many rows as drafts can have."""
+    pages, tokens = list(range(model.pool.blocks)), limits.max_num_batched_tokens
+    length, rows = min(tokens, model.max_length), limits.max_num_seqs * (1 + max_draft_tokens)
+    chunks = list[Chunk]()
+    for start in range(0, tokens, length):
+        count = min(length, tokens - start)
+        logit_rows = min(count, max(0, rows - start))
+        chunks.append(Chunk(probe_tokens(model, count), 0, pages, logit_rows, length))
+    return chunks
+
+
+def _run(model: CudaModelRunner, chunks: Sequence[Chunk]) -> None:
+    """Compute a step, and draw all its rows by noise."""
+    forward = model.execute(chunks)
     if model.group and model.group.rank:
         return  # rank 0 alone has whole logits, and draws
-    params = SamplingParams(temperature=1.0, top_p=0.9)
-    drawn = DrawnRows(truncated=SampledRows(list(range(rows)), [params] * rows, list(range(rows))))
+    rows = list(range(len(forward.logits)))
+    params = [SamplingParams(temperature=1.0, top_p=0.9)] * len(rows)
+    drawn = DrawnRows(truncated=SampledRows(rows, params, rows))
     DENSE.draw(forward.logits, drawn, Noise(model.vocabulary, model.device))
 
 

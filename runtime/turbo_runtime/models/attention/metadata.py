@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention
 from turbo_runtime.models.attention.spans import Spans
@@ -30,10 +30,9 @@ class Rule:
     row_counts: tuple[int, ...] = ROW_COUNTS  # those that give the same bits on this machine
     uniform: bool = False  # tiles have the bits of rows: position alone decides, a long span may be either
 
-    @property
-    def shared_tile(self) -> int:
+    def shared_tile(self, block_size: int) -> int:
         """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
-        return BLOCK_SIZE if self.exact and self.uniform else PROMPT_TILE
+        return block_size if self.exact and self.uniform else PROMPT_TILE
 
     @classmethod
     def common(cls, rules: Sequence[Rule]) -> Rule:

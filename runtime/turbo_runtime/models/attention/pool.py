@@ -108,19 +108,19 @@ class KVPool:
 
     def gather(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Keys and values (KV heads, slots, width) of these blocks in order; a view for a slice of slots."""
-        keys = _gather(self.keys[layer], blocks)
+        keys = self._gather(self.keys[layer], blocks)
         if self.shape.latent:
             return keys, keys[..., : self.value_width]
-        return keys, _gather(self.values[layer], blocks)
+        return keys, self._gather(self.values[layer], blocks)
+
+    def _gather(self, slots: Tensor, blocks: Tensor | slice) -> Tensor:
+        if isinstance(blocks, slice):
+            return slots[:, blocks]
+        kv_heads, _, width = slots.shape
+        whole = slots.view(kv_heads, -1, self.block_size * width)
+        return whole.index_select(1, blocks).view(kv_heads, -1, width)
 
     def clear(self, slots: Tensor) -> None:
         """Write zeros to these slots of all layers, which also makes the system commit the memory."""
         for tensor in self._stored:
             tensor.index_fill_(1, slots, 0)
-
-
-def _gather(slots: Tensor, blocks: Tensor | slice) -> Tensor:
-    if isinstance(blocks, slice):
-        return slots[:, blocks]
-    kv_heads, _, width = slots.shape
-    return slots.view(kv_heads, -1, BLOCK_SIZE * width).index_select(1, blocks).view(kv_heads, -1, width)

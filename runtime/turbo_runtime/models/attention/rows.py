@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
 from turbo_runtime.models.attention.fused import attend_fused, sinks_of_rows
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.spans import Spans, first_key, padded_queries, ragged
@@ -134,7 +134,7 @@ class FusedItems:
         self._pool = pool
         number, keys = len(queries), int(_tiles(items, window)[0]) * PROMPT_TILE
         key = _first_of_tile(items, window)[:, None, None] + np.arange(keys)
-        logical = key[:, 0, ::BLOCK_SIZE] // BLOCK_SIZE
+        logical = key[:, 0, :: pool.block_size] // pool.block_size
         blocks = items.block_at(np.arange(number)[:, None], logical, pool.scratch).ravel()
         in_a_row = _in_a_row(blocks, pool) if in_place else None
         self._items = number
@@ -174,7 +174,7 @@ def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:
     own = blocks[blocks != pool.scratch]
     if begin + count > pool.blocks + 1 or (own != np.arange(begin, begin + len(own))).any():
         return None
-    return slice(begin * BLOCK_SIZE, (begin + count) * BLOCK_SIZE)
+    return slice(begin * pool.block_size, (begin + count) * pool.block_size)
 
 
 class SplitKVItems:
@@ -194,7 +194,7 @@ class SplitKVItems:
         self._place = pool.tensor(place)
         self._item = pool.tensor(item)
         self._queries = pool.tensor(queries[item].ravel())
-        per_chunk = KEY_CHUNK // BLOCK_SIZE
+        per_chunk = KEY_CHUNK // pool.block_size
         logical = chunk[:, None] * per_chunk + np.arange(per_chunk)
         self._blocks = pool.tensor(items.block_at(item[:, None], logical, pool.scratch).ravel())
         # only an item's last keys, of a chunk or two, come after a query, and the first precede its window

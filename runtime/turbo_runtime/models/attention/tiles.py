@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention.fused import attend_fused
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.spans import Spans, first_key
@@ -54,7 +54,7 @@ class TileAttention:
             position = np.arange(begin, stop)
             queries.append(np.clip(position, start, end - 1) - start + row)
             output_rows.append(place + np.arange(start, end) - begin)
-            logical = np.arange(seen[0] // BLOCK_SIZE, blocks_for(stop))
+            logical = np.arange(seen[0] // pool.block_size, blocks_for(stop, pool.block_size))
             blocks = span.block_at(np.zeros_like(logical), logical, pool.scratch)
             self._sources.append((pool.tensor(blocks), tiles))
             place += len(position)

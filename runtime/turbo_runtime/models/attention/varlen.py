@@ -5,8 +5,8 @@ The built-in backend is FlashAttention 2, for GPUs from Ampere on: float16 and b
 elements, pages of a multiple of 256 slots. Two of its arguments are the same under every guarantee:
 
 - `num_splits=1`. A sequence's output then does not depend on what else is in the batch, by the op's
-  documentation. With more, the kernel that puts the splits together finds a sequence's rows by a stride that
-  is 0 where `cu_seq_q` says where they begin: right for one sequence, and for several all write to the first.
+  documentation. With more, by its source, the kernel that puts the splits together finds a sequence's rows by
+  a stride that is 0 where `cu_seq_q` says where they begin: of several, all would write to the first one's.
 - a longest query of at least 2. With 1, and without a causal window, grouped heads are computed in another
   shape, and the result goes to a copy of `out`.
 """
@@ -14,7 +14,7 @@ elements, pages of a multiple of 256 slots. Two of its arguments are the same un
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,13 @@ class StepSize:
     @classmethod
     def of(cls, batch: StepBatch, rows: int) -> StepSize:
         """The size of a step whose tokens are padded to `rows`."""
-        return cls(rows, *batch.block_table.shape, batch.max_queries)
+        sequences, pages = batch.block_table.shape
+        return cls(rows, sequences, pages, batch.max_queries)
 
     def fits(self, other: StepSize) -> bool:
         """Whether a step of this size can be filled up to the other."""
-        return all(own <= room for own, room in zip(astuple(self), astuple(other), strict=True))
+        fewer_rows = self.rows <= other.rows and self.sequences <= other.sequences
+        return fewer_rows and self.pages <= other.pages and self.queries <= other.queries
 
     @property
     def lengths(self) -> list[int]:
