@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -118,8 +119,16 @@ class RuntimeConfig:
         "a JSON file that names the drafts in use, followed while serving; it stands above --speculation. "
         "Of several, a request chooses with the header X-Turbo-Draft",
     )
-    draft_device: Device | None = _flag(  # noqa: RUF009
-        None, "device of a draft model that --draft-config names: auto, cpu or cuda (default: --device)"
+    draft_model: str | None = _flag(
+        None,
+        "what drafts for as long as the server runs: a smaller model of the same tokenizer, or an EAGLE-3 "
+        "draft; a folder or a hub id",
+        _text("must name a folder or a hub id; leave it out to draft without"),
+    )
+    draft_device: str | None = _flag(
+        None,
+        "device of a draft model: auto, cpu, cuda, or one of several GPUs, like cuda:1 (default: --device)",
+        (re.compile(r"auto|cpu|cuda(:\d{1,2})?").fullmatch, "must be auto, cpu, cuda or like cuda:1, not {}"),
     )
     max_draft_tokens: int = _flag(32, "ceiling of drafted tokens per request and step", _up_to(64))
     audit_fraction: float = _flag(
@@ -222,10 +231,30 @@ class RuntimeConfig:
             value, check = getattr(self, spec.name), spec.metadata["check"]
             if value is not None and check is not None and not check[0](value):
                 return f"--{spec.name.replace('_', '-')} {check[1].format(value)}"
-        if self.draft_config is None and self.speculation in ("heads", "eagle3", "model"):
+        return self._draft_problem()
+
+    def _draft_problem(self) -> str | None:
+        """What of the flags about drafts does not go together."""
+        if self.draft_model is not None:
+            if self.draft_config is not None:
+                return (
+                    "--draft-model is named in the file of --draft-config instead; leave one of the two out"
+                )
+            if self.speculation in ("suffix", "heads"):
+                return (
+                    f"--speculation={self.speculation} does not use --draft-model; leave one of the two out"
+                )
+            if self.tensor_parallel_size > 1:
+                return "--draft-model drafts only where --tensor-parallel-size is 1; leave one of the two out"
+            return None
+        if self.draft_config is not None:
+            return None
+        if self.speculation in ("heads", "eagle3", "model"):
+            other = "" if self.speculation == "heads" else ", or --draft-model"
             return (
-                f"--speculation={self.speculation} needs --draft-config FILE, which names the draft's folder"
+                f"--speculation={self.speculation} needs --draft-config FILE, which names the draft's "
+                f"folder{other}"
             )
-        if self.draft_config is None and self.draft_device is not None:
-            return "--draft-device needs --draft-config FILE, which names the draft model"
+        if self.draft_device is not None:
+            return "--draft-device needs --draft-model, or --draft-config FILE, which names the draft model"
         return None

@@ -84,6 +84,14 @@ def read_selection(path: Path) -> DraftConfig:
     return DraftConfig(drafter, own, version, named)
 
 
+def read_selection_or_none(path: Path) -> DraftConfig:
+    """Read the file, or no drafts where it is invalid: what is wrong with it is told as it is followed."""
+    try:
+        return read_selection(path)
+    except SelectionError:
+        return DraftConfig()
+
+
 def _source(path: Path, key: str, value: object) -> Source:
     """Read a draft's folder, or `{"layers": 6}`."""
     if isinstance(value, str) and value:
@@ -139,7 +147,11 @@ class DraftLoader:
 
     def load(self, path: Path) -> ActiveDrafts:
         """Load what the file at `path` selects. Raises SelectionError if the file is invalid."""
-        config, old = read_selection(path), self._active
+        return self.load_all(read_selection(path))
+
+    def load_all(self, config: DraftConfig) -> ActiveDrafts:
+        """Load these drafts."""
+        old = self._active
         problems: list[str] = []
         own = {method: self._load(source, method, "", problems) for method, source in config.own.items()}
         version = config.version or "+".join(draft.version for draft in own.values() if draft)
@@ -213,6 +225,15 @@ def method_of(source: Source) -> str:
     return ModelDrafter.name if "model_type" in document else HeadsDrafter.name
 
 
+def select_model(folder: Path, drafter: DraftMethod) -> DraftConfig:
+    """Select one draft for as long as the engine runs. Raises ValueError where `drafter` is another method."""
+    if (found := method_of(folder)) == HeadsDrafter.name:
+        raise SelectionError(f"{folder} has Turbo heads; name them in the file of --draft-config")
+    if drafter in METHODS and drafter != found:
+        raise SelectionError(f"{folder} is a draft of method {found}; write --speculation={found} or auto")
+    return DraftConfig(drafter, {found: folder})
+
+
 class DraftBytes(NamedTuple):
     """The memory that drafts take on a device."""
 
@@ -220,15 +241,11 @@ class DraftBytes(NamedTuple):
     weights: int = 0  # at most, with what they copy of the model's
 
 
-def draft_bytes(path: Path, dtype: torch.dtype, models_elsewhere: bool) -> DraftBytes:
-    """Tell what the drafts of the file take; those that cannot be used nothing. `models_elsewhere`: whether
+def draft_bytes(config: DraftConfig, dtype: torch.dtype, models_elsewhere: bool) -> DraftBytes:
+    """Tell what drafts take; those that cannot be used nothing. `models_elsewhere`: whether
     draft models have another device's memory.
     """
     per_token = weights = 0
-    try:
-        config = read_selection(path)
-    except SelectionError:
-        return DraftBytes()
     for source in {*config.own.values(), *config.named.values()}:
         if isinstance(source, int):  # the first layers have the model's own
             continue

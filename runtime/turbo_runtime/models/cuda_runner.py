@@ -98,7 +98,7 @@ class CudaModelRunner(ModelRunner):
     def beside(self, model: PreTrainedModel, max_length: int) -> ModelRunner:
         """Build a runner of another model, with a cache for the same tokens."""
         unfit = self._op is DEFAULT_OP and not supports(cache_shape(model.config), model.dtype)
-        if unfit or model.device != self.device:
+        if unfit or model.device.type != self.device.type:
             return super().beside(model, max_length)
         blocks, page = self.pool.blocks, self._page_size
         return CudaModelRunner(model, blocks=blocks, max_length=max_length, op=self._op, page_size=page)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -27,6 +28,7 @@ from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.dequantization import dequantized
 from turbo_runtime.shapes.dequantization import describe_refusal
 
+_FILES = ("*.safetensors", "*.json")
 # These rescale by the longest position of the batch, so that one request's text would depend on the others'.
 _BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 # Of Gemma's configurations; no release of Gemma 3 sets one of them.
@@ -39,6 +41,13 @@ def load_config(source: Source) -> Any:
         config = AutoConfig.from_pretrained(source.name, **source.arguments())
     check_config(config)
     return config
+
+
+def local_folder(source: Source) -> Path:
+    """Find a model on disk; one of a hub is downloaded, by whoever of several processes comes first."""
+    if Path(source.name).is_dir():
+        return Path(source.name)
+    return Path(snapshot_download(source.name, revision=source.revision, allow_patterns=list(_FILES)))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from turbo_dev.fitting import write as write_heads
 from turbo_dev.tiny_engine import VOCABULARY, network
 from turbo_dev.tiny_engine import write as write_model
 from turbo_runtime.drafters.heads import Heads
-from turbo_runtime.drafters.loader import DraftLoader, draft_bytes
+from turbo_runtime.drafters.loader import DraftLoader, draft_bytes, read_selection
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.noise import Noise
@@ -61,11 +61,11 @@ def test_every_kind_can_be_the_deployments_own_or_be_named(folder: Path, target:
         "eagle3": "v1", "model": "small", "a": "v1", "b": "first-1-layers", "c": "small"
     }  # fmt: skip
     # each folder once; the first layers have no cache of their own
-    file = folder / "drafts.json"
+    config = read_selection(folder / "drafts.json")
     stored = {name: (folder / name / "model.safetensors").stat().st_size for name in ("eagle", "small")}
-    every = draft_bytes(file, torch.float32, models_elsewhere=False)
+    every = draft_bytes(config, torch.float32, models_elsewhere=False)
     assert every == (2 * LAYER_BYTES, stored["eagle"] + stored["small"])
-    assert draft_bytes(file, torch.bfloat16, models_elsewhere=True) == (LAYER_BYTES / 2, stored["eagle"])
+    assert draft_bytes(config, torch.bfloat16, models_elsewhere=True) == (LAYER_BYTES / 2, stored["eagle"])
 
 
 def test_heads_take_what_they_have_on_disk_and_what_they_copy_of_the_model(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_heads_take_what_they_have_on_disk_and_what_they_copy_of_the_model(tmp_p
     write_heads(tmp_path / "heads", made, Target("d", rows, lambda ids: rows[ids]), "1")
     (tmp_path / "drafts.json").write_text('{"heads": "heads", "named": {"a": "heads", "b": "gone"}}')
     stored = (tmp_path / "heads" / "heads.safetensors").stat().st_size
-    found = draft_bytes(tmp_path / "drafts.json", torch.float32, models_elsewhere=False)
+    found = draft_bytes(read_selection(tmp_path / "drafts.json"), torch.float32, models_elsewhere=False)
     assert found == (0, stored + (2 * 20 * 32 + VOCABULARY * 4) * 4)
 
 

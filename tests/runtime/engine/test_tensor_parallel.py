@@ -227,8 +227,8 @@ def test_the_parts_of_every_weight_make_the_whole(config: PretrainedConfig, size
 @pytest.mark.parametrize(
     ("changes", "size", "sentence"),
     [
-        ({}, 3, "--tensor-parallel-size=3 must divide the model's intermediate_size of 64"),
-        ({"num_key_value_heads": 3}, 4, "each of the model's 3 KV heads would be on several ranks"),
+        ({}, 3, "--tensor-parallel-size=3: 3 ranks do not divide the model's intermediate_size of 64"),
+        ({"num_key_value_heads": 3}, 4, "each of the model's 3 KV heads would be on several of 4 ranks"),
         ({"quantization_config": {"quant_method": "fp8"}}, 2, "quantized weights are not cut up"),
     ],
 )

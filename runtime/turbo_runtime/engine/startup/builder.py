@@ -15,7 +15,15 @@ import torch
 
 from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
 from turbo_runtime.contract.documents import StepTime
-from turbo_runtime.drafters.loader import ActiveDrafts, DraftBytes, DraftLoader, WatchedFile, draft_bytes
+from turbo_runtime.drafters.loader import (
+    ActiveDrafts,
+    DraftConfig,
+    DraftLoader,
+    WatchedFile,
+    draft_bytes,
+    read_selection_or_none,
+    select_model,
+)
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
@@ -29,7 +37,7 @@ from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.attention.varlen import VarlenAttention
-from turbo_runtime.models.loader import ExportedTokenizer, load_model
+from turbo_runtime.models.loader import ExportedTokenizer, load_model, local_folder, model_errors
 from turbo_runtime.models.matmul import COUNTS
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
@@ -85,14 +93,13 @@ def _start(
     dtype = choose_dtype(config.dtype, device)
     digest = inspect_model(config.model, config.revision).digest
     draft_device = choose_device(config.draft_device, "--draft-device") if config.draft_device else device
+    drafts = find_drafts(config)
     if ranks:
         model, weights = ranks.lead()
     else:
         weights = load_model(find(config.model, config.revision), dtype, device)
-        drafts = DraftBytes()
-        if config.draft_config:
-            drafts = draft_bytes(Path(config.draft_config), dtype, draft_device.type != device.type)
-        model = build_runner(config, weights, op, drafts)
+        elsewhere = _place(draft_device) != _place(device)
+        model = build_runner(config, weights, op, draft_bytes(drafts, dtype, elsewhere))
     end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
     end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
     loaded = time.monotonic()
@@ -137,7 +144,7 @@ def _start(
     if tokenizer:
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
     active, file = ActiveDrafts(config.speculation), None
-    if config.draft_config:
+    if drafts.own or drafts.named or config.draft_config:
         target = Target(
             digest,
             *model.collect_tables(),
@@ -148,8 +155,13 @@ def _start(
             model.asynchronous,
         )
         loader = DraftLoader(target, Noise(model.vocabulary, model.device), config.speculation)
-        file = WatchedFile(Path(config.draft_config), loader.load)
-        active = file.wait(time.monotonic()) or active
+        if config.draft_config:
+            file = WatchedFile(Path(config.draft_config), loader.load)
+            active = file.wait(time.monotonic()) or active
+        else:
+            active = loader.load_all(drafts)
+            if active.problem:
+                raise ModelError(f"--draft-model={config.draft_model}: {active.problem}")
     drafters, control = Proposer(active, file=file), GoodputController(steps, model.padded_rows)
     deadline = time.monotonic() + READ_SECONDS
     while drafters.waiting and time.monotonic() < deadline:  # later, requests would take turns with it
@@ -158,6 +170,20 @@ def _start(
     if rounding is not None:
         engine.audit.expect(rounding)
     return engine, replace(ready, stats=engine.stats())
+
+
+def find_drafts(config: RuntimeConfig) -> DraftConfig:
+    """Find the drafts that there are at the start, for their caches to be counted; one of a hub is
+    downloaded. Raises ModelError for a draft model that cannot be used; what is wrong with a file is found as
+    it is followed.
+    """
+    if config.draft_model:
+        with model_errors(f"--draft-model={config.draft_model}"):
+            source = find(config.draft_model, None)
+            if source.gguf_file:
+                raise ModelError("--draft-model: a GGUF file does not draft; name a folder of safetensors")
+            return select_model(local_folder(source), config.speculation)
+    return read_selection_or_none(Path(config.draft_config)) if config.draft_config else DraftConfig()
 
 
 def measure_steps(
@@ -235,11 +261,19 @@ def choose_device(requested: str, flag: str = "--device") -> torch.device:
     """Choose the device; `auto` is CUDA if available."""
     if requested == "auto":
         requested = "cuda" if torch.cuda.is_available() else "cpu"
-    if requested not in ("cpu", "cuda"):
+    kind, _, index = requested.partition(":")
+    if kind not in ("cpu", "cuda"):
         raise ModelError(f"{flag} must be auto, cpu or cuda, not {requested}")
-    if requested == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"{flag}=cuda: no CUDA device is usable here; use {flag}=cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"{flag}={requested}: no CUDA device is usable here; use {flag}=cpu")
+    if index and int(index) >= (count := torch.cuda.device_count()):
+        raise ModelError(f"{flag}={requested}: {count} GPUs are visible here; use a number below that")
     return torch.device(requested)
+
+
+def _place(device: torch.device) -> tuple[str, int]:
+    """Return where a device's memory is: without a number it is the first of its kind."""
+    return device.type, device.index or 0
 
 
 def choose_dtype(requested: DType, device: torch.device) -> torch.dtype:

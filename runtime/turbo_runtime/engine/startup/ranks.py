@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.drafters.loader import DraftBytes, draft_bytes
+from turbo_runtime.drafters.loader import DraftBytes, draft_bytes, read_selection_or_none
 from turbo_runtime.engine.child_process import describe_exit, die_with_parent
 from turbo_runtime.engine.startup.sizing import build_runner
 from turbo_runtime.model_files.source import ModelError, find
@@ -69,7 +69,8 @@ class RankSettings:
         drafts = DraftBytes()
         if self.config.draft_config:  # heads, on rank 0, with the whole embedding and LM head
             tables = 2 * weights.config.vocab_size * weights.config.hidden_size * self.dtype.itemsize
-            found = draft_bytes(Path(self.config.draft_config), self.dtype, models_elsewhere=True)
+            named = read_selection_or_none(Path(self.config.draft_config))
+            found = draft_bytes(named, self.dtype, models_elsewhere=True)
             drafts = DraftBytes(weights=found.weights + tables)
         return build_runner(self.config, weights, self.op, drafts, group)
 

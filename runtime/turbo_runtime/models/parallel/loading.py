@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from turbo_runtime.model_files.hub_cache import INDEX, read_index
 from turbo_runtime.model_files.source import ModelError, Source
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
-from turbo_runtime.models.loader import load_config, model_errors
+from turbo_runtime.models.loader import load_config, local_folder, model_errors
 from turbo_runtime.models.parallel.shards import Shard
-
-_FILES = ("*.safetensors", "*.json")
 
 
 def read_shard(source: Source, rank: int, size: int) -> tuple[Any, Shard]:
@@ -36,7 +33,7 @@ def load_shard(
     config, shard = read_shard(source, rank, size)
     local = shard.configuration(config)
     with model_errors(f"the weights of {source.name} cannot be loaded", (OSError, ValueError, KeyError)):
-        folder = _folder(source)
+        folder = local_folder(source)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(local, attn_implementation=IMPLEMENTATION, dtype=dtype)
         with ExitStack() as files:
@@ -55,13 +52,6 @@ def load_shard(
     body.rotary_emb = type(body.rotary_emb)(local)  # computed, and not stored
     model.config.vocab_size = config.vocab_size
     return model.to(device).eval().requires_grad_(False)
-
-
-def _folder(source: Source) -> Path:
-    """Find the model on disk; one of a hub is downloaded, whoever of the ranks comes first."""
-    if Path(source.name).is_dir():
-        return Path(source.name)
-    return Path(snapshot_download(source.name, revision=source.revision, allow_patterns=list(_FILES)))
 
 
 def _open(folder: Path, files: ExitStack) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.pool import cache_shape
-
-PARALLEL_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+from turbo_runtime.shapes.parallel import describe_uncut
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +31,22 @@ class Shard:
     @classmethod
     def of(cls, config: Any, rank: int, size: int) -> Shard:
         """Cut a model up by its transformers configuration. Raises ModelError where it cannot be."""
-        flag = f"--tensor-parallel-size={size}"
-        architecture = (config.architectures or [""])[0]
-        if architecture not in PARALLEL_ARCHITECTURES:
-            raise ModelError(
-                f"{flag}: {architecture or config.model_type} is not cut up; "
-                f"{', '.join(PARALLEL_ARCHITECTURES)} are"
-            )
-        if getattr(config, "quantization_config", None):
-            raise ModelError(f"{flag}: quantized weights are not cut up; use those in bfloat16")
-        shape = cache_shape(config)
-        inner = int(config.intermediate_size)
-        if inner % size:
-            raise ModelError(f"{flag} must divide the model's intermediate_size of {inner}")
+        shape, inner = cache_shape(config), int(getattr(config, "intermediate_size", 0))
+        uncut = describe_uncut(
+            (config.architectures or [config.model_type])[0],
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            mlp_width=inner,
+            is_quantized=bool(getattr(config, "quantization_config", None)),
+            size=size,
+        )
+        if uncut is not None:
+            raise ModelError(f"--tensor-parallel-size={size}: {uncut}")
         if shape.kv_heads >= size:
             kv_heads = _part(shape.kv_heads, rank, size)
             heads = range(kv_heads.start * shape.group, kv_heads.stop * shape.group)
         else:
-            copies, rest = divmod(size, shape.kv_heads)
-            if rest or shape.group % copies:
-                raise ModelError(
-                    f"{flag}: each of the model's {shape.kv_heads} KV heads would be on several ranks, which "
-                    f"must share its {shape.group} query heads evenly"
-                )
+            copies = size // shape.kv_heads
             kv_heads = range(rank // copies, rank // copies + 1)
             heads = _part(shape.heads, rank, size)
         vocabulary = -(-int(config.vocab_size) // size)
