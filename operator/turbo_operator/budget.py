@@ -15,16 +15,27 @@ from turbo_operator.api import CapacityType, PodSpec, Provisioning, Resources, l
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import Accelerator, AcceleratorLabels, Host, NodeSupply, Supply
 
-DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
+DEVICE_POD_CORES = 2  # server and engine process of a pod whose arithmetic is on a device
 
 
-def beside(accelerator: Accelerator, memory_bytes: int, resources: Resources | None) -> Host | None:
-    """Return what one pod takes beside its devices, the template's amounts over the plan's; None on cores."""
+def device_pod_cores(draft_cores: int) -> str:
+    """Return the cores that such a pod requests, as a quantity, with those of a draft on cores."""
+    return str(DEVICE_POD_CORES + draft_cores)
+
+
+def beside(
+    accelerator: Accelerator, memory_bytes: int, resources: Resources | None, draft_cores: int = 0
+) -> Host | None:
+    """Return what one pod takes beside its devices, the template's amounts over the plan's; None on cores.
+    `draft_cores`: of a draft that runs on them.
+    """
     if accelerator.resource_name == "cpu":
         return None
     requests = (resources.requests if resources else None) or {}
     memory = quantity(requests["memory"]) if "memory" in requests else memory_bytes
-    return Host(math.ceil(quantity(requests.get("cpu", DEVICE_POD_CORES)) * 1000), math.ceil(memory))
+    return Host(
+        math.ceil(quantity(requests.get("cpu", device_pod_cores(draft_cores))) * 1000), math.ceil(memory)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,7 @@ class Footprint:
 
 def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
     """Return the footprint of one replica of a plan, cores and memory in addition to its devices included."""
-    host = beside(choice.accelerator, choice.host_memory_bytes, pod.resources)
+    host = beside(choice.accelerator, choice.host_memory_bytes, pod.resources, choice.draft_cores)
     return Footprint(
         choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes, host
     )

@@ -65,6 +65,7 @@ class EvaluatedCandidate(Candidate):
     detail: str = ""  # the reason in a sentence; `planner.frontier` leaves it out
     replicas: int | None = None
     predicted: Predicted | None = None  # None where it was rejected before any prediction
+    placement: Placement | None = None  # of its drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Choice:
     # the method is unknown.
     draft_schedule: tuple[tuple[int, int, int], ...] = ()
     data: int = 1  # groups that share routed experts, each with requests and a cache of its own
+    draft_cores: int = 0  # of the host, in addition to the accelerators, for a draft that runs on them
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT, EngineName, Routing
+from turbo_operator.api.constants import (
+    API_VERSION,
+    MAX_NAME_LENGTH,
+    TURBODEPLOYMENT,
+    EngineName,
+    Placement,
+    Routing,
+)
 from turbo_operator.api.model import CACHE_VARIABLES, Adapter, Cache, Model
 from turbo_operator.api.requirements import Accelerators, Cost, Parallelism, PlanPolicy, Targets, Workload
 from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
@@ -165,8 +172,8 @@ class TurboDeploymentSpec(Record):
             "!self.model.uri.matches('[.]gguf/?$')"
             f" || self.engine.type != 'VLLM' && !({_HAS_ADAPTERS}) && !has(self.speculation.draftModel)"
             " && !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
-            "name a folder of safetensors, or leave out what only vLLM has: engine.type VLLM, adapters, "
-            "draftModel and methods NGram, EAGLE3, DraftModel and MTP: vLLM reads no GGUF files",
+            "name a folder of safetensors, or leave out what no GGUF file has: engine.type VLLM, adapters, "
+            "draftModel and methods NGram, EAGLE3, DraftModel and MTP",
             "model.uri",
         ),
         Rule(
@@ -239,21 +246,30 @@ class TurboDeploymentSpec(Record):
             holds=lambda it: not (it.adapters and any(map(_LORA_FLAG.match, it.engine.args or ()))),
         ),
         Rule(
-            "self.engine.type != 'Turbo'"
-            " || !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
-            "choose another method, or engine.type VLLM: Turbo has no NGram, EAGLE3, DraftModel and MTP",
+            "self.engine.type != 'Turbo' || !(self.speculation.method in ['NGram', 'MTP'])",
+            "choose another method, or engine.type VLLM: Turbo has no NGram and MTP",
             "speculation.method",
         ),
         Rule(
-            "self.engine.type != 'Turbo' || !has(self.parallelism) || !has(self.parallelism.tensor)"
-            " || self.parallelism.tensor < 2",
-            "leave parallelism.tensor out, or choose engine.type VLLM: Turbo runs on one accelerator",
-            "parallelism.tensor",
+            f"self.engine.type != 'Turbo' || !({_HAS_EAGLE3})",
+            "name the draft in speculation.draftModel, or choose engine.type VLLM: Turbo takes no EAGLE3 "
+            "draft from draftRef or training",
+            "speculation.method",
+        ),
+        Rule(
+            "self.engine.type != 'VLLM' || self.speculation.placement in ['Auto', 'Colocated']",
+            "leave placement out, or choose engine.type Turbo: vLLM keeps a draft with the model",
+            "speculation.placement",
+        ),
+        Rule(
+            f"!({_HAS_ADAPTERS}) || self.speculation.placement in ['Auto', 'Colocated']",
+            "leave adapters or placement out: only vLLM serves adapters, and it keeps a draft with the model",
+            "speculation.placement",
         ),
         Rule(
             "self.engine.type != 'Turbo' || !has(self.parallelism) || (!has(self.parallelism.data)"
             " || self.parallelism.data < 2) && (!has(self.parallelism.expert) || !self.parallelism.expert)",
-            "leave data and expert out, or choose engine.type VLLM: Turbo runs on one accelerator",
+            "leave data and expert out, or choose engine.type VLLM: Turbo has neither",
             "parallelism",
         ),
         Rule(
@@ -307,6 +323,7 @@ class TurboDeploymentSpec(Record):
             return (EngineName.VLLM,)
         of_turbo = (self.capture, drafts.training, drafts.draft_ref, drafts.named_drafts, self.engine.image)
         is_of_turbo = any(of_turbo) or drafts.method in (Method.TURBO_HEADS, Method.SUFFIX)
+        is_of_turbo = is_of_turbo or drafts.placement in (Placement.SEPARATE, Placement.CPU)
         is_of_turbo = is_of_turbo or self.model.uri.rstrip("/").endswith(".gguf")
         return (EngineName.TURBO,) if is_of_turbo else tuple(EngineName)
 
@@ -327,11 +344,6 @@ class TurboDeploymentSpec(Record):
 
 # What the planner weighs and nothing runs yet.
 _NOT_YET_SUPPORTED = (
-    Rule(
-        "self.spec.speculation.placement == 'Auto'",
-        "leave placement out: a draft model elsewhere than with the model is not supported yet",
-        "spec.speculation.placement",
-    ),
     Rule(
         "self.spec.engine.type != 'Turbo' || !has(self.spec.parallelism)"
         " || !has(self.spec.parallelism.pipeline) || self.spec.parallelism.pipeline < 2",

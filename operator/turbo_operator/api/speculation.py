@@ -236,11 +236,16 @@ class Speculation(Record):
     """The draft of method DraftModel, a small model, or of method EAGLE3, a layer that was trained for the
     model."""
     placement: Literal["Auto", "Colocated", "Separate", "CPU"] = "Auto"
-    """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
-    planner."""
+    """Where a draft model runs: with the model, or with engine Turbo on an accelerator of its own in the same
+    pod, or on cores of the host. Auto leaves it to the planner."""
     max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] | None = None
     """Ceiling of drafted tokens per request and step; the engine chooses below it. Default: 32 with engine
     Turbo, 8 with VLLM."""
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether drafts that are trained for the model may join."""
+        return bool(self.draft_ref or self.training or self.named_drafts)
 
     rules = (
         Rule(
@@ -290,8 +295,9 @@ class Speculation(Record):
             "method",
         ),
         Rule(
-            "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
-            "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
+            "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel) && self.method != 'EAGLE3'",
+            "leave placement out, or name a draftModel with method DraftModel: only a model of its own can "
+            "run elsewhere",
             "placement",
         ),
     )

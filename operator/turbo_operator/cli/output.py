@@ -19,6 +19,7 @@ from rich.text import Text
 
 from turbo_operator import api
 from turbo_operator.api.condition_state import ConditionState, sentence
+from turbo_operator.api.constants import Placement
 from turbo_operator.budget import Footprint
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
@@ -353,12 +354,19 @@ def _chosen_cells(plan: Plan) -> list[str]:
     if choice is None:
         return ["no plan", UNKNOWN, UNKNOWN, *_figures(None), str(plan.reason)]
     drafts = OFF if choice.method == OFF else f"{choice.method}:{choice.max_draft_tokens}"
+    drafts += _placed(choice)
     return [candidate(choice), drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
 
 
 def _rejected_cells(row: EvaluatedCandidate) -> list[str]:
     replicas = UNKNOWN if row.replicas is None else str(row.replicas)
-    return [candidate(row), row.method, replicas, *_figures(row.predicted), str(row.reason)]
+    return [
+        candidate(row),
+        f"{row.method}{_placed(row)}",
+        replicas,
+        *_figures(row.predicted),
+        str(row.reason),
+    ]
 
 
 def _figures(predicted: Predicted | None) -> list[str]:
@@ -379,4 +387,9 @@ def _percent(share: float | None) -> str:
 
 
 def _sentence(row: EvaluatedCandidate) -> str:
-    return f"{candidate(row)}, {row.method}: {row.reason}. {row.detail}"
+    return f"{candidate(row)}, {row.method}{_placed(row)}: {row.reason}. {row.detail}"
+
+
+def _placed(row: Choice | EvaluatedCandidate) -> str:
+    """Say where drafts are made that are not made with the model; a word to append."""
+    return f" {row.placement}" if row.placement not in (None, Placement.COLOCATED) else ""

@@ -77,12 +77,21 @@ def enumerate_candidates(requirements: Requirements) -> Candidates:
         )
     ]
     layouts = [_layouts(requirements, row) for row in requirements.rows]
+
+    def is_placed(placement: Placement | None, row: Accelerator, tensor: int) -> bool:
+        """Whether a draft may be there; what the spec asks for is told from where it cannot."""
+        if placement in (None, Placement.COLOCATED, spec.speculation.placement):
+            return True
+        is_short = placement == Placement.SEPARATE and not requirements.has_room(row, tensor)
+        return not (memory.on_cpu(row) or is_short)
+
     rows = [
         (number, place, tensor, nodes, way)
         for way, (number, _) in enumerate(options)
         for place, layout in enumerate(layouts)
         for tensor, nodes in layout
         if nodes == 1 or requirements.parallelism.pipeline or ENGINES[number].name == EngineName.VLLM
+        if is_placed(options[way][1].placement, requirements.rows[place], tensor)
     ]
     engine_of, accelerator_of, tensors, stages, draft_of = np.array(rows, np.int64).reshape(-1, 5).T
     degrees, drafts = (tensors.astype(float), stages.astype(float)), tuple(option for _, option in options)
@@ -142,11 +151,12 @@ class MemoryUse:
     loading: Numbers  # the peak before any KV is used
     slots: Numbers  # requests of the planned lengths that are held together
     pool: Numbers  # of the KV cache
+    host: Numbers  # of a draft on the host's cores, in addition to what lies on the accelerators
 
     @property
     def fits(self) -> Mask:
-        """Whether the longest request can be served."""
-        return self.need <= self.usable
+        """Whether the longest request can be served, by the draft too."""
+        return np.asarray((self.need <= self.usable) & (self.pool >= self.kv_request))
 
     @property
     def need(self) -> Numbers:
@@ -183,17 +193,25 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     total = memory.stage_bytes(shape, served, element, nodes)
     # On cores a head that shares the embedding's weights is laid out twice, as its products need it.
     second_head = np.where(cpu, shape.vocab_size * shape.hidden_size * element, 0.0)
-    weights = np.ceil((total + second_head) / tensor)
+    # Ranks of Turbo may have a KV head more than others, with what belongs to it.
+    uneven = candidates.by_engine(lambda engine: engine.name == EngineName.TURBO, bool)
+    share = np.where(uneven, memory.largest_rank(shape, tensor), 1.0 / tensor)
+    weights = np.ceil((total + second_head) * share)
 
     def cached(mean_over: float) -> Numbers:
         token = memory.kv_bytes(shape, element, tensor, mean_over, forgets)
         return np.asarray(token * memory.largest_stage(shape.layers, nodes))
 
-    drafting, draft_cache = _draft_memory(candidates, requirements, element)
+    draft = _draft_memory(candidates, requirements, element)
+    drafting, draft_cache = draft.weights, draft.cache
     if requirements.inputs.spec.adapters:  # on cores both the adapters and their slots are there
         drafting = drafting + np.ceil(requirements.adapter_bytes(element, tensor, nodes)) * np.where(
             cpu, 2.0, 1.0
         )
+    if requirements.inputs.spec.speculation.has_trained:
+        # Of a model that ranks share, heads that draft read whole tables of the vocabulary, on the first.
+        tables = np.where(uneven & (tensor > 1.0), 2.0 * shape.vocab_size * shape.hidden_size * element, 0.0)
+        drafting = drafting + tables
     planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
     kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens, block)))
@@ -204,26 +222,53 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
         memory.activation_bytes(shape, element, tensor * data, running, step_tokens * data, tokens)
     )
     remaining = usable - weights - drafting - activations
-    pool = np.minimum(np.floor(remaining / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
+    room = np.minimum(remaining, draft.max_tokens * kv_longest)
+    pool = np.minimum(np.floor(room / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
     one = kv_token * memory.request_tokens(0, tokens + planned, block)
     slots = np.clip(np.floor(pool / one), 1.0, running)
     slots = slots * data  # each with a cache and a batch of its own
     converts = cpu & (shape.dtype not in memory.ELEMENT_BYTES)
     loading = np.where(converts, 2.0 * weights, weights)
+    # A draft model has room for every token that the pool has, wherever it is.
+    host = draft.host_weights + np.where(draft.host_cache > 0.0, pool / kv_longest, 0.0) * draft.host_cache
     return MemoryUse(
-        usable, element, weights, drafting, kv_request, kv_longest, activations, loading, slots, pool
+        usable,
+        element,
+        weights,
+        drafting,
+        kv_request,
+        kv_longest,
+        activations,
+        loading,
+        slots,
+        pool,
+        np.ceil(np.maximum(host, 0.0) / memory.KV_GRAIN) * memory.KV_GRAIN,
     )
 
 
-def _draft_memory(
-    candidates: Candidates, requirements: Requirements, element: Numbers
-) -> tuple[Numbers, Numbers]:
-    """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators."""
+@dataclass(frozen=True, slots=True)
+class _DraftMemory:
+    """What drafts hold, in bytes. [c]"""
+
+    weights: Numbers  # on each of the model's accelerators
+    cache: Numbers  # of one token, there
+    max_tokens: Numbers  # for which one on an accelerator of its own has a cache; inf elsewhere
+    host_weights: Numbers  # on the host's cores, twice while they are loaded
+    host_cache: Numbers  # of one token, there
+
+
+def _draft_memory(candidates: Candidates, requirements: Requirements, element: Numbers) -> _DraftMemory:
+    """Estimate what the drafts of all candidates hold."""
     shape, draft, length = requirements.shape, requirements.inputs.draft, requirements.max_model_len
-    weights, cache = np.zeros(len(candidates)), np.zeros(len(candidates))
+    weights, cache, host_weights, host_cache = np.zeros((4, len(candidates)))
+    max_tokens = np.full(len(candidates), np.inf)
+    cpu = candidates.by_accelerator(memory.on_cpu, bool)
+    step_tokens = candidates.by_limits(lambda limits: limits.max_num_batched_tokens)
+    running = candidates.by_limits(lambda limits: limits.max_num_seqs)
+    quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     for number, option in enumerate(candidates.draft_options):
         mine = candidates.draft == number
-        if option.placement is None or option.placement == Placement.CPU or not mine.any():
+        if option.placement is None or not mine.any():
             continue
         tensor, own = candidates.tensor[mine], element[mine]
         if option.method != Method.DRAFT_MODEL:
@@ -233,12 +278,21 @@ def _draft_memory(
             cache[mine] = memory.cached_elements(shape, tensor) * own * layers
             continue
         assert draft is not None  # no such option without one
-        total = memory.weights(draft, own).total
-        if option.placement == Placement.COLOCATED:
-            weights[mine] = np.ceil(total / tensor)
-            cache[mine] = memory.kv_bytes(draft, own, tensor, float(length))
-        else:  # it must fit on its own accelerator, and then takes nothing here, else all there is
-            one = memory.kv_bytes(draft, own, 1.0, float(length)) * length
+        total = memory.weights(draft, own, quantized[mine]).total
+        one = memory.kv_bytes(draft, own, 1.0, float(length))
+        second_head = np.where(cpu[mine], draft.vocab_size * draft.hidden_size * own, 0.0)
+        is_beside = cpu[mine] | (option.placement == Placement.COLOCATED)
+        weights[mine] = np.where(is_beside, np.ceil((total + second_head) / tensor), 0.0)
+        cache[mine] = np.where(is_beside, memory.kv_bytes(draft, own, tensor, float(length)), 0.0)
+        if option.placement == Placement.CPU:
+            host_weights[mine] = np.where(is_beside, 0.0, 2.0 * total)
+            host_cache[mine] = np.where(is_beside, 0.0, one)
+        elif option.placement == Placement.SEPARATE:
+            # One that fits on its own accelerator takes nothing here, else all there is.
             usable = candidates.by_accelerator(memory.usable)[mine]
-            weights[mine] = np.where(total + one <= usable, 0.0, usable)
-    return weights, cache
+            tokens, rows = step_tokens[mine], running[mine]
+            left = usable - total - memory.activation_bytes(draft, own, 1.0, rows, tokens, 0.0)
+            needed = one * memory.request_tokens(length, float(option.max_draft_tokens))
+            weights[mine] = np.where(is_beside | (left >= needed), weights[mine], usable)
+            max_tokens[mine] = np.where(is_beside | (left < needed), np.inf, left / one)
+    return _DraftMemory(weights, cache, max_tokens, host_weights, host_cache)

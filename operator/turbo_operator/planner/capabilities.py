@@ -12,10 +12,11 @@ from functools import cache
 from turbo_operator.api import OFF, EngineName, Method, Placement, Speculation, TurboDeploymentSpec
 from turbo_runtime.contract.config import CPU_LIMITS, GPU_LIMITS, BatchLimits, RuntimeConfig
 from turbo_runtime.contract.documents import ModelShape
+from turbo_runtime.shapes.parallel import describe_uncut
 
 LACK = "is not supported yet"
 SUPPORTED_METHODS = {  # that can be chosen, by engine
-    EngineName.TURBO: frozenset({str(Method.SUFFIX), OFF}),
+    EngineName.TURBO: frozenset(map(str, (Method.SUFFIX, Method.EAGLE3, Method.DRAFT_MODEL, OFF))),
     EngineName.VLLM: frozenset(
         map(str, (Method.SUFFIX, Method.N_GRAM, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL, OFF))
     ),
@@ -60,7 +61,7 @@ class Engine:
     quantized: bool  # serves weights as they are stored, instead of converting them
     forgets: bool  # its cache drops what a sliding window has passed
     # Methods that only a spec that names them gets. vLLM drafts as many tokens for whatever load, so that
-    # guesses of which no gain is known may cost time.
+    # guesses of which no gain is known may cost time. EAGLE-3 drafts of Turbo are for those who have one.
     by_name: frozenset[str] = frozenset()
     cores_reserve: int = 0  # bytes that its processes hold on cores, in addition to what ours do
 
@@ -73,9 +74,10 @@ ENGINES = (
         CPU_LIMITS,
         GPU_LIMITS,
         RuntimeConfig(model="").max_draft_tokens,
-        (str(Method.SUFFIX), str(Method.TURBO_HEADS), OFF),
+        tuple(map(str, (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.DRAFT_MODEL, OFF))),
         quantized=False,
         forgets=False,
+        by_name=frozenset({str(Method.EAGLE3)}),
     ),
     Engine(
         EngineName.VLLM,
@@ -164,11 +166,41 @@ def describe_draft_lack(method: str, speculation: Speculation, *, is_there: bool
     )
 
 
+def describe_division_lack(shape: ModelShape, tensor: int, groups: int, *, is_gguf: bool) -> str | None:
+    """Describe why engine Turbo does not divide the model so, as the end of a sentence: among `tensor`
+    accelerators in each of so many `groups`, nodes or data-parallel ones. None if it does.
+    """
+    if groups > 1:
+        return (
+            f"a replica on several nodes or of data-parallel groups with engine Turbo {LACK}: write "
+            "engine.type: VLLM"
+        )
+    if tensor == 1:
+        return None
+    uncut = describe_uncut(
+        shape.architecture,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        mlp_width=shape.mlp_width,
+        is_quantized=shape.quantization is not None,
+        size=tensor,
+    )
+    if is_gguf or not shape.mlp_width:
+        uncut = "a GGUF file is not cut up" if is_gguf else "its intermediate_size is not known"
+    if uncut is None:
+        return None
+    return (
+        f"engine Turbo does not divide the model among {tensor} accelerators: {uncut}, or engine.type: VLLM"
+    )
+
+
 @cache
 def describe_lack(
     engine: EngineName, method: str, placement: Placement | None, accelerators: int
 ) -> str | None:
-    """Describe what one replica needs in addition to the model, as the end of a sentence."""
+    """Describe what drafts of a method lack where so many `accelerators` share the model, as the end of a
+    sentence.
+    """
     is_turbo = engine == EngineName.TURBO
     other = "VLLM" if is_turbo else "Turbo"
     if method not in SUPPORTED_METHODS[engine]:
@@ -176,8 +208,35 @@ def describe_lack(
         if method in TRAINED_METHODS and is_turbo:
             remedy = "write speculation.training or speculation.draftRef, and heads draft once there are any"
         return f"speculation with {method} on engine {engine} {LACK}: {remedy}"
-    if placement not in (None, Placement.COLOCATED):
-        return f"a draft placed {placement} {LACK}: leave speculation.placement out, or write Colocated"
-    if is_turbo and accelerators > 1:
-        return f"a replica on more than one accelerator with engine Turbo {LACK}: write engine.type: VLLM"
+    if placement not in (None, Placement.COLOCATED) and not is_turbo:
+        return (
+            f"a draft placed {placement} on engine {engine} {LACK}: write engine.type: Turbo, or "
+            "speculation.placement: Colocated"
+        )
+    if is_turbo and accelerators > 1 and method in (Method.EAGLE3, Method.DRAFT_MODEL):
+        return (
+            f"{method} drafts for a model on {accelerators} accelerators with engine Turbo {LACK}: write "
+            "parallelism.tensor: 1, or engine.type: VLLM"
+        )
+    return None
+
+
+def describe_placement_lack(
+    placement: Placement | None, *, is_on_cpu: bool, has_room: bool, has_host: bool
+) -> str | None:
+    """Describe why a draft is not placed so, as the end of a sentence; `has_room`: whether a node has one
+    more accelerator than the model takes, `has_host`: whether a TurboAccelerator states the speed of cores.
+    """
+    if placement == Placement.SEPARATE and is_on_cpu:
+        return "a draft of a model on cores is on cores too: write speculation.placement: CPU"
+    if placement == Placement.SEPARATE and not has_room:
+        return (
+            "its nodes have no accelerator more for the draft: write speculation.placement: Colocated, or "
+            "set spec.countPerNode on the TurboAccelerator"
+        )
+    if placement == Placement.CPU and not (is_on_cpu or has_host):
+        return (
+            "no TurboAccelerator states the speed of cores: create one with resourceName cpu, "
+            "memoryBandwidthGBps and tflops, or write speculation.placement: Colocated"
+        )
     return None

@@ -10,26 +10,19 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
 
-from turbo_operator.api import EngineName, Objective, PlanReason, Provenance, ScalingMode
+from turbo_operator.api import Objective, PlanReason, Provenance, ScalingMode
 from turbo_operator.plan import Predicted
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
-from turbo_operator.planner.capabilities import (
-    ENGINES,
-    IDLE_DRAFTS_LACK,
-    describe_adapter_lack,
-    describe_draft_lack,
-    describe_engine_lack,
-    describe_lack,
-    describe_model_lack,
-)
+from turbo_operator.planner.capabilities import ENGINES, IDLE_DRAFTS_LACK
+from turbo_operator.planner.lacks import list_lacks
 from turbo_operator.planner.offering import Offering
-from turbo_operator.planner.performance import candidate_curves, capacity, memory
+from turbo_operator.planner.performance import candidate_curves, capacity
 from turbo_operator.planner.performance.queueing import Engines
 from turbo_operator.planner.performance.speculation import ORDER
 from turbo_operator.planner.performance.step_time import Machine
@@ -59,28 +52,10 @@ class PlanEvaluation:
     @cached_property
     def lacks(self) -> tuple[str | None, ...]:
         """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
-        candidates, inputs = self.candidates, self.requirements.inputs
-        spec = inputs.spec
-        options, model_lack = candidates.draft_options, describe_model_lack(self.requirements.shape)
-        adapter_lack = describe_adapter_lack(spec, self.requirements.shape)
-        on_cpu = candidates.by_accelerator(memory.on_cpu, bool)
-        columns = (candidates.engine, on_cpu, candidates.draft, candidates.per_replica, candidates.nodes)
-
-        @cache
-        def describe(number: int, is_on_cpu: int, draft: int, accelerators: int, nodes: int) -> str | None:
-            engine, option = ENGINES[number].name, options[draft]
-            return (
-                (model_lack if engine == EngineName.TURBO else adapter_lack)
-                or describe_lack(engine, option.method, option.placement, accelerators)
-                or (inputs.group_lack if nodes > 1 else None)
-                or describe_draft_lack(option.method, spec.speculation, is_there=inputs.trained is not None)
-                or describe_engine_lack(spec, engine, option.method, is_on_cpu=bool(is_on_cpu))
-            )
-
-        rows = np.stack(columns, axis=1).astype(int).tolist()
+        lacks = list_lacks(self.candidates, self.requirements)
         return tuple(
-            describe(*row) or (IDLE_DRAFTS_LACK if is_idle else None)
-            for row, is_idle in zip(rows, self._idle_drafts.tolist(), strict=True)
+            lack or (IDLE_DRAFTS_LACK if is_idle else None)
+            for lack, is_idle in zip(lacks, self._idle_drafts.tolist(), strict=True)
         )
 
     @cached_property
@@ -330,13 +305,13 @@ class PlanEvaluation:
 
     def reevaluate(self, requirements: Requirements, places: Indices) -> PlanEvaluation:
         """Evaluate some of the candidates, all of which fit, for other requirements."""
-        candidates = take(self.candidates, places)
+        candidates, memory_use = take(self.candidates, places), take(self.memory_use, places)
         selected = replace(
             self,
             requirements=requirements,
             candidates=candidates,
-            memory_use=take(self.memory_use, places),
-            availability=feasibility.compute_availability(candidates, requirements),
+            memory_use=memory_use,
+            availability=feasibility.compute_availability(candidates, requirements, memory_use.host),
             speeds=feasibility.Speed(*np.full((3, len(places)), np.nan)),
         )
         return selected.with_speed(np.flatnonzero(selected.profiled))
@@ -357,10 +332,10 @@ def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
     evaluation = PlanEvaluation(
         requirements=requirements,
         candidates=candidates,
-        memory_use=estimate_memory(candidates, requirements),
+        memory_use=(memory_use := estimate_memory(candidates, requirements)),
         rates=candidate_curves.build_rates(requirements),
         conflicts={name: message for name, message in conflicts if message is not None},
-        availability=feasibility.compute_availability(candidates, requirements),
+        availability=feasibility.compute_availability(candidates, requirements, memory_use.host),
         speeds=feasibility.Speed(*np.full((3, len(candidates)), np.nan)),
     )
     if not (requirements.needs_speed or every):

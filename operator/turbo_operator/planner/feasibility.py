@@ -53,17 +53,22 @@ class Availability:
         return self.paid(replicas) * self.price
 
 
-def compute_availability(candidates: Candidates, requirements: Requirements) -> Availability:
-    """Count every candidate with every capacity type that the spec allows."""
+def compute_availability(
+    candidates: Candidates, requirements: Requirements, host_bytes: Numbers
+) -> Availability:
+    """Count every candidate with every capacity type that the spec allows; `host_bytes` [c] of a draft on the
+    host's cores.
+    """
     supply, now = requirements.inputs.supply, requirements.now
     types = requirements.accelerators.capacity_types
     max_total, max_per_hour = requirements.accelerators.max_total, requirements.cost.max_per_hour
-    hosts = [requirements.host(row) for row in candidates.accelerators]
 
-    def terms(kind: CapacityType, place: int, per_replica: int, nodes: int) -> tuple[float, ...]:
+    def terms(
+        kind: CapacityType, place: int, per_replica: int, nodes: int, draft_bytes: int
+    ) -> tuple[float, ...]:
         """Count one size of a replica: the fields of `Availability` from `price` on."""
         row: Accelerator = candidates.accelerators[place]
-        footprint = Footprint(row, kind, per_replica, nodes, hosts[place])
+        footprint = Footprint(row, kind, per_replica, nodes, requirements.host(row, draft_bytes))
         price = row.prices.get(kind)
         bounds = (
             None if supply is None else footprint.room(supply.get(row.name, Supply()), now),
@@ -76,7 +81,8 @@ def compute_availability(candidates: Candidates, requirements: Requirements) -> 
             *(MAX_REPLICAS if bound is None else min(bound, MAX_REPLICAS) for bound in bounds),
         )
 
-    columns = np.stack((candidates.accelerator, candidates.per_replica, candidates.nodes), axis=1)
+    counts = (candidates.accelerator, candidates.per_replica, candidates.nodes, host_bytes)
+    columns = np.stack(counts, axis=1)
     sizes, size_of = np.unique(columns.astype(np.int64), axis=0, return_inverse=True)
     rows = np.array([terms(kind, *size) for kind in types for size in sizes.tolist()])
     rows = rows.reshape(len(types), len(sizes), 6)[:, size_of.reshape(-1)].reshape(-1, 6)

@@ -43,5 +43,10 @@ class Offering(Footprint):
     ) -> EvaluatedCandidate:
         """Return this as the plan reports it; `predicted` is what its replicas do."""
         return EvaluatedCandidate(
-            *self._columns, reason=reason, detail=detail, replicas=replicas, predicted=predicted
+            *self._columns,
+            reason=reason,
+            detail=detail,
+            replicas=replicas,
+            predicted=predicted,
+            placement=self.draft.placement,
         )

@@ -28,6 +28,7 @@ ADAPTER_RANK = 64  # of adapters that were not read; PEFT's own default is 8
 MAX_REPLICAS = 1000  # as many as the scale subresource takes
 # In addition to the weights on their way to a device: interpreter, tokenizer, page cache.
 HOST_RESERVE = 4 * memory.GIB
+DRAFT_CORES = 8  # that a draft model on the host's cores is given
 # Of vLLM: its server, its core, the memory that its processes share; and each worker with its CUDA context.
 VLLM_RESERVE, VLLM_WORKER_BYTES = 6 * memory.GIB, 4 * memory.GIB
 
@@ -252,7 +253,7 @@ class Requirements:
 
     def host_memory_bytes(self, accelerator: Accelerator, tensor: int = 1) -> int:
         """Return the memory of one container: on cores the accelerator's own. Turbo holds the weights twice
-        while it loads them; vLLM maps them, and has a process for each of its accelerators.
+        while one process loads them; vLLM maps them, and has a process for each of its accelerators.
         """
         if memory.on_cpu(accelerator):
             return accelerator.memory_bytes
@@ -261,16 +262,36 @@ class Requirements:
             kept = self.adapter_bytes(self.element_bytes(accelerator), 1.0, 1.0)
             return VLLM_RESERVE + tensor * (VLLM_WORKER_BYTES + int(kept))
         element = float(self.element_bytes(accelerator))
-        return 2 * int(memory.weights(self.shape, element, quantized=False).total) + HOST_RESERVE
+        total = int(memory.weights(self.shape, element, quantized=False).total)
+        return (2 if tensor == 1 else 1) * total + tensor * HOST_RESERVE  # each rank reads its slices once
 
-    def host(self, accelerator: Accelerator) -> Host | None:
-        """Return what one pod takes in addition to the accelerator."""
-        return beside(accelerator, self.host_memory_bytes(accelerator), self.resources)
+    def host(self, accelerator: Accelerator, draft_bytes: int = 0) -> Host | None:
+        """Return what one pod takes in addition to the accelerator, with a draft of so many bytes on the
+        host's cores.
+        """
+        total = self.host_memory_bytes(accelerator) + draft_bytes
+        return beside(accelerator, total, self.resources, DRAFT_CORES if draft_bytes else 0)
+
+    @property
+    def draft_host(self) -> Accelerator | None:
+        """The cores by which those of hosts are measured that a draft runs on: the first whose speed is
+        stated.
+        """
+        stated = (
+            row
+            for _, row in sorted(self.inputs.catalog.items())
+            if memory.on_cpu(row) and row.memory_bandwidth and row.flops.get("bf16")
+        )
+        return next(stated, None)
 
     def accelerators_per_node(self, accelerator: Accelerator) -> int:
         """Return the accelerators of one node, as stated or as the largest has; 1 without any."""
         supply = (self.inputs.supply or {}).get(accelerator.name, Supply())
         return accelerator.count_per_node or max((1, *(node.allocatable for node in supply.nodes)))
+
+    def has_room(self, accelerator: Accelerator, tensor: int) -> bool:
+        """Whether a node has one more accelerator than the model takes, for a draft."""
+        return tensor * (self.parallelism.data or 1) < self.accelerators_per_node(accelerator)
 
     def find_parallelism_conflict(self) -> str | None:
         """Describe the pinned degrees that no accelerator allows; None if one may."""

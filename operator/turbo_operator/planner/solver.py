@@ -26,7 +26,12 @@ from turbo_operator.planner.feasibility import CODES, MICRO, bucket, compute_spe
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
 from turbo_operator.planner.performance.queueing import Chain
-from turbo_operator.planner.requirements import Requirements, build_requirements, describe_overlong
+from turbo_operator.planner.requirements import (
+    DRAFT_CORES,
+    Requirements,
+    build_requirements,
+    describe_overlong,
+)
 
 MAX_BRANCHES = 4000  # the best mixture by then is a mixture all the same
 # Where a load and the lengths of its requests may decide.
@@ -114,7 +119,9 @@ def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
             f"{overlong}, but requests end at spec.model.maxModelLen of {length} tokens, "
             f"prompt and answer together: write means that fit{raised}."
         )
-    if draft is not None and draft.vocab_size != shape.vocab_size:
+    # Turbo compares tokenizers: tables of one may be padded to several sizes.
+    is_compared = inputs.spec.engines == (EngineName.TURBO,)
+    if draft is not None and draft.vocab_size != shape.vocab_size and not is_compared:
         return PlanReason.NOT_YET_SUPPORTED, (
             f"spec.speculation.draftModel has a vocabulary of {draft.vocab_size} tokens, and the model one "
             f"of {shape.vocab_size}: name a draft model with the model's own, or leave draftModel out."
@@ -267,13 +274,13 @@ def _build_choice(
         memory_bytes=int(use.total[offering.place]) + reserve,
         max_model_len=requirements.max_model_len,
         kv_cache_bytes=int(use.pool[offering.place]),
-        host_memory_bytes=requirements.host_memory_bytes(
-            offering.accelerator, offering.tensor * offering.data
-        ),
+        host_memory_bytes=int(use.host[offering.place])
+        + requirements.host_memory_bytes(offering.accelerator, offering.tensor * offering.data),
         capacity=_capacity(evaluation, offering.place),
         predicted=replace(predicted or unknown, cost_per_hour=offering.cost_per_hour(replicas)),
         draft_schedule=evaluation.draft_schedule(offering.place) if is_scheduled else (),
         data=offering.data,
+        draft_cores=DRAFT_CORES if use.host[offering.place] else 0,
     )
 
 

@@ -30,6 +30,7 @@ TMP_LIMIT = "1Gi"
 # others that have the claim as HF_HOME keep their token beside them. Before a fetch there is no such folder.
 CacheAccess = Literal["Folders", "Read", "Write"]
 MountedVolume = tuple[dict[str, Any], dict[str, Any]]  # a volume of a pod, and its mount
+WITH_A_MODEL = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)  # methods whose drafts a model of its own makes
 USER_ID = 65532  # of the runtime image; any other would do as well
 # A claim belongs to root where its driver is not told otherwise.
 OWN_GROUP = {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
@@ -79,6 +80,11 @@ def model_argument(source: api.ModelSource, path: str = MODELS_PATH) -> str:
     if source.in_bucket:
         return source.uri
     return source.hub_id if source.on_hub else f"{path}/{source.path}".rstrip("/")
+
+
+def draft_model(td: api.TurboDeployment, choice: Choice) -> api.ModelSource | None:
+    """Return the draft model that the server reads."""
+    return td.spec.speculation.draft_model if choice.method in WITH_A_MODEL else None
 
 
 def fetched_claim(td: api.TurboDeployment) -> str | None:

@@ -16,6 +16,7 @@ KEYS_FILE = "api-keys"  # whatever the Secret calls it: a path of one's own need
 KEYS_PATH = f"{KEYS_FOLDER}/{KEYS_FILE}"
 CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
 CAPTURE_CLAIM_PATH = "/capture"
+SHARED_MEMORY_PATH, SHARED_MEMORY_LIMIT = "/dev/shm", "2Gi"  # noqa: S108  NCCL's, and of an engine's processes
 MIB = 1 << 20
 
 Amounts = Mapping[str, Mapping[str, str]]  # requests and limits of a container
@@ -38,6 +39,12 @@ class EngineServer:
     # Of a replica on several nodes: the arguments and lifecycle of the servers that do not answer.
     worker_arguments: Sequence[str] = ()
     worker_lifecycle: Mapping[str, Any] = field(default_factory=dict)
+
+
+def shared_memory() -> pod.MountedVolume:
+    """Build what the processes of one engine exchange their data by; a container has 64 MiB otherwise."""
+    volume = {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}}
+    return pod.mounted_volume("shared-memory", volume, SHARED_MEMORY_PATH)
 
 
 def api_keys(td: api.TurboDeployment) -> api.ApiKeysSecretRef | None:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.budget import DEVICE_POD_CORES
+from turbo_operator.budget import device_pod_cores
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.render import draft_volume, fetch, pod, turbo, vllm
@@ -86,6 +86,8 @@ def plan_hash(
         material["apiKeys"] = keys.dump()
     if kept := capture(td):
         material["capture"] = kept.persistent_volume_claim.dump()  # the rest reaches pods as they run
+    if choice.engine == api.EngineName.TURBO and (model := pod.draft_model(td, choice)):
+        material["draftModel"] = model.uri
     if claim:
         material["drafts"] = claim
     if trained := draft_volume.loaded_by_vllm(td, draft, choice):
@@ -192,7 +194,7 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     amount = _number(accelerator.quantity * _per_pod(choice))
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
     limits = {"memory": memory, accelerator.resource_name: amount}
-    requests = {"cpu": DEVICE_POD_CORES, **limits}  # of cores the accelerator's amount
+    requests = {"cpu": device_pod_cores(choice.draft_cores), **limits}  # of cores the accelerator's amount
     overlay = td.spec.pod_template.spec.resources
     if overlay:
         requests |= overlay.requests or {}

@@ -17,6 +17,7 @@ from turbo_operator.render.server import (
     EngineServer,
     api_keys,
     capture,
+    shared_memory,
 )
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.config import RuntimeConfig
@@ -47,6 +48,8 @@ def server(
         arguments=config.to_argv(),
         ready_path=READY_PATH,
         grace_seconds=config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS,
+        volumes=[shared_memory()] if choice.tensor > 1 else [],
+        draft=pod.draft_model(td, choice),
     )
 
 
@@ -54,7 +57,7 @@ def runtime_config(
     td: api.TurboDeployment, choice: Choice, facts: ModelInfo, amounts: Amounts, claim: str | None = None
 ) -> RuntimeConfig:
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
-    cpu = on_cpu(choice.accelerator)
+    cpu, draft = on_cpu(choice.accelerator), pod.draft_model(td, choice)
     timeout = td.spec.engine.step_timeout
     model, revision = pod.served_model(td, facts)
     config = RuntimeConfig(
@@ -63,11 +66,16 @@ def runtime_config(
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
         dtype=choice.dtype,
-        # All that the container may use, since a process cannot see its quota.
-        threads=max(1, int(api.quantity(amounts["limits"]["cpu"]))) if cpu else None,
+        # All that the container may use, since a process cannot see its quota; of a node with devices, what a
+        # draft on cores is given.
+        threads=max(1, int(api.quantity(amounts["limits"]["cpu"]))) if cpu else choice.draft_cores or None,
+        tensor_parallel_size=choice.tensor,
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
-        speculation="off" if choice.method == OFF else "suffix",
+        # Beside a draft model the others draft too, at each position whichever is the most confident.
+        speculation="off" if choice.method == OFF else "auto" if draft else "suffix",
+        draft_model=pod.model_argument(draft, pod.DRAFT_MODEL_PATH) if draft else None,
+        draft_device=_draft_device(choice) if draft else None,
         draft_config=f"{draft_volume.FOLDER}/{draft_volume.FILE}" if claim else None,
         max_draft_tokens=choice.max_draft_tokens,
         drain_timeout_seconds=td.spec.drain.timeout.seconds,
@@ -75,3 +83,10 @@ def runtime_config(
         capture_config=f"{CAPTURE_FOLDER}/{CAPTURE_FILE}" if capture(td) else None,
     )
     return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout.seconds)
+
+
+def _draft_device(choice: Choice) -> str | None:
+    """Return the device of a draft model; None for the model's own."""
+    if choice.placement == api.Placement.SEPARATE:
+        return f"cuda:{choice.tensor}"  # behind those that share the model
+    return "cpu" if choice.placement == api.Placement.CPU else None

@@ -16,7 +16,7 @@ from turbo_operator.planner.capabilities import engine_of, lora_rank
 from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.render import draft_volume, pod
 from turbo_operator.render.metadata import configmap
-from turbo_operator.render.server import KEYS_PATH, Amounts, EngineServer, api_keys
+from turbo_operator.render.server import KEYS_PATH, Amounts, EngineServer, api_keys, shared_memory
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView
 from turbo_runtime.contract.config import RuntimeConfig
@@ -24,14 +24,12 @@ from turbo_runtime.contract.documents import ModelInfo
 from turbo_runtime.contract.endpoints import HEALTH_PATH, METRICS_PATH, PORT
 
 COMMAND = ("vllm", "serve")
-SHARED_MEMORY_PATH, SHARED_MEMORY_LIMIT = "/dev/shm", "2Gi"  # noqa: S108  NCCL's, and of vLLM's processes
 FOLDER = "/etc/turbo-vllm"
 FILE = "turbo_vllm.py"
 MIDDLEWARE = "turbo_vllm.TurboMiddleware"
 RENDEZVOUS_PORT = 29501  # where the leader of a replica on several nodes waits for its workers
 GRACE_SLACK_SECONDS = 30  # for its processes to end
 N_GRAM_TOKENS = (2, 4)  # minimum and maximum length of the n-gram that is looked up
-_DRAFT_MODELS = (api.Method.EAGLE3, api.Method.DRAFT_MODEL)
 
 
 def server(
@@ -58,7 +56,6 @@ def server(
     page, timeout = f"http://127.0.0.1:{PORT}{METRICS_PATH}", td.spec.drain.timeout.seconds
     drain = ["python3", f"{FOLDER}/{FILE}", page, f"{delay:g}", f"{timeout:g}"]
     leader_page = f"http://$LWS_LEADER_ADDRESS:{PORT}{METRICS_PATH}"
-    shared = {"emptyDir": {"medium": "Memory", "sizeLimit": SHARED_MEMORY_LIMIT}}
     return EngineServer(
         image=td.spec.engine.image or settings.vllm_image,
         command=COMMAND,
@@ -71,10 +68,10 @@ def server(
         # A worker answers through its leader: it stays for as long as that has requests to end.
         worker_lifecycle={"preStop": {"exec": {"command": [*drain[:2], leader_page, *drain[3:]]}}},
         volumes=[
-            pod.mounted_volume("shared-memory", shared, SHARED_MEMORY_PATH),
+            shared_memory(),
             pod.mounted_volume("drain", {"configMap": {"name": configmap_name(td)}}, FOLDER, read_only=True),
         ],
-        draft=_draft_model(td, choice),
+        draft=pod.draft_model(td, choice),
         downloads={
             f"adapter-{number}": _download(td, adapter, facts)
             for number, adapter in enumerate(pod.sorted_adapters(td))
@@ -100,7 +97,7 @@ def identity(td: api.TurboDeployment, choice: Choice, facts: ModelInfo) -> list[
     of this version, by which an upgrade would replace every pod, nor the drafts by requests under way, which
     are renewed with the next rollout. The user's own flags are asked for.
     """
-    source = _draft_model(td, choice)
+    source = pod.draft_model(td, choice)
     parts = (
         facts.revision or td.spec.model.revision,
         td.served_name,
@@ -127,11 +124,6 @@ def _adapters(td: api.TurboDeployment, facts: ModelInfo) -> list[str]:
     named = [f"adapter {it.name} {it.uri} {pod.adapter_commit(it, facts)}" for it in adapters]
     slots = [f"rank {_rank(facts)}", *(facts.adapter_modules if facts.shape.experts else ())]
     return [*named, *slots] if adapters else []
-
-
-def _draft_model(td: api.TurboDeployment, choice: Choice) -> api.ModelSource | None:
-    """Return the draft model that the server reads."""
-    return td.spec.speculation.draft_model if choice.method in _DRAFT_MODELS else None
 
 
 def arguments(
@@ -209,8 +201,8 @@ def _download(td: api.TurboDeployment, adapter: api.Adapter, facts: ModelInfo) -
 
 def _speculative_config(td: api.TurboDeployment, choice: Choice, draft: DraftView | None) -> str | None:
     """Return --speculative-config as JSON; None without speculation."""
-    source, trained = _draft_model(td, choice), draft_volume.loaded_by_vllm(td, draft, choice)
-    if choice.method == OFF or (choice.method in _DRAFT_MODELS and source is None and trained is None):
+    source, trained = pod.draft_model(td, choice), draft_volume.loaded_by_vllm(td, draft, choice)
+    if choice.method == OFF or (choice.method in pod.WITH_A_MODEL and source is None and trained is None):
         return None
     most = max((tokens for _, _, tokens in choice.draft_schedule), default=choice.max_draft_tokens)
     config: dict[str, Any] = {"num_speculative_tokens": max(1, most)}

@@ -226,7 +226,7 @@ def method_of(source: Source) -> str:
 
 
 def select_model(folder: Path, drafter: DraftMethod) -> DraftConfig:
-    """Select one draft for as long as the engine runs. Raises ValueError where `drafter` is another method."""
+    """Select one draft for as long as the engine runs. Raises ValueError if `drafter` is another method."""
     if (found := method_of(folder)) == HeadsDrafter.name:
         raise SelectionError(f"{folder} has Turbo heads; name them in the file of --draft-config")
     if drafter in METHODS and drafter != found:

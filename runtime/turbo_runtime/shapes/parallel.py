@@ -1,5 +1,5 @@
-"""Which models can be cut up among ranks, each with a part of every layer: the runtime refuses the others, and
-the operator plans none of them.
+"""Which models can be cut up among ranks, each with a part of every layer: the runtime refuses the others,
+and the operator plans none of them.
 """
 
 from __future__ import annotations

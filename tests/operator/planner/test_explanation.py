@@ -151,13 +151,19 @@ def test_one_replica_of_vllm_takes_several_accelerators_of_a_node() -> None:
 
 
 def test_every_ability_names_what_is_missing() -> None:
-    assert describe_lack(EngineName.TURBO, "Suffix", None, 1) is None
+    for method, placement in (
+        ("Suffix", None),
+        ("EAGLE3", Placement.COLOCATED),
+        ("DraftModel", Placement.CPU),
+    ):
+        assert describe_lack(EngineName.TURBO, method, placement, 1) is None
+    assert describe_lack(EngineName.TURBO, "Suffix", None, 8) is None
     assert describe_lack(EngineName.VLLM, "Off", None, 16) is None
     for arguments, word in (
         ((EngineName.VLLM, "TurboHeads", None, 1), "TurboHeads"),
         ((EngineName.VLLM, "DraftModel", Placement.CPU, 1), "placed CPU"),
-        ((EngineName.TURBO, "EAGLE3", None, 1), "EAGLE3"),
-        ((EngineName.TURBO, "Suffix", None, 2), "more than one accelerator"),
+        ((EngineName.TURBO, "MTP", None, 1), "MTP"),
+        ((EngineName.TURBO, "EAGLE3", Placement.COLOCATED, 2), "EAGLE3 drafts for a model on 2 accelerators"),
     ):
         lack = describe_lack(*arguments)  # type: ignore[arg-type]
         assert lack is not None

@@ -170,7 +170,8 @@ def test_a_pass_of_a_head_costs_a_fraction_of_the_model() -> None:
 @pytest.mark.parametrize("mode", ["Auto", "Required"])
 def test_a_draft_model_of_another_vocabulary_is_refused_with_both_sizes(mode: str) -> None:
     other = replace(SMALL, vocab_size=MIDDLE.vocab_size + 128)  # as a padded table of the same tokenizer has
-    asked = spec(speculation={"mode": mode, "draftModel": {"uri": "hf://a/b"}})
+    drafts = {"mode": mode, "draftModel": {"uri": "hf://a/b"}}
+    asked = spec(speculation=drafts, engine={"type": "VLLM"})
     catalog = named(fast("a", 80, "1.00"))
     result = plan(asked, MIDDLE, catalog, draft=other)
     assert (result.choice, result.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
@@ -178,6 +179,7 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_sizes(mode: st
     assert f"{MIDDLE.vocab_size}" in result.detail
     same = replace(SMALL, vocab_size=MIDDLE.vocab_size)
     assert "vocabulary" not in plan(asked, MIDDLE, catalog, draft=same).detail
+    assert plan(spec(speculation=drafts), MIDDLE, catalog, draft=other).choice, "Turbo compares tokenizers"
 
 
 @pytest.mark.parametrize("mode", ["Auto", "Required"])

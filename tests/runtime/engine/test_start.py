@@ -331,7 +331,7 @@ def test_a_draft_model_that_cannot_be_used_ends_the_start_with_a_sentence(tmp_pa
     [
         (
             {"speculation": "eagle3"},
-            "needs --draft-config FILE, which names the draft's folder, or --draft-m",
+            "needs --draft-config FILE, which names the draft's folder, or --dra",
         ),
         ({"draft_device": "cpu"}, "--draft-device needs --draft-model, or --draft-config FILE, which names"),
         ({"draft_device": "gpu"}, "--draft-device must be auto, cpu, cuda or like cuda:1, not gpu"),

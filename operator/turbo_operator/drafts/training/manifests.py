@@ -61,7 +61,7 @@ def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
 def threads(td: TurboDeployment, accelerator: Accelerator) -> int:
     """Return the threads of a training: one for each core that its pod may use."""
     if not on_cpu(accelerator):
-        return int(quantity(DEVICE_POD_CORES))
+        return DEVICE_POD_CORES
     overlay = td.spec.pod_template.spec.resources
     limits = (overlay.limits if overlay else None) or {}
     return max(1, int(quantity(limits["cpu"]) if "cpu" in limits else accelerator.quantity))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
-from turbo_operator.api import OFF, CapacityType, Method, Objective
+from turbo_operator.api import OFF, CapacityType, Method, Objective, Placement
 from turbo_operator.plan import Choice, Predicted
 from turbo_operator.planner.capabilities import describe_engine_lack
 from turbo_operator.planner.performance.memory import gib, on_cpu
@@ -72,7 +72,7 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
             best = f"and no other accelerator {only}"
         paid = f"{money(cost)} $/h for {pods}, {best}"
         paid += f" (price: {source})" if source else ""
-    drafts = f"with {choice.method} drafts of up to {count(choice.max_draft_tokens, 'token')}"
+    drafts = f"with {choice.method} drafts of up to {count(choice.max_draft_tokens, 'token')}{place(choice)}"
     replica = hardware(choice.accelerator.name, choice.tensor, choice.nodes, choice.data)
     sentence = (
         f"{replica}{paid_as(choice.capacity_type)} "
@@ -98,6 +98,13 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     share = f" ({percent} % of the capacity)" if 1 <= percent <= 100 else ""
     at_load = f"At the planned load{share}: {latency}."
     return f"{sentence} One replica takes {requests} requests/s. {at_load}{assumed}"
+
+
+def place(choice: Choice) -> str:
+    """Say where drafts are made, unless it is where the model is; words to append."""
+    if choice.placement == Placement.SEPARATE:
+        return " from an accelerator of their own"
+    return f" from {count(choice.draft_cores, 'core')} of the host" if choice.draft_cores else ""
 
 
 def _method_lack(choice: Choice, requirements: Requirements) -> str:

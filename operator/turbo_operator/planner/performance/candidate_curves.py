@@ -33,7 +33,7 @@ from turbo_operator.planner.candidates import Candidates, MemoryUse
 from turbo_operator.planner.capabilities import ENGINES, Engine
 from turbo_operator.planner.performance import memory, queueing, speculation, step_time
 from turbo_operator.planner.performance.speculation import SpeculationOption
-from turbo_operator.planner.requirements import Requirements
+from turbo_operator.planner.requirements import DRAFT_CORES, Requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.documents import ModelShape
 
@@ -41,7 +41,8 @@ from turbo_runtime.contract.documents import ModelShape
 # stated in what they do.
 FLOAT32_SHARE = 1.0 / 16.0
 TYPE_OF = {"fp8": "fp8", "int8": "int8", "int4": "bf16", "mxfp4": "fp4", "nvfp4": "fp4"}
-HOST_CORES = 8.0  # that a draft on the host's cores may use
+# More of each pass of a draft elsewhere than with the model: its tokens come and its guesses go by the host.
+TRANSFER_SECONDS = 50e-6
 # Of one hop between nodes, however little is sent: a message over TCP within a zone and its two processes.
 # With RDMA it is a fifth of that.
 HOP_SECONDS = 100e-6
@@ -107,7 +108,7 @@ def build_engines(
 ) -> tuple[queueing.Engines, Indices]:
     """Build the curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
     shape, nodes = requirements.shape, candidates.nodes
-    calibrations, draft = requirements.inputs.calibrations, requirements.inputs.draft
+    calibrations, draft_read = requirements.inputs.calibrations, np.zeros(len(candidates))
     rows = queueing.rows(memory_use.slots)
     context = requirements.demand.mean_context
     machine, work = describe_replicas(candidates, memory_use.element, rates, shape, context)
@@ -133,8 +134,9 @@ def build_engines(
 
         plain, model = seconds(0.0) if option.has_prior else few, few
         if option.method == Method.DRAFT_MODEL:
-            assert draft is not None  # no such option without one
-            model = _draft_model_seconds(option, take(candidates, places), rates, few, context, draft)
+            model, draft_read[places] = _draft_model_seconds(
+                option, take(candidates, places), memory_use.element[places], rates, few, requirements
+            )
 
         def drafting(k: int) -> Numbers:
             """The last stage makes the drafts of all groups in turn."""
@@ -151,7 +153,7 @@ def build_engines(
         tau = np.array([option.committed(k) for k in range(option.max_draft_tokens + 1)])
         committed[places] = tau[drafts[places]]
     prompt = requirements.demand.prompt.mean
-    read = np.ravel(step_time.prefill_seconds(machine, work, prompt)) * prefill_factor
+    read = np.ravel(step_time.prefill_seconds(machine, work, prompt)) * prefill_factor + draft_read
     fixed = np.ravel(machine.coefficients.prefill_layer_seconds) * shape.layers
     engines = queueing.Engines(
         rows=rows,
@@ -187,30 +189,35 @@ def _hops(candidates: Candidates, network: Numbers, shape: ModelShape) -> tuple[
 def _draft_model_seconds(
     option: SpeculationOption,
     candidates: Candidates,
+    element: Numbers,
     rates: step_time.Machine,
     together: Numbers,
-    context: float,
-    draft: ModelShape,
-) -> Numbers:
-    """One pass of the draft model: where the model is, on one accelerator more, or on the host's cores."""
-    is_colocated = option.placement == Placement.COLOCATED
+    requirements: Requirements,
+) -> tuple[Numbers, Numbers]:
+    """One pass of the draft model over `together` [c, n] requests, and one over a prompt [c], which the
+    steps that read it wait for: where the model is, on one accelerator more, or on the host's cores.
+    """
+    draft, context = requirements.inputs.draft, requirements.demand.mean_context
+    assert draft is not None  # no such option without one
+    is_on_cores = candidates.by_accelerator(memory.on_cpu, bool)[:, None]
+    is_beside = is_on_cores | (option.placement == Placement.COLOCATED)
     machine = select_machines(candidates, rates)
-    if not is_colocated:
-        machine = replace(machine, tensor=1.0, link=np.inf)
-    if option.placement == Placement.CPU:
-        bandwidths, rate = np.asarray(rates.bandwidth)[0], np.asarray(rates.attention_flops)[0]
-        on_cpu = np.array([memory.on_cpu(row) for row in candidates.accelerators])
-        rows = np.flatnonzero(on_cpu & ~np.isnan(bandwidths + rate))
-        if not len(rows):
-            return np.full_like(together, np.inf)
-        share = HOST_CORES / float(candidates.accelerators[rows[0]].quantity)
-        bandwidth, flops = bandwidths[rows[0]] * share, rate[rows[0]] * share
+    tensor = np.where(is_beside, candidates.tensor[:, None], 1.0)
+    machine = replace(machine, tensor=tensor, link=np.where(tensor == 1.0, np.inf, machine.link))
+    host, unknown = requirements.draft_host, np.zeros_like(together)
+    if option.placement == Placement.CPU and not is_on_cores.all():
+        if host is None:
+            return unknown + np.inf, unknown[:, 0]
+        share = DRAFT_CORES / float(host.quantity)
+        bandwidth = np.where(is_on_cores, machine.bandwidth, (host.memory_bandwidth or 0.0) * share)
+        flops = np.where(is_on_cores, machine.attention_flops, host.flops["bf16"] * share)
         machine = replace(
             machine, bandwidth=bandwidth, flops=flops, expert_flops=flops, attention_flops=flops
         )
-    element = 2.0
-    tensor = candidates.tensor if is_colocated else np.ones(len(candidates))
-    weights = memory.weights(draft, element)
-    cache = np.asarray(memory.kv_bytes(draft, element, tensor, context))[:, None]
-    work = step_time.build_work(draft, weights.dense, weights.expert, cache)
-    return np.asarray(step_time.decode_seconds(machine, work, together, 0.0, context))
+    weights = memory.weights(draft, element, candidates.by_engine(lambda engine: engine.quantized, bool))
+    cache = memory.kv_bytes(draft, element, np.ravel(tensor), context)
+    columns = (np.asarray(part)[:, None] for part in (weights.dense, weights.expert, cache))
+    work = step_time.build_work(draft, *columns)
+    transfer = np.where(is_beside, 0.0, TRANSFER_SECONDS)
+    passed = np.asarray(step_time.decode_seconds(machine, work, together, 0.0, context)) + transfer
+    return passed, np.ravel(step_time.prefill_seconds(machine, work, requirements.demand.prompt.mean))

@@ -112,6 +112,11 @@ def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
     return 2.0 * shape.head_dim * np.ceil(shape.kv_heads / tensor)
 
 
+def largest_rank(shape: ModelShape, tensor: Numbers) -> Numbers:
+    """Share of the weights on the rank that has most, at most, where KV heads need not divide evenly."""
+    return np.where(shape.kv_heads > tensor, np.ceil(shape.kv_heads / tensor) / shape.kv_heads, 1.0 / tensor)
+
+
 def kv_bytes(
     shape: ModelShape, element: Numbers, tensor: Numbers, tokens: Numbers, slides: Mask | bool = False
 ) -> Numbers:
