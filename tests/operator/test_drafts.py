@@ -206,7 +206,7 @@ def test_without_a_draft_asked_for_there_is_no_such_condition() -> None:
             replace(DRAFT, method="EAGLE3"),
             (),
             ("False", DraftReason.NOT_YET_SUPPORTED),
-            "train TurboHeads",
+            "drafts by EAGLE3: write that in speculation.method",
         ),
         (
             replace(DRAFT, target_digest="x"),
@@ -302,11 +302,11 @@ def test_further_drafts_are_named_to_pods_as_they_run_and_one_that_does_not_fit_
         "version": "support-1",
         "named": {"latex": "/drafts/drafts/chat/latex-1"},
     }
+    assert seen(replace(latex, method="EAGLE3"))[0] == selection, "the engine tells them apart"
     for further, why in (
         (None, "There is no TurboDraft for namedDrafts latex"),
         (replace(latex, target_digest="sha256:cd"), "was trained for the model sha256:cd"),
         (replace(latex, claim_name="others"), "lies on the claim others, not on drafts"),
-        (replace(latex, method="EAGLE3"), "drafts by EAGLE3"),
     ):
         selection, message = seen(further)
         assert selection == {"heads": "/drafts/drafts/chat/support-1", "version": "support-1"}

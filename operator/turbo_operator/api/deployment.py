@@ -102,13 +102,13 @@ def _has_load(spec: str) -> str:
     )
 
 
-# Whose drafts are trained for vLLM: that engine alone can serve it.
+# Whose drafts are trained for vLLM, unless it names Turbo.
 _HAS_EAGLE3 = (
     "self.speculation.method == 'EAGLE3'"
     " && (has(self.speculation.draftRef) || has(self.speculation.training))"
 )
 _HAS_ADAPTERS = "has(self.adapters) && self.adapters.size() > 0"
-_ON_VLLM = f"(self.engine.type == 'VLLM' || {_HAS_EAGLE3})"
+_ON_VLLM = f"(self.engine.type == 'VLLM' || self.engine.type != 'Turbo' && {_HAS_EAGLE3})"
 _EXTERNAL = f"has(self.scaling.mode) ? self.scaling.mode == 'External' : !({_has_load('self')})"
 
 
@@ -206,7 +206,7 @@ class TurboDeploymentSpec(Record):
         ),
         Rule(
             f"!{_ON_VLLM} || !has(self.capture)",
-            "leave capture out, or choose engine.type Turbo: only Turbo keeps prompts, and it has no EAGLE3",
+            "leave capture out, or choose engine.type Turbo: only Turbo keeps prompts",
             "capture",
         ),
         Rule(
@@ -221,7 +221,7 @@ class TurboDeploymentSpec(Record):
         ),
         Rule(
             f"self.engine.type != 'Auto' || !has(self.engine.image) || !({_HAS_EAGLE3})",
-            "write engine.type: VLLM too: with type Auto it is an image of Turbo, which has no EAGLE3",
+            "write engine.type too, VLLM or Turbo: both draft so, and each has an image of its own",
             "engine.image",
         ),
         Rule(
@@ -248,12 +248,6 @@ class TurboDeploymentSpec(Record):
         Rule(
             "self.engine.type != 'Turbo' || !(self.speculation.method in ['NGram', 'MTP'])",
             "choose another method, or engine.type VLLM: Turbo has no NGram and MTP",
-            "speculation.method",
-        ),
-        Rule(
-            f"self.engine.type != 'Turbo' || !({_HAS_EAGLE3})",
-            "name the draft in speculation.draftModel, or choose engine.type VLLM: Turbo takes no EAGLE3 "
-            "draft from draftRef or training",
             "speculation.method",
         ),
         Rule(
@@ -328,9 +322,21 @@ class TurboDeploymentSpec(Record):
         return (EngineName.TURBO,) if is_of_turbo else tuple(EngineName)
 
     @property
+    def is_on_vllm(self) -> bool:
+        """Whether vLLM alone may serve it, which loads a draft as it starts."""
+        return self.engines == (EngineName.VLLM,)
+
+    @property
     def draft_method(self) -> Method:
-        """How drafts that are trained for it draft: TurboHeads on engine Turbo, EAGLE3 on VLLM."""
-        return Method.EAGLE3 if self.engines == (EngineName.VLLM,) else Method.TURBO_HEADS
+        """How drafts that are trained for it draft: EAGLE3 on VLLM, and on engine Turbo what is asked for."""
+        is_eagle3 = self.is_on_vllm or self.speculation.method == Method.EAGLE3
+        return Method.EAGLE3 if is_eagle3 else Method.TURBO_HEADS
+
+    @property
+    def awaits_eagle3(self) -> bool:
+        """Whether pods of engine Turbo take up an EAGLE-3 draft as they run."""
+        is_eagle3 = self.draft_method == Method.EAGLE3 and not self.is_on_vllm
+        return is_eagle3 and self.speculation.has_trained
 
     @property
     def scaling_mode(self) -> ScalingMode:

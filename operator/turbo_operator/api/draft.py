@@ -56,7 +56,7 @@ class TurboDraftSpec(Record):
     """What it is and where."""
 
     method: Literal["TurboHeads", "EAGLE3"]
-    """How it drafts: TurboHeads are for engine Turbo, EAGLE3 is for VLLM."""
+    """How it drafts: TurboHeads are for engine Turbo, EAGLE3 is for both engines."""
     location: DraftLocation
     """Where its folder lies."""
     version: Annotated[str, Text(253)]

@@ -225,11 +225,12 @@ class Speculation(Record):
     """Suffix drafts from what was said before, NGram from the request alone; the others learn or are models.
     Auto leaves it to the planner."""
     draft_ref: DraftRef | None = None
-    """A draft that was trained for the model: TurboHeads for engine Turbo, which takes up another one of the
-    same claim without a restart, EAGLE3 for VLLM, where another one is a rollout."""
+    """A draft that was trained for the model: TurboHeads for engine Turbo, or EAGLE3 where method says so.
+    Turbo takes up another one of the same claim without a restart. EAGLE3 for VLLM, where another one is a
+    rollout."""
     training: Training | None = None
-    """Drafts that the operator has trained: TurboHeads, or with engine VLLM an EAGLE-3 layer. Default: none
-    are."""
+    """Drafts that the operator has trained: TurboHeads, or an EAGLE-3 layer with engine VLLM and where method
+    is EAGLE3. Default: none are."""
     named_drafts: Annotated[tuple[NamedDraft, ...] | None, Field(max_length=8), KEYED_BY_NAME] = None
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None

@@ -99,7 +99,7 @@ def _trainer(question: Question, plan: Plan) -> Plan | None:
     spec = td.spec.speculation.training
     if spec is None or spec.suspend or td.spec.suspend or serving is None:
         return None
-    if serving.method == api.OFF and td.spec.draft_method != api.Method.EAGLE3:
+    if serving.method == api.OFF and not td.spec.is_on_vllm:
         return None
     if spec.trigger.speedup_below is None and training.fitting(td, observed):
         return None

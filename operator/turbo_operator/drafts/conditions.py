@@ -23,7 +23,7 @@ def states(
     speedup: str | None,
 ) -> dict[ConditionType, ConditionState]:
     """Return the conditions on drafts that have something to say; `speedup` is what the status shows."""
-    is_vllm = td.spec.draft_method == api.Method.EAGLE3
+    is_vllm = td.spec.is_on_vllm
     # On vLLM every pod is asked: each draft has a plan of its own, and a pod that tries one is no other's.
     tried = verdict.variant if verdict is not None else None
     pods = [
@@ -82,8 +82,9 @@ def _ready(
         return false(DraftReason.NOT_FOUND, message)
     method = td.spec.draft_method
     if draft.method != method:
-        engine = "vLLM" if method == api.Method.EAGLE3 else "the engine Turbo"
-        message = f"{named} drafts by {draft.method}, which {engine} cannot yet: train {method}."
+        message = f"{named} drafts by {draft.method}: write that in speculation.method, or name another."
+        if td.spec.is_on_vllm:
+            message = f"{named} drafts by {draft.method}, which vLLM cannot yet: train {method}."
         return false(DraftReason.NOT_YET_SUPPORTED, message)
     if model is not None and draft.target_digest != model.digest:
         message = (
@@ -91,7 +92,7 @@ def _ready(
             "one that was trained for it."
         )
         return false(DraftReason.TARGET_MODEL_MISMATCH, message)
-    if planned == api.OFF or (method == api.Method.EAGLE3 and planned not in (None, method)):
+    if planned == api.OFF or (td.spec.is_on_vllm and planned not in (None, method)):
         how = "without speculation" if planned == api.OFF else f"with {planned} drafts"
         message = f"{named} is not used: the plan is one {how}."
         return false(DraftReason.SPECULATION_DISABLED, message)
@@ -107,7 +108,7 @@ def _ready(
     message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
         return true(DraftReason.LOADED, message)
-    if method == api.Method.EAGLE3:
+    if td.spec.is_on_vllm:
         message += " vLLM loads a draft as it starts: the rollout brings it to the others."
     return unknown(DraftReason.LOADING, message)
 

@@ -194,8 +194,8 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
     # On cores a head that shares the embedding's weights is laid out twice, as its products need it.
     second_head = np.where(cpu, shape.vocab_size * shape.hidden_size * element, 0.0)
     # Ranks of Turbo may have a KV head more than others, with what belongs to it.
-    uneven = candidates.by_engine(lambda engine: engine.name == EngineName.TURBO, bool)
-    share = np.where(uneven, memory.largest_rank(shape, tensor), 1.0 / tensor)
+    is_turbo = candidates.by_engine(lambda engine: engine.name == EngineName.TURBO, bool)
+    share = np.where(is_turbo, memory.largest_rank(shape, tensor), 1.0 / tensor)
     weights = np.ceil((total + second_head) * share)
 
     def cached(mean_over: float) -> Numbers:
@@ -210,8 +210,16 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
         )
     if requirements.inputs.spec.speculation.has_trained:
         # Of a model that ranks share, heads that draft read whole tables of the vocabulary, on the first.
-        tables = np.where(uneven & (tensor > 1.0), 2.0 * shape.vocab_size * shape.hidden_size * element, 0.0)
+        tables = np.where(
+            is_turbo & (tensor > 1.0), 2.0 * shape.vocab_size * shape.hidden_size * element, 0.0
+        )
         drafting = drafting + tables
+    joining = np.zeros(len(candidates))  # bytes of one token in the cache of a draft that is taken up later
+    if requirements.inputs.spec.awaits_eagle3:
+        layer = speculation.head_parameters(Method.EAGLE3, shape, 0) * element
+        drafting = drafting + np.where(is_turbo, layer, 0.0)
+        joining = np.where(is_turbo, memory.cached_elements(shape, tensor) * element, 0.0)
+        draft_cache = draft_cache + joining
     planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
     kv_request = np.asarray(memory.whole_grains(kv_longest * memory.request_tokens(length, tokens, block)))
@@ -222,6 +230,9 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
         memory.activation_bytes(shape, element, tensor * data, running, step_tokens * data, tokens)
     )
     remaining = usable - weights - drafting - activations
+    if requirements.inputs.spec.awaits_eagle3:
+        # Its cache comes in addition to the pool where pods run before it, and is of the pool in later ones.
+        remaining = np.where(is_turbo, remaining / (1.0 + joining / kv_longest), remaining)
     room = np.minimum(remaining, draft.max_tokens * kv_longest)
     pool = np.minimum(np.floor(room / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
     one = kv_token * memory.request_tokens(0, tokens + planned, block)

@@ -96,7 +96,7 @@ def find_trained(td: api.TurboDeployment, observed: Snapshot) -> DraftView | Non
     """Return the trained draft that pods of VLLM load; None of another engine, or where none fits."""
     draft, digest = observed.draft, observed.model.digest if observed.model is not None else None
     method = td.spec.draft_method
-    if draft is None or method != api.Method.EAGLE3 or td.spec.speculation.draft_model is not None:
+    if draft is None or not td.spec.is_on_vllm or td.spec.speculation.draft_model is not None:
         return None
     return draft if (draft.method, draft.target_digest) == (method, digest) else None
 

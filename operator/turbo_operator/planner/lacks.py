@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from turbo_operator.api import EngineName
+from turbo_operator.api import EngineName, Method, Placement
 from turbo_operator.planner.candidates import Candidates
 from turbo_operator.planner.capabilities import (
     ENGINES,
@@ -38,6 +38,8 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
         own_lack = adapter_lack
         if engine == EngineName.TURBO:
             own_lack = model_lack or describe_division_lack(shape, tensor, nodes * groups, is_gguf=is_gguf)
+            if spec.awaits_eagle3:  # which joins as pods run
+                own_lack = own_lack or describe_lack(engine, Method.EAGLE3, Placement.COLOCATED, tensor)
         return (
             own_lack
             or describe_lack(engine, option.method, option.placement, tensor)

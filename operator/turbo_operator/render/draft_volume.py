@@ -19,6 +19,7 @@ from turbo_operator.snapshot import DraftView, Snapshot
 FOLDER, FILE = "/etc/turbo-drafts", "drafts.json"
 CLAIM_PATH = "/drafts"
 _VOLUME = "drafts"  # of the claim
+_KEYS: Mapping[str, str] = {Method.TURBO_HEADS: "heads", Method.EAGLE3: "eagle3"}  # of the file, by method
 
 
 def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = None) -> str | None:
@@ -28,10 +29,10 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice | None = 
     if choice is not None and choice.engine == EngineName.VLLM:
         trained = loaded_by_vllm(td, draft, choice)
         return None if trained is None else trained.claim_name
-    if td.spec.draft_method != Method.TURBO_HEADS or (choice is not None and choice.method == OFF):
+    if td.spec.is_on_vllm or (choice is not None and choice.method == OFF):
         return None
     if draft is not None:
-        return draft.claim_name if draft.method == Method.TURBO_HEADS else None
+        return draft.claim_name if draft.method == td.spec.draft_method else None
     speculation = td.spec.speculation
     training = speculation.training
     awaited = training is not None and (not training.suspend or speculation.named_drafts)
@@ -90,8 +91,8 @@ def _file(observed: Snapshot, draft: DraftView | None, claim: str) -> dict[str, 
         return folder_of(view) if view is not None and usable else None
 
     selection: dict[str, Any] = {}
-    if draft is not None and (heads := folder(draft)):
-        selection |= {"heads": heads, "version": draft.version}
+    if draft is not None and (own := folder(draft)):
+        selection |= {_KEYS[draft.method]: own, "version": draft.version}
     if further := {name: path for name, view in observed.named if (path := folder(view))}:
         selection["named"] = further
     return {FILE: json.dumps(selection) + "\n"}
@@ -99,8 +100,6 @@ def _file(observed: Snapshot, draft: DraftView | None, claim: str) -> dict[str, 
 
 def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
     """Say in a few words why pods that mount a claim cannot use a further draft."""
-    if draft.method != Method.TURBO_HEADS:
-        return f"drafts by {draft.method}, which the engine Turbo cannot yet"
     if draft.target_digest != target_digest:
         return f"was trained for the model {draft.target_digest}"
     return None if draft.claim_name == claim else f"lies on the claim {draft.claim_name}, not on {claim}"

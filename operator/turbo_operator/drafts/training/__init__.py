@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from turbo_operator.api import Method, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
+from turbo_operator.api import TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.condition_state import ConditionState, false, true, unknown
 from turbo_operator.drafts.training import job_state, manifests
 from turbo_operator.drafts.training.job_state import NO_TRAINING as NO_TRAINING
@@ -54,7 +54,7 @@ def decide(
             state = state.model_copy(update=update)
     serving, inputs = plan.served if plan is not None else None, None
     # On vLLM pods answer without drafts until there is the first one.
-    drafts = serving is not None and (serving.method != OFF or td.spec.draft_method == Method.EAGLE3)
+    drafts = serving is not None and (serving.method != OFF or td.spec.is_on_vllm)
     if observed.model is not None and serving is not None and drafts:
         model = observed.model
         inputs = TrainingInputs(
@@ -118,7 +118,7 @@ def _decide_without_job(inputs: TrainingInputs) -> TrainingDecision:
             )
             return TrainingDecision(false(TrainingReason.WAITING_FOR_PROMPTS, message), state)
     answers = any(pod.is_serving and pod.ready for pod in observed.pods)
-    if inputs.td.spec.draft_method == Method.EAGLE3 and not answers:
+    if inputs.td.spec.is_on_vllm and not answers:
         message = "A draft for vLLM learns from the answers of the pods that serve, and none is ready."
         return TrainingDecision(false(TrainingReason.WAITING_FOR_PODS, message), state)
     return start_or_resume(inputs)

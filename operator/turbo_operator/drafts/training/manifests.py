@@ -81,7 +81,7 @@ def work_hash(
     The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
     prompts say is not known; a TurboDeployment that is made again may well bring others under their name.
     """
-    is_asked = td.spec.draft_method == api.Method.EAGLE3  # the pods are, whatever their image
+    is_asked = td.spec.is_on_vllm  # the pods are, whatever their image
     work = (
         td.metadata.uid,
         model_digest,
@@ -93,7 +93,7 @@ def work_hash(
         threads(td, accelerator),
         dtype,
         turbo_version() if is_asked else td.spec.engine.image or turbo_version(),
-        *((api.Method.EAGLE3,) if is_asked else ()),
+        *((api.Method.EAGLE3,) if td.spec.draft_method == api.Method.EAGLE3 else ()),
     )
     return digest(work)[:8]
 
@@ -108,7 +108,7 @@ def training_job(
     prompts, prompts_path = _prompts(td, training)
     claim = training.persistent_volume_claim.claim_name
     out = f"{draft_volume.claim_path(claim)}/{folder(td, begin.number, begin.work)}"
-    is_asked = td.spec.draft_method == api.Method.EAGLE3
+    is_asked = td.spec.is_on_vllm
     keys = server.volumes_of(td) if is_asked else []
     command = ["sh", "-c", f"{_KEY}{SCRIPT}" if keys else SCRIPT, out]
     arguments = _arguments(td, training, begin, facts, prompts_path, out)
@@ -154,8 +154,9 @@ def _arguments(
         f"--progress-port={PORT}",
         f"--termination-message={pod.TERMINATION_LOG}",
     ]
-    if td.spec.draft_method == api.Method.EAGLE3:  # that serve with vLLM, so their answers are what it learns
-        return [*arguments, "--method=eagle3", f"--from={url(td)}"]
+    arguments += ["--method=eagle3"] if td.spec.draft_method == api.Method.EAGLE3 else []
+    if td.spec.is_on_vllm:  # pods serve with vLLM, so their answers are what it learns
+        return [*arguments, f"--from={url(td)}"]
     # speeds of another machine than the one that serves say nothing
     return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-speedup"]
 

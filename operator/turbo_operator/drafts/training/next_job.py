@@ -185,7 +185,7 @@ def chosen(
     """Read from the planner's answer what a training runs on, or why on nothing."""
     choice = answer.choice
     # What vLLM serves and the trainer, which is Turbo's, does not read, or vLLM does not draft for.
-    has_drafts = shape.architecture in EAGLE3_TARGETS
+    has_drafts = not td.spec.is_on_vllm or shape.architecture in EAGLE3_TARGETS
     if td.spec.draft_method == api.Method.EAGLE3 and not (has_drafts and describe_model_lack(shape) is None):
         able = "whose weights are not quantized in this format"
         if not has_drafts:  # then an unquantized copy does not help

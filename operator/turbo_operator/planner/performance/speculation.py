@@ -127,7 +127,11 @@ def list_options(
     if engine.name == EngineName.VLLM:
         is_trained = speculation.draft_ref is not None or speculation.training is not None
         requested = Method.EAGLE3 if is_trained and requested == Method.AUTO else requested
-    elif speculation.draft_ref or requested in TRAINED_METHODS:
+    elif (
+        speculation.draft_ref
+        or requested in TRAINED_METHODS
+        or (speculation.has_trained and requested == Method.EAGLE3)
+    ):
         requested = Method.SUFFIX
     named = [place for place in Placement if speculation.placement in ("Auto", place)]
     placements: dict[str, list[Placement | None]] = {
