@@ -173,7 +173,7 @@ class TurboDeploymentSpec(Record):
             f" || self.engine.type != 'VLLM' && !({_HAS_ADAPTERS}) && !has(self.speculation.draftModel)"
             " && !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
             "name a folder of safetensors, or leave out what no GGUF file has: engine.type VLLM, adapters, "
-            "draftModel and methods NGram, EAGLE3, DraftModel and MTP",
+            "draftModel and methods NGram, EAGLE3, DraftModel and MTP: vLLM reads no GGUF files",
             "model.uri",
         ),
         Rule(

@@ -15,6 +15,7 @@ from turbo_runtime.contract.documents import ModelShape
 from turbo_runtime.shapes.parallel import describe_uncut
 
 LACK = "is not supported yet"
+UNDIVIDED = "engine Turbo does not divide the model among"
 SUPPORTED_METHODS = {  # that can be chosen, by engine
     EngineName.TURBO: frozenset(map(str, (Method.SUFFIX, Method.EAGLE3, Method.DRAFT_MODEL, OFF))),
     EngineName.VLLM: frozenset(
@@ -189,9 +190,7 @@ def describe_division_lack(shape: ModelShape, tensor: int, groups: int, *, is_gg
         uncut = "a GGUF file is not cut up" if is_gguf else "its intermediate_size is not known"
     if uncut is None:
         return None
-    return (
-        f"engine Turbo does not divide the model among {tensor} accelerators: {uncut}, or engine.type: VLLM"
-    )
+    return f"{UNDIVIDED} {tensor} accelerators ({uncut}): write engine.type: VLLM"
 
 
 @cache

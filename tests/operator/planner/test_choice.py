@@ -145,7 +145,7 @@ def test_what_has_no_price_is_not_told_as_nearest_before_what_has_one() -> None:
 
 def test_what_misses_a_target_by_little_is_told_with_how_much() -> None:
     slow, quick = fast("slow", 80, "1.00", memory_bandwidth=2.9e12), fast("quick", 80, "9.00")
-    asked = {"model": SHORT, "workload": {**LOAD, "requestsPerSecond": "0.1"}}
+    asked = {"model": SHORT, "workload": {**LOAD, "requestsPerSecond": "0.1"}, "parallelism": {"tensor": 1}}
     free = plan(spec(**asked), MIDDLE, named(quick)).choice
     assert free is not None
     assert free.predicted.time_per_output_token is not None
@@ -164,7 +164,8 @@ def test_what_misses_a_target_by_little_is_told_with_how_much() -> None:
 
 
 def test_a_model_that_only_several_devices_hold_says_so() -> None:
-    result = plan(spec(), LARGE, named(accelerator("mid", 40, "2.00")))
+    whole = replace(LARGE, architecture="Gemma3ForCausalLM")
+    result = plan(spec(), whole, named(accelerator("mid", 40, "2.00")))
     (row,) = result.rejected
     assert (row.tensor, row.reason) == (2, PlanReason.NOT_YET_SUPPORTED)
     assert "2 together would" in row.detail

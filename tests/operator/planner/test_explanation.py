@@ -26,10 +26,9 @@ from turbo_dev.plan_examples import (
     shape,
     spec,
 )
-from turbo_operator.api import CapacityType, EngineName, Placement, PlanReason, Provenance
+from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
 from turbo_operator.catalog import catalog
 from turbo_operator.plan import Running
-from turbo_operator.planner.capabilities import describe_lack
 from turbo_operator.planner.requirements import demand, describe_overlong
 from turbo_operator.snapshot import Supply
 
@@ -150,26 +149,6 @@ def test_one_replica_of_vllm_takes_several_accelerators_of_a_node() -> None:
     assert (choice.engine, choice.tensor, choice.nodes, choice.accelerators_per_replica) == ("VLLM", 2, 1, 2)
 
 
-def test_every_ability_names_what_is_missing() -> None:
-    for method, placement in (
-        ("Suffix", None),
-        ("EAGLE3", Placement.COLOCATED),
-        ("DraftModel", Placement.CPU),
-    ):
-        assert describe_lack(EngineName.TURBO, method, placement, 1) is None
-    assert describe_lack(EngineName.TURBO, "Suffix", None, 8) is None
-    assert describe_lack(EngineName.VLLM, "Off", None, 16) is None
-    for arguments, word in (
-        ((EngineName.VLLM, "TurboHeads", None, 1), "TurboHeads"),
-        ((EngineName.VLLM, "DraftModel", Placement.CPU, 1), "placed CPU"),
-        ((EngineName.TURBO, "MTP", None, 1), "MTP"),
-        ((EngineName.TURBO, "EAGLE3", Placement.COLOCATED, 2), "EAGLE3 drafts for a model on 2 accelerators"),
-    ):
-        lack = describe_lack(*arguments)  # type: ignore[arg-type]
-        assert lack is not None
-        assert word in lack
-
-
 def test_a_mixture_that_would_cost_less_is_told() -> None:
     load = {**LOAD, "requestsPerSecond": "13"}
     large, little = fast("large", 80, "4.00"), fast("little", 80, "1.10", memory_bandwidth=6e11)
@@ -197,7 +176,8 @@ def test_a_price_is_not_asked_for_where_none_would_help() -> None:
 
 def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
     load = {**LOAD, "requestsPerSecond": "1000000"}
-    result = plan(spec(model=SHORT, workload=load), MIDDLE, named(fast("a", 80, "1.00")))
+    asked = spec(model=SHORT, workload=load, parallelism={"tensor": 1})
+    result = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
     row = row_of(result, "a", PlanReason.TARGET_UNREACHABLE)
     assert row.replicas is not None
     assert row.predicted is not None
@@ -222,7 +202,7 @@ def test_requests_under_way_bound_the_throughput_that_replicas_can_bring() -> No
     lengths = {key: LOAD[key] for key in ("inputTokens", "outputTokens")}
     for item, chosen in ((100, "a"), (160, "b"), (1000, None)):  # tokens per second of each of ten requests
         asked = {"workload": {**lengths, "concurrency": 10}, "targets": {"tokensPerSecond": str(10 * item)}}
-        result = plan(spec(model=SHORT, **asked), MIDDLE, catalog)
+        result = plan(spec(model=SHORT, parallelism={"tensor": 1}, **asked), MIDDLE, catalog)
         if chosen is None:
             assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
             continue
@@ -335,7 +315,8 @@ def test_no_planned_length_is_beyond_what_is_served(
 
 def test_where_nothing_comes_near_the_targets_the_one_that_misses_by_least_is_nearest() -> None:
     catalog = named(fast("cheap", 80, "1.00", memory_bandwidth=3e11), fast("quick", 80, "9.00"))
-    result = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, catalog)
+    targets = {"timePerOutputToken": {"max": "1ms"}}
+    result = plan(spec(model=SHORT, targets=targets, parallelism={"tensor": 1}), MIDDLE, catalog)
     assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
     assert result.nearest is not None
     assert result.nearest.accelerator == "quick"
@@ -395,9 +376,9 @@ def test_a_row_says_how_both_are_paid_for_where_it_is_not_on_demand() -> None:
 
 def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:
     catalog = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
-    cost, policy = {"maxPerHour": "2.00"}, {"objective": "Latency"}
+    more = {"cost": {"maxPerHour": "2.00"}, "planPolicy": {"objective": "Latency"}}
     result = plan(
-        spec(model=SHORT, workload=LOAD, scaling={"mode": "Metrics"}, cost=cost, planPolicy=policy),
+        spec(model=SHORT, workload=LOAD, scaling={"mode": "Metrics"}, parallelism={"tensor": 1}, **more),
         MIDDLE,
         catalog,
     )

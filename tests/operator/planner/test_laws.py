@@ -55,13 +55,15 @@ def test_no_plan_breaks_memory_budget_or_supply(
     row = choice.accelerator
     assert choice.memory_bytes <= row.memory_bytes
     width = 4 if choice.dtype == "float32" else 2
-    one_request = memory.kv_bytes(model, width, 1, choice.max_model_len) * choice.max_model_len
+    one_request = memory.kv_bytes(model, width, choice.tensor, choice.max_model_len) * choice.max_model_len
     assert choice.kv_cache_bytes >= one_request
-    assert choice.kv_cache_bytes + model.parameters * width <= memory.usable(row)
+    assert choice.kv_cache_bytes + model.parameters * width / choice.tensor <= memory.usable(row)
     if wanted.cost and wanted.cost.max_per_hour is not None:
         assert choice.predicted.cost_per_hour is not None
         assert choice.predicted.cost_per_hour <= wanted.cost.max_per_hour
-    assert all(result.replicas <= bound for bound in room(wanted, row, supply, choice.capacity_type))
+    accelerators = result.replicas * choice.accelerators_per_replica
+    assert result.replicas <= 1000
+    assert all(accelerators <= bound for bound in room(wanted, row, supply, choice.capacity_type)[1:])
     asked = demand(wanted)
     # Under External the load decides which candidate, somebody else how many.
     if asked.tokens_per_second and asked.concurrency and wanted.scaling_mode != "External":

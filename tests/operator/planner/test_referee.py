@@ -11,6 +11,7 @@ from turbo_dev.plan_cases import (
     MIDDLE,
     SMALL,
     catalogs,
+    changed,
     models,
     roomy,
     specs,
@@ -48,7 +49,10 @@ def agree(
     catalog: Mapping[str, Accelerator],
     supply: Mapping[str, Supply] | None,
 ) -> None:
-    """The planner and the referee choose the same, of the same number and at the same cost."""
+    """The planner and the referee choose the same, of the same number and at the same cost; the referee knows
+    replicas of one accelerator.
+    """
+    wanted = changed(wanted, parallelism={"tensor": 1})
     result = planned(wanted, model, catalog, supply)
     best = brute_force(wanted, model, catalog, supply)
     if best is None:

@@ -26,9 +26,10 @@ from turbo_dev.plan_examples import (
 )
 from turbo_dev.plan_referee import cost_of, planned
 from turbo_dev.sizes import size
-from turbo_operator.api import Placement, PlanReason, Provenance, TurboDeploymentSpec
+from turbo_operator.api import EngineName, Placement, PlanReason, Provenance, TurboDeploymentSpec
 from turbo_operator.budget import footprint_of
 from turbo_operator.plan import Choice
+from turbo_operator.planner.capabilities import describe_lack
 from turbo_operator.planner.performance import memory
 from turbo_operator.planner.requirements import DRAFT_CORES, HOST_RESERVE
 from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
@@ -53,6 +54,26 @@ def chosen(placement: str, *rows: Accelerator, model: ModelShape = MIDDLE, **mor
     made = plan(drafted(placement, **{**allowed, **more}), model, named(*rows), draft=DRAFT)
     assert made.choice is not None, made.detail
     return made.choice
+
+
+def test_every_ability_names_what_is_missing() -> None:
+    for method, placement in (
+        ("Suffix", None),
+        ("EAGLE3", Placement.COLOCATED),
+        ("DraftModel", Placement.CPU),
+    ):
+        assert describe_lack(EngineName.TURBO, method, placement, 1) is None
+    assert describe_lack(EngineName.TURBO, "Suffix", None, 8) is None
+    assert describe_lack(EngineName.VLLM, "Off", None, 16) is None
+    for arguments, word in (
+        ((EngineName.VLLM, "TurboHeads", None, 1), "TurboHeads"),
+        ((EngineName.VLLM, "DraftModel", Placement.CPU, 1), "placed CPU"),
+        ((EngineName.TURBO, "MTP", None, 1), "MTP"),
+        ((EngineName.TURBO, "EAGLE3", Placement.COLOCATED, 2), "EAGLE3 drafts for a model on 2 accelerators"),
+    ):
+        lack = describe_lack(*arguments)  # type: ignore[arg-type]
+        assert lack is not None
+        assert word in lack
 
 
 def test_a_model_that_one_accelerator_does_not_hold_takes_two_with_half_of_the_weights_each() -> None:
@@ -113,7 +134,7 @@ def test_what_the_runtime_does_not_cut_up_is_told_with_the_remedy(
     wanted = spec(model={**SHORT, "uri": uri}, parallelism={"tensor": tensor})
     made = plan(wanted, model, named(CARD))
     assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-    assert f"does not divide the model among {tensor} accelerators: {said}" in made.detail
+    assert f"does not divide the model among {tensor} accelerators ({said}" in made.detail
     assert "engine.type: VLLM" in made.detail
     free = plan(spec(model={**SHORT, "uri": uri}, workload=LOAD), model, named(CARD)).choice
     assert free is not None

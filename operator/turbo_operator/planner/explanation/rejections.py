@@ -17,6 +17,7 @@ from turbo_operator.api import OFF, CapacityType, EngineName, Objective, PlanRea
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices, take
 from turbo_operator.planner.candidates import STAGES, estimate_memory
+from turbo_operator.planner.capabilities import UNDIVIDED
 from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.shortages import describe_shortage
@@ -368,7 +369,7 @@ def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
     lack = evaluation.lacks[offering.place]
     if lack is None:
         return evaluation.conflicts[offering.accelerator.name]
-    if offering.tensor > 1 and offering.nodes == 1 and lack.startswith("a replica on"):
+    if offering.tensor > 1 and offering.nodes == 1 and lack.startswith(UNDIVIDED):
         candidates, place = evaluation.candidates, offering.place
         # Where one accelerator of the offering's does not hold the model with the same engine and drafts.
         too_small = ~evaluation.memory_use.fits & (candidates.tensor == 1) & (candidates.nodes == 1)
