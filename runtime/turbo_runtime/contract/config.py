@@ -44,6 +44,10 @@ _COUNT_OR_DEFAULT: _Check = (_COUNT[0], f"{_COUNT[1]}; leave it out for the defa
 _POSITIVE: _Check = (lambda value: 0 < value < math.inf, "must be a number above 0, not {}")
 _POSITIVE_OR_DEFAULT: _Check = (_POSITIVE[0], f"{_POSITIVE[1]}; leave it out for the default")
 _NOT_NEGATIVE: _Check = (lambda value: 0 <= value < math.inf, "must be 0 or more, not {}")
+_DEVICE: _Check = (
+    lambda value: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", value) is not None,
+    "must be auto, cpu, cuda or like cuda:1, not {}",
+)
 _AT_LEAST_1: _Check = (lambda value: 1 <= value < math.inf, "must be 1 or more, not {}")
 
 
@@ -128,7 +132,7 @@ class RuntimeConfig:
     draft_device: str | None = _flag(
         None,
         "device of a draft model: auto, cpu, cuda, or one of several GPUs, like cuda:1 (default: --device)",
-        (re.compile(r"auto|cpu|cuda(:\d{1,2})?").fullmatch, "must be auto, cpu, cuda or like cuda:1, not {}"),
+        _DEVICE,
     )
     max_draft_tokens: int = _flag(32, "ceiling of drafted tokens per request and step", _up_to(64))
     audit_fraction: float = _flag(
