@@ -30,7 +30,7 @@ _WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 _LEGEND = "at a time: speed over no drafts, from memory alone > with the draft"
 _CONFIG_FIELDS = ("version", "domain", "heads", "markov_rank", "vocabulary_size", "target_digest")
 _ANSWER_SETTINGS = ("temperature", "top_p", "top_k", "max_tokens", "dtype", "answers_from")
-_EAGLE3_NOTE = "holds an EAGLE-3 layer, which vLLM and SGLang load; the engine Turbo cannot draft with it yet"
+_EAGLE3_NOTE = "holds an EAGLE-3 layer, which pods of engine Turbo use if speculation.method is EAGLE3"
 
 
 class DraftsError(ValueError):

@@ -215,7 +215,7 @@ def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.
     assert (first.batch_size, str(first.suffix_only), str(first.with_draft)) == (1, "1.070", "1.400")
 
 
-def test_of_an_eagle3_layer_it_is_said_that_pods_cannot_draft_with_it(
+def test_of_an_eagle3_layer_it_is_said_which_pods_draft_with_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = draft(tmp_path / "a", 2.5, 1.4)
@@ -225,4 +225,4 @@ def test_of_an_eagle3_layer_it_is_said_that_pods_cannot_draft_with_it(
     assert drafts(["manifest", str(folder), "--claim", "drafts"]) == 0
     told = capsys.readouterr()
     assert parse_draft(json.loads(told.out)).spec.method == "EAGLE3"
-    assert f"{folder} holds an EAGLE-3 layer" in told.err
+    assert f"{folder} holds an EAGLE-3 layer, which pods of engine Turbo use if" in told.err
