@@ -86,4 +86,4 @@ def test_it_is_for_one_accelerator() -> None:
         spec(model=SHORT, speculation=ASKED, parallelism={"tensor": 2}), MIDDLE, named(fast("a", 80, "1"))
     )
     assert two.choice is None
-    assert "EAGLE3 drafts for a model on 2 accelerators with engine Turbo" in two.detail
+    assert "EAGLE3 for a model on 2 accelerators with engine Turbo" in two.detail

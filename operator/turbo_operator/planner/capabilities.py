@@ -214,8 +214,8 @@ def describe_lack(
         )
     if is_turbo and accelerators > 1 and method in (Method.EAGLE3, Method.DRAFT_MODEL):
         return (
-            f"{method} drafts for a model on {accelerators} accelerators with engine Turbo {LACK}: write "
-            "parallelism.tensor: 1, or engine.type: VLLM"
+            f"speculation with {method} for a model on {accelerators} accelerators with engine Turbo {LACK}: "
+            "write parallelism.tensor: 1, or engine.type: VLLM"
         )
     return None
 

@@ -69,7 +69,7 @@ def test_every_ability_names_what_is_missing() -> None:
         ((EngineName.VLLM, "TurboHeads", None, 1), "TurboHeads"),
         ((EngineName.VLLM, "DraftModel", Placement.CPU, 1), "placed CPU"),
         ((EngineName.TURBO, "MTP", None, 1), "MTP"),
-        ((EngineName.TURBO, "EAGLE3", Placement.COLOCATED, 2), "EAGLE3 drafts for a model on 2 accelerators"),
+        ((EngineName.TURBO, "EAGLE3", Placement.COLOCATED, 2), "EAGLE3 for a model on 2 accelerators"),
     ):
         lack = describe_lack(*arguments)  # type: ignore[arg-type]
         assert lack is not None
@@ -154,7 +154,7 @@ def test_drafts_with_a_cache_are_for_one_accelerator() -> None:
         wanted = spec(model=SHORT, parallelism={"tensor": 2}, speculation=asked)
         made = plan(wanted, MIDDLE, named(CARD), draft=DRAFT)
         assert made.choice is None
-        assert f"{drafts['method']} drafts for a model on 2 accelerators" in made.detail
+        assert f"{drafts['method']} for a model on 2 accelerators" in made.detail
         assert "write parallelism.tensor: 1" in made.detail
 
 
