@@ -4,26 +4,33 @@ on the real one, and as a law. Three broken verifiers must be caught by each of 
 By the runner for CPUs, and by that for GPUs, on the CPU too, with an attention of the same signature. Answers
 are computed alone and without drafts; then again by every drafter, with few and many drafts, in
 batches of 1 to 32, in caches so small that sequences give way to one another, with prompts found computed and
-prompts cut into chunks. All that is told of an answer is compared: tokens, log probabilities, how it ended.
+prompts cut into chunks, for the model itself and for two LoRA adapters of it. All that is told of an answer
+is compared: tokens, log probabilities, how it ended.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from engines import tokenizer
 from harness import Bar, arguments, finish
 
+from turbo_dev import lora
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.process import quiet_libraries, settle_threads
-from turbo_runtime.messages import EngineStats
+from turbo_runtime.messages import EngineStats, GenerationRequest
 
 BARS = (
     Bar("requests", at_least=2000),
+    Bar("adapter_requests", at_least=1000),
     Bar("byte_differences", at_most=0),
     Bar("accepted_drafts", at_least=3000),
     Bar("rejected_drafts", at_least=3000),
@@ -43,6 +50,7 @@ BARS = (
 WAYS, REQUESTS = 45, 60
 QUICK_WAYS, QUICK_REQUESTS = 6, 8
 RUNNERS = ("cpu", "cuda")
+ADAPTER_SCALE = 2e-3  # of what random adapters add to each weight: texts differ, and are texts
 Rows = list[dict[str, Any]]
 
 
@@ -69,9 +77,11 @@ def main() -> int:
             threads=options.threads,
             kv_cache_gib=1.0,
         )
-        parts = [
-            _real(config, rows, QUICK_REQUESTS if options.quick else REQUESTS, runner) for runner in RUNNERS
-        ]
+        with tempfile.TemporaryDirectory() as folder:
+            adapters = lora.write_random(Path(folder), _shell(config.model), scale=ADAPTER_SCALE)
+            config = replace(config, lora_modules=tuple(f"{name}={it}" for name, it in adapters.items()))
+            count = QUICK_REQUESTS if options.quick else REQUESTS
+            parts = [_real(config, rows, count, runner) for runner in RUNNERS]
         figures["logit_positions"] = sum(part[0] for part in parts)
         figures["logit_differences"] = sum(part[1] for part in parts)
         figures["broken_caught_on_real_model"] = min(part[2] for part in parts)
@@ -79,15 +89,35 @@ def main() -> int:
         figures |= law.figures()
     totals = {
         "requests": sum(row["requests"] for row in rows),
+        "adapter_requests": sum(row["adapter_requests"] for row in rows),
         "byte_differences": sum(row["differences"] for row in rows),
         "accepted_drafts": sum(row["accepted"] for row in rows),
         "rejected_drafts": sum(row["rejected"] for row in rows),
         "preemptions": sum(row["preemptions"] for row in rows),
         "prefix_cache_hits": sum(row["found_tokens"] for row in rows),
     }
-    sizes = ("requests", "accepted_drafts", "rejected_drafts", "preemptions", "prefix_cache_hits")
+    sizes = (
+        "requests",
+        "adapter_requests",
+        "accepted_drafts",
+        "rejected_drafts",
+        "preemptions",
+        "prefix_cache_hits",
+    )
     bars = [bar for bar in BARS if not (options.quick and bar.figure in sizes)]
     return finish("lossless", {**totals, **figures}, rows, bars, options)
+
+
+def _shell(model: str) -> Any:
+    """A transformers model without weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from turbo_runtime.model_files.source import find
+    from turbo_runtime.models.loader import load_config
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(find(model, None)))
 
 
 def _tiny(rows: Rows, count: int, runner: str) -> int:
@@ -99,7 +129,7 @@ def _tiny(rows: Rows, count: int, runner: str) -> int:
         for way, differences, stats in tiny.compare(model, tiny.ways(count)):
             cache = "small" if way.blocks < tiny.BLOCKS else "large"
             setting = _setting("tiny", runner, way.drafter, way.drafts, way.batch, way.step_tokens, cache)
-            rows.append(_row(setting, len(model.requests), differences, stats))
+            rows.append(_row(setting, model.requests, differences, stats))
         caught.append(tiny.caught(model))
 
     tiny.with_tiny(work, runner)
@@ -124,7 +154,7 @@ def _real(config: RuntimeConfig, rows: Rows, count: int, runner: str) -> tuple[i
         differences = sum(answers[name] != answer for name, answer in alone.items())
         cache = "small" if mix.longest < mix.batch else "large"
         setting = _setting("real", runner, mix.drafter, mix.drafts, mix.batch, mix.step_tokens, cache)
-        rows.append(_row(setting, len(requests), differences, stats))
+        rows.append(_row(setting, requests, differences, stats))
     compared, different = real.compared_logits(engine, requests, alone)
     return compared, different, real.caught(engine, requests, alone)
 
@@ -143,10 +173,13 @@ def _setting(
     }
 
 
-def _row(setting: dict[str, Any], asked: int, differences: int, stats: EngineStats) -> dict[str, Any]:
+def _row(
+    setting: dict[str, Any], asked: Sequence[GenerationRequest], differences: int, stats: EngineStats
+) -> dict[str, Any]:
     return {
         **setting,
-        "requests": asked,
+        "requests": len(asked),
+        "adapter_requests": sum(request.lora_id > 0 for request in asked),
         "differences": differences,
         "accepted": stats.accepted_tokens,
         "rejected": stats.draft_tokens - stats.accepted_tokens,

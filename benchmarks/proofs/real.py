@@ -61,14 +61,17 @@ FIRST_LAYERS = 10  # that draft as `model`
 
 
 def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[GenerationRequest]:
-    """Prompts of all domains: greedy and sampled in turn, each sampled one with a seed of its own."""
+    """Prompts of all domains: greedy and sampled in turn, each sampled one with a seed of its own; for the
+    model itself and for two adapters.
+    """
     rows = prompts()
     chosen = [rows[number * len(rows) // count] for number in range(count)]
     requests = []
     for number, row in enumerate(chosen):
         params = SAMPLING[number // 2 % len(SAMPLING)] if number % 2 else SamplingParams(temperature=0.0)
         params = replace(params, seed=number, max_tokens=ANSWER_TOKENS, stop_token_ids=frozenset(stop))
-        requests.append(GenerationRequest(row["id"], tuple(encode(row["prompt"])), params))
+        prompt = tuple(encode(row["prompt"]))
+        requests.append(GenerationRequest(row["id"], prompt, params, lora_id=number % 3))
     return requests
 
 
@@ -183,7 +186,7 @@ def _computed(
         other = []
         if mate:
             beside = mate.tokens[: 1 + start % len(mate.tokens)]
-            other = [Chunk(beside, 0, mate.table, 1, len(mate.tokens))]
+            other = [Chunk(beside, 0, mate.table, 1, len(mate.tokens), 1)]
         forward = engine.model.forward([*other, Chunk(these, start, table, len(these), prompt_length)])
         parts.append(forward.logits[len(other) :])
     return torch.cat(parts)

@@ -9,12 +9,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from engines import Answer, run
 
 from proofs.guessing import Guessing
+from turbo_dev import lora
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.eagle3_draft import write
@@ -32,6 +34,7 @@ from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
+from turbo_runtime.models.adapters import read_adapter
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.sampling.noise import Noise
 
@@ -70,7 +73,11 @@ class Tiny:
     def __init__(self, folder: Path, runner: str) -> None:
         """`runner`: one of RUNNERS."""
         self._folder = folder
-        self.model = RUNNERS[runner](network(), blocks=BLOCKS, max_length=POSITIONS)
+        adapters = [
+            read_adapter(name, str(place), "tiny", torch.float32, torch.device("cpu"))
+            for name, place in lora.write_random(folder, network("eager"), scale=0.02).items()
+        ]
+        self.model = RUNNERS[runner](network(), blocks=BLOCKS, max_length=POSITIONS, adapters=adapters)
         report = check_batch_invariance(self.model, max_num_batched_tokens=max(STEP_TOKENS), limit_seconds=60)
         if report.guarantee != "bitwise":
             raise RuntimeError(f"this machine's products are not exact: {report.reason}")
@@ -119,7 +126,9 @@ class Tiny:
 
 
 def _requests() -> list[GenerationRequest]:
-    """Prompts of 5 to 190 tokens; half of them begin with the same tiles, at two tenants."""
+    """Prompts of 5 to 190 tokens; half of them begin with the same tiles, at two tenants, for two adapters
+    and for the model itself.
+    """
     generator = torch.Generator().manual_seed(4)
 
     def some(count: int) -> list[int]:
@@ -131,9 +140,8 @@ def _requests() -> list[GenerationRequest]:
         own = some(5 + 11 * number % 40) * 2
         prompt = shared[: 64 + 33 * (number % 3)] + own[:40] if copy % 2 else own
         params = SamplingParams(**{"seed": number, "max_tokens": 40, **wanted})
-        found.append(
-            GenerationRequest(f"r{number}", tuple(prompt), params, choice=copy, tenant="ab"[number % 2])
-        )
+        asker: dict[str, Any] = {"choice": copy, "tenant": "ab"[number % 2], "lora_id": number % 3}
+        found.append(GenerationRequest(f"r{number}", tuple(prompt), params, **asker))
     return found
 
 

@@ -70,11 +70,15 @@ class GenerationRequest:
     tenant: str = ""  # the unit of fairness
     salt: str = ""  # separates scopes of one tenant
     draft: str = DEFAULT_DRAFT  # its trained draft; the default if that is not in use
+    lora_id: int = 0  # number of its adapter, from 1 in the order of --lora-modules; 0: the model itself
 
     @property
     def scope(self) -> str:
-        """The requests with which it shares cached prefixes and texts to draft from."""
-        return f"{self.tenant}\n{self.salt}" if self.salt else self.tenant
+        """The requests with which it shares cached prefixes and texts to draft from: of one adapter, which
+        changes keys and values, of one tenant and of one salt.
+        """
+        scope = f"{self.tenant}\n{self.salt}" if self.salt else self.tenant
+        return f"{self.lora_id}\0{scope}" if self.lora_id else scope  # a tenant's name has no zero byte
 
 
 @dataclass(frozen=True, slots=True)

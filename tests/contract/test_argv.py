@@ -12,6 +12,8 @@ from turbo_runtime.contract.config import RuntimeConfig
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 SECONDS = st.floats(0, 1e6)
+NAMES = st.from_regex(r"[A-Za-z0-9][-A-Za-z0-9_.:/]{0,9}", fullmatch=True)
+MODULES = st.dictionaries(NAMES, WORDS, max_size=8).map(lambda it: tuple(f"{name}={it[name]}" for name in it))
 CONFIGS = st.builds(
     RuntimeConfig,
     model=WORDS.filter(lambda model: not model.startswith("-")),
@@ -21,6 +23,7 @@ CONFIGS = st.builds(
     port=st.integers(0, 65535),
     device=st.sampled_from(["auto", "cpu", "cuda"]),
     dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
+    lora_modules=MODULES,
     threads=st.none() | st.integers(1, 512),
     tensor_parallel_size=st.integers(1, 64),
     gpu_memory_utilization=st.floats(0, 1),
@@ -50,6 +53,8 @@ CONFIGS = st.builds(
 
 @given(config=CONFIGS)
 def test_a_configuration_survives_the_way_through_argv(config: RuntimeConfig) -> None:
+    if config.lora_modules:
+        config = dataclasses.replace(config, tensor_parallel_size=1)
     assume(config.problem() is None)
     assert RuntimeConfig.from_argv(config.to_argv()) == config
 
@@ -93,6 +98,7 @@ def test_defaults_are_left_out_so_that_new_ones_change_no_old_pod() -> None:
         (["m", "--shutdown-delay-seconds=nan"], "--shutdown-delay-seconds"),
         (["m", "--speculation=maybe"], "--speculation"),
         (["m", "--dtype=int8"], "--dtype"),
+        (["m", "--lora-modules=sql"], "--lora-modules"),
         (["m", "--max-run=3"], "--max-run"),
         ([""], "MODEL"),
         ([], "MODEL"),

@@ -1,9 +1,10 @@
-"""LoRA adapters in pods of vLLM: arguments, where files come from, and what makes another plan."""
+"""LoRA adapters in pods of both engines: arguments, where files come from, and what makes another plan."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,18 +12,20 @@ import pytest
 from turbo_dev.plan_cases import plan
 from turbo_dev.plan_examples import MIDDLE, fast, named, shape
 from turbo_operator import render
-from turbo_operator.api import TurboDeployment, parse
+from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.planner import plan as planned
 from turbo_operator.planner.performance.memory import KV_GRAIN
 from turbo_operator.render import fetch, vllm
 from turbo_operator.render.template import pod_template
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import ChildView, Snapshot
+from turbo_operator.snapshot import Accelerator, ChildView, Snapshot
+from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
 
 SETTINGS = Settings(runtime_image="registry.example/runtime:1", vllm_image="registry.example/vllm:1")
 CARD = named(fast("card", 80, "1.00"))
+CORES = named(Accelerator("cores", "cpu", Decimal(8), 64 << 30, prices={CapacityType.ON_DEMAND: Decimal(1)}))
 SQL = {"name": "sql", "uri": "pvc://tuned/sql/v3/"}
 CHAT = {"name": "chat/v2", "uri": "hf://acme/chat-lora", "revision": "main"}
 FACTS = ModelInfo(
@@ -203,16 +206,61 @@ def test_another_adapter_is_another_plan_and_another_source_and_another_order_is
     assert plan_hash(both, later) != plan_hash(both)
 
 
-def test_auto_means_vllm_where_there_are_adapters_and_the_plan_says_so() -> None:
+def test_a_plan_says_for_which_adapters_its_memory_has_room() -> None:
     made = planned(PlannerInputs(td(SQL).spec, MIDDLE, CARD, None, None, {}, None), 0.0)
     assert made.choice is not None
-    assert made.choice.engine == "VLLM"
     assert "Memory has room for 1 adapter taken to be of rank 64" in made.detail
-    assert made.detail.endswith("Only engine VLLM serves adapters.")
     known = PlannerInputs(td(SQL, engine={"type": "VLLM"}).spec, MIDDLE, CARD, None, None, {}, None)
     known = replace(known, adapter_rank=12)
     assert "1 adapter of rank 12 at most; the time" in planned(known, 0.0).detail
-    assert "Only engine VLLM" not in planned(known, 0.0).detail
+
+
+def test_auto_with_adapters_means_vllm_on_gpus_and_turbo_on_cores() -> None:
+    engines = {
+        name: plan(td(SQL).spec, MIDDLE, pool).choice for name, pool in (("gpu", CARD), ("cpu", CORES))
+    }
+    assert {name: made and made.engine for name, made in engines.items()} == {"gpu": "VLLM", "cpu": "Turbo"}
+
+
+def test_what_only_turbo_has_makes_adapters_those_of_turbo() -> None:
+    kept = {"persistentVolumeClaim": {"claimName": "prompts"}}
+    assert td(SQL, capture=kept).spec.engines == ("Turbo",)
+
+
+def turbo_modules(it: TurboDeployment, facts: ModelInfo = FACTS) -> list[str]:
+    spec = template(it, facts)["spec"]
+    assert "initContainers" not in spec, "it downloads them itself"
+    (container,) = spec["containers"]
+    config = RuntimeConfig.from_argv(container["args"])
+    assert config.problem() is None
+    return list(config.lora_modules)
+
+
+def test_engine_turbo_gets_adapters_by_name_at_the_commit_that_was_inspected() -> None:
+    turbo = {"engine": {"type": "Turbo"}}
+    assert turbo_modules(td(SQL, CHAT, **turbo)) == [
+        "chat/v2=acme/chat-lora@beef01",
+        "sql=/adapters/tuned/sql/v3",
+    ]
+    later = replace(FACTS, adapters=(AdapterInfo("chat/v2", 12, "beef02"),))
+    plain, one, other = td(**turbo), td(CHAT, **turbo), plan_hash(td(CHAT, **turbo), later)
+    assert len({plan_hash(plain), plan_hash(one), other}) == 3
+
+
+def test_engine_turbo_reads_adapters_that_are_fetched_with_the_model_from_the_cache() -> None:
+    cache = {"persistentVolumeClaim": {"claimName": "weights"}}
+    it = td(
+        CHAT, engine={"type": "Turbo"}, model={"uri": "hf://acme/llama", "maxModelLen": 4096}, cache=cache
+    )
+    (container,) = template(it)["spec"]["containers"]
+    folder = "/cache/hub/models--acme--chat-lora/snapshots/beef01"
+    assert f"--lora-modules=chat/v2={folder}" in container["args"]
+
+
+def test_engine_turbo_has_no_adapters_of_latent_attention_and_says_what_has() -> None:
+    made = plan(td(SQL, engine={"type": "Turbo"}).spec, shape("deepseek-ai/DeepSeek-V2-Lite"), CARD)
+    assert (made.choice, made.reason) == (None, "NotYetSupported")
+    assert "engine Turbo has no adapters of latent attention: write engine.type: VLLM" in made.detail
 
 
 def test_a_plan_with_drafts_says_that_adapters_accept_fewer() -> None:

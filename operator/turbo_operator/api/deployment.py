@@ -172,8 +172,8 @@ class TurboDeploymentSpec(Record):
             "!self.model.uri.matches('[.]gguf/?$')"
             f" || self.engine.type != 'VLLM' && !({_HAS_ADAPTERS}) && !has(self.speculation.draftModel)"
             " && !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
-            "name a folder of safetensors, or leave out what no GGUF file has: engine.type VLLM, adapters, "
-            "draftModel and methods NGram, EAGLE3, DraftModel and MTP: vLLM reads no GGUF files",
+            "name a folder of safetensors, which adapters need, or leave out what only vLLM has: engine.type "
+            "VLLM, draftModel and methods NGram, EAGLE3, DraftModel and MTP: vLLM reads no GGUF files",
             "model.uri",
         ),
         Rule(
@@ -223,20 +223,6 @@ class TurboDeploymentSpec(Record):
             f"self.engine.type != 'Auto' || !has(self.engine.image) || !({_HAS_EAGLE3})",
             "write engine.type too, VLLM or Turbo: both draft so, and each has an image of its own",
             "engine.image",
-        ),
-        Rule(
-            f"self.engine.type != 'Turbo' || !({_HAS_ADAPTERS})",
-            "leave adapters out, or choose engine.type VLLM: Turbo serves no adapters",
-            "adapters",
-        ),
-        Rule(
-            f"!({_HAS_ADAPTERS}) || !has(self.capture) && !has(self.speculation.namedDrafts)"
-            " && self.speculation.method != 'TurboHeads'"
-            f" && ({_ON_VLLM} || !has(self.speculation.training) && !has(self.speculation.draftRef))"
-            " && (self.engine.type == 'VLLM' || !has(self.engine.image))",
-            "leave adapters out, or what only engine Turbo has: capture, namedDrafts, drafts that are "
-            "trained by another method than EAGLE3, and an image without engine.type VLLM",
-            "adapters",
         ),
         Rule(
             f"!({_HAS_ADAPTERS}) || !has(self.engine.args)"
@@ -310,8 +296,6 @@ class TurboDeploymentSpec(Record):
         """The engines that may serve it: without a named one, those that support what it requests."""
         if self.engine.type != "Auto":
             return (EngineName(self.engine.type),)
-        if self.adapters:
-            return (EngineName.VLLM,)
         drafts = self.speculation
         if drafts.method == Method.EAGLE3 and (drafts.draft_ref or drafts.training):
             return (EngineName.VLLM,)

@@ -129,7 +129,7 @@ class Cache(Record):
 
 
 class Adapter(ModelSource):
-    """A LoRA adapter of the model, served under its own name. Engine VLLM alone."""
+    """A LoRA adapter of the model, served under its own name."""
 
     name: Annotated[str, Text(63, r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", _SERVED_NAME)]
     """Its name in the OpenAI API."""

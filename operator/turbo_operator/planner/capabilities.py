@@ -139,9 +139,20 @@ def describe_engine_lack(
     return None
 
 
-def describe_adapter_lack(spec: TurboDeploymentSpec, shape: ModelShape) -> str | None:
-    """Describe why the model can have no adapters, as the end of a sentence; None if it can, or has none."""
-    if not spec.adapters or shape.vocab_size <= LORA_VOCABULARY:
+def describe_adapter_lack(
+    spec: TurboDeploymentSpec, shape: ModelShape, engine: EngineName, tensor: int
+) -> str | None:
+    """Describe why the engine has no adapters of the model, as the end of a sentence; None if it has, or
+    there are none.
+    """
+    if not spec.adapters:
+        return None
+    if engine == EngineName.TURBO:
+        if tensor > 1:
+            return "engine Turbo cuts up no adapters: write engine.type: VLLM, or leave adapters out"
+        lack = "engine Turbo has no adapters of latent attention: write engine.type: VLLM"
+        return lack if shape.kv_latent else None
+    if shape.vocab_size <= LORA_VOCABULARY:
         return None
     return (
         f"vLLM serves adapters of vocabularies of up to {LORA_VOCABULARY} tokens, and the model has "

@@ -26,7 +26,7 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
     """[c] describe what each candidate lacks, as the end of a sentence; None of one that lacks nothing."""
     inputs, shape = requirements.inputs, requirements.shape
     spec, options, groups = inputs.spec, candidates.draft_options, candidates.data
-    model_lack, adapter_lack = describe_model_lack(shape), describe_adapter_lack(spec, shape)
+    model_lack = describe_model_lack(shape)
     is_gguf = spec.model.uri.rstrip("/").endswith(".gguf")
     has_host = requirements.draft_host is not None
 
@@ -35,9 +35,13 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
         number: int, is_on_cpu: int, draft: int, tensor: int, nodes: int, has_room: int
     ) -> str | None:
         engine, option, on_cpu = ENGINES[number].name, options[draft], bool(is_on_cpu)
-        own_lack = adapter_lack
+        own_lack = describe_adapter_lack(spec, shape, engine, tensor)
         if engine == EngineName.TURBO:
-            own_lack = model_lack or describe_division_lack(shape, tensor, nodes * groups, is_gguf=is_gguf)
+            own_lack = (
+                model_lack
+                or own_lack
+                or describe_division_lack(shape, tensor, nodes * groups, is_gguf=is_gguf)
+            )
             if spec.awaits_eagle3:  # which joins as pods run
                 own_lack = own_lack or describe_lack(engine, Method.EAGLE3, Placement.COLOCATED, tensor)
         return (

@@ -219,7 +219,7 @@ def inspect_job(
     """
     revision = commits.get("", td.spec.model.revision)
     adapters = [
-        f"--adapter={it.name}={_adapter_argument(it, commits.get(it.name, it.revision))}"
+        f"--adapter={it.name}={pod.adapter_argument(it, commits.get(it.name, it.revision))}"
         for it in pod.sorted_adapters(td)
     ]
     model = pod.model_argument(td.spec.model)
@@ -241,13 +241,6 @@ def inspect_job(
         },
     }
     return metadata.build_child(td, "Job", job_name(td), api.ROLE_INSPECT, {"spec": spec})
-
-
-def _adapter_argument(adapter: api.Adapter, revision: str | None) -> str:
-    """Return what `turbo inspect` gets as an adapter."""
-    if not adapter.on_hub:
-        return pod.claimed_path(adapter)
-    return f"{adapter.hub_id}@{revision}" if revision else adapter.hub_id
 
 
 def facts_data(td: api.TurboDeployment, facts: ModelInfo) -> dict[str, str]:

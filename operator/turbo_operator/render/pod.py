@@ -134,6 +134,13 @@ def claimed_path(adapter: api.Adapter) -> str:
     return model_argument(adapter, f"{ADAPTERS_PATH}/{adapter.claim}")
 
 
+def adapter_argument(adapter: api.Adapter, revision: str | None) -> str:
+    """Return what commands of ours get as an adapter: a path on a claim, or a hub id with its revision."""
+    if not adapter.on_hub:
+        return claimed_path(adapter)
+    return f"{adapter.hub_id}@{revision}" if revision else adapter.hub_id
+
+
 def adapter_commit(adapter: api.Adapter, facts: ModelInfo) -> str:
     """Return the commit of an adapter of the hub that was inspected."""
     known = next((it.revision for it in facts.adapters if it.name == adapter.name), None)

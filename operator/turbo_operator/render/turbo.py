@@ -53,6 +53,13 @@ def server(
     )
 
 
+def _adapter(td: api.TurboDeployment, adapter: api.Adapter, facts: ModelInfo) -> str:
+    """Return where the server finds an adapter; it downloads what is not fetched before."""
+    if pod.is_fetched(td):
+        return pod.adapter_path(td, adapter, facts)
+    return pod.adapter_argument(adapter, pod.adapter_commit(adapter, facts))
+
+
 def runtime_config(
     td: api.TurboDeployment, choice: Choice, facts: ModelInfo, amounts: Amounts, claim: str | None = None
 ) -> RuntimeConfig:
@@ -70,6 +77,7 @@ def runtime_config(
         # draft on cores is given.
         threads=max(1, int(api.quantity(amounts["limits"]["cpu"]))) if cpu else choice.draft_cores or None,
         tensor_parallel_size=choice.tensor,
+        lora_modules=tuple(f"{it.name}={_adapter(td, it, facts)}" for it in pod.sorted_adapters(td)),
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         # Beside a draft model the others draft too, at each position whichever is the most confident.

@@ -17,6 +17,8 @@ DraftMethod = Literal["auto", "off", "suffix", "heads", "eagle3", "model"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 GuaranteeChoice = Literal["auto", "bitwise", "distribution"]
+MAX_ADAPTERS = 8  # of a model, as of `spec.adapters`
+_ADAPTER = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.:/]*=.+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,11 @@ class RuntimeConfig:
     port: int = _flag(PORT, "port to listen on; 0 takes a free one and prints it", _up_to(65535))
     device: Device = _flag("auto", "auto, cpu or cuda")  # noqa: RUF009
     dtype: DType = _flag("auto", "auto, float32 or bfloat16")  # noqa: RUF009
+    lora_modules: tuple[str, ...] = _flag(
+        (),
+        "a LoRA adapter as NAME=PATH, served under NAME: a folder in the format of PEFT, or a hub id with @ "
+        "and a revision behind it; several may follow, or the flag be repeated",
+    )
     threads: int | None = _flag(
         None,
         "CPU threads of the engine and its ranks together; fixed for the life of the process (default: "
@@ -173,6 +180,16 @@ class RuntimeConfig:
         5.0, "after SIGTERM: serve on while load balancers take the pod out", _NOT_NEGATIVE
     )
 
+    @property
+    def api_name(self) -> str:
+        """Name in the OpenAI API: as given, or the last part of a path or hub id, without `.gguf`."""
+        return self.served_model_name or self.model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+
+    @property
+    def adapters(self) -> dict[str, str]:
+        """Adapters by name, and where each is, in the order of their numbers."""
+        return dict(module.partition("=")[::2] for module in self.lora_modules)
+
     def limits(self, device: str) -> BatchLimits:
         """Return the limits of a step on `cpu` or `cuda`."""
         default = CPU_LIMITS if device == "cpu" else GPU_LIMITS
@@ -190,7 +207,8 @@ class RuntimeConfig:
         for spec in dataclasses.fields(self)[1:]:
             value = getattr(self, spec.name)
             if value != defaults.get(spec.name, spec.default):
-                argv.append(f"--{spec.name.replace('_', '-')}={value}")
+                values = value if isinstance(value, tuple) else (value,)
+                argv += [f"--{spec.name.replace('_', '-')}={each}" for each in values]
         return argv
 
     @classmethod
@@ -208,6 +226,16 @@ class RuntimeConfig:
             hint = hints[spec.name]
             kind = hint if get_origin(hint) is Literal else (*get_args(hint), hint)[0]  # without None
             choices = get_args(kind) if get_origin(kind) is Literal else None
+            if spec.default == ():
+                parser.add_argument(
+                    f"--{spec.name.replace('_', '-')}",
+                    action="extend",
+                    nargs="+",
+                    default=[],
+                    metavar="NAME=PATH",
+                    help=spec.metadata["help"],
+                )
+                continue
             parser.add_argument(
                 f"--{spec.name.replace('_', '-')}",
                 default=spec.default,
@@ -222,7 +250,9 @@ class RuntimeConfig:
     def from_argv(cls, argv: Sequence[str]) -> RuntimeConfig:
         """Parse and check; exits with status 2 and one sentence that names the flag, as argparse does."""
         parser = cls.parser()
-        config = cls(**vars(parser.parse_args(list(argv))))
+        values: dict[str, Any] = vars(parser.parse_args(list(argv)))
+        values["lora_modules"] = tuple(values["lora_modules"])
+        config = cls(**values)
         if problem := config.problem():
             parser.error(problem)
         return config
@@ -235,6 +265,8 @@ class RuntimeConfig:
             value, check = getattr(self, spec.name), spec.metadata["check"]
             if value is not None and check is not None and not check[0](value):
                 return f"--{spec.name.replace('_', '-')} {check[1].format(value)}"
+        if problem := self._adapter_problem():
+            return f"--lora-modules {problem}"
         return self._draft_problem()
 
     def _draft_problem(self) -> str | None:
@@ -261,4 +293,18 @@ class RuntimeConfig:
             )
         if self.draft_device is not None:
             return "--draft-device needs --draft-model, or --draft-config FILE, which names the draft model"
+        return None
+
+    def _adapter_problem(self) -> str | None:
+        """What is wrong with the adapters, as the end of a sentence."""
+        names = [module.partition("=")[0] for module in self.lora_modules]
+        for module, name in zip(self.lora_modules, names, strict=True):
+            if not _ADAPTER.fullmatch(module):
+                return f"must be NAME=PATH, with letters, digits and - _ . : / in NAME, not {module!r}"
+            if name == self.api_name or names.count(name) > 1:
+                return f"must give each adapter a name of its own, and the model has {self.api_name!r}"
+        if len(names) > MAX_ADAPTERS:
+            return f"may name {MAX_ADAPTERS} adapters, not {len(names)}: serve the others in another process"
+        if names and self.tensor_parallel_size > 1:
+            return "needs --tensor-parallel-size=1: adapters are not cut up"
         return None

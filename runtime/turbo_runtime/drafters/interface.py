@@ -39,6 +39,7 @@ class DraftRequest:
     method: DraftMethod = "auto"  # the request's choice of drafters
     draft: str = DEFAULT_DRAFT  # name of its trained draft
     table: Sequence[int] = ()  # its blocks of KV cache, for all tokens and `limit` drafted ones
+    lora_id: int = 0  # number of its adapter; 0: none
 
 
 @dataclass(frozen=True, slots=True)

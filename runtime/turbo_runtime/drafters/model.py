@@ -51,10 +51,11 @@ class FirstLayersDrafter(AutoregressiveDrafter):
 
     def guess(self, requests: Sequence[DraftRequest], fed: Mapping[int, list[int]]) -> Tensor:
         """A pass over all."""
-        chunks = [
-            Chunk(tokens, self._at[i], list(requests[i].table), 1, requests[i].prompt_length)
-            for i, tokens in fed.items()
-        ]
+        chunks = []
+        for index, tokens in fed.items():
+            request, start = requests[index], self._at[index]
+            table = list(request.table)
+            chunks.append(Chunk(tokens, start, table, 1, request.prompt_length, request.lora_id))
         try:
             logits = self._runner.forward(chunks).logits
         except Exception:

@@ -138,7 +138,8 @@ class Audit:
         end = start + count
         rows = int(end == len(sequence.tokens))
         self._scheduler.block_pool.extend(sequence.table, end)
-        chunk = Chunk(sequence.tokens[start:end], start, sequence.table, rows, sequence.prompt_length)
+        tokens, lora_id = sequence.tokens[start:end], sequence.request.lora_id
+        chunk = Chunk(tokens, start, sequence.table, rows, sequence.prompt_length, lora_id)
         forward = self._model.forward([chunk])
         sequence.computed = end
         return forward.logits[0] if rows else None

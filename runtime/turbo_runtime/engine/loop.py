@@ -88,6 +88,8 @@ class Engine:
             # an id without an embedding would fail the step of all requests
             if not all(0 <= token < self.model.vocabulary for token in message.prompt):
                 raise ValueError(f"token ids must lie between 0 and {self.model.vocabulary - 1}")
+            if not 0 <= message.lora_id <= len(self.model.adapter_shapes):
+                raise ValueError(f"there is no adapter {message.lora_id}")
             if self.samplers.begin(message):
                 self._add(message)
         except ValueError as error:

@@ -47,7 +47,8 @@ class BatchEntry:
         sequence, work = self.work.sequence, self.work
         tokens = sequence.tokens[work.start : work.start + work.count] + self.drafts
         answer = len(self.drafts) + 1 if work.yields else 0
-        return Chunk(tokens, work.start, sequence.table, len(self.prompt) + answer, sequence.prompt_length)
+        rows, request = len(self.prompt) + answer, sequence.request
+        return Chunk(tokens, work.start, sequence.table, rows, sequence.prompt_length, request.lora_id)
 
     def rows(self) -> AnswerRows:
         """Return its rows, to draw from and to score."""
@@ -253,6 +254,7 @@ class Speculator:
             sampler.params.draft_method,
             request.draft,
             sequence.table,
+            request.lora_id,
         )
 
 

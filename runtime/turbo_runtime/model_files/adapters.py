@@ -1,6 +1,7 @@
-"""LoRA adapters beside a model: whether vLLM can serve them with it, from their files' heads, without torch.
+"""LoRA adapters beside a model: whether they can be served with it, from their files' heads, without torch.
 
-What vLLM 0.32 refuses is refused here by its name: vllm/lora/peft_helper.py, vllm/lora/lora_model.py.
+What vLLM 0.32 refuses is refused here by its name: vllm/lora/peft_helper.py, vllm/lora/lora_model.py. Engine
+Turbo serves no more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from turbo_runtime.contract.documents import AdapterInfo, ModelInfo
 from turbo_runtime.model_files.hub_cache import cached_snapshot
@@ -63,14 +64,14 @@ def inspect_with_adapters(
 
 
 def _inspect_adapter(name: str, place: str, model: str, layers: Shapes) -> tuple[AdapterInfo, set[str]]:
-    path, _, revision = place.partition("@")
+    path, revision = split_place(place)
     if path.startswith("/") and not Path(path).is_dir():
         raise ModelError("there is no such folder")
     try:
         with hub_errors():
-            return _inspect_files(name, list_files(path, revision or None), model, layers)
+            return _inspect_files(name, list_files(path, revision), model, layers)
     except HubUnreachableError:
-        if (cached := cached_snapshot(path, revision or None)) is None:
+        if (cached := cached_snapshot(path, revision)) is None:
             raise
         return _inspect_files(name, list_copy(cached), model, layers)
 
@@ -87,22 +88,40 @@ def _inspect_files(name: str, files: Files, model: str, layers: Shapes) -> tuple
     tensors = tensor_shapes(safetensors_head(files, WEIGHTS))
     modules, ranks = set[str](), [config["r"]]
     for tensor, shape in tensors.items():
-        match = _TENSOR.match(tensor)
-        layer = match and _LAYER.search(match[1])
-        if not match or not layer or len(shape) != 2:
-            raise ModelError(f"{tensor} is no matrix of LoRA within a layer, which alone is served")
-        if ".experts." in tensor:
-            raise ModelError(
-                f"{tensor} changes a routed expert, which is not supported yet: train the others"
-            )
-        ranks.append(shape[0 if match[2] == "A" else 1])
-        _check_fit(tensor, layer[1], match[2], shape, layers)
-        modules.add(layer[1].rpartition(".")[2])
+        matrix = find_matrix(tensor, len(shape))
+        ranks.append(shape[0 if matrix.part == "A" else 1])
+        _check_fit(tensor, matrix.layer, matrix.part, shape, layers)
+        modules.add(matrix.layer.rpartition(".")[2])
     if not modules:
         raise ModelError(f"{WEIGHTS} holds no tensors")
     if max(ranks) > MAX_RANK:
-        raise ModelError(f"its rank is {max(ranks)}; vLLM serves ranks up to {MAX_RANK}")
+        raise ModelError(f"its rank is {max(ranks)}; ranks up to {MAX_RANK} are served")
     return AdapterInfo(name, max(ranks), files.revision), modules
+
+
+class Matrix(NamedTuple):
+    """What a tensor of an adapter is."""
+
+    module: str  # whose it is, by the name that PEFT knows it by
+    layer: str  # the same from `layers` on
+    part: str  # A or B
+
+
+def find_matrix(tensor: str, dimensions: int) -> Matrix:
+    """Say what a tensor is by its name. Raises ModelError for what is not served."""
+    match = _TENSOR.match(tensor)
+    layer = match and _LAYER.search(match[1])
+    if not match or not layer or dimensions != 2:
+        raise ModelError(f"{tensor} is no matrix of LoRA within a layer, which alone is served")
+    if ".experts." in tensor:
+        raise ModelError(f"{tensor} changes a routed expert, which is not supported yet: train the others")
+    return Matrix(match[1], layer[1], match[2])
+
+
+def split_place(place: str) -> tuple[str, str | None]:
+    """Split a hub id from the revision behind @."""
+    path, _, revised = place.partition("@")
+    return path, revised or None
 
 
 def _check_fit(tensor: str, module: str, part: str, shape: tuple[int, ...], layers: Shapes) -> None:
@@ -119,7 +138,7 @@ def _check_fit(tensor: str, module: str, part: str, shape: tuple[int, ...], laye
 
 
 def find_problem(config: Mapping[str, Any], model: str) -> str | None:
-    """Return what vLLM cannot serve of a configuration, or that it names another model."""
+    """Return what cannot be served of a configuration, or that it names another model."""
     kind, base = config.get("peft_type", "LORA"), config.get("base_model_name_or_path")
     if kind != "LORA":
         return f"it is of type {kind}, and only LORA is served"
@@ -136,7 +155,7 @@ def find_problem(config: Mapping[str, Any], model: str) -> str | None:
     }
     for what, is_there in refused.items():
         if is_there:
-            return f"it has {what}, which vLLM does not serve"
+            return f"it has {what}, which is not served: train LoRA matrices alone"
     if base and _are_other_models(str(base), model):
         return f"it was trained for {base}, and the model is {model}"
     return None

@@ -27,6 +27,7 @@ from turbo_runtime.models.attention.varlen import (
     supports,
 )
 from turbo_runtime.models.graphs import GRAPH_ROWS, MAX_GRAPH_QUERIES, Capture, StepGraph, capture_on_gpu
+from turbo_runtime.models.layers.lora import Adapter
 from turbo_runtime.models.layers.native import LeanDecoder
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.parallel.decoder import RankGroup
@@ -51,6 +52,7 @@ class CudaModelRunner(ModelRunner):
         blocks: int,
         max_length: int,
         group: RankGroup | None = None,
+        adapters: Sequence[Adapter] = (),
         op: VarlenAttention = DEFAULT_OP,
         page_size: int = PAGE_SIZE,
         graphs: Callable[[], Capture] | None = None,
@@ -59,7 +61,7 @@ class CudaModelRunner(ModelRunner):
         pages of `page_size` tokens. `graphs`: what captures steps, by default on a GPU.
         """
         self._op, self._page_size = op, page_size
-        super().__init__(model, blocks=blocks, max_length=max_length, group=group)
+        super().__init__(model, blocks=blocks, max_length=max_length, group=group, adapters=adapters)
         self._new_capture = graphs or (capture_on_gpu if self.device.type == "cuda" else None)
         self.graphs: list[StepGraph] = []  # the smallest first
         self._outputs: Forward | None = None  # of all graphs
@@ -119,7 +121,9 @@ class CudaModelRunner(ModelRunner):
         """Do this rank's part of `execute`."""
         batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
         rows, number = len(batch.tokens), len(batch.logits_indices)
-        graph = None if layers else self._find_graph(StepSize.of(batch, rows))
+        self._adapter_rows.select(batch.token_lora_mapping, self.device)
+        eager = layers or self._adapter_rows.groups  # a graph holds the model alone
+        graph = None if eager else self._find_graph(StepSize.of(batch, rows))
         if graph is not None:
             assert self._outputs is not None
             packed = upload(pack(batch, graph.size, self.pool), self.device)
@@ -170,6 +174,7 @@ class CudaModelRunner(ModelRunner):
         nothing = StepBatch.join([Chunk([0], 0, [scratch], 1, 0)], self.pool.block_size, scratch)
         columns = upload(pack(nothing, size, self.pool), self.device)[: sum(size.lengths)].clone()
         table = columns.new_full((rows, pages), scratch)
+        self._adapter_rows.select(nothing.token_lora_mapping, self.device)
 
         def compute() -> Forward:
             step = VarlenMetadata(self.pool, columns, table, size, rows, self._op)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule, StepMetadata
 from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool, cache_shape
+from turbo_runtime.models.layers.lora import Adapter, AdapterRows, adapt
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
@@ -87,10 +88,16 @@ class ModelRunner:
     """Owner of the weights and the KV tensors; the scheduler assigns the slots."""
 
     def __init__(
-        self, model: PreTrainedModel, *, blocks: int, max_length: int, group: RankGroup | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        blocks: int,
+        max_length: int,
+        group: RankGroup | None = None,
+        adapters: Sequence[Adapter] = (),
     ) -> None:
         """`blocks` of KV cache; `max_length` tokens bound one sequence. `model` loses its weights; it has
-        those of one rank of `group`.
+        those of one rank of `group`. Raises ModelError where an adapter does not fit.
         """
         self.config = config = model.config
         self.vocabulary = int(config.vocab_size)
@@ -107,6 +114,8 @@ class ModelRunner:
             self.decoder = LeanDecoder(model, max_length) if lean else ModuleDecoder(model)
         self.group = group
         self.followers = Followers()
+        self.adapter_shapes = tuple(adapter.shapes for adapter in adapters)  # in chunks they count from 1
+        self._adapter_rows = adapt(self.decoder.sites(), adapters) if adapters else AdapterRows()
 
     @property
     def asynchronous(self) -> bool:
@@ -215,6 +224,7 @@ class ModelRunner:
     def execute_here(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
         """Do this rank's part of `execute`."""
         batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
+        self._adapter_rows.select(batch.token_lora_mapping, self.device)
         rows = padded_rows(len(batch.tokens))
         step = AttentionMetadata(self.pool, batch, rows, self.rule)
         ids, sequence = padded(batch.tokens, rows), padded(batch.sequence, rows, len(chunks))

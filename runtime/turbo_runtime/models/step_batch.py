@@ -22,6 +22,7 @@ class Chunk:
     table: list[int]  # blocks for start + len(tokens) tokens
     logit_rows: int  # last tokens that need logits
     prompt_length: int
+    lora_id: int = 0  # number of its adapter; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class StepBatch:
     seq_lens: Ints  # (N,): keys of each sequence, those of this step included
     prompt_lens: Ints  # (N,)
     logits_indices: Ints  # (rows,): tokens that need logits
+    token_lora_mapping: Ints  # (T,): number of each token's adapter; 0: none
 
     @property
     def max_queries(self) -> int:
@@ -74,6 +76,7 @@ class StepBatch:
             start + count,
             _column(chunk.prompt_length for chunk in chunks),
             np.flatnonzero(np.arange(len(sequence)) >= first[sequence]),
+            _column(chunk.lora_id for chunk in chunks)[sequence],
         )
 
 

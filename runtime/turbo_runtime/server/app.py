@@ -45,7 +45,7 @@ _GETS = {
     endpoints.LOAD_PATH: "what runs and waits",
     endpoints.METRICS_PATH: "Prometheus metrics",
     endpoints.VERSION_PATH: "what is served and what it promises",
-    "/v1/models": "the one served model",
+    "/v1/models": "the served model and its adapters",
 }
 
 
@@ -88,7 +88,11 @@ def build_app(service: Service) -> FastAPI:
 
 
 def _add_api(app: FastAPI, service: Service) -> None:
-    card = {"id": service.name, "object": "model", "created": int(time.time()), "owned_by": "turbo"}
+    own = {"object": "model", "created": int(time.time()), "owned_by": "turbo"}
+    cards = [
+        {"id": name, **own, **({} if name == service.name else {"parent": service.name})}
+        for name in service.names
+    ]
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
@@ -102,13 +106,12 @@ def _add_api(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         service.authenticate(request.headers.get("authorization"))
-        return JSONResponse({"object": "list", "data": [card]})
+        return JSONResponse({"object": "list", "data": cards})
 
     @app.get("/v1/models/{name:path}")
     async def model(request: Request, name: str) -> Response:
         service.authenticate(request.headers.get("authorization"))
-        service.check_model(name)
-        return JSONResponse(card)
+        return JSONResponse(cards[service.find_adapter(name)])
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
@@ -153,6 +156,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
             {
                 "version": turbo_version(),
                 "model": model.name,
+                "adapters": service.names[1:],
                 "digest": info.digest,
                 "guarantee": info.guarantee,
                 "guarantee_reason": info.guarantee_reason or None,

@@ -61,7 +61,8 @@ async def _generate(
         request = parse(request_class, parse_json_object(body))
     else:  # other requests' tokens must not wait for it, nor below for a long prompt
         request = await service.preprocessing.run(lambda _: parse(request_class, parse_json_object(body)))
-    service.check_model(request.model)
+    lora_id = service.find_adapter(request.model)
+    model = replace(model, name=request.model)  # under which it is answered
     draft = select_draft(http.headers.getlist(DRAFT_HEADER), service.engine.stats.by_draft)
     num_answers = request.n * (len(request.prompt) if isinstance(request, CompletionRequest) else 1)
     service.require_model()  # the phase may have changed while the body was read
@@ -73,7 +74,9 @@ async def _generate(
         prepared = await run_until_disconnect(http.receive, work, service.cut)
         if prepared is None:
             raise unavailable(service.cut.result() if service.cut.done() else "The client left.")
-        prepared = replace(prepared, tenant=tenant, salt=request.cache_salt or "", draft=draft)
+        prepared = replace(
+            prepared, tenant=tenant, salt=request.cache_salt or "", draft=draft, lora_id=lora_id
+        )
         service.require_engine()  # it may have ended while the prompt was tokenized
         service.slots.resize(slot, prepared.num_prompt_tokens * prepared.n)
         on_exit = partial(service.slots.release, slot, finished=True)
@@ -81,7 +84,7 @@ async def _generate(
     except BaseException:
         service.slots.release(slot, finished=False)
         raise
-    if service.capture is not None:
+    if service.capture is not None and not lora_id:  # drafts learn what the model itself answers
         header = http.headers.get(CAPTURE_HEADER)
         for prompt in prepared.prompts:
             decode = partial(model.tokenizer.decode_exactly, prompt)

@@ -150,7 +150,8 @@ async def _load(service: Service, tokenizer_dir: Path, url: str) -> None:
             for point in info.step_times
         )
         _log(f"Micro-benchmark took {info.measure_seconds:.1f} s; one pass over {points}.")
-    _log(f"Ready: the OpenAI API is at {url}/v1, the model's name is {model.name}.")
+    adapters = "".join(f", {name} an adapter's" for name in service.names[1:])
+    _log(f"Ready: the OpenAI API is at {url}/v1, the model's name is {model.name}{adapters}.")
 
 
 async def _run_until_stopped(

@@ -61,6 +61,7 @@ class PreparedRequest:
     tenant: str = ""
     salt: str = ""  # divides what the tenant's requests share
     draft: str = DEFAULT_DRAFT
+    lora_id: int = 0  # number of the adapter; 0: none
 
     @property
     def num_answers(self) -> int:

@@ -255,7 +255,7 @@ def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:
     request_id = uuid.uuid4().hex
     num_seen: Counter[tuple[int, ...]] = Counter()
     generations: list[GenerationRequest] = []
-    scope = request.tenant, request.salt, request.draft
+    scope = request.tenant, request.salt, request.draft, request.lora_id
     for prompt, params in zip(request.prompts, request.params, strict=True):
         for _ in range(request.n):
             output_id = f"{request_id}-{len(generations)}"

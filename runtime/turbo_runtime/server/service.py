@@ -52,11 +52,6 @@ class ThreadOffload:
             wanted = False
 
 
-def served_name(model: str, given: str | None) -> str:
-    """Return the name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
-    return given or model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
-
-
 class Phase(Enum):
     """Phases of the server, in this order."""
 
@@ -83,7 +78,8 @@ class Service:
         self._keys = keys
         self.slots = self._build_slots(0, 0)
         self.bodies = HeldBytes(BODIES_BYTES)
-        self.name = served_name(config.model, config.served_model_name)
+        self.name = config.api_name
+        self.names = (self.name, *config.adapters)  # an adapter's place is its number
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
         self.preprocessing = ThreadOffload(2)  # long prompts; each holds many times its size
@@ -140,11 +136,15 @@ class Service:
             raise unavailable(f"The model '{self.name}' is still loading.", retry_after=5)
         return self.model
 
-    def check_model(self, name: str) -> None:
-        """Raise ApiError (404) for the name of another model."""
-        if name != self.name:
-            message = f"The model '{cut(name)}' does not exist; this server has '{self.name}'."
+    def find_adapter(self, name: str) -> int:
+        """Return the number of the adapter of that name; 0 of the model itself. Raises ApiError (404) for
+        the name of another model.
+        """
+        if name not in self.names:
+            known = ", ".join(f"'{each}'" for each in self.names)
+            message = f"The model '{cut(name)}' does not exist; this server has {known}."
             raise ApiError(404, message, code="model_not_found", param="model")
+        return self.names.index(name)
 
     def authenticate(self, authorization: str | None) -> str:
         """Return the tenant of an `Authorization` header; empty without keys. Raises ApiError (401)."""

@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from turbo_dev.server_process import PATIENCE
 from turbo_runtime.cli.serve import inspect, serve
-from turbo_runtime.server.service import served_name
+from turbo_runtime.contract.config import RuntimeConfig
 
 # No hub is there: the discard port of this machine refuses at once.
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -79,8 +79,8 @@ def test_a_sigterm_before_the_server_is_there_ends_it_with_0(tmp_path: Path, fir
 
 
 def test_a_gguf_file_is_served_under_its_name_without_the_suffix() -> None:
-    assert served_name("/models/smol.gguf", None) == "smol"
-    assert served_name("org/Smol-1.5", None) == "Smol-1.5"
+    assert RuntimeConfig("/models/smol.gguf").api_name == "smol"
+    assert RuntimeConfig("org/Smol-1.5").api_name == "Smol-1.5"
 
 
 def test_inspecting_nothing_is_a_sentence_status_3_and_the_termination_message(

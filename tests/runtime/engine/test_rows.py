@@ -155,7 +155,7 @@ def test_every_linear_of_a_model_is_replaced_once_and_a_tied_weight_survives_a_n
     before = model(x)
     tied = model[0].weight
     kept = tied.clone()
-    layers = replace_linears(model)
+    layers = replace_linears(model).values()
     assert [layer.product.shape for layer in layers] == [(6, 4), (3, 6)]
     for form in FORMS:
         for layer in layers:

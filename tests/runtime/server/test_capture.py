@@ -29,8 +29,10 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def say(url: str, text: str, tenant: str = "alice", salt: str | None = None, **headers: str) -> None:
-    body = {"model": "echo", "messages": [{"role": "user", "content": text}], "max_tokens": 3}
+def say(
+    url: str, text: str, tenant: str = "alice", salt: str | None = None, model: str = "echo", **headers: str
+) -> None:
+    body = {"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 3}
     reply = httpx.post(
         f"{url}/v1/chat/completions",
         json={**body, "cache_salt": salt},
@@ -93,6 +95,17 @@ def test_a_request_can_refuse(url: str, tmp_path: Path) -> None:
     wait_for(lambda: outcomes(url)["kept"] == 1)
     assert outcomes(url)["refused"] == 4
     assert [row["text"] for row in asked(tmp_path / "kept")] == ["hello world"]
+
+
+def test_prompts_for_an_adapter_are_not_kept(launch: Any, settings: Path, tmp_path: Path) -> None:
+    """Drafts learn what the model itself answers to them."""
+    keys = f"--api-key-file={settings.with_name('keys')}"
+    url = launch(f"--capture-config={settings}", keys, "--lora-modules=sql=/tuned/sql").url
+    say(url, "hello adapter", model="sql")
+    say(url, "hello world")
+    wait_for(lambda: asked(tmp_path / "kept"))
+    assert [row["text"] for row in asked(tmp_path / "kept")] == ["hello world"]
+    assert outcomes(url)["kept"] == 1
 
 
 def test_a_tenants_prompts_are_deleted_while_the_server_writes(url: str, tmp_path: Path) -> None:

@@ -145,7 +145,6 @@ def adapters(method: str, requirements: Requirements) -> str:
     ranks = f"of rank {rank} at most" if rank else f"taken to be of rank {ADAPTER_RANK}"
     sentence = f" Memory has room for {count(len(spec.adapters), 'adapter')} {ranks}; the time that they add"
     sentence += " to a step is not counted."
-    sentence += " Only engine VLLM serves adapters." if spec.engine.type == "Auto" else ""
     drafted = " Drafts are of the base model: requests for an adapter accept fewer."
     return sentence + (drafted if method in PRIORS else "")
 

@@ -36,6 +36,7 @@ from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
+from turbo_runtime.models.adapters import read_adapter
 from turbo_runtime.models.attention.varlen import VarlenAttention
 from turbo_runtime.models.loader import ExportedTokenizer, load_model, local_folder, model_errors
 from turbo_runtime.models.matmul import COUNTS
@@ -99,7 +100,10 @@ def _start(
     else:
         weights = load_model(find(config.model, config.revision), dtype, device)
         elsewhere = _place(draft_device) != _place(device)
-        model = build_runner(config, weights, op, draft_bytes(drafts, dtype, elsewhere))
+        adapters = [
+            read_adapter(name, place, config.model, dtype, device) for name, place in config.adapters.items()
+        ]
+        model = build_runner(config, weights, op, draft_bytes(drafts, dtype, elsewhere), adapters=adapters)
     end_ids = getattr(weights.generation_config, "eos_token_id", None)  # none, one or several
     end_ids = end_ids if isinstance(end_ids, Iterable) else () if end_ids is None else (end_ids,)
     loaded = time.monotonic()

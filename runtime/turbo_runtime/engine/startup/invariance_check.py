@@ -79,11 +79,13 @@ def check_batch_invariance(
                 runs = _runs_over_pages(model.pool.block_size)
                 _check_graphs(model, deadline, _check_model(model, deadline, sum(runs), runs, (0,)))
                 _check_long_prompt(model, deadline, max_num_batched_tokens)
+                check_adapters(model, deadline, sum(runs), runs)
             else:
                 optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
                 rules = model.everywhere(partial(_find_rule, limits=(deadline, optional_deadline)))
                 model.everywhere(methodcaller("use_rule", Rule.common(rules)))
                 _check_model(model, deadline, PROBE_TOKENS, (*PROBE_RUNS, *[1] * PROBE_TOKENS))
+                check_adapters(model, deadline, PROBE_TOKENS, PROBE_RUNS)
             forms |= adopt_bulk(
                 model, max_num_batched_tokens, min(BULK_LIMIT_SECONDS, deadline - time.monotonic())
             )
@@ -246,13 +248,44 @@ def _check_graphs(model: CudaModelRunner, deadline: float, at_once: Tensor) -> N
             _require_equal(model.forward(batch).logits, at_once[count - probed :])
 
 
+def check_adapters(model: ModelRunner, deadline: float, tokens: int, runs: tuple[int, ...]) -> None:
+    """Compute a sequence of an adapter at once, and then in steps that it shares with the same of the model
+    itself, as many rows at a time as `runs` says; once for all adapters of the same shapes.
+    """
+    count = min(tokens, model.max_length)
+    numbers = {shapes: number for number, shapes in enumerate(model.adapter_shapes, 1)}
+    chunk = partial(_chunk, model, count, PROBE_PROMPT)
+    for number in numbers.values():
+        require_time(deadline)
+        adapted = model.forward([chunk(0, count, count, 0, number)]).logits
+        plain = model.forward([chunk(0, count, count, 1)]).logits.clone()  # else a graph may reuse them
+        start = 0
+        for length in runs:
+            if start == count:
+                break
+            require_time(deadline)
+            rows = min(length, count - start)
+            batch = [chunk(start, rows, rows, 1), chunk(start, rows, rows, 0, number)]
+            expected = [each[start : start + rows] for each in (plain, adapted)]
+            _require_equal(model.forward(batch).logits, torch.cat(expected))
+            start += rows
+
+
 def _chunk(
-    model: ModelRunner, total: int, prompt_length: int, start: int, count: int, rows: int, place: int
+    model: ModelRunner,
+    total: int,
+    prompt_length: int,
+    start: int,
+    count: int,
+    rows: int,
+    place: int,
+    lora_id: int = 0,
 ) -> Chunk:
     """Part of a fixed sequence of `total` tokens in one of two places of the cache, with `rows` logits."""
     blocks = blocks_for(total, model.pool.block_size)
     table = list(range(place * blocks, (place + 1) * blocks))
-    return Chunk(probe_tokens(model, total)[start : start + count], start, table, rows, prompt_length)
+    tokens = probe_tokens(model, total)[start : start + count]
+    return Chunk(tokens, start, table, rows, prompt_length, lora_id)
 
 
 def _require_equal(logits: Tensor, expected: Tensor) -> None:

@@ -27,6 +27,7 @@ from turbo_runtime.models.attention.varlen import (
     supports,
 )
 from turbo_runtime.models.cuda_runner import CudaModelRunner
+from turbo_runtime.models.layers.lora import Adapter
 from turbo_runtime.models.parallel.decoder import RankGroup
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
@@ -74,10 +75,12 @@ def build_runner(
     op: VarlenAttention | None,
     drafts: DraftBytes = NO_DRAFTS,
     group: RankGroup | None = None,
+    adapters: Sequence[Adapter] = (),
 ) -> ModelRunner:
     """Build the runner for the weights' device with a cache of the right size, beside `drafts`. Raises
     ModelError.
     """
+    build: dict[str, Any] = {"group": group, "adapters": adapters}
     device, limits, ranks = weights.device, config.limits(weights.device.type), config.tensor_parallel_size
     shape, dtype = weights.config, weights.dtype
     if op is None and not (is_available(device) and supports(cache_shape(shape), dtype)):
@@ -86,14 +89,14 @@ def build_runner(
             config = DeviceMemory(total, free, drafts.weights).hold(config)
         budget = host_budget(device, ranks)
         blocks, length = size_cache(config, shape, dtype, limits, BLOCK_SIZE, budget, drafts.per_token)
-        return ModelRunner(weights, blocks=blocks, max_length=length, group=group)
+        return ModelRunner(weights, blocks=blocks, max_length=length, **build)
     if device.type == "cpu":
         budget = host_budget(device, ranks)
         blocks, length = size_cache(config, shape, dtype, limits, PAGE_SIZE, budget, drafts.per_token)
-        return CudaModelRunner(weights, blocks=blocks, max_length=length, group=group, op=op or DEFAULT_OP)
+        return CudaModelRunner(weights, blocks=blocks, max_length=length, op=op or DEFAULT_OP, **build)
     length = min(int(shape.max_position_embeddings), config.max_model_len or sys.maxsize)
     pages = 1 + blocks_for(limits.max_num_batched_tokens, PAGE_SIZE)
-    model = CudaModelRunner(weights, blocks=pages, max_length=length, group=group, op=op or DEFAULT_OP)
+    model = CudaModelRunner(weights, blocks=pages, max_length=length, op=op or DEFAULT_OP, **build)
     drafted = config.max_draft_tokens if config.speculation != "off" else 0
     memory = measure_memory(model, limits, drafted, drafts.weights)
     budget = memory.budget(config.gpu_memory_utilization)
@@ -178,14 +181,16 @@ def measure_memory(
 
 
 def largest_step(model: ModelRunner, limits: BatchLimits, max_draft_tokens: int) -> list[Chunk]:
-    """Build the step that takes most: of all tokens, with logits of as many rows as drafts can have."""
+    """Build the step that takes most: of all tokens, of an adapter where there is one, with logits of as many
+    rows as drafts can have.
+    """
     pages, tokens = list(range(model.pool.blocks)), limits.max_num_batched_tokens
     length, rows = min(tokens, model.max_length), limits.max_num_seqs * (1 + max_draft_tokens)
-    chunks = list[Chunk]()
+    chunks, lora_id = list[Chunk](), min(1, len(model.adapter_shapes))
     for start in range(0, tokens, length):
         count = min(length, tokens - start)
         logit_rows = min(count, max(0, rows - start))
-        chunks.append(Chunk(probe_tokens(model, count), 0, pages, logit_rows, length))
+        chunks.append(Chunk(probe_tokens(model, count), 0, pages, logit_rows, length, lora_id))
     return chunks
 
 

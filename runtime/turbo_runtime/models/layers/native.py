@@ -7,7 +7,7 @@ every weight.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from copy import copy
 from typing import Any
 
@@ -30,6 +30,8 @@ from turbo_runtime.models.layers.primitives import (
     RMSNorm,
     Rope,
     Rotation,
+    Site,
+    find_parts,
     fused,
 )
 from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct
@@ -43,12 +45,9 @@ class LeanAttention(Layer):
     def __init__(self, module: Any, layer: int, heads: int, kv_heads: int) -> None:
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.scaling = float(module.scaling)
-        parts = (
-            (module.qkv_proj,)
-            if hasattr(module, "qkv_proj")
-            else (module.q_proj, module.k_proj, module.v_proj)
-        )
-        self.project = fused(*parts)
+        parts = find_parts(module, ("qkv_proj",), ("q_proj", "k_proj", "v_proj"))
+        self.parts = {name: part.out_features for name, part in parts.items()}
+        self.project: Product = fused(*parts.values())
         sinks: Tensor | None = getattr(module, "sinks", None)
         self.sinks = None if sinks is None else sinks.detach().float()
         self.output: Product = fused(module.o_proj)
@@ -68,6 +67,11 @@ class LeanAttention(Layer):
         value = projected[:, self.heads + self.kv_heads :]
         outputs = step.attend(self.layer, query, key, value, self.scaling, self.sinks)
         return self.output(outputs.flatten(1))
+
+    def sites(self, prefix: str) -> Iterator[Site]:
+        """Yield the products that adapters may change, of the module `prefix`."""
+        yield Site(self, "project", {f"{prefix}.{name}": size for name, size in self.parts.items()})
+        yield Site.single(self, "output", f"{prefix}.o_proj")
 
 
 class LatentAttention(Layer):
@@ -200,6 +204,16 @@ class LeanDecoder(Decoder):
                 streams[layer] = x
             x = block(x, rotations[kind], step)
         return self._norm(x), streams
+
+    def sites(self) -> Iterator[Site]:
+        """Yield the products that adapters may change: none of latent attention, whose weights are absorbed,
+        nor of routed experts.
+        """
+        for layer, block in enumerate(self._blocks):
+            if isinstance(block.attention, LeanAttention):
+                yield from block.attention.sites(f"layers.{layer}.self_attn")
+            if isinstance(block.mlp, GatedMLP):
+                yield from block.mlp.sites(f"layers.{layer}.mlp")
 
     def first_layers(self, count: int) -> LeanDecoder:
         """Return the model without its later layers, which shares all weights."""

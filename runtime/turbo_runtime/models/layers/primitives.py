@@ -29,6 +29,27 @@ class RowWise:
 Operation = TypeVar("Operation", BatchInvariantLinear, RowWise)
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A product that adapters may change."""
+
+    owner: Any
+    attribute: str  # of the owner, which is the product
+    modules: dict[str, int]  # of the checkpoint, such as layers.3.mlp.up_proj; their outputs side by side
+
+    @property
+    def product(self) -> BatchInvariantLinear:
+        """The model's own product."""
+        product = getattr(self.owner, self.attribute)
+        assert isinstance(product, BatchInvariantLinear)
+        return product
+
+    @classmethod
+    def single(cls, owner: Any, attribute: str, module: str) -> Site:
+        """Of one module alone."""
+        return cls(owner, attribute, {module: getattr(owner, attribute).shape[0]})
+
+
 class Layer:
     """A part of a model that names its operations to the start-up check, those of its parts included."""
 
@@ -54,6 +75,10 @@ class Decoder(Layer):
 
     _head: BatchInvariantLinear
 
+    def sites(self) -> Iterator[Site]:
+        """Yield the products that adapters may change."""
+        raise NotImplementedError
+
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""
         return self._head(hidden)
@@ -78,6 +103,12 @@ class Affine(NamedTuple):
         """Put the outputs in another order (out)."""
         order = order.to(self.weight.device)
         return Affine(self.weight[order], None if self.bias is None else self.bias[order])
+
+
+def find_parts(module: Any, *choices: tuple[str, ...]) -> dict[str, nn.Linear]:
+    """Return the linear layers of a transformers module by the first of these sets of names that it has."""
+    names = next(names for names in choices if hasattr(module, names[0]))
+    return {name: getattr(module, name) for name in names}
 
 
 def fused(*layers: nn.Linear | Affine) -> BatchInvariantLinear:
@@ -172,16 +203,26 @@ class GatedMLP(Layer):
         activation: Callable[[Tensor], Tensor],
     ) -> None:
         """`gate_up` gives both gate and up, side by side."""
-        self.gate_up, self.activation = gate_up, activation
+        self.activation = activation
+        self.gate_up: Product = gate_up
         self.down: Product = down
+        self.parts: dict[str, int] = {}  # what gives gate and up in a checkpoint, with its outputs
         self.checked = RowWise("the gated activation", gate_up.shape[0], self.gated)
 
     @classmethod
     def from_module(cls, module: Any) -> GatedMLP:
         """Take the weights of a transformers module."""
-        if hasattr(module, "gate_up_proj"):
-            return cls(fused(module.gate_up_proj), fused(module.down_proj), module.activation_fn)
-        return cls(fused(module.gate_proj, module.up_proj), fused(module.down_proj), module.act_fn)
+        parts = find_parts(module, ("gate_up_proj",), ("gate_proj", "up_proj"))
+        activation = module.activation_fn if len(parts) == 1 else module.act_fn
+        mlp = cls(fused(*parts.values()), fused(module.down_proj), activation)
+        mlp.parts = {name: part.out_features for name, part in parts.items()}
+        return mlp
+
+    def sites(self, prefix: str) -> Iterator[Site]:
+        """Yield the products that adapters may change, of the module `prefix`."""
+        if self.parts:
+            yield Site(self, "gate_up", {f"{prefix}.{name}": size for name, size in self.parts.items()})
+            yield Site.single(self, "down", f"{prefix}.down_proj")
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """(rows, 2 * inner) -> (rows, inner)."""

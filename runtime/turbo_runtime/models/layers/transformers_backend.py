@@ -4,24 +4,27 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
 from copy import copy
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention.metadata import StepMetadata
-from turbo_runtime.models.layers.primitives import Decoder, Hidden, RowWise
+from turbo_runtime.models.layers.primitives import Decoder, Hidden, Layer, Product, RowWise, Site
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
+_LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
 
-class RowLinear(nn.Module):
+
+class RowLinear(nn.Module, Layer):
     """Stands in for an `nn.Linear`, with the same weights."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         bias = None if linear.bias is None else linear.bias.detach()
-        self.product = BatchInvariantLinear(linear.weight.detach(), bias)
+        self.product: Product = BatchInvariantLinear(linear.weight.detach(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -33,10 +36,11 @@ class ModuleDecoder(Decoder):
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Replace the linear layers of `model`, which has `attn_implementation=IMPLEMENTATION`."""
-        products = [layer.product for layer in replace_linears(model)]
+        layers = replace_linears(model)
         self._body = model.get_decoder()
         self._head = model.get_output_embeddings().product
-        self._products = [product for product in products if product is not self._head]
+        self._names = [name for name, layer in layers.items() if layer.product is not self._head]
+        self._linears = [layers[name] for name in self._names]
         self.embedding: Tensor = model.get_input_embeddings().weight.detach()
         inner = int(model.config.intermediate_size)
         self._norms_and_activations = [
@@ -56,6 +60,12 @@ class ModuleDecoder(Decoder):
         )
         return outputs.last_hidden_state[0], {layer: outputs.hidden_states[layer][0] for layer in layers}
 
+    def sites(self) -> Iterator[Site]:
+        """Yield the products that adapters may change: all of its layers."""
+        for name, linear in zip(self._names, self._linears, strict=True):
+            if found := _LAYER.search(name):
+                yield Site.single(linear, "product", found[1])
+
     def first_layers(self, count: int) -> ModuleDecoder:
         """Return the model without its later layers, which shares all weights."""
         shallow, body = copy(self), copy(self._body)
@@ -65,12 +75,12 @@ class ModuleDecoder(Decoder):
         return shallow
 
 
-def replace_linears(model: nn.Module) -> list[RowLinear]:
+def replace_linears(model: nn.Module) -> dict[str, RowLinear]:
     """Replace every `nn.Linear` of the model, the LM head included, and return the replacements."""
     layers = {name: RowLinear(part) for name, part in model.named_modules() if type(part) is nn.Linear}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
-    return list(layers.values())
+    return layers
 
 
 def _width_of(module: nn.Module) -> int:
