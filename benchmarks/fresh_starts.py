@@ -18,7 +18,8 @@ from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries, settle_threads
+from turbo_runtime.engine.process import quiet_libraries
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, SamplingParams, StepOutput
 
 if TYPE_CHECKING:

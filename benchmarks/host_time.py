@@ -30,7 +30,8 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries, settle_threads
+from turbo_runtime.engine.process import quiet_libraries
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, Grammar, SamplingParams
 
 if TYPE_CHECKING:

@@ -29,7 +29,8 @@ from harness import Bar, arguments, finish, prompts
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import DraftMethod, RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries, settle_threads
+from turbo_runtime.engine.process import quiet_libraries
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:

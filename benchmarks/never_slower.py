@@ -32,7 +32,7 @@ from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import settle_threads
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from engines import fresh, run
 
 from peers.worker import Answerer, Job, Result, Setup, serve
 from turbo_runtime.contract.config import DraftMethod, DType, RuntimeConfig
-from turbo_runtime.engine.process import settle_threads
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:

@@ -166,6 +166,15 @@ class StepOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadSettings:
+    """How the threads of a CPU compute."""
+
+    count: int = 1  # of one rank
+    wait: Literal["sleep", "spin", "environment"] = "sleep"  # for each other; or as variables say
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReady:
     """The model is loaded; the start-up check and the micro-benchmark have run."""
 
@@ -174,6 +183,7 @@ class EngineReady:
     arithmetic: dict[str, str] = field(default_factory=dict)  # weight shape -> its matmul kernel
     device: str = "cpu"
     dtype: str = "float32"
+    threads: ThreadSettings = ThreadSettings()
     tensor_parallel_size: int = 1
     max_model_len: int = 0
     max_num_seqs: int = 0  # requests decoded together at most

@@ -28,7 +28,7 @@ from turbo_runtime.distill.recipe import (
 )
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by, read_manifest
 from turbo_runtime.drafters.draft_memory import MAX_MIB
-from turbo_runtime.engine.process import settle_threads
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.model_files.hub_cache import note_commit
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts

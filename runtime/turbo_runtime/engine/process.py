@@ -14,6 +14,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import EngineFailed, EngineStats, Shutdown, StepOutput
 
 if TYPE_CHECKING:
@@ -26,16 +27,6 @@ log = logging.getLogger(__name__)
 MAX_MESSAGES = 64  # taken before a step, so that running requests need not wait for all new ones
 FLUSH_SECONDS = 2.0  # for a last message to be written
 REST_SECONDS = 0.5  # without a message, after which an idle engine does background work
-
-
-def settle_threads(threads: int | None) -> None:
-    """Fix the number of threads (None: as many as allowed cores), before torch is imported, and let idle ones
-    sleep. Else a thread that waits for its siblings spins, and on a shared core burns the time that the
-    sibling needs: with four busy neighbors on two cores, a step took twenty times as long.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def quiet_libraries() -> None:
@@ -58,7 +49,7 @@ def run_engine(
     if (ranks := config.tensor_parallel_size) > 1:
         threads = config.threads or len(os.sched_getaffinity(0))
         config = replace(config, threads=max(1, threads // ranks))
-    settle_threads(config.threads)
+    threads = settle_threads(config.threads, ranks)
     quiet_libraries()
     # these import torch
     from turbo_runtime.engine.startup.builder import start_engine
@@ -77,7 +68,7 @@ def run_engine(
             engine, ready = start_engine(config, start_time, tokenizer, on_loss=partial(_give_up, outbox))
         try:
             note_commit(config.model, asked, commit)
-            outbox.put(ready)
+            outbox.put(replace(ready, threads=threads))
             serve(engine, inbox, outbox, beat)
         finally:
             engine.model.followers.stop()

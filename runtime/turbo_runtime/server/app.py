@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -163,6 +164,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
                 "arithmetic": info.arithmetic,
                 "device": info.device,
                 "dtype": info.dtype,
+                "threads": asdict(info.threads),
                 "tensor_parallel_size": info.tensor_parallel_size,
                 "draft_version": stats.draft_version or None,
                 "drafts": {draft.name: draft.version or None for draft in stats.by_draft},

@@ -246,12 +246,12 @@ def test_a_model_whose_rows_depend_on_their_number_is_served_under_law(
 
 
 def test_a_norm_that_depends_on_the_number_of_rows_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = torch.nn.functional.rms_norm
+    real = torch.linalg.vector_norm
 
     def crowded(x: Tensor, *rest: object) -> Tensor:
-        return real(x, *rest) * (1 + 2**-20 * (x.shape[0] == 40))  # type: ignore[arg-type]
+        return real(x, *rest) * (1 + 2**-18 * (x.shape[0] == 40))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(torch.nn.functional, "rms_norm", crowded)
+    monkeypatch.setattr(torch.linalg, "vector_norm", crowded)
     report = check_batch_invariance(paged("llama, tied"), max_num_batched_tokens=64, limit_seconds=60)
     assert report.reason == "RMSNorm over 48 values depends on the row count"
 

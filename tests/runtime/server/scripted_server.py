@@ -32,6 +32,7 @@ from turbo_runtime.messages import (
     GenerationRequest,
     Shutdown,
     StepOutput,
+    ThreadSettings,
     TokenEvent,
     TokenLogprob,
 )
@@ -123,6 +124,7 @@ class Engine:
             EngineReady(
                 guarantee="bitwise",
                 arithmetic={"576x576": "X @ Wt"},
+                threads=ThreadSettings(2, "sleep", "there are 2 threads for 4 cores"),
                 max_model_len=config.max_model_len or 2048,
                 max_num_seqs=config.limits("cpu").max_num_seqs,
                 kv_blocks=1024,

@@ -55,6 +55,8 @@ def test_version_tells_what_is_served_and_what_it_promises(server) -> None:
     assert version["model"] == "echo"
     assert (version["guarantee"], version["guarantee_reason"]) == ("bitwise", None)
     assert version["arithmetic"] == {"576x576": "X @ Wt"}
+    reason = "there are 2 threads for 4 cores"
+    assert version["threads"] == {"count": 2, "wait": "sleep", "reason": reason}
     assert version["digest"] == "sha256:feed"
     assert (version["device"], version["dtype"], version["max_model_len"]) == ("cpu", "float32", 2048)
     assert version["version"]

@@ -80,17 +80,16 @@ class RowAttention:
 
 
 def is_fused(pool: KVPool) -> bool:
-    """Whether the fused kernel is cheaper. In bfloat16 it calls oneDNN for each item and head, which is a
-    quarter slower than products over all chunks; on a device a call for each length costs more; and where
-    values are narrower than keys, torch uses a kernel that materializes all scores.
+    """Whether the fused kernel is cheaper. On a device a call for each length costs more; and where values
+    are narrower than keys, torch uses a kernel that materializes all scores.
     """
     wide = pool.shape.latent or pool.key_width == pool.value_width
-    return pool.device.type == "cpu" and pool.dtype == torch.float32 and wide
+    return pool.device.type == "cpu" and wide
 
 
 def items_together(pool: KVPool, keys: int) -> int:
     """The number of items with so many keys that are computed at once; at least 1."""
-    return max(1, GROUP_BYTES // (keys * pool.shape.elements * pool.dtype.itemsize))
+    return max(1, GROUP_BYTES // (keys * pool.shape.elements * torch.float32.itemsize))
 
 
 def _tiles(spans: Spans, window: int) -> Ints:
@@ -125,7 +124,10 @@ def _parts(pool: KVPool, tiles: list[int], *, alike: bool) -> Iterator[slice]:
 
 
 class FusedItems:
-    """Items in one call of the fused kernel."""
+    """Items in one call of the fused kernel, in float32 whatever the cache holds: for bfloat16 the kernel
+    calls oneDNN for each item and head, which for an item's few rows costs more than turning its keys and
+    values into float32.
+    """
 
     def __init__(
         self, pool: KVPool, items: Spans, queries: Ints, positions: Ints, window: int, *, in_place: bool
@@ -142,27 +144,35 @@ class FusedItems:
         self._queries = slice(queries.size) if in_place else pool.tensor(queries.ravel())
         # (items, rows, keys); all that can come after a row lies in its own tile, and all that its window has
         # passed in the first two
-        self._mask = torch.zeros(*queries.shape, keys, dtype=pool.dtype, device=pool.device)
+        self._mask = torch.zeros(*queries.shape, keys, device=pool.device)
         last = positions[:, :, None]
         self._mask[..., -PROMPT_TILE:].masked_fill_(pool.tensor(key[..., -PROMPT_TILE:] > last), -inf)
         if window:
             passed = key[..., : 2 * PROMPT_TILE] <= last - window
             self._mask[..., : 2 * PROMPT_TILE].masked_fill_(pool.tensor(passed), -inf)
+        self._mask = self._mask[:, None]
 
     def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the step -> (KV heads, items * rows, value width)."""
         pool = self._pool
         keys, values = pool.gather(layer, self._blocks)
-        if pool.shape.latent:
-            values = keys  # the fastest kernel needs values as wide as keys; the values lead the keys
+        keys = keys.float()
+        # the fastest kernel needs values as wide as keys; latent values lead the keys
+        values = keys if pool.shape.latent else values.float()
         own = self._queries
-        query = queries[:, own] if isinstance(own, slice) else queries.index_select(1, own)
-        query, keys, values = (
-            tensor.view(pool.kv_heads, self._items, -1, tensor.shape[-1]).transpose(0, 1)
-            for tensor in (query, keys, values)
-        )
-        outputs = attend_fused(query, keys, values, self._mask[:, None], scaling, sinks)
-        return outputs.transpose(0, 1).flatten(1, 2)[..., : pool.value_width]
+        query = (queries[:, own] if isinstance(own, slice) else queries.index_select(1, own)).float()
+        if self._items == 1:
+            by_item = query[None], keys[None], values[None]
+            outputs = attend_fused(*by_item, self._mask, scaling, sinks)[0]
+        else:
+            query, keys, values = (
+                tensor.view(pool.kv_heads, self._items, -1, tensor.shape[-1]).transpose(0, 1)
+                for tensor in (query, keys, values)
+            )
+            outputs = attend_fused(query, keys, values, self._mask, scaling, sinks)
+            outputs = outputs.transpose(0, 1).flatten(1, 2)
+        outputs = outputs.to(pool.dtype)
+        return outputs[..., : pool.value_width] if pool.shape.latent else outputs
 
 
 def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:

@@ -133,10 +133,13 @@ class RMSNorm(Layer):
 
     def __init__(self, module: Any) -> None:
         self.weight, self.epsilon = _norm_weight(module)
+        self._by_sum = _BySum(self.weight, self.epsilon)
         self.checked = RowWise("RMSNorm", self.weight.shape[0], self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., width) -> the same."""
+        if x.is_cpu:
+            return self._by_sum(x)
         wide = x.to(self.weight.dtype)
         return F.rms_norm(wide, self.weight.shape, self.weight, self.epsilon).to(x.dtype)
 
@@ -147,6 +150,7 @@ class HeadNorm(Layer):
     def __init__(self, query: Any, key: Any, heads: int, kv_heads: int) -> None:
         weight, self.epsilon = _norm_weight(query)
         self.weight = torch.cat([weight.expand(heads, -1), _norm_weight(key)[0].expand(kv_heads, -1)])
+        self._by_sum = _BySum(self.weight, self.epsilon)
         shape = self.weight.shape  # all heads of a row
         self.checked = RowWise(
             "the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x)
@@ -154,7 +158,24 @@ class HeadNorm(Layer):
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, query and key heads, width)."""
+        if x.is_cpu:
+            return self._by_sum(x)
         return (F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight).to(x.dtype)
+
+
+class _BySum:
+    """RMSNorm on a CPU, where torch's own falls apart into more operations: by the sum of the squares, with
+    what makes a mean of it in the weight.
+    """
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        width = weight.shape[-1]
+        self._weight, self._epsilon = weight.float() * width**0.5, epsilon * width
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.linalg.vector_norm(wide, 2, -1, True).square_().add_(self._epsilon).rsqrt_()
+        return (wide * scale).mul_(self._weight).to(x.dtype)
 
 
 Rotation = Callable[[Tensor], Tensor]  # of x (rows, heads, width)
@@ -183,12 +204,12 @@ class Rope:
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
 
         def rotate(x: Tensor) -> Tensor:
-            half = cos.shape[-1] // 2
-            still = x[..., 2 * half :]  # of models that turn a part of each head
-            turned, swapped = x[..., : 2 * half], torch.cat([x[..., half : 2 * half], x[..., :half]], -1)
+            width = cos.shape[-1]
+            turned = x if x.shape[-1] == width else x[..., :width]  # some models turn a part of each head
             # products and a sum: a fused multiply-add would round by where a row happens to stand
-            turned = turned * cos + swapped * sin
-            return torch.cat([turned, still], -1) if still.shape[-1] else turned
+            swapped = turned.roll(width // 2, -1).mul_(sin)
+            turned = (turned * cos).add_(swapped)
+            return turned if x.shape[-1] == width else torch.cat([turned, x[..., width:]], -1)
 
         return rotate
 
@@ -227,7 +248,7 @@ class GatedMLP(Layer):
     def gated(self, gate_up: Tensor) -> Tensor:
         """(rows, 2 * inner) -> (rows, inner)."""
         gate, up = gate_up.chunk(2, -1)
-        return self.activation(gate) * up
+        return self.activation(gate).mul_(up)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, width) -> the same."""

@@ -1,0 +1,97 @@
+"""Threads wait for each other as the environment says, or spin where the cores are the pod's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from math import inf
+
+import pytest
+
+from turbo_runtime.engine import threads
+from turbo_runtime.engine.threads import (
+    SPINS,
+    count_cores,
+    count_quota,
+    describe_share,
+    find_sharing,
+    settle_threads,
+)
+from turbo_runtime.messages import ThreadSettings
+
+VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+@pytest.fixture(autouse=True)
+def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process whose environment says nothing of threads."""
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # and as before, afterwards
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ((4, 4, 8, inf), ""),
+        ((4, 4, 8, 4.0), ""),
+        ((4, 8, 8, inf), "every program of the machine may use the cores"),
+        ((2, 4, 8, inf), "there are 2 threads for 4 cores"),
+        ((4, 4, 8, 3.5), "a CPU quota of 3.5 cores counts what spins"),
+    ],
+)
+def test_cores_are_the_pods_own_if_there_are_as_many_as_threads_and_fewer_than_the_machine_has(
+    facts: tuple[int, int, int, float], reason: str
+) -> None:
+    assert find_sharing(*facts) == reason
+
+
+def test_cores_on_which_others_compute_are_shared_whatever_the_system_says_of_them() -> None:
+    assert describe_share(0.97) == ""
+    assert describe_share(0.5) == "other programs took 50% of a core at start"
+
+
+@pytest.mark.parametrize(("ranges", "count"), [("0", 1), ("0-3\n", 4), ("0-3,8,10-11", 7)])
+def test_cores_are_counted_from_a_list_of_ranges(ranges: str, count: int) -> None:
+    assert count_cores(ranges) == count
+
+
+@pytest.mark.parametrize(("text", "cores"), [("max 100000\n", inf), ("250000 100000\n", 2.5)])
+def test_a_quota_is_read_in_cores(text: str, cores: float) -> None:
+    assert count_quota(text) == cores
+
+
+def test_threads_that_compute_at_once_get_a_share_of_a_core() -> None:
+    assert 0 < threads.measure_share(2, seconds=0.01) <= 1.05
+
+
+def test_one_thread_waits_for_nobody() -> None:
+    assert settle_threads(1) == ThreadSettings(1, "sleep", "there is one thread")
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_what_the_environment_says_of_waiting_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert settle_threads(2) == ThreadSettings(2, "environment", "GOMP_SPINCOUNT=77 is set")
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+@pytest.mark.parametrize(("reason", "spins"), [("", str(SPINS)), ("the cores are shared", "0")])
+def test_the_openmp_that_torch_loads_waits_as_settled(
+    reason: str, spins: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_why_sleep", lambda *_: reason)
+    settled = settle_threads(2)
+    assert settled.wait == ("sleep" if reason else "spin")
+    environment = {**os.environ, "OMP_DISPLAY_ENV": "verbose"}
+    shown = subprocess.run(
+        [sys.executable, "-c", "import torch; print(torch.get_num_threads())"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(shown.stdout) == 2
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
