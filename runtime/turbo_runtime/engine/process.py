@@ -49,7 +49,7 @@ def run_engine(
     if (ranks := config.tensor_parallel_size) > 1:
         threads = config.threads or len(os.sched_getaffinity(0))
         config = replace(config, threads=max(1, threads // ranks))
-    threads = settle_threads(config.threads, ranks)
+    settled = settle_threads(config.threads, ranks)
     quiet_libraries()
     # these import torch
     from turbo_runtime.engine.startup.builder import start_engine
@@ -68,7 +68,7 @@ def run_engine(
             engine, ready = start_engine(config, start_time, tokenizer, on_loss=partial(_give_up, outbox))
         try:
             note_commit(config.model, asked, commit)
-            outbox.put(replace(ready, threads=threads))
+            outbox.put(replace(ready, threads=settled))
             serve(engine, inbox, outbox, beat)
         finally:
             engine.model.followers.stop()

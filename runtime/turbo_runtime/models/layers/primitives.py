@@ -174,7 +174,7 @@ class _BySum:
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.float()
-        scale = torch.linalg.vector_norm(wide, 2, -1, True).square_().add_(self._epsilon).rsqrt_()
+        scale: Tensor = torch.linalg.vector_norm(wide, 2, -1, True).square_().add_(self._epsilon).rsqrt_()
         return (wide * scale).mul_(self._weight).to(x.dtype)
 
 
