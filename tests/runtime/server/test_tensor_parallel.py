@@ -71,6 +71,7 @@ def test_sigterm_to_all_processes_loses_no_request_and_leaves_no_process(start: 
     server = start()
     version: dict[str, Any] = httpx.get(server.url + endpoints.VERSION_PATH).json()
     assert version["tensor_parallel_size"] == 2
+    assert version["threads"] == {"count": 1, "wait": "sleep", "reason": "there is one thread"}
     engine = server.engine_pid()
     ranks = rank_pids(engine)
     assert len(ranks) == 1
