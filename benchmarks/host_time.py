@@ -30,7 +30,7 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries
+from turbo_runtime.engine.process import freeze_heap, quiet_libraries
 from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, Grammar, SamplingParams
 
@@ -42,7 +42,7 @@ BARS = (Bar("mixed_256_ms", at_most=12.0), Bar("waits_per_step", at_most=1.0))
 REQUESTS = (1, 8, 32, 64, 256)
 QUICK_REQUESTS = (1, 32)
 DRAFTS, WRONG = 4, 0.2
-STEPS, FIRST = 12, 4  # steps that count, behind the first ones
+STEPS, FIRST = 8, 2  # steps that count, behind the first ones
 PROMPT_TOKENS = 32
 SYNC_REQUESTS = 4
 TEXT = Grammar("regex", r"[A-Za-z0-9 ,.'\n-]*")
@@ -74,6 +74,7 @@ def main() -> int:
         engine, ready = start_engine(config, time.monotonic())
         grammars = Grammars(exported.file, ready.vocab_size, exported.end_ids | {*ready.eos_token_ids})
         grammars.matcher(grammars.compile(TEXT))  # which reads the file
+    freeze_heap()
     rows, figures = _sizes(engine, grammars, _requests(config), sizes)
     with step("count how often a step waits for a device", "10 s"):
         on_device, _ = start_engine(

@@ -60,8 +60,9 @@ class _Recorder(Speculator):
         super().__init__(Proposer(), NoDraft())
         self.states: defaultdict[str, list[Tensor]] = defaultdict(list)
 
-    def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
-        super().observe(part, verdict, state)
+    def observe(self, part: BatchEntry, verdict: VerificationResult, hidden: Tensor) -> None:
+        super().observe(part, verdict, hidden)
+        state = hidden[part.first + len(verdict.tokens) - 1]
         self.states[part.work.sequence.request_id].append(state.clone())
 
 

@@ -7,7 +7,7 @@ Server to engine: `GenerationRequest`, `Abort`, `Shutdown`. Engine to server: `E
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.contract.documents import Guarantee, StepTime
@@ -93,8 +93,7 @@ class Shutdown:
     """End the engine process after the current step."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """The result of one step for one request."""
 
     request_id: str

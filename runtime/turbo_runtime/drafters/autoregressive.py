@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from turbo_runtime.drafters.interface import SURE, Drafter, DraftRequest, TokenCandidate
-from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.noise import Noise, position_key
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.draw import NOTHING
+from turbo_runtime.sampling.noise import Noise, signed
+from turbo_runtime.sampling.rows import DrawnRows
+from turbo_runtime.sampling.search import kernels_of
 
 _DEPTHS = 8  # drafted positions that are calibrated apart
 
@@ -86,16 +90,20 @@ class AutoregressiveDrafter(Drafter):
 
     def _draw(self, logits: Tensor, indices: Sequence[int]) -> list[int]:
         """The token of each draft; `NOTHING` where logits are no numbers."""
-        blocks, device = BlockedLogits(logits), logits.device
-        drawn = greedy_tokens(blocks)
-        sampled = [row for row, index in enumerate(indices) if self._requests[index].temperature > 0]
-        if sampled:
-            requests = [self._requests[indices[row]] for row in sampled]
-            positions = [len(request.tokens) + self._depth for request in requests]
-            rows = torch.tensor(sampled, device=device)
-            keys = [position_key(r.key, at) for r, at in zip(requests, positions, strict=True)]
-            heat = torch.tensor([r.temperature for r in requests], dtype=torch.float64, device=device)
-            noisy = sampled_tokens(blocks, heat, torch.tensor(keys, device=device), self.noise, rows)
-            drawn.index_copy_(0, rows, noisy)
-        tokens: list[int] = drawn.tolist()
+        rows = DrawnRows()
+        for row, request in enumerate(self._requests[index] for index in indices):
+            if request.temperature > 0:
+                rows.plain.rows.append(row)
+                rows.plain.params.append(_params(request.temperature))
+                rows.plain.keys.append(signed(request.key))
+                rows.plain.positions.append(len(request.tokens) + self._depth)
+            else:
+                rows.greedy.append(row)
+        tokens: list[int] = kernels_of(logits.device).draw(logits, rows, self.noise).tolist()
         return tokens
+
+
+@lru_cache(maxsize=256)
+def _params(temperature: float) -> SamplingParams:
+    """A draft is drawn by its temperature alone."""
+    return SamplingParams(temperature=temperature)

@@ -224,7 +224,8 @@ class Engine:
             if tokens is None:
                 self._fail(part.work.sequence.request_id, NOT_FINITE)
                 continue
-            part.sampler.prompt_logprobs.read(tokens.prompt_logprobs(), part.prompt)
+            if part.prompt:
+                part.sampler.prompt_logprobs.read(tokens.prompt_logprobs(), part.prompt)
             if part.work.yields:
                 self._advance(part, tokens, forward)
             else:
@@ -277,7 +278,7 @@ class Engine:
             self._fail(request_id, f"the engine failed on this request: {error}", refused=False)
             return
         self.scheduler.update_from_output(part.work, list(verdict.tokens))
-        self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
+        self.speculation.observe(part, verdict, forward.hidden)
         self._count(part, verdict)
         first = sequence.generated == len(verdict.tokens)
         if first:

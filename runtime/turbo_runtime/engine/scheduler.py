@@ -169,7 +169,7 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
             if self._find_block(sequence):
                 self._compute(sequence, 1, step)
-        wanted = {sequence: self._max_drafts(sequence) for sequence in step.counts}
+        wanted = {sequence: most for sequence in step.counts if (most := self._max_drafts(sequence)) > 0}
         promised = {s: min(limit, likely(s.request_id)) for s, limit in wanted.items()}
         promise = min(sum(promised.values()), step.tokens // 2)
         step.tokens -= promise
@@ -244,6 +244,8 @@ class Scheduler:
         if not sequence.table:  # it was preempted for an older one
             return False
         tokens = len(sequence.tokens)
+        if self.block_pool.blocks_for(tokens) <= len(sequence.table):
+            return True
         while self.block_pool.blocks_for(tokens) - len(sequence.table) > self.block_pool.num_available:
             if self._preempt_youngest() is sequence:
                 return False
@@ -332,7 +334,7 @@ class Scheduler:
             return 0
         own = self.max_draft_tokens if params.max_draft_tokens is None else params.max_draft_tokens
         # one token of the room is the correction or bonus
-        return max(0, min(own, self.max_draft_tokens, self.room(sequence) - 1))
+        return min(own, self.max_draft_tokens, self.room(sequence) - 1)
 
     def _grant_drafts(
         self, wanted: dict[Sequence, int], promised: dict[Sequence, int], budget: int

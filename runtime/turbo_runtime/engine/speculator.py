@@ -28,6 +28,9 @@ _PACE = 1e-5  # seconds per token before the first measurement
 _LEARN = 0.2  # weight of the newest slice in the pace
 
 
+_NO_DRAFT = Draft()
+
+
 @dataclass(slots=True)
 class BatchEntry:
     """A sequence's rows of a step: prompt tokens that need log probabilities, then its output and drafts."""
@@ -35,7 +38,7 @@ class BatchEntry:
     work: scheduler.ScheduledTokens
     sampler: Sampler
     drafts: list[int] = field(default_factory=list)  # to verify
-    draft: Draft = field(default_factory=Draft)  # the proposed one; `drafts` are its first tokens
+    draft: Draft = _NO_DRAFT  # the proposed one; `drafts` are its first tokens
     prompt: range = field(init=False)  # positions of the former
     first: int = field(init=False)  # of the latter among the step's rows
 
@@ -52,7 +55,7 @@ class BatchEntry:
 
     def rows(self) -> AnswerRows:
         """Return its rows, to draw from and to score."""
-        prompt = self.sampler.prompt_logprobs.tokens(self.prompt)
+        prompt = self.sampler.prompt_logprobs.tokens(self.prompt) if self.prompt else ()
         tokens = self.work.sequence.tokens
         return AnswerRows(self.sampler, tokens, self.drafts, self.first, prompt, self.work.yields)
 
@@ -96,6 +99,7 @@ class Speculator:
         self.drafters = drafters
         self.control = control
         self.demand = Demand()
+        self._reads_hidden = False  # whether a drafter does, in this step
         self._hidden: dict[str, Tensor] = {}  # the states that gave the answers' last tokens
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._drafted: set[str] = set()  # its requests that drafters draft for
@@ -108,7 +112,7 @@ class Speculator:
         """Set `draft` and `drafts` of the parts to those that promise most tokens a second."""
         start_time = time.perf_counter()
         self._outcomes.clear()
-        self._shape = _shape(parts)
+        self._shape, self._reads_hidden = _shape(parts), self.drafters.reads_hidden
         able = [part for part in parts if part.work.yields and part.work.draft_limit]
         answers = sum(part.work.yields for part in parts)
         self._draft(able, answers)
@@ -128,33 +132,40 @@ class Speculator:
         """Index prompts while they are computed, and finished answers; `overlapped` with a device's work."""
         for part in parts:
             sequence = part.work.sequence
+            if sequence.generated:
+                continue
             params = sequence.request.params
-            if not sequence.generated and params.draft_method != "off" and params.max_draft_tokens != 0:
+            if params.draft_method != "off" and params.max_draft_tokens != 0:
                 self.drafters.expect(sequence.request_id, sequence.tokens, params.draft_method)
         seconds = self._reading.step(self.drafters, self.control.spare(self._shape))
         self._read += 0.0 if overlapped else seconds
 
-    def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
-        """Learn a part's committed tokens; `state` gave the last of them."""
+    def observe(self, part: BatchEntry, verdict: VerificationResult, hidden: Tensor) -> None:
+        """Learn a part's committed tokens; `hidden` (rows, width) are the states of the step's rows."""
         request_id = part.work.sequence.request_id
-        self.drafters.observe(part.draft, verdict.tokens)
-        self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
+        if self._reads_hidden:
+            self._hidden[request_id] = hidden[part.first + won].clone()  # a view would keep all rows
+        self.demand.book(request_id, drafted, part.work.draft_limit)
+        proposed = request_id in self._drafted
+        if not part.draft.tokens:
+            self._outcomes.append(
+                DraftOutcome(request_id, proposed, drafted, won, costly_key=part.draft.costly_key)
+            )
+            return
+        self.drafters.observe(part.draft, verdict.tokens)
         origins = part.draft.origins[:drafted]
         more = sum(origin.fallback_token is None for origin in origins)
         gained = sum(
             (token == actual) - (origin.fallback_token == actual)
             for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
-        proposed = request_id in self._drafted
         claimed, right = part.draft.compare(verdict.tokens)
         self._outcomes.append(
             DraftOutcome(
                 request_id, proposed, drafted, won, claimed, right, part.draft.costly_key, more, gained
             )
         )
-        if self.drafters.reads_hidden:
-            self._hidden[request_id] = state.clone()  # a view would keep all rows
 
     def stream_layers(self, parts: Sequence[BatchEntry]) -> tuple[int, ...]:
         """Layers of the model whose input drafters need of this step."""

@@ -31,7 +31,11 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container sees its own group here
 def settle_threads(threads: int | None, ranks: int = 1) -> ThreadSettings:
     """Fix the number of threads (None: as many as allowed cores) and how they wait, unless the environment
     says it; as many as that in each of `ranks` processes. Before torch is imported.
+
+    And let torch ask for huge pages, where Linux offers them: products over weights in small ones took a
+    tenth longer, and to give the logits of 256 requests back took 3 ms a step.
     """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     count = threads or len(os.sched_getaffinity(0))
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -9,7 +9,7 @@ Written rules, since what is not written falls another way one day:
 - Order: grammar, bad words and `min_tokens` forbid tokens; `logit_bias` is added; the repetition penalty
   divides positive logits and multiplies others, of tokens of the prompt or the answer; the frequency penalty
   is taken off for each time, the presence penalty once, of tokens of the answer (`processors.py`). Then
-  temperature, `min_p`, `top_k`, `top_p`, each on what the one before it left (`draw.py`). This is
+  temperature, `min_p`, `top_k`, `top_p`, each on what the one before it left (`truncation.py`). This is
   vLLM's order.
 - A temperature below `GREEDY_BELOW` is 0: y = argmax of the processed logits; `min_p`, `top_k` and `top_p`
   then change nothing.

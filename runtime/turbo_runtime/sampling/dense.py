@@ -18,7 +18,7 @@ from torch import Tensor
 from turbo_runtime.models.transfer import upload
 from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows, column
+from turbo_runtime.sampling.rows import DrawnRows, Masks, RowKernels, SampledRows
 
 _BYTES_AT_ONCE = 1 << 26  # of float64, for some rows of the vocabulary; a few such tensors exist together
 
@@ -29,14 +29,15 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     device = logits.device
     drawn = torch.full((len(logits),), NOTHING, device=device)
     size = rows_at_once(logits.shape[1])
-    for index in torch.split(rows.greedy_index(device), size) if rows.greedy else ():
+    greedy = upload(np.array(rows.greedy, np.int64), device)
+    for index in torch.split(greedy, size) if rows.greedy else ():
         values = logits.index_select(0, index)
         drawn.index_copy_(0, index, torch.where(_some_left(values), _first_highest(values), NOTHING))
     for part, truncated in ((rows.plain, False), (rows.truncated, True)):
         for piece in _pieces(part, size):
-            index, keys = piece.columns(device)
+            index, keys = upload(piece.index(), device), upload(piece.position_keys(), device)
             values = logits.index_select(0, index)
-            tokens = _drawn(values, piece, keys, noise, truncated=truncated)
+            tokens = _highest_perturbed(values, piece, keys, noise, truncated=truncated)
             drawn.index_copy_(0, index, torch.where(_some_left(values), tokens, NOTHING))
     return drawn
 
@@ -51,9 +52,11 @@ def _pieces(rows: SampledRows, size: int) -> Iterator[SampledRows]:
     return (rows.part(slice(start, start + size)) for start in range(0, len(rows.rows), size))
 
 
-def _drawn(logits: Tensor, rows: SampledRows, keys: Tensor, noise: Noise, *, truncated: bool) -> Tensor:
+def _highest_perturbed(
+    logits: Tensor, rows: SampledRows, keys: Tensor, noise: Noise, *, truncated: bool
+) -> Tensor:
     """The first token (n,) with the highest perturbed score of each row (n, vocabulary)."""
-    temperatures = rows.temperatures(logits.device)[:, None]
+    temperatures = upload(rows.temperatures(), logits.device)[:, None]
     scores = logits.double().div_(temperatures)
     if truncated:
         scores.masked_fill_(_dropped(logits, rows, temperatures), -torch.inf)
@@ -63,9 +66,9 @@ def _drawn(logits: Tensor, rows: SampledRows, keys: Tensor, noise: Noise, *, tru
 def _dropped(logits: Tensor, rows: SampledRows, temperatures: Tensor) -> Tensor:
     """Return (n, vocabulary) whether `min_p`, then `top_k`, then `top_p` drop a token."""
     device, every = logits.device, rows.params
-    log_min_p = column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in every], device)
-    top_k = column([float(p.top_k) if p.top_k > 0 else math.inf for p in every], device)
-    top_p = column([p.top_p if p.top_p < 1.0 else math.inf for p in every], device)
+    log_min_p = _column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in every], device)
+    top_k = _column([float(p.top_k) if p.top_k > 0 else math.inf for p in every], device)
+    top_p = _column([p.top_p if p.top_p < 1.0 else math.inf for p in every], device)
     ordered = logits.sort(dim=1, descending=True, stable=True)
     values = ordered.values.double()
     top = values[:, :1]
@@ -74,6 +77,11 @@ def _dropped(logits: Tensor, rows: SampledRows, temperatures: Tensor) -> Tensor:
     sums = weights.cumsum(1)
     kept &= F.pad(sums[:, :-1], (1, 0)) < top_p * sums[:, -1:]
     return torch.empty_like(kept).scatter_(1, ordered.indices, ~kept)
+
+
+def _column(values: list[float], device: torch.device) -> Tensor:
+    """Put numbers (n,) on `device` as (n, 1) float64."""
+    return upload(np.array(values, np.float64), device)[:, None]
 
 
 def _some_left(logits: Tensor) -> Tensor:
@@ -88,12 +96,19 @@ def _first_highest(values: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def forbid(logits: Tensor, rows: Sequence[int], forbidden: Tensor) -> None:
-    """`RowKernels.forbid`, with three launches for many rows."""
-    index = upload(np.array(rows, np.int64), logits.device)
+def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
+    """`RowKernels.forbid`, with few launches for many rows."""
+    index, packed = upload(np.array(rows, np.int64), logits.device), upload(masks, logits.device)
     size = rows_at_once(logits.shape[1])
-    for part, tokens in zip(torch.split(index, size), torch.split(forbidden, size), strict=True):
+    for part, some in zip(torch.split(index, size), torch.split(packed, size), strict=True):
+        tokens = forbidden_tokens(some)[:, : logits.shape[1]]
         logits.index_copy_(0, part, logits.index_select(0, part).masked_fill_(tokens, -torch.inf))
+
+
+def forbidden_tokens(masks: Tensor) -> Tensor:
+    """Return what masks (n, bytes) leave out, as (n, 8 x bytes) bool."""
+    bits = torch.arange(8, dtype=torch.uint8, device=masks.device)
+    return (masks[:, :, None].bitwise_right_shift(bits) & 1 == 0).flatten(1)
 
 
 def rows_at_once(vocabulary: int) -> int:

@@ -25,7 +25,7 @@ def score(logits: Tensor, tokens: Tensor, top: int, kernels: RowKernels = SEARCH
     size = kernels.rows_at_once(logits.shape[1])
     parts = zip(torch.split(logits, size), torch.split(tokens, size), strict=True)
     pieces = [_score(rows, wanted, top, kernels.likeliest) for rows, wanted in parts]
-    logprobs, ranks, ids, best = (torch.cat(column) for column in zip(*pieces, strict=True))
+    logprobs, ranks, ids, best = (torch.cat(each) for each in zip(*pieces, strict=True))
     return logprobs, ranks, ids, best
 
 
@@ -33,11 +33,11 @@ def _score(rows: Tensor, tokens: Tensor, top: int, ranked: Callable[[Tensor, int
     wanted = tokens[:, None]
     peaks = rows.amax(1, keepdim=True).double()
     totals = peaks + sum_rows(rows.double().sub_(peaks).exp_()).log_()
-    own = rows.gather(1, wanted)
+    logit = rows.gather(1, wanted)
     before = torch.arange(rows.shape[1], device=rows.device) < wanted
-    ranks = 1 + ((rows > own) | ((rows == own) & before)).sum(1)
+    ranks = 1 + ((rows > logit) | ((rows == logit) & before)).sum(1)
     ids = ranked(rows, min(top, rows.shape[1])) if top else wanted[:, :0]
-    return (own.double() - totals)[:, 0], ranks, ids, rows.gather(1, ids).double() - totals
+    return (logit.double() - totals)[:, 0], ranks, ids, rows.gather(1, ids).double() - totals
 
 
 def read_scores(columns: Sequence[Array], tokens: Sequence[int], first: int, top: int) -> list[TokenLogprob]:

@@ -12,17 +12,25 @@ import hashlib
 import math
 from array import array
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from turbo_runtime.messages import MASK_64
+
+Ints = NDArray[np.int64]
+Floats = NDArray[Any]
+Bits = TypeVar("Bits", Ints, Tensor)
 
 BLOCK = 64  # ids; a power of two, whose logarithm is at most the 11 bits that uniforms leave over
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_ROWS_AT_ONCE = 32  # whose blocks stay in a core's cache
 _UNIFORM_BITS = 53  # uniforms of 24 bits tie in large vocabularies
 
 
@@ -44,7 +52,13 @@ def answer_key(seed: int, prompt: Sequence[int], choice: int) -> int:
 
 def position_key(answer: int, position: int) -> int:
     """Return 64 bits as int64 for an absolute position (0: the prompt's first token) of the answer."""
-    return _signed(mix64(answer ^ mix64((position + 1) * _GOLDEN)))
+    return signed(mix64(answer ^ mix64((position + 1) * _GOLDEN)))
+
+
+def position_keys(answers: Sequence[int], positions: Sequence[int]) -> Ints:
+    """Return the `position_key` (n,) of each of some answers, whose keys are int64."""
+    state = (np.array(positions, np.int64) + 1) * signed(_GOLDEN)
+    return _mix(np.array(answers, np.int64) ^ _mix(state))
 
 
 def token_exponential(key: int, token: int) -> float:
@@ -65,18 +79,36 @@ class Noise:
         self.num_blocks = -(-vocabulary // BLOCK)
         # An id times an odd constant, as SplitMix64 steps its state; int64 wraps as unsigned 64-bit numbers
         # do. Blocks count down from -1, tokens up from 1.
-        self._tokens = torch.arange(1, vocabulary + 1, device=device) * _signed(_GOLDEN)
-        self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * _signed(_GOLDEN)
+        self._tokens = torch.arange(1, vocabulary + 1, device=device) * signed(_GOLDEN)
+        self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * signed(_GOLDEN)
 
     def block_minima(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least exponential of each block and its place: (rows, blocks) for `keys` (rows,)."""
         bits = _mix(self._blocks + keys[:, None])
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
 
-    def gumbel_within(self, keys: Tensor, ids: Tensor, minima: Tensor, places: Tensor) -> Tensor:
-        """Return Gumbel noise (n,) float64 of `ids` under `keys`, with the `block_minima` of their blocks."""
-        beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
-        return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
+    def log_minima_bounds(self, keys: Ints) -> Floats:
+        """Return (rows, blocks) float32 on the host: at most the logarithm of a block's least exponential,
+        but for rounding, and near it where that is low.
+        """
+        bounds = np.empty((len(keys), self.num_blocks), np.float32)
+        for start in range(0, len(keys), _ROWS_AT_ONCE):
+            bits = _mix(self._blocks.numpy() + keys[start : start + _ROWS_AT_ONCE, None])
+            # -log(u) is at least 1 - u
+            bounds[start : start + _ROWS_AT_ONCE] = (1 << _UNIFORM_BITS) - _high_bits(bits)
+        bounds *= 2.0**-_UNIFORM_BITS / BLOCK
+        return np.log(bounds, out=bounds)
+
+    def minima_at(self, keys: Ints, blocks: Ints) -> tuple[Floats, Ints]:
+        """Return `block_minima` (n,) of one block (n,) for each of `keys` (n,), on the host."""
+        bits = _mix(self._blocks.numpy()[blocks] + keys)
+        return _host_exponential(bits) / BLOCK, bits & (BLOCK - 1)
+
+    def gumbel_at(self, keys: Ints, ids: Ints, minima: Floats, places: Ints) -> Floats:
+        """Return Gumbel noise (n,) float64 of `ids` on the host, by `minima_at` of their blocks."""
+        beyond = _host_exponential(_mix(self._tokens.numpy()[ids] + keys)) + minima
+        gumbel: Floats = -np.log(np.where(places == ids % BLOCK, minima, beyond))
+        return gumbel
 
     def gumbel_table(self, keys: Tensor) -> Tensor:
         """Return standard Gumbel noise (rows, vocabulary) float64 of all tokens, a row for each of `keys`."""
@@ -89,20 +121,23 @@ class Noise:
 
     def gumbel_rows(self, keys: Tensor, ids: Tensor) -> Tensor:
         """Return standard Gumbel noise (rows, n) float64 of the tokens `ids`, a row for each of `keys`."""
-        minima, places = (column.gather(1, ids // BLOCK).flatten() for column in self.block_minima(keys))
-        repeated = keys.repeat_interleave(ids.shape[1])
-        return self.gumbel_within(repeated, ids.flatten(), minima, places).view_as(ids)
+        minima, places = (column.gather(1, ids // BLOCK) for column in self.block_minima(keys))
+        beyond = _exponential(_mix(self._tokens[ids] + keys[:, None])).add_(minima)
+        return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 
     def gumbel(self, key: int, ids: Tensor) -> Tensor:
         """Return standard Gumbel noise (n,) float64 of these tokens at one position."""
         return self.gumbel_rows(torch.tensor([key], device=self.device), ids[None])[0]
 
 
-def _mix(x: Tensor) -> Tensor:
+def _mix(x: Bits) -> Bits:
     """Apply `mix64` to every element, in place; the masks make the shifts logical ones."""
-    x.bitwise_xor_((x >> 30).bitwise_and_((1 << 34) - 1)).mul_(_signed(_MIX_1))
-    x.bitwise_xor_((x >> 27).bitwise_and_((1 << 37) - 1)).mul_(_signed(_MIX_2))
-    return x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
+    x ^= (x >> 30) & ((1 << 34) - 1)
+    x *= signed(_MIX_1)
+    x ^= (x >> 27) & ((1 << 37) - 1)
+    x *= signed(_MIX_2)
+    x ^= (x >> 31) & ((1 << 33) - 1)
+    return x
 
 
 def _float_exponential(bits: int) -> float:
@@ -112,11 +147,23 @@ def _float_exponential(bits: int) -> float:
 
 def _exponential(bits: Tensor) -> Tensor:
     """Return -log(u), float64, with u in (0, 1) from the upper 53 of 64 random bits."""
-    uniform = (bits >> (64 - _UNIFORM_BITS)).bitwise_and_((1 << _UNIFORM_BITS) - 1).clamp_(min=1).double()
+    uniform = _high_bits(bits).clamp_(min=1).double()
     return uniform.mul_(2.0**-_UNIFORM_BITS).log_().neg_()
 
 
-def _signed(value: int) -> int:
+def _host_exponential(bits: Ints) -> Floats:
+    """`_exponential` on the host."""
+    exponential: Floats = -np.log(np.maximum(_high_bits(bits), 1) * 2.0**-_UNIFORM_BITS)
+    return exponential
+
+
+def _high_bits(bits: Bits) -> Bits:
+    high: Bits = bits >> (64 - _UNIFORM_BITS)
+    high &= (1 << _UNIFORM_BITS) - 1
+    return high
+
+
+def signed(value: int) -> int:
     """The int64 with the same 64 bits."""
     value &= MASK_64
     return value - (1 << 64) if value >> 63 else value

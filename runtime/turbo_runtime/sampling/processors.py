@@ -29,10 +29,10 @@ class Edits:
 
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
-        self._forbidden: list[Ids] = []
-        self._biased: list[Ids] = []
+        self._forbidden = _Tokens(vocabulary)
+        self._biased = _Tokens(vocabulary)
         self._biases: list[Counts] = []
-        self._penalized: list[Ids] = []
+        self._penalized = _Tokens(vocabulary)
         self._counts: list[Counts] = []
         self._penalties: list[tuple[float, float, float]] = []  # repetition, frequency, presence
         self._masked: list[int] = []  # rows
@@ -45,40 +45,60 @@ class Edits:
 
     def forbid(self, row: int, ids: Ids) -> None:
         """Forbid these tokens."""
-        self._forbidden.append(ids + row * self._vocabulary)
+        self._forbidden.add(row, ids)
 
     def add(self, row: int, ids: Ids, biases: Counts) -> None:
         """Add to these tokens' logits."""
-        self._biased.append(ids + row * self._vocabulary)
+        self._biased.add(row, ids)
         self._biases.append(biases)
 
-    def penalize(self, row: int, ids: Ids, counts: Counts, params: SamplingParams) -> None:
+    def penalize(self, row: int, ids: Ids, counts: Counts, penalties: tuple[float, float, float]) -> None:
         """Penalize these tokens, which the answer has so often."""
-        self._penalized.append(ids + row * self._vocabulary)
+        self._penalized.add(row, ids)
         self._counts.append(counts)
-        self._penalties.append((params.repetition_penalty, params.frequency_penalty, params.presence_penalty))
+        self._penalties.append(penalties)
 
     def apply(self, logits: Tensor, kernels: RowKernels) -> None:
         """Change `logits` (rows, vocabulary) float32 in place."""
         flat, device = logits.view(-1), logits.device
         if self._masks:
-            inverse = np.invert(np.stack(self._masks))
-            forbidden = np.unpackbits(inverse, axis=1, count=self._vocabulary, bitorder="little")
-            kernels.forbid(logits, self._masked, upload(forbidden.view(np.bool_), device))
-        if self._forbidden:
-            flat.index_fill_(0, _joined(self._forbidden, device), -torch.inf)
-        if self._biased:
-            flat.index_add_(0, _joined(self._biased, device), _joined(self._biases, device))
-        if self._penalized:
-            places, counts = _joined(self._penalized, device), _joined(self._counts, device)
+            kernels.forbid(logits, self._masked, np.stack(self._masks))
+        if self._forbidden.rows:
+            flat.index_fill_(0, upload(self._forbidden.places(), device), -torch.inf)
+        if self._biased.rows:
+            flat.index_add_(0, upload(self._biased.places(), device), _joined(self._biases, device))
+        if self._penalized.rows:
+            places, counts = upload(self._penalized.places(), device), _joined(self._counts, device)
             table = np.array(self._penalties, np.float32)
-            each = np.repeat(table, [len(ids) for ids in self._penalized], axis=0)
+            each = np.repeat(table, self._penalized.counts(), axis=0)
             repetition, frequency, presence = upload(each.T.copy(), device)
             values = flat.index_select(0, places)
             values = torch.where(values > 0, values / repetition, values * repetition)
             values -= counts * frequency
             values -= (counts > 0) * presence
             flat.index_copy_(0, places, values)
+
+
+class _Tokens:
+    """Tokens of some rows."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self._vocabulary = vocabulary
+        self.rows: list[int] = []
+        self._ids: list[Ids] = []
+
+    def add(self, row: int, ids: Ids) -> None:
+        """Add tokens of a row."""
+        self.rows.append(row)
+        self._ids.append(ids)
+
+    def counts(self) -> list[int]:
+        """Return how many each row has."""
+        return list(map(len, self._ids))
+
+    def places(self) -> Ids:
+        """Return their places in the flattened logits."""
+        return np.repeat(np.array(self.rows) * self._vocabulary, self.counts()) + np.concatenate(self._ids)
 
 
 class Processors:
@@ -97,19 +117,16 @@ class Processors:
         self._biases = np.array([bias for _, bias in params.logit_bias], np.float32)
         self._never = np.array([run[0] for run in params.bad_words if len(run) == 1], np.int64)
         self._runs = [run for run in params.bad_words if len(run) > 1]
+        self._longest = max(map(len, self._runs), default=1) - 1  # tokens before a run's last
         self._stops = np.array([token for token in stop_ids if 0 <= token < vocabulary], np.int64)
         self._output: list[int] = []
         self._prompt = prompt
-        self._has_penalties = bool(
-            params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
-        )
+        self._by_count = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+        self._has_penalties = self._by_count != (1.0, 0.0, 0.0)
         self._penalties: Penalties | None = None  # made with the first row
-
-    @property
-    def idle(self) -> bool:
-        """Whether no row of this answer ever changes."""
-        p = self._params
-        return not (p.logit_bias or p.bad_words or p.min_tokens or self._has_penalties)
+        p = params
+        # whether no row of this answer ever changes
+        self.idle = not (p.logit_bias or p.bad_words or p.min_tokens or self._has_penalties)
 
     @property
     def gain(self) -> float:
@@ -127,21 +144,21 @@ class Processors:
         if self._has_penalties and self._penalties is None:
             self._penalties = Penalties(self._params, self._prompt)
             self._penalties.read(self._output)
-        longest = max(map(len, self._runs), default=1) - 1
-        recent = [*self._output[len(self._output) - min(longest, len(self._output)) :], *drafts]
+        recent = [*self._output[max(0, len(self._output) - self._longest) :], *drafts] if self._runs else []
         for accepted in range(len(drafts) + 1):
-            row, end = first + accepted, len(recent) - len(drafts) + accepted
+            row = first + accepted
             if len(self._never):
                 edits.forbid(row, self._never)
-            ended = [run[-1] for run in self._runs if _ends_with(recent, end, run[:-1])]
-            if ended:
+            if self._runs:
+                end = len(recent) - len(drafts) + accepted
+                ended = [run[-1] for run in self._runs if _ends_with(recent, end, run[:-1])]
                 edits.forbid(row, np.array(ended, np.int64))
             if len(self._output) + accepted < self._params.min_tokens and len(self._stops):
                 edits.forbid(row, self._stops)
             if len(self._biased):
                 edits.add(row, self._biased, self._biases)
             if self._penalties is not None:
-                edits.penalize(row, *self._penalties.after(drafts[:accepted]), self._params)
+                edits.penalize(row, *self._penalties.after(drafts[:accepted]), self._by_count)
 
 
 class Penalties:
@@ -155,14 +172,14 @@ class Penalties:
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
-        for token, times in Counter(tokens).items():
+        for token in tokens:
             place = self._place.setdefault(token, len(self._place))
             if place == len(self._ids):
                 room = max(_FIRST_ROOM, len(self._ids))
                 self._ids = np.concatenate([self._ids, np.zeros(room, np.int64)])
                 self._counts = np.concatenate([self._counts, np.zeros(room, np.float32)])
             self._ids[place] = token
-            self._counts[place] += times
+            self._counts[place] += 1
 
     def after(self, drafts: Sequence[int]) -> tuple[Ids, Counts]:
         """Return the tokens and their counts, if the answer went on with `drafts`; until it is read on."""

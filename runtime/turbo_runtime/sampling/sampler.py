@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from turbo_runtime.models.transfer import Array, download, upload
 from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.grammar.matcher import GrammarMatcher
 from turbo_runtime.sampling.logprobs import PromptLogprobs, read_scores, score
-from turbo_runtime.sampling.noise import Noise, position_key
+from turbo_runtime.sampling.noise import Noise, position_key, signed
 from turbo_runtime.sampling.processors import Edits, Processors
 from turbo_runtime.sampling.rows import DrawnRows, RowKernels
-from turbo_runtime.sampling.search import SEARCH
+from turbo_runtime.sampling.search import SEARCH, kernels_of
 from turbo_runtime.sampling.truncation import excess, truncates
 
 GREEDY_BELOW = 1e-6  # a lower temperature is 0: float64 would not resolve the quotient
@@ -47,20 +48,17 @@ class Sampler:
     ) -> None:
         """`key`: `noise.answer_key`. Raises ValueError with a sentence for an unknown token in `params`."""
         self.params = params
-        self.key = key
+        self.key, self.signed_key = key, signed(key)
         self.greedy = params.temperature < GREEDY_BELOW
         self.truncates = not self.greedy and truncates(params)
         self.stop_ids = params.stop_token_ids | (grammar.end_ids if grammar else frozenset())
         self._noise = noise
         self._grammar = grammar
         self._processors = Processors(params, prompt, self.stop_ids, noise.vocabulary)
+        # whether logits may be changed before a token is drawn from them
+        self.edits = grammar is not None or not self._processors.idle
         self._length = len(prompt)  # tokens of prompt and answer that were read
         self.prompt_logprobs = PromptLogprobs(prompt, params.prompt_logprobs)
-
-    @property
-    def edits(self) -> bool:
-        """Whether logits may be changed before a token is drawn from them."""
-        return self._grammar is not None or not self._processors.idle
 
     def token(self, logits: Tensor, tokens: Sequence[int], kernels: RowKernels = SEARCH) -> int:
         """Return the token of the row (vocabulary,) after `tokens`, from the prompt on. Raises NoTokenError,
@@ -74,7 +72,7 @@ class Sampler:
         """Return `truncation.excess` for `token` in the row after `tokens`; raises GrammarError."""
         row, edits = logits.clone(), Edits(len(logits))
         self.collect(edits, AnswerRows(self, tokens, (), 0))
-        edits.apply(row[None], SEARCH)
+        edits.apply(row[None], kernels_of(row.device))
         gumbel = None
         if not self.greedy:
             ids = torch.arange(len(row), device=row.device)
@@ -138,8 +136,7 @@ class Sampler:
 TokenAt = Callable[[int], int]
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerRows:
+class AnswerRows(NamedTuple):
     """One answer's rows of a step: one after its tokens, and one after each draft. Before them may come rows
     of its prompt, whose tokens are known and only scored.
     """
@@ -163,9 +160,11 @@ class SamplingMetadata:
         self._failures: dict[int, Exception] = {}  # by the first row of their part
         self._counts: list[int] = []  # of rows that may be drawn, of each part
         self._scored = _ScoredRows()
-        for part in parts:
+        self._num_scored = list(map(_num_scored, parts))
+        for part, num_scored in zip(parts, self._num_scored, strict=True):
             self._counts.append(self._collect(part) if part.draws else 0)
-            self._scored.add(part)
+            if num_scored:
+                self._scored.add(part, num_scored)
 
     def _collect(self, part: AnswerRows) -> int:
         """Add a part's rows; how many of them may be drawn."""
@@ -183,8 +182,9 @@ class SamplingMetadata:
             sampled = self._rows.truncated if sampler.truncates else self._rows.plain
             sampled.rows.extend(rows)
             sampled.params.extend([sampler.params] * count)
+            sampled.keys.extend([sampler.signed_key] * count)
             position = len(part.tokens)
-            sampled.keys.extend(position_key(sampler.key, position + i) for i in range(count))
+            sampled.positions.extend(range(position, position + count))
         return count
 
     @torch.inference_mode()
@@ -207,11 +207,17 @@ class SamplingMetadata:
         """Give each part what `sample` has for it, once downloaded."""
         tokens, place = drawn.tolist(), 0
         read = list[SampledTokens]()
-        for part, count in zip(self._parts, self._counts, strict=True):
+        for part, count, num_scored in zip(self._parts, self._counts, self._num_scored, strict=True):
             failure = self._failures.get(part.first) if part.draws else None
             read.append(SampledTokens(part, tokens, part.first + count, failure, scores, place))
-            place += _ScoredRows.count(part)
+            place += num_scored
         return read
+
+
+def _num_scored(part: AnswerRows) -> int:
+    """The number of a part's rows whose tokens need a log probability."""
+    answer = part.draws and part.sampler.params.logprobs is not None
+    return len(part.scored) + (len(part.drafts) + 1 if answer else 0)
 
 
 @dataclass(slots=True)
@@ -222,24 +228,16 @@ class _ScoredRows:
     tokens: list[int] = field(default_factory=list)  # `NOTHING`: the one that is drawn
     top: int = 0  # likeliest tokens that come with it, at most
 
-    @staticmethod
-    def count(part: AnswerRows) -> int:
-        """The number of a part's rows."""
-        own = part.draws and part.sampler.params.logprobs is not None
-        return len(part.scored) + (len(part.drafts) + 1 if own else 0)
-
-    def add(self, part: AnswerRows) -> None:
+    def add(self, part: AnswerRows, count: int) -> None:
         """Add those of a part: of its prompt, and of its answer if its request wants them."""
-        params, count = part.sampler.params, self.count(part)
+        params = part.sampler.params
         first = part.first - len(part.scored)
         self.rows.extend(range(first, first + count))
         self.tokens.extend([*part.scored, *[NOTHING] * (count - len(part.scored))])
-        if count:
-            self.top = max(self.top, params.logprobs or 0, params.prompt_logprobs or 0)
+        self.top = max(self.top, params.logprobs or 0, params.prompt_logprobs or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
+class SampledTokens(NamedTuple):
     """What a step has drawn and scored for one part."""
 
     part: AnswerRows

@@ -4,43 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.rows import DrawnRows, RowKernels
-from turbo_runtime.sampling.truncation import head, truncated_tokens
+from turbo_runtime.sampling.noise import Floats, Noise
+from turbo_runtime.sampling.rows import DrawnRows, Masks, RowKernels
+from turbo_runtime.sampling.truncation import top_tokens, truncated_tokens
 
 
+@torch.inference_mode()
 def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
-    blocks, device = BlockedLogits(logits), logits.device
-    drawn = torch.full((len(logits),), NOTHING, device=device)
+    blocks = BlockedLogits(logits)
+    tokens = torch.full((len(logits),), NOTHING)
+    drawn = tokens.numpy()
     if rows.greedy:
-        index = rows.greedy_index(device)
-        drawn.index_copy_(0, index, greedy_tokens(blocks, index))
+        index = np.array(rows.greedy, np.int64)
+        drawn[index] = greedy_tokens(blocks, index)
     if (plain := rows.plain).rows:
-        index, keys = plain.columns(device)
-        drawn.index_copy_(0, index, sampled_tokens(blocks, plain.temperatures(device), keys, noise, index))
+        index, keys = plain.index(), plain.position_keys()
+        drawn[index] = sampled_tokens(blocks, index, plain.temperatures(), keys, noise)
     if (truncated := rows.truncated).rows:
-        index, keys = truncated.columns(device)
-        drawn.index_copy_(0, index, truncated_tokens(blocks, truncated.params, keys, noise, index))
-    return drawn
+        index, keys = truncated.index(), truncated.position_keys()
+        drawn[index] = truncated_tokens(blocks, index, truncated.params, keys, noise)
+    return tokens
 
 
 def likeliest(rows: Tensor, count: int) -> Tensor:
     """`RowKernels.likeliest`."""
-    ids = [head(row, count) for row in rows]
+    ids = [top_tokens(row, count) for row in rows]
     # a row of which fewer are finite is rare, or of no use
     return torch.stack(ids) if all(len(each) == count for each in ids) else dense.likeliest(rows, count)
 
 
-def forbid(logits: Tensor, rows: Sequence[int], forbidden: Tensor) -> None:
-    """`RowKernels.forbid`, with no copy of a row."""
-    for row, tokens in zip(rows, forbidden, strict=True):
-        logits[row].masked_fill_(tokens, -torch.inf)
+def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
+    """`RowKernels.forbid`: each byte of a mask looks up the limits of eight logits."""
+    limits = np.empty((masks.shape[1], 8), np.float32)
+    for row, mask in zip(rows, masks, strict=True):
+        values = logits[row].numpy()
+        np.take(_LIMITS, mask, axis=0, out=limits, mode="clip")
+        np.fmin(values, limits.reshape(-1)[: len(values)], out=values)
 
 
 def rows_at_once(_vocabulary: int) -> int:
@@ -48,4 +54,14 @@ def rows_at_once(_vocabulary: int) -> int:
     return 8
 
 
+_LIMITS: Floats = np.where(
+    dense.forbidden_tokens(torch.arange(256, dtype=torch.uint8)[:, None]), -np.inf, np.inf
+)
+_LIMITS = _LIMITS.astype(np.float32)
+
 SEARCH = RowKernels(draw, likeliest, forbid, rows_at_once)
+
+
+def kernels_of(device: torch.device) -> RowKernels:
+    """Return those that are quickest for logits on `device`."""
+    return SEARCH if device.type == "cpu" else dense.DENSE

@@ -7,22 +7,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.draw import MIN_LOGIT, NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.noise import BLOCK, Noise
+from turbo_runtime.sampling.noise import BLOCK, Floats, Ints, Noise
 
 _BINS = 4096  # of depths below the best token
 _BINS_PER_NAT = 64.0
 _MAX_EXPONENT = 700.0  # of float64
-_NEAR_NATS = 1.0  # below a drawn token: mostly enough of what comes after it
-_FAR_NATS = 16.0  # below the likeliest token: all that matters
+_DEPTHS = (1.0, 4.0, 16.0)  # nats below a drawn token: mostly enough of what comes after it; more; nearly all
 _SLACK = 1e-4  # relative, far more than the error of probabilities in float32
-_TRIES = 4  # of the next best token, before a row is truncated: top_p may hold little
+_TRIES = 6  # of likelier tokens, before a row is truncated: top_p may hold little
+_FIRST_ROW = np.zeros(1, np.int64)
 
 
 def truncates(params: SamplingParams) -> bool:
@@ -30,152 +30,103 @@ def truncates(params: SamplingParams) -> bool:
     return params.min_p > 0.0 or params.top_k > 0 or params.top_p < 1.0
 
 
-@torch.inference_mode()
+@np.errstate(all="ignore")
 def truncated_tokens(
-    logits: BlockedLogits, params: Sequence[SamplingParams], keys: Tensor, noise: Noise, rows: Tensor
-) -> Tensor:
-    """Return the token (n,) int64 of each of the `rows` (n,) among those that its `params` leave, as
-    `sampled_tokens` does among all. Maxima of blocks may be lower in `logits` afterwards.
+    logits: BlockedLogits, rows: Ints, params: Sequence[SamplingParams], keys: Ints, noise: Noise
+) -> Ints:
+    """Return the token (n,) of each of the `rows` (n,) among those that its `params` leave, as
+    `sampled_tokens` does among all.
 
     The best of all tokens is the best of those left where it is one of them, which most often it is, and then
-    nothing needs to be dropped. Otherwise the next best may be.
+    nothing needs to be dropped. Otherwise none is left that is as unlikely, and the best of the likelier ones
+    may be.
     """
-    rules = _Rules(params, rows)
-    drawn = sampled_tokens(logits, rules.temperatures, keys, noise, rows)
-    # the likeliest is always left
-    place = ((drawn != greedy_tokens(logits, rows)) & (drawn != NOTHING)).nonzero().squeeze(1)
-    if len(place):
-        place = place[~_certainly_left(logits, rules.part(place), drawn[place])]
-    if not len(place):
-        return drawn
-    ranked = rules.top_k[place].isfinite()  # their probabilities need the ranking
-    dense, place = [place[ranked]], place[~ranked]
-    totals, gone = (
-        drawn.new_full((len(drawn),), torch.nan, dtype=torch.float64),
-        list[tuple[Tensor, Tensor]](),
-    )
+    rules, above = _Rules(params), np.empty(0)
+    likeliest = greedy_tokens(logits, rows)  # always left
+    floors = rules.min_p_floors(logits.peaks_of(rows).max(1))
+    above = np.nextafter(floors, np.float32(-np.inf))
+    drawn = sampled_tokens(logits, rows, rules.temperatures, keys, noise, above if rules.has_min_p else None)
+    unsure = np.flatnonzero((drawn != likeliest) & (drawn != NOTHING))
+    ranked = [np.empty(0, np.int64)]  # places of rows whose whole ranking is needed
     for _ in range(_TRIES):
-        left, dropped = _classify(logits, rules.part(place), drawn[place], totals, place)
-        dense.append(place[~left & ~dropped])
-        place = place[dropped]
-        if not len(place):
+        dropped = [np.empty(0, np.int64)]
+        for depth in _DEPTHS:
+            if not len(unsure):
+                break
+            left, out = _classify(logits, rules, rows, drawn, floors, unsure, depth)
+            dropped.append(unsure[out])
+            unsure = unsure[~left & ~out]
+        ranked.append(unsure)
+        again = np.sort(np.concatenate(dropped))
+        if not len(again):
             break
-        gone.append(logits.forbid(rows[place], drawn[place]))
-        own = rules.part(place)
-        drawn[place] = sampled_tokens(logits, own.temperatures, keys[place], noise, own.rows)
-    for flat, values in gone:
-        logits.values.view(-1)[flat] = values
-    rest = torch.cat([*dense, place])
-    if len(rest):
-        whole = logits.values.view(len(logits.peaks), -1)[:, : noise.vocabulary]
-        kept = [truncate(whole[int(rows[i])], params[i]) for i in rest.tolist()]
-        again = sampled_tokens(BlockedLogits(torch.stack(kept)), rules.temperatures[rest], keys[rest], noise)
-        drawn[rest] = again
+        above[again] = logits.of(rows[again], drawn[again])
+        drawn[again] = sampled_tokens(
+            logits, rows[again], rules.temperatures[again], keys[again], noise, above[again]
+        )
+        unsure = again[drawn[again] != likeliest[again]]
+    for place in np.concatenate([*ranked, unsure]).tolist():
+        row = torch.from_numpy(logits.values.reshape(len(logits.peaks), -1)[rows[place], : noise.vocabulary])
+        kept = BlockedLogits(truncate(row, params[place])[None])
+        one = slice(place, place + 1)
+        drawn[one] = sampled_tokens(kept, _FIRST_ROW, rules.temperatures[one], keys[one], noise)
     return drawn
 
 
 class _Rules:
-    """What `rows` (n,) are truncated by, as columns (n,) float64."""
+    """What rows (n,) are truncated by, as columns (n,) float64."""
 
-    def __init__(self, params: Sequence[SamplingParams], rows: Tensor) -> None:
-        table = [
-            (
-                p.temperature,
-                math.log(p.min_p) if p.min_p > 0.0 else -math.inf,
-                float(p.top_k) if p.top_k > 0 else math.inf,
-                p.top_p if p.top_p < 1.0 else math.inf,
-            )
-            for p in params
-        ]
-        self._set(rows, torch.tensor(table, dtype=torch.float64, device=rows.device).view(-1, 4).T)
+    def __init__(self, params: Sequence[SamplingParams]) -> None:
+        table = np.array([(p.temperature, p.min_p, p.top_k, p.top_p) for p in params], np.float64)
+        self.temperatures, min_p, top_k, top_p = table.T.copy()
+        self._min_p, self.has_min_p = min_p, bool(min_p.any())
+        self.top_k = np.where(top_k > 0, top_k, np.inf)
+        self.top_p = np.where(top_p < 1.0, top_p, np.inf)
 
-    def _set(self, rows: Tensor, columns: Tensor) -> None:
-        self.rows, self._columns = rows, columns
-        self.temperatures, self.log_min_p, self.top_k, self.top_p = columns.contiguous()
-        self.has_min_p = bool((self.log_min_p > -math.inf).any())
-
-    def part(self, which: Tensor) -> _Rules:
-        """Those of some rows."""
-        part = _Rules((), which)
-        part._set(self.rows.index_select(0, which), self._columns.index_select(1, which))
-        return part
-
-    def floors(self, top: Tensor) -> Tensor:
-        """The lowest logits that `min_p` leaves, float32 rounded up; `top` (n,) are the highest."""
-        exact = top.double() + self.temperatures * self.log_min_p
-        rounded = exact.float()
-        return torch.where(rounded.double() < exact, rounded.nextafter(rounded.new_tensor(math.inf)), rounded)
-
-
-class _Sums(NamedTuple):
-    """Sums (n,) float64 over the likelier blocks of rows: probabilities are float32, but for a factor."""
-
-    total: Tensor
-    above: Tensor  # of tokens with a higher logit than the row's own
-    equal: Tensor  # of tokens with the same logit, itself included
-    number: Tensor  # of both kinds of tokens
-
-
-def _sums(logits: BlockedLogits, rules: _Rules, own: Tensor, deep: Tensor) -> _Sums:
-    """Sum up the blocks with a logit of at least `deep` (n,); `own` (n,) is a logit of each row."""
-    peaks, num_blocks = logits.peaks_of(rules.rows), logits.num_blocks
-    top, temperatures = peaks.amax(1), rules.temperatures.float()
-    block = (peaks >= deep[:, None]).view(-1).nonzero().squeeze(1)
-    row = block // num_blocks
-    values = logits.values.index_select(
-        0, logits.first_blocks(rules.rows).index_select(0, row) + block % num_blocks
-    )
-    weights = (
-        (values - top.index_select(0, row)[:, None]).div_(temperatures.index_select(0, row)[:, None]).exp_()
-    )
-    if rules.has_min_p:
-        floors = rules.floors(top).index_select(0, row)
-        weights = torch.where(values >= floors[:, None], weights, 0.0)
-    mine = own.index_select(0, row)[:, None]
-
-    def by_row(each: Tensor) -> Tensor:
-        return top.new_zeros(len(top), dtype=torch.float64).index_add_(0, row, each.sum(1).double())
-
-    above = (values > mine).float()
-    equal = (values == mine).float()
-    count = by_row(above) + by_row(equal)
-    return _Sums(by_row(weights), by_row(above.mul_(weights)), by_row(equal.mul_(weights)), count)
-
-
-def _logits_of(logits: BlockedLogits, rows: Tensor, tokens: Tensor) -> Tensor:
-    flat: Tensor = logits.values.view(-1)
-    return flat.index_select(0, logits.first_blocks(rows) * BLOCK + tokens)
-
-
-def _certainly_left(logits: BlockedLogits, rules: _Rules, tokens: Tensor) -> Tensor:
-    """Return (n,) whether each row's token is left for certain, by few other tokens."""
-    own, top = _logits_of(logits, rules.rows, tokens), logits.peaks_of(rules.rows).amax(1)
-    sums = _sums(logits, rules, own, own - _NEAR_NATS * rules.temperatures.float())
-    weight = ((own - top).double() / rules.temperatures).exp()
-    before = sums.above + sums.equal - weight  # as if all equal ones came before it
-    # `top_k` may leave none behind this one
-    least = torch.where(rules.top_k.isfinite(), before + weight, sums.total)
-    in_nucleus = (rules.top_p > 1.0) | (before < rules.top_p * least * (1 - _SLACK))
-    left: Tensor = (own >= rules.floors(top)) & (sums.number - 1 < rules.top_k) & in_nucleus
-    return left
+    def min_p_floors(self, top: Floats) -> Floats:
+        """The lowest logits (n,) float32 that `min_p` leaves, rounded up; `top` (n,) are the highest."""
+        if not self.has_min_p:
+            return np.full(len(top), -np.inf, np.float32)
+        exact: Floats = top + self.temperatures * np.log(self._min_p)
+        rounded = exact.astype(np.float32)
+        return np.where(rounded < exact, np.nextafter(rounded, np.float32(np.inf)), rounded)
 
 
 def _classify(
-    logits: BlockedLogits, rules: _Rules, tokens: Tensor, totals: Tensor, place: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (n,) whether `min_p` and `top_p` certainly leave each row's token, and whether they certainly
-    drop it. `totals` keeps the sums at `place` (n,) of before any token was gone.
+    logits: BlockedLogits, rules: _Rules, rows: Ints, tokens: Ints, floors: Floats, some: Ints, depth: float
+) -> tuple[Floats, Floats]:
+    """Return (n,) whether the tokens at `some` (n,) of the rows are certainly left by `top_k` and `top_p`,
+    and whether they are certainly dropped, by the blocks with a logit at most `depth` nats below the token's
+    own. Probabilities are float32, but for a factor.
     """
-    none = tokens == NOTHING
-    own, top = _logits_of(logits, rules.rows, tokens.clamp(min=0)), logits.peaks_of(rules.rows).amax(1)
-    sums = _sums(logits, rules, own, top - _FAR_NATS * rules.temperatures.float())
-    known = totals[place]
-    total = totals[place] = torch.where(known.isnan(), sums.total, known)
-    beyond = math.exp(-_FAR_NATS) * logits.num_blocks * BLOCK  # what lies deeper, at most
-    floors, whole = rules.floors(top), rules.top_p > 1.0
-    inside = whole | (sums.above + sums.equal + beyond < rules.top_p * total * (1 - _SLACK))
-    outside = ~whole & (sums.above > rules.top_p * (total + beyond) * (1 + _SLACK))
-    return none | ((own >= floors) & inside), ~none & ((own < floors) | outside)
+    rows, temperatures, floors = rows[some], rules.temperatures[some].astype(np.float32), floors[some]
+    top_k, top_p = rules.top_k[some], rules.top_p[some]
+    logit, peaks = logits.of(rows, tokens[some]), logits.peaks_of(rows)
+    top = peaks.max(1)
+    inside = peaks >= np.maximum(logit - np.float32(depth) * temperatures, floors)[:, None]
+    row, block = np.divmod(np.flatnonzero(inside), logits.num_blocks)
+    values = logits.block_values(rows[row], block)
+    weights = np.exp((values - top[row][:, None]) / temperatures[row][:, None])
+    if rules.has_min_p:
+        weights[values < floors[row][:, None]] = 0.0
+    high = np.flatnonzero(values >= logit[row][:, None])  # few tokens
+    row_of = row[high // BLOCK]
+    higher = values.reshape(-1)[high] > logit[row_of]
+
+    def sums(of: Ints, each: Floats | None = None) -> Floats:
+        return np.bincount(of, each, len(rows))
+
+    likelier = weights.reshape(-1)[high]
+    above, upto = sums(row_of[higher], likelier[higher]), sums(row_of, likelier)
+    total = sums(row, weights.sum(1))
+    before = upto - np.exp((logit - top) / temperatures)  # as if all equal ones came before it
+    beyond = np.exp((peaks - top[:, None]) / temperatures[:, None])
+    beyond[inside | (peaks < floors[:, None])] = 0.0
+    most = total + BLOCK * beyond.sum(1)
+    least = np.where(np.isfinite(top_k), upto, total)  # `top_k` may leave none behind this one
+    left = np.isinf(top_p) | (before < top_p * least * (1 - _SLACK))
+    dropped = (above > top_p * most * (1 + _SLACK)) | (sums(row_of[higher]) >= top_k)
+    return left & (sums(row_of) <= top_k), dropped
 
 
 def sum_rows(values: Tensor) -> Tensor:
@@ -187,20 +138,20 @@ def sum_rows(values: Tensor) -> Tensor:
     return values
 
 
-def head(logits: Tensor, count: int) -> Tensor:
+def top_tokens(logits: Tensor, count: int) -> Tensor:
     """Return the first `count` finite token ids of one row (vocabulary,), by logit, then by lower id. They
     lie in the blocks with the highest `count` maxima: few, unless count is large.
     """
     blocks = BlockedLogits(logits[None])
     peaks = blocks.peaks[0]
-    bounding = peaks if count <= len(peaks) else logits
-    floor = bounding.topk(min(count, len(bounding)), sorted=False).values.min().clamp(min=MIN_LOGIT)
-    block = (peaks >= floor).nonzero().squeeze(1)
-    values = blocks.values.index_select(0, block).view(-1)
-    near = (values >= floor).nonzero().squeeze(1)
-    ids = block.index_select(0, near // BLOCK) * BLOCK + near % BLOCK
-    order = values.index_select(0, near).argsort(descending=True, stable=True)[:count]
-    return ids.index_select(0, order)
+    bounding = peaks if count <= len(peaks) else logits.numpy()
+    count = min(count, len(bounding))
+    floor = max(np.partition(bounding, -count)[-count], MIN_LOGIT)
+    block = np.flatnonzero(peaks >= floor)
+    values = blocks.values[block].reshape(-1)
+    near = np.flatnonzero(values >= floor)
+    near = near[np.argsort(-values[near], kind="stable")[:count]]
+    return torch.from_numpy(block[near // BLOCK] * BLOCK + near % BLOCK)
 
 
 @torch.inference_mode()
@@ -214,7 +165,7 @@ def truncate(logits: Tensor, params: SamplingParams) -> Tensor:
         floor = peak.double() + params.temperature * math.log(params.min_p)
         logits = torch.where(logits.double() >= floor, logits, -torch.inf)
     if 0 < params.top_k < logits.numel():
-        ids = head(logits, params.top_k)
+        ids = top_tokens(logits, params.top_k)
         values = logits.index_select(0, ids)
         if params.top_p < 1.0:
             weights = values.double().sub_(values[0]).div_(params.temperature).exp_()

@@ -177,7 +177,8 @@ class GoodputController:
 
     def speedup_of(self, request_id: str) -> float | None:
         """The same as `speedup` for one live request, since its first token."""
-        return self._meters[request_id].speedup if request_id in self._meters else None
+        meter = self._meters.get(request_id)
+        return meter.speedup if meter else None
 
     @property
     def _plain_is_due(self) -> bool:

@@ -7,6 +7,7 @@ about its own size, and in part about all sizes: a machine that slows down does 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from turbo_runtime.contract.documents import StepTime
 Vector: TypeAlias = NDArray[np.float64]
 
 _KNOTS = np.array([4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096], np.float64)
+_PLACES: list[float] = _KNOTS.tolist()
 _SHAPE = np.array([1, 1.3, 1.5, 1.7, 2.3, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])  # before any measurement
 _READS = 1e5  # keys read, the unit of both coefficients of reading
 _COMMON, _OWN = 0.3, 0.15  # standard deviations of the prior relative to it: of all knots alike, of each
@@ -65,9 +67,10 @@ class StepCost:
         """Predict the time of a step."""
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
-        base = float(np.interp(self._padded(shape.tokens), _KNOTS, self._times[:-2]))
-        per_row, per_tile = (float(seconds) for seconds in self._times[-2:])
-        return base + (per_row * shape.row_reads + per_tile * shape.tile_reads) / _READS
+        right, share = self._place(shape)
+        below, above, per_row, per_tile = self._times[[right - 1, right, -2, -1]].tolist()
+        reading = (per_row * shape.row_reads + per_tile * shape.tile_reads) / _READS
+        return float(below + (above - below) * share + reading)
 
     def growing(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
         """Predict times (more + 1,) with up to `more` tokens drafted for `answers`; never falling."""
@@ -83,7 +86,14 @@ class StepCost:
 
     def learn(self, shape: StepShape, seconds: float) -> None:
         """Learn from one step."""
-        features = self._features(shape)[0]
+        right, share = self._place(shape)
+        features = np.zeros(len(_KNOTS) + 2)
+        features[[right - 1, right, -2, -1]] = (
+            1 - share,
+            share,
+            shape.row_reads / _READS,
+            shape.tile_reads / _READS,
+        )
         if self._mean is None:
             self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)), 0.0)
         assert self._mean is not None
@@ -97,7 +107,13 @@ class StepCost:
         self._know(self._mean + gain * (surprise / variance))
         self._covariance -= np.outer(gain, gain) / variance
 
-    def _features(self, shape: StepShape, more: int = 0, answers: int = 1) -> Vector:
+    def _place(self, shape: StepShape) -> tuple[int, float]:
+        """The knot above a step's tokens, and how far they are on the way to it from the one below."""
+        tokens = min(max(float(self._padded(shape.tokens)), _PLACES[0]), _PLACES[-1])
+        right = min(max(bisect_left(_PLACES, tokens), 1), len(_PLACES) - 1)
+        return right, (tokens - _PLACES[right - 1]) / (_PLACES[right] - _PLACES[right - 1])
+
+    def _features(self, shape: StepShape, more: int, answers: int) -> Vector:
         """Weights (more + 1, knots and both readings) of the state, with up to `more` drafted tokens."""
         added = np.arange(more + 1)
         tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]

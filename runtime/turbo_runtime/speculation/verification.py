@@ -8,11 +8,10 @@ Suresh, arXiv 2408.07978). Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class VerificationResult:
+class VerificationResult(NamedTuple):
     """The tokens that a step commits for one sequence."""
 
     tokens: tuple[int, ...]  # at least one: accepted drafts, then the correction or the bonus
@@ -34,15 +33,15 @@ def verify(
     if room < 1:
         raise ValueError("an answer without room for a token is finished already")
     tokens: list[int] = []
-    accepted, finish_reason = 0, None
-    for row in range(len(drafts) + 1):
+    accepted, finish_reason, num_drafts = 0, None, len(drafts)
+    for row in range(num_drafts + 1):
         try:
             token = token_at(row)
         except ValueError:
             if row == 0:
                 raise
             break
-        matches = row < len(drafts) and drafts[row] == token
+        matches = row < num_drafts and drafts[row] == token
         tokens.append(token)
         accepted += matches
         finish_reason = "stop" if token in stop_ids else "length" if len(tokens) == room else None

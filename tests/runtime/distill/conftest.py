@@ -17,7 +17,8 @@ from turbo_dev.tiny_engine import write
 @pytest.fixture
 def threads_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a command settles for its process would hold for the tests behind."""
-    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TQDM_DISABLE"):
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "TQDM_DISABLE")
+    for name in names:
         was_set = name in os.environ
         monkeypatch.setenv(name, os.environ.get(name, ""))
         if not was_set:

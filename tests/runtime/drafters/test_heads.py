@@ -26,8 +26,10 @@ from turbo_runtime.drafters.heads import (
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.sampling.draw import BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.noise import Noise, answer_key, position_key
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import Noise, answer_key, signed
+from turbo_runtime.sampling.rows import DrawnRows, SampledRows
+from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.speculation.verification import verify
 
 VOCABULARY, WIDTH, HEADS, RANK = 61, 32, 3, 8
@@ -67,10 +69,10 @@ class Model:
 
     def token(self, logits: Tensor, coupling: tuple[int, float], position: int) -> int:
         if not coupling[1]:
-            return int(greedy_tokens(BlockedLogits(logits[None])))
-        key = torch.tensor([position_key(coupling[0], position)])
-        temperature = torch.tensor([coupling[1]], dtype=torch.float64)
-        return int(sampled_tokens(BlockedLogits(logits[None]), temperature, key, self.noise))
+            return int(SEARCH.draw(logits[None], DrawnRows(greedy=[0]), self.noise))
+        params = SamplingParams(temperature=coupling[1])
+        rows = DrawnRows(plain=SampledRows([0], [params], [signed(coupling[0])], [position]))
+        return int(SEARCH.draw(logits[None], rows, self.noise))
 
 
 @pytest.fixture(scope="module")

@@ -327,11 +327,10 @@ def test_what_the_host_knows_is_prepared_while_the_device_computes(
     assert order == ["launch", "collect", "read", "fetch"] * 2
 
 
-# of blocks of noise, which rows of whole ones are views of, and of others
-NOISES = [Noise(size) for size in (192, 200, 256)]
+NOISES = [Noise(size) for size in (64, 192, 200, 256, 1500)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
     """Ties, forbidden tokens, rows without any and rows that are broken included."""
@@ -342,7 +341,7 @@ def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         logits = logits.round()  # many are equal
     for row in range(rows):
-        forbidden = data.draw(st.sampled_from([0, 0, 150, size]))
+        forbidden = data.draw(st.sampled_from([0, 0, size * 3 // 4, size - 1, size]))
         logits[row, torch.randperm(size, generator=generator)[:forbidden]] = -math.inf
     if data.draw(st.integers(0, 5)) == 0:
         logits[0, 3] = math.nan
@@ -361,12 +360,13 @@ def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
 def _add(part: SampledRows, row: int, data: st.DataObject) -> None:
     part.rows.append(row)
     part.keys.append(data.draw(st.integers(-(1 << 63), (1 << 63) - 1)))
+    part.positions.append(data.draw(st.integers(0, 1 << 20)))
     part.params.append(
         SamplingParams(
             temperature=data.draw(st.sampled_from([0.01, 0.7, 1.0, 3.0])),
-            top_p=data.draw(st.sampled_from([0.1, 0.6, 0.95, 1.0])),
+            top_p=data.draw(st.sampled_from([1e-9, 0.1, 0.6, 0.95, 0.9999, 1.0])),
             top_k=data.draw(st.sampled_from([0, 1, 3, 50, 500])),
-            min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5])),
+            min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5, 1.0])),
         )
     )
 

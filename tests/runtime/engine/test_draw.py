@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,9 +12,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.noise import BLOCK, Noise, answer_key, position_key, token_exponential
-from turbo_runtime.sampling.truncation import truncate
+from turbo_runtime.sampling.draw import NOTHING
+from turbo_runtime.sampling.noise import (
+    BLOCK,
+    Noise,
+    answer_key,
+    position_key,
+    position_keys,
+    signed,
+    token_exponential,
+)
+from turbo_runtime.sampling.rows import DrawnRows, SampledRows
+from turbo_runtime.sampling.search import SEARCH
+from turbo_runtime.sampling.truncation import truncates
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (
@@ -22,8 +33,17 @@ matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**3
 )
 
 
-def keys_of(logits: torch.Tensor, seed: int) -> torch.Tensor:
-    return torch.tensor([position_key(seed, row) for row in range(len(logits))])
+def greedy(logits: torch.Tensor) -> list[int]:
+    return SEARCH.draw(logits, DrawnRows(greedy=list(range(len(logits)))), Noise(logits.shape[1])).tolist()
+
+
+def sampled(
+    logits: torch.Tensor, params: Sequence[SamplingParams], seed: int, positions: Sequence[int] = ()
+) -> list[int]:
+    positions = list(positions or range(len(logits)))
+    part = SampledRows(list(range(len(logits))), list(params), [signed(seed)] * len(logits), positions)
+    rows = DrawnRows(truncated=part) if truncates(params[0]) else DrawnRows(plain=part)
+    return SEARCH.draw(logits, rows, Noise(logits.shape[1])).tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -31,29 +51,21 @@ def keys_of(logits: torch.Tensor, seed: int) -> torch.Tensor:
 def test_the_search_by_blocks_finds_the_token_of_the_full_search(
     logits: torch.Tensor, temperature: float, seed: int
 ) -> None:
-    noise, keys = Noise(logits.shape[1]), keys_of(logits, seed)
+    noise, keys = Noise(logits.shape[1]), [position_key(seed, row) for row in range(len(logits))]
     every = torch.arange(logits.shape[1])
-    temperatures = torch.full((len(logits),), temperature, dtype=torch.float64)
     scores = [
-        row.double() / temperature + noise.gumbel(int(key), every)
-        for row, key in zip(logits, keys, strict=True)
+        row.double() / temperature + noise.gumbel(key, every) for row, key in zip(logits, keys, strict=True)
     ]
     expected = [int(score.argmax()) for score in scores]
-    assert sampled_tokens(BlockedLogits(logits), temperatures, keys, noise).tolist() == expected
+    assert sampled(logits, [SamplingParams(temperature=temperature)] * len(logits), seed) == expected
 
 
 @settings(max_examples=60, deadline=None)
 @given(matrices, st.integers(0, 2**64 - 1))
 def test_a_rows_token_does_not_depend_on_the_rows_beside_it(logits: torch.Tensor, seed: int) -> None:
-    noise, keys = Noise(logits.shape[1]), keys_of(logits, seed)
-    temperatures = torch.linspace(0.3, 2.0, len(logits), dtype=torch.float64)
-    together = sampled_tokens(BlockedLogits(logits), temperatures, keys, noise).tolist()
-    alone = [
-        sampled_tokens(
-            BlockedLogits(logits[i : i + 1]), temperatures[i : i + 1], keys[i : i + 1], noise
-        ).item()
-        for i in range(len(logits))
-    ]
+    params = [SamplingParams(temperature=0.3 + 0.4 * row) for row in range(len(logits))]
+    together = sampled(logits, params, seed)
+    alone = [sampled(logits[i : i + 1], params[i : i + 1], seed, [i])[0] for i in range(len(logits))]
     assert together == alone
 
 
@@ -68,6 +80,22 @@ def test_noise_has_the_same_bits_for_one_position_and_for_many() -> None:
     every = noise.gumbel(int(keys[0]), torch.arange(3001))
     some = torch.tensor([0, 1, 63, 64, 777, 2999, 3000])
     assert torch.equal(noise.gumbel(int(keys[0]), some), every[some])
+
+
+def test_keys_of_many_positions_are_those_of_each() -> None:
+    answers = [answer_key(seed, [5, seed], 1) for seed in range(40)]
+    positions = [seed * seed for seed in range(40)]
+    found = position_keys([signed(answer) for answer in answers], positions)
+    assert found.tolist() == list(map(position_key, answers, positions))
+
+
+def test_the_least_noise_of_blocks_is_bounded_from_below() -> None:
+    noise, keys = Noise(64 * 700), position_keys([7] * 70, range(70))
+    minima, _ = noise.block_minima(torch.from_numpy(keys))
+    bounds = torch.from_numpy(noise.log_minima_bounds(keys)).double()
+    assert (bounds <= minima.log() + 1e-5).all()
+    low = minima < 0.01 / BLOCK  # high noise, which may win
+    assert (bounds > minima.log() - 0.01)[low].all()
 
 
 def test_noise_of_one_token_without_tensors_is_the_same_to_within_rounding() -> None:
@@ -115,7 +143,7 @@ def test_another_seed_prompt_choice_or_position_has_noise_of_its_own() -> None:
 @given(matrices)
 def test_at_temperature_0_the_lowest_id_of_the_highest_logits_is_drawn(logits: torch.Tensor) -> None:
     expected = [row.index(max(row)) for row in logits.tolist()]
-    assert greedy_tokens(BlockedLogits(logits)).tolist() == expected
+    assert greedy(logits) == expected
 
 
 @pytest.mark.parametrize("wrong", [-math.inf, math.nan])
@@ -123,9 +151,8 @@ def test_a_row_without_a_token_says_so_and_spoils_no_other(wrong: float) -> None
     logits = torch.zeros(3, 130)
     logits[:, 77] = 9.0
     logits[1] = wrong
-    keys, temperatures = torch.tensor([1, 2, 3]), torch.full((3,), 0.1, dtype=torch.float64)
-    assert greedy_tokens(BlockedLogits(logits)).tolist() == [77, NOTHING, 77]
-    assert sampled_tokens(BlockedLogits(logits), temperatures, keys, Noise(130)).tolist() == [77, NOTHING, 77]
+    assert greedy(logits) == [77, NOTHING, 77]
+    assert sampled(logits, [SamplingParams(temperature=0.1)] * 3, 1) == [77, NOTHING, 77]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
@@ -135,11 +162,6 @@ def test_a_row_in_which_one_logit_is_no_number_has_no_token_under_any_key(
 ) -> None:
     row = torch.randn(300, generator=torch.Generator().manual_seed(4))
     row[5] = wrong
-    assert greedy_tokens(BlockedLogits(row[None])).tolist() == [NOTHING]
-    params = SamplingParams(**cut)  # type: ignore[arg-type]
-    kept = truncate(row, params) if cut else row
-    heat = torch.ones(1, dtype=torch.float64)
-    for key in range(12):
-        assert sampled_tokens(BlockedLogits(kept[None]), heat, torch.tensor([key]), Noise(300)).tolist() == [
-            NOTHING
-        ]
+    assert greedy(row[None]) == [NOTHING]
+    for seed in range(12):
+        assert sampled(row[None], [SamplingParams(**cut)], seed) == [NOTHING]  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling import processors as module
+from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Edits, Processors
+from turbo_runtime.sampling.rows import RowKernels
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import truncate
@@ -282,3 +285,21 @@ def test_an_answer_that_waits_for_its_first_row_holds_nothing_as_large_as_prompt
     for each in (late, early):
         each.read([3, 5, 3])
     assert torch.equal(edited(late, row), edited(early, row))
+
+
+@pytest.mark.parametrize("kernels", [SEARCH, DENSE], ids=["search", "dense"])
+def test_a_mask_keeps_its_tokens_and_forbids_others_whatever_their_logits(kernels: RowKernels) -> None:
+    generator = torch.Generator().manual_seed(5)
+    allowed = torch.rand(2, 1003, generator=generator) < 0.5
+    masks = np.packbits(allowed.numpy(), axis=1, bitorder="little")
+    logits = torch.randn(3, 1003, generator=generator)
+    logits[1, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    allowed[1, :2] = False
+    masks[1, 0] &= 0b11111100
+    expected = logits.clone()
+    expected[1:].masked_fill_(~allowed, -math.inf)
+    edits = Edits(1003)
+    edits.allow(1, masks[0])
+    edits.allow(2, masks[1])
+    edits.apply(logits, kernels)
+    assert torch.equal(logits, expected)

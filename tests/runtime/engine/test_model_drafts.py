@@ -247,7 +247,7 @@ def test_the_first_layers_are_a_model_of_so_many_and_leave_the_whole_as_it_was(
     chunk = [Chunk(list(range(1, 30)), 0, [0, 1], 3, 29)]
     whole = runner.forward(chunk).logits
     stored = [keys.clone() for keys in runner.pool.keys]
-    (entering,) = torch.unbind(runner.forward([replace(chunk[0], logit_rows=29)], (2,)).streams[None])
+    (entering,) = torch.unbind(runner.forward([chunk[0]._replace(logit_rows=29)], (2,)).streams[None])
     first = runner.first_layers(2).forward(chunk)
     assert all(torch.equal(now, before) for now, before in zip(runner.pool.keys, stored, strict=True))
     norm = model.get_decoder().norm

@@ -201,7 +201,7 @@ def _run(model: CudaModelRunner, chunks: Sequence[Chunk]) -> None:
         return  # rank 0 alone has whole logits, and draws
     rows = list(range(len(forward.logits)))
     params = [SamplingParams(temperature=1.0, top_p=0.9)] * len(rows)
-    drawn = DrawnRows(truncated=SampledRows(rows, params, rows))
+    drawn = DrawnRows(truncated=SampledRows(rows, params, [0] * len(rows), rows))
     DENSE.draw(forward.logits, drawn, Noise(model.vocabulary, model.device))
 
 
