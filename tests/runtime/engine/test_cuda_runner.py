@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -382,9 +383,10 @@ def test_many_rows_are_masked_and_scored_together_with_the_same_bits(monkeypatch
             assert torch.equal(alone, together)
         rows = [*range(1, 38, 2)]
         forbidden = torch.rand(len(rows), 270, generator=torch.Generator().manual_seed(2)) < 0.6
+        masks = np.packbits(~forbidden.numpy(), axis=1, bitorder="little")
         masked = [logits.clone(), logits.clone()]
         for kernels, values in zip((SEARCH, DENSE), masked, strict=True):
-            kernels.forbid(values, rows, forbidden)
+            kernels.forbid(values, rows, masks)
         assert torch.equal(*masked)
         assert masked[0][rows].isneginf().sum() == forbidden.sum()
         assert masked[0].isneginf().sum() == forbidden.sum()
