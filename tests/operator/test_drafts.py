@@ -206,7 +206,7 @@ def test_without_a_draft_asked_for_there_is_no_such_condition() -> None:
             replace(DRAFT, method="EAGLE3"),
             (),
             ("False", DraftReason.NOT_YET_SUPPORTED),
-            "drafts by EAGLE3: write that in speculation.method",
+            "drafts by EAGLE3: write speculation.method: EAGLE3 and engine.type: Turbo, or",
         ),
         (
             replace(DRAFT, target_digest="x"),

@@ -172,8 +172,8 @@ class TurboDeploymentSpec(Record):
             "!self.model.uri.matches('[.]gguf/?$')"
             f" || self.engine.type != 'VLLM' && !({_HAS_ADAPTERS}) && !has(self.speculation.draftModel)"
             " && !(self.speculation.method in ['NGram', 'EAGLE3', 'DraftModel', 'MTP'])",
-            "name a folder of safetensors, which adapters need, or leave out what only vLLM has: engine.type "
-            "VLLM, draftModel and methods NGram, EAGLE3, DraftModel and MTP: vLLM reads no GGUF files",
+            "name a folder of safetensors, or leave out engine.type VLLM, adapters, draftModel and methods "
+            "NGram, EAGLE3, DraftModel and MTP: they go with no GGUF file",
             "model.uri",
         ),
         Rule(
@@ -239,11 +239,6 @@ class TurboDeploymentSpec(Record):
         Rule(
             "self.engine.type != 'VLLM' || self.speculation.placement in ['Auto', 'Colocated']",
             "leave placement out, or choose engine.type Turbo: vLLM keeps a draft with the model",
-            "speculation.placement",
-        ),
-        Rule(
-            f"!({_HAS_ADAPTERS}) || self.speculation.placement in ['Auto', 'Colocated']",
-            "leave adapters or placement out: only vLLM serves adapters, and it keeps a draft with the model",
             "speculation.placement",
         ),
         Rule(

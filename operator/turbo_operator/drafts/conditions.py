@@ -82,7 +82,9 @@ def _ready(
         return false(DraftReason.NOT_FOUND, message)
     method = td.spec.draft_method
     if draft.method != method:
-        message = f"{named} drafts by {draft.method}: write that in speculation.method, or name another."
+        how = " and engine.type: Turbo" if draft.method == api.Method.EAGLE3 else ""
+        message = f"{named} drafts by {draft.method}: write speculation.method: {draft.method}{how}, or name "
+        message += "another."
         if td.spec.is_on_vllm:
             message = f"{named} drafts by {draft.method}, which vLLM cannot yet: train {method}."
         return false(DraftReason.NOT_YET_SUPPORTED, message)

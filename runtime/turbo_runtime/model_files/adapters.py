@@ -44,7 +44,7 @@ def inspect_with_adapters(
         return inspect_model(model, revision)
     source = Source(model) if is_bucket(model) else find(model, revision)
     if source.gguf_file:
-        raise ModelError("adapters need a folder of safetensors: vLLM, which serves them, reads no GGUF file")
+        raise ModelError("adapters need a folder of safetensors: they go with no GGUF file")
     info, tensors = read_model(source.name, revision)
     layers = {found[1]: shape for name, shape in tensors.items() if (found := _LAYER.search(name))}
     inspected, modules = list[AdapterInfo](), set[str]()

@@ -157,5 +157,5 @@ def test_a_variant_of_the_model_or_a_path_is_no_other_model(base: str | None, mo
 
 def test_a_gguf_file_has_no_adapters(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match="reads no GGUF file"):
+    with pytest.raises(ModelError, match="they go with no GGUF file"):
         inspect_with_adapters(str(tmp_path / "m.gguf"), None, {"sql": "/x"})
