@@ -15,6 +15,7 @@ from turbo_operator import render
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.planner import plan as planned
+from turbo_operator.planner.inputs import build_inputs
 from turbo_operator.planner.performance.memory import KV_GRAIN
 from turbo_operator.render import fetch, vllm
 from turbo_operator.render.template import pod_template
@@ -261,6 +262,15 @@ def test_engine_turbo_has_no_adapters_of_latent_attention_and_says_what_has() ->
     made = plan(td(SQL, engine={"type": "Turbo"}).spec, shape("deepseek-ai/DeepSeek-V2-Lite"), CARD)
     assert (made.choice, made.reason) == (None, "NotYetSupported")
     assert "engine Turbo has no adapters of latent attention: write engine.type: VLLM" in made.detail
+
+
+def test_engine_turbo_has_no_adapters_of_routers_and_says_what_has() -> None:
+    it, model = td(SQL, engine={"type": "Turbo"}), shape("Qwen/Qwen3-30B-A3B")
+    for modules, is_served in ((("o_proj", "q_proj"), True), (("gate", "q_proj"), False)):
+        facts = replace(FACTS, shape=model, adapter_modules=modules)
+        made = planned(build_inputs(it, model, Snapshot(accelerators=CARD, model=facts)), 0.0)
+        assert (made.choice is not None) == is_served, made.detail
+    assert "engine Turbo has no adapters of routers: write engine.type: VLLM" in made.detail
 
 
 def test_a_plan_with_drafts_says_that_adapters_accept_fewer() -> None:

@@ -103,6 +103,14 @@ def test_a_draft_model_is_where_the_plan_has_it(
     assert mount == {"name": "draft-model", "mountPath": "/draft-model", "readOnly": True}
 
 
+@pytest.mark.parametrize("placement", ["Colocated", "Separate", "CPU"])
+def test_adapters_go_with_a_draft_model_wherever_it_is(placement: str) -> None:
+    adapters = [{"name": "sql", "uri": "pvc://tuned/sql"}]
+    config = told(pod_of(td(drafting(placement=placement), adapters=adapters)))
+    assert config.adapters == {"sql": "/adapters/tuned/sql"}
+    assert config.draft_model == "/draft-model/qwen"
+
+
 def test_a_draft_on_cores_beside_a_model_on_cores_shares_its_threads() -> None:
     cores = replace(CORES, prices=CARD.prices)
     small = replace(DRAFT, layers=4, parameters=40 * 10**6)

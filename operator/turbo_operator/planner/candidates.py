@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from turbo_operator.api import EngineName, Method, Placement
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
-from turbo_operator.planner.capabilities import ENGINES, Engine, engine_of
+from turbo_operator.planner.capabilities import ENGINES, Engine, divides, engine_of
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.speculation import SpeculationOption
 from turbo_operator.planner.requirements import Requirements
@@ -85,12 +85,18 @@ def enumerate_candidates(requirements: Requirements) -> Candidates:
         is_short = placement == Placement.SEPARATE and not requirements.has_room(row, tensor)
         return not (memory.on_cpu(row) or is_short)
 
+    def is_divided(engine: EngineName, tensor: int, nodes: int) -> bool:
+        """Whether an engine may divide the model so; of what is pinned it is told why not."""
+        if engine == EngineName.VLLM:
+            return requirements.parallelism.tensor is not None or divides(requirements.shape, tensor)
+        return nodes == 1 or requirements.parallelism.pipeline is not None
+
     rows = [
         (number, place, tensor, nodes, way)
         for way, (number, _) in enumerate(options)
         for place, layout in enumerate(layouts)
         for tensor, nodes in layout
-        if nodes == 1 or requirements.parallelism.pipeline or ENGINES[number].name == EngineName.VLLM
+        if is_divided(ENGINES[number].name, tensor, nodes)
         if is_placed(options[way][1].placement, requirements.rows[place], tensor)
     ]
     engine_of, accelerator_of, tensors, stages, draft_of = np.array(rows, np.int64).reshape(-1, 5).T
@@ -117,8 +123,9 @@ def _layouts(requirements: Requirements, accelerator: Accelerator) -> list[tuple
     if pipeline is not None:
         return [(degree, pipeline) for degree in degrees]
     layouts = [(degree, 1) for degree in degrees]
-    if data == 1 and degrees and (stages := min_stages(requirements, accelerator, degrees[-1])) > 1:
-        layouts.append((degrees[-1], stages))
+    whole = [degree for degree in degrees if divides(requirements.shape, degree)]  # vLLM alone has stages
+    if data == 1 and whole and (stages := min_stages(requirements, accelerator, whole[-1])) > 1:
+        layouts.append((whole[-1], stages))
     return layouts
 
 
@@ -214,11 +221,12 @@ def estimate_memory(candidates: Candidates, requirements: Requirements) -> Memor
             is_turbo & (tensor > 1.0), 2.0 * shape.vocab_size * shape.hidden_size * element, 0.0
         )
         drafting = drafting + tables
-    joining = np.zeros(len(candidates))  # bytes of one token in the cache of a draft that is taken up later
+    joining = np.zeros(len(candidates))  # bytes of one token in the caches of drafts that are taken up later
     if requirements.inputs.spec.awaits_eagle3:
-        layer = speculation.head_parameters(Method.EAGLE3, shape, 0) * element
-        drafting = drafting + np.where(is_turbo, layer, 0.0)
-        joining = np.where(is_turbo, memory.cached_elements(shape, tensor) * element, 0.0)
+        layers = 1 + len(requirements.inputs.spec.speculation.named_drafts or ())
+        weight = layers * speculation.head_parameters(Method.EAGLE3, shape, 0) * element
+        drafting = drafting + np.where(is_turbo, weight, 0.0)
+        joining = np.where(is_turbo, layers * memory.cached_elements(shape, tensor) * element, 0.0)
         draft_cache = draft_cache + joining
     planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)

@@ -6,6 +6,7 @@ do better than the plan, or would do at all.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 
@@ -46,6 +47,7 @@ IDLE_DRAFTS_LACK = (
     "vLLM drafts as many tokens for whatever load in data-parallel groups, and no number of them saves time "
     "at every load: leave parallelism.data out, or do without drafts"
 )
+ROUTERS = frozenset({"gate", "router"})  # of routed experts, as architectures call them
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 LORA_VOCABULARY = 258_048  # tokens, of vLLM: vllm/lora/layers/logits_processor.py
 
@@ -140,18 +142,24 @@ def describe_engine_lack(
 
 
 def describe_adapter_lack(
-    spec: TurboDeploymentSpec, shape: ModelShape, engine: EngineName, tensor: int
+    spec: TurboDeploymentSpec,
+    shape: ModelShape,
+    engine: EngineName,
+    tensor: int,
+    modules: Collection[str] = (),
 ) -> str | None:
     """Describe why the engine has no adapters of the model, as the end of a sentence; None if it has, or
-    there are none.
+    there are none. `modules` are the last parts of the names of those that they change, where known.
     """
     if not spec.adapters:
         return None
     if engine == EngineName.TURBO:
         if tensor > 1:
             return "engine Turbo cuts up no adapters: write engine.type: VLLM, or leave adapters out"
-        lack = "engine Turbo has no adapters of latent attention: write engine.type: VLLM"
-        return lack if shape.kv_latent else None
+        changed = "latent attention" if shape.kv_latent else ""
+        if shape.experts and not ROUTERS.isdisjoint(modules):
+            changed = changed or "routers"
+        return f"engine Turbo has no adapters of {changed}: write engine.type: VLLM" if changed else None
     if shape.vocab_size <= LORA_VOCABULARY:
         return None
     return (
@@ -202,6 +210,29 @@ def describe_division_lack(shape: ModelShape, tensor: int, groups: int, *, is_gg
     if uncut is None:
         return None
     return f"{UNDIVIDED} {tensor} accelerators ({uncut}): write engine.type: VLLM"
+
+
+def divides(shape: ModelShape, tensor: int) -> bool:
+    """Whether vLLM divides the heads among so many accelerators: KV heads too are whole on each, or each of
+    them on as many as any other (QKVParallelLinear in vllm/model_executor/layers/linear.py).
+    """
+    whole = shape.kv_heads % tensor == 0 or tensor % shape.kv_heads == 0
+    return whole and shape.heads % tensor == 0
+
+
+def describe_heads_lack(shape: ModelShape, draft: ModelShape | None, method: str, tensor: int) -> str | None:
+    """Describe why vLLM does not divide the model, or a draft model, which it divides alike, among `tensor`
+    accelerators, as the end of a sentence; None if it does.
+    """
+    parts = [("model", shape), *([("draft model", draft)] if method == Method.DRAFT_MODEL and draft else [])]
+    for name, part in parts:
+        if not divides(part, tensor):
+            fitting = [str(size) for size in range(1, 65) if all(divides(it, size) for _, it in parts)]
+            return (
+                f"vLLM does not divide the {name}'s {part.heads} heads and {part.kv_heads} KV heads among "
+                f"{tensor} accelerators: write one of {', '.join(fitting)} in parallelism.tensor"
+            )
+    return None
 
 
 @cache

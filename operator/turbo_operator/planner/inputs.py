@@ -36,6 +36,7 @@ class PlannerInputs:
     # not evaluated.
     trained: tuple[float, ...] | None = None
     adapter_rank: int | None = None  # the largest of the adapters' ranks; None: not known
+    adapter_modules: tuple[str, ...] = ()  # last parts of the names of all modules that they change
 
     def equals_but_for_counts(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
@@ -79,6 +80,7 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
         observed.group_lack or _long_name(td),
         trained=acceptance,
         adapter_rank=max(ranks, default=None),
+        adapter_modules=observed.model.adapter_modules if observed.model else (),
     )
 
 

@@ -14,6 +14,7 @@ from turbo_operator.planner.capabilities import (
     describe_division_lack,
     describe_draft_lack,
     describe_engine_lack,
+    describe_heads_lack,
     describe_lack,
     describe_model_lack,
     describe_placement_lack,
@@ -27,6 +28,7 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
     inputs, shape = requirements.inputs, requirements.shape
     spec, options, groups = inputs.spec, candidates.draft_options, candidates.data
     model_lack = describe_model_lack(shape)
+    draft_lack = None if inputs.draft is None else describe_model_lack(inputs.draft)
     is_gguf = spec.model.uri.rstrip("/").endswith(".gguf")
     has_host = requirements.draft_host is not None
 
@@ -35,7 +37,7 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
         number: int, is_on_cpu: int, draft: int, tensor: int, nodes: int, has_room: int
     ) -> str | None:
         engine, option, on_cpu = ENGINES[number].name, options[draft], bool(is_on_cpu)
-        own_lack = describe_adapter_lack(spec, shape, engine, tensor)
+        own_lack = describe_adapter_lack(spec, shape, engine, tensor, inputs.adapter_modules)
         if engine == EngineName.TURBO:
             own_lack = (
                 model_lack
@@ -44,6 +46,10 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
             )
             if spec.awaits_eagle3:  # which joins as pods run
                 own_lack = own_lack or describe_lack(engine, Method.EAGLE3, Placement.COLOCATED, tensor)
+            if option.method == Method.DRAFT_MODEL and draft_lack is not None:
+                own_lack = own_lack or f"as a draft model, {draft_lack}"
+        else:
+            own_lack = own_lack or describe_heads_lack(shape, inputs.draft, option.method, tensor)
         return (
             own_lack
             or describe_lack(engine, option.method, option.placement, tensor)
