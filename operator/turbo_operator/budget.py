@@ -11,31 +11,38 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, PodSpec, Provisioning, Resources, label_value, quantity
+from turbo_operator.api import (
+    CapacityType,
+    EngineName,
+    PodSpec,
+    Provisioning,
+    Resources,
+    label_value,
+    quantity,
+)
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import Accelerator, AcceleratorLabels, Host, NodeSupply, Supply
 
 DEVICE_POD_CORES = 2  # server and engine process of a pod whose arithmetic is on a device
 
 
-def device_pod_cores(draft_cores: int) -> str:
-    """Return the cores that such a pod requests, as a quantity, with those of a draft on cores."""
-    return str(DEVICE_POD_CORES + draft_cores)
+def device_pod_cores(engine: EngineName, tensor: int, draft_cores: int) -> int:
+    """Count the cores that such a pod requests, with those of a draft on cores: engine Turbo has a process
+    for each of `tensor` accelerators.
+    """
+    ranks = tensor if engine == EngineName.TURBO else 1
+    return DEVICE_POD_CORES - 1 + ranks + draft_cores
 
 
 def beside(
-    accelerator: Accelerator, memory_bytes: int, resources: Resources | None, draft_cores: int = 0
+    accelerator: Accelerator, memory_bytes: int, resources: Resources | None, cores: int = DEVICE_POD_CORES
 ) -> Host | None:
-    """Return what one pod takes beside its devices, the template's amounts over the plan's; None on cores.
-    `draft_cores`: of a draft that runs on them.
-    """
+    """Return what one pod takes beside its devices, the template's amounts over the plan's; None on cores."""
     if accelerator.resource_name == "cpu":
         return None
     requests = (resources.requests if resources else None) or {}
     memory = quantity(requests["memory"]) if "memory" in requests else memory_bytes
-    return Host(
-        math.ceil(quantity(requests.get("cpu", device_pod_cores(draft_cores))) * 1000), math.ceil(memory)
-    )
+    return Host(math.ceil(quantity(requests.get("cpu", str(cores))) * 1000), math.ceil(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,8 @@ class Footprint:
 
 def footprint_of(choice: Choice, pod: PodSpec) -> Footprint:
     """Return the footprint of one replica of a plan, cores and memory in addition to its devices included."""
-    host = beside(choice.accelerator, choice.host_memory_bytes, pod.resources, choice.draft_cores)
+    cores = device_pod_cores(choice.engine, choice.tensor, choice.draft_cores)
+    host = beside(choice.accelerator, choice.host_memory_bytes, pod.resources, cores)
     return Footprint(
         choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes, host
     )

@@ -68,6 +68,7 @@ def test_a_model_on_two_devices_is_one_container_of_two_ranks_that_share_memory(
     assert told(spec).tensor_parallel_size == 2
     (container,) = spec["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
+    assert container["resources"]["requests"]["cpu"] == "3", "the server's and one of each rank"
     (shared,) = (volume for volume in spec["volumes"] if volume["name"] == "shared-memory")
     assert shared["emptyDir"]["medium"] == "Memory"
     assert "/dev/shm" in {mount["mountPath"] for mount in container["volumeMounts"]}

@@ -7,7 +7,6 @@ does: the rest cannot appear in a plan.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
@@ -20,7 +19,7 @@ from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
 from turbo_operator.planner.capabilities import ENGINES, IDLE_DRAFTS_LACK
-from turbo_operator.planner.lacks import list_lacks
+from turbo_operator.planner.lacks import list_conflicts, list_lacks
 from turbo_operator.planner.offering import Offering
 from turbo_operator.planner.performance import candidate_curves, capacity
 from turbo_operator.planner.performance.queueing import Engines
@@ -40,7 +39,6 @@ class PlanEvaluation:
     candidates: Candidates
     memory_use: MemoryUse
     rates: Machine
-    conflicts: Mapping[str, str]  # by accelerator: what of a template contradicts the plan
     availability: feasibility.Availability
     speeds: feasibility.Speed
 
@@ -59,6 +57,11 @@ class PlanEvaluation:
         )
 
     @cached_property
+    def conflicts(self) -> tuple[str | None, ...]:
+        """[c] what of the template contradicts the candidate."""
+        return list_conflicts(self.candidates, self.requirements, self.memory_use.host)
+
+    @cached_property
     def _idle_drafts(self) -> Mask:
         """[c] whether the one number of drafts that data-parallel groups make would be none."""
         has_prior = self.candidates.by_draft(lambda draft: draft.has_prior, bool)
@@ -72,7 +75,7 @@ class PlanEvaluation:
     def lacking(self) -> Mask:
         """[c] what cannot be rendered or run yet, or contradicts the template."""
         lacks = np.array([lack is not None for lack in self.lacks], bool)
-        conflicts = self.candidates.by_accelerator(lambda row: row.name in self.conflicts, bool)
+        conflicts = np.array([conflict is not None for conflict in self.conflicts], bool)
         return np.asarray(lacks | conflicts)
 
     @cached_property
@@ -328,13 +331,11 @@ class PlanEvaluation:
 def evaluate(requirements: Requirements, every: bool = False) -> PlanEvaluation:
     """Evaluate all candidates; with `every` the speed of each, however little it matters."""
     candidates = enumerate_candidates(requirements)
-    conflicts = ((row.name, requirements.find_resource_conflict(row)) for row in requirements.rows)
     evaluation = PlanEvaluation(
         requirements=requirements,
         candidates=candidates,
         memory_use=(memory_use := estimate_memory(candidates, requirements)),
         rates=candidate_curves.build_rates(requirements),
-        conflicts={name: message for name, message in conflicts if message is not None},
         availability=feasibility.compute_availability(candidates, requirements, memory_use.host),
         speeds=feasibility.Speed(*np.full((3, len(candidates)), np.nan)),
     )

@@ -64,11 +64,11 @@ def compute_availability(
     max_total, max_per_hour = requirements.accelerators.max_total, requirements.cost.max_per_hour
 
     def terms(
-        kind: CapacityType, place: int, per_replica: int, nodes: int, draft_bytes: int
+        kind: CapacityType, place: int, per_replica: int, nodes: int, tensor: int, draft_bytes: int
     ) -> tuple[float, ...]:
         """Count one size of a replica: the fields of `Availability` from `price` on."""
         row: Accelerator = candidates.accelerators[place]
-        footprint = Footprint(row, kind, per_replica, nodes, requirements.host(row, draft_bytes))
+        footprint = Footprint(row, kind, per_replica, nodes, requirements.host(row, tensor, draft_bytes))
         price = row.prices.get(kind)
         bounds = (
             None if supply is None else footprint.room(supply.get(row.name, Supply()), now),
@@ -81,8 +81,9 @@ def compute_availability(
             *(MAX_REPLICAS if bound is None else min(bound, MAX_REPLICAS) for bound in bounds),
         )
 
-    counts = (candidates.accelerator, candidates.per_replica, candidates.nodes, host_bytes)
-    columns = np.stack(counts, axis=1)
+    together = candidates.tensor * candidates.data  # of one pod, a draft's own apart
+    sizes_of = (candidates.accelerator, candidates.per_replica, candidates.nodes, together, host_bytes)
+    columns = np.stack(sizes_of, axis=1)
     sizes, size_of = np.unique(columns.astype(np.int64), axis=0, return_inverse=True)
     rows = np.array([terms(kind, *size) for kind in types for size in sizes.tolist()])
     rows = rows.reshape(len(types), len(sizes), 6)[:, size_of.reshape(-1)].reshape(-1, 6)

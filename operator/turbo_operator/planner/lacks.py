@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from turbo_operator.api import EngineName, Method, Placement
+from turbo_operator.planner.arrays import Numbers
 from turbo_operator.planner.candidates import Candidates
 from turbo_operator.planner.capabilities import (
     ENGINES,
@@ -66,3 +67,22 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
     has_room = candidates.tensor * groups < per_node
     columns = (candidates.engine, on_cpu, candidates.draft, candidates.tensor, candidates.nodes, has_room)
     return [describe(*row) for row in np.stack(columns, axis=1).astype(int).tolist()]
+
+
+def list_conflicts(
+    candidates: Candidates, requirements: Requirements, host_bytes: Numbers
+) -> tuple[str | None, ...]:
+    """[c] describe what of the pod template contradicts each candidate, with a draft of `host_bytes` on the
+    host's cores; None of what agrees. Workers of vLLM may do with less than is counted for them.
+    """
+    if requirements.resources is None:
+        return (None,) * len(candidates)
+
+    @cache
+    def describe(place: int, ranks: int, draft_bytes: int) -> str | None:
+        return requirements.find_resource_conflict(candidates.accelerators[place], ranks, draft_bytes)
+
+    is_turbo = candidates.by_engine(lambda engine: engine.name == EngineName.TURBO, bool)
+    ranks = np.where(is_turbo, candidates.tensor, 1.0)
+    columns = (candidates.accelerator, ranks, host_bytes)
+    return tuple(describe(*row) for row in np.stack(columns, axis=1).astype(int).tolist())

@@ -11,7 +11,7 @@ from turbo_operator import api
 from turbo_operator.api import CapacityType, EngineName, Objective, ScalingMode, TurboDeploymentSpec, quantity
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
-from turbo_operator.budget import beside
+from turbo_operator.budget import beside, device_pod_cores
 from turbo_operator.planner.capabilities import lora_rank
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance import memory
@@ -265,12 +265,14 @@ class Requirements:
         total = int(memory.weights(self.shape, element, quantized=False).total)
         return (2 if tensor == 1 else 1) * total + tensor * HOST_RESERVE  # each rank reads its slices once
 
-    def host(self, accelerator: Accelerator, draft_bytes: int = 0) -> Host | None:
-        """Return what one pod takes in addition to the accelerator, with a draft of so many bytes on the
-        host's cores.
+    def host(self, accelerator: Accelerator, tensor: int, draft_bytes: int) -> Host | None:
+        """Return what one pod takes in addition to `tensor` accelerators, with a draft of so many bytes on
+        the host's cores.
         """
-        total = self.host_memory_bytes(accelerator) + draft_bytes
-        return beside(accelerator, total, self.resources, DRAFT_CORES if draft_bytes else 0)
+        total = self.host_memory_bytes(accelerator, tensor) + draft_bytes
+        draft_cores = DRAFT_CORES if draft_bytes else 0
+        cores = device_pod_cores(self.engine_on(accelerator), tensor, draft_cores)
+        return beside(accelerator, total, self.resources, cores)
 
     @property
     def draft_host(self) -> Accelerator | None:
@@ -351,9 +353,10 @@ class Requirements:
             "TurboAccelerator."
         )
 
-    def find_resource_conflict(self, accelerator: Accelerator) -> str | None:
+    def find_resource_conflict(self, accelerator: Accelerator, tensor: int, draft_bytes: int) -> str | None:
         """Describe the pod template's amounts that contradict the plan; None if they agree."""
-        resources, host_memory = self.resources, self.host_memory_bytes(accelerator)
+        resources = self.resources
+        host_memory = self.host_memory_bytes(accelerator, tensor) + draft_bytes
         if resources is None:
             return None
         for part, amounts in (("requests", resources.requests or {}), ("limits", resources.limits or {})):

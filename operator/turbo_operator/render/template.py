@@ -194,7 +194,8 @@ def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, st
     amount = _number(accelerator.quantity * _per_pod(choice))
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
     limits = {"memory": memory, accelerator.resource_name: amount}
-    requests = {"cpu": device_pod_cores(choice.draft_cores), **limits}  # of cores the accelerator's amount
+    cores = device_pod_cores(choice.engine, choice.tensor, choice.draft_cores)
+    requests = {"cpu": str(cores), **limits}  # of cores the accelerator's amount
     overlay = td.spec.pod_template.spec.resources
     if overlay:
         requests |= overlay.requests or {}

@@ -118,7 +118,15 @@ def test_a_node_without_memory_or_cores_beside_its_devices_is_no_room() -> None:
         template = {"resources": {"requests": {"cpu": cores}}}
         one, two = (
             plan(
-                spec(model=SHORT, replicas=replicas, podTemplate={"spec": template}), MIDDLE, catalog, supply
+                spec(
+                    model=SHORT,
+                    replicas=replicas,
+                    parallelism={"tensor": 1},
+                    podTemplate={"spec": template},
+                ),
+                MIDDLE,
+                catalog,
+                supply,
             )
             for replicas in (1, 2)
         )

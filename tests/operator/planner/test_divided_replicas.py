@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from turbo_dev.plan_cases import plan
-from turbo_dev.plan_examples import GIB, MIDDLE, SHORT, accelerator, fast, named, shape, spec
+from turbo_dev.plan_examples import GIB, LARGE, MIDDLE, SHORT, accelerator, fast, named, shape, spec
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
+from turbo_operator.budget import footprint_of
+from turbo_operator.planner.requirements import DRAFT_CORES, HOST_RESERVE
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
 
 CARD = fast("card", 80, "4.00")
+CORES = Accelerator(
+    "cores", "cpu", Decimal(16), 64 * GIB, memory_bandwidth=1e11, flops={"bf16": 2e12}, count_per_node=1
+)
 DRAFT = shape("Qwen/Qwen3-0.6B")
 PHI = shape("microsoft/phi-4")  # 40 heads, 10 KV heads
 VLLM = {"engine": {"type": "VLLM"}}
@@ -79,6 +86,55 @@ def test_engine_turbo_gets_no_draft_model_that_it_cannot_load(draft: Any, said: 
     made = plan(drafted(), MIDDLE, named(CARD), draft=draft)
     assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
     assert f"as a draft model, {said}" in made.detail
+
+
+def test_each_rank_of_engine_turbo_has_a_core_beside_the_servers() -> None:
+    wanted = spec(model=SHORT, parallelism={"tensor": 4})
+    choice = plan(wanted, MIDDLE, named(CARD)).choice
+    assert choice is not None
+    assert footprint_of(choice, wanted.pod_template.spec).host == Host(5000, choice.host_memory_bytes)
+    for cores, fits in ((4, False), (5, True)):
+        node = NodeSupply("a", 4, 4, Host(1000 * cores, 1 << 40))
+        fixed = replace(CARD, provisioning="Fixed")
+        made = plan(wanted, MIDDLE, named(fixed), {"card": Supply((node,), None)})
+        assert (made.choice is not None) == fits, made.detail
+    vllm = spec(model=SHORT, parallelism={"tensor": 4}, **VLLM)
+    choice = plan(vllm, MIDDLE, named(CARD)).choice
+    assert choice is not None
+    host = footprint_of(choice, vllm.pod_template.spec).host
+    assert host is not None
+    assert host.millicores == 2000
+
+
+def test_a_node_and_a_template_need_the_memory_of_the_replica_that_is_planned() -> None:
+    """Ranks read their own parts of the files, so that two hold what one process would hold twice."""
+    mid, weights = accelerator("mid", 48, "2.00"), LARGE.parameters * 2
+    enough = weights + 2 * HOST_RESERVE
+    for memory_bytes, fits in ((enough - GIB, False), (enough, True)):
+        node = NodeSupply("a", 2, 2, Host(64_000, memory_bytes))
+        supply = {"mid": Supply((node,), None)}
+        made = plan(spec(model=SHORT), LARGE, named(replace(mid, provisioning="Fixed")), supply)
+        assert (made.choice is not None) == fits, made.detail
+        limits = {"spec": {"resources": {"limits": {"memory": str(memory_bytes)}}}}
+        made = plan(spec(model=SHORT, podTemplate=limits), LARGE, named(mid))
+        assert (made.choice is not None) == fits, made.detail
+
+
+def test_a_template_without_the_memory_of_a_draft_on_cores_contradicts_the_plan() -> None:
+    small = fast("small", 24, "1.00")
+    wanted = {"speculation": {"placement": "CPU"}, "accelerators": {"allowed": ["small"]}}
+    catalog = named(small, CORES)
+    choice = plan(drafted(**wanted), MIDDLE, catalog, draft=DRAFT).choice
+    assert choice is not None
+    for spare, fits in ((-1, False), (0, True)):
+        limits = {"memory": str(choice.host_memory_bytes + spare)}
+        template = {"podTemplate": {"spec": {"resources": {"limits": limits}}}}
+        made = plan(drafted(**{**wanted, **template}), MIDDLE, catalog, draft=DRAFT)
+        assert (made.choice is not None) == fits, made.detail
+    node = NodeSupply("a", 1, 1, Host(8000, 1 << 40))
+    fixed = named(replace(small, provisioning="Fixed"), CORES)
+    made = plan(drafted(**wanted), MIDDLE, fixed, {"small": Supply((node,), None)}, draft=DRAFT)
+    assert f"each with {2 + DRAFT_CORES} cores and " in made.detail
 
 
 def test_every_named_draft_has_room_where_drafts_are_layers() -> None:

@@ -368,7 +368,7 @@ def _over_budget(evaluation: PlanEvaluation, index: int, offering: Offering) -> 
 def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
     lack = evaluation.lacks[offering.place]
     if lack is None:
-        return evaluation.conflicts[offering.accelerator.name]
+        return evaluation.conflicts[offering.place] or ""
     if offering.tensor > 1 and offering.nodes == 1 and lack.startswith(UNDIVIDED):
         candidates, place = evaluation.candidates, offering.place
         # Where one accelerator of the offering's does not hold the model with the same engine and drafts.

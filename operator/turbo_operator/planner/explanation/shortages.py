@@ -76,7 +76,8 @@ def _on_nodes(evaluation: PlanEvaluation, offering: Offering, supply: Supply, ro
     elif nodes:
         rest = f"no node with its labels offers enough {accelerator.resource_name} for one {what}"
         remedies += [] if memory.on_cpu(accelerator) else ["check the device plugin"]
-    host = requirements.host(accelerator)
+    draft_bytes = int(evaluation.memory_use.host[offering.place])
+    host = requirements.host(accelerator, offering.tensor * offering.data, draft_bytes)
     # Without cores and memory in the count more replicas would fit.
     if free and host is not None and room < (offering.room(supply, requirements.now) or 0):
         rest += f", each with {host.millicores / 1000:g} cores and {memory.gib(host.memory_bytes)} of memory"
