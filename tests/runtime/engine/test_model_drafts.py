@@ -4,7 +4,9 @@ noise got wrong would be refused. So does the model's own stack of layers.
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -253,3 +255,21 @@ def test_the_first_layers_are_a_model_of_so_many_and_leave_the_whole_as_it_was(
     norm = model.get_decoder().norm
     torch.testing.assert_close(first.hidden, norm(entering[-3:]))
     assert torch.equal(runner.forward(chunk).logits, whole)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Olmo2Config])
+def test_the_weights_of_a_draft_model_go_with_the_last_who_knows_it(kind: type[LlamaConfig]) -> None:
+    """Those of a draft that is replaced, too: the heap that an engine starts with is not collected."""
+    register()
+    model = AutoModelForCausalLM.from_config(
+        kind(**network().config.to_dict()), attn_implementation=IMPLEMENTATION
+    )
+    runner = ModelRunner(model.eval().requires_grad_(False), blocks=4, max_length=64)
+    weights = [weakref.ref(product._stored) for product in runner.decoder.products()]
+    gc.collect()
+    gc.disable()
+    try:
+        del model, runner
+        assert [weight() for weight in weights if weight() is not None] == []
+    finally:
+        gc.enable()

@@ -36,7 +36,10 @@ class Router(Layer):
         self.num_top_groups = int(module.topk_group) if grouped else 1
         self.normalized = method is None and bool(getattr(module, "norm_topk_prob", True))
         self.scale = float(getattr(module, "routed_scaling_factor", 1.0))
-        self.checked = RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
+
+    def checked(self) -> RowWise:
+        """The router."""
+        return RowWise("the router", self.product.shape[1], lambda x: torch.cat(self(x), 1))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (rows, width) -> weights (rows, experts each) float32, best first, and the experts' numbers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,6 @@ class RowWise:
     name: str
     width: int
     apply: Callable[[Tensor], Tensor]
-
-
-Operation = TypeVar("Operation", BatchInvariantLinear, RowWise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +48,35 @@ class Site:
 
 
 class Layer:
-    """A part of a model that names its operations to the start-up check, those of its parts included."""
+    """A part of a model that names its operations to the start-up check, those of its parts included.
+
+    None may hold itself, its own operations neither: what is in a circle is freed by garbage collection
+    alone, and an engine's heap is exempt from it (`process.freeze_heap`) while drafts come and go.
+    """
 
     def products(self) -> Iterator[BatchInvariantLinear]:
         """Yield every product with weights."""
-        return self._find(BatchInvariantLinear)
+        for part in self._parts():
+            if isinstance(part, BatchInvariantLinear):
+                yield part
+            elif isinstance(part, Layer):
+                yield from part.products()
 
     def row_wise(self) -> Iterator[RowWise]:
         """Yield every other operation that could mix rows."""
-        return self._find(RowWise)
+        if (own := self.checked()) is not None:
+            yield own
+        for part in self._parts():
+            if isinstance(part, Layer):
+                yield from part.row_wise()
 
-    def _find(self, kind: type[Operation]) -> Iterator[Operation]:
+    def checked(self) -> RowWise | None:
+        """Return its own operation that could mix rows, if it has one."""
+        return None
+
+    def _parts(self) -> Iterator[Any]:
         for value in vars(self).values():
-            for part in value if isinstance(value, list) else (value,):
-                if isinstance(part, kind):
-                    yield part
-                elif isinstance(part, Layer):
-                    yield from part._find(kind)
+            yield from value if isinstance(value, list) else (value,)
 
 
 class Decoder(Layer):
@@ -134,7 +143,10 @@ class RMSNorm(Layer):
     def __init__(self, module: Any) -> None:
         self.weight, self.epsilon = _norm_weight(module)
         self._by_sum = _BySum(self.weight, self.epsilon)
-        self.checked = RowWise("RMSNorm", self.weight.shape[0], self)
+
+    def checked(self) -> RowWise:
+        """The norm."""
+        return RowWise("RMSNorm", self.weight.shape[0], self)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (..., width) -> the same."""
@@ -151,10 +163,11 @@ class HeadNorm(Layer):
         weight, self.epsilon = _norm_weight(query)
         self.weight = torch.cat([weight.expand(heads, -1), _norm_weight(key)[0].expand(kv_heads, -1)])
         self._by_sum = _BySum(self.weight, self.epsilon)
-        shape = self.weight.shape  # all heads of a row
-        self.checked = RowWise(
-            "the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x)
-        )
+
+    def checked(self) -> RowWise:
+        """The norm of all heads of a row."""
+        shape = self.weight.shape
+        return RowWise("the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, query and key heads, width)."""
@@ -228,7 +241,11 @@ class GatedMLP(Layer):
         self.gate_up: Product = gate_up
         self.down: Product = down
         self.parts: dict[str, int] = {}  # what gives gate and up in a checkpoint, with its outputs
-        self.checked = RowWise("the gated activation", gate_up.shape[0], self.gated)
+        self._width = gate_up.shape[0]
+
+    def checked(self) -> RowWise:
+        """The gated activation."""
+        return RowWise("the gated activation", self._width, self.gated)
 
     @classmethod
     def from_module(cls, module: Any) -> GatedMLP:

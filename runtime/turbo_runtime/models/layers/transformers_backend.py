@@ -60,6 +60,10 @@ class ModuleDecoder(Decoder):
         )
         return outputs.last_hidden_state[0], {layer: outputs.hidden_states[layer][0] for layer in layers}
 
+    def row_wise(self) -> Iterator[RowWise]:
+        """Yield the operations of the library's modules."""
+        yield from self._norms_and_activations
+
     def sites(self) -> Iterator[Site]:
         """Yield the products that adapters may change: all of its layers."""
         for name, linear in zip(self._names, self._linears, strict=True):
