@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 
 _DEPTHS = 8  # drafted positions that are told apart
 _NEW = 0.1  # weight of the newest pass
-_RECOVERY = 1 / 256  # of the way to certainty, for each pass left out: what is never tried never improves
+# For each pass left out, since what is never tried never improves: of the way to certainty, and of the time
+# that a pass is said to take, which a single slow one may have spoiled.
+_RECOVERY, _FORGETTING = 1 / 256, 1 / 1024
 
 
 class PassGate:
@@ -29,6 +31,7 @@ class PassGate:
         if tokens * token_seconds >= self._seconds:
             return True
         self._confidence[depth] += _RECOVERY * (1.0 - self._confidence[depth])
+        self._seconds -= _FORGETTING * self._seconds
         return False
 
     def learn(self, depth: int, seconds: float, confidences: Sequence[float]) -> None:

@@ -50,6 +50,30 @@ def test_what_does_not_pay_is_tried_again_some_time() -> None:
     assert any(tries)
 
 
+@pytest.mark.parametrize("usual", [0, 60])
+def test_one_pass_that_took_very_long_does_not_end_all_others(usual: int) -> None:
+    """The first one that loads what it needs, or one that the machine stalled."""
+    known = gate(seconds=0.002, confidence=0.8, passes=usual)
+    known.learn(0, 3.0, [0.8])
+    assert not known.pays(0, [(1.0, 0.0)], 0.004)
+    made = 0
+    for _ in range(12_000):
+        if known.pays(0, [(1.0, 0.0)], 0.004):
+            known.learn(0, 0.002, [0.8])
+            made += 1
+    assert made > 1000
+
+
+def test_a_pass_that_is_never_worth_its_time_is_seldom_made() -> None:
+    known = gate(seconds=0.02, confidence=1.0)
+    made = 0
+    for _ in range(20_000):
+        if known.pays(0, [(1.0, 0.0)], 0.004):
+            known.learn(0, 0.02, [1.0])
+            made += 1
+    assert made * 0.016 < 0.02 * 20_000 * 0.004  # they lose less than a fiftieth of a token a step
+
+
 @given(st.lists(st.tuples(CHANCE, CHANCE), min_size=1, max_size=4), CHANCE, st.floats(0.0, 1.0))
 def test_where_a_token_is_worth_more_no_pass_is_left_out_that_was_made_before(
     drafts: list[tuple[float, float]], confidence: float, token_seconds: float
