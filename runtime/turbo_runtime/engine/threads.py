@@ -4,7 +4,9 @@ Waking up takes as long as a small product, and the system often puts a thread t
 the one that woke it. A thread that spins burns the time that its sibling needs if they share a core: beside
 one busy neighbor on two cores a step took from two to four times as long. So threads spin only on cores that
 the pod has for itself, as the kubelet's static CPU manager gives them, and only for about as long as the
-operations between two products take.
+operations between two products take. That manager also takes those cores from all other pods, which then may
+use fewer than the machine has but share them: what tells them apart is that they request no whole cores, or
+fewer than they may use.
 
 OpenMP reads its environment once, as torch is imported: all this comes before.
 """
@@ -15,7 +17,7 @@ import hashlib
 import os
 import threading
 import time
-from math import inf
+from math import ceil, inf, log2
 from pathlib import Path
 
 from turbo_runtime.messages import ThreadSettings
@@ -26,6 +28,7 @@ MEASURE_SECONDS = 0.05
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _ONLINE = Path("/sys/devices/system/cpu/online")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container sees its own group here
+_WEIGHT = Path("/sys/fs/cgroup/cpu.weight")
 
 
 def settle_threads(threads: int | None, ranks: int = 1) -> ThreadSettings:
@@ -53,18 +56,34 @@ def _why_sleep(count: int, ranks: int) -> str:
     if count == 1:
         return "there is one thread"
     total, allowed = count * ranks, len(os.sched_getaffinity(0))
+    online = count_cores(_ONLINE.read_text()) if _ONLINE.is_file() else allowed
     quota = count_quota(_QUOTA.read_text()) if _QUOTA.is_file() else inf
-    reason = find_sharing(total, allowed, count_cores(_ONLINE.read_text()), quota)
+    weight = int(_WEIGHT.read_text()) if _WEIGHT.is_file() else 0
+    reason = find_sharing(total, allowed, online, quota, weight)
     return reason or describe_share(measure_share(total))
 
 
-def find_sharing(threads: int, allowed: int, online: int, quota: float) -> str:
+def find_sharing(threads: int, allowed: int, online: int, quota: float, weight: int) -> str:
     """Say why cores may be shared, by what the system says of them; empty where they are the pod's own."""
     if allowed >= online:
         return "every program of the machine may use the cores"
     if threads != allowed:
         return f"there are {threads} threads for {allowed} cores"
-    return f"a CPU quota of {quota:g} cores counts what spins" if quota < threads else ""
+    if quota < threads:
+        return f"a CPU quota of {quota:g} cores counts what spins"
+    if weight not in weights_of(threads):
+        return f"the pod does not request {threads} cores, and others may have the same"
+    return ""
+
+
+def weights_of(cores: int) -> set[int]:
+    """Return the `cpu.weight` of a request of whole cores, as container runtimes convert its shares: until
+    2025 in proportion, and since then by a curve (opencontainers/cgroups#20).
+    """
+    shares = min(1024 * cores, 1 << 18)
+    bits = log2(shares)
+    curve = ceil(10 ** ((bits * bits + 125 * bits) / 612 - 7 / 34))
+    return {1 + (shares - 2) * 9999 // 262142, min(curve, 10_000)}
 
 
 def describe_share(share: float) -> str:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from math import inf
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from turbo_runtime.engine.threads import (
     describe_share,
     find_sharing,
     settle_threads,
+    weights_of,
 )
 from turbo_runtime.messages import ThreadSettings
 
@@ -35,15 +37,19 @@ def untouched(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ((4, 4, 8, inf), ""),
-        ((4, 4, 8, 4.0), ""),
-        ((4, 8, 8, inf), "every program of the machine may use the cores"),
-        ((2, 4, 8, inf), "there are 2 threads for 4 cores"),
-        ((4, 4, 8, 3.5), "a CPU quota of 3.5 cores counts what spins"),
+        ((4, 4, 8, inf, 157), ""),
+        ((4, 4, 8, 4.0, 303), ""),
+        ((4, 8, 8, inf, 157), "every program of the machine may use the cores"),
+        ((2, 4, 8, inf, 79), "there are 2 threads for 4 cores"),
+        ((4, 4, 8, 3.5, 157), "a CPU quota of 3.5 cores counts what spins"),
+        # what a node's other pods may use as well: all cores that none has for itself
+        ((4, 4, 8, inf, 1), "the pod does not request 4 cores, and others may have the same"),
+        ((4, 4, 8, 4.0, 79), "the pod does not request 4 cores, and others may have the same"),
+        ((4, 4, 8, inf, 100), "the pod does not request 4 cores, and others may have the same"),
     ],
 )
 def test_cores_are_the_pods_own_if_there_are_as_many_as_threads_and_fewer_than_the_machine_has(
-    facts: tuple[int, int, int, float], reason: str
+    facts: tuple[int, int, int, float, int], reason: str
 ) -> None:
     assert find_sharing(*facts) == reason
 
@@ -61,6 +67,22 @@ def test_cores_are_counted_from_a_list_of_ranges(ranges: str, count: int) -> Non
 @pytest.mark.parametrize(("text", "cores"), [("max 100000\n", inf), ("250000 100000\n", 2.5)])
 def test_a_quota_is_read_in_cores(text: str, cores: float) -> None:
     assert count_quota(text) == cores
+
+
+@pytest.mark.parametrize(("cores", "weights"), [(1, {39, 100}), (8, {313, 532}), (300, {10_000})])
+def test_a_request_of_whole_cores_has_the_weight_that_container_runtimes_give_it(
+    cores: int, weights: set[int]
+) -> None:
+    assert weights_of(cores) == weights
+
+
+def test_where_the_system_does_not_say_which_cores_there_are_threads_sleep(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("_ONLINE", "_QUOTA", "_WEIGHT"):
+        monkeypatch.setattr(threads, name, tmp_path / name)
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: {0, 1})
+    assert settle_threads(2).wait == "sleep"
 
 
 def test_threads_that_compute_at_once_get_a_share_of_a_core() -> None:
