@@ -41,7 +41,7 @@ def truncated_tokens(
     nothing needs to be dropped. Otherwise none is left that is as unlikely, and the best of the likelier ones
     may be.
     """
-    rules, above = _Rules(params), np.empty(0)
+    rules = _Rules(params)
     likeliest = greedy_tokens(logits, rows)  # always left
     floors = rules.min_p_floors(logits.peaks_of(rows).max(1))
     above = np.nextafter(floors, np.float32(-np.inf))
