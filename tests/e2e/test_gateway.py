@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cluster
 
 POOL = resources.INFERENCEPOOL
 SERVICE = resources.CHILDREN["Service"]
-POD_IP = "127.0.0.3"  # as the test in the kubelet's place reports it
+POD_IP = "127.0.0.2"  # as the test in the kubelet's place reports it
 CHART_KINDS = ("ConfigMap", "Deployment")
 WRITE_MODEL = (
     "import sys, pathlib; from turbo_dev import tiny_engine; tiny_engine.write(pathlib.Path(sys.argv[1]))"

@@ -40,7 +40,7 @@ def worst(model: ModelRunner, seed: int) -> float:
     return max(shares)
 
 
-@pytest.mark.parametrize(("layers", "dtype"), [(24, torch.float32), (2, torch.bfloat16)], ids=str)
+@pytest.mark.parametrize(("layers", "dtype"), [(24, torch.float32), (8, torch.bfloat16)], ids=str)
 def test_what_rounding_does_to_other_texts_is_within_the_margin(layers: int, dtype: torch.dtype) -> None:
     model = loose(layers, dtype)
     audit = engine(model, None, (1.0, "distribution")).audit

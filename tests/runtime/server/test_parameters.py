@@ -52,7 +52,7 @@ def test_every_parameter_reaches_the_engine(server: Any, client: openai.OpenAI) 
     assert unset == {"grammar"}, "a parameter that this test does not send, or that nobody passes on"
     assert "seed=11, max_tokens=40, stop_token_ids=frozenset({0, 9})" in told
     assert "logprobs=2, prompt_logprobs=1, draft_method='suffix', max_draft_tokens=5" in told
-    assert told.endswith("tenant='', salt='pepper', draft='default')")
+    assert told.endswith("tenant='', salt='pepper', draft='default', lora_id=0)")
 
 
 def test_ignore_eos_leaves_only_the_requests_own_stops(server: Any, client: openai.OpenAI) -> None:
