@@ -44,6 +44,9 @@ class AdapterRows:
 
     def select(self, token_lora_mapping: Ints, device: torch.device) -> None:
         """Begin a step, with the number of each token's adapter (tokens,); 0: none."""
+        self.groups = []
+        if not token_lora_mapping.any():
+            return
         order = np.argsort(token_lora_mapping, kind="stable")
         numbers, starts = np.unique(token_lora_mapping[order], return_index=True)
         self.groups = [
