@@ -77,11 +77,7 @@ class ScheduledTokens:
     start: int
     count: int
     draft_limit: int
-
-    @property
-    def yields(self) -> bool:
-        """Whether the last committed token is among them, so that they give new tokens."""
-        return self.start + self.count == len(self.sequence.tokens)
+    yields: bool  # whether the last committed token is among them, so that they give new tokens
 
 
 @dataclass(slots=True)
@@ -178,7 +174,9 @@ class Scheduler:
         self._admit(step)
         counts, limits = step.counts, self._grant_drafts(wanted, promised, step.tokens + promise)
         return tuple(
-            ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts
+            ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0), counts[s] == s.missing)
+            for s in self.running
+            if s in counts
         )
 
     def shrink_step(self) -> bool:
@@ -244,7 +242,7 @@ class Scheduler:
         if not sequence.table:  # it was preempted for an older one
             return False
         tokens = len(sequence.tokens)
-        if self.block_pool.blocks_for(tokens) <= len(sequence.table):
+        if tokens <= len(sequence.table) * self.block_pool.block_size:
             return True
         while self.block_pool.blocks_for(tokens) - len(sequence.table) > self.block_pool.num_available:
             if self._preempt_youngest() is sequence:

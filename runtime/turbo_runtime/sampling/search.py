@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -41,12 +42,16 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
 
 
 def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
-    """`RowKernels.forbid`: each byte of a mask looks up the limits of eight logits."""
-    limits = np.empty((masks.shape[1], 8), np.float32)
-    for row, mask in zip(rows, masks, strict=True):
-        values = logits[row].numpy()
-        np.take(_LIMITS, mask, axis=0, out=limits, mode="clip")
-        np.fmin(values, limits.reshape(-1)[: len(values)], out=values)
+    """`RowKernels.forbid`: each byte of a mask looks up the limits of eight logits, once for rows that have
+    the same mask, as those of one grammar often do.
+    """
+    values, limits = logits.numpy(), np.empty((masks.shape[1], 8), np.float32)
+    flat, applied = limits.reshape(-1)[: values.shape[1]], b""
+    for row, mask in sorted(zip(rows, map(bytes, masks), strict=True), key=itemgetter(1)):
+        if mask != applied:
+            np.take(_LIMITS, np.frombuffer(mask, np.uint8), axis=0, out=limits, mode="clip")
+            applied = mask
+        np.fmin(values[row], flat, out=values[row])
 
 
 def rows_at_once(_vocabulary: int) -> int:

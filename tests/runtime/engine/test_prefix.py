@@ -327,7 +327,7 @@ def test_a_block_that_is_written_while_shared_would_be_noticed() -> None:
     sequence = simulation.scheduler.add(ask("first", 129, answer=9))
     simulation.step()
     with pytest.raises(AssertionError, match="cached block is written"):
-        simulation._compute(ScheduledTokens(sequence, 127, 3, 0), [])
+        simulation._compute(ScheduledTokens(sequence, 127, 3, 0, True), [])
 
 
 def test_memory_is_bounded_over_ten_thousand_requests() -> None:
