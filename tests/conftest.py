@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,22 @@ settings.register_profile("turbo", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("turbo")
 # A shell's background job ignores it, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+SETTLED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "TQDM_DISABLE")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_as_before() -> Iterator[None]:
+    """What an engine or a command settles for its process would hold for the modules behind."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    before = {name: os.environ.get(name) for name in SETTLED}
+    yield
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    if torch and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

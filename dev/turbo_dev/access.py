@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,11 +58,22 @@ class Access:
         finally:
             self.kubectl("delete", "--ignore-not-found", *files)
 
-    def wait_for_crds(self) -> None:
-        """Wait until the API server serves every CustomResourceDefinition; CommandError after 30 s."""
-        # Until the first status is written, `--for=condition` ends with "accessor error".
-        for what in ("jsonpath={.status.conditions}", "condition=Established"):
-            self.kubectl("wait", f"--for={what}", "crd", "--all", "--timeout=100s")
+    def wait_for_crds(self, patience: float = 100) -> None:
+        """Wait until the API server serves every CustomResourceDefinition; TimeoutError after `patience` s.
+
+        `kubectl wait --for=condition` ends with "accessor error" where a status has no conditions yet.
+        """
+        deadline = time.monotonic() + patience
+        while waiting := [crd["metadata"]["name"] for crd in self.get("crd")["items"] if not established(crd)]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not established within {patience:g} s: {', '.join(waiting)}")
+            time.sleep(0.2)
+
+
+def established(definition: Mapping[str, Any]) -> bool:
+    """Whether the API server serves a CustomResourceDefinition, which at first has no conditions, or null."""
+    conditions = definition.get("status", {}).get("conditions") or []
+    return any(each["type"] == "Established" and each["status"] == "True" for each in conditions)
 
 
 def load(path: Path) -> Access:

@@ -30,7 +30,6 @@ from turbo_runtime.files import checkpoint_digest
 FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "20"]
 MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
-pytestmark = pytest.mark.usefixtures("threads_as_before")
 STAGES = ("answers", "states", "training", "evaluation", "speedup")
 
 

@@ -22,7 +22,6 @@ from turbo_runtime.drafters.draft_memory import MEMORY_FILE
 from turbo_runtime.files import checkpoint_digest
 from turbo_runtime.messages import SamplingParams
 
-pytestmark = pytest.mark.usefixtures("threads_as_before")
 LAYERS, WIDTH = 8, 32
 FLAGS = ["--method", "eagle3", "--completions", "--max-tokens", "24", "--temperature", "0.8", "--domain", "d"]
 FLAGS += ["--epochs", "2", "--depth", "3", "--threads", "1", "--device", "cpu", "--dtype", "float32"]

@@ -25,7 +25,6 @@ DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 SHORT = ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "2", "--no-speedup"]
 CAPTURED = 1_790_000_000.0  # seconds since the epoch
 MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
-pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @pytest.fixture(scope="module")
