@@ -26,6 +26,7 @@ from typing import Any
 
 from distillation import by_drafter
 from distillation.cases import Case, Trained, same, ways_of
+from distillation.larger_models import places
 from harness import HERE, Bar, arguments, finish
 from peers.contest import TRANSFORMERS, Contest
 from peers.weights import float32_folder
@@ -40,6 +41,7 @@ from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads import load_heads
 from turbo_runtime.engine.process import quiet_libraries
 from turbo_runtime.messages import SamplingParams
+from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.prompts import read_prompts
 
 BARS = (
@@ -108,21 +110,12 @@ def main() -> int:
         if "drafters" in options.parts:
             parts = list[by_drafter.Part]()
             for name in measured:
-                learned: list[str | Path] = [
-                    "--answers",
-                    drafts[name],
-                    "--method",
-                    "eagle3",
-                    "--depth",
-                    str(DEPTH),
-                ]
-                layer = _distill(folder, work / f"{name}-eagle3", name, options.dtype, learned)
-                temperature = _temperature(name)
-                said = _enough(_unseen(asked[name][temperature], trained[name]))
-                params = _params(served, temperature)
+                layer = _eagle3(folder, work, drafts[name], name, options.dtype)
+                said = _enough(_unseen(asked[name][_temperature(name)], trained[name]))
+                params = _params(served, _temperature(name))
                 parts += by_drafter.measure(served, name, said, trained[name], layer, params, SIDES)
             figures |= by_drafter.figures(parts)
-            rows += by_drafter.rows(parts)
+            rows += by_drafter.rows(parts) + _gains(served, folder, parts, threads)
     sized = options.prompts == [DATA]
     bars = [bar for bar in BARS if bar.figure in figures and (sized or bar.figure not in SIZES)]
     bars = [] if options.quick else bars
@@ -175,6 +168,20 @@ def _distill(folder: Path, out: Path, domain: str, dtype: str, source: Sequence[
     with step(f"distill {domain}", "10 min"):
         subprocess.run(command, check=True)
     return out
+
+
+def _eagle3(folder: Path, work: Path, answers: Path, domain: str, dtype: str) -> Path:
+    """The layer, from the same answers."""
+    learned = ("--answers", answers, "--method", "eagle3", "--depth", str(DEPTH))
+    return _distill(folder, work / f"{domain}-eagle3", domain, dtype, learned)
+
+
+def _gains(
+    served: TargetModel, folder: Path, parts: list[by_drafter.Part], threads: int
+) -> list[dict[str, Any]]:
+    shape, element = inspect_model(str(folder)).shape, 4 if served.ready.dtype == "float32" else 2
+    served_at = places(shape, element, threads, served.ready.step_times or ())
+    return by_drafter.gains(parts, served_at, by_drafter.LAYERS / shape.layers)
 
 
 def _read(served: TargetModel, out: Path) -> Trained:

@@ -7,8 +7,8 @@ does best. They are told apart from the new ones.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from turbo_runtime.drafters.model import load_first_layers
 from turbo_runtime.messages import SamplingParams
 
 from .cases import Case, Trained, same
+from .larger_models import REQUESTS, Served, Verification, gain, verify_whole
 
 RUN = 12  # tokens
 LAYERS = 8  # of the 30 of SmolLM2-135M
@@ -35,6 +36,7 @@ class Part:
 
     new: bool
     case: Case
+    verifications: Mapping[str, Sequence[Verification]] = field(default_factory=dict)  # by way
 
 
 def drafters(served: TargetModel, heads: Heads, eagle3: Path) -> dict[str, Callable[[], ActiveDrafts]]:
@@ -97,7 +99,12 @@ def measure(
         found = list(runs(served, ways, part, trained.known, trained.warm_up, params, 1, rounds))
         case = Case(domain, params.temperature, 1, whole=False, found=found, same=same(found, told))
         say(f"   {domain}, {what}: {_summary(case)}")
-        yield Part(new, case)
+        verifications = {
+            way: verify_whole(served, create, part, trained.known, trained.warm_up, params)
+            for way, create in ways.items()
+            if way not in ("none", "together")
+        }
+        yield Part(new, case, verifications)
 
 
 def _ways(case: Case) -> list[str]:
@@ -149,4 +156,26 @@ def rows(parts: Sequence[Part]) -> list[dict[str, Any]]:
         for part in parts
         for way in _ways(part.case)
         for ratios in [part.case.ratios(way)]
+    ]
+
+
+def gains(parts: Sequence[Part], places: Sequence[Served], layers: float) -> list[dict[str, Any]]:
+    """What each drafter would gain, in each place: a row for each, and for so many requests
+    together; `layers`: the share of a model's layers that `first_layers` draft with.
+    """
+    return [
+        {
+            "domain": part.case.domain,
+            "new": part.new,
+            "drafts": way,
+            "served": served.name,
+            "together": requests,
+            "gain": round(times, 2),
+            "draft_tokens": length,
+        }
+        for part in parts
+        for way, verifications in part.verifications.items()
+        for served in places
+        for requests in REQUESTS
+        for times, length in [gain(verifications, served, requests, layers)]
     ]

@@ -64,9 +64,10 @@ class Access:
         `kubectl wait --for=condition` ends with "accessor error" where a status has no conditions yet.
         """
         deadline = time.monotonic() + patience
-        while waiting := [crd["metadata"]["name"] for crd in self.get("crd")["items"] if not established(crd)]:
+        while waiting := [each for each in self.get("crd")["items"] if not established(each)]:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not established within {patience:g} s: {', '.join(waiting)}")
+                names = ", ".join(each["metadata"]["name"] for each in waiting)
+                raise TimeoutError(f"not established within {patience:g} s: {names}")
             time.sleep(0.2)
 
 

@@ -197,7 +197,7 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
     first, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
     def run(company: list[Completion], batch: int) -> Run:
-        bench = speedup_benchmark._Bench(served.engines([ActiveDrafts("off")])[0], params(0.0))
+        bench = speedup_benchmark.Bench(served.engines([ActiveDrafts("off")])[0], params(0.0))
         return run_of(bench.answer("none", 0, [first], company, batch))
 
     alone, accompanied = run([], 3), run(others, 3)
@@ -213,14 +213,14 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
     first, second, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     did: list[tuple[str, int, list[Completion]]] = []
     counted: list[tuple[int, int]] = []  # of one engine
-    remember, answer = speedup_benchmark._Bench.remember, speedup_benchmark._Bench.answer
+    remember, answer = speedup_benchmark.Bench.remember, speedup_benchmark.Bench.answer
 
-    def remembers(bench: speedup_benchmark._Bench, known: list[Completion]) -> None:
+    def remembers(bench: speedup_benchmark.Bench, known: list[Completion]) -> None:
         did.append(("remember", id(bench), known))
         remember(bench, known)
 
     def answers_all(
-        bench: speedup_benchmark._Bench, way: str, number: int, told: list[Completion], *more: Any
+        bench: speedup_benchmark.Bench, way: str, number: int, told: list[Completion], *more: Any
     ) -> Iterator[Run | None]:
         did.append(("answer", id(bench), told))
         run = run_of(answer(bench, way, number, told, *more))
@@ -229,8 +229,8 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         assert (stats.drafts, stats.accepted_tokens) == tuple(map(sum, zip(*counted, strict=True)))
         yield run
 
-    monkeypatch.setattr(speedup_benchmark._Bench, "remember", remembers)
-    monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
+    monkeypatch.setattr(speedup_benchmark.Bench, "remember", remembers)
+    monkeypatch.setattr(speedup_benchmark.Bench, "answer", answers_all)
     way = {"memory": lambda: ActiveDrafts("suffix")}
     for number, run in enumerate(runs(served, way, [first], others, [second], params(0.0), 1, rounds=2)):
         assert (run.round, run.answers) == (number, (first.tokens,))
@@ -252,9 +252,9 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
     first = Completion(asked()[0], answers[0])
     stepped: list[str] = []
     held: dict[str, range] = {}
-    answer = speedup_benchmark._Bench.answer
+    answer = speedup_benchmark.Bench.answer
 
-    def answers_all(bench: speedup_benchmark._Bench, way: str, *more: Any) -> Iterator[Run | None]:
+    def answers_all(bench: speedup_benchmark.Bench, way: str, *more: Any) -> Iterator[Run | None]:
         block_pool = bench._engine.scheduler.block_pool
         held[way] = block_pool.blocks
         for run in answer(bench, way, *more):
@@ -263,7 +263,7 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
                 bench._engine.scheduler.check()
             yield run
 
-    monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
+    monkeypatch.setattr(speedup_benchmark.Bench, "answer", answers_all)
     monkeypatch.setattr(TargetModel, "can_hold", lambda served, *asked: together)
     of_two = {"none": lambda: ActiveDrafts("off"), "memory": lambda: ActiveDrafts("suffix")}
     found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)

@@ -93,7 +93,7 @@ def runs(
         fillers = list(chain.from_iterable(others))
         for group in [order] if together else [[name] for name in order]:
             engines = served.engines([ways[name]() for name in group])
-            benches = {name: _Bench(engine, params) for name, engine in zip(group, engines, strict=True)}
+            benches = {name: Bench(engine, params) for name, engine in zip(group, engines, strict=True)}
             for way, bench in benches.items():
                 bench.remember(known)
                 deque(bench.answer(way, number, warm_up, (), _WARM_UP_BATCH), 0)
@@ -125,7 +125,7 @@ def compute_speedup(batch: int, found: Sequence[Run]) -> Speedup:
     )
 
 
-class _Bench:
+class Bench:
     """An engine of its own for one run."""
 
     def __init__(self, engine: Engine, params: SamplingParams) -> None:
