@@ -11,9 +11,10 @@ from torch import Tensor
 
 from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
-from turbo_runtime.sampling.noise import Floats, Noise
+from turbo_runtime.sampling.noise import Floats, Ints, Noise
+from turbo_runtime.sampling.row_threads import share_out
 from turbo_runtime.sampling.rows import DrawnRows, Masks, RowKernels
-from turbo_runtime.sampling.truncation import top_tokens, truncated_tokens
+from turbo_runtime.sampling.truncation import likely_tokens, ranked_token, top_tokens
 
 
 @torch.inference_mode()
@@ -21,16 +22,32 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
     blocks = BlockedLogits(logits)
     tokens = torch.full((len(logits),), NOTHING)
-    drawn = tokens.numpy()
+    drawn, greedy = tokens.numpy(), np.array(rows.greedy, np.int64)
+    unsure = list[Ints]()  # rows whose whole ranking is needed
+
+    def draw_greedy(part: slice) -> None:
+        drawn[greedy[part]] = greedy_tokens(blocks, greedy[part])
+
+    def draw_plain(part: slice) -> None:
+        some = rows.plain.part(part)
+        index = some.index()
+        drawn[index] = sampled_tokens(blocks, index, some.temperatures(), some.position_keys(), noise)
+
+    def draw_truncated(part: slice) -> None:
+        some = rows.truncated.part(part)
+        index = some.index()
+        drawn[index], places = likely_tokens(blocks, index, some.params, some.position_keys(), noise)
+        unsure.append(places + part.start)
+
     if rows.greedy:
-        index = np.array(rows.greedy, np.int64)
-        drawn[index] = greedy_tokens(blocks, index)
-    if (plain := rows.plain).rows:
-        index, keys = plain.index(), plain.position_keys()
-        drawn[index] = sampled_tokens(blocks, index, plain.temperatures(), keys, noise)
-    if (truncated := rows.truncated).rows:
-        index, keys = truncated.index(), truncated.position_keys()
-        drawn[index] = truncated_tokens(blocks, index, truncated.params, keys, noise)
+        share_out(len(greedy), draw_greedy)
+    if rows.plain.rows:
+        share_out(len(rows.plain.rows), draw_plain)
+    if rows.truncated.rows:
+        share_out(len(rows.truncated.rows), draw_truncated)
+        for place in np.concatenate(unsure).tolist():
+            one = rows.truncated.part(slice(place, place + 1))
+            drawn[one.rows] = ranked_token(blocks, one.rows[0], one.params[0], one.position_keys(), noise)
     return tokens
 
 
@@ -45,13 +62,18 @@ def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
     """`RowKernels.forbid`: each byte of a mask looks up the limits of eight logits, once for rows that have
     the same mask, as those of one grammar often do.
     """
-    values, limits = logits.numpy(), np.empty((masks.shape[1], 8), np.float32)
-    flat, applied = limits.reshape(-1)[: values.shape[1]], b""
-    for row, mask in sorted(zip(rows, map(bytes, masks), strict=True), key=itemgetter(1)):
-        if mask != applied:
-            np.take(_LIMITS, np.frombuffer(mask, np.uint8), axis=0, out=limits, mode="clip")
-            applied = mask
-        np.fmin(values[row], flat, out=values[row])
+    values, equal = logits.numpy(), sorted(zip(rows, map(bytes, masks), strict=True), key=itemgetter(1))
+
+    def forbid_some(part: slice) -> None:
+        limits, applied = np.empty((masks.shape[1], 8), np.float32), b""
+        flat = limits.reshape(-1)[: values.shape[1]]
+        for row, mask in equal[part]:
+            if mask != applied:
+                np.take(_LIMITS, np.frombuffer(mask, np.uint8), axis=0, out=limits, mode="clip")
+                applied = mask
+            np.fmin(values[row], flat, out=values[row])
+
+    share_out(len(equal), forbid_some)
 
 
 def rows_at_once(_vocabulary: int) -> int:

@@ -31,11 +31,11 @@ def truncates(params: SamplingParams) -> bool:
 
 
 @np.errstate(all="ignore")
-def truncated_tokens(
+def likely_tokens(
     logits: BlockedLogits, rows: Ints, params: Sequence[SamplingParams], keys: Ints, noise: Noise
-) -> Ints:
+) -> tuple[Ints, Ints]:
     """Return the token (n,) of each of the `rows` (n,) among those that its `params` leave, as
-    `sampled_tokens` does among all.
+    `sampled_tokens` does among all; and the places of rows that need `ranked_token`.
 
     The best of all tokens is the best of those left where it is one of them, which most often it is, and then
     nothing needs to be dropped. Otherwise none is left that is as unlikely, and the best of the likelier ones
@@ -65,12 +65,14 @@ def truncated_tokens(
             logits, rows[again], rules.temperatures[again], keys[again], noise, above[again]
         )
         unsure = again[drawn[again] != likeliest[again]]
-    for place in np.concatenate([*ranked, unsure]).tolist():
-        row = torch.from_numpy(logits.values.reshape(len(logits.peaks), -1)[rows[place], : noise.vocabulary])
-        kept = BlockedLogits(truncate(row, params[place])[None])
-        one = slice(place, place + 1)
-        drawn[one] = sampled_tokens(kept, _FIRST_ROW, rules.temperatures[one], keys[one], noise)
-    return drawn
+    return drawn, np.concatenate([*ranked, unsure])
+
+
+def ranked_token(logits: BlockedLogits, row: int, params: SamplingParams, key: Ints, noise: Noise) -> Ints:
+    """Return the same (1,) of one row, by the ranking of all its tokens."""
+    values = torch.from_numpy(logits.values.reshape(len(logits.peaks), -1)[row, : noise.vocabulary])
+    kept, temperature = BlockedLogits(truncate(values, params)[None]), np.array([params.temperature])
+    return sampled_tokens(kept, _FIRST_ROW, temperature, key, noise)
 
 
 class _Rules:
