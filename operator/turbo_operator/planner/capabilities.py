@@ -127,7 +127,7 @@ def describe_engine_lack(
     if engine == EngineName.TURBO:
         if is_on_cpu or len(spec.engines) == 1:
             return None
-        return "the speed of engine Turbo on GPUs has not been measured: write engine.type: Turbo to run it"
+        return "nobody has run engine Turbo on a GPU yet: write engine.type: Turbo to try it"
     if spec.engine.image is None and is_on_cpu:
         remedy = "name it in engine.image"
         if spec.engine.type != EngineName.VLLM:

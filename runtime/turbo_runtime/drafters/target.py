@@ -39,10 +39,12 @@ class Target:
 
     def check_memory(self, folder: Path, token_bytes: int, device: torch.device) -> None:
         """Raise DraftError where there is no memory for a KV cache of so much for a token."""
-        pool = self.served().pool
+        served = self.served()
+        pool = served.pool
         needed = pool.blocks * pool.block_size * token_bytes
         if self.free_memory is not None and needed > (free := self.free_memory(device)):
+            sized = "name it as the server starts, which then sizes both caches, or "
             raise DraftError(
-                f"{folder}: its KV cache takes {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free; "
-                "name it as the server starts, which then sizes both caches, or lower --kv-cache-gib"
+                f"{folder}: its KV cache takes {needed / _GIB:.1f} GiB and {free / _GIB:.1f} GiB are free on "
+                f"{device}; {sized if device == served.device else ''}lower --kv-cache-gib"
             )

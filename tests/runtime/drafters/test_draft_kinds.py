@@ -108,7 +108,8 @@ def test_a_model_with_another_tokenizer_is_refused(folder: Path, target: Target)
 def test_a_cache_for_which_there_is_no_memory_is_refused(folder: Path, target: Target, method: str) -> None:
     source = {"eagle3": "eagle", "model": "small"}[method]
     full = replace(target, free_memory=lambda _: 320 * LAYER_BYTES - 1)
-    assert "its KV cache takes 0.0 GiB" in load(folder, full, **{method: source})[1]
+    problem = load(folder, full, **{method: source})[1]
+    assert "its KV cache takes 0.0 GiB and 0.0 GiB are free on cpu; name it as the server starts" in problem
     assert load(folder, replace(full, free_memory=lambda _: 320 * LAYER_BYTES), **{method: source})[1] == ""
 
 
@@ -144,3 +145,9 @@ def test_an_older_folder_and_one_with_everything_of_its_own_are_read(folder: Pat
     save_file(older, eagle / "model.safetensors")
     edit(eagle, norm_before_fc=True, fc_norm=True, norm_output=True, turbo=None)
     assert load(folder, target, eagle3="eagle") == ({"eagle3": "eagle"}, "")
+
+
+def test_of_a_draft_on_its_own_device_no_start_sizes_the_cache(folder: Path, target: Target) -> None:
+    elsewhere = replace(target, free_memory=lambda _: 0, draft_device=torch.device("meta"))
+    problem = load(folder, elsewhere, model="small")[1]
+    assert "0.0 GiB are free on meta; lower --kv-cache-gib" in problem
