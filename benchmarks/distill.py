@@ -180,8 +180,7 @@ def _gains(
     served: TargetModel, folder: Path, parts: list[by_drafter.Part], threads: int
 ) -> list[dict[str, Any]]:
     shape, element = inspect_model(str(folder)).shape, 4 if served.ready.dtype == "float32" else 2
-    served_at = places(shape, element, threads, served.ready.step_times or ())
-    return by_drafter.gains(parts, served_at, by_drafter.LAYERS / shape.layers)
+    return by_drafter.gains(parts, places(shape, element, threads), by_drafter.LAYERS / shape.layers)
 
 
 def _read(served: TargetModel, out: Path) -> Trained:

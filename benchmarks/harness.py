@@ -104,7 +104,6 @@ def finish(
     """Print the table and the line of figures, write the file, and return the exit status: 1 if a bar is
     missed.
     """
-    print_table(rows)
     if options.json is not None:
         document = {
             "benchmark": name,
@@ -115,6 +114,7 @@ def finish(
             "rows": list(rows),
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print_table(rows)
     missed = [sentence for bar in bars if (sentence := bar.missed(figures))]
     for sentence in missed:
         print(f"BAR MISSED: {sentence}", file=sys.stderr, flush=True)
@@ -123,11 +123,11 @@ def finish(
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Columns are the keys of the first row."""
+    """Columns are the keys of all rows, in the order in which they first come."""
     if not rows:
         return
-    columns = list(rows[0])
-    cells = [columns, *([_cell(row[column]) for column in columns] for row in rows)]
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [columns, *([_cell(row.get(column, "")) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

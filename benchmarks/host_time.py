@@ -23,12 +23,9 @@ from unittest.mock import patch
 
 from engines import as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
-from proofs.guessing import Guessing
 
-from turbo_dev import host_syncs
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.process import freeze_heap, quiet_libraries
 from turbo_runtime.engine.threads import settle_threads
@@ -55,6 +52,8 @@ def main() -> int:
     options = parser.parse_args()
     settle_threads(options.threads)
     quiet_libraries()
+    # these import torch
+    from turbo_dev.varlen_reference import varlen_attn_out
     from turbo_runtime.engine.startup.builder import start_engine
     from turbo_runtime.models.loader import export_tokenizer
     from turbo_runtime.sampling.grammar.matcher import Grammars
@@ -129,6 +128,7 @@ def _sizes(
 
 def _waits(engine: Engine, grammars: Grammars, requests: Sequence[GenerationRequest]) -> float:
     """The most of any step, with drafts and all parameters."""
+    from turbo_dev import host_syncs
     from turbo_dev.drafting import EveryDraft
 
     server = fresh(engine, grammars, EveryDraft())
@@ -143,6 +143,8 @@ def _waits(engine: Engine, grammars: Grammars, requests: Sequence[GenerationRequ
 
 
 def _drafting(engine: Engine, grammars: Grammars, answers: dict[str, list[int]]) -> Engine:
+    from proofs.guessing import Guessing
+
     from turbo_dev.drafting import EveryDraft
 
     server = fresh(engine, grammars, EveryDraft())

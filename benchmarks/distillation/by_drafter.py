@@ -27,7 +27,7 @@ from .larger_models import REQUESTS, Served, Verification, gain, verify_whole
 
 RUN = 12  # tokens
 LAYERS = 8  # of the 30 of SmolLM2-135M
-LEARNED = ("heads", "eagle3", "memory_heads", "memory_eagle3", "together")
+BESIDE_MEMORY = ("memory_heads", "memory_eagle3", "together")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def measure(
     rounds: int,
 ) -> Iterator[Part]:
     """One request at a time. A part of fewer prompts than rounds has no figures."""
-    learned, told = runs_of(trained.answers), frozenset(one.tokens for one in said)
+    learned, expected = runs_of(trained.answers), frozenset(one.tokens for one in said)
     for new in (False, True):
         part = [one for one in said if is_new(one, learned) == new]
         what = "new" if new else "near-copies"
@@ -97,12 +97,12 @@ def measure(
         say(f"   {domain}, {what}: {len(part)} prompts, {sum(len(one.tokens) for one in part)} tokens")
         ways = drafters(served, trained.heads, eagle3)
         found = list(runs(served, ways, part, trained.known, trained.warm_up, params, 1, rounds))
-        case = Case(domain, params.temperature, 1, whole=False, found=found, same=same(found, told))
+        case = Case(domain, params.temperature, 1, whole=False, found=found, same=same(found, expected))
         say(f"   {domain}, {what}: {_summary(case)}")
         verifications = {
             way: verify_whole(served, create, part, trained.known, trained.warm_up, params)
             for way, create in ways.items()
-            if way not in ("none", "together")
+            if way != "none"
         }
         yield Part(new, case, verifications)
 
@@ -123,7 +123,7 @@ def acceptance_length(found: Sequence[Run], way: str) -> float:
 
 def figures(parts: Sequence[Part]) -> dict[str, float]:
     """Medians over rounds; `_new`: of prompts that are no near-copies."""
-    told: dict[str, float] = {
+    found: dict[str, float] = {
         "by_drafter_compared": sum(len(part.case.same) for part in parts),
         "by_drafter_differing": sum(part.case.same.count(False) for part in parts),
     }
@@ -131,12 +131,12 @@ def figures(parts: Sequence[Part]) -> dict[str, float]:
         domain, case, end = part.case.domain, part.case, "_new" if part.new else "_near"
         ways = _ways(case)
         for way in ways:
-            told[f"{domain}_{way}_of_plain{end}"] = round(statistics.median(case.ratios(way)), 3)
-            told[f"{domain}_{way}_acceptance_length{end}"] = round(acceptance_length(case.found, way), 2)
-        told[f"{domain}_learned_of_memory{end}"] = round(
-            max(statistics.median(case.ratios(way, "memory")) for way in LEARNED if way in ways), 3
-        )
-    return told
+            found[f"{domain}_{way}_of_plain{end}"] = round(statistics.median(case.ratios(way)), 3)
+            found[f"{domain}_{way}_acceptance_length{end}"] = round(acceptance_length(case.found, way), 2)
+            if way in BESIDE_MEMORY:
+                of_memory = statistics.median(case.ratios(way, "memory"))
+                found[f"{domain}_{way}_of_memory{end}"] = round(of_memory, 3)
+    return found
 
 
 def rows(parts: Sequence[Part]) -> list[dict[str, Any]]:

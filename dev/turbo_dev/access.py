@@ -14,6 +14,8 @@ from typing import Any
 from . import binaries
 from .shell import run
 
+_PATIENCE = 100.0  # seconds
+
 
 @dataclass(frozen=True)
 class Access:
@@ -58,16 +60,16 @@ class Access:
         finally:
             self.kubectl("delete", "--ignore-not-found", *files)
 
-    def wait_for_crds(self, patience: float = 100) -> None:
-        """Wait until the API server serves every CustomResourceDefinition; TimeoutError after `patience` s.
+    def wait_for_crds(self) -> None:
+        """Wait until the API server serves every CustomResourceDefinition; TimeoutError after 100 s.
 
         `kubectl wait --for=condition` ends with "accessor error" where a status has no conditions yet.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + _PATIENCE
         while waiting := [each for each in self.get("crd")["items"] if not established(each)]:
             if time.monotonic() > deadline:
                 names = ", ".join(each["metadata"]["name"] for each in waiting)
-                raise TimeoutError(f"not established within {patience:g} s: {names}")
+                raise TimeoutError(f"not established within {_PATIENCE:g} s: {names}")
             time.sleep(0.2)
 
 

@@ -24,7 +24,7 @@ def test_an_answer_is_a_near_copy_from_a_shared_run_of_twelve_tokens_on() -> Non
     assert is_new(answer(tuple(range(10, 10 + RUN - 1))), known)  # shorter than a run
 
 
-def test_each_way_has_its_speed_and_the_best_learned_one_is_held_against_memory() -> None:
+def test_each_way_has_its_speed_and_what_stands_beside_memory_is_held_against_it_alone() -> None:
     found = [
         Run("none", 0, ((1, 2, 3, 4),), 4.0, 0, 0),
         Run("memory", 0, ((1, 2, 3, 4),), 2.0, 2, 1),
@@ -32,9 +32,9 @@ def test_each_way_has_its_speed_and_the_best_learned_one_is_held_against_memory(
         Run("memory_eagle3", 0, ((1, 2, 3, 5),), 1.0, 1, 3),
     ]
     part = Part(True, Case("json", 0.0, 1, whole=False, found=found, same=[True, True, False]))
-    told = figures([part])
-    assert told["json_memory_of_plain_new"] == pytest.approx(2.0)
-    assert told["json_memory_eagle3_acceptance_length_new"] == pytest.approx(4.0)
-    assert told["json_learned_of_memory_new"] == pytest.approx(2.0)
-    assert (told["by_drafter_compared"], told["by_drafter_differing"]) == (3, 1)
+    found_figures = figures([part])
+    assert found_figures["json_memory_of_plain_new"] == pytest.approx(2.0)
+    assert found_figures["json_memory_eagle3_acceptance_length_new"] == pytest.approx(4.0)
+    assert found_figures["json_memory_eagle3_of_memory_new"] == pytest.approx(2.0)
+    assert (found_figures["by_drafter_compared"], found_figures["by_drafter_differing"]) == (3, 1)
     assert [row["drafts"] for row in rows([part])] == ["memory", "eagle3", "memory_eagle3"]

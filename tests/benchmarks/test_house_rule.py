@@ -29,6 +29,17 @@ def test_met_bars_end_a_run_well_and_its_last_line_is_the_figures(capsys: pytest
     assert told.err == ""
 
 
+def test_rows_of_several_kinds_share_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"who": "turbo", "seconds": 2.0}, {"who": "other", "gain": 3}]
+    finish("made", FIGURES, rows, [], arguments("").parse_args([]))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:3]] == [
+        ["who", "seconds", "gain"],
+        ["turbo", "2"],
+        ["other", "3"],
+    ]
+
+
 def test_each_missed_bar_is_named_and_fails_the_run_which_says_its_figures_all_the_same(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

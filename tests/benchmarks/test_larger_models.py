@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from distillation.larger_models import (
     MOST,
     Served,
     Verification,
+    _count_passes,
+    _steps_of,
     gain,
     places,
     verify_whole,
@@ -17,7 +21,6 @@ from distillation.larger_models import (
 from turbo_dev.tiny_engine import write
 from turbo_operator.catalog.shapes import shipped
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.loader import ActiveDrafts
@@ -39,9 +42,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> TargetModel:
     return TargetModel(config)
 
 
-def everywhere(step_times: tuple[StepTime, ...] = ()) -> dict[str, Served]:
+def everywhere() -> dict[str, Served]:
     assert SMALL is not None
-    return {served.name: served for served in places(SMALL, 4, 2, step_times)}
+    return {served.name: served for served in places(SMALL, 4, 2)}
 
 
 def test_drafts_that_are_never_right_are_not_verified_anywhere() -> None:
@@ -67,13 +70,18 @@ def test_a_drafter_must_be_worth_its_passes_which_cost_a_small_model_more_than_a
     assert gain(dear, large, 1, 1.0) == (1.0, 0)
 
 
-def test_this_cpu_has_the_factor_of_its_own_measurement() -> None:
-    predicted = everywhere()["135M on this CPU"]
-    slow = (StepTime(1, 1, 512, 3 * predicted.seconds(1, 0)),)
-    found = everywhere(slow)
-    assert found["135M on this CPU"].factor == pytest.approx(3.0)
-    assert found["8B on this CPU"].factor == pytest.approx(3.0)
-    assert found["8B on an L4"].factor == 1.0
+def test_what_is_right_beyond_what_is_verified_comes_in_the_next_steps() -> None:
+    """Half of the drafts are right to the end: eighteen tokens in nine steps and one, of one draft each."""
+    claims = tuple(0.9**place for place in range(1, MOST + 1))
+    found = [Verification(claims, 16, {}), Verification(claims, 0, {})]
+    steps = [step for one in found for step in _steps_of(one, 1, [1.0, 1.0], {})]
+    assert steps == [(2, 1.0)] * 8 + [(1, 1.0), (1, 1.0)]
+
+
+def test_a_drafter_is_charged_its_passes_in_each_step_that_drafts_again() -> None:
+    one = Verification((0.9, 0.8, 0.7, 0.6), 4, {"eagle3": 4, "heads": 1})
+    steps = list(_steps_of(one, 2, [1.0] * 5, {"eagle3": 0.1, "heads": 0.01}))
+    assert steps == [(3, pytest.approx(1.21)), (2, pytest.approx(1.11))]
 
 
 def test_every_draft_is_verified_whole_and_its_passes_are_counted(served: TargetModel) -> None:
@@ -94,3 +102,17 @@ def test_every_draft_is_verified_whole_and_its_passes_are_counted(served: Target
     remembered = verify_whole(served, lambda: ActiveDrafts("suffix"), said, said, [], PARAMS)
     assert len(remembered) < sum(len(one.tokens) for one in said) / 2  # the very answers
     assert all(step.passes == {} for step in remembered)
+
+
+def test_passes_are_those_that_a_drafter_makes_for_what_others_drafted_too() -> None:
+    eagle3 = SimpleNamespace(guess=lambda _requests, _fed: "logits")
+    heads = SimpleNamespace(next_candidates=lambda confidence: [None if confidence[0] > 0.9 else "token"])
+    drafts: Any = SimpleNamespace(own={"eagle3": eagle3, "heads": heads})
+    since = _count_passes(cast("ActiveDrafts", drafts))
+    eagle3.guess([], {0: []})  # behind its own state
+    eagle3.guess([], {0: [5, 6, 7]})  # three tokens that memory drafted
+    for confidence in (0.95, 0.2, 0.2):
+        heads.next_candidates([confidence])
+    assert since() == {"eagle3": 4, "heads": 1}
+    heads.next_candidates([0.95])  # of which no head computes anything
+    assert since() == {"eagle3": 0, "heads": 0}

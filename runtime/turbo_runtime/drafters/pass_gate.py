@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from turbo_runtime.drafters.interface import SURE
+
 _DEPTHS = 8  # drafted positions that are told apart
 _NEW = 0.1  # weight of the newest pass
 # For each pass left out, since what is never tried never improves: of the way to certainty, and of the time
@@ -26,12 +28,13 @@ class PassGate:
         """Whether a pass is worth its time where a token is worth `token_seconds`. `drafts`: for each, the
         chance that all its tokens so far are accepted, and the best confidence of others in the next one.
         """
-        depth = min(depth, _DEPTHS - 1)
+        depth, drafts = min(depth, _DEPTHS - 1), list(drafts)
         tokens = self._confidence[depth] * sum(so_far * (1.0 - others) for so_far, others in drafts)
         if tokens * token_seconds >= self._seconds:
             return True
-        self._confidence[depth] += _RECOVERY * (1.0 - self._confidence[depth])
-        self._seconds -= _FORGETTING * self._seconds
+        if any(others < SURE for _, others in drafts):  # else no pass would be made in any case
+            self._confidence[depth] += _RECOVERY * (1.0 - self._confidence[depth])
+            self._seconds -= _FORGETTING * self._seconds
         return False
 
     def learn(self, depth: int, seconds: float, confidences: Sequence[float]) -> None:

@@ -152,8 +152,8 @@ def _exponential(bits: Tensor) -> Tensor:
 
 
 def _host_exponential(bits: Ints) -> Floats:
-    """`_exponential` on the host. Of a new array, as all that numpy takes a logarithm of here: of one with a
-    negative stride it rounds otherwise.
+    """`_exponential` on the host. The logarithm is of an array made here: of one with a negative stride numpy
+    rounds otherwise.
     """
     exponential: Floats = -np.log(np.maximum(_high_bits(bits), 1) * 2.0**-_UNIFORM_BITS)
     return exponential

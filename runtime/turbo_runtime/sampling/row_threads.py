@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 
 import torch
@@ -21,20 +21,18 @@ def share_out(count: int, work: Callable[[slice], None]) -> None:
         work(slice(0, count))
         return
     bounds = [count * part // parts for part in range(parts + 1)]
-    others = [
-        _pool(parts - 1, os.getpid()).submit(work, slice(*bounds[part : part + 2]))
-        for part in range(1, parts)
-    ]
+    pool, others = _pool(torch.get_num_threads() - 1, os.getpid()), list[Future[None]]()
     try:
+        for part in range(1, parts):
+            others.append(pool.submit(work, slice(*bounds[part : part + 2])))
         work(slice(0, bounds[1]))
     finally:  # nobody writes any more when this returns
-        errors = [other.exception() for other in others]
-    for error in errors:
-        if error is not None:
-            raise error
+        wait(others)
+    for other in others:
+        other.result()
 
 
 @cache
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """One for each number, of this process: a forked one has no threads."""
+    """Threads beside the caller's, of this process: a forked one has none of them."""
     return ThreadPoolExecutor(threads, thread_name_prefix="rows")

@@ -57,7 +57,7 @@ def likely_tokens(
             dropped.append(unsure[out])
             unsure = unsure[~left & ~out]
         ranked.append(unsure)
-        again = np.sort(np.concatenate(dropped))
+        unsure = again = np.sort(np.concatenate(dropped))
         if not len(again):
             break
         above[again] = logits.of(rows[again], drawn[again])

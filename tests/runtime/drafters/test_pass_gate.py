@@ -64,10 +64,14 @@ def test_one_pass_that_took_very_long_does_not_end_all_others(usual: int) -> Non
     assert made > 1000
 
 
-def test_a_pass_that_is_never_worth_its_time_is_seldom_made() -> None:
+@pytest.mark.parametrize("sure", [0, 16])
+def test_a_pass_that_is_never_worth_its_time_is_seldom_made(sure: int) -> None:
+    """However many tokens of a draft others are sure of, for which it would make no pass."""
     known = gate(seconds=0.02, confidence=1.0)
     made = 0
     for _ in range(20_000):
+        for _ in range(sure):
+            known.pays(0, [(1.0, 0.95)], 0.004)
         if known.pays(0, [(1.0, 0.0)], 0.004):
             known.learn(0, 0.02, [1.0])
             made += 1

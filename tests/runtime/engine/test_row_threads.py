@@ -18,6 +18,7 @@ from turbo_runtime.sampling.rows import DrawnRows, Masks, SampledRows
 from turbo_runtime.sampling.search import SEARCH
 
 ROWS, VOCABULARY = 300, 1000
+PATIENCE = 60.0
 
 
 @pytest.fixture
@@ -62,17 +63,30 @@ def test_every_row_has_the_same_token_however_many_threads_draw() -> None:
 def test_all_rows_are_worked_on_once_and_by_several_threads_if_there_are_many() -> None:
     seen, names = np.zeros(ROWS, np.int64), set[str]()
 
+    together = threading.Barrier(3)
+
     def work(part: slice) -> None:
         seen[part] += 1
         names.add(threading.current_thread().name)
-        time.sleep(0.01)
 
-    share_out(ROWS, work)
+    def work_with_others(part: slice) -> None:
+        together.wait(PATIENCE)
+        work(part)
+
+    share_out(ROWS, work_with_others)
     assert seen.tolist() == [1] * ROWS
     assert len(names) == 3
     names.clear()
     share_out(40, work)
     assert names == {threading.current_thread().name}
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_there_are_never_more_threads_than_torch_has() -> None:
+    before = threading.active_count()
+    for count in (70, 100, 128, ROWS, 1000):
+        share_out(count, lambda _: None)
+    assert threading.active_count() <= before + 2
 
 
 @pytest.mark.usefixtures("three_threads")
