@@ -67,7 +67,6 @@ BARS = (
 )
 SIZES = ("runs", "prompts_min", "answer_tokens_min")
 DOMAINS = ("json", "support", "maths")  # `code` is there too
-USUAL_PEERS = ("transformers", "vllm", "llama")
 BATCH, MAX_LENGTH = 8, 1024
 ALL = Wanted(prompts=40, tokens=4000, warm=24, learn=32, runs=5, answer_tokens=128, stop=[])
 QUICK = Wanted(prompts=6, tokens=300, warm=4, learn=8, runs=2, answer_tokens=64, stop=[])
@@ -143,7 +142,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--domains", nargs="+", help=f"default: {' '.join(DOMAINS)}; `code` is there too; of --prompts: all"
     )
-    parser.add_argument("--peers", nargs="+", choices=(*PEERS, "none"), default=USUAL_PEERS)
+    parser.add_argument("--peers", nargs="+", choices=(*PEERS, "none"), default=tuple(PEERS))
     parser.add_argument("--heads", action="store_true", help="let drafts of fitted heads compete too")
     parser.add_argument(
         "--at-a-time", type=int, nargs="+", choices=(1, BATCH), default=[1], help="requests (default: 1)"

@@ -134,8 +134,8 @@ LLAMA_F32 = Competitor("llama.cpp F32", "llama_worker", LLAMA, "gguf")
 LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False, once=True, usual=80)
 PEERS = {
     "transformers": (TRANSFORMERS, LOOKUP),
-    "vllm": (VLLM_PLAIN, *NGRAMS),
-    "vllm-suffix": (VLLM_SUFFIX,),
+    "vllm": (VLLM_PLAIN, VLLM_SUFFIX),
+    "vllm-ngram": NGRAMS,
     "llama": (LLAMA_F32, LLAMA_Q4),
 }
 
