@@ -38,21 +38,19 @@ def list_lacks(candidates: Candidates, requirements: Requirements) -> list[str |
         number: int, is_on_cpu: int, draft: int, tensor: int, nodes: int, has_room: int
     ) -> str | None:
         engine, option, on_cpu = ENGINES[number].name, options[draft], bool(is_on_cpu)
-        own_lack = describe_adapter_lack(spec, shape, engine, tensor, inputs.adapter_modules)
+        lack = describe_adapter_lack(spec, shape, engine, tensor, inputs.adapter_modules)
         if engine == EngineName.TURBO:
-            own_lack = (
-                model_lack
-                or own_lack
-                or describe_division_lack(shape, tensor, nodes * groups, is_gguf=is_gguf)
+            lack = (
+                model_lack or lack or describe_division_lack(shape, tensor, nodes * groups, is_gguf=is_gguf)
             )
             if spec.awaits_eagle3:  # which joins as pods run
-                own_lack = own_lack or describe_lack(engine, Method.EAGLE3, Placement.COLOCATED, tensor)
+                lack = lack or describe_lack(engine, Method.EAGLE3, Placement.COLOCATED, tensor)
             if option.method == Method.DRAFT_MODEL and draft_lack is not None:
-                own_lack = own_lack or f"as a draft model, {draft_lack}"
+                lack = lack or f"as a draft model, {draft_lack}"
         else:
-            own_lack = own_lack or describe_heads_lack(shape, inputs.draft, option.method, tensor)
+            lack = lack or describe_heads_lack(shape, inputs.draft, option.method, tensor)
         return (
-            own_lack
+            lack
             or describe_lack(engine, option.method, option.placement, tensor)
             or describe_placement_lack(
                 option.placement, is_on_cpu=on_cpu, has_room=bool(has_room), has_host=has_host
