@@ -123,6 +123,7 @@ class Engine:
                 self.speculation.follow(parts, forward.streams, layers)
                 seconds = time.perf_counter() - start_time
                 self.speculation.learn(seconds)
+                self._tell_speedups()
                 self._step_seconds += seconds
         elif self.samplers.compiling:
             self.samplers.wait(_COMPILE_WAIT_SECONDS)
@@ -293,12 +294,17 @@ class Engine:
             prompt_logprobs=sampler.prompt_logprobs.take(),
             cached_tokens=sequence.cached if first else None,
             queued_seconds=self._queued.pop(request_id, None),
-            speedup=self.speculation.control.speedup_of(request_id),
         )
         self._events.append(event)
         if verdict.finish_reason:
             self.audit.offer(sequence, verdict.finish_reason)
             self._end(request_id)
+
+    def _tell_speedups(self) -> None:
+        """Add to each event what this step, too, has shown: an answer may have had no other."""
+        speedup_of = self.speculation.control.speedup_of
+        self._events = [event._replace(speedup=speedup_of(event.request_id)) for event in self._events]
+        self.speculation.forget_ended()
 
     def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:
         """Count a part's verified tokens, which its draft proposed or its grammar forces."""

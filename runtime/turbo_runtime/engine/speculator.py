@@ -212,6 +212,9 @@ class Speculator:
             costly = self.drafters.costly_seconds if self._drafted else {}
             times = StepTimes(self._drafting, rest, self._read, costly)
             self.control.learn(self._shape, self._outcomes, times)
+
+    def forget_ended(self) -> None:
+        """Forget the requests that ended, once what their last step taught has been read."""
         for request_id in self._ended:
             self.control.forget(request_id)
             self.demand.forget(request_id)

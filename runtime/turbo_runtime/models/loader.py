@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -104,7 +105,7 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreT
     register()
     config = load_config(source)
     options = {"config": config, "dtype": dtype, "attn_implementation": IMPLEMENTATION}
-    errors = (OSError, ValueError, KeyError, RuntimeError)
+    errors = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
     quantization = _quantization(config)
     with model_errors(f"the weights of {source.name} cannot be loaded", errors):
         if quantization.get("quant_method") == "mxfp4":  # in which transformers dequantizes what we serve
@@ -113,12 +114,32 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreT
             del config.quantization_config
             with dequantized(source, quantization) as weights:
                 kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-                model = kind.from_pretrained(None, state_dict=weights, **options)
+                model = _load_whole(kind, source, None, state_dict=weights, **options)
             with suppress(OSError):  # where there is none, as of models that transformers loads itself
                 model.generation_config = GenerationConfig.from_pretrained(source.name, **source.arguments())
             return _prepare(model, device)
-        model = AutoModelForCausalLM.from_pretrained(source.name, **options, **source.arguments())
+        model = _load_whole(AutoModelForCausalLM, source, source.name, **options, **source.arguments())
     return _prepare(model, device)
+
+
+def _load_whole(kind: Any, source: Source, *place: str | None, **options: Any) -> PreTrainedModel:
+    """Load the model; raises ModelError where transformers would make up weights that the files lack."""
+    model, found = kind.from_pretrained(
+        *place, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    for name, stored, wanted in sorted(found["mismatched_keys"])[:1]:
+        raise ModelError(
+            f"{name} of {source.name} has shape {list(stored)}, and config.json says {list(wanted)}: the two "
+            "are of different models"
+        )
+    if missing := sorted(found["missing_keys"]):
+        more = f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""
+        raise ModelError(
+            f"the weights of {source.name} lack {missing[0]}{more}, which config.json describes: fetch all "
+            "files of one revision again"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _prepare(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
