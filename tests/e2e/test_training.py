@@ -140,14 +140,14 @@ def test_a_draft_whose_pod_was_killed_again_and_again_is_that_of_one_left_in_pea
     access.apply(deployment(STORMY), deployment(CALM))
 
     points = [  # seconds after, and whether with its Job: the operator makes another one
-        (2.0, chance.uniform(0.0, 6.0), True),  # among the answers
-        (4.0 + chance.uniform(0.0, 0.3), 0.0, False),  # the training proper
+        (2.0, chance.uniform(0.0, 1.5), True),  # among the answers
+        (0.0, chance.uniform(0.0, 20.0), False),  # while the model loads
     ]
     if IS_FULL:  # each takes a pod as long as it takes to start
-        points[1:1] = [
-            (0.0, chance.uniform(0.0, 30.0), False),  # while the model loads
-            (2.0, chance.uniform(0.0, 6.0), False),
-            (3.0, chance.uniform(0.0, 2.0), False),  # hidden states
+        points += [
+            (2.0, chance.uniform(0.0, 1.5), False),
+            (3.0, chance.uniform(0.0, 1.0), False),  # hidden states
+            (4.0 + chance.uniform(0.0, 0.3), 0.0, False),  # the training proper
         ]
     for point, seconds, is_deleted in points:
         pod = until_at(access, STORMY, point)

@@ -68,8 +68,10 @@ def check_batch_invariance(
     deadline = time.monotonic() + limit_seconds
     forms: dict[str, str] = {}
     try:
-        if wanted == "distribution" or (wanted == "auto" and model.device.type != "cpu"):
-            raise NotProvenError("it was not asked for (--guarantee=bitwise)")
+        if wanted == "distribution":
+            raise NotProvenError("--guarantee=distribution asks for no more")
+        if wanted == "auto" and model.device.type != "cpu":
+            raise NotProvenError("on this device --guarantee=bitwise has to ask for more")
         with torch.inference_mode():
             operations = partial(_settle_operations, rows=max_num_batched_tokens, deadline=deadline)
             for settled in model.everywhere(operations):
