@@ -141,7 +141,7 @@ def test_a_draft_whose_pod_was_killed_again_and_again_is_that_of_one_left_in_pea
 
     points = [  # seconds after, and whether with its Job: the operator makes another one
         (2.0, chance.uniform(0.0, 1.5), True),  # among the answers
-        (0.0, chance.uniform(0.0, 20.0), False),  # while the model loads
+        (0.0, chance.uniform(0.0, 5.0), False),  # while the model loads
     ]
     if IS_FULL:  # each takes a pod as long as it takes to start
         points += [
