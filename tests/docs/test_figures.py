@@ -75,6 +75,14 @@ def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
     assert f"The medians lie between {min(medians):.2f} and {max(medians):.2f}" in section("never_slower")
 
 
+def test_how_soon_fresh_processes_draft_is_that_of_their_run() -> None:
+    run, text = figures("fresh_starts"), section("fresh_starts")
+    assert run["processes"] == 12
+    assert f"more than {run['steps_without_a_draft']} steps in a row without a draft" in text
+    assert f"{run['median']:.2f} times as fast as without drafts in the median process" in text
+    assert f"and {run['worst']:.2f} times in the slowest" in text
+
+
 def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
     run, text = figures("load"), section("load")
     assert f"At most {100 * run['outside_share_max']:.1f} % of a step is outside" in text
