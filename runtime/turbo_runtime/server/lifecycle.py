@@ -141,7 +141,7 @@ async def _load(service: Service, tokenizer_dir: Path, url: str) -> None:
     promise = "the same bytes" if info.guarantee == "bitwise" else "the same distribution"
     reason = f"; {info.guarantee_reason}" if info.guarantee_reason else ""
     _log(
-        f"Checks at start took {info.check_seconds:.1f} s; guarantee on this machine: {info.guarantee} "
+        f"Start-up checks took {info.check_seconds:.1f} s; guarantee on this machine: {info.guarantee} "
         f"({promise} with speculation and without{reason})."
     )
     if info.step_times:
