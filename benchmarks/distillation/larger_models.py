@@ -33,7 +33,7 @@ from turbo_runtime.speculation.step_cost import StepShape
 EIGHT_BILLION = "meta-llama/Llama-3.1-8B-Instruct"
 CONTEXT = 512  # tokens
 REQUESTS = (1, 32)  # together
-FLOOR = 0.05  # chance of acceptance that a drafted token has at least
+MIN_ACCEPTANCE = 0.05  # of a drafted token, cumulative
 MOST = 16  # tokens of a draft
 
 
@@ -55,7 +55,7 @@ class WholeDrafts(EveryDraft):
         self._passes, self._claims = passes, tuple[float, ...]()
 
     def min_acceptance(self, shape: StepShape, answers: int) -> float:  # noqa: ARG002
-        return FLOOR
+        return MIN_ACCEPTANCE
 
     def select_draft_lengths(
         self, acceptances: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
@@ -82,7 +82,7 @@ def verify_whole(
     """Answer prompts one after the other with what `create` drafts, after the memory has read `known`."""
     drafts = create()
     (engine,) = served.engines([drafts])
-    control = WholeDrafts(_count_passes(drafts))
+    control = WholeDrafts(count_passes(drafts))
     engine.speculation.control = control
     bench = Bench(engine, replace(params, max_draft_tokens=MOST))
     bench.remember(known)
@@ -92,7 +92,7 @@ def verify_whole(
     return control.verifications
 
 
-def _count_passes(drafts: ActiveDrafts) -> Callable[[], dict[str, int]]:
+def count_passes(drafts: ActiveDrafts) -> Callable[[], dict[str, int]]:
     """Count from now on: what is returned gives the passes since it was called last, by drafter."""
     counts = dict.fromkeys(drafts.own, 0)
 
@@ -189,13 +189,13 @@ def gain(
     for length in range(1, MOST + 1):
         tokens = spent = 0.0
         for one in verifications:
-            for more, took in _steps_of(one, length, steps, seconds):
+            for more, took in steps_of(one, length, steps, seconds):
                 tokens, spent = tokens + more, spent + took
         best = max(best, (tokens * plain / spent, length), key=itemgetter(0))  # of equal ones the shortest
     return best
 
 
-def _steps_of(
+def steps_of(
     one: Verification, length: int, steps: Sequence[float], seconds: Mapping[str, float]
 ) -> Iterator[tuple[int, float]]:
     """Tokens and seconds of each step that commits what one verification did, by drafts of at most `length`

@@ -61,16 +61,13 @@ class Access:
             self.kubectl("delete", "--ignore-not-found", *files)
 
     def wait_for_crds(self) -> None:
-        """Wait until the API server serves every CustomResourceDefinition; TimeoutError after 100 s.
-
-        `kubectl wait --for=condition` ends with "accessor error" where a status has no conditions yet.
-        """
+        """Wait until the API server serves every CustomResourceDefinition; TimeoutError after 100 s."""
         deadline = time.monotonic() + _PATIENCE
         while waiting := [each for each in self.get("crd")["items"] if not established(each)]:
             if time.monotonic() > deadline:
                 names = ", ".join(each["metadata"]["name"] for each in waiting)
                 raise TimeoutError(f"not established within {_PATIENCE:g} s: {names}")
-            time.sleep(0.2)
+            time.sleep(0.2)  # `kubectl wait` fails while a status is empty
 
 
 def established(definition: Mapping[str, Any]) -> bool:

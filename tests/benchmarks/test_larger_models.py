@@ -11,10 +11,10 @@ from distillation.larger_models import (
     MOST,
     Served,
     Verification,
-    _count_passes,
-    _steps_of,
+    count_passes,
     gain,
     places,
+    steps_of,
     verify_whole,
 )
 
@@ -74,13 +74,13 @@ def test_what_is_right_beyond_what_is_verified_comes_in_the_next_steps() -> None
     """Half of the drafts are right to the end: eighteen tokens in nine steps and one, of one draft each."""
     claims = tuple(0.9**place for place in range(1, MOST + 1))
     found = [Verification(claims, 16, {}), Verification(claims, 0, {})]
-    steps = [step for one in found for step in _steps_of(one, 1, [1.0, 1.0], {})]
+    steps = [step for one in found for step in steps_of(one, 1, [1.0, 1.0], {})]
     assert steps == [(2, 1.0)] * 8 + [(1, 1.0), (1, 1.0)]
 
 
 def test_a_drafter_is_charged_its_passes_in_each_step_that_drafts_again() -> None:
     one = Verification((0.9, 0.8, 0.7, 0.6), 4, {"eagle3": 4, "heads": 1})
-    steps = list(_steps_of(one, 2, [1.0] * 5, {"eagle3": 0.1, "heads": 0.01}))
+    steps = list(steps_of(one, 2, [1.0] * 5, {"eagle3": 0.1, "heads": 0.01}))
     assert steps == [(3, pytest.approx(1.21)), (2, pytest.approx(1.11))]
 
 
@@ -108,7 +108,7 @@ def test_passes_are_those_that_a_drafter_makes_for_what_others_drafted_too() -> 
     eagle3 = SimpleNamespace(guess=lambda _requests, _fed: "logits")
     heads = SimpleNamespace(next_candidates=lambda confidence: [None if confidence[0] > 0.9 else "token"])
     drafts: Any = SimpleNamespace(own={"eagle3": eagle3, "heads": heads})
-    since = _count_passes(cast("ActiveDrafts", drafts))
+    since = count_passes(cast("ActiveDrafts", drafts))
     eagle3.guess([], {0: []})  # behind its own state
     eagle3.guess([], {0: [5, 6, 7]})  # three tokens that memory drafted
     for confidence in (0.95, 0.2, 0.2):

@@ -34,5 +34,5 @@ def share_out(count: int, work: Callable[[slice], None]) -> None:
 
 @cache
 def _pool(threads: int, _process: int) -> ThreadPoolExecutor:
-    """Threads beside the caller's, of this process: a forked one has none of them."""
+    """Create the worker threads of this process once; a forked process inherits none."""
     return ThreadPoolExecutor(threads, thread_name_prefix="rows")

@@ -220,10 +220,10 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         remember(bench, known)
 
     def answers_all(
-        bench: speedup_benchmark.Bench, way: str, number: int, told: list[Completion], *more: Any
+        bench: speedup_benchmark.Bench, way: str, number: int, expected: list[Completion], *more: Any
     ) -> Iterator[Run | None]:
-        did.append(("answer", id(bench), told))
-        run = run_of(answer(bench, way, number, told, *more))
+        did.append(("answer", id(bench), expected))
+        run = run_of(answer(bench, way, number, expected, *more))
         counted.append((run.drafts, run.accepted))
         stats = bench._engine.stats()
         assert (stats.drafts, stats.accepted_tokens) == tuple(map(sum, zip(*counted, strict=True)))

@@ -24,20 +24,25 @@ def configure(folder: Path, **changes: int) -> None:
     file.write_text(json.dumps(config | {name: config[name] + more for name, more in changes.items()}))
 
 
-def test_a_layer_without_weights_is_refused_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"num_hidden_layers": 1},
+            r"lack model\.layers\.2\.input_layernorm\.weight and 8 more tensors, which",
+        ),
+        (
+            {"intermediate_size": 8},
+            r"down_proj\.weight of .* has shape \[32, 64\], and config\.json says \[32, 72\]",
+        ),
+    ],
+    ids=["a layer without weights", "weights of another shape"],
+)
+def test_what_does_not_fit_is_refused_and_named(tmp_path: Path, change: dict[str, int], problem: str) -> None:
     write(tmp_path)
     load(tmp_path)
-    configure(tmp_path, num_hidden_layers=1)
-    lacking = r"lack model\.layers\.2\.input_layernorm\.weight and 8 more tensors, which config"
-    with pytest.raises(ModelError, match=lacking):
-        load(tmp_path)
-
-
-def test_weights_of_another_shape_are_refused_and_named(tmp_path: Path) -> None:
-    write(tmp_path)
-    configure(tmp_path, intermediate_size=8)
-    shaped = r"layers\.0\.mlp\.down_proj\.weight of .* has shape \[32, 64\], and config\.json says \[32, 72\]"
-    with pytest.raises(ModelError, match=shaped):
+    configure(tmp_path, **change)
+    with pytest.raises(ModelError, match=problem):
         load(tmp_path)
 
 

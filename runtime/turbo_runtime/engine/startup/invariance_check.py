@@ -69,9 +69,9 @@ def check_batch_invariance(
     forms: dict[str, str] = {}
     try:
         if wanted == "distribution":
-            raise NotProvenError("--guarantee=distribution asks for no more")
+            raise NotProvenError("--guarantee=distribution was requested")
         if wanted == "auto" and model.device.type != "cpu":
-            raise NotProvenError("on this device --guarantee=bitwise has to ask for more")
+            raise NotProvenError("on this device bitwise has to be requested: --guarantee=bitwise")
         with torch.inference_mode():
             operations = partial(_settle_operations, rows=max_num_batched_tokens, deadline=deadline)
             for settled in model.everywhere(operations):
