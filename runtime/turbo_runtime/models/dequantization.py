@@ -13,8 +13,7 @@ AWQ: `qweight` (in, out / n), `qzeros` (groups, out / n), a word's columns in an
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,27 +46,29 @@ class LazyWeight:
         return self.read()
 
 
-@contextmanager
-def dequantized(source: Source, section: Mapping[str, Any]) -> Iterator[dict[str, LazyWeight]]:
-    """Yield all weights of the model, by name; while files are open. Raises ModelError."""
-    with ExitStack() as stack:
-        modules: defaultdict[str, dict[str, Any]] = defaultdict(dict)
-        for path in _files(source):
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            for key in file.keys():  # noqa: SIM118  no mapping
-                module, _, leaf = key.rpartition(".")
-                modules[module][leaf] = file
-        weights: dict[str, LazyWeight] = {}
-        for module, leaves in modules.items():
-            if not _QUANTIZED.isdisjoint(leaves):
-                weights[f"{module}.weight"] = LazyWeight(partial(_dequantize, module, leaves, section))
-                leaves = {leaf: file for leaf, file in leaves.items() if leaf == "bias"}
-            for leaf, file in leaves.items():
-                name = f"{module}.{leaf}"
-                if (stored := file.get_slice(name).get_dtype()) not in _FLOATS:
-                    raise ModelError(f"{name} is stored as {stored} without a scale that is known beside it")
-                weights[name] = LazyWeight(partial(file.get_tensor, name))
-        yield weights
+def dequantized(source: Source, section: Mapping[str, Any]) -> dict[str, LazyWeight]:
+    """Return all weights of the model, by name. Raises ModelError.
+
+    Nobody closes the files, which end with the last weight: transformers reads in threads of its own, and
+    does not wait for them where a weight is refused. To close what they read would raise, too.
+    """
+    modules: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    for path in _files(source):
+        file: Any = safe_open(path, framework="pt")
+        for key in file.keys():  # noqa: SIM118  no mapping
+            module, _, leaf = key.rpartition(".")
+            modules[module][leaf] = file
+    weights: dict[str, LazyWeight] = {}
+    for module, leaves in modules.items():
+        if not _QUANTIZED.isdisjoint(leaves):
+            weights[f"{module}.weight"] = LazyWeight(partial(_dequantize, module, leaves, section))
+            leaves = {leaf: file for leaf, file in leaves.items() if leaf == "bias"}
+        for leaf, file in leaves.items():
+            name = f"{module}.{leaf}"
+            if (stored := file.get_slice(name).get_dtype()) not in _FLOATS:
+                raise ModelError(f"{name} is stored as {stored} without a scale that is known beside it")
+            weights[name] = LazyWeight(partial(file.get_tensor, name))
+    return weights
 
 
 def _files(source: Source) -> list[Path]:

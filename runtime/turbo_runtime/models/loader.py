@@ -112,9 +112,9 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreT
             config.quantization_config = {**quantization, "dequantize": True}
         elif quantization:
             del config.quantization_config
-            with dequantized(source, quantization) as weights:
-                kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-                model = _load_whole(kind, source, None, state_dict=weights, **options)
+            kind, weights = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], dequantized(source, quantization)
+            model = _load_whole(kind, source, None, state_dict=weights, **options)
+            del weights  # and with it what is mapped of the files
             with suppress(OSError):  # where there is none, as of models that transformers loads itself
                 model.generation_config = GenerationConfig.from_pretrained(source.name, **source.arguments())
             return _prepare(model, device)

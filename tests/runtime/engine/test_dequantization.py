@@ -347,3 +347,14 @@ def test_weights_that_lack_what_scales_them_are_refused(
     )
     with pytest.raises(ModelError, match=said):
         loaded(tmp_path)
+
+
+def test_a_weight_is_refused_by_its_own_sentence_while_others_are_still_read(tmp_path: Path) -> None:
+    many = LlamaConfig(**{**SIZES, "num_hidden_layers": 30}, eos_token_id=7)
+    write(tmp_path, many, *FORMATS["fp8, blocks"])
+    stored, name = load_file(tmp_path / "model.safetensors"), "model.layers.0.self_attn.q_proj"
+    stored[f"{name}.weight_scale_inv"] = torch.ones(3, 3)
+    save_file(stored, tmp_path / "model.safetensors")
+    for _ in range(4):
+        with pytest.raises(ModelError, match="3 scales do not fit 64 rows or columns"):
+            loaded(tmp_path)
