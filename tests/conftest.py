@@ -29,7 +29,14 @@ settings.register_profile("turbo", deadline=None, derandomize="CI" in os.environ
 settings.load_profile("turbo")
 # A shell's background job ignores it, and so would the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-SETTLED = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "THP_MEM_ALLOC_ENABLE", "TQDM_DISABLE")
+SETTLED = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "THP_MEM_ALLOC_ENABLE",
+    "GLIBC_TUNABLES",
+    "TQDM_DISABLE",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,6 +15,7 @@ from peers.worker import Job, Result, Setup
 from turbo_dev.paths import REPOSITORY, cache_root
 from turbo_dev.progress import step
 from turbo_dev.shell import run
+from turbo_runtime.engine.threads import ask_for_huge_pages
 
 CACHED = 4  # prompts that warm who remembers no answers: what they share is in its prefix cache then
 TURBO_PATHS = ("benchmarks", "dev", "runtime")
@@ -152,6 +153,8 @@ class Worker:
             "OMP_NUM_THREADS": str(setup.threads),
             "LD_PRELOAD": competitor.environment.preloaded(),
         }
+        if competitor.environment is OURS:
+            ask_for_huge_pages(environment)  # as the server does
         command = [str(competitor.environment.python()), "-m", f"peers.{competitor.worker}"]
         with log.open("ab") as errors:
             self._process = subprocess.Popen(

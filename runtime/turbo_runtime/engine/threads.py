@@ -17,6 +17,7 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import MutableMapping
 from math import ceil, inf, log2
 from pathlib import Path
 
@@ -26,6 +27,7 @@ SPINS = 10_000  # from 0.1 to 0.5 ms
 FREE_SHARE = 0.9  # of each thread's time, from which on nobody else computes on these cores
 MEASURE_SECONDS = 0.05
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+_TUNABLES, _HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 _ONLINE = Path("/sys/devices/system/cpu/online")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container sees its own group here
 _WEIGHT = Path("/sys/fs/cgroup/cpu.weight")
@@ -49,6 +51,16 @@ def settle_threads(threads: int | None, ranks: int = 1) -> ThreadSettings:
         return ThreadSettings(count, "sleep", reason)
     os.environ["GOMP_SPINCOUNT"] = str(SPINS)
     return ThreadSettings(count, "spin", "the pod has its cores to itself")
+
+
+def ask_for_huge_pages(environment: MutableMapping[str, str]) -> None:
+    """Let a process that starts with it hold all that it allocates in huge pages, where glibc (2.35) and
+    Linux offer them: most matrices of a small model are smaller than torch's own threshold, and products over
+    them took a tenth (float32) to a quarter (bfloat16) longer.
+    """
+    given = environment.get(_TUNABLES, "")
+    if _HUGE_PAGES not in given:
+        environment[_TUNABLES] = ":".join(filter(None, (given, f"{_HUGE_PAGES}=1")))
 
 
 def _why_sleep(count: int, ranks: int) -> str:

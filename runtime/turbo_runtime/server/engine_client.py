@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from turbo_runtime import messages
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.child_process import describe_exit, die_with_parent
+from turbo_runtime.engine.threads import ask_for_huge_pages
 
 # (config, inbox, outbox, folder that the tokenizer is exported into, what to call at every turn of the loop),
 # as `turbo_runtime.engine.process.run_engine` takes them
@@ -122,6 +124,7 @@ class EngineClient:
 
     def start(self) -> None:
         """Start the process; `ready` or `ended` follows."""
+        ask_for_huge_pages(os.environ)
         self._process.start()
         threading.Thread(target=self._read_outbox, name="engine outbox", daemon=True).start()
         self._loop.add_reader(self._process.sentinel, self._handle_exit)

@@ -19,9 +19,11 @@ from turbo_runtime.contract.documents import StepTime
 
 Vector: TypeAlias = NDArray[np.float64]
 
-_KNOTS = np.array([4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096], np.float64)
+_FEW = (4, 6, 7, 8, 9, 12, 16)  # close: products that keep a few rows in registers grow dear between them
+_KNOTS = np.array([*_FEW, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096], np.float64)
 _PLACES: list[float] = _KNOTS.tolist()
-_SHAPE = np.array([1, 1.3, 1.5, 1.7, 2.3, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])  # before any measurement
+# before any measurement
+_SHAPE = np.array([1, 1.1, 1.25, 1.3, 1.35, 1.5, 1.7, 2.3, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])
 _READS = 1e5  # keys read, the unit of both coefficients of reading
 _COMMON, _OWN = 0.3, 0.15  # standard deviations of the prior relative to it: of all knots alike, of each
 _READING = 5.0  # of a coefficient of reading, relative to the seconds at the first knot

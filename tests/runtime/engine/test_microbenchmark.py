@@ -1,4 +1,4 @@
-"""The start-up micro-benchmark on a tiny model: four points, and no trace of it."""
+"""The start-up micro-benchmark on a tiny model: a few points, and no trace of it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from turbo_runtime.contract.config import BatchLimits
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup import builder
-from turbo_runtime.engine.startup.builder import CONTEXT, DRAFTED, REPEATS, ROWS, measure_steps
+from turbo_runtime.engine.startup import microbenchmark
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.engine.startup.microbenchmark import (
+    BETWEEN,
+    CONTEXT,
+    DRAFTED,
+    REPEATS,
+    ROWS,
+    measure_steps,
+)
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
 
 LENGTH = 512
+FEWER = [(1, 1 + drafted, CONTEXT) for drafted in BETWEEN]
 PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fail this
 
 
@@ -50,16 +58,17 @@ def measured(
 
 
 def test_one_row_drafts_several_rows_and_a_chunk_of_a_prompt_are_measured() -> None:
-    points = [(1, 1, CONTEXT), (1, 1 + DRAFTED, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0)]
+    points = [(1, 1, CONTEXT), (1, 1 + DRAFTED, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0), *FEWER]
     assert measured(tiny(), BlockPool(256)) == points
 
 
 @pytest.mark.parametrize(
     ("limits", "points"),
     [
-        ({"running": 3}, [(1, 1, 256), (1, 17, 256), (3, 1, 256), (1, 512, 0)]),
-        ({"running": 1}, [(1, 1, 256), (1, 17, 256), (1, 512, 0)]),
+        ({"running": 3}, [(1, 1, 256), (1, 17, 256), (3, 1, 256), (1, 512, 0), *FEWER]),
+        ({"running": 1}, [(1, 1, 256), (1, 17, 256), (1, 512, 0), *FEWER]),
         ({"drafts": 4, "running": 1}, [(1, 1, 256), (1, 5, 256), (1, 512, 0)]),
+        ({"drafts": 8, "running": 1}, [(1, 1, 256), (1, 9, 256), (1, 512, 0), (1, 6, 256), (1, 7, 256)]),
         ({"drafts": 0, "running": 1}, [(1, 1, 256), (1, 512, 0)]),
         ({"step_tokens": 5}, [(1, 1, 256), (5, 1, 256), (1, 5, 0)]),
     ],
@@ -73,8 +82,8 @@ def test_no_pass_is_larger_than_one_in_serving(
 @pytest.mark.parametrize(
     ("length", "blocks", "points"),
     [
-        (512, 32, [(1, 1, 256), (1, 17, 256), (1, 512, 0)]),
-        (512, 34, [(1, 1, 256), (1, 17, 256), (2, 1, 256), (1, 512, 0)]),
+        (512, 32, [(1, 1, 256), (1, 17, 256), (1, 512, 0), *FEWER]),
+        (512, 34, [(1, 1, 256), (1, 17, 256), (2, 1, 256), (1, 512, 0), *FEWER]),
         (40, 3, [(1, 1, 39), (1, 40, 0)]),
         (1, 1, [(1, 1, 0), (1, 1, 0)]),
     ],
@@ -85,6 +94,12 @@ def test_a_small_cache_is_measured_with_what_fits(
     block_pool = BlockPool(blocks)
     assert measured(tiny(blocks, length), block_pool) == points
     assert block_pool.num_used == 0
+
+
+def test_sizes_that_are_computed_as_another_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    monkeypatch.setattr(model, "padded_rows", lambda rows: -(-rows // 8) * 8)
+    assert measured(model, BlockPool(256))[4:] == [(1, 9, CONTEXT)]
 
 
 def test_a_point_is_the_median_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,12 +128,12 @@ def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
 def test_a_prompt_that_takes_too_long_takes_no_time_of_decoding_from_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = builder._time_pass
+    real = microbenchmark._time_pass
 
     def slow(model: ModelRunner, blocks: list[int], rows: int, tokens: int, context: int) -> float:
         return real(model, blocks, rows, tokens, context) if context else 2 * PATIENCE_SECONDS
 
-    monkeypatch.setattr(builder, "_time_pass", slow)
+    monkeypatch.setattr(microbenchmark, "_time_pass", slow)
     assert measured(tiny(), BlockPool(256)) == [
         (1, 1, CONTEXT),
         (1, 1 + DRAFTED, CONTEXT),

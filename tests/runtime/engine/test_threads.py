@@ -8,9 +8,11 @@ import subprocess
 import sys
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine import threads
 from turbo_runtime.engine.threads import (
     SPINS,
@@ -21,7 +23,8 @@ from turbo_runtime.engine.threads import (
     settle_threads,
     weights_of,
 )
-from turbo_runtime.messages import ThreadSettings
+from turbo_runtime.messages import EngineFailed, ThreadSettings
+from turbo_runtime.server.engine_client import EngineClient
 
 VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
@@ -117,3 +120,32 @@ def test_the_openmp_that_torch_loads_waits_as_settled(
     )
     assert json.loads(shown.stdout) == 2
     assert f"GOMP_SPINCOUNT = '{spins}'" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "tunables"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": ""}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.check=3"}, "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_a_process_gets_huge_pages_beside_what_its_environment_asks_of_glibc(
+    given: dict[str, str], tunables: str
+) -> None:
+    environment = dict(given)
+    for _ in range(2):  # started anew, it inherits what it asked for
+        threads.ask_for_huge_pages(environment)
+    assert environment == {"GLIBC_TUNABLES": tunables}
+
+
+def _tell_tunables(*arguments: Any) -> None:
+    arguments[2].put(EngineFailed(os.environ["GLIBC_TUNABLES"]))
+
+
+async def test_the_engine_s_process_starts_with_huge_pages() -> None:
+    engine = EngineClient(RuntimeConfig("models/echo"), _tell_tunables, "")
+    engine.start()
+    assert "glibc.malloc.hugetlb=1" in await engine.ended
+    await engine.stop()

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import replace
-from operator import methodcaller
 from pathlib import Path
 
 import torch
 
-from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
-from turbo_runtime.contract.documents import StepTime
+from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.loader import (
     ActiveDrafts,
     DraftConfig,
@@ -28,31 +25,24 @@ from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, probe_tokens
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.engine.startup.microbenchmark import measure_steps
 from turbo_runtime.engine.startup.ranks import OnLoss, Ranks, raise_loss
 from turbo_runtime.engine.startup.rounding import measure_rounding
 from turbo_runtime.engine.startup.sizing import build_runner, free_memory
-from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
+from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.adapters import read_adapter
 from turbo_runtime.models.attention.varlen import VarlenAttention
 from turbo_runtime.models.loader import ExportedTokenizer, load_model, local_folder, model_errors
-from turbo_runtime.models.matmul import COUNTS
-from turbo_runtime.models.runner import ModelRunner
-from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.speculation.controller import GoodputController
 
 log = logging.getLogger(__name__)
 
-BENCHMARK_SECONDS = 2.6  # of all passes
-REPEATS = 9  # passes of one point at most
-CONTEXT = 256  # cached tokens of a decoded row
-ROWS = 8  # requests of the point of several
-DRAFTED = 16  # tokens of the point of drafts
 READ_SECONDS, READ_TOKENS = 2.0, 4096  # of the answers that drafts bring; the rest is read while serving
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -187,77 +177,6 @@ def find_drafts(config: RuntimeConfig) -> DraftConfig:
                 raise ModelError("--draft-model: a GGUF file does not draft; name a folder of safetensors")
             return select_model(local_folder(source), config.speculation)
     return read_selection_or_none(Path(config.draft_config)) if config.draft_config else DraftConfig()
-
-
-def measure_steps(
-    model: ModelRunner,
-    block_pool: BlockPool,
-    limits: BatchLimits,
-    max_draft_tokens: int,
-    limit_seconds: float = BENCHMARK_SECONDS,
-) -> tuple[StepTime, ...] | None:
-    """Measure the points by which the planner scales its step-time model and the engine prices drafts, with
-    passes as in serving: median times of one that decodes one row, one that verifies `DRAFTED` tokens, one
-    that decodes up to `ROWS` rows (both left out if they do not fit), and one over the longest chunk of a
-    prompt that the time allows. Ends at a pass that takes longer than its point's share of `limit_seconds`,
-    and logs it; None if that is the first. Borrows blocks of `block_pool`.
-    """
-    context = min(CONTEXT, model.max_length - 1)
-    blocks_per_row = block_pool.blocks_for(context + 1)
-    max_tokens = limits.max_num_batched_tokens
-    several = min(ROWS, limits.max_num_seqs, max_tokens, block_pool.num_available // blocks_per_row)
-    chunk = min(max_tokens, model.max_length)
-    drafts = min(DRAFTED, max_draft_tokens)
-    if context + 1 + drafts > model.max_length or 1 + drafts > max_tokens:
-        drafts = 0
-    longest = max(context + 1 + drafts, chunk)
-    blocks = block_pool.take(max(several * blocks_per_row, block_pool.blocks_for(longest)))
-    share = limit_seconds / 4  # of each point
-    points: list[StepTime] = []
-    try:
-        model.everywhere(methodcaller("commit", blocks))
-        decoded = sorted({(1, 1), (1, 1 + drafts), (several, 1)})
-        for rows, tokens in decoded:
-            points.append(_measure(model, blocks, share, rows, tokens, context))
-        tokens = min(COUNTS[-1], chunk)  # doubled while there is time for three passes over the double
-        while tokens < chunk and 3 * 2 * _time_pass(model, blocks, 1, tokens, 0) < share:
-            tokens = min(2 * tokens, chunk)
-        points.append(_measure(model, blocks, share, 1, tokens, 0))
-    except TimeoutError as outcome:
-        log.warning("Micro-benchmark left out from here on: %s", outcome)
-    finally:
-        block_pool.release(blocks)
-    return tuple(points) or None
-
-
-def _measure(
-    model: ModelRunner, blocks: list[int], share: float, rows: int, tokens: int, context: int
-) -> StepTime:
-    """Measure the median of as many passes as `share` seconds allow after a warm-up, at least one."""
-    start_time = time.perf_counter()
-    warm_up = _time_pass(model, blocks, rows, tokens, context)
-    if warm_up > share:
-        raise TimeoutError(
-            f"a pass over {rows} x {tokens} tokens took {warm_up:.2f} s, "
-            f"and {share:.2f} s are there for it and its repetitions"
-        )
-    times = [_time_pass(model, blocks, rows, tokens, context)]
-    while len(times) < REPEATS and time.perf_counter() - start_time + min(times) < share:
-        times.append(_time_pass(model, blocks, rows, tokens, context))
-    return StepTime(rows, tokens, context, statistics.median(times))
-
-
-def _time_pass(model: ModelRunner, blocks: list[int], rows: int, tokens: int, context: int) -> float:
-    """Seconds of one pass with its greedy tokens, as in serving: then a GPU has finished too."""
-    size = blocks_for(context + tokens, model.pool.block_size)
-    prompt = context or tokens  # decoded rows follow a prompt
-    new = probe_tokens(model, tokens)
-    tables = [blocks[row * size : (row + 1) * size] for row in range(rows)]
-    yielding = tokens if context else 1  # rows of drafts all give a token
-    chunks = [Chunk(new, context, table, yielding, prompt) for table in tables]
-    start_time = time.perf_counter()
-    model.forward(chunks).logits.argmax(1).tolist()
-    return time.perf_counter() - start_time
 
 
 def choose_device(requested: str, flag: str = "--device") -> torch.device:
