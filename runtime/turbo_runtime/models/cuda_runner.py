@@ -29,7 +29,6 @@ from turbo_runtime.models.attention.varlen import (
 from turbo_runtime.models.graphs import GRAPH_ROWS, MAX_GRAPH_QUERIES, Capture, StepGraph, capture_on_gpu
 from turbo_runtime.models.layers.lora import Adapter
 from turbo_runtime.models.layers.native import LeanDecoder
-from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.parallel.decoder import RankGroup
 from turbo_runtime.models.runner import Forward, ModelRunner, StepInputs
 from turbo_runtime.models.step_batch import Chunk, StepBatch
@@ -114,7 +113,8 @@ class CudaModelRunner(ModelRunner):
 
     def padded_rows(self, rows: int) -> int:
         """How many rows a step of so many is computed with."""
-        return next((graph.size.rows for graph in self.graphs if graph.size.rows >= rows), padded_rows(rows))
+        sizes = (graph.size.rows for graph in self.graphs if graph.size.rows >= rows)
+        return next(sizes, super().padded_rows(rows))
 
     @torch.inference_mode()
     def execute_here(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
@@ -131,7 +131,7 @@ class CudaModelRunner(ModelRunner):
             graph.replay()
             logits, hidden, finite = _tensors(self._outputs)
             return Forward(logits[:number], hidden[:number], finite[: len(chunks)], lent=True)
-        size = StepSize.of(batch, padded_rows(rows))
+        size = StepSize.of(batch, super().padded_rows(rows))
         step = VarlenMetadata.upload(batch, size, self.pool, rows, self._op)
         return self._run(step, size, number, layers)
 

@@ -23,7 +23,7 @@ Layout = Literal["packed", "rows", "columns", "batched"]
 
 # Each where a request and its drafts lie: oneDNN computes as many rows at a time as its registers take, so
 # that 6 rows may cost no more than 4, and 7 a fifth more. Wider steps above.
-COUNTS: tuple[int, ...] = (*range(4, 17), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
+COUNTS: tuple[int, ...] = (*range(4, 19), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
 BULK = (256, 512)  # of a long prompt: full pieces, whose results need not be put together
 
 
@@ -84,8 +84,9 @@ FREE_FORMS = (
 )
 
 
-def padded_rows(rows: int) -> int:
-    """Round up to a number of rows that products take without padding."""
+def padded_rows(rows: int, unit: int = 1) -> int:
+    """Round up to a multiple of `unit`, 1 or 4, that products take without padding."""
+    rows = -(-rows // unit) * unit
     rest = rows % COUNTS[-1]
     padded = next(count for count in (0, *COUNTS) if count >= rest)
     return rows - rest + padded

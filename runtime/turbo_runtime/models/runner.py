@@ -134,7 +134,7 @@ class ModelRunner:
 
     def padded_rows(self, rows: int) -> int:
         """How many rows a step of so many is computed with."""
-        return padded_rows(rows)
+        return padded_rows(rows, self.decoder.row_unit)
 
     def everywhere(self, command: Callable[[ModelRunner], Result]) -> list[Result]:
         """Run a command that can be pickled on every rank at once, and return the results, this rank's first.
@@ -225,7 +225,7 @@ class ModelRunner:
         """Do this rank's part of `execute`."""
         batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
         self._adapter_rows.select(batch.token_lora_mapping, self.device)
-        rows = padded_rows(len(batch.tokens))
+        rows = self.padded_rows(len(batch.tokens))
         step = AttentionMetadata(self.pool, batch, rows, self.rule)
         ids, sequence = padded(batch.tokens, rows), padded(batch.sequence, rows, len(chunks))
         inputs = StepInputs(self._upload(ids), self._upload(sequence), self._upload(batch.logits_indices))

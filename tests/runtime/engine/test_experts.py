@@ -50,7 +50,7 @@ def rows() -> Tensor:
 
 def padded(x: Tensor) -> Tensor:
     """With rows of padding, of which nothing may be read."""
-    idle = padded_rows(len(x)) - len(x)
+    idle = padded_rows(len(x), 4) - len(x)
     return torch.cat([x, torch.full((idle, WIDTH), float("inf"))])
 
 

@@ -6,11 +6,13 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from turbo_runtime.engine.startup.attention_probes import NotProvenError
 from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel, is_batch_invariant
 from turbo_runtime.models import matmul
+from turbo_runtime.models.layers.primitives import find_row_unit
 from turbo_runtime.models.layers.transformers_backend import replace_linears
 from turbo_runtime.models.matmul import (
     BULK,
@@ -162,3 +164,16 @@ def test_every_linear_of_a_model_is_replaced_once_and_a_tied_weight_survives_a_n
             layer.product.use(form)
         torch.testing.assert_close(model(x), before)
     assert torch.equal(tied, kept)
+
+
+@pytest.mark.parametrize("width", [8, 48, 64, 96, 1536])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exponentials_of_a_row_are_the_same_in_any_number_of_its_unit(width: int, dtype: torch.dtype) -> None:
+    unit = find_row_unit(width)
+    x = torch.randn(12, width, generator=torch.Generator().manual_seed(2)).to(dtype)
+    for operation in (torch.sigmoid, F.silu, torch.exp):
+        expected = operation(x)
+        for rows in range(unit, 13, unit):
+            assert torch.equal(operation(x[:rows].clone()), expected[:rows])
+            assert torch.equal(operation(x[-rows:].clone()), expected[-rows:])
+    assert unit == (1 if width % 64 == 0 else 4)

@@ -14,7 +14,7 @@ from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention.metadata import Rule
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
-from turbo_runtime.models.attention.spans import Spans, padded_queries
+from turbo_runtime.models.attention.spans import Spans
 from turbo_runtime.models.attention.tiles import TileAttention
 from turbo_runtime.models.step_batch import Chunk, StepBatch
 
@@ -125,14 +125,11 @@ class _Probe:
 
     def is_invariant(self, rows_each: int) -> bool:
         """Whether the last rows, `rows_each` an item, equal those `alone`."""
-        group, step = self._pool.group, padded_queries(rows_each, 1)
+        group = self._pool.group
         expected = self.alone[:, -(rows_each + 1) * group :]
         return all(
             torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
-        ) and all(
-            torch.equal(self.rows(rows_each, rows_each, step_rows=rows), expected[:, group:])
-            for rows in (step, step + 4)
-        )
+        ) and torch.equal(self.rows(rows_each, rows_each, whole_step=True), expected[:, group:])
 
     def batches(self) -> set[tuple[int, bool]]:
         """Those of BATCHES that teach something: no more long sequences than a call has room for."""
@@ -142,19 +139,19 @@ class _Probe:
         return {(min(number, together) if long else number, long) for number, long in BATCHES}
 
     def rows(
-        self, rows_each: int, count: int, others: int = 0, long: bool = False, step_rows: int = 0
+        self, rows_each: int, count: int, others: int = 0, long: bool = False, whole_step: bool = False
     ) -> Tensor:
-        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or, with
-        `step_rows`, as all of a step, which is padded up to them.
+        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or as
+        the `whole_step`.
         """
         other = self._part(self._length - 1 if long else 0, 1, 0)
         probed = self._part(self._length - count, count, 0)
         before = others // 2
         spans = self._spans([other] * before + [probed] + [other] * (others - before))
-        attention = RowAttention(self._pool, spans, (rows_each,), step_rows, self._window)
+        attention = RowAttention(self._pool, spans, (rows_each,), self._window, whole_step=whole_step)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]
-        padding = self._queries[:, : max(0, step_rows - count) * group]
+        padding = self._queries[:, : attention.item_rows - count * group if attention.in_place else 0]
         queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
         return self._attend(attention, queries, before, before + count)
 

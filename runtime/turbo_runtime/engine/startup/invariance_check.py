@@ -200,7 +200,8 @@ def _holds(
 
 def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: float) -> None:
     """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
-    counts = sorted({padded_rows(rows) for rows in range(1, max_num_batched_tokens + 1)})
+    unit = model.decoder.row_unit
+    counts = sorted({padded_rows(rows, unit) for rows in range(1, max_num_batched_tokens + 1)})
     kinds = {(operation.name, operation.width): operation for operation in model.decoder.row_wise()}
     for operation in kinds.values():
         row = torch.randn(1, operation.width, generator=torch.Generator().manual_seed(0))

@@ -93,11 +93,18 @@ class AttentionMetadata:
         # padding is not stored: it holds another row's output, which may be NaN
         pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
         rows, heads, width = query.shape
-        by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
-        queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
         view = self._views[self._windows[layer] if self._windows else 0]
+        queries = query.new_empty(pool.kv_heads, max(rows * pool.group, view.queries), width)
+        by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
+        queries[:, : rows * pool.group].view(by_head.shape).copy_(by_head)
         outputs = view.attend(layer, queries, scaling, None if sinks is None else sinks.view(-1, pool.group))
-        return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
+        given = min(outputs.shape[1] // pool.group, rows)
+        result = query.new_zeros(rows, heads, outputs.shape[2])
+        by_row = result[:given].view(given, pool.kv_heads, pool.group, -1)
+        by_row.copy_(
+            outputs[:, : given * pool.group].view(pool.kv_heads, given, pool.group, -1).transpose(0, 1)
+        )
+        return result
 
 
 class _View:
@@ -107,6 +114,7 @@ class _View:
         tiled, single = parts
         self._parts: list[TileAttention | RowAttention] = []
         self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
+        self.queries = 0  # at least, with what pads them
         output_rows = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
@@ -115,17 +123,18 @@ class _View:
             self._parts.append(tiles)
             place = tiles.padded
         if len(single.count):
-            step_rows = 0 if self._parts else rows
-            row_wise = RowAttention(pool, single, rule.row_counts, step_rows, window)
+            whole = not self._parts
+            row_wise = RowAttention(pool, single, rule.row_counts, window, whole_step=whole)
             output_rows[single.rows()] = place + row_wise.output_rows
             self._parts.append(row_wise)
-            if row_wise.in_order:
+            if row_wise.in_place:
+                self.queries = row_wise.item_rows
                 return
         self._output_rows = pool.tensor(output_rows.ravel())
 
     def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
-        """Queries (KV heads, rows * group, width), sinks (KV heads, group) -> (KV heads, rows * group, value
-        width).
+        """Queries (KV heads, rows * group or `queries`, width), sinks (KV heads, group) -> (KV heads, of all
+        tokens at least, value width).
         """
         parts = [part.attend(layer, queries, scaling, sinks) for part in self._parts]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)

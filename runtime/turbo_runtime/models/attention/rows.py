@@ -38,7 +38,7 @@ from turbo_runtime.models.attention.spans import Spans, first_key, padded_querie
 from turbo_runtime.models.step_batch import Ints
 
 # Query rows of one item: one, or one and its drafts; few shapes, all checked at start.
-ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)
+ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17)
 GROUP_BYTES = 4 << 20  # gathered at once: what a CPU's caches still hold when it is multiplied
 KEY_CHUNK = 128  # keys of one product
 READING = 8  # what gathering a chunk costs, in query rows of computing it
@@ -48,20 +48,25 @@ class RowAttention:
     """The single positions of one step, prepared once for all layers."""
 
     def __init__(
-        self, pool: KVPool, spans: Spans, row_counts: tuple[int, ...], step_rows: int = 0, window: int = 0
+        self,
+        pool: KVPool,
+        spans: Spans,
+        row_counts: tuple[int, ...],
+        window: int = 0,
+        *,
+        whole_step: bool = False,
     ) -> None:
-        """`row_counts`: allowed ones of ROW_COUNTS. `step_rows`: if the spans are all of the step, padded."""
+        """`row_counts`: allowed ones of ROW_COUNTS. `whole_step`: the spans are all of the step."""
         fused, group = is_fused(pool), pool.group
         pieces = spans.pieces(PROMPT_TILE, aligned=True) if fused else spans
         rows_each = _cheapest(pieces, row_counts, group, window)
         pieces, item_rows = pieces.pieces(rows_each), padded_queries(rows_each, group)
-        alone = len(pieces.count) == 1
-        # whether `attend` returns the outputs in the order of the step's queries, padding included
-        self.in_order = alone and item_rows == step_rows * group
-        in_place = alone and item_rows <= step_rows * group
+        # the step is one item: its queries, and what `attend` returns, are in order with padding behind
+        self.in_place = whole_step and len(pieces.count) == 1
+        self.item_rows = item_rows
         order = np.argsort(_tiles(pieces, window), kind="stable")  # equal lengths together
         ordered = pieces.select(order)
-        build = partial(FusedItems, in_place=in_place) if fused else SplitKVItems
+        build = partial(FusedItems, in_place=self.in_place) if fused else SplitKVItems
         tiles = _tiles(ordered, window).tolist()
         groups = [ordered.select(part) for part in _parts(pool, tiles, alike=fused)]
         self._groups = [build(pool, items, *items.item_rows(rows_each, group), window) for items in groups]
@@ -72,8 +77,8 @@ class RowAttention:
         self.output_rows = first[:, None] + np.arange(group)
 
     def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None = None) -> Tensor:
-        """Queries (KV heads, tokens * group, width) of the whole step, sinks (KV heads, group) -> (KV heads,
-        padded, value width).
+        """Queries (KV heads, tokens * group, width) of the whole step, at least `item_rows` where they are
+        `in_place`, sinks (KV heads, group) -> (KV heads, padded, value width).
         """
         parts = [group.attend(layer, queries, scaling, sinks) for group in self._groups]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.models.attention.spans import ragged
-from turbo_runtime.models.layers.primitives import ClampedMLP, GatedMLP, Layer, RowWise
+from turbo_runtime.models.layers.primitives import ClampedMLP, GatedMLP, Layer, RowWise, find_row_unit
 from turbo_runtime.models.matmul import BatchInvariantLinear, padded_rows
 from turbo_runtime.models.step_batch import Ints
 
@@ -74,6 +74,8 @@ class Experts(Layer):
         if hasattr(module, "shared_experts"):
             self.shared = GatedMLP.from_module(module.shared_experts)
         self.experts: list[GatedMLP] = list(_read_experts(module.experts))
+        units = [mlp.row_unit for mlp in (*self.experts, self.shared) if mlp]
+        self.row_unit = max(find_row_unit(len(self.experts)), *units)  # the scores of a row, and activations
 
     def __call__(self, x: Tensor, tokens: int) -> Tensor:
         """x (rows, width) -> the same. Rows from `tokens` on are padding, for which no expert is read."""
@@ -84,7 +86,7 @@ class Experts(Layer):
 
     def _routed(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
         """Sum the outputs of the chosen `experts` (rows, each) by their weights: (rows, width) float32."""
-        numbers, ends, rows, places = _group_by_expert(experts.cpu().numpy())
+        numbers, ends, rows, places = _group_by_expert(experts.cpu().numpy(), self.row_unit)
         inputs = x.index_select(0, torch.from_numpy(rows).to(x.device)).tensor_split(ends)
         outputs = torch.cat([self.experts[i](part) for i, part in zip(numbers, inputs, strict=True)])
         by_row = outputs.index_select(0, torch.from_numpy(places).to(x.device)).view(*experts.shape, -1)
@@ -111,14 +113,14 @@ def _read_experts(module: Any) -> Iterator[GatedMLP]:
         yield ClampedMLP(*products, float(module.alpha), float(module.limit))
 
 
-def _group_by_expert(experts: Ints) -> tuple[list[int], list[int], Ints, Ints]:
-    """Order the entries of `experts` (rows, each) by expert, with each one's rows padded. Returns the used
+def _group_by_expert(experts: Ints, unit: int) -> tuple[list[int], list[int], Ints, Ints]:
+    """Order the entries of `experts` (rows, each) by expert, with rows padded in `unit`s. Returns the used
     experts, where each but the last ends, the row at every place, and the place of every entry of `experts`.
     """
     flat = experts.ravel()
     order = np.argsort(flat, kind="stable")
     numbers, counts = np.unique(flat, return_counts=True)
-    padded = np.array([padded_rows(count) for count in counts.tolist()])
+    padded = np.array([padded_rows(count, unit) for count in counts.tolist()])
     ends = np.cumsum(padded)
     sorted_places = np.repeat(ends - padded, counts) + ragged(counts)
     rows, places = np.zeros(ends[-1], np.int64), np.empty(len(flat), np.int64)

@@ -183,6 +183,7 @@ class LeanDecoder(Decoder):
             self._blocks.append(LeanBlock(module, layer, cached.heads, cached.kv_heads))
             body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
+        self.row_unit = max(block.mlp.row_unit for block in self._blocks)
 
     @property
     def captures(self) -> bool:

@@ -17,6 +17,16 @@ Hidden = tuple[Tensor, dict[int, Tensor]]  # after the final norm; and the resid
 Product = Callable[[Tensor], Tensor]  # of x (rows, in), to (rows, out)
 
 
+_LOOP_VALUES = 64  # that fill two registers of the widest kind, in bfloat16
+
+
+def find_row_unit(width: int) -> int:
+    """The unit of rows so wide that get the same exponentials in any number: a loop over the values of all
+    rows computes those that do not fill its last two registers one by one, with other bits.
+    """
+    return 1 if width % _LOOP_VALUES == 0 else 4
+
+
 @dataclass(frozen=True, slots=True)
 class RowWise:
     """A function of rows (rows, width) whose rows must not depend on their number or place."""
@@ -82,6 +92,7 @@ class Layer:
 class Decoder(Layer):
     """A whole model."""
 
+    row_unit = 1  # a step's rows are a multiple of it
     _head: BatchInvariantLinear
 
     def sites(self) -> Iterator[Site]:
@@ -242,6 +253,11 @@ class GatedMLP(Layer):
         self.down: Product = down
         self.parts: dict[str, int] = {}  # what gives gate and up in a checkpoint, with its outputs
         self._width = gate_up.shape[0]
+
+    @property
+    def row_unit(self) -> int:
+        """What the number of rows must be a multiple of."""
+        return find_row_unit(self._width // 2)
 
     def checked(self) -> RowWise:
         """The gated activation."""

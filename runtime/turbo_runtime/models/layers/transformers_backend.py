@@ -34,6 +34,10 @@ class RowLinear(nn.Module, Layer):
 class ModuleDecoder(Decoder):
     """The whole model."""
 
+    # What the library does to all rows at once, as rotations, may end in fewer values than a register takes,
+    # with other bits.
+    row_unit = 4
+
     def __init__(self, model: PreTrainedModel) -> None:
         """Replace the linear layers of `model`, which has `attn_implementation=IMPLEMENTATION`."""
         layers = replace_linears(model)
