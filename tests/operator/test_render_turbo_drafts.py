@@ -22,7 +22,7 @@ from turbo_runtime.contract.documents import ModelInfo, ModelShape
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 CARD = fast("card", 80, "1.00")
 CORES = Accelerator("cores", "cpu", Decimal(16), 64 * GIB, memory_bandwidth=1e11, flops={"bf16": 2e12})
-DRAFT = shape("Qwen/Qwen3-0.6B")
+DRAFT = replace(shape("Qwen/Qwen3-0.6B"), vocab_size=MIDDLE.vocab_size)
 
 
 def td(speculation: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
@@ -46,7 +46,8 @@ def chosen(it: TurboDeployment, model: ModelShape = MIDDLE, card: Accelerator = 
     allowed = it.spec.model_copy(
         update={"accelerators": td(accelerators={"allowed": [card.name]}).spec.accelerators}
     )
-    choice = plan(allowed, model, named(card, CORES), draft=DRAFT).choice
+    draft = DRAFT if it.spec.speculation.draft_model else None
+    choice = plan(allowed, model, named(card, CORES), draft=draft).choice
     assert choice is not None
     return choice
 
@@ -117,7 +118,7 @@ def test_a_draft_on_cores_beside_a_model_on_cores_shares_its_threads() -> None:
     small = replace(DRAFT, layers=4, parameters=40 * 10**6)
     config = told(pod_of(td(drafting(placement="CPU")), small, cores))
     assert (config.device, config.draft_device, config.threads) == ("cpu", "cpu", 16)
-    config = told(pod_of(td(drafting()), small, cores))
+    config = told(pod_of(td(drafting(placement="Colocated")), small, cores))
     assert (config.draft_model, config.draft_device) == ("/draft-model/qwen", None)
 
 

@@ -47,6 +47,10 @@ IDLE_DRAFTS_LACK = (
     "vLLM drafts as many tokens for whatever load in data-parallel groups, and no number of them saves time "
     "at every load: leave parallelism.data out, or do without drafts"
 )
+SLOW_DRAFT_LACK = (
+    "a pass of speculation.draftModel takes longer there than its tokens save: name a smaller draft, leave "
+    "draftModel out, or say where it is to run all the same, in speculation.placement"
+)
 ROUTERS = frozenset({"gate", "router"})  # of routed experts, as architectures call them
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 LORA_VOCABULARY = 258_048  # tokens, of vLLM: vllm/lora/layers/logits_processor.py

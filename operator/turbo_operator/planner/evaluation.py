@@ -13,12 +13,12 @@ from functools import cached_property
 
 import numpy as np
 
-from turbo_operator.api import Objective, PlanReason, Provenance, ScalingMode
+from turbo_operator.api import Method, Objective, PlanReason, Provenance, ScalingMode
 from turbo_operator.plan import Predicted
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
 from turbo_operator.planner.candidates import Candidates, MemoryUse, enumerate_candidates, estimate_memory
-from turbo_operator.planner.capabilities import ENGINES, IDLE_DRAFTS_LACK
+from turbo_operator.planner.capabilities import ENGINES, IDLE_DRAFTS_LACK, SLOW_DRAFT_LACK
 from turbo_operator.planner.lacks import list_conflicts, list_lacks
 from turbo_operator.planner.offering import Offering
 from turbo_operator.planner.performance import candidate_curves, capacity
@@ -51,8 +51,9 @@ class PlanEvaluation:
     def lacks(self) -> tuple[str | None, ...]:
         """[c] what cannot be rendered or run yet, as the end of a sentence; None of what can."""
         lacks = list_lacks(self.candidates, self.requirements)
+        idle_lack = IDLE_DRAFTS_LACK if self.candidates.data > 1 else SLOW_DRAFT_LACK
         return tuple(
-            lack or (IDLE_DRAFTS_LACK if is_idle else None)
+            lack or (idle_lack if is_idle else None)
             for lack, is_idle in zip(lacks, self._idle_drafts.tolist(), strict=True)
         )
 
@@ -63,11 +64,19 @@ class PlanEvaluation:
 
     @cached_property
     def _idle_drafts(self) -> Mask:
-        """[c] whether the one number of drafts that data-parallel groups make would be none."""
-        has_prior = self.candidates.by_draft(lambda draft: draft.has_prior, bool)
-        places = np.flatnonzero(self.memory_use.fits & self.profiled & has_prior)
-        is_idle = np.zeros(len(has_prior), bool)
-        if self.candidates.data > 1 and len(places):
+        """[c] whether no number of drafts saves time: at all loads of data-parallel groups, which make one
+        number, and at any of a draft model whose place is the planner's choice.
+        """
+        in_groups = self.candidates.data > 1
+        is_placed = self.requirements.inputs.spec.speculation.placement != "Auto"
+        is_costly = self.candidates.by_draft(
+            lambda draft: draft.has_prior
+            and (in_groups or (draft.method == Method.DRAFT_MODEL and not is_placed)),
+            bool,
+        )
+        places = np.flatnonzero(self.memory_use.fits & self.profiled & is_costly)
+        is_idle = np.zeros(len(is_costly), bool)
+        if len(places):
             is_idle[places] = self._curves(places)[1].max(axis=1) == 0
         return is_idle
 

@@ -19,7 +19,7 @@ CARD = fast("card", 80, "4.00")
 CORES = Accelerator(
     "cores", "cpu", Decimal(16), 64 * GIB, memory_bandwidth=1e11, flops={"bf16": 2e12}, count_per_node=1
 )
-DRAFT = shape("Qwen/Qwen3-0.6B")
+DRAFT = replace(shape("Qwen/Qwen3-0.6B"), vocab_size=MIDDLE.vocab_size)
 PHI = shape("microsoft/phi-4")  # 40 heads, 10 KV heads
 VLLM = {"engine": {"type": "VLLM"}}
 

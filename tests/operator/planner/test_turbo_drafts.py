@@ -35,7 +35,7 @@ from turbo_operator.planner.requirements import DRAFT_CORES, HOST_RESERVE
 from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
 from turbo_runtime.contract.documents import ModelShape
 
-DRAFT = shape("Qwen/Qwen3-0.6B")
+DRAFT = replace(shape("Qwen/Qwen3-0.6B"), vocab_size=MIDDLE.vocab_size)
 CARD = fast("card", 80, "4.00")
 CORES = Accelerator(
     "cores", "cpu", Decimal(16), 64 * GIB, memory_bandwidth=1e11, flops={"bf16": 2e12}, count_per_node=1
@@ -280,3 +280,24 @@ def test_more_places_for_a_draft_are_never_dearer(
     if bound.choice is not None:
         assert bound.choice.placement == placement
         assert bound.choice.accelerators_per_replica == bound.choice.tensor + (placement == "Separate")
+
+
+def test_a_draft_model_that_saves_no_time_serves_only_where_its_place_is_given() -> None:
+    wide = replace(DRAFT, layers=200, parameters=6 * 10**9)
+    cards = named(fast("small", 80, "1.00"))
+    refused = plan(drafted(), MIDDLE, cards, draft=wide)
+    assert refused.choice is None
+    assert "a pass of speculation.draftModel takes longer there than its tokens save" in refused.detail
+    assert plan(drafted("Colocated"), MIDDLE, cards, draft=wide).choice is not None
+    asked = {"mode": "Auto", "method": "DraftModel", "draftModel": {"uri": "hf://a/draft"}}
+    chosen_freely = plan(spec(model=SHORT, speculation=asked), MIDDLE, cards, draft=wide).choice
+    assert chosen_freely is not None
+    assert chosen_freely.method != "DraftModel"
+
+
+@pytest.mark.parametrize(("more", "is_refused"), [(0, False), (999, False), (-60_000, True), (30_000, True)])
+def test_a_draft_of_another_vocabulary_is_refused_and_a_padded_one_is_not(more: int, is_refused: bool) -> None:
+    draft = replace(DRAFT, vocab_size=MIDDLE.vocab_size + more)
+    made = plan(drafted("Colocated"), MIDDLE, named(CARD), draft=draft)
+    assert (made.choice is None) == is_refused
+    assert ("has a vocabulary of" in made.detail) == is_refused
