@@ -70,8 +70,9 @@ class PlanEvaluation:
         in_groups = self.candidates.data > 1
         is_placed = self.requirements.inputs.spec.speculation.placement != "Auto"
         is_costly = self.candidates.by_draft(
-            lambda draft: draft.has_prior
-            and (in_groups or (draft.method == Method.DRAFT_MODEL and not is_placed)),
+            lambda draft: (
+                draft.has_prior and (in_groups or (draft.method == Method.DRAFT_MODEL and not is_placed))
+            ),
             bool,
         )
         places = np.flatnonzero(self.memory_use.fits & self.profiled & is_costly)

@@ -50,6 +50,7 @@ _DEVICE: _Check = (
     lambda value: re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", value) is not None,
     "must be auto, cpu, cuda or like cuda:1, not {}",
 )
+_SHARE: _Check = (lambda value: 0 < value <= 1, "must be above 0 and at most 1, not {}")
 _AT_LEAST_1: _Check = (lambda value: 1 <= value < math.inf, "must be 1 or more, not {}")
 
 
@@ -114,7 +115,7 @@ class RuntimeConfig:
         _POSITIVE_OR_DEFAULT,
     )
     gpu_memory_utilization: float = _flag(
-        0.9, "share of a GPU's memory, 0 to 1, for weights, KV cache and all that steps need", _up_to(1)
+        0.9, "share of a GPU's memory, up to 1, for weights, KV cache and all that steps need", _SHARE
     )
     guarantee: GuaranteeChoice = _flag(  # noqa: RUF009
         "auto",
@@ -276,7 +277,7 @@ class RuntimeConfig:
                 return (
                     "--draft-model is named in the file of --draft-config instead; leave one of the two out"
                 )
-            if self.speculation in ("suffix", "heads"):
+            if self.speculation in ("suffix", "heads", "off"):
                 return (
                     f"--speculation={self.speculation} does not use --draft-model; leave one of the two out"
                 )

@@ -55,8 +55,12 @@ def run_engine(
     config: RuntimeConfig, inbox: Queue[Any], outbox: Queue[Any], tokenizer_dir: str, beat: Callable[[], None]
 ) -> None:
     """Export the tokenizer into `tokenizer_dir`, load, send EngineReady, and serve; or send EngineFailed."""
+    cores = len(os.sched_getaffinity(0))
+    if (config.threads or 0) > cores:
+        outbox.put(EngineFailed(f"--threads={config.threads}: this process may use {cores} cores; lower it"))
+        return
     if (ranks := config.tensor_parallel_size) > 1:
-        threads = config.threads or len(os.sched_getaffinity(0))
+        threads = config.threads or cores
         config = replace(config, threads=max(1, threads // ranks))
     settled = settle_threads(config.threads, ranks)
     quiet_libraries()

@@ -296,7 +296,9 @@ def test_a_draft_model_that_saves_no_time_serves_only_where_its_place_is_given()
 
 
 @pytest.mark.parametrize(("more", "is_refused"), [(0, False), (999, False), (-60_000, True), (30_000, True)])
-def test_a_draft_of_another_vocabulary_is_refused_and_a_padded_one_is_not(more: int, is_refused: bool) -> None:
+def test_a_draft_of_another_vocabulary_is_refused_and_a_padded_one_is_not(
+    more: int, is_refused: bool
+) -> None:
     draft = replace(DRAFT, vocab_size=MIDDLE.vocab_size + more)
     made = plan(drafted("Colocated"), MIDDLE, named(CARD), draft=draft)
     assert (made.choice is None) == is_refused

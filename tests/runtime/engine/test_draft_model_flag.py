@@ -82,6 +82,7 @@ def test_a_draft_model_that_cannot_be_used_ends_the_start_with_a_sentence(tmp_pa
         ({"draft_device": "gpu"}, "--draft-device must be auto, cpu, cuda or like cuda:1, not gpu"),
         ({"draft_model": "m", "draft_config": "f"}, "--draft-model is named in the file of --draft-config"),
         ({"draft_model": "m", "speculation": "suffix"}, "--speculation=suffix does not use --draft-model"),
+        ({"draft_model": "m", "speculation": "off"}, "--speculation=off does not use --draft-model"),
         ({"draft_model": "m", "tensor_parallel_size": 2}, "only where --tensor-parallel-size is 1"),
     ],
 )

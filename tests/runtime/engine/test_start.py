@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import Queue
+from typing import Any
 
 import pytest
 import torch
@@ -21,11 +24,12 @@ from turbo_dev.tiny_engine import network
 from turbo_runtime.contract.config import BatchLimits, DType, RuntimeConfig
 from turbo_runtime.drafters.heads import Heads
 from turbo_runtime.drafters.target import Target
-from turbo_runtime.engine.startup import builder, invariance_check
+from turbo_runtime.engine.process import run_engine
+from turbo_runtime.engine.startup import builder, invariance_check, sizing
 from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, start_engine
 from turbo_runtime.engine.startup.sizing import GIB, DeviceMemory, largest_step, size_cache
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.messages import DraftStats, GenerationRequest, SamplingParams
+from turbo_runtime.messages import DraftStats, EngineFailed, GenerationRequest, SamplingParams
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.metadata import Rule
@@ -331,3 +335,27 @@ def test_a_model_of_the_same_shape_with_other_weights_has_another_digest(tmp_pat
         LlamaForCausalLM(SIZES).save_pretrained(tmp_path / str(seed))
         digests.add(inspect_model(str(tmp_path / str(seed))).digest)
     assert len(digests) == 2
+
+
+def test_a_cache_that_no_memory_holds_is_refused(config: RuntimeConfig) -> None:
+    with pytest.raises(ModelError, match=r"--kv-cache-gib=1e\+06 is more than the [\d.]+ GiB of memory"):
+        start_engine(replace(config, kv_cache_gib=1e6), time.monotonic())
+
+
+def test_a_control_group_bounds_the_memory_that_there_is(
+    config: RuntimeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(str(1 << 29))
+    (tmp_path / "memory.current").write_text(str(1 << 28))
+    monkeypatch.setattr(sizing, "CONTROL_GROUP", tmp_path)
+    assert sizing.free_memory(torch.device("cpu")) <= 1 << 28
+    with pytest.raises(ModelError, match=r"--kv-cache-gib=1 is more than the 0\.5 GiB of memory"):
+        start_engine(replace(config, kv_cache_gib=1.0), time.monotonic())
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    cores, outbox = len(os.sched_getaffinity(0)), Queue[Any]()
+    run_engine(RuntimeConfig("m", threads=cores + 1), Queue[Any](), outbox, "", lambda: None)
+    assert outbox.get() == EngineFailed(
+        f"--threads={cores + 1}: this process may use {cores} cores; lower it"
+    )

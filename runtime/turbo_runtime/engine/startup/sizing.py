@@ -41,6 +41,8 @@ GIB = 1 << 30
 DEFAULT_KV_BYTES = 4 * GIB
 NO_DRAFTS = DraftBytes()
 KV_SHARE_OF_FREE_MEMORY = 0.5
+MEMORY_INFO = Path("/proc/meminfo")
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # a container sees its own group here
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def build_runner(
     build: dict[str, Any] = {"group": group, "adapters": adapters}
     device, limits, ranks = weights.device, config.limits(weights.device.type), config.tensor_parallel_size
     shape, dtype = weights.config, weights.dtype
+    if device.type == "cpu":
+        _require_host_memory(config)
     if op is None and not (is_available(device) and supports(cache_shape(shape), dtype)):
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
@@ -207,12 +211,24 @@ def _run(model: CudaModelRunner, chunks: Sequence[Chunk]) -> None:
 
 def free_memory(device: torch.device) -> int:
     """Return the available bytes of the GPU, or of this machine and this process's control group."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")  # a container sees its own group here
-    limit, used = group / "memory.max", group / "memory.current"
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else _host_memory()[1]
+
+
+def _host_memory() -> tuple[int, int]:
+    """All bytes of this machine or this process's control group, and those available."""
+    lines = dict(line.split(":", 1) for line in MEMORY_INFO.read_text().splitlines())
+    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    limit, used = CONTROL_GROUP / "memory.max", CONTROL_GROUP / "memory.current"
     if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return max(0, free)
+        total, free = min(total, int(text)), min(free, int(text) - int(used.read_text()))
+    return total, max(0, free)
+
+
+def _require_host_memory(config: RuntimeConfig) -> None:
+    wanted, total = (config.kv_cache_gib or 0) * config.tensor_parallel_size, _host_memory()[0] / GIB
+    if wanted > total:
+        ranks = f" on each of {config.tensor_parallel_size} ranks" if config.tensor_parallel_size > 1 else ""
+        raise ModelError(
+            f"--kv-cache-gib={config.kv_cache_gib:g}{ranks} is more than the {total:.1f} GiB of memory that "
+            "there are; lower it"
+        )
