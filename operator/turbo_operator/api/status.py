@@ -76,6 +76,8 @@ class ShapeStatus(StatusRecord):
     """Inner elements of one token in the widest MLP, its experts together; 0 where it is not known."""
     dequantizable: bool = False
     """Whether the weights are quantized, and engine Turbo dequantizes them as it loads them."""
+    unsupported: _Name = ""
+    """Setting of the model's configuration that engine Turbo does not compute; empty where there is none."""
 
 
 class ModelStatus(StatusRecord):
@@ -191,8 +193,7 @@ class RolloutStatus(StatusRecord):
     spec_hash: _Name
     """Hash of the spec, its replicas left out, that the plan was made for."""
     over_limits: bool | None = None
-    """Whether what served when it began was above a limit of the spec, which was lowered: to keep the limit
-    again without a gap, the rollout may go above it on the way. Absent where it was not."""
+    """Whether what served before was above a limit that was lowered: it may go above it on the way, too."""
     available_replicas: _Count = 0
     """The most of its replicas that were available at once."""
     last_progress_time: _Time | None = None
@@ -230,8 +231,7 @@ class ObservedMetrics(StatusRecord):
     tokens_per_second: _Name | None = None
     """Output tokens of all pods."""
     speedup: _Name | None = None
-    """Speed of outputs over that without drafts, of all pods in the last ten minutes; of vLLM by the drafts
-    that were right and the step-time model."""
+    """Speed of outputs over that without drafts, in the last ten minutes; of vLLM by its accepted drafts."""
     acceptance_length: _Name | None = None
     """Tokens that a step with drafts adds to a request, of all pods since they started."""
     cost_per_hour: _Name | None = None

@@ -110,6 +110,8 @@ def describe_model_lack(shape: ModelShape) -> str | None:
     remedy = f"{LACK} on engine Turbo: write engine.type: VLLM"
     if shape.architecture not in ARCHITECTURES:
         return f"architecture {shape.architecture} {remedy}"
+    if shape.unsupported:
+        return f"{shape.unsupported} {remedy}"
     if shape.quantization is None or shape.dequantizable:
         return None
     return f"serving {shape.quantization} weights of this format {remedy}"

@@ -112,6 +112,7 @@ class ModelShape:
     mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
     mlp_width: int = 0  # of the widest MLP, inner elements of one token, its experts together; 0: not known
     dequantizable: bool = False  # quantized, and `turbo serve` dequantizes it as it loads it
+    unsupported: str = ""  # setting of the configuration that `turbo serve` does not compute
 
     @property
     def active_parameters(self) -> int:
@@ -141,12 +142,13 @@ class ModelInfo(JsonDocument):
     adapter_modules: tuple[str, ...] = ()  # last parts of the names of all modules that they change
 
     def to_json(self) -> str:
-        """Return one line of JSON; without adapters and quantized weights the same as before there were any,
-        so that what is stored of a model stays good.
+        """Return one line of JSON; without adapters, quantized weights and unsupported settings the same as
+        before there were any, so that what is stored of a model stays good.
         """
         document = dataclasses.asdict(self)
-        if not self.shape.dequantizable:
-            del document["shape"]["dequantizable"]
+        for name in ("dequantizable", "unsupported"):
+            if not document["shape"][name]:
+                del document["shape"][name]
         for name in ("adapters", "adapter_modules"):
             if not document[name]:
                 del document[name]

@@ -28,12 +28,10 @@ from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, 
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.dequantization import dequantized
 from turbo_runtime.shapes.dequantization import describe_refusal
+from turbo_runtime.shapes.support import find_unsupported
 
 _FILES = ("*.safetensors", "*.json")
 # These rescale by the longest position of the batch, so that one request's text would depend on the others'.
-_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
-# Of Gemma's configurations; no release of Gemma 3 sets one of them.
-_REFUSED = ("use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping")
 
 
 def load_config(source: Source) -> Any:
@@ -74,16 +72,8 @@ def check_config(config: Any) -> None:
     if not any(name in ARCHITECTURES for name in names):
         requested = ", ".join(names) or config.model_type
         raise ModelError(f"{requested} is not supported; supported are {', '.join(ARCHITECTURES)}")
-    rope = getattr(config, "rope_parameters", None) or {}
-    by_kind = [part for part in rope.values() if isinstance(part, dict)]  # Gemma's, by type of layer
-    for part in by_kind or [rope]:
-        if part.get("rope_type") in _BATCH_DEPENDENT_ROPE:
-            raise ModelError(
-                f"rotary embeddings of type {part['rope_type']} depend on the batch and are not supported"
-            )
-    for name in _REFUSED:
-        if getattr(config, name, None):
-            raise ModelError(f"{name} is not supported: choose a model whose configuration does not set it")
+    if setting := find_unsupported(config.to_dict()):
+        raise ModelError(f"{setting} is not supported: choose a model whose configuration does not set it")
     quantization = _quantization(config)
     if quantization and (refusal := describe_refusal(quantization)):
         raise ModelError(refusal)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from turbo_runtime.contract.documents import LARGEST, ModelShape
 from turbo_runtime.shapes.dequantization import describe_refusal
 from turbo_runtime.shapes.families import FAMILIES, Bias, Family
+from turbo_runtime.shapes.support import find_unsupported
 
 Config = Mapping[str, Any]
 _DECODERS = ("text_config", "language_config", "llm_config")  # parts that describe the text decoder
@@ -186,6 +187,7 @@ class ConfigReader:
             sliding_layers=sliding,
             mtp_layers=self.some("num_nextn_predict_layers", "mtp_num_hidden_layers"),
             mlp_width=width,
+            unsupported=find_unsupported(self.config),
         )
 
     def _window(self, layers: int, positions: int) -> tuple[int, int]:
