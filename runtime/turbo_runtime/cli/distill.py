@@ -90,7 +90,7 @@ def distill(argv: list[str]) -> int:
         text, status = str(error), 1
     except (PromptsError, ModelError, DistillError) as error:
         text, status = str(error), PERMANENT_ERROR
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # by a signal
         print(f"turbo distill: stopped; the same command goes on with {options.out}", file=sys.stderr)
         raise
     finally:

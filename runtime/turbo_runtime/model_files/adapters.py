@@ -7,8 +7,9 @@ Turbo serves no more.
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from turbo_runtime.model_files.source import HubUnreachableError, ModelError, So
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512  # of vLLM
 MAX_MODULES = 16  # names of modules that are kept
+_USUAL_ALPHA = 8  # of PEFT
 _TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")  # whatever a checkpoint calls what is above its layers
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # that leave the model's weights alone
@@ -80,23 +82,33 @@ def _inspect_files(name: str, files: Files, model: str, layers: Shapes) -> tuple
     for needed in (CONFIG, WEIGHTS):
         if needed not in files.sizes:
             raise ModelError(f"there is no {needed}: name a LoRA adapter in the format of PEFT")
-    config = json.loads(files.read(CONFIG, 0, files.sizes[CONFIG]))
-    if not isinstance(config, dict) or not isinstance(config.get("r"), int):
+    config = parse_config(files.read(CONFIG, 0, files.sizes[CONFIG]))
+    if not isinstance(config.get("r"), int):
         raise ModelError(f"{CONFIG} names no rank (r)")
     if (problem := find_problem(config, model)) is not None:
         raise ModelError(problem)
-    tensors = tensor_shapes(safetensors_head(files, WEIGHTS))
-    modules, ranks = set[str](), [config["r"]]
-    for tensor, shape in tensors.items():
+    matrices, modules, ranks = dict[Matrix, tuple[int, ...]](), set[str](), [config["r"]]
+    for tensor, shape in tensor_shapes(safetensors_head(files, WEIGHTS)).items():
         matrix = find_matrix(tensor, len(shape))
         ranks.append(shape[0 if matrix.part == "A" else 1])
         _check_fit(tensor, matrix.layer, matrix.part, shape, layers)
         modules.add(matrix.layer.rpartition(".")[2])
-    if not modules:
-        raise ModelError(f"{WEIGHTS} holds no tensors")
+        matrices[matrix] = shape
     if max(ranks) > MAX_RANK:
         raise ModelError(f"its rank is {max(ranks)}; ranks up to {MAX_RANK} are served")
+    find_scales(matrices, config)
     return AdapterInfo(name, max(ranks), files.revision), modules
+
+
+def parse_config(raw: bytes) -> dict[str, Any]:
+    """Parse an `adapter_config.json`. Raises ModelError."""
+    try:
+        config = json.loads(raw)
+    except ValueError as error:
+        raise ModelError(f"{CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{CONFIG} is no JSON object")
+    return config
 
 
 class Matrix(NamedTuple):
@@ -116,6 +128,49 @@ def find_matrix(tensor: str, dimensions: int) -> Matrix:
     if ".experts." in tensor:
         raise ModelError(f"{tensor} changes a routed expert, which is not supported yet: train the others")
     return Matrix(match[1], layer[1], match[2])
+
+
+def find_scales(matrices: Mapping[Matrix, Sequence[int]], config: Mapping[str, Any]) -> dict[str, float]:
+    """Return what each layer's product of matrices is multiplied by, from the matrices' shapes. Raises
+    ModelError where they are no pairs, or the configuration says something else of them.
+    """
+    if not matrices:
+        raise ModelError(f"{WEIGHTS} holds no tensors")
+    scales = {}
+    for matrix, shape in matrices.items():
+        module, layer, part = matrix
+        other = matrix._replace(part="B" if part == "A" else "A")
+        if other not in matrices:
+            raise ModelError(f"{layer} has no lora_{other.part}: copy the adapter again")
+        if part == "B":
+            continue
+        rank = _of_pattern(config, "rank_pattern", module, config.get("r"))
+        alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha", _USUAL_ALPHA))
+        is_number = type(alpha) in (int, float) and math.isfinite(alpha)
+        if type(rank) is not int or not 1 <= rank <= MAX_RANK or not is_number:
+            raise ModelError(f"{CONFIG} gives {layer} no rank (r) from 1 to {MAX_RANK}, or no lora_alpha")
+        found = shape[0], matrices[other][1]
+        if found != (rank, rank):
+            raise ModelError(
+                f"{layer} has matrices of rank {found[0]} and {found[1]}, and {CONFIG} says {rank}: copy the "
+                "adapter again"
+            )
+        scales[layer] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return scales
+
+
+def _of_pattern(config: Mapping[str, Any], pattern: str, module: str, otherwise: Any) -> Any:
+    """Return what a configuration says of a module, as PEFT reads it: by the first pattern that is its name,
+    or the end of it.
+    """
+    values = config.get(pattern) or {}
+    if not isinstance(values, dict):
+        raise ModelError(f"{pattern} of {CONFIG} is no JSON object")
+    try:
+        found = (value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(found, otherwise)
+    except re.error as error:
+        raise ModelError(f"{pattern} of {CONFIG} is no regular expression: {error}") from error
 
 
 def split_place(place: str) -> tuple[str, str | None]:

@@ -5,9 +5,6 @@ Whatever is wrong with it is a `ModelError` with one sentence that names the ada
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,18 +16,17 @@ from torch import Tensor
 
 from turbo_runtime.model_files.adapters import (
     CONFIG,
-    MAX_RANK,
     WEIGHTS,
     Matrix,
     find_matrix,
     find_problem,
+    find_scales,
+    parse_config,
     split_place,
 )
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.layers.lora import Adapter
 from turbo_runtime.models.loader import model_errors
-
-_USUAL_ALPHA = 8  # of PEFT
 
 
 def read_adapter(name: str, place: str, model: str, dtype: torch.dtype, device: torch.device) -> Adapter:
@@ -38,11 +34,9 @@ def read_adapter(name: str, place: str, model: str, dtype: torch.dtype, device: 
     Raises ModelError.
     """
     try:
-        with model_errors("it cannot be read", (OSError, ValueError, SafetensorError, re.error)):
+        with model_errors("it cannot be read"):
             folder = _folder(place)
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise ModelError(f"{CONFIG} is no JSON object")
+            config = parse_config((folder / CONFIG).read_bytes())
             if problem := find_problem(config, model):
                 raise ModelError(problem)
             return Adapter(name, _scaled(_read_matrices(folder), config, dtype, device))
@@ -64,10 +58,11 @@ def _folder(place: str) -> Path:
 
 
 def _read_matrices(folder: Path) -> dict[Matrix, Tensor]:
-    with safe_open(folder / WEIGHTS, "pt") as file:
+    with (
+        model_errors(f"{WEIGHTS} cannot be read", (OSError, SafetensorError)),
+        safe_open(folder / WEIGHTS, "pt") as file,
+    ):
         tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    if not tensors:
-        raise ModelError(f"{WEIGHTS} holds no tensors")
     return {find_matrix(name, tensor.dim()): tensor for name, tensor in tensors.items()}
 
 
@@ -75,35 +70,9 @@ def _scaled(
     matrices: Mapping[Matrix, Tensor], config: Mapping[str, Any], dtype: torch.dtype, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Pair the matrices, and multiply each B by its scale, in float32."""
-    modules = {}
-    for matrix, tensor in matrices.items():
-        module, layer, part = matrix
-        other = matrix._replace(part="B" if part == "A" else "A")
-        if other not in matrices:
-            raise ModelError(f"{layer} has no lora_{other.part}: copy the adapter again")
-        if part == "B":
-            continue
-        a, b = tensor, matrices[other]
-        rank = _of_pattern(config, "rank_pattern", module, config.get("r"))
-        alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha", _USUAL_ALPHA))
-        if type(rank) is not int or not 1 <= rank <= MAX_RANK or type(alpha) not in (int, float):
-            raise ModelError(f"{CONFIG} gives {layer} no rank (r) from 1 to {MAX_RANK}, or no lora_alpha")
-        if (len(a), b.shape[1]) != (rank, rank):
-            raise ModelError(
-                f"{layer} has matrices of rank {len(a)} and {b.shape[1]}, and {CONFIG} says {rank}: copy the "
-                "adapter again"
-            )
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        modules[layer] = (a.to(device, dtype), (b.float() * scale).to(device, dtype))
-    return modules
-
-
-def _of_pattern(config: Mapping[str, Any], pattern: str, module: str, otherwise: Any) -> Any:
-    """Return what a configuration says of a module, as PEFT reads it: by the first pattern that is its name,
-    or the end of it.
-    """
-    values = config.get(pattern) or {}
-    if not isinstance(values, dict):
-        raise ModelError(f"{pattern} of {CONFIG} is no JSON object")
-    found = (value for key, value in values.items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(found, otherwise)
+    scales = find_scales({matrix: tensor.shape for matrix, tensor in matrices.items()}, config)
+    parts = {(matrix.layer, matrix.part): tensor for matrix, tensor in matrices.items()}
+    return {
+        layer: (parts[layer, "A"].to(device, dtype), (parts[layer, "B"].float() * scale).to(device, dtype))
+        for layer, scale in scales.items()
+    }

@@ -59,7 +59,8 @@ def test_adapters_are_told_by_name_with_their_ranks_and_what_they_change(model: 
 
 
 def test_the_largest_rank_of_any_matrix_counts(model: str, tmp_path: Path) -> None:
-    adapter = lora.write(tmp_path / "sql", SHAPES, rank=32, r=8)  # rank_pattern says the same in PEFT
+    pattern = {"q_proj": 32, "down_proj": 32}
+    adapter = lora.write(tmp_path / "sql", SHAPES, rank=32, r=8, rank_pattern=pattern)
     assert inspect_with_adapters(model, None, {"sql": str(adapter)}).adapters[0].rank == 32
 
 
@@ -78,6 +79,15 @@ def test_the_largest_rank_of_any_matrix_counts(model: str, tmp_path: Path) -> No
         (SHAPES, {"modules_to_save": ["lm_head"]}, "modules saved whole"),
         (SHAPES, {"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
         (SHAPES, {"r": None}, "adapter_config.json names no rank (r)"),
+        (SHAPES, {"rank": 4, "r": 8}, "has matrices of rank 4 and 4, and adapter_config.json says 8"),
+        (SHAPES, {"rank": 4, "r": 0}, "no rank (r) from 1 to 512, or no lora_alpha"),
+        (SHAPES, {"lora_alpha": "much"}, "no rank (r) from 1 to 512, or no lora_alpha"),
+        (SHAPES, {"lora_alpha": float("nan")}, "no rank (r) from 1 to 512, or no lora_alpha"),
+        (
+            SHAPES,
+            {"alpha_pattern": {"(": 4}},
+            "alpha_pattern of adapter_config.json is no regular",
+        ),
         ({}, {}, "holds no tensors"),
     ],
 )

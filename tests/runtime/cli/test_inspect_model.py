@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -217,3 +218,25 @@ def test_of_a_gguf_file_experts_are_told(tmp_path: Path) -> None:
     shape = gguf_shape(tmp_path / "mixture.gguf", tensors, **words)
     assert (shape.experts, shape.experts_per_token, shape.expert_parameters) == (8, 2, 640)
     assert shape.mlp_width == 0  # what stands there is one expert's in some files, a dense layer's in others
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file: file[:-4], "model.safetensors has 1"),
+        (lambda file: file + b"more", "bytes and should have 1"),
+        (lambda file: file[:30], "model.safetensors is not a safetensors file"),
+        (lambda file: file.replace(b"data_offsets", b"data_places_"), "is not a safetensors file"),
+        (lambda file: b"", "model.safetensors is not a safetensors file"),
+    ],
+    ids=["cut off", "too long", "within its head", "without places", "empty"],
+)
+def test_a_damaged_file_of_weights_is_refused_and_named(
+    change: Callable[[bytes], bytes], said: str, tmp_path: Path
+) -> None:
+    path = folder(tmp_path) / "model.safetensors"
+    weights(path, 20)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ModelError) as caught:
+        inspect_model(str(tmp_path))
+    assert said in str(caught.value)

@@ -172,6 +172,17 @@ def test_killed_at_random_points_of_all_stages_the_artefact_has_the_same_digest(
     assert checkpoint_digest(folder / "killed") == checkpoint_digest(done[0])
 
 
+def test_ended_by_a_signal_it_says_how_to_go_on(folder: Path) -> None:
+    process = subprocess.Popen(command(arguments(folder, "ended")), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert next(line for line in process.stderr if line.startswith(f"{STAGES[0]} "))
+    process.send_signal(signal.SIGTERM)
+    told = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(PATIENCE) == distill.TERMINATED
+    assert f"turbo distill: stopped; the same command goes on with {folder / 'ended'}" in told
+
+
 @pytest.mark.parametrize("last", ["record", "report", "save_heads", "remove"])
 def test_killed_while_it_writes_the_result_it_comes_to_the_same(
     done: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch, last: str

@@ -80,7 +80,11 @@ def test_b_is_multiplied_by_the_scale_of_its_module(
         (SHAPES, {"lora_alpha": "8"}, "or no lora_alpha"),
         (SHAPES, {"r": 8}, "has matrices of rank 4 and 4, and adapter_config.json says 8: copy the adapter"),
         (SHAPES, {"alpha_pattern": [4]}, "alpha_pattern of adapter_config.json is no JSON object"),
-        (SHAPES, {"alpha_pattern": {"(": 4}}, "it cannot be read: "),
+        (
+            SHAPES,
+            {"alpha_pattern": {"(": 4}},
+            "alpha_pattern of adapter_config.json is no regular",
+        ),
         ({"lm_head": (61, 32)}, {}, "lm_head.lora_A.weight is no matrix of LoRA within a layer"),
         ({"model.layers.0.mlp.experts.3.up_proj": (8, 8)}, {}, "changes a routed expert"),
         ({}, {}, "adapter_model.safetensors holds no tensors"),
@@ -132,7 +136,7 @@ def test_half_a_pair_a_missing_file_and_a_broken_one_are_told(tmp_path: Path) ->
     with pytest.raises(ModelError, match=r"layers.1.self_attn.q_proj has no lora_B: copy the adapter again"):
         read(folder)
     weights.write_bytes(b"nothing of the kind")
-    with pytest.raises(ModelError, match=r"adapter sql .*: it cannot be read: "):
+    with pytest.raises(ModelError, match=r"adapter sql .*: adapter_model.safetensors cannot be read: "):
         read(folder)
     config.write_text(json.dumps([]))
     with pytest.raises(ModelError, match=r"adapter_config.json is no JSON object"):
