@@ -55,10 +55,11 @@ def run_engine(
     config: RuntimeConfig, inbox: Queue[Any], outbox: Queue[Any], tokenizer_dir: str, beat: Callable[[], None]
 ) -> None:
     """Export the tokenizer into `tokenizer_dir`, load, send EngineReady, and serve; or send EngineFailed."""
-    cores = len(os.sched_getaffinity(0))
-    if (config.threads or 0) > cores:
-        outbox.put(EngineFailed(f"--threads={config.threads}: this process may use {cores} cores; lower it"))
+    # of the machine: those of a pod may become fewer while it runs
+    if (config.threads or 0) > (machine := os.cpu_count() or 1):
+        outbox.put(EngineFailed(f"--threads={config.threads}: this machine has {machine} cores; lower it"))
         return
+    cores = len(os.sched_getaffinity(0))
     if (ranks := config.tensor_parallel_size) > 1:
         threads = config.threads or cores
         config = replace(config, threads=max(1, threads // ranks))

@@ -32,7 +32,7 @@ from turbo_runtime.model_files.source import HubUnreachableError, ModelError, So
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 512  # of vLLM
 MAX_MODULES = 16  # names of modules that are kept
-_USUAL_ALPHA = 8  # of PEFT
+_USUAL_ALPHA, _LARGEST_ALPHA = 8, 1e6  # of PEFT; that anybody trains with
 _TENSOR = re.compile(r"^(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight$")
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")  # whatever a checkpoint calls what is above its layers
 _PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # that leave the model's weights alone
@@ -146,7 +146,7 @@ def find_scales(matrices: Mapping[Matrix, Sequence[int]], config: Mapping[str, A
             continue
         rank = _of_pattern(config, "rank_pattern", module, config.get("r"))
         alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha", _USUAL_ALPHA))
-        is_number = type(alpha) in (int, float) and math.isfinite(alpha)
+        is_number = type(alpha) in (int, float) and abs(alpha) <= _LARGEST_ALPHA
         if type(rank) is not int or not 1 <= rank <= MAX_RANK or not is_number:
             raise ModelError(f"{CONFIG} gives {layer} no rank (r) from 1 to {MAX_RANK}, or no lora_alpha")
         found = shape[0], matrices[other][1]

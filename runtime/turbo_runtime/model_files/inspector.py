@@ -162,18 +162,22 @@ def _weight_files(files: Files) -> list[str]:
 
 
 def safetensors_head(files: Files, name: str) -> bytes:
-    """Read the JSON that a file of safetensors begins with. Raises ModelError, also if it is cut off."""
+    """Read the JSON that a file of safetensors begins with. Raises ModelError; OSError if it ends early."""
     start = files.read(name, 0, 8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
     head = files.read(name, 8, length)
     try:
-        ends = [entry["data_offsets"][1] for key, entry in json.loads(head).items() if key != "__metadata__"]
+        entries = [entry for key, entry in json.loads(head).items() if key != "__metadata__"]
+        size = 8 + length + max((int(entry["data_offsets"][1]) for entry in entries), default=0)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ModelError(f"{name} is not a safetensors file") from error
-    if (size := 8 + length + max(ends, default=0)) != files.sizes[name]:
-        raise ModelError(f"{name} has {files.sizes[name]} bytes and should have {size}: fetch it again")
+    found, remedy = files.sizes[name], f"bytes and should have {size}: fetch it again"
+    if found < size:
+        raise OSError(f"{name} has {found} {remedy}, unless it is being copied still")
+    if found > size:
+        raise ModelError(f"{name} has {found} {remedy}")
     return head
 
 

@@ -31,7 +31,6 @@ from turbo_runtime.shapes.dequantization import describe_refusal
 from turbo_runtime.shapes.support import find_unsupported
 
 _FILES = ("*.safetensors", "*.json")
-# These rescale by the longest position of the batch, so that one request's text would depend on the others'.
 
 
 def load_config(source: Source) -> Any:

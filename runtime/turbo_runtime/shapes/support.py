@@ -7,6 +7,7 @@ from typing import Any
 
 # The frequencies of the others depend on how long the sequences of a step are.
 _ROPE_TYPES = frozenset({"default", "linear", "yarn", "llama3", "proportional"})
+_LONGEST = 80  # characters of a word in a file that anybody may have written
 # Of Gemma's configurations; no release of Gemma 3 sets one of them.
 _REFUSED = ("use_bidirectional_attention", "attn_logit_softcapping", "final_logit_softcapping")
 
@@ -18,7 +19,7 @@ def find_unsupported(config: Mapping[str, Any]) -> str:
         rope = {}
     by_kind = [part for part in rope.values() if isinstance(part, Mapping)]  # Gemma's, by type of layer
     for part in by_kind or [rope]:
-        kind = part.get("rope_type") or part.get("type") or "default"
+        kind = str(part.get("rope_type") or part.get("type") or "default")[:_LONGEST]
         if kind not in _ROPE_TYPES:
             return f"rope_type {kind}"
     return next((name for name in _REFUSED if config.get(name)), "")

@@ -47,6 +47,16 @@ def test_points_that_disagree_tell_their_geometric_mean(one: float, other: float
 
 
 @given(factors)
+def test_more_points_of_one_kind_weigh_no_more_than_one() -> None:
+    plain, several = decodes(1, 512, 1.5), decodes(8, 512, 1.2)
+    few = calibrate((plain, decodes(1, 512, 2.0, 16), several), MACHINE, WORK)
+    drafting = [decodes(1, 512, 2.0, count) for count in (5, 6, 8, 11, 16)]
+    many = calibrate((plain, *drafting, several), MACHINE, WORK)
+    assert few is not None
+    assert many is not None
+    assert many.decode == pytest.approx(few.decode)
+
+
 def test_one_kind_of_pass_speaks_for_the_other(factor: float) -> None:
     expected = pytest.approx(factor)
     assert calibrate((decodes(4, 512, factor),), MACHINE, WORK) == Calibration(expected, expected)

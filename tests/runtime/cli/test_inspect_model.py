@@ -237,6 +237,9 @@ def test_a_damaged_file_of_weights_is_refused_and_named(
     path = folder(tmp_path) / "model.safetensors"
     weights(path, 20)
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises((ModelError, OSError)) as caught:
         inspect_model(str(tmp_path))
     assert said in str(caught.value)
+    is_short = "unless it is being copied still" in str(caught.value)
+    assert isinstance(caught.value, OSError) == is_short  # it may become whole
+    assert is_short == (said == "model.safetensors has 1")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from turbo_runtime.engine.startup.attention_probes import NotProvenError
 from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel, is_batch_invariant
 from turbo_runtime.models import matmul
-from turbo_runtime.models.layers.primitives import find_row_unit
+from turbo_runtime.models.layers.loops import find_row_unit, split_rows
+from turbo_runtime.models.layers.primitives import GatedMLP
 from turbo_runtime.models.layers.transformers_backend import replace_linears
 from turbo_runtime.models.matmul import (
     BULK,
@@ -177,3 +181,36 @@ def test_exponentials_of_a_row_are_the_same_in_any_number_of_its_unit(width: int
             assert torch.equal(operation(x[:rows].clone()), expected[:rows])
             assert torch.equal(operation(x[-rows:].clone()), expected[-rows:])
     assert unit == (1 if width % 64 == 0 else 4)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner", [8192, 14336, 4864])
+def test_gates_of_a_row_are_the_same_however_threads_share_the_rows(inner: int, dtype: torch.dtype) -> None:
+    """As those of Llama 3.2 3B, Llama 3.1 8B and Qwen2.5 0.5B: a loop is cut up within rows."""
+    weights = torch.zeros(2 * inner, 4), torch.zeros(4, inner)
+    mlp = GatedMLP(*(BatchInvariantLinear(weight.to(dtype)) for weight in weights), F.silu)
+    x = torch.randn(18, 2 * inner, generator=torch.Generator().manual_seed(3)).to(dtype)
+    alone = torch.cat([mlp.gated(row[None]) for row in x])
+    for rows in range(2, 19):
+        assert torch.equal(mlp.gated(x[:rows]), alone[:rows])
+        assert torch.equal(mlp.gated(x[-rows:]), alone[-rows:])
+
+
+@given(st.integers(1, 600), st.integers(1, 400), st.integers(1, 64))
+def test_parts_of_rows_are_all_of_them_and_one_where_one_thread_computes(
+    rows: int, columns: int, threads: int
+) -> None:
+    for width in (64 * columns, columns):
+        parts = split_rows(rows, width, threads)
+        assert sum(parts) == rows
+        assert min(parts) > 0
+        assert split_rows(rows, width, 1) == (rows,)

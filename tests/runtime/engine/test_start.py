@@ -338,8 +338,14 @@ def test_a_model_of_the_same_shape_with_other_weights_has_another_digest(tmp_pat
 
 
 def test_a_cache_that_no_memory_holds_is_refused(config: RuntimeConfig) -> None:
-    with pytest.raises(ModelError, match=r"--kv-cache-gib=1e\+06 is more than the [\d.]+ GiB of memory"):
-        start_engine(replace(config, kv_cache_gib=1e6), time.monotonic())
+    wanted = replace(config, kv_cache_gib=1e6, max_num_seqs=10**9)
+    with pytest.raises(ModelError, match=r"--kv-cache-gib=1e\+06 takes [\d.]+ GiB, and there are [\d.]+ GiB"):
+        start_engine(wanted, time.monotonic())
+
+
+def test_a_cache_that_may_be_large_is_no_larger_than_its_requests(config: RuntimeConfig) -> None:
+    _, ready = start_engine(replace(config, kv_cache_gib=1e6), time.monotonic())
+    assert ready.kv_blocks == config.limits("cpu").max_num_seqs * LONGEST // BLOCK_SIZE
 
 
 def test_a_control_group_bounds_the_memory_that_there_is(
@@ -349,13 +355,12 @@ def test_a_control_group_bounds_the_memory_that_there_is(
     (tmp_path / "memory.current").write_text(str(1 << 28))
     monkeypatch.setattr(sizing, "CONTROL_GROUP", tmp_path)
     assert sizing.free_memory(torch.device("cpu")) <= 1 << 28
-    with pytest.raises(ModelError, match=r"--kv-cache-gib=1 is more than the 0\.5 GiB of memory"):
-        start_engine(replace(config, kv_cache_gib=1.0), time.monotonic())
+    wanted = replace(config, kv_cache_gib=1.0, max_num_seqs=10**9)
+    with pytest.raises(ModelError, match=r"--kv-cache-gib=1 takes 1\.0 GiB, and there are 0\.5"):
+        start_engine(wanted, time.monotonic())
 
 
 def test_more_threads_than_cores_are_refused() -> None:
-    cores, outbox = len(os.sched_getaffinity(0)), Queue[Any]()
+    cores, outbox = os.cpu_count() or 1, Queue[Any]()
     run_engine(RuntimeConfig("m", threads=cores + 1), Queue[Any](), outbox, "", lambda: None)
-    assert outbox.get() == EngineFailed(
-        f"--threads={cores + 1}: this process may use {cores} cores; lower it"
-    )
+    assert outbox.get() == EngineFailed(f"--threads={cores + 1}: this machine has {cores} cores; lower it")

@@ -1,7 +1,8 @@
 """Factors on the step-time model: from a start-up microbenchmark, then from the loads of pods. Pure.
 
-Three measured points beat any further physics in the model: what they miss of it is mostly one factor on
-decoding and one on reading prompts (software versions, clocks, kernels), and those are what they tell.
+A few measured points beat any further physics in the model: what it misses is mostly one factor on decoding
+and one on reading prompts (software versions, clocks, kernels), and those are what they tell. Passes that
+decode a row, that verify drafts and that decode several rows count alike, however many points each has.
 
 A serving pod does not report how long its steps take, but how many requests run and how many tokens it has
 generated. Over any stretch the requests' time together is the sum over their steps of the step's time
@@ -42,21 +43,23 @@ PROMPT_TOKENS = 32  # new tokens of one request from which on a pass reads a pro
 
 def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCost) -> Calibration | None:
     """Derive the factors from a replica's measured passes; None where they tell nothing."""
-    decode, prefill = [], []
+    decode, prefill = dict[tuple[bool, bool], list[float]](), []
     for point in step_times:
         if point.seconds <= 0.0 or point.rows < 1 or point.tokens < 1:
             continue
         if point.tokens < PROMPT_TOKENS:
             drafts, rows, context = point.tokens - 1.0, float(point.rows), float(point.context)
             predicted = step_time.decode_seconds(machine, work, rows, drafts, context)
-            decode.append(point.seconds / float(predicted))
+            kind = point.rows > 1, point.tokens > 1
+            decode.setdefault(kind, []).append(point.seconds / float(predicted))
         else:
             predicted = step_time.prefill_seconds(machine, work, float(point.rows * point.tokens))
             prefill.append(point.seconds / float(predicted))
     if not decode and not prefill:
         return None
+    decoding = [mean_ratio(ratios) for ratios in decode.values()]
     # Where one kind of pass was not measured, the other's factor is the best guess.
-    return Calibration(mean_ratio(decode or prefill), mean_ratio(prefill or decode))
+    return Calibration(mean_ratio(decoding or prefill), mean_ratio(prefill or decoding))
 
 
 def mean_ratio(ratios: Iterable[float]) -> float:

@@ -129,7 +129,10 @@ class _Probe:
         expected = self.alone[:, -(rows_each + 1) * group :]
         return all(
             torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
-        ) and torch.equal(self.rows(rows_each, rows_each, whole_step=True), expected[:, group:])
+        ) and all(
+            torch.equal(self.rows(rows_each, rows_each, idle, whole_step=True), expected[:, group:])
+            for idle in (0, 4)
+        )
 
     def batches(self) -> set[tuple[int, bool]]:
         """Those of BATCHES that teach something: no more long sequences than a call has room for."""
@@ -142,8 +145,9 @@ class _Probe:
         self, rows_each: int, count: int, others: int = 0, long: bool = False, whole_step: bool = False
     ) -> Tensor:
         """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or as
-        the `whole_step`.
+        the `whole_step`, before `others` rows of padding.
         """
+        padded, others = (others, 0) if whole_step else (0, others)
         other = self._part(self._length - 1 if long else 0, 1, 0)
         probed = self._part(self._length - count, count, 0)
         before = others // 2
@@ -151,7 +155,9 @@ class _Probe:
         attention = RowAttention(self._pool, spans, (rows_each,), self._window, whole_step=whole_step)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]
-        padding = self._queries[:, : attention.item_rows - count * group if attention.in_place else 0]
+        padding = self._queries[:, : padded * group]
+        if attention.in_place:
+            padding = self._queries[:, : max(padded * group, attention.item_rows - count * group)]
         queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
         return self._attend(attention, queries, before, before + count)
 

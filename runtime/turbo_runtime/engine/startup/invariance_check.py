@@ -39,9 +39,10 @@ LIMIT_SECONDS = 20.0  # of the whole check: what is not proven by then is not pr
 BULK_LIMIT_SECONDS = 5.0  # of it, at most, for what only gains speed
 OPTIONAL_FRACTION = 0.6  # of the limit, until which the check tries what only gains speed
 PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk of keys
-# The same tokens again: parts of a tile, the edge of the prompt, a single row, the edge of a chunk of keys;
-# then one by one.
-PROBE_RUNS = (59, 5, 5, 5, 17, 1, 32, 5)
+# The same tokens again: parts of a tile, the edge of the prompt, a single row, the edge of a chunk of keys,
+# and in numbers of rows that fill no registers; then one by one.
+PROBE_RUNS = (59, 5, 6, 7, 10, 1, 32, 15)
+PROBE_ALONE = 7  # rows that are a step by themselves, as a request and its drafts; more have company
 PROBE_GRAPH_ROWS = 5  # of the probe in a full graph: a row and its drafts
 BULK_PIECE = 100  # rows: fewer than a full piece
 
@@ -216,8 +217,8 @@ def _check_model(
     runs: tuple[int, ...],
     layers: tuple[int, ...] = (),
 ) -> Tensor:
-    """Compute a prompt and an answer at once, then as many rows at a time as `runs` says, in batches too;
-    the logits of the former. For the inputs of `layers` it is no graph.
+    """Compute a prompt and an answer at once, then as many rows at a time as `runs` says, some in
+    batches; the logits of the former. For the inputs of `layers` it is no graph.
     """
     count = min(tokens, model.max_length)
     if 2 * blocks_for(count, model.pool.block_size) > model.pool.blocks:
@@ -230,7 +231,7 @@ def _check_model(
             break
         require_time(deadline)
         tried = chunk(start, length, min(length, count - start), 1)
-        batch = [chunk(0, 3, 0, 0), tried] if length > 1 else [tried]
+        batch = [tried] if length <= PROBE_ALONE else [chunk(0, 3, 0, 0), tried]
         _require_equal(model.forward(batch).logits, at_once[start : start + length])
         start += length
     return at_once

@@ -85,14 +85,14 @@ def build_runner(
     build: dict[str, Any] = {"group": group, "adapters": adapters}
     device, limits, ranks = weights.device, config.limits(weights.device.type), config.tensor_parallel_size
     shape, dtype = weights.config, weights.dtype
-    if device.type == "cpu":
-        _require_host_memory(config)
     if op is None and not (is_available(device) and supports(cache_shape(shape), dtype)):
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             config = DeviceMemory(total, free, drafts.weights).hold(config)
         budget = host_budget(device, ranks)
         blocks, length = size_cache(config, shape, dtype, limits, BLOCK_SIZE, budget, drafts.per_token)
+        if device.type == "cpu":
+            _require_host_memory(config, blocks * kv_bytes_per_block(shape, dtype, BLOCK_SIZE))
         return ModelRunner(weights, blocks=blocks, max_length=length, **build)
     if device.type == "cpu":
         budget = host_budget(device, ranks)
@@ -224,11 +224,11 @@ def _host_memory() -> tuple[int, int]:
     return total, max(0, free)
 
 
-def _require_host_memory(config: RuntimeConfig) -> None:
-    wanted, total = (config.kv_cache_gib or 0) * config.tensor_parallel_size, _host_memory()[0] / GIB
+def _require_host_memory(config: RuntimeConfig, cache: int) -> None:
+    """Raise ModelError if the caches of all ranks, `cache` bytes each, are more than all memory."""
+    wanted, total = cache * config.tensor_parallel_size, _host_memory()[0]
     if wanted > total:
-        ranks = f" on each of {config.tensor_parallel_size} ranks" if config.tensor_parallel_size > 1 else ""
         raise ModelError(
-            f"--kv-cache-gib={config.kv_cache_gib:g}{ranks} is more than the {total:.1f} GiB of memory that "
-            "there are; lower it"
+            f"the KV cache of --kv-cache-gib={config.kv_cache_gib or 0:g} takes {wanted / GIB:.1f} GiB, and "
+            f"there are {total / GIB:.1f} GiB of memory; lower it"
         )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.models.attention.spans import ragged
-from turbo_runtime.models.layers.primitives import ClampedMLP, GatedMLP, Layer, RowWise, find_row_unit
+from turbo_runtime.models.layers.loops import find_row_unit
+from turbo_runtime.models.layers.primitives import ClampedMLP, GatedMLP, Layer, RowWise
 from turbo_runtime.models.matmul import BatchInvariantLinear, padded_rows
 from turbo_runtime.models.step_batch import Ints
 

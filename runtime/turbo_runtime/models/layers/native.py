@@ -184,6 +184,9 @@ class LeanDecoder(Decoder):
             body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
         self.row_unit = max(block.mlp.row_unit for block in self._blocks)
+        for block in self._blocks:
+            if isinstance(block.mlp, Experts):
+                block.mlp.row_unit = self.row_unit  # of which the start-up check tries multiples alone
 
     @property
     def captures(self) -> bool:

@@ -10,21 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from turbo_runtime.models.layers.loops import find_row_unit, split_rows
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
 Hidden = tuple[Tensor, dict[int, Tensor]]  # after the final norm; and the residual streams into some layers
 
 Product = Callable[[Tensor], Tensor]  # of x (rows, in), to (rows, out)
-
-
-_LOOP_VALUES = 64  # that fill two registers of the widest kind, in bfloat16
-
-
-def find_row_unit(width: int) -> int:
-    """The unit of rows so wide that get the same exponentials in any number: a loop over the values of all
-    rows computes those that do not fill its last two registers one by one, with other bits.
-    """
-    return 1 if width % _LOOP_VALUES == 0 else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +271,14 @@ class GatedMLP(Layer):
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """(rows, 2 * inner) -> (rows, inner)."""
+        if not gate_up.is_cpu:
+            return self._gate(gate_up)
+        parts = split_rows(len(gate_up), self._width // 2, torch.get_num_threads())
+        if len(parts) == 1:
+            return self._gate(gate_up)
+        return torch.cat([self._gate(part) for part in gate_up.split_with_sizes(parts)])
+
+    def _gate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         return self.activation(gate).mul_(up)
 
@@ -297,7 +296,6 @@ class ClampedMLP(GatedMLP):
         self.limit = limit
         super().__init__(gate_up, down, lambda gate: gate * torch.sigmoid(gate * alpha))
 
-    def gated(self, gate_up: Tensor) -> Tensor:
-        """(rows, 2 * inner) -> (rows, inner)."""
+    def _gate(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)
         return (up.clamp(-self.limit, self.limit) + 1) * self.activation(gate.clamp(max=self.limit))
