@@ -46,7 +46,6 @@ def test_points_that_disagree_tell_their_geometric_mean(one: float, other: float
     assert actual.decode == pytest.approx(math.sqrt(one * other))
 
 
-@given(factors)
 def test_more_points_of_one_kind_weigh_no_more_than_one() -> None:
     plain, several = decodes(1, 512, 1.5), decodes(8, 512, 1.2)
     few = calibrate((plain, decodes(1, 512, 2.0, 16), several), MACHINE, WORK)
@@ -57,6 +56,7 @@ def test_more_points_of_one_kind_weigh_no_more_than_one() -> None:
     assert many.decode == pytest.approx(few.decode)
 
 
+@given(factors)
 def test_one_kind_of_pass_speaks_for_the_other(factor: float) -> None:
     expected = pytest.approx(factor)
     assert calibrate((decodes(4, 512, factor),), MACHINE, WORK) == Calibration(expected, expected)
