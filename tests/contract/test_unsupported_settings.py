@@ -1,4 +1,4 @@
-"""What a configuration asks for that engine Turbo does not compute: its pod and the planner say the same."""
+"""What a configuration asks for that engine Turbo does not support: its pod and the planner say the same."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 @pytest.mark.parametrize("setting", CONFIGS)
-def test_a_setting_that_is_not_computed_is_in_the_shape_and_refused_by_the_engine(setting: str) -> None:
+def test_a_setting_that_is_not_supported_is_in_the_shape_and_refused_by_the_engine(setting: str) -> None:
     config = CONFIGS[setting]
     shape, _, _ = describe(config.to_dict(), "m")
     assert shape.unsupported == setting

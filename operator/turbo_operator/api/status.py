@@ -77,7 +77,7 @@ class ShapeStatus(StatusRecord):
     dequantizable: bool = False
     """Whether the weights are quantized, and engine Turbo dequantizes them as it loads them."""
     unsupported: _Name = ""
-    """Setting of the model's configuration that engine Turbo does not compute; empty where there is none."""
+    """Setting of the model's configuration that engine Turbo does not support; empty where there is none."""
 
 
 class ModelStatus(StatusRecord):

@@ -36,7 +36,7 @@ from turbo_operator.planner.requirements import (
 MAX_BRANCHES = 4000  # the best mixture by then is a mixture all the same
 # Where a load and the lengths of its requests may decide.
 RESTS_ON_SPEED = (PlanReason.TARGET_UNREACHABLE, PlanReason.INSUFFICIENT_CAPACITY, PlanReason.BUDGET_EXCEEDED)
-PADDING = 0.01  # of a vocabulary, at most: Qwen2.5 has 151,936 and 152,064 rows for one tokenizer
+VOCABULARY_PADDING = 0.01  # share of it, at most: Qwen2.5 has 151,936 and 152,064 rows for one tokenizer
 TOLERANCE = 1e-9  # fraction of the demand that may be missing for the last bits of floats
 NOTHING_LEFT = (
     "No candidate is left: spec.engine, spec.speculation, spec.parallelism and "
@@ -121,7 +121,7 @@ def _find_problem(requirements: Requirements) -> tuple[PlanReason, str] | None:
             f"prompt and answer together: write means that fit{raised}."
         )
     # Turbo compares tokenizers: tables of one may be padded to several sizes.
-    padding = PADDING * shape.vocab_size if inputs.spec.engines == (EngineName.TURBO,) else 0
+    padding = VOCABULARY_PADDING * shape.vocab_size if inputs.spec.engines == (EngineName.TURBO,) else 0
     if draft is not None and abs(draft.vocab_size - shape.vocab_size) > padding:
         return PlanReason.NOT_YET_SUPPORTED, (
             f"spec.speculation.draftModel has a vocabulary of {draft.vocab_size} tokens, and the model one "

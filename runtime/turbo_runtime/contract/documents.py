@@ -112,7 +112,7 @@ class ModelShape:
     mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
     mlp_width: int = 0  # of the widest MLP, inner elements of one token, its experts together; 0: not known
     dequantizable: bool = False  # quantized, and `turbo serve` dequantizes it as it loads it
-    unsupported: str = ""  # setting of the configuration that `turbo serve` does not compute
+    unsupported: str = ""  # setting of the configuration that `turbo serve` does not support
 
     @property
     def active_parameters(self) -> int:

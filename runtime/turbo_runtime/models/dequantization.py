@@ -49,8 +49,8 @@ class LazyWeight:
 def dequantized(source: Source, section: Mapping[str, Any]) -> dict[str, LazyWeight]:
     """Return all weights of the model, by name. Raises ModelError.
 
-    Nobody closes the files, which end with the last weight: transformers reads in threads of its own, and
-    does not wait for them where a weight is refused. To close what they read would raise, too.
+    The files stay open as long as the weights: transformers reads them in threads of its own, and does not
+    wait for these where a weight is refused; closing a file that they read raises another error.
     """
     modules: defaultdict[str, dict[str, Any]] = defaultdict(dict)
     for path in _files(source):

@@ -1,4 +1,4 @@
-"""What of a model's configuration engine Turbo does not compute, whatever its architecture."""
+"""What of a model's configuration engine Turbo does not support, whatever its architecture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REFUSED = ("use_bidirectional_attention", "attn_logit_softcapping", "final_logi
 
 
 def find_unsupported(config: Mapping[str, Any]) -> str:
-    """Return the first setting of a `config.json` that is not computed, as it is written; or nothing."""
+    """Return the first setting of a `config.json` that is not supported, as it is written; or nothing."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(rope, Mapping):
         rope = {}

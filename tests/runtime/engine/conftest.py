@@ -32,6 +32,15 @@ MakeEngine: TypeAlias = Callable[..., Engine]
 Ask: TypeAlias = Callable[[float], list[GenerationRequest]]
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Torch computes with three threads, whatever the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def made() -> Iterator[list[Scheduler | Engine]]:
     """Every scheduler that was made since the list was last emptied, and every engine after its own."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -19,14 +18,6 @@ from turbo_runtime.sampling.search import SEARCH
 
 ROWS, VOCABULARY = 300, 1000
 PATIENCE = 60.0
-
-
-@pytest.fixture
-def three_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
 
 
 def sampled(rows: range, **params: float) -> SampledRows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -183,15 +182,7 @@ def test_exponentials_of_a_row_are_the_same_in_any_number_of_its_unit(width: int
     assert unit == (1 if width % 64 == 0 else 4)
 
 
-@pytest.fixture
-def four_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("four_threads")
+@pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inner", [8192, 14336, 4864])
 def test_gates_of_a_row_are_the_same_however_threads_share_the_rows(inner: int, dtype: torch.dtype) -> None:

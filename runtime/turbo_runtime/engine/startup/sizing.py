@@ -91,7 +91,7 @@ def build_runner(
             config = DeviceMemory(total, free, drafts.weights).hold(config)
         budget = host_budget(device, ranks)
         blocks, length = size_cache(config, shape, dtype, limits, BLOCK_SIZE, budget, drafts.per_token)
-        if device.type == "cpu":
+        if device.type == "cpu" and config.kv_cache_gib is not None:
             _require_host_memory(config, blocks * kv_bytes_per_block(shape, dtype, BLOCK_SIZE))
         return ModelRunner(weights, blocks=blocks, max_length=length, **build)
     if device.type == "cpu":
@@ -229,6 +229,6 @@ def _require_host_memory(config: RuntimeConfig, cache: int) -> None:
     wanted, total = cache * config.tensor_parallel_size, _host_memory()[0]
     if wanted > total:
         raise ModelError(
-            f"the KV cache of --kv-cache-gib={config.kv_cache_gib or 0:g} takes {wanted / GIB:.1f} GiB, and "
+            f"the KV cache of --kv-cache-gib={config.kv_cache_gib:g} takes {wanted / GIB:.1f} GiB, and "
             f"there are {total / GIB:.1f} GiB of memory; lower it"
         )

@@ -94,7 +94,7 @@ class AttentionMetadata:
         pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
         rows, heads, width = query.shape
         view = self._views[self._windows[layer] if self._windows else 0]
-        queries = query.new_empty(pool.kv_heads, max(rows * pool.group, view.queries), width)
+        queries = query.new_empty(pool.kv_heads, max(rows * pool.group, view.min_queries), width)
         by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
         queries[:, : rows * pool.group].view(by_head.shape).copy_(by_head)
         outputs = view.attend(layer, queries, scaling, None if sinks is None else sinks.view(-1, pool.group))
@@ -114,7 +114,7 @@ class _View:
         tiled, single = parts
         self._parts: list[TileAttention | RowAttention] = []
         self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
-        self.queries = 0  # at least, with what pads them
+        self.min_queries = 0  # rows of queries that it reads, padding included
         output_rows = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
@@ -128,13 +128,13 @@ class _View:
             output_rows[single.rows()] = place + row_wise.output_rows
             self._parts.append(row_wise)
             if row_wise.in_place:
-                self.queries = row_wise.item_rows
+                self.min_queries = row_wise.item_rows
                 return
         self._output_rows = pool.tensor(output_rows.ravel())
 
     def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
-        """Queries (KV heads, rows * group or `queries`, width), sinks (KV heads, group) -> (KV heads, of all
-        tokens at least, value width).
+        """Queries (KV heads, rows * group or `min_queries`, width), sinks (KV heads, group) -> (KV heads, of
+        all tokens at least, value width).
         """
         parts = [part.attend(layer, queries, scaling, sinks) for part in self._parts]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
