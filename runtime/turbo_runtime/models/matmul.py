@@ -17,22 +17,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbo_runtime.models import panels
+
 log = logging.getLogger(__name__)
 
-Layout = Literal["packed", "rows", "columns", "batched"]
+Layout = Literal["panels", "packed", "rows", "columns", "batched"]
 
 # Each where a request and its drafts lie: oneDNN computes as many rows at a time as its registers take, so
 # that 6 rows may cost no more than 4, and 7 a fifth more. Wider steps above.
 COUNTS: tuple[int, ...] = (*range(4, 19), *range(20, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
 BULK = (256, 512)  # of a long prompt: full pieces, whose results need not be put together
+_ANY = (1, 2, 3, *COUNTS, BULK[-1])  # tried of a kernel that takes any number of rows
 
 
 @dataclass(frozen=True)
 class MatmulKernel:
     """One way to compute X @ W.T, X (rows, in).
 
-    packed: W in the blocks that oneDNN's kernel reads, twice as fast as the others at 4 to 16 rows.
-    rows: W as it is. columns: X times a contiguous W.T. batched: a W for each head (`HeadProduct`).
+    panels: W and biases as Turbo's own kernel reads them. packed: W in the blocks that oneDNN's kernel reads,
+    twice as fast as the following at 4 to 16 rows. rows: W as it is. columns: X times a contiguous W.T.
+    batched: a W for each head (`HeadProduct`).
     """
 
     name: str
@@ -48,6 +52,11 @@ class MatmulKernel:
         """Undo `in_bulk`."""
         return replace(self, name=self.name.removesuffix(", in bulk"), bulk=())
 
+    @property
+    def tried(self) -> tuple[int, ...]:
+        """Numbers of rows by which the start-up check tries it."""
+        return _ANY if self.counts is None else (*self.counts, self.counts[-1] + 1)  # once rows are cut
+
     def takes(self, rows: int) -> bool:
         """Whether `rows` are one product, without padding."""
         return self.counts is None or rows in self.counts or rows in self.bulk
@@ -62,8 +71,10 @@ class MatmulKernel:
         return cut + ([(rows, next(count for count in self.counts if count >= rows))] if rows else [])
 
 
+PANELS = MatmulKernel("panels", "panels", None)
 # In the order of the trial; the first that holds wins. Tiles read the weights once each.
 FORMS = (
+    PANELS,
     MatmulKernel("packed", "packed", COUNTS),
     MatmulKernel("linear", "rows", COUNTS),
     MatmulKernel("transposed", "columns", COUNTS),
@@ -79,6 +90,7 @@ DEVICE_FORMS = (
 )
 # Where rows may depend on their number.
 FREE_FORMS = (
+    PANELS,
     MatmulKernel("packed, any rows", "packed", None),
     MatmulKernel("linear, any rows", "rows", None),
 )
@@ -125,7 +137,7 @@ class BatchInvariantLinear:
     def use(self, form: MatmulKernel) -> None:
         """Change kernel and layout; raises RuntimeError or AttributeError where torch or the CPU lacks it."""
         if form.layout != self.form.layout:
-            self._stored = _laid_out(_as_rows(self._stored, self.form.layout), form.layout)
+            self._stored = _laid_out(self._as_rows(), self.bias, form.layout)
         self.form = form
 
     def adopt(self, form: MatmulKernel) -> bool:
@@ -146,7 +158,7 @@ class BatchInvariantLinear:
 
     def output_rows(self, ids: Tensor) -> Tensor:
         """Copy rows (n, in) of the weight for ids (n); expensive, since a packed one is unpacked."""
-        return _as_rows(self._stored, self.form.layout).index_select(0, ids)
+        return self._as_rows().index_select(0, ids)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, in) -> (rows, out)."""
@@ -165,23 +177,32 @@ class BatchInvariantLinear:
         if self.form.layout == "packed":
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._stored, self.bias, "none", [], "")
             return out
+        if self.form.layout == "panels":
+            return panels.multiply(x, self._stored, self.shape[0])
         # F.linear and the product with the transposed copy reach different kernels, with different bits
         out = F.linear(x, self._stored) if self.form.layout == "rows" else x @ self._stored
         return out if self.bias is None else out + self.bias
 
+    def _as_rows(self) -> Tensor:
+        """The weights (out, in)."""
+        match self.form.layout:
+            case "panels":
+                return panels.to_rows(self._stored, self.shape[0], self.dtype)
+            case "packed":
+                return self._stored.to_dense()
+            case "columns":
+                return self._stored.t().contiguous()
+        return self._stored
 
-def _laid_out(rows: Tensor, layout: Layout) -> Tensor:
+
+def _laid_out(rows: Tensor, bias: Tensor | None, layout: Layout) -> Tensor:
     """Weights (out, in) in another layout; a tied embedding keeps the old one for itself."""
     if layout == "packed":
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(rows.detach().contiguous())
         return packed
+    if layout == "panels":
+        return panels.to_panels(rows.detach(), bias)
     return rows.t().contiguous() if layout == "columns" else rows
-
-
-def _as_rows(stored: Tensor, layout: Layout) -> Tensor:
-    if layout == "packed":
-        return stored.to_dense()
-    return stored.t().contiguous() if layout == "columns" else stored
 
 
 class HeadProduct(BatchInvariantLinear):

@@ -9,11 +9,18 @@ from torch import Tensor
 from turbo_dev.tiny_engine import network
 from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import blocks_for
-from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear
+from turbo_runtime.models.matmul import BULK, COUNTS, FORMS, PANELS, BatchInvariantLinear
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
 
 LONGEST, STEP = 640, 600
+
+
+@pytest.fixture(autouse=True)
+def no_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels take any number of rows, and have no full pieces."""
+    forms = tuple(form for form in FORMS if form != PANELS)
+    monkeypatch.setattr(BatchInvariantLinear, "host_forms", forms)
 
 
 def checked() -> ModelRunner:

@@ -65,13 +65,15 @@ def test_a_form_may_follow_any_other_and_the_weights_stay_the_same(
 
 def test_rows_are_padded_to_the_next_count_and_cut_at_the_largest() -> None:
     assert [padded_rows(rows) for rows in (0, 1, 4, 5, 33, 128, 129, 300)] == [0, 4, 4, 5, 40, 128, 132, 304]
-    packed, in_bulk = FORMS[0], FORMS[0].in_bulk()
+    packed, in_bulk = FORMS[1], FORMS[1].in_bulk()
     assert packed.pieces(300) == [(128, 128), (128, 128), (44, 48)]
     assert in_bulk.pieces(300) == [(256, 256), (44, 48)]
     assert in_bulk.pieces(1423) == [(512, 512), (512, 512), (256, 256), (128, 128), (15, 15)]
     assert in_bulk.pieces(250) == [(128, 128), (122, 128)]
     assert all(in_bulk.takes(rows) for rows in (*COUNTS, *BULK))
-    assert not FORMS[0].takes(3)
+    assert not packed.takes(3)
+    assert FORMS[0].takes(3)
+    assert FORMS[0].takes(1423)
 
 
 @pytest.mark.parametrize(("out", "width"), SHAPES)
@@ -114,16 +116,16 @@ def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
     real = BatchInvariantLinear._multiply
 
     def reordered(self: BatchInvariantLinear, x: Tensor) -> Tensor:
-        if self.form.layout == "packed" and x.shape[0] == 96:
+        if self.form.layout == first and x.shape[0] == 96:
             half = x.shape[1] // 2
-            weight = self._stored.to_dense()
+            weight = self._as_rows()
             return x[:, half:] @ weight[:, half:].t() + x[:, :half] @ weight[:, :half].t()
         return real(self, x)
 
     layer = product(192, 96)
-    assert find_invariant_kernel(layer, in_an_hour()).layout == "packed"
+    first = find_invariant_kernel(layer, in_an_hour()).layout
     monkeypatch.setattr(BatchInvariantLinear, "_multiply", reordered)
-    assert find_invariant_kernel(layer, in_an_hour()).layout != "packed"
+    assert find_invariant_kernel(layer, in_an_hour()).layout != first
 
 
 @pytest.mark.parametrize("error", [AttributeError("no such operator"), RuntimeError("needs avx512")])
@@ -132,15 +134,16 @@ def test_where_weights_cannot_be_packed_another_form_is_taken(
 ) -> None:
     real = matmul._laid_out
 
-    def without_packing(rows: Tensor, layout: matmul.Layout) -> Tensor:
-        if layout == "packed":
+    def without_packing(rows: Tensor, bias: Tensor | None, layout: matmul.Layout) -> Tensor:
+        if layout in ("panels", "packed"):
             raise error
-        return real(rows, layout)
+        return real(rows, bias, layout)
 
     monkeypatch.setattr(matmul, "_laid_out", without_packing)
     layer = product(64, 48)
-    assert find_invariant_kernel(layer, in_an_hour()) in FORMS[1:]
+    assert find_invariant_kernel(layer, in_an_hour()) in FORMS[2:]
     assert not layer.adopt(FORMS[0])
+    assert not layer.adopt(FORMS[1])
     assert layer.form == FREE_FORMS[-1]
     torch.testing.assert_close(layer(torch.ones(3, 48)), product(64, 48)(torch.ones(3, 48)))
 

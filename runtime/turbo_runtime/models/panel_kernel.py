@@ -1,0 +1,278 @@
+"""A product of a few rows with weights in panels, compiled at start for the processor at hand.
+
+A panel is as many outputs as two vector registers hold: its weights one input after the other, and its
+biases. The kernel reads each panel once, from beginning to end, and keeps the sums of all rows in registers:
+up to a dozen rows cost little more than reading the weights does. A sum runs over the inputs in order, in
+float32, whatever the number of rows: rows are bit-equal by construction.
+
+What is read is a unit of 32 bits at a time: one input in float32, a pair in bfloat16. Each number of rows has
+code of its own. LLVM compiles it within a second, from what follows here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from llvmlite import binding, ir
+
+Kind = Literal["float32", "bfloat16"]
+
+_VOID, _FLOAT, _UNIT, _COUNT = ir.VoidType(), ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_POINTER = ir.PointerType()
+_VECTORS = 2  # registers of a panel
+_AHEAD = 1024  # units behind those at hand that are fetched ahead: a page
+
+
+class Tile(NamedTuple):
+    """What fits in the vector registers: the sums of `rows`, and the weights of one unit."""
+
+    kind: Kind
+    lanes: int  # units of a register
+    rows: int
+
+    @property
+    def panel(self) -> int:
+        """Outputs of a panel."""
+        return _VECTORS * self.lanes
+
+
+# By what the processor must have, the best first: 32 registers of 16 units, 16 registers of 8.
+_TILES = (
+    (("avx512f",), Tile("float32", 16, 14)),
+    (("avx2", "fma"), Tile("float32", 8, 6)),
+    (("avx512bf16",), Tile("bfloat16", 16, 14)),
+)
+_MATRIX_UNIT = "amx-bf16"  # multiplies many rows faster than any vectors, as oneDNN does
+
+
+class Arguments(ctypes.Structure):
+    """What a product reads: addresses, counts, and distances between rows."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("panels", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("units", ctypes.c_int64),  # of a row of x
+        ("x_stride", ctypes.c_int64),  # in units
+        ("out_stride", ctypes.c_int64),  # in outputs
+        ("num_panels", ctypes.c_int64),
+        ("share", ctypes.c_int64),  # panels that a thread takes at a time
+        ("taken", ctypes.c_int64),  # panels that threads have taken; 0 at first
+    )
+
+
+class PanelKernel(NamedTuple):
+    """The compiled product."""
+
+    tile: Tile
+    run: Callable[[Any], None]  # of a reference to `Arguments`; several threads may share one
+    address: int  # of `run`
+    engine: Any  # owns the code
+
+
+@cache
+def host_kernel(kind: Kind) -> PanelKernel:
+    """The fastest of this processor. Raises RuntimeError where there is no tile for it."""
+    tiles = [tile for tile in host_tiles() if tile.kind == kind]
+    if not tiles:
+        raise RuntimeError(f"this processor has no instructions for panels of {kind}, or better ones")
+    return compile_kernel(tiles[0])
+
+
+def host_tiles() -> list[Tile]:
+    """Return the tiles that serve this processor best, the fastest first."""
+    features = binding.get_host_cpu_features()
+    tiles = [tile for needed, tile in _TILES if all(features.get(each) for each in needed)]
+    return [tile for tile in tiles if tile.kind == "float32" or not features.get(_MATRIX_UNIT)]
+
+
+def compile_kernel(tile: Tile) -> PanelKernel:
+    """Compile a tile for this processor."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), opt=3
+    )
+    module = binding.parse_assembly(str(_build_module(tile)))
+    module.verify()
+    engine = binding.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    address = engine.get_function_address("multiply")
+    run = ctypes.CFUNCTYPE(None, ctypes.POINTER(Arguments))(address)
+    return PanelKernel(tile, run, address, engine)
+
+
+class _BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+class _Arithmetic:
+    """The operations of a tile on its vectors."""
+
+    def __init__(self, module: ir.Module, tile: Tile) -> None:
+        self.units, self.sums = ir.VectorType(_UNIT, tile.lanes), ir.VectorType(_FLOAT, tile.lanes)
+        self._single = tile.kind == "float32"
+        self.output = _FLOAT if self._single else _BFloat()
+        self._factors = self.sums if self._single else ir.VectorType(self.output, 2 * tile.lanes)
+        if self._single:
+            name, parameters = f"llvm.fma.v{tile.lanes}f32", (self._factors, self._factors, self.sums)
+        else:
+            name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * tile.lanes}"
+            parameters = (self.sums, self._factors, self._factors)
+        self._operation = _declare(module, name, self.sums, *parameters)
+
+    def add_product(self, loop: ir.IRBuilder, total: ir.Value, x: ir.Value, weights: ir.Value) -> ir.Value:
+        """Return total + x * weights, of sums and two vectors of units."""
+        factors = loop.bitcast(x, self._factors), loop.bitcast(weights, self._factors)
+        return loop.call(self._operation, (*factors, total) if self._single else (total, *factors))
+
+    def rounded(self, end: ir.IRBuilder, total: ir.Value) -> ir.Value:
+        """Return sums as outputs."""
+        if self._single:
+            return total
+        return end.fptrunc(total, ir.VectorType(self.output, self.sums.count))
+
+
+def _build_module(tile: Tile) -> ir.Module:
+    """Write the code for a tile."""
+    module = ir.Module("panels")
+    arithmetic = _Arithmetic(module, tile)
+    kernels = [_rows_kernel(module, arithmetic, rows) for rows in range(1, tile.rows + 1)]
+    _multiply(module, tile, arithmetic, _panel_kernel(module, arithmetic, kernels))
+    return module
+
+
+def _declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type) -> ir.Function:
+    """An operation of LLVM's own."""
+    declared = module.globals.get(name)
+    return declared or ir.Function(module, ir.FunctionType(result, parameters), name)
+
+
+def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Function:
+    """Of so many rows and one panel: x, x_stride, panel, units, out, out_stride."""
+    kind = ir.FunctionType(_VOID, (_POINTER, _COUNT, _POINTER, _COUNT, _POINTER, _COUNT))
+    function = ir.Function(module, kind, f"rows_{rows}")
+    function.linkage = "internal"
+    x, x_stride, panel, units, out, out_stride = function.args
+    prefetch = _declare(module, "llvm.prefetch.p0", _VOID, _POINTER, *[_UNIT] * 3)
+    hints = [_UNIT(value) for value in (0, 3, 1)]  # to read; keep; data
+    start, loop, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(3))
+    lines = [start.gep(x, [start.mul(x_stride, _COUNT(row))], source_etype=_UNIT) for row in range(rows)]
+    start.branch(loop.block)
+
+    done, at = loop.phi(_COUNT), loop.phi(_POINTER)
+    sums = [[loop.phi(arithmetic.sums) for _ in range(_VECTORS)] for _ in range(rows)]
+    places = [loop.gep(at, [_COUNT(part)], source_etype=arithmetic.units) for part in range(_VECTORS)]
+    for place in places:
+        loop.call(prefetch, [loop.gep(place, [_COUNT(_AHEAD)], source_etype=_UNIT), *hints])
+    weights = [loop.load(place, typ=arithmetic.units, align=4) for place in places]
+    totals = []
+    for line, row_sums in zip(lines, sums, strict=True):
+        unit = loop.load(loop.gep(line, [done], source_etype=_UNIT), typ=_UNIT, align=2)
+        spread = _spread(loop, unit, arithmetic.units)
+        parts = zip(row_sums, weights, strict=True)
+        totals.append([arithmetic.add_product(loop, total, spread, part) for total, part in parts])
+    following = loop.add(done, _COUNT(1))
+    behind = loop.gep(at, [_COUNT(_VECTORS)], source_etype=arithmetic.units)
+    loop.cbranch(loop.icmp_signed("<", following, units), loop.block, end.block)
+    for phi, first, then in ((done, _COUNT(0), following), (at, panel, behind)):
+        phi.add_incoming(first, start.block)
+        phi.add_incoming(then, loop.block)
+
+    for row, (row_sums, row_totals) in enumerate(zip(sums, totals, strict=True)):
+        line = end.gep(out, [end.mul(out_stride, _COUNT(row))], source_etype=arithmetic.output)
+        for part, (phi, total) in enumerate(zip(row_sums, row_totals, strict=True)):
+            phi.add_incoming(ir.Constant(arithmetic.sums, None), start.block)
+            phi.add_incoming(total, loop.block)
+            place = end.gep(behind, [_COUNT(part)], source_etype=arithmetic.sums)
+            biased = end.fadd(total, end.load(place, typ=arithmetic.sums, align=4))
+            to = end.gep(line, [_COUNT(part * arithmetic.sums.count)], source_etype=arithmetic.output)
+            end.store(arithmetic.rounded(end, biased), to, align=2)
+    end.ret_void()
+    return function
+
+
+def _spread(builder: ir.IRBuilder, unit: ir.Value, vector: ir.VectorType) -> ir.Value:
+    """A vector of equal units."""
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), unit, _UNIT(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_UNIT, vector.count), None))
+
+
+def _panel_kernel(module: ir.Module, arithmetic: _Arithmetic, kernels: list[ir.Function]) -> ir.Function:
+    """Of any rows, at least one, and one panel: x, x_stride, panel, units, out, out_stride, rows."""
+    kind = ir.FunctionType(_VOID, (_POINTER, _COUNT, _POINTER, _COUNT, _POINTER, _COUNT, _COUNT))
+    function = ir.Function(module, kind, "panel")
+    function.linkage = "internal"
+    x, x_stride, panel, units, out, out_stride, rows = function.args
+    start, loop, joined, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(4))
+    # as few passes as there can be, all of about as many rows
+    passes = _quotient(start, rows, _COUNT(len(kernels)))
+    most = _quotient(start, rows, passes)
+    start.branch(loop.block)
+
+    first = loop.phi(_COUNT)
+    left = loop.sub(rows, first)
+    count = loop.select(loop.icmp_signed("<", left, most), left, most)
+    from_x = loop.gep(x, [loop.mul(first, x_stride)], source_etype=_UNIT)
+    to_out = loop.gep(out, [loop.mul(first, out_stride)], source_etype=arithmetic.output)
+    choice = loop.switch(count, joined.block)
+    for number, kernel in enumerate(kernels, 1):
+        call = ir.IRBuilder(function.append_basic_block())
+        call.call(kernel, [from_x, x_stride, panel, units, to_out, out_stride])
+        call.branch(joined.block)
+        choice.add_case(_COUNT(number), call.block)
+    following = joined.add(first, count)
+    joined.cbranch(joined.icmp_signed("<", following, rows), loop.block, end.block)
+    first.add_incoming(_COUNT(0), start.block)
+    first.add_incoming(following, joined.block)
+    end.ret_void()
+    return function
+
+
+def _quotient(builder: ir.IRBuilder, value: ir.Value, divisor: ir.Value) -> ir.Value:
+    """The quotient, rounded up."""
+    return builder.sdiv(builder.sub(builder.add(value, divisor), _COUNT(1)), divisor)
+
+
+def _multiply(module: ir.Module, tile: Tile, arithmetic: _Arithmetic, panel_kernel: ir.Function) -> None:
+    """`multiply(arguments)`: take shares of the panels until none is left."""
+    layout = ir.LiteralStructType([_POINTER] * 3 + [_COUNT] * 7)
+    function = ir.Function(module, ir.FunctionType(_VOID, (_POINTER,)), "multiply")
+    (arguments,) = function.args
+    start, take, begin, loop, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(5))
+    fields = [start.gep(arguments, [_UNIT(0), _UNIT(n)], source_etype=layout) for n in range(10)]
+    x, panels, out, rows, units, x_stride, out_stride, num_panels, share = (
+        start.load(field, typ=kind) for field, kind in zip(fields[:9], layout.elements, strict=False)
+    )
+    start.branch(take.block)
+
+    first = take.atomic_rmw("add", fields[9], share, "monotonic")
+    take.cbranch(take.icmp_signed("<", first, num_panels), begin.block, end.block)
+
+    limit = begin.add(first, share)
+    limit = begin.select(begin.icmp_signed("<", limit, num_panels), limit, num_panels)
+    begin.branch(loop.block)
+
+    number = loop.phi(_COUNT)
+    size = loop.mul(loop.add(units, _COUNT(1)), _COUNT(tile.panel))  # with the biases
+    panel = loop.gep(panels, [loop.mul(number, size)], source_etype=_UNIT)
+    to_out = loop.gep(out, [loop.mul(number, _COUNT(tile.panel))], source_etype=arithmetic.output)
+    loop.call(panel_kernel, [x, x_stride, panel, units, to_out, out_stride, rows])
+    following = loop.add(number, _COUNT(1))
+    loop.cbranch(loop.icmp_signed("<", following, limit), loop.block, take.block)
+    number.add_incoming(first, begin.block)
+    number.add_incoming(following, loop.block)
+    end.ret_void()

@@ -1,0 +1,94 @@
+"""Weights in panels, and products with them, on processors that `panel_kernel` has a tile for."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbo_runtime.models.panel_kernel import Arguments, Kind, PanelKernel, host_kernel
+
+_SHARES = 4  # of the panels for each thread: one that was held up takes fewer
+_ALIASED = 512  # units: rows a multiple of that apart push each other out of a processor's first cache
+_LINE = 16  # units of a line of that cache
+_KINDS: dict[torch.dtype, Kind] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+def to_panels(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Copy weights (out, in) and biases (out) to panels (n, units + 1, outputs of a panel) int32, zeros
+    behind the last output. Raises RuntimeError where they cannot be multiplied.
+    """
+    if torch.get_num_threads() > 1:
+        _parallel()
+    panel, per_unit = _kernel(weight.dtype).tile.panel, _per_unit(weight.dtype)
+    outputs, inputs = weight.shape
+    if inputs % per_unit:
+        raise RuntimeError(f"{inputs} inputs of {weight.dtype} are no whole units")
+    padding = (0, -outputs % panel)
+    units = F.pad(weight.contiguous(), (0, 0, *padding)).view(torch.int32).view(-1, panel, inputs // per_unit)
+    biases = weight.new_zeros(outputs) if bias is None else bias
+    biases = F.pad(biases.float(), padding).view(torch.int32).view(-1, 1, panel)
+    return torch.cat([units.transpose(1, 2), biases], 1)
+
+
+def to_rows(panels: Tensor, outputs: int, dtype: torch.dtype) -> Tensor:
+    """Return the weights (outputs, in) of `to_panels`."""
+    units = panels[:, :-1].transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return units.view(-1, units.shape[2])[:outputs].view(dtype)
+
+
+def multiply(x: Tensor, panels: Tensor, outputs: int) -> Tensor:
+    """x (rows, in) -> (rows, outputs); a row has the same bits whatever the others are."""
+    number, units, panel = panels.shape
+    rows, per_unit = x.shape[0], _per_unit(x.dtype)
+    out = x.new_empty(rows, number * panel)
+    if rows:
+        kernel, threads = _kernel(x.dtype), torch.get_num_threads()
+        x = _readable(x, per_unit)
+        share = number if threads == 1 else -(-number // (_SHARES * threads))
+        sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number, share
+        arguments = Arguments(x.data_ptr(), panels.data_ptr(), out.data_ptr(), *sizes)
+        if threads == 1:
+            kernel.run(arguments)
+        else:
+            _parallel()(kernel.address, ctypes.byref(arguments), threads, 0)
+    return out if out.shape[1] == outputs else out[:, :outputs].contiguous()
+
+
+def _kernel(dtype: torch.dtype) -> PanelKernel:
+    if dtype not in _KINDS:
+        raise RuntimeError(f"there are no panels of {dtype}")
+    return host_kernel(_KINDS[dtype])
+
+
+def _per_unit(dtype: torch.dtype) -> int:
+    """Inputs of a unit of 32 bits."""
+    return 4 // dtype.itemsize
+
+
+def _readable(x: Tensor, per_unit: int) -> Tensor:
+    """The same rows, each without a gap, at distances that suit the cache."""
+    rows, inputs = x.shape
+    stride = x.stride(0)
+    if x.stride(1) == 1 and (rows == 1 or (stride % per_unit == 0 and stride % (_ALIASED * per_unit))):
+        return x
+    return x.new_empty(rows, inputs + _LINE * per_unit)[:, :inputs].copy_(x)
+
+
+@cache
+def _parallel() -> Callable[..., Any]:
+    """The function with which torch's own OpenMP runs code in its threads. Raises RuntimeError where torch
+    was built with another.
+    """
+    try:
+        run = ctypes.CDLL(None).GOMP_parallel
+    except AttributeError:
+        raise RuntimeError("torch was built without GNU OpenMP, whose threads panels need") from None
+    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    run.restype = None
+    return run

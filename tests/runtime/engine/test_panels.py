@@ -1,0 +1,122 @@
+"""Products with weights in panels: by Turbo's own kernel, compiled at start."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from turbo_runtime.models import panel_kernel, panels
+from turbo_runtime.models.matmul import PANELS, BatchInvariantLinear
+from turbo_runtime.models.panel_kernel import compile_kernel, host_tiles
+
+KERNELS = {tile: compile_kernel(tile) for tile in host_tiles()}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+if not KERNELS:
+    pytest.skip("the processor has no instructions that panels need", allow_module_level=True)
+sizes = st.integers(1, 90)
+
+
+@pytest.fixture(scope="module", params=KERNELS, ids=lambda tile: f"{tile.kind}, {tile.lanes} lanes")
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """Of a tile's numbers; products are by this tile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panels, "host_kernel", lambda _: KERNELS[request.param])
+        yield DTYPES[request.param.kind]
+
+
+def random(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return panels.multiply(x, panels.to_panels(weight, bias), len(weight))
+
+
+def whole(inputs: int, dtype: torch.dtype) -> int:
+    """About as many, in whole units."""
+    return inputs if dtype == torch.float32 else 2 * inputs
+
+
+@given(rows=st.integers(0, 50), inputs=sizes, outputs=sizes, biased=st.booleans())
+def test_a_product_is_that_of_the_matrices(
+    dtype: torch.dtype, rows: int, inputs: int, outputs: int, biased: bool
+) -> None:
+    inputs = whole(inputs, dtype)
+    x, weight = random(dtype, rows, inputs), random(dtype, outputs, inputs)
+    bias = random(dtype, outputs) if biased else None
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    rounding = 1e-4 if dtype == torch.float32 else 2**-8
+    torch.testing.assert_close(product(x, weight, bias).double(), expected, atol=1e-4, rtol=rounding)
+
+
+@given(rows=st.integers(1, 60), first=st.integers(0, 59), inputs=sizes, outputs=sizes)
+def test_a_row_has_the_same_bits_among_any_others(
+    dtype: torch.dtype, rows: int, first: int, inputs: int, outputs: int
+) -> None:
+    inputs = whole(inputs, dtype)
+    x, weight = random(dtype, 60, inputs), random(dtype, outputs, inputs)
+    some = slice(first, min(first + rows, 60))
+    assert torch.equal(product(x[some], weight), product(x, weight)[some])
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("outputs", [8, 70, 4096])
+def test_threads_share_the_panels_and_change_no_bit(dtype: torch.dtype, outputs: int) -> None:
+    x, weight = random(dtype, 9, 64), random(dtype, outputs, 64)
+    shared = product(x, weight)
+    torch.set_num_threads(1)
+    assert torch.equal(product(x, weight), shared)
+
+
+@pytest.mark.parametrize("inputs", [512, 1024])
+def test_rows_at_any_distance_from_each_other_have_the_same_bits(dtype: torch.dtype, inputs: int) -> None:
+    wide, weight = random(dtype, 7, 2 * inputs + 1), random(dtype, 40, inputs)
+    alone = product(wide[:, :inputs].contiguous(), weight)
+    assert torch.equal(product(wide[:, :inputs], weight), alone)
+    assert torch.equal(product(wide[:, :inputs].T.contiguous().T, weight), alone)
+
+
+def test_a_row_that_is_not_finite_spoils_no_other(dtype: torch.dtype) -> None:
+    x, weight = random(dtype, 20, 30), random(dtype, 64, 30)
+    expected = product(x, weight)
+    x[4], x[11] = torch.nan, torch.inf
+    others = [row for row in range(20) if row not in (4, 11)]
+    assert torch.equal(product(x, weight)[others], expected[others])
+    assert not product(x, weight)[[4, 11]].isfinite().any()
+
+
+@given(inputs=sizes, outputs=sizes)
+def test_weights_come_back_from_panels_as_they_were(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    weight = random(dtype, outputs, whole(inputs, dtype))
+    assert torch.equal(panels.to_rows(panels.to_panels(weight, None), outputs, dtype), weight)
+
+
+def test_a_processor_without_a_tile_uses_another_kernel(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(panel_kernel, "_TILES", ())
+    monkeypatch.setattr(panels, "host_kernel", panel_kernel.host_kernel.__wrapped__)
+    caplog.set_level(logging.INFO)
+    layer = BatchInvariantLinear(random(torch.float32, 8, 4))
+    assert not layer.adopt(PANELS)
+    assert "this processor has no instructions for panels of float32" in caplog.text
+    assert layer(torch.ones(3, 4)).shape == (3, 8)
+
+
+@pytest.mark.parametrize("weight", [torch.ones(8, 3, dtype=torch.bfloat16), torch.ones(8, 4).half()])
+def test_weights_that_panels_cannot_hold_use_another_kernel(weight: Tensor) -> None:
+    layer = BatchInvariantLinear(weight)
+    assert not layer.adopt(PANELS)
+    assert layer(torch.ones(3, weight.shape[1], dtype=weight.dtype)).shape == (3, 8)
+
+
+def test_a_matrix_unit_multiplies_bfloat16_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = {"avx512f": True, "avx512bf16": True, "amx-bf16": True}
+    monkeypatch.setattr(panel_kernel.binding, "get_host_cpu_features", lambda: features)
+    assert {tile.kind for tile in host_tiles()} == {"float32"}
