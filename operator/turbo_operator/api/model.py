@@ -58,7 +58,9 @@ class Model(ModelSource):
     revision: _Revision | None = None
     """Commit, tag or branch of a model of the hub."""
     dtype: Literal["Auto", "Float32", "BFloat16"] = "Auto"
-    """What the model is computed in; Auto takes what the weights are stored in where the hardware can."""
+    """What the model is computed in. Auto: BFloat16 on accelerators, also of weights in float32; Float32 on
+    cores.
+    """
     max_model_len: Annotated[int, Field(strict=True, ge=16, le=16_777_216)] | None = None
     """Longest prompt plus output in tokens. Default: the model's own."""
     name: _ServedName | None = None

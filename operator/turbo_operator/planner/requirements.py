@@ -237,7 +237,7 @@ class Requirements:
         """Return the data type of the computation, in the runtime's words."""
         dtype = self.inputs.spec.model.dtype
         # On cores whatever their flags: replicas on unlike nodes must give the same bytes.
-        is_usual = memory.on_cpu(accelerator) or self.shape.dtype == "float32"
+        is_usual = memory.on_cpu(accelerator)
         return "float32" if dtype == "Float32" or (dtype == "Auto" and is_usual) else "bfloat16"
 
     def element_bytes(self, accelerator: Accelerator) -> int:

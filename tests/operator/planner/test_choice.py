@@ -68,6 +68,25 @@ def test_an_accelerator_without_a_rival_is_told_to_be_the_only_one_allowed_or_fe
     assert said in plan(spec(accelerators={"allowed": allowed}), SMALL, catalog).detail
 
 
+@pytest.mark.parametrize(
+    ("resource", "asked", "planned"),
+    [
+        ("nvidia.com/gpu", {}, "bfloat16"),
+        ("nvidia.com/gpu", {"dtype": "Float32"}, "float32"),
+        ("cpu", {}, "float32"),
+        ("cpu", {"dtype": "BFloat16"}, "bfloat16"),
+    ],
+)
+def test_weights_in_float32_are_computed_in_bfloat16_on_accelerators_unless_the_spec_says_otherwise(
+    resource: str, asked: dict[str, str], planned: str
+) -> None:
+    catalog = named(accelerator("a", 80, "1.00", resource))
+    asked_spec = spec(model={"uri": "hf://a/b", **asked})
+    choice = plan(asked_spec, replace(SMALL, dtype="float32"), catalog).choice
+    assert choice is not None
+    assert choice.dtype == planned
+
+
 @pytest.mark.parametrize("mode", ["Planned", "External", "Metrics"])
 def test_of_whole_nodes_the_replica_that_takes_most_load_is_chosen_where_the_plan_says_how_many_run(
     mode: str,
