@@ -21,7 +21,9 @@ from numpy.typing import ArrayLike
 from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
-_PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
+# A step without drafts keeps the prediction true: after so many with drafts, or more where it costs more than
+# a share of their gain.
+_PROBE_EVERY, _PROBE_SHARE = 64, 0.01
 # Steps after which drafters are asked again, whatever they lost; and by which, with none of their tokens
 # verified, the cost of those falls by a standard deviation.
 _WAIT = 32
@@ -182,7 +184,8 @@ class GoodputController:
 
     @property
     def _plain_is_due(self) -> bool:
-        return self._since_plain >= _PROBE_EVERY
+        gain = (self.speedup or 1.0) - 1.0
+        return self._since_plain >= max(_PROBE_EVERY, gain / _PROBE_SHARE)
 
     @property
     def asks(self) -> bool:

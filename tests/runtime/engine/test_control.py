@@ -222,6 +222,15 @@ def test_drafts_that_come_to_help_are_found_out_after_long_in_vain() -> None:
     assert sum(helped.drafted[300:]) > 100 * helped.answers
 
 
+@pytest.mark.parametrize("accepted", [0.5, 0.8, 0.95])
+def test_steps_without_drafts_cost_a_hundredth_of_what_drafts_win_and_never_cease(accepted: float) -> None:
+    served = Served(GoodputController(measured(), to_four), accepted, answers=1, most=16)
+    for _ in range(6000):
+        served.step()
+    gain = (served.control.speedup or 1.0) - 1.0
+    assert served.drafted.count(0) == pytest.approx(6000 / max(64, 100 * gain), rel=0.3)
+
+
 @pytest.mark.parametrize("row", [0.0, 0.001, 0.003])
 @pytest.mark.parametrize("answers", [8, 32])
 def test_what_is_hardly_worth_drafting_is_what_a_row_costs_in_tokens(answers: int, row: float) -> None:

@@ -306,6 +306,8 @@ def adopt_bulk(model: ModelRunner, max_num_batched_tokens: int, limit_seconds: f
     try:
         for settled in model.everywhere(partial(_use_bulk, deadline=deadline)):
             forms |= settled
+        if not forms:
+            return {}
         _check_long_prompt(model, deadline, BULK[-1] + COUNTS[0])
     except NotProvenError as outcome:
         log.info("prompts are computed in pieces of %d rows: %s", COUNTS[-1], outcome)
