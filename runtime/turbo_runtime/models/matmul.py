@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbo_runtime.models import panels
+from turbo_runtime.models.compiled import panels
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
+from turbo_runtime.models.attention.host import HostKVPool, HostMetadata
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule, StepMetadata
 from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool, cache_shape
 from turbo_runtime.models.layers.lora import Adapter, AdapterRows, adapt
@@ -180,6 +181,8 @@ class ModelRunner:
 
     def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> KVPool:
         """Return a cache of so many blocks for layers of any shape."""
+        if self.device.type == "cpu":
+            return HostKVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype)
         return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
 
     def _layers(self) -> tuple[KVCacheSpec, int]:
@@ -187,7 +190,12 @@ class ModelRunner:
 
     def attention(self, pool: KVPool, batch: StepBatch) -> StepMetadata:
         """Prepare a step over another cache, without padding, in whatever arithmetic is cheapest."""
-        return AttentionMetadata(pool, batch, len(batch.tokens), Rule(exact=False))
+        return self._metadata(pool, batch, len(batch.tokens), Rule(exact=False))
+
+    def _metadata(self, pool: KVPool, batch: StepBatch, rows: int, rule: Rule) -> StepMetadata:
+        if isinstance(pool, HostKVPool):
+            return HostMetadata(pool, batch, rows)
+        return AttentionMetadata(pool, batch, rows, rule)
 
     def beside(self, model: PreTrainedModel, max_length: int) -> ModelRunner:
         """Build a runner of another model, with a cache for the same tokens."""
@@ -226,7 +234,7 @@ class ModelRunner:
         batch = StepBatch.join(chunks, self.pool.block_size, self.pool.scratch)
         self._adapter_rows.select(batch.token_lora_mapping, self.device)
         rows = self.padded_rows(len(batch.tokens))
-        step = AttentionMetadata(self.pool, batch, rows, self.rule)
+        step = self._metadata(self.pool, batch, rows, self.rule)
         ids, sequence = padded(batch.tokens, rows), padded(batch.sequence, rows, len(chunks))
         inputs = StepInputs(self._upload(ids), self._upload(sequence), self._upload(batch.logits_indices))
         return self._compute(inputs, step, len(chunks), layers)

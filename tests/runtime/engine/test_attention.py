@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.engine.startup.attention_probes import (
-    are_tiles_rows,
-    find_invariant_row_counts,
-)
+from turbo_runtime.engine.startup.attention_probes import find_invariant_row_counts
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention import rows as row_wise
 from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
@@ -32,8 +27,7 @@ WINDOWS = (0, 40, 150, 270)
 SINKS = torch.linspace(-1.0, 3.0, HEADS)
 LENGTH = 290
 SCALING = 0.25
-# Value widths: as wide as keys, float32 goes through the fused kernel; all else is split over its keys.
-WAYS = pytest.mark.parametrize("value", [KEY, NARROW], ids=["fused", "split"])
+WAYS = pytest.mark.parametrize("value", [KEY, NARROW], ids=["as wide as keys", "narrow"])
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,10 +126,9 @@ def test_blocks_of_another_size_give_the_same_bits(size: int, value: int) -> Non
 
 
 @cache
-def found_out(value: int) -> tuple[tuple[int, ...], bool]:
-    """Row counts that hold, and whether tiles are rows."""
-    kv = pool(value=value, sinks=True)
-    return find_invariant_row_counts(kv), are_tiles_rows(kv)
+def found_out(value: int) -> tuple[int, ...]:
+    """Row counts that hold."""
+    return find_invariant_row_counts(pool(value=value, sinks=True))
 
 
 @pytest.mark.parametrize("prompt_length", [0, 64, 200])
@@ -177,7 +170,6 @@ def test_it_is_causal_softmax_attention(
     st.integers(0, 5),
     st.booleans(),
     st.sampled_from([KEY, NARROW]),
-    st.booleans(),
     st.sampled_from(range(len(WINDOWS))),
     st.sampled_from([None, SINKS]),
 )
@@ -189,13 +181,11 @@ def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits
     padding: int,
     in_a_row: bool,
     value: int,
-    by_tile: bool,
     layer: int,
     sinks: Tensor | None,
 ) -> None:
-    counts, uniform = found_out(value)
-    assert 1 in counts
-    rule = Rule(row_counts=counts, uniform=by_tile and uniform)
+    rule = Rule(row_counts=found_out(value))
+    assert 1 in rule.row_counts
     at_once = computed([0], prompt_length, rule=rule, value=value, layer=layer, sinks=sinks)
     in_a_row = in_a_row and not mates  # whose blocks lie in between
     cut = computed(
@@ -214,7 +204,7 @@ def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_keys_that_the_window_has_passed_are_not_read(dtype: torch.dtype) -> None:
-    """But for those in the tile, or the chunk, in which it begins."""
+    """But for those in the chunk in which it begins."""
     kv, window = pool(dtype, value=KEY), WINDOWS[1]
     kv.keys[1][
         :, [place % BLOCK_SIZE + table(0)[place // BLOCK_SIZE] * BLOCK_SIZE for place in range(64)]
@@ -226,76 +216,8 @@ def test_keys_that_the_window_has_passed_are_not_read(dtype: torch.dtype) -> Non
         assert step.attend(1, *flat, SCALING).isfinite().all()
 
 
-@given(st.integers(0, LENGTH), st.integers(0, LENGTH))
-@settings(max_examples=20)
-def test_where_tiles_are_rows_the_length_of_a_prompt_changes_no_bits(shorter: int, longer: int) -> None:
-    assert found_out(KEY)[1]
-    by_tile = computed([0], shorter, value=KEY, rule=Rule(uniform=True))
-    assert torch.equal(computed([0], shorter, value=KEY), computed([0], longer, value=KEY))
-    assert torch.equal(computed([0], shorter, value=KEY), by_tile)
-
-
-def test_where_tiles_are_rows_a_long_span_is_computed_in_tiles_wherever_it_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    shapes: list[int] = []
-    real = F.scaled_dot_product_attention
-
-    def noted(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        shapes.append(query.shape[2] * KV_HEADS // HEADS)
-        return real(query, key, value, **rest)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    kv = pool(value=KEY)
-    flat = [torch.ones(100, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    AttentionMetadata(kv, batch(kv, [span(30, 100, table(0), 0)]), 100, Rule(uniform=True)).attend(
-        0, *flat, SCALING
-    )
-    assert shapes == [PROMPT_TILE] * 3
-
-
-def test_tiles_are_no_rows_where_those_are_split_over_their_keys() -> None:
-    assert not are_tiles_rows(pool())
-
-
-def test_a_row_sees_as_many_keys_as_there_are_to_the_end_of_its_tile_whatever_the_step(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    real, seen = F.scaled_dot_product_attention, set()
-
-    def noted(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
-        seen.add((query.shape[0], key.shape[2]))
-        return real(query, key, value, **rest)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
-    kv = pool(value=KEY)
-    parts = [span(62, 4, table(0), 0), span(65, 1, table(1), 0), span(200, 2, table(2), 0)]
-    RowAttention(kv, Spans.of(batch(kv, parts)), (4,)).attend(
-        0, torch.ones(KV_HEADS, 7 * HEADS // KV_HEADS, KEY), SCALING
-    )
-    assert seen == {(1, 64), (2, 128), (1, 256)}
-
-
-def test_a_sequence_alone_in_its_step_reads_its_cache_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[object] = []
-    real = KVPool.gather
-
-    def noted(self: KVPool, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
-        read.append(blocks)
-        return real(self, layer, blocks)
-
-    monkeypatch.setattr(KVPool, "gather", noted)
-    kv = pool(value=KEY)
-    flat = [torch.ones(4, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    AttentionMetadata(kv, batch(kv, [span(70, 3, [2, 3, 4, 5, 6], 0)]), 4, Rule()).attend(0, *flat, SCALING)
-    assert read == [slice(2 * BLOCK_SIZE, 10 * BLOCK_SIZE)]
-
-
 @pytest.mark.parametrize(("start", "count"), [(0, 2), (10, 50), (70, 40)])
-@pytest.mark.parametrize("uniform", [False, True])
-def test_what_others_write_in_the_same_step_is_read_by_nobody_else(
-    start: int, count: int, uniform: bool
-) -> None:
+def test_what_others_write_in_the_same_step_is_read_by_nobody_else(start: int, count: int) -> None:
     kv = pool(value=KEY)
     flat = [torch.ones(2 * count, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
     flat[1][count:], flat[2][count:] = float("nan"), float("nan")
@@ -303,7 +225,7 @@ def test_what_others_write_in_the_same_step_is_read_by_nobody_else(
     # the second one's blocks follow those of the first
     tables = list(range(own)), list(range(own, 2 * own))
     spans = [span(start, count, table, 0) for table in tables]
-    step = AttentionMetadata(kv, batch(kv, spans), 2 * count, Rule(uniform=uniform))
+    step = AttentionMetadata(kv, batch(kv, spans), 2 * count, Rule())
     found = step.attend(0, flat[0], flat[1], flat[2], SCALING)
     assert found[:count].isfinite().all()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.attention_probes import are_tiles_rows
+from turbo_runtime.engine.startup.attention_probes import find_host_rule
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.attention.host import HostKVPool
 from turbo_runtime.models.runner import ModelRunner
 
 LENGTH = 256
@@ -33,7 +35,8 @@ def model() -> ModelRunner:
 
 @pytest.fixture(params=[PROMPT_TILE, BLOCK_SIZE], ids=["whole tiles", "any block"])
 def tile(request: pytest.FixtureRequest, model: ModelRunner) -> int:
-    assert are_tiles_rows(model.pool)  # so that any block may be shared
+    assert isinstance(model.pool, HostKVPool)
+    assert find_host_rule(model.pool, inf).uniform  # so that any block may be shared
     return int(request.param)
 
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.models import panel_kernel, panels
+from turbo_runtime.models.compiled import panel_kernel, panels
+from turbo_runtime.models.compiled.panel_kernel import compile_kernel, host_tiles
 from turbo_runtime.models.matmul import PANELS, BatchInvariantLinear
-from turbo_runtime.models.panel_kernel import compile_kernel, host_tiles
 
 KERNELS = {tile: compile_kernel(tile) for tile in host_tiles()}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -11,6 +11,8 @@ from turbo_runtime.engine.scheduler import Sequence
 from turbo_runtime.engine.startup.invariance_check import set_free
 from turbo_runtime.engine.startup.rounding import measure_rounding
 from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
+from turbo_runtime.models.matmul import FREE_FORMS
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
 
@@ -18,10 +20,19 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT, ROWS = 116, 24  # beyond a whole chunk of keys
 
 
+class DeviceRunner(ModelRunner):
+    """With the cache of a device, whose attention depends on how many rows there are."""
+
+    def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> KVPool:
+        return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
+
+
 def loose(layers: int, dtype: torch.dtype) -> ModelRunner:
     """Rounding grows from layer to layer."""
-    made = ModelRunner(network(layers=layers).to(dtype), blocks=BLOCKS, max_length=POSITIONS)
+    made = DeviceRunner(network(layers=layers).to(dtype), blocks=BLOCKS, max_length=POSITIONS)
     set_free(made)
+    for product in made.decoder.products():
+        product.use(FREE_FORMS[-1])  # rows of panels are all equal
     return made
 
 

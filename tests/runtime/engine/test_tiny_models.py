@@ -32,7 +32,7 @@ from turbo_runtime.engine.startup import invariance_check
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import BlockPool
 from turbo_runtime.messages import Abort, GenerationRequest, SamplingParams
-from turbo_runtime.models.attention.metadata import IMPLEMENTATION, Rule, register
+from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.sampler import Sampler
@@ -367,9 +367,6 @@ def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, ModelRunner])
 def test_what_only_makes_it_faster_costs_no_guarantee_where_time_is_short(
     paged: tuple[str, ModelRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = paged[1].rule
     monkeypatch.setattr(invariance_check, "OPTIONAL_FRACTION", 0.0)
     report = check_batch_invariance(paged[1], max_num_batched_tokens=64, limit_seconds=60)
-    found, paged[1].rule = paged[1].rule, before
     assert report.guarantee == "bitwise", report.reason
-    assert found == Rule(row_counts=(1,), uniform=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from math import inf
@@ -11,18 +12,16 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention.host import HostKVPool, HostMetadata
 from turbo_runtime.models.attention.metadata import Rule
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
+from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, items_together
 from turbo_runtime.models.attention.spans import Spans
 from turbo_runtime.models.attention.tiles import TileAttention
 from turbo_runtime.models.step_batch import Chunk, StepBatch
 
-# Tokens of attention's probes: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
-# all numbers of keys within its block of 512 and one beyond; alone, a second and a third block.
-SPLIT_LENGTHS = (100, 300)
-FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
-FAR_LENGTHS = (832, 1024, 1088)
+SPLIT_LENGTHS = (100, 300)  # tokens of attention's probes: one chunk of keys and three, partly filled
+HOST_LENGTHS, HOST_ROWS = (1, 70, 200, 1100), 40  # of compiled attention; rows that are also computed alone
 # The rest of the batch: (sequences, whether they are as long, so that they are computed together)
 BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
 TILES = 8  # whole tiles of the probe prompt
@@ -39,6 +38,48 @@ def require_time(deadline: float) -> None:
         raise NotProvenError("the start-up check took too long")
 
 
+def find_host_rule(pool: HostKVPool, deadline: float) -> Rule:
+    """Find that every position is computed alike on this machine. Raises NotProvenError."""
+    windows = [(window + 2 * PROMPT_TILE, window) for window in sorted({*pool.shape.windows}) if window]
+    for length, window in (*((length, 0) for length in HOST_LENGTHS), *windows):
+        require_time(deadline)
+        if not _is_host_invariant(pool, length, window):
+            raise NotProvenError("a row's attention depends on how many others there are")
+    return Rule(uniform=True)
+
+
+def _is_host_invariant(pool: HostKVPool, length: int, window: int) -> bool:
+    """Whether the last rows of a sequence are the same at once, alone, and beside another sequence."""
+    shape, number = replace(pool.shape, windows=(window,)), blocks_for(length)
+    probed = HostKVPool(shape, layers=1, blocks=2 * number, dtype=pool.dtype)
+    generator = torch.Generator().manual_seed(0)
+    size = length, shape.heads + 2 * shape.kv_heads, max(shape.key_width, shape.value_width)
+    drawn = torch.randn(size, generator=generator).to(pool.dtype)
+    query, key, value = drawn.tensor_split((shape.heads, shape.heads + shape.kv_heads), 1)
+    columns = query[..., : shape.key_width], key[..., : shape.key_width], value[..., : shape.value_width]
+    sinks = torch.randn(shape.heads, generator=generator) if shape.sinks else None
+
+    def attend(*parts: tuple[int, int, int]) -> Tensor:
+        """Positions from `start` to before `end` of the sequence in a place, of all parts."""
+        tables = [list(range(place, 2 * number, 2)) for place, _, _ in parts]
+        chunks = [
+            Chunk([0] * (end - start), start, table, 0, length)
+            for table, (_, start, end) in zip(tables, parts, strict=True)
+        ]
+        batch = StepBatch.join(chunks, probed.block_size, probed.scratch)
+        rows = [torch.cat([column[start:end] for _, start, end in parts]) for column in columns]
+        step = HostMetadata(probed, batch, len(batch.tokens))
+        value = None if shape.latent else rows[2]
+        return step.attend(0, rows[0], rows[1], value, pool.key_width**-0.5, sinks).clone()
+
+    first = max(0, length - HOST_ROWS)
+    at_once = attend((0, 0, length))[first:]
+    attend((1, 0, length))  # the same keys and values
+    alone = torch.cat([attend((1, place, place + 1)) for place in range(first, length)])
+    together = attend((0, length - 1, length), (1, first, length))[1:]
+    return torch.equal(alone, at_once) and torch.equal(together, at_once)
+
+
 def find_rule(pool: KVPool, deadline: float, optional_deadline: float) -> Rule:
     """Find how positions are computed so that each is the same in every step. Raises NotProvenError."""
     row_counts = find_invariant_row_counts(pool, deadline, optional_deadline)
@@ -46,7 +87,7 @@ def find_rule(pool: KVPool, deadline: float, optional_deadline: float) -> Rule:
         raise NotProvenError("a row's attention depends on how many others there are")
     if not are_tiles_invariant(pool):
         raise NotProvenError("attention in a prompt depends on how the prompt is cut")
-    return Rule(row_counts=row_counts, uniform=are_tiles_rows(pool, optional_deadline))
+    return Rule(row_counts=row_counts)
 
 
 def find_invariant_row_counts(
@@ -56,8 +97,7 @@ def find_invariant_row_counts(
     a single row does not. Raises NotProvenError if single rows are not tried by `deadline`; leaves out counts
     that are not tried by `optional_deadline`.
     """
-    lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
-    probes = [*(_Probe(pool, length) for length in lengths), *_windowed(pool)]
+    probes = [*(_Probe(pool, length) for length in SPLIT_LENGTHS), *_windowed(pool)]
     for probe in probes:
         require_time(deadline)
         if not probe.is_invariant(1):
@@ -76,15 +116,6 @@ def are_tiles_invariant(pool: KVPool) -> bool:
         torch.equal(probe.tile(cuts, preceded), probe.tile([0, PROMPT_TILE], preceded=False))
         for probe in (_Probe(pool, TILES * PROMPT_TILE), *_windowed(pool))
         for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
-    )
-
-
-def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
-    """Whether tiles have the bits of rows, as the fused kernel's may; False if not proven by `deadline`."""
-    return is_fused(pool) and all(
-        time.monotonic() <= deadline
-        and torch.equal(probe.tile([0, PROMPT_TILE], preceded=False), probe.rows(1, PROMPT_TILE))
-        for probe in (*(_Probe(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS)), *_windowed(pool))
     )
 
 
@@ -129,36 +160,25 @@ class _Probe:
         expected = self.alone[:, -(rows_each + 1) * group :]
         return all(
             torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
-        ) and all(
-            torch.equal(self.rows(rows_each, rows_each, idle, whole_step=True), expected[:, group:])
-            for idle in (0, 4)
         )
 
     def batches(self) -> set[tuple[int, bool]]:
         """Those of BATCHES that teach something: no more long sequences than a call has room for."""
-        if self._length in FAR_LENGTHS or self._window:
+        if self._window:
             return {(0, False)}
         together = items_together(self._pool, self._length)
         return {(min(number, together) if long else number, long) for number, long in BATCHES}
 
-    def rows(
-        self, rows_each: int, count: int, others: int = 0, long: bool = False, whole_step: bool = False
-    ) -> Tensor:
-        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or as
-        the `whole_step`, before `others` rows of padding.
-        """
-        padded, others = (others, 0) if whole_step else (0, others)
+    def rows(self, rows_each: int, count: int, others: int = 0, long: bool = False) -> Tensor:
+        """(KV heads, count * group, value width) of the last rows, between `others` other sequences."""
         other = self._part(self._length - 1 if long else 0, 1, 0)
         probed = self._part(self._length - count, count, 0)
         before = others // 2
         spans = self._spans([other] * before + [probed] + [other] * (others - before))
-        attention = RowAttention(self._pool, spans, (rows_each,), self._window, whole_step=whole_step)
+        attention = RowAttention(self._pool, spans, (rows_each,), self._window)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]
-        padding = self._queries[:, : padded * group]
-        if attention.in_place:
-            padding = self._queries[:, : max(padded * group, attention.item_rows - count * group)]
-        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
+        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before)], 1)
         return self._attend(attention, queries, before, before + count)
 
     def tile(self, cuts: list[int], preceded: bool) -> Tensor:

@@ -25,8 +25,14 @@ from torch import Tensor
 
 from turbo_runtime.contract.config import GuaranteeChoice
 from turbo_runtime.contract.documents import Guarantee
-from turbo_runtime.engine.startup.attention_probes import NotProvenError, find_rule, require_time
+from turbo_runtime.engine.startup.attention_probes import (
+    NotProvenError,
+    find_host_rule,
+    find_rule,
+    require_time,
+)
 from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.models.attention.host import HostKVPool
 from turbo_runtime.models.attention.metadata import Rule
 from turbo_runtime.models.cuda_runner import CudaModelRunner
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear, MatmulKernel, padded_rows
@@ -121,6 +127,8 @@ def _settle_operations(model: ModelRunner, rows: int, deadline: float) -> dict[s
 
 
 def _find_rule(model: ModelRunner, limits: tuple[float, float]) -> Rule:
+    if isinstance(model.pool, HostKVPool):
+        return find_host_rule(model.pool, limits[0])
     return find_rule(model.pool, *limits)
 
 

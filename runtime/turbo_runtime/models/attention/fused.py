@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,14 +17,8 @@ def attend_fused(
     """
     if sinks is None:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    if query.device.type == "cpu" and key.shape == value.shape:  # the same kernel, which gives the sums, too
-        arguments = (query, key, value, 0.0, False)
-        outputs, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *arguments, attn_mask=mask, scale=scaling
-        )
-    else:
-        outputs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-        sums = ((query @ key.transpose(-1, -2)).float() * scaling + mask).logsumexp(-1)
+    outputs = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    sums = ((query @ key.transpose(-1, -2)).float() * scaling + mask).logsumexp(-1)
     share = 1 + (sinks_of_rows(sinks, query.shape[2]) - sums).exp()
     scaled: Tensor = outputs.float() / share[..., None]
     return scaled.to(query.dtype)

@@ -28,7 +28,7 @@ class Rule:
 
     exact: bool = True  # (prompt length, position) alone; else also what is cheapest in this step
     row_counts: tuple[int, ...] = ROW_COUNTS  # those that give the same bits on this machine
-    uniform: bool = False  # tiles have the bits of rows: position alone decides, a long span may be either
+    uniform: bool = False  # tiles have the bits of rows, as in compiled code: position alone decides
 
     def shared_tile(self, block_size: int) -> int:
         """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
@@ -94,17 +94,11 @@ class AttentionMetadata:
         pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
         rows, heads, width = query.shape
         view = self._views[self._windows[layer] if self._windows else 0]
-        queries = query.new_empty(pool.kv_heads, max(rows * pool.group, view.min_queries), width)
         by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
-        queries[:, : rows * pool.group].view(by_head.shape).copy_(by_head)
+        queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
         outputs = view.attend(layer, queries, scaling, None if sinks is None else sinks.view(-1, pool.group))
-        given = min(outputs.shape[1] // pool.group, rows)
-        result = query.new_zeros(rows, heads, outputs.shape[2])
-        by_row = result[:given].view(given, pool.kv_heads, pool.group, -1)
-        by_row.copy_(
-            outputs[:, : given * pool.group].view(pool.kv_heads, given, pool.group, -1).transpose(0, 1)
-        )
-        return result
+        by_row = outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1)
+        return by_row.reshape(rows, heads, -1)
 
 
 class _View:
@@ -113,8 +107,6 @@ class _View:
     def __init__(self, pool: KVPool, parts: tuple[Spans, Spans], rows: int, rule: Rule, window: int) -> None:
         tiled, single = parts
         self._parts: list[TileAttention | RowAttention] = []
-        self._output_rows: Tensor | None = None  # where each query's output stands in those of the parts
-        self.min_queries = 0  # rows of queries that it reads, padding included
         output_rows = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
@@ -123,27 +115,24 @@ class _View:
             self._parts.append(tiles)
             place = tiles.padded
         if len(single.count):
-            whole = not self._parts
-            row_wise = RowAttention(pool, single, rule.row_counts, window, whole_step=whole)
+            row_wise = RowAttention(pool, single, rule.row_counts, window)
             output_rows[single.rows()] = place + row_wise.output_rows
             self._parts.append(row_wise)
-            if row_wise.in_place:
-                self.min_queries = row_wise.item_rows
-                return
+        # where each query's output stands in those of the parts
         self._output_rows = pool.tensor(output_rows.ravel())
 
     def attend(self, layer: int, queries: Tensor, scaling: float, sinks: Tensor | None) -> Tensor:
-        """Queries (KV heads, rows * group or `min_queries`, width), sinks (KV heads, group) -> (KV heads, of
-        all tokens at least, value width).
+        """Queries (KV heads, rows * group, width), sinks (KV heads, group) -> (KV heads, rows * group, value
+        width).
         """
         parts = [part.attend(layer, queries, scaling, sinks) for part in self._parts]
         outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return outputs if self._output_rows is None else outputs.index_select(1, self._output_rows)
+        return outputs.index_select(1, self._output_rows)
 
 
 def _split(columns: Spans, prompt_lens: Ints, rule: Rule) -> tuple[Spans, Spans]:
     """(what is computed in tiles, what row by row)."""
-    if rule.uniform or not rule.exact:
+    if not rule.exact:
         long = columns.count >= LONG_SPAN
         return columns.select(long), columns.select(~long)
     whole = prompt_lens // PROMPT_TILE * PROMPT_TILE

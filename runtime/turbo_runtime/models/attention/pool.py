@@ -106,16 +106,14 @@ class KVPool:
         if value is not None:
             self.values[layer].index_copy_(1, slots, value.transpose(0, 1))
 
-    def gather(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Keys and values (KV heads, slots, width) of these blocks in order; a view for a slice of slots."""
+    def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Copy keys and values (KV heads, slots, width) of these blocks in order."""
         keys = self._gather(self.keys[layer], blocks)
         if self.shape.latent:
             return keys, keys[..., : self.value_width]
         return keys, self._gather(self.values[layer], blocks)
 
-    def _gather(self, slots: Tensor, blocks: Tensor | slice) -> Tensor:
-        if isinstance(blocks, slice):
-            return slots[:, blocks]
+    def _gather(self, slots: Tensor, blocks: Tensor) -> Tensor:
         kv_heads, _, width = slots.shape
         whole = slots.view(kv_heads, -1, self.block_size * width)
         return whole.index_select(1, blocks).view(kv_heads, -1, width)

@@ -46,14 +46,12 @@ class Spans:
         index = np.flatnonzero(start < end)
         return self._cut(index, start[index], end[index])
 
-    def pieces(self, size: int, *, aligned: bool = False) -> Spans:
-        """Cut the spans after every `size` tokens; or `aligned`, at every multiple of it within them."""
-        origin = self.start // size * size if aligned else self.start
-        cuts = -(-(self.end - origin) // size)
+    def pieces(self, size: int) -> Spans:
+        """Cut the spans after every `size` tokens."""
+        cuts = -(-self.count // size)
         index = np.repeat(np.arange(len(cuts)), cuts)
-        begin = origin[index] + ragged(cuts) * size
-        start, end = np.maximum(begin, self.start[index]), np.minimum(begin + size, self.end[index])
-        return self._cut(index, start, end)
+        start = self.start[index] + ragged(cuts) * size
+        return self._cut(index, start, np.minimum(start + size, self.end[index]))
 
     def select(self, which: Any) -> Spans:
         """Select spans by a slice, a mask or indices."""

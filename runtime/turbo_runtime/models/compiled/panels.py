@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from functools import cache
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbo_runtime.models.panel_kernel import Arguments, Kind, PanelKernel, host_kernel
+from turbo_runtime.models.compiled import threads
+from turbo_runtime.models.compiled.panel_kernel import Arguments, Kind, PanelKernel, host_kernel
 
-_SHARES = 4  # of the panels for each thread: one that was held up takes fewer
 _ALIASED = 512  # units: rows a multiple of that apart push each other out of a processor's first cache
 _LINE = 16  # units of a line of that cache
 _KINDS: dict[torch.dtype, Kind] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -23,8 +18,7 @@ def to_panels(weight: Tensor, bias: Tensor | None) -> Tensor:
     """Copy weights (out, in) and biases (out) to panels (n, units + 1, outputs of a panel) int32, zeros
     behind the last output. Raises RuntimeError where they cannot be multiplied.
     """
-    if torch.get_num_threads() > 1:
-        _parallel()
+    threads.check()
     panel, per_unit = _kernel(weight.dtype).tile.panel, _per_unit(weight.dtype)
     outputs, inputs = weight.shape
     if inputs % per_unit:
@@ -48,15 +42,10 @@ def multiply(x: Tensor, panels: Tensor, outputs: int) -> Tensor:
     rows, per_unit = x.shape[0], _per_unit(x.dtype)
     out = x.new_empty(rows, number * panel)
     if rows:
-        kernel, threads = _kernel(x.dtype), torch.get_num_threads()
         x = _readable(x, per_unit)
-        share = number if threads == 1 else -(-number // (_SHARES * threads))
-        sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number, share
+        sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number, threads.share_of(number)
         arguments = Arguments(x.data_ptr(), panels.data_ptr(), out.data_ptr(), *sizes)
-        if threads == 1:
-            kernel.run(arguments)
-        else:
-            _parallel()(kernel.address, ctypes.byref(arguments), threads, 0)
+        threads.run(_kernel(x.dtype).multiply, arguments)
     return out if out.shape[1] == outputs else out[:, :outputs].contiguous()
 
 
@@ -78,17 +67,3 @@ def _readable(x: Tensor, per_unit: int) -> Tensor:
     if x.stride(1) == 1 and (rows == 1 or (stride % per_unit == 0 and stride % (_ALIASED * per_unit))):
         return x
     return x.new_empty(rows, inputs + _LINE * per_unit)[:, :inputs].copy_(x)
-
-
-@cache
-def _parallel() -> Callable[..., Any]:
-    """The function with which torch's own OpenMP runs code in its threads. Raises RuntimeError where torch
-    was built with another.
-    """
-    try:
-        run = ctypes.CDLL(None).GOMP_parallel
-    except AttributeError:
-        raise RuntimeError("torch was built without GNU OpenMP, whose threads panels need") from None
-    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    run.restype = None
-    return run

@@ -12,16 +12,25 @@ code of its own. LLVM compiles it within a second, from what follows here.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from llvmlite import binding, ir
 
+from turbo_runtime.models.compiled.code import (
+    COUNT,
+    FLOAT,
+    POINTER,
+    UNIT,
+    VOID,
+    BFloat,
+    Compiled,
+    compile_functions,
+    declare,
+)
+
 Kind = Literal["float32", "bfloat16"]
 
-_VOID, _FLOAT, _UNIT, _COUNT = ir.VoidType(), ir.FloatType(), ir.IntType(32), ir.IntType(64)
-_POINTER = ir.PointerType()
 _VECTORS = 2  # registers of a panel
 _AHEAD = 1024  # units behind those at hand that are fetched ahead: a page
 
@@ -69,9 +78,7 @@ class PanelKernel(NamedTuple):
     """The compiled product."""
 
     tile: Tile
-    run: Callable[[Any], None]  # of a reference to `Arguments`; several threads may share one
-    address: int  # of `run`
-    engine: Any  # owns the code
+    multiply: Compiled  # several threads may share its arguments
 
 
 @cache
@@ -92,47 +99,24 @@ def host_tiles() -> list[Tile]:
 
 def compile_kernel(tile: Tile) -> PanelKernel:
     """Compile a tile for this processor."""
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), opt=3
-    )
-    module = binding.parse_assembly(str(_build_module(tile)))
-    module.verify()
-    engine = binding.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
-    address = engine.get_function_address("multiply")
-    run = ctypes.CFUNCTYPE(None, ctypes.POINTER(Arguments))(address)
-    return PanelKernel(tile, run, address, engine)
-
-
-class _BFloat(ir.Type):  # type: ignore[misc]
-    """LLVM's bfloat, which llvmlite has no name for."""
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
+    (multiply,) = compile_functions(_build_module(tile), Arguments, "multiply", optimized=False)
+    return PanelKernel(tile, multiply)
 
 
 class _Arithmetic:
     """The operations of a tile on its vectors."""
 
     def __init__(self, module: ir.Module, tile: Tile) -> None:
-        self.units, self.sums = ir.VectorType(_UNIT, tile.lanes), ir.VectorType(_FLOAT, tile.lanes)
+        self.units, self.sums = ir.VectorType(UNIT, tile.lanes), ir.VectorType(FLOAT, tile.lanes)
         self._single = tile.kind == "float32"
-        self.output = _FLOAT if self._single else _BFloat()
+        self.output = FLOAT if self._single else BFloat()
         self._factors = self.sums if self._single else ir.VectorType(self.output, 2 * tile.lanes)
         if self._single:
             name, parameters = f"llvm.fma.v{tile.lanes}f32", (self._factors, self._factors, self.sums)
         else:
             name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * tile.lanes}"
             parameters = (self.sums, self._factors, self._factors)
-        self._operation = _declare(module, name, self.sums, *parameters)
+        self._operation = declare(module, name, self.sums, *parameters)
 
     def add_product(self, loop: ir.IRBuilder, total: ir.Value, x: ir.Value, weights: ir.Value) -> ir.Value:
         """Return total + x * weights, of sums and two vectors of units."""
@@ -155,51 +139,45 @@ def _build_module(tile: Tile) -> ir.Module:
     return module
 
 
-def _declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type) -> ir.Function:
-    """An operation of LLVM's own."""
-    declared = module.globals.get(name)
-    return declared or ir.Function(module, ir.FunctionType(result, parameters), name)
-
-
 def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Function:
     """Of so many rows and one panel: x, x_stride, panel, units, out, out_stride."""
-    kind = ir.FunctionType(_VOID, (_POINTER, _COUNT, _POINTER, _COUNT, _POINTER, _COUNT))
+    kind = ir.FunctionType(VOID, (POINTER, COUNT, POINTER, COUNT, POINTER, COUNT))
     function = ir.Function(module, kind, f"rows_{rows}")
     function.linkage = "internal"
     x, x_stride, panel, units, out, out_stride = function.args
-    prefetch = _declare(module, "llvm.prefetch.p0", _VOID, _POINTER, *[_UNIT] * 3)
-    hints = [_UNIT(value) for value in (0, 3, 1)]  # to read; keep; data
+    prefetch = declare(module, "llvm.prefetch.p0", VOID, POINTER, *[UNIT] * 3)
+    hints = [UNIT(value) for value in (0, 3, 1)]  # to read; keep; data
     start, loop, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(3))
-    lines = [start.gep(x, [start.mul(x_stride, _COUNT(row))], source_etype=_UNIT) for row in range(rows)]
+    lines = [start.gep(x, [start.mul(x_stride, COUNT(row))], source_etype=UNIT) for row in range(rows)]
     start.branch(loop.block)
 
-    done, at = loop.phi(_COUNT), loop.phi(_POINTER)
+    done, at = loop.phi(COUNT), loop.phi(POINTER)
     sums = [[loop.phi(arithmetic.sums) for _ in range(_VECTORS)] for _ in range(rows)]
-    places = [loop.gep(at, [_COUNT(part)], source_etype=arithmetic.units) for part in range(_VECTORS)]
+    places = [loop.gep(at, [COUNT(part)], source_etype=arithmetic.units) for part in range(_VECTORS)]
     for place in places:
-        loop.call(prefetch, [loop.gep(place, [_COUNT(_AHEAD)], source_etype=_UNIT), *hints])
+        loop.call(prefetch, [loop.gep(place, [COUNT(_AHEAD)], source_etype=UNIT), *hints])
     weights = [loop.load(place, typ=arithmetic.units, align=4) for place in places]
     totals = []
     for line, row_sums in zip(lines, sums, strict=True):
-        unit = loop.load(loop.gep(line, [done], source_etype=_UNIT), typ=_UNIT, align=2)
+        unit = loop.load(loop.gep(line, [done], source_etype=UNIT), typ=UNIT, align=2)
         spread = _spread(loop, unit, arithmetic.units)
         parts = zip(row_sums, weights, strict=True)
         totals.append([arithmetic.add_product(loop, total, spread, part) for total, part in parts])
-    following = loop.add(done, _COUNT(1))
-    behind = loop.gep(at, [_COUNT(_VECTORS)], source_etype=arithmetic.units)
+    following = loop.add(done, COUNT(1))
+    behind = loop.gep(at, [COUNT(_VECTORS)], source_etype=arithmetic.units)
     loop.cbranch(loop.icmp_signed("<", following, units), loop.block, end.block)
-    for phi, first, then in ((done, _COUNT(0), following), (at, panel, behind)):
+    for phi, first, then in ((done, COUNT(0), following), (at, panel, behind)):
         phi.add_incoming(first, start.block)
         phi.add_incoming(then, loop.block)
 
     for row, (row_sums, row_totals) in enumerate(zip(sums, totals, strict=True)):
-        line = end.gep(out, [end.mul(out_stride, _COUNT(row))], source_etype=arithmetic.output)
+        line = end.gep(out, [end.mul(out_stride, COUNT(row))], source_etype=arithmetic.output)
         for part, (phi, total) in enumerate(zip(row_sums, row_totals, strict=True)):
             phi.add_incoming(ir.Constant(arithmetic.sums, None), start.block)
             phi.add_incoming(total, loop.block)
-            place = end.gep(behind, [_COUNT(part)], source_etype=arithmetic.sums)
+            place = end.gep(behind, [COUNT(part)], source_etype=arithmetic.sums)
             biased = end.fadd(total, end.load(place, typ=arithmetic.sums, align=4))
-            to = end.gep(line, [_COUNT(part * arithmetic.sums.count)], source_etype=arithmetic.output)
+            to = end.gep(line, [COUNT(part * arithmetic.sums.count)], source_etype=arithmetic.output)
             end.store(arithmetic.rounded(end, biased), to, align=2)
     end.ret_void()
     return function
@@ -207,36 +185,36 @@ def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Fu
 
 def _spread(builder: ir.IRBuilder, unit: ir.Value, vector: ir.VectorType) -> ir.Value:
     """A vector of equal units."""
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), unit, _UNIT(0))
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(_UNIT, vector.count), None))
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), unit, UNIT(0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(UNIT, vector.count), None))
 
 
 def _panel_kernel(module: ir.Module, arithmetic: _Arithmetic, kernels: list[ir.Function]) -> ir.Function:
     """Of any rows, at least one, and one panel: x, x_stride, panel, units, out, out_stride, rows."""
-    kind = ir.FunctionType(_VOID, (_POINTER, _COUNT, _POINTER, _COUNT, _POINTER, _COUNT, _COUNT))
+    kind = ir.FunctionType(VOID, (POINTER, COUNT, POINTER, COUNT, POINTER, COUNT, COUNT))
     function = ir.Function(module, kind, "panel")
     function.linkage = "internal"
     x, x_stride, panel, units, out, out_stride, rows = function.args
     start, loop, joined, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(4))
     # as few passes as there can be, all of about as many rows
-    passes = _quotient(start, rows, _COUNT(len(kernels)))
+    passes = _quotient(start, rows, COUNT(len(kernels)))
     most = _quotient(start, rows, passes)
     start.branch(loop.block)
 
-    first = loop.phi(_COUNT)
+    first = loop.phi(COUNT)
     left = loop.sub(rows, first)
     count = loop.select(loop.icmp_signed("<", left, most), left, most)
-    from_x = loop.gep(x, [loop.mul(first, x_stride)], source_etype=_UNIT)
+    from_x = loop.gep(x, [loop.mul(first, x_stride)], source_etype=UNIT)
     to_out = loop.gep(out, [loop.mul(first, out_stride)], source_etype=arithmetic.output)
     choice = loop.switch(count, joined.block)
     for number, kernel in enumerate(kernels, 1):
         call = ir.IRBuilder(function.append_basic_block())
         call.call(kernel, [from_x, x_stride, panel, units, to_out, out_stride])
         call.branch(joined.block)
-        choice.add_case(_COUNT(number), call.block)
+        choice.add_case(COUNT(number), call.block)
     following = joined.add(first, count)
     joined.cbranch(joined.icmp_signed("<", following, rows), loop.block, end.block)
-    first.add_incoming(_COUNT(0), start.block)
+    first.add_incoming(COUNT(0), start.block)
     first.add_incoming(following, joined.block)
     end.ret_void()
     return function
@@ -244,16 +222,16 @@ def _panel_kernel(module: ir.Module, arithmetic: _Arithmetic, kernels: list[ir.F
 
 def _quotient(builder: ir.IRBuilder, value: ir.Value, divisor: ir.Value) -> ir.Value:
     """The quotient, rounded up."""
-    return builder.sdiv(builder.sub(builder.add(value, divisor), _COUNT(1)), divisor)
+    return builder.sdiv(builder.sub(builder.add(value, divisor), COUNT(1)), divisor)
 
 
 def _multiply(module: ir.Module, tile: Tile, arithmetic: _Arithmetic, panel_kernel: ir.Function) -> None:
     """`multiply(arguments)`: take shares of the panels until none is left."""
-    layout = ir.LiteralStructType([_POINTER] * 3 + [_COUNT] * 7)
-    function = ir.Function(module, ir.FunctionType(_VOID, (_POINTER,)), "multiply")
+    layout = ir.LiteralStructType([POINTER] * 3 + [COUNT] * 7)
+    function = ir.Function(module, ir.FunctionType(VOID, (POINTER,)), "multiply")
     (arguments,) = function.args
     start, take, begin, loop, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(5))
-    fields = [start.gep(arguments, [_UNIT(0), _UNIT(n)], source_etype=layout) for n in range(10)]
+    fields = [start.gep(arguments, [UNIT(0), UNIT(n)], source_etype=layout) for n in range(10)]
     x, panels, out, rows, units, x_stride, out_stride, num_panels, share = (
         start.load(field, typ=kind) for field, kind in zip(fields[:9], layout.elements, strict=False)
     )
@@ -266,12 +244,12 @@ def _multiply(module: ir.Module, tile: Tile, arithmetic: _Arithmetic, panel_kern
     limit = begin.select(begin.icmp_signed("<", limit, num_panels), limit, num_panels)
     begin.branch(loop.block)
 
-    number = loop.phi(_COUNT)
-    size = loop.mul(loop.add(units, _COUNT(1)), _COUNT(tile.panel))  # with the biases
-    panel = loop.gep(panels, [loop.mul(number, size)], source_etype=_UNIT)
-    to_out = loop.gep(out, [loop.mul(number, _COUNT(tile.panel))], source_etype=arithmetic.output)
+    number = loop.phi(COUNT)
+    size = loop.mul(loop.add(units, COUNT(1)), COUNT(tile.panel))  # with the biases
+    panel = loop.gep(panels, [loop.mul(number, size)], source_etype=UNIT)
+    to_out = loop.gep(out, [loop.mul(number, COUNT(tile.panel))], source_etype=arithmetic.output)
     loop.call(panel_kernel, [x, x_stride, panel, units, to_out, out_stride, rows])
-    following = loop.add(number, _COUNT(1))
+    following = loop.add(number, COUNT(1))
     loop.cbranch(loop.icmp_signed("<", following, limit), loop.block, take.block)
     number.add_incoming(first, begin.block)
     number.add_incoming(following, loop.block)

@@ -1,0 +1,186 @@
+"""What kernels are written with: LLVM's types and operations, loops, and the way to the processor."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from llvmlite import binding, ir
+
+VOID, FLOAT, HALF_UNIT, UNIT, COUNT = (
+    ir.VoidType(),
+    ir.FloatType(),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+)
+POINTER = ir.PointerType()
+
+
+class BFloat(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite has no name for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat)
+
+    def __hash__(self) -> int:
+        return hash(BFloat)
+
+
+class Compiled(NamedTuple):
+    """A function in memory."""
+
+    run: Callable[[Any], None]  # of a reference to its arguments
+    address: int
+    engine: Any  # owns the code
+
+
+def compile_functions(
+    module: ir.Module, arguments: type[ctypes.Structure], *names: str, optimized: bool = True
+) -> list[Compiled]:
+    """Compile functions of a module for this processor, each of a pointer to `arguments`. `optimized`: its
+    variables become registers; a loop that keeps all registers busy is better left as it is written.
+    """
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), opt=3
+    )
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    if optimized:
+        builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+        builder.getModulePassManager().run(parsed, builder)
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    kind = ctypes.CFUNCTYPE(None, ctypes.POINTER(arguments))
+    addresses = [engine.get_function_address(name) for name in names]
+    return [Compiled(kind(address), address, engine) for address in addresses]
+
+
+def declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type) -> ir.Function:
+    """Return an operation of LLVM's own."""
+    declared = module.globals.get(name)
+    return declared or ir.Function(module, ir.FunctionType(result, parameters), name)
+
+
+class Code(ir.IRBuilder):  # type: ignore[misc]
+    """Writes a function that works on vectors of so many lanes."""
+
+    def __init__(self, function: ir.Function, lanes: int) -> None:
+        super().__init__(function.append_basic_block())
+        self.lanes = lanes
+        self.floats, self.units = ir.VectorType(FLOAT, lanes), ir.VectorType(UNIT, lanes)
+
+    @contextmanager
+    def loop(self, start: ir.Value, stop: ir.Value) -> Iterator[ir.Value]:
+        """Write the body for each number from `start` to before `stop`."""
+        head, body, end = (self.append_basic_block() for _ in range(3))
+        index = self.variable(COUNT)
+        self.store(start, index)
+        self.branch(head)
+        self.position_at_end(head)
+        number = self.load(index, typ=COUNT)
+        self.cbranch(self.icmp_signed("<", number, stop), body, end)
+        self.position_at_end(body)
+        yield number
+        self.store(self.add(number, COUNT(1)), index)
+        self.branch(head)
+        self.position_at_end(end)
+
+    def variable(self, kind: ir.Type, number: int = 1) -> ir.Value:
+        """Make room on the stack, or, where the places are known, in registers."""
+        with self.goto_entry_block():
+            return self.alloca(kind, COUNT(number))
+
+    def at(self, pointer: ir.Value, index: ir.Value | int, kind: ir.Type) -> ir.Value:
+        """Return the place of an element of an array."""
+        return self.gep(pointer, [COUNT(index) if isinstance(index, int) else index], source_etype=kind)
+
+    def read(self, pointer: ir.Value, kind: ir.Type, index: ir.Value | int = 0, align: int = 1) -> ir.Value:
+        """Load an element of an array."""
+        return self.load(self.at(pointer, index, kind), typ=kind, align=align)
+
+    def splat(self, value: ir.Value) -> ir.Value:
+        """Return a vector of equal elements."""
+        kind = ir.VectorType(value.type, self.lanes)
+        first = self.insert_element(ir.Constant(kind, ir.Undefined), value, UNIT(0))
+        return self.shuffle_vector(first, first, ir.Constant(self.units, None))
+
+    def constant(self, value: float) -> ir.Value:
+        """Return a vector of a number."""
+        return ir.Constant(self.floats, [FLOAT(value)] * self.lanes)
+
+    def integers(self, *values: int) -> ir.Value:
+        """Return a vector of integers; of one, all equal."""
+        each = values * self.lanes if len(values) == 1 else values
+        return ir.Constant(ir.VectorType(UNIT, len(each)), [UNIT(value) for value in each])
+
+    def multiply_add(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """x * y + z, rounded once."""
+        return self._operation("fma", x, y, z)
+
+    def larger(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """The larger of each two elements."""
+        return self._operation("maxnum", x, y)
+
+    def exponential(self, x: ir.Value) -> ir.Value:
+        """e to the power of elements up to 0, to within two units in the last place; 0 below -87."""
+        least = -87.0
+        clipped = self.larger(x, self.constant(least))
+        power = self._operation("roundeven", self.fmul(clipped, self.constant(1 / math.log(2))))
+        # what is left of it after ln 2 in two parts (Cody and Waite, 1980)
+        rest = self.multiply_add(power, self.constant(-0.693359375), clipped)
+        rest = self.multiply_add(power, self.constant(2.12194440e-4), rest)
+        series = self.constant(_SERIES[0])
+        for coefficient in _SERIES[1:]:
+            series = self.multiply_add(series, rest, self.constant(coefficient))
+        square = self.fmul(rest, rest)
+        whole = self.multiply_add(series, square, self.fadd(rest, self.constant(1.0)))
+        exponent = self.shl(self.add(self.fptosi(power, self.units), self.integers(127)), self.integers(23))
+        found = self.fmul(whole, self.bitcast(exponent, self.floats))
+        return self.select(self.fcmp_ordered("<", x, self.constant(least)), self.constant(0.0), found)
+
+    def reduce(self, vector: ir.Value, join: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
+        """Join all elements by halves."""
+        half = self.lanes // 2
+        while half:
+            order = [index + half if index < half else index for index in range(self.lanes)]
+            vector = join(vector, self.shuffle_vector(vector, vector, self.integers(*order)))
+            half //= 2
+        return self.extract_element(vector, UNIT(0))
+
+    def transposed(self, rows: list[ir.Value]) -> list[ir.Value]:
+        """Transpose as many vectors as each has lanes."""
+        size = 1
+        while size < self.lanes:
+            low = [i if not i & size else self.lanes + i - size for i in range(self.lanes)]
+            high = [i + size if not i & size else self.lanes + i for i in range(self.lanes)]
+            pairs = [(row, row + size) for row in range(self.lanes) if not row & size]
+            for first, second in pairs:
+                both = rows[first], rows[second]
+                rows[first] = self.shuffle_vector(*both, self.integers(*low))
+                rows[second] = self.shuffle_vector(*both, self.integers(*high))
+            size *= 2
+        return rows
+
+    def _operation(self, name: str, *arguments: ir.Value) -> ir.Value:
+        kinds = [argument.type for argument in arguments]
+        return self.call(declare(self.module, f"llvm.{name}.v{self.lanes}f32", kinds[0], *kinds), arguments)
+
+
+# of e**x behind 1 + x, for x within half of ln 2 (Cephes)
+_SERIES = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
