@@ -177,13 +177,9 @@ def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> G
 
 def _twin(engine: Engine) -> Engine:
     """The same weights with a cache of its own, so that steps of the two can be taken in turn."""
-    from turbo_runtime.models.attention.pool import KVPool
-
-    twin, pool = copy(engine), engine.model.pool
+    twin = copy(engine)
     twin.model = copy(engine.model)
-    twin.model.pool = KVPool(
-        pool.shape, layers=len(pool.keys), blocks=pool.blocks, dtype=pool.dtype, device=pool.device
-    )
+    twin.model.pool = engine.model.allocate(engine.model.pool.blocks)
     return twin
 
 

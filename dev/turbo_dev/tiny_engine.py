@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from turbo_runtime.messages import Grammar
 from turbo_runtime.models.attention.metadata import IMPLEMENTATION, register
+from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 END = 0
@@ -41,6 +43,14 @@ WANTED: tuple[dict[str, Any], ...] = (
     {"temperature": 1.0, "grammar": Grammar("regex", "([a-f]{1,4}-){3,9}"), "frequency_penalty": 0.3},
     {"temperature": 0.8},
 )
+
+
+class DeviceRunner(ModelRunner):
+    """With the cache and the attention of a device for which torch's paged attention is no choice."""
+
+    def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> KVPool:
+        """Return a cache that is not for compiled code."""
+        return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
 
 
 def network(

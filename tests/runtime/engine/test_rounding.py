@@ -6,25 +6,17 @@ import pytest
 import torch
 
 from turbo_dev.audited import BLOCKS, asked, engine, finish_audits, run
-from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, network
+from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, DeviceRunner, network
 from turbo_runtime.engine.scheduler import Sequence
 from turbo_runtime.engine.startup.invariance_check import set_free
 from turbo_runtime.engine.startup.rounding import measure_rounding
 from turbo_runtime.kv_cache.block_pool import blocks_for
-from turbo_runtime.models.attention.pool import KVCacheSpec, KVPool
 from turbo_runtime.models.matmul import FREE_FORMS
 from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT, ROWS = 116, 24  # beyond a whole chunk of keys
-
-
-class DeviceRunner(ModelRunner):
-    """With the cache of a device, whose attention depends on how many rows there are."""
-
-    def allocate_layers(self, blocks: int, shape: KVCacheSpec, layers: int) -> KVPool:
-        return KVPool(shape, layers=layers, blocks=blocks, dtype=self.dtype, device=self.device)
 
 
 def loose(layers: int, dtype: torch.dtype) -> ModelRunner:

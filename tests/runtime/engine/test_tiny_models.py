@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
+from turbo_dev.tiny_engine import DeviceRunner
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
@@ -90,6 +91,7 @@ WHOLE = (
     "deepseek v3",
     "gpt-oss",
 )  # between them all that attention and experts do
+ON_DEVICES = ("llama", "deepseek v3", "gpt-oss")
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,13 +108,18 @@ def network(name: str, implementation: str) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=WHOLE)
+@pytest.fixture(
+    scope="module",
+    params=[*((name, ModelRunner) for name in WHOLE), *((name, DeviceRunner) for name in ON_DEVICES)],
+    ids=[*WHOLE, *(f"{name} on a device" for name in ON_DEVICES)],
+)
 def paged(request: pytest.FixtureRequest) -> tuple[str, ModelRunner]:
-    return request.param, checked(request.param)
+    name, runner = request.param
+    return name, checked(name, runner)
 
 
-def checked(name: str) -> ModelRunner:
-    model = ModelRunner(network(name, IMPLEMENTATION), blocks=64, max_length=LENGTH)
+def checked(name: str, runner: type[ModelRunner] = ModelRunner) -> ModelRunner:
+    model = runner(network(name, IMPLEMENTATION), blocks=64, max_length=LENGTH)
     report = check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=60)
     assert report.guarantee == "bitwise", report.reason
     return model

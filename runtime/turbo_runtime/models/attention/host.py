@@ -77,6 +77,9 @@ class HostMetadata:
         self._slots = torch.from_numpy(batch.slot_mapping)
         # of all layers one after the other: what padding has in it stays zero
         self._out = torch.zeros(rows, pool.shape.heads, pool.layout.value_room, dtype=pool.dtype)
+        pairs = int(np.diff(batch.cu_seqlens_q) @ batch.seq_lens)  # of positions and keys, at most
+        elements = pool.shape.heads * (pool.key_width + pool.value_width)
+        self._threads = threads.count_for(pairs * elements)
         self._arguments = Arguments(
             out=self._out.data_ptr(),
             table=self._table.ctypes.data,
@@ -86,7 +89,6 @@ class HostMetadata:
             key_head=pool.keys[0].stride(0),
             value_head=pool.values[0].stride(0),
             num_items=len(self._items),
-            share=threads.share_of(len(self._items)),
             tokens=self.tokens,
             kv_heads=pool.kv_heads,
         )
@@ -104,6 +106,7 @@ class HostMetadata:
         outputs like queries, which the next layer's replace.
         """
         pool, its = self._pool, self._arguments
+        assert query.dtype == key.dtype == pool.dtype  # of which the code reads as many bytes
         query, key = _readable(query), _readable(key)
         its.query, its.query_row, its.query_head = query.data_ptr(), query.stride(0), query.stride(1)
         its.new_keys, its.key_row, its.key_step = key.data_ptr(), key.stride(0), key.stride(1)
@@ -116,24 +119,23 @@ class HostMetadata:
             its.sinks = sinks.data_ptr()
         windows = pool.shape.windows
         its.window = (windows[layer] if windows else 0) or NO_WINDOW
-        its.scaling, its.taken = scaling, 0
+        its.scaling = scaling
         self._kernel.store.run(its)
-        threads.run(self._kernel.attend, its)
+        threads.run(self._kernel.attend, its, len(self._items), self._threads)
         width = pool.value_width
         return self._out if width == self._out.shape[2] else self._out[..., :width]
 
 
 def _items(batch: StepBatch, table: int, pool: HostKVPool, most: int) -> Ints:
-    """(items, ITEM_FIELDS): the queries of each sequence and KV head, about as many in each item, at most
-    `most`; `table` is the length of a sequence's row in the table of blocks.
+    """(items, ITEM_FIELDS): the queries of each sequence and KV head, `most` in each item but the last;
+    `table` is the length of a sequence's row in the table of blocks.
     """
     count = np.diff(batch.cu_seqlens_q)
     queries = count * pool.group
     cuts = -(-queries // most)
-    each = -(-queries // np.maximum(cuts, 1))
     index = np.repeat(np.arange(len(count)), cuts)
-    first = ragged(cuts) * each[index]
-    number = np.minimum(each[index], queries[index] - first)
+    first = ragged(cuts) * most
+    number = np.minimum(most, queries[index] - first)
     start, row = (batch.seq_lens - count)[index], batch.cu_seqlens_q[:-1][index]
     of_head = np.stack([index * table, np.zeros_like(index), first, number, row, start], 1)
     items = np.tile(of_head, (pool.kv_heads, 1, 1))

@@ -78,12 +78,13 @@ class AttentionKernel(NamedTuple):
 
 @cache
 def compile_attention(shape: Shape) -> AttentionKernel:
-    """Compile both functions; takes about a second."""
+    """Compile both functions; takes half a second."""
     module = ir.Module("attention")
-    queries = 6 if binding.get_host_cpu_features().get("avx512f") else 3  # whose sums fill the registers
+    # numbers of queries that have code of their own; the sums of most fill the registers
+    sizes = (1, 3, 6) if binding.get_host_cpu_features().get("avx512f") else (1, 3)
     _write_store(module, shape)
-    _write_attend(module, shape, [_write_queries(module, shape, n) for n in range(1, queries + 1)])
-    return AttentionKernel(queries, *compile_functions(module, Arguments, "store", "attend"))
+    _write_attend(module, shape, {size: _write_queries(module, shape, size) for size in sizes})
+    return AttentionKernel(sizes[-1], *compile_functions(module, Arguments, "store", "attend"))
 
 
 class _Code(Code):
@@ -182,9 +183,9 @@ def _write_queries(module: ir.Module, shape: Shape, number: int) -> ir.Function:
             code.store(zero, code.at(mixtures, n * vectors + part, code.floats))
 
     with code.loop(first, last) as piece:
-        blocks = [code.add(code.mul(piece, COUNT(PIECE)), COUNT(part)) for part in range(PIECE)]
-        places = [code.read(table, COUNT, block) for block in blocks]
-        for part, (block, place) in enumerate(zip(blocks, places, strict=True)):
+        blocks = code.at(table, code.mul(piece, COUNT(PIECE)), COUNT)
+        with code.loop(COUNT(0), COUNT(PIECE)) as part:
+            place = code.read(blocks, COUNT, part)
             cached = code.at(keys, code.mul(place, COUNT(shape.key_room * LANES)), code.element)
             products = [code.variable(code.floats) for _ in range(number)]
             for product in products:
@@ -195,6 +196,7 @@ def _write_queries(module: ir.Module, shape: Shape, number: int) -> ir.Function:
                     spread = code.splat(code.load_element(each, index))
                     total = code.load(product, typ=code.floats)
                     code.store(code.multiply_add(spread, elements, total), product)
+            block = code.add(code.mul(piece, COUNT(PIECE)), part)
             key = code.add(code.splat(code.trunc(code.mul(block, COUNT(LANES)), UNIT)), lanes)
             for n, product in enumerate(products):
                 seen = code.and_(
@@ -202,15 +204,15 @@ def _write_queries(module: ir.Module, shape: Shape, number: int) -> ir.Function:
                 )
                 score = code.fmul(code.load(product, typ=code.floats), scale)
                 score = code.select(seen, score, code.constant(-math.inf))
-                code.store(score, code.at(scores, n * PIECE + part, code.floats))
+                code.store(score, code.at(scores, code.add(COUNT(n * PIECE), part), code.floats))
         for n in range(number):
             _weigh(code, shape, n, scores, tops, sums, mixtures)
         if shape.latent:
-            _mix_latents(code, shape, number, scores, mixtures, keys, places)
+            _mix_latents(code, shape, number, scores, mixtures, keys, blocks)
         else:
             for start in range(0, vectors, _TOGETHER):
                 parts = range(start, min(start + _TOGETHER, vectors))
-                _mix(code, shape, number, parts, scores, mixtures, values, places)
+                _mix(code, shape, number, parts, scores, mixtures, values, blocks)
 
     for n in range(number):
         _finish(code, shape, n, code.read(outs, POINTER, n), sinks, tops, sums, mixtures)
@@ -251,7 +253,7 @@ def _mix(
     scores: ir.Value,
     mixtures: ir.Value,
     values: ir.Value,
-    places: list[ir.Value],
+    blocks: ir.Value,
 ) -> None:
     """Add the weighted values of a piece, some vectors of each, to those of all queries."""
     vectors = shape.value_room // LANES
@@ -259,13 +261,14 @@ def _mix(
     for n in range(number):
         for column, part in enumerate(parts):
             code.store(code.read(mixtures, code.floats, n * vectors + part, 64), sums[n][column])
-    for block, place in enumerate(places):
+    with code.loop(COUNT(0), COUNT(PIECE)) as block:
+        place = code.read(blocks, COUNT, block)
         cached = code.at(values, code.mul(place, COUNT(shape.value_room * LANES)), code.element)
         with code.loop(COUNT(0), COUNT(LANES)) as key:
             row = code.at(cached, code.mul(key, COUNT(shape.value_room)), code.element)
             elements = [code.load_elements(row, part * LANES) for part in parts]
             for n in range(number):
-                weights = code.at(scores, n * PIECE + block, code.floats)
+                weights = code.at(scores, code.add(COUNT(n * PIECE), block), code.floats)
                 weight = code.splat(code.read(weights, FLOAT, key, 4))
                 for column, each in enumerate(elements):
                     total = code.load(sums[n][column], typ=code.floats)
@@ -283,11 +286,12 @@ def _mix_latents(
     scores: ir.Value,
     mixtures: ir.Value,
     keys: ir.Value,
-    places: list[ir.Value],
+    blocks: ir.Value,
 ) -> None:
     """The same of values that are what keys begin with, which lie transposed."""
     vectors = shape.value_room // LANES
-    for block, place in enumerate(places):
+    with code.loop(COUNT(0), COUNT(PIECE)) as block:
+        place = code.read(blocks, COUNT, block)
         cached = code.at(keys, code.mul(place, COUNT(shape.key_room * LANES)), code.element)
         with code.loop(COUNT(0), COUNT(vectors)) as part:
             first = code.mul(part, COUNT(LANES))
@@ -296,7 +300,7 @@ def _mix_latents(
             for n in range(number):
                 mixture = code.at(mixtures, code.add(COUNT(n * vectors), part), code.floats)
                 total = code.load(mixture, typ=code.floats)
-                weights = code.at(scores, n * PIECE + block, code.floats)
+                weights = code.at(scores, code.add(COUNT(n * PIECE), block), code.floats)
                 for key, each in enumerate(elements):
                     total = code.multiply_add(code.splat(code.read(weights, FLOAT, key, 4)), each, total)
                 code.store(total, mixture)
@@ -328,12 +332,12 @@ def _finish(
         code.store_elements(code.fmul(mixture, scale), out, part * LANES)
 
 
-def _write_attend(module: ir.Module, shape: Shape, kernels: list[ir.Function]) -> None:
+def _write_attend(module: ir.Module, shape: Shape, kernels: dict[int, ir.Function]) -> None:
     """`attend(arguments)`: take shares of the items until none is left."""
     function = ir.Function(module, ir.FunctionType(VOID, (POINTER,)), "attend")
     code = _Code(function, shape)
     its = _fields(code, function.args[0])
-    most = len(kernels)
+    most = max(kernels)
     queries, outs = code.variable(POINTER, most), code.variable(POINTER, most)
     positions, sinks = code.variable(COUNT, most), code.variable(FLOAT, most)
     take, begin, end = (code.append_basic_block() for _ in range(3))
@@ -349,8 +353,9 @@ def _write_attend(module: ir.Module, shape: Shape, kernels: list[ir.Function]) -
         place, kv_head, query, count, row, position = (
             code.read(item, COUNT, index) for index in range(ITEM_FIELDS)
         )
-        with code.loop(COUNT(0), count) as index:
-            own = code.add(query, index)
+        last = code.sub(count, COUNT(1))
+        with code.loop(COUNT(0), COUNT(most)) as index:  # the last one fills what is left of the code's
+            own = code.add(query, code.select(code.icmp_signed("<", index, last), index, last))
             token, of_group = code.udiv(own, COUNT(shape.group)), code.urem(own, COUNT(shape.group))
             head = code.add(code.mul(kv_head, COUNT(shape.group)), of_group)
             at_row = code.add(row, token)
@@ -363,22 +368,23 @@ def _write_attend(module: ir.Module, shape: Shape, kernels: list[ir.Function]) -
                 code.store(code.read(its["sinks"], FLOAT, head), code.at(sinks, index, FLOAT))
         piece = COUNT(PIECE * LANES)
         earliest = code.read(positions, COUNT, 0)
-        latest = code.read(positions, COUNT, code.sub(count, COUNT(1)))
+        latest = code.read(positions, COUNT, last)
         begins = code.add(code.sub(earliest, its["window"]), COUNT(1))
         begins = code.select(code.icmp_signed(">", begins, COUNT(0)), begins, COUNT(0))
         pieces = code.udiv(begins, piece), code.add(code.udiv(latest, piece), COUNT(1))
         keys = code.at(its["keys"], code.mul(kv_head, its["key_head"]), code.element)
         values = code.at(its["values"], code.mul(kv_head, its["value_head"]), code.element)
         table = code.at(its["table"], place, COUNT)
+        pointers = (queries, outs, positions, sinks, keys, values, table)
         done = code.append_basic_block()
-        choice = code.switch(count, done)
-        for size, kernel in enumerate(kernels, 1):
-            call = code.append_basic_block()
-            choice.add_case(COUNT(size), call)
+        for size, kernel in kernels.items():
+            call, larger = code.append_basic_block(), code.append_basic_block()
+            code.cbranch(code.icmp_signed("<=", count, COUNT(size)), call, larger)
             code.position_at_end(call)
-            pointers = (queries, outs, positions, sinks, keys, values, table)
             code.call(kernel, [*pointers, *pieces, its["window"], its["scaling"]])
             code.branch(done)
+            code.position_at_end(larger)
+        code.branch(done)
         code.position_at_end(done)
     code.branch(take)
     code.position_at_end(end)

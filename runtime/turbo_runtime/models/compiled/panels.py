@@ -11,6 +11,7 @@ from turbo_runtime.models.compiled.panel_kernel import Arguments, Kind, PanelKer
 
 _ALIASED = 512  # units: rows a multiple of that apart push each other out of a processor's first cache
 _LINE = 16  # units of a line of that cache
+_READING = 8  # rows that are multiplied while their weights are read
 _KINDS: dict[torch.dtype, Kind] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -43,9 +44,10 @@ def multiply(x: Tensor, panels: Tensor, outputs: int) -> Tensor:
     out = x.new_empty(rows, number * panel)
     if rows:
         x = _readable(x, per_unit)
-        sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number, threads.share_of(number)
+        sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number
         arguments = Arguments(x.data_ptr(), panels.data_ptr(), out.data_ptr(), *sizes)
-        threads.run(_kernel(x.dtype).multiply, arguments)
+        count = threads.count_for(max(rows, _READING) * panels.numel())
+        threads.run(_kernel(x.dtype).multiply, arguments, number, count)
     return out if out.shape[1] == outputs else out[:, :outputs].contiguous()
 
 

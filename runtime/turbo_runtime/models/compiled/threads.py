@@ -11,7 +11,8 @@ import torch
 
 from turbo_runtime.models.compiled.code import Compiled
 
-_SHARES = 4  # of the work for each thread: one that was held up takes fewer
+_SHARES = 4  # of the parts for each thread: one that was held up takes fewer
+_WORTH_WAKING = 1 << 19  # multiplications: about 10 µs, for which a thread that sleeps hardly wakes up
 
 
 def check() -> None:
@@ -20,18 +21,19 @@ def check() -> None:
         _parallel()
 
 
-def share_of(number: int) -> int:
-    """How many of so many parts a thread takes at a time."""
-    threads = torch.get_num_threads()
-    return number if threads == 1 else -(-number // (_SHARES * threads))
+def count_for(operations: int) -> int:
+    """How many threads so many operations are worth waking up."""
+    return torch.get_num_threads() if operations >= _WORTH_WAKING else 1
 
 
-def run(compiled: Compiled, arguments: ctypes.Structure) -> None:
-    """Run compiled code in all threads."""
-    threads = torch.get_num_threads()
+def run(compiled: Compiled, arguments: Any, parts: int, threads: int) -> None:
+    """Run compiled code in so many threads, which share the `parts` that it has to do."""
+    arguments.taken = 0
     if threads == 1:
+        arguments.share = parts
         compiled.run(arguments)
     else:
+        arguments.share = -(-parts // (_SHARES * threads))
         _parallel()(compiled.address, ctypes.byref(arguments), threads, 0)
 
 

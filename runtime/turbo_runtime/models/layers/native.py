@@ -152,13 +152,15 @@ class LeanBlock(Layer):
             self.mlp_norm = RMSNorm(module.post_attention_layernorm)
         self.mlp = Experts(mlp) if hasattr(mlp, "experts") else GatedMLP.from_module(mlp)
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: StepMetadata) -> Tensor:
-        """x (rows, width) -> the same."""
-        attended = self.attention(self.attention_norm(x), rotation, step)
-        x = x + (self.attention_scale(attended) if self.attention_scale else attended)
-        normed = self.mlp_norm(x)
+    def __call__(
+        self, x: Tensor, more: Tensor | None, rotation: Rotation, step: StepMetadata
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream x (rows, width), and what is still to be added to it -> the same two."""
+        x, normed = self.attention_norm.add(x, more)
+        attended = self.attention(normed, rotation, step)
+        x, normed = self.mlp_norm.add(x, self.attention_scale(attended) if self.attention_scale else attended)
         mixed = self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed)
-        return x + (self.mlp_scale(mixed) if self.mlp_scale else mixed)
+        return x, self.mlp_scale(mixed) if self.mlp_scale else mixed
 
 
 class LeanDecoder(Decoder):
@@ -200,14 +202,14 @@ class LeanDecoder(Decoder):
 
     def hidden(self, tokens: Tensor, step: StepMetadata, layers: Collection[int]) -> Hidden:
         """tokens (rows) -> (rows, width); and what enters `layers`."""
-        x = self.embed(tokens)
+        x, more = self.embed(tokens), None
         rotations = {kind: rope.at(step.positions) for kind, rope in self._ropes.items()}
         streams: dict[int, Tensor] = {}
         for layer, (block, kind) in enumerate(zip(self._blocks, self._kinds, strict=True)):
-            if layer in layers:
-                streams[layer] = x
-            x = block(x, rotations[kind], step)
-        return self._norm(x), streams
+            if layer in layers:  # a copy: the next norm adds in place
+                streams[layer] = x.clone() if more is None else x + more
+            x, more = block(x, more, rotations[kind], step)
+        return self._norm.add(x, more)[1], streams
 
     def sites(self) -> Iterator[Site]:
         """Yield the products that adapters may change: none of latent attention, whose weights are absorbed,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
+from turbo_runtime.models.compiled import elementwise
 from turbo_runtime.models.layers.loops import find_row_unit, split_rows
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
@@ -144,18 +147,27 @@ class RMSNorm(Layer):
 
     def __init__(self, module: Any) -> None:
         self.weight, self.epsilon = _norm_weight(module)
-        self._by_sum = _BySum(self.weight, self.epsilon)
+        self._wide = self.weight.float()  # for compiled code
 
     def checked(self) -> RowWise:
         """The norm."""
         return RowWise("RMSNorm", self.weight.shape[0], self)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (..., width) -> the same."""
+        """x (rows, width) -> the same."""
         if x.is_cpu:
-            return self._by_sum(x)
+            return elementwise.norm(x, self._wide, self.epsilon)
         wide = x.to(self.weight.dtype)
         return F.rms_norm(wide, self.weight.shape, self.weight, self.epsilon).to(x.dtype)
+
+    def add(self, x: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x and `more` (rows, width) -> their sum, perhaps in place of x, and its norm."""
+        if more is None:
+            return x, self(x)
+        if x.is_cpu:
+            return x, elementwise.norm(x, self._wide, self.epsilon, more)
+        x = x + more
+        return x, self(x)
 
 
 class HeadNorm(Layer):
@@ -164,7 +176,10 @@ class HeadNorm(Layer):
     def __init__(self, query: Any, key: Any, heads: int, kv_heads: int) -> None:
         weight, self.epsilon = _norm_weight(query)
         self.weight = torch.cat([weight.expand(heads, -1), _norm_weight(key)[0].expand(kv_heads, -1)])
-        self._by_sum = _BySum(self.weight, self.epsilon)
+        width = self.weight.shape[-1]
+        # on a CPU, where torch's own falls apart into more operations: by the sum of the squares, with what
+        # makes a mean of it in the weight
+        self._by_sum, self._epsilon = self.weight.float() * width**0.5, self.epsilon * width
 
     def checked(self) -> RowWise:
         """The norm of all heads of a row."""
@@ -174,26 +189,14 @@ class HeadNorm(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, query and key heads, width)."""
         if x.is_cpu:
-            return self._by_sum(x)
+            wide = x.float()
+            scale: Tensor = torch.linalg.vector_norm(wide, 2, -1, True).square_().add_(self._epsilon).rsqrt_()
+            normed: Tensor = (wide * scale).mul_(self._by_sum)
+            return normed.to(x.dtype)
         return (F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight).to(x.dtype)
 
 
-class _BySum:
-    """RMSNorm on a CPU, where torch's own falls apart into more operations: by the sum of the squares, with
-    what makes a mean of it in the weight.
-    """
-
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        width = weight.shape[-1]
-        self._weight, self._epsilon = weight.float() * width**0.5, epsilon * width
-
-    def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale: Tensor = torch.linalg.vector_norm(wide, 2, -1, True).square_().add_(self._epsilon).rsqrt_()
-        return (wide * scale).mul_(self._weight).to(x.dtype)
-
-
-Rotation = Callable[[Tensor], Tensor]  # of x (rows, heads, width)
+Rotation = Callable[[Tensor], Tensor]  # of x (rows, heads, width), perhaps in place
 
 
 class Rope:
@@ -216,6 +219,8 @@ class Rope:
 
     def at(self, positions: Tensor) -> Rotation:
         """Return the rotation of each row, by its position (rows)."""
+        if positions.is_cpu:
+            return partial(elementwise.rotate, cos=self._cos, sin=self._sin, positions=positions.long())
         cos, sin = self._cos[positions][:, None], self._sin[positions][:, None]
 
         def rotate(x: Tensor) -> Tensor:
@@ -244,11 +249,13 @@ class GatedMLP(Layer):
         self.down: Product = down
         self.parts: dict[str, int] = {}  # what gives gate and up in a checkpoint, with its outputs
         self._width = gate_up.shape[0]
+        # by compiled code, which takes rows one by one
+        self._is_compiled = isinstance(activation, SiLUActivation | nn.SiLU) and gate_up.device.type == "cpu"
 
     @property
     def row_unit(self) -> int:
         """What the number of rows must be a multiple of."""
-        return find_row_unit(self._width // 2)
+        return 1 if self._is_compiled else find_row_unit(self._width // 2)
 
     def checked(self) -> RowWise:
         """The gated activation."""
@@ -271,6 +278,8 @@ class GatedMLP(Layer):
 
     def gated(self, gate_up: Tensor) -> Tensor:
         """(rows, 2 * inner) -> (rows, inner)."""
+        if self._is_compiled:
+            return elementwise.gate(gate_up)
         if not gate_up.is_cpu:
             return self._gate(gate_up)
         parts = split_rows(len(gate_up), self._width // 2, torch.get_num_threads())
