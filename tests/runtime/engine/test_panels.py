@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.models.compiled import panel_kernel, panels
+from turbo_runtime.models.compiled import elementwise, panel_kernel, panels, threads
 from turbo_runtime.models.compiled.panel_kernel import compile_kernel, host_tiles
 from turbo_runtime.models.matmul import PANELS, BatchInvariantLinear
 
@@ -120,3 +120,14 @@ def test_a_matrix_unit_multiplies_bfloat16_better(monkeypatch: pytest.MonkeyPatc
     features = {"avx512f": True, "avx512bf16": True, "amx-bf16": True}
     monkeypatch.setattr(panel_kernel.binding, "get_host_cpu_features", lambda: features)
     assert {tile.kind for tile in host_tiles()} == {"float32"}
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_without_gnu_openmp_products_use_another_kernel_and_all_else_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate = random(torch.float32, 40, 8192)
+    shared = elementwise.gate(gate)
+    monkeypatch.setattr(threads, "_parallel", lambda: None)
+    assert not BatchInvariantLinear(random(torch.float32, 8, 4)).adopt(PANELS)
+    assert torch.equal(elementwise.gate(gate), shared)

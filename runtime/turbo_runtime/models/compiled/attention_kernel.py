@@ -22,14 +22,13 @@ from llvmlite import binding, ir
 from turbo_runtime.models.compiled.code import (
     COUNT,
     FLOAT,
-    HALF_UNIT,
     POINTER,
     UNIT,
     VOID,
-    BFloat,
     Code,
     Compiled,
     compile_functions,
+    define,
 )
 
 LANES = 16  # keys of a block
@@ -91,47 +90,25 @@ class _Code(Code):
     """With the elements of a cache."""
 
     def __init__(self, function: ir.Function, shape: Shape) -> None:
-        super().__init__(function, LANES)
-        self._wide = not shape.bfloat16
-        self.element = FLOAT if self._wide else HALF_UNIT
+        super().__init__(function, LANES, bfloat16=shape.bfloat16)
 
     def load_elements(self, pointer: ir.Value, index: ir.Value | int) -> ir.Value:
         """Return a vector of elements as floats."""
-        place = self.at(pointer, index, self.element)
-        if self._wide:
-            return self.read(place, self.floats)
-        return self._widened(self.read(place, ir.VectorType(HALF_UNIT, LANES)), self.units, self.floats)
+        return self.widened(self.read(self.at(pointer, index, self.element), self.elements))
 
     def load_element(self, pointer: ir.Value, index: ir.Value) -> ir.Value:
         """Return an element as a float."""
-        loaded = self.read(pointer, self.element, index)
-        return loaded if self._wide else self._widened(loaded, UNIT, FLOAT)
+        return self.widened(self.read(pointer, self.element, index))
 
     def store_elements(self, floats: ir.Value, pointer: ir.Value, index: int) -> None:
         """Store a vector."""
-        rounded = floats if self._wide else self.fptrunc(floats, ir.VectorType(BFloat(), LANES))
-        self.store(rounded, self.at(pointer, index, self.element), align=1)
-
-    def _widened(self, halves: ir.Value, units: ir.Type, floats: ir.Type) -> ir.Value:
-        shift = self.integers(16) if units == self.units else UNIT(16)
-        return self.bitcast(self.shl(self.zext(halves, units), shift), floats)
-
-
-def _fields(code: _Code, arguments: ir.Value) -> dict[str, ir.Value]:
-    """Load all arguments; of `taken` the place."""
-    kinds = [*[POINTER] * len(_POINTERS), *[COUNT] * len(_COUNTS), FLOAT]
-    layout, fields = ir.LiteralStructType(kinds), dict[str, ir.Value]()
-    for number, (name, kind) in enumerate(zip((*_POINTERS, *_COUNTS, "scaling"), kinds, strict=True)):
-        place = code.gep(arguments, [UNIT(0), UNIT(number)], source_etype=layout)
-        fields[name] = place if name == "taken" else code.load(place, typ=kind)
-    return fields
+        self.store(self.rounded(floats), self.at(pointer, index, self.element), align=1)
 
 
 def _write_store(module: ir.Module, shape: Shape) -> None:
     """`store(arguments)`: the keys and values of all tokens to their slots."""
-    function = ir.Function(module, ir.FunctionType(VOID, (POINTER,)), "store")
-    code = _Code(function, shape)
-    its = _fields(code, function.args[0])
+    code = _Code(define(module, "store"), shape)
+    its = code.arguments(Arguments)
     with code.loop(COUNT(0), its["tokens"]) as token, code.loop(COUNT(0), its["kv_heads"]) as head:
         slot = code.read(its["slots"], COUNT, token)
         block, lane = code.udiv(slot, COUNT(LANES)), code.urem(slot, COUNT(LANES))
@@ -334,21 +311,12 @@ def _finish(
 
 def _write_attend(module: ir.Module, shape: Shape, kernels: dict[int, ir.Function]) -> None:
     """`attend(arguments)`: take shares of the items until none is left."""
-    function = ir.Function(module, ir.FunctionType(VOID, (POINTER,)), "attend")
-    code = _Code(function, shape)
-    its = _fields(code, function.args[0])
+    code = _Code(define(module, "attend"), shape)
+    its = code.arguments(Arguments)
     most = max(kernels)
     queries, outs = code.variable(POINTER, most), code.variable(POINTER, most)
     positions, sinks = code.variable(COUNT, most), code.variable(FLOAT, most)
-    take, begin, end = (code.append_basic_block() for _ in range(3))
-    code.branch(take)
-    code.position_at_end(take)
-    first = code.atomic_rmw("add", its["taken"], its["share"], "monotonic")
-    code.cbranch(code.icmp_signed("<", first, its["num_items"]), begin, end)
-    code.position_at_end(begin)
-    limit = code.add(first, its["share"])
-    limit = code.select(code.icmp_signed("<", limit, its["num_items"]), limit, its["num_items"])
-    with code.loop(first, limit) as number:
+    with code.shares(its, its["num_items"]) as number:
         item = code.at(its["items"], code.mul(number, COUNT(ITEM_FIELDS)), COUNT)
         place, kv_head, query, count, row, position = (
             code.read(item, COUNT, index) for index in range(ITEM_FIELDS)
@@ -386,6 +354,4 @@ def _write_attend(module: ir.Module, shape: Shape, kernels: dict[int, ir.Functio
             code.position_at_end(larger)
         code.branch(done)
         code.position_at_end(done)
-    code.branch(take)
-    code.position_at_end(end)
     code.ret_void()

@@ -70,13 +70,61 @@ def declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type)
     return declared or ir.Function(module, ir.FunctionType(result, parameters), name)
 
 
-class Code(ir.IRBuilder):  # type: ignore[misc]
-    """Writes a function that works on vectors of so many lanes."""
+_KINDS: dict[Any, ir.Type] = {ctypes.c_void_p: POINTER, ctypes.c_int64: COUNT, ctypes.c_float: FLOAT}
 
-    def __init__(self, function: ir.Function, lanes: int) -> None:
+
+def define(module: ir.Module, name: str) -> ir.Function:
+    """Begin a function of a pointer to its arguments."""
+    return ir.Function(module, ir.FunctionType(VOID, (POINTER,)), name)
+
+
+class Code(ir.IRBuilder):  # type: ignore[misc]
+    """Writes a function on vectors of so many lanes; elements in memory are float32 or bfloat16."""
+
+    def __init__(self, function: ir.Function, lanes: int, *, bfloat16: bool = False) -> None:
         super().__init__(function.append_basic_block())
         self.lanes = lanes
         self.floats, self.units = ir.VectorType(FLOAT, lanes), ir.VectorType(UNIT, lanes)
+        self.element = HALF_UNIT if bfloat16 else FLOAT
+        self.elements = ir.VectorType(self.element, lanes)
+
+    def arguments(self, kind: type[ctypes.Structure]) -> dict[str, ir.Value]:
+        """Load all that the function is given; of `taken` the place, which threads share."""
+        types = [_KINDS[each[1]] for each in kind._fields_]
+        layout, loaded = ir.LiteralStructType(types), dict[str, ir.Value]()
+        for number, (each, type_) in enumerate(zip(kind._fields_, types, strict=True)):
+            place = self.gep(self.function.args[0], [UNIT(0), UNIT(number)], source_etype=layout)
+            loaded[each[0]] = place if each[0] == "taken" else self.load(place, typ=type_)
+        return loaded
+
+    @contextmanager
+    def shares(self, its: dict[str, ir.Value], parts: ir.Value) -> Iterator[ir.Value]:
+        """Write the body for each part, of which a thread takes a `share` at a time until none is left."""
+        take, begin, end = (self.append_basic_block() for _ in range(3))
+        self.branch(take)
+        self.position_at_end(take)
+        first = self.atomic_rmw("add", its["taken"], its["share"], "monotonic")
+        self.cbranch(self.icmp_signed("<", first, parts), begin, end)
+        self.position_at_end(begin)
+        limit = self.add(first, its["share"])
+        with self.loop(first, self.select(self.icmp_signed("<", limit, parts), limit, parts)) as number:
+            yield number
+        self.branch(take)
+        self.position_at_end(end)
+
+    def widened(self, stored: ir.Value) -> ir.Value:
+        """Return an element, or a vector of them, as floats."""
+        if self.element == FLOAT:
+            return stored
+        if stored.type == self.element:
+            return self.bitcast(self.shl(self.zext(stored, UNIT), UNIT(16)), FLOAT)
+        return self.bitcast(self.shl(self.zext(stored, self.units), self.integers(16)), self.floats)
+
+    def rounded(self, floats: ir.Value) -> ir.Value:
+        """Return a vector of floats as elements."""
+        if self.element == FLOAT:
+            return floats
+        return self.bitcast(self.fptrunc(floats, ir.VectorType(BFloat(), self.lanes)), self.elements)
 
     @contextmanager
     def loop(self, start: ir.Value, stop: ir.Value) -> Iterator[ir.Value]:

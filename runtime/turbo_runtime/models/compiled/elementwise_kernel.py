@@ -16,15 +16,14 @@ from llvmlite import ir
 from turbo_runtime.models.compiled.code import (
     COUNT,
     FLOAT,
-    HALF_UNIT,
     POINTER,
     UNIT,
     VOID,
-    BFloat,
     Code,
     Compiled,
     compile_functions,
     declare,
+    define,
 )
 
 LANES = 16
@@ -67,15 +66,8 @@ class _Row(Code):
     """Writes a function of rows."""
 
     def __init__(self, function: ir.Function, bfloat16: bool) -> None:
-        super().__init__(function, LANES)
-        self.element = HALF_UNIT if bfloat16 else FLOAT
-        self._stored = ir.VectorType(self.element, LANES)
-        kinds = [*[POINTER] * len(_POINTERS), *[COUNT] * len(_COUNTS), FLOAT]
-        layout = ir.LiteralStructType(kinds)
-        self.its = dict[str, ir.Value]()
-        for number, (name, kind) in enumerate(zip((*_POINTERS, *_COUNTS, "epsilon"), kinds, strict=True)):
-            place = self.gep(function.args[0], [UNIT(0), UNIT(number)], source_etype=layout)
-            self.its[name] = place if name == "taken" else self.load(place, typ=kind)
+        super().__init__(function, LANES, bfloat16=bfloat16)
+        self.its = self.arguments(Arguments)
 
     def row(self, name: str, number: ir.Value) -> ir.Value:
         """Return where a row of an array begins."""
@@ -93,17 +85,15 @@ class _Row(Code):
 
     def get(self, row: ir.Value, index: ir.Value, mask: ir.Value) -> ir.Value:
         """Load a vector as floats; zeros behind its end."""
-        return self._widened(self._masked_load(self._stored, self.at(row, index, self.element), mask))
+        return self.widened(self._masked_load(self.elements, self.at(row, index, self.element), mask))
 
     def put(self, floats: ir.Value, row: ir.Value, index: ir.Value, mask: ir.Value) -> ir.Value:
         """Store a vector up to its end; the same as it was rounded."""
-        rounded = floats
-        if self.element != FLOAT:
-            rounded = self.bitcast(self.fptrunc(floats, ir.VectorType(BFloat(), LANES)), self._stored)
-        name = f"llvm.masked.store.v{LANES}{self._suffix(self._stored)}.p0"
-        store = declare(self.module, name, VOID, self._stored, POINTER, UNIT, mask.type)
+        rounded = self.rounded(floats)
+        name = f"llvm.masked.store.v{LANES}{self._suffix(self.elements)}.p0"
+        store = declare(self.module, name, VOID, self.elements, POINTER, UNIT, mask.type)
         self.call(store, [rounded, self.at(row, index, self.element), UNIT(1), mask])
-        return self._widened(rounded)
+        return self.widened(rounded)
 
     def get_floats(self, pointer: ir.Value, index: ir.Value, mask: ir.Value) -> ir.Value:
         """Load a vector of float32."""
@@ -117,29 +107,12 @@ class _Row(Code):
     def _suffix(self, kind: ir.VectorType) -> str:
         return "f32" if kind.element == FLOAT else "i16"
 
-    def _widened(self, stored: ir.Value) -> ir.Value:
-        if self.element == FLOAT:
-            return stored
-        return self.bitcast(self.shl(self.zext(stored, self.units), self.integers(16)), self.floats)
-
 
 def _write(module: ir.Module, bfloat16: bool, name: str, body: Callable[[_Row, ir.Value], None]) -> None:
     """A function that takes shares of the rows until none is left."""
-    function = ir.Function(module, ir.FunctionType(VOID, (POINTER,)), name)
-    code = _Row(function, bfloat16)
-    its = code.its
-    take, begin, end = (code.append_basic_block() for _ in range(3))
-    code.branch(take)
-    code.position_at_end(take)
-    first = code.atomic_rmw("add", its["taken"], its["share"], "monotonic")
-    code.cbranch(code.icmp_signed("<", first, its["rows"]), begin, end)
-    code.position_at_end(begin)
-    limit = code.add(first, its["share"])
-    limit = code.select(code.icmp_signed("<", limit, its["rows"]), limit, its["rows"])
-    with code.loop(first, limit) as row:
+    code = _Row(define(module, name), bfloat16)
+    with code.shares(code.its, code.its["rows"]) as row:
         body(code, row)
-    code.branch(take)
-    code.position_at_end(end)
     code.ret_void()
 
 

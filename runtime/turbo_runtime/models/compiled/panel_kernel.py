@@ -24,9 +24,11 @@ from turbo_runtime.models.compiled.code import (
     UNIT,
     VOID,
     BFloat,
+    Code,
     Compiled,
     compile_functions,
     declare,
+    define,
 )
 
 Kind = Literal["float32", "bfloat16"]
@@ -227,30 +229,12 @@ def _quotient(builder: ir.IRBuilder, value: ir.Value, divisor: ir.Value) -> ir.V
 
 def _multiply(module: ir.Module, tile: Tile, arithmetic: _Arithmetic, panel_kernel: ir.Function) -> None:
     """`multiply(arguments)`: take shares of the panels until none is left."""
-    layout = ir.LiteralStructType([POINTER] * 3 + [COUNT] * 7)
-    function = ir.Function(module, ir.FunctionType(VOID, (POINTER,)), "multiply")
-    (arguments,) = function.args
-    start, take, begin, loop, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(5))
-    fields = [start.gep(arguments, [UNIT(0), UNIT(n)], source_etype=layout) for n in range(10)]
-    x, panels, out, rows, units, x_stride, out_stride, num_panels, share = (
-        start.load(field, typ=kind) for field, kind in zip(fields[:9], layout.elements, strict=False)
-    )
-    start.branch(take.block)
-
-    first = take.atomic_rmw("add", fields[9], share, "monotonic")
-    take.cbranch(take.icmp_signed("<", first, num_panels), begin.block, end.block)
-
-    limit = begin.add(first, share)
-    limit = begin.select(begin.icmp_signed("<", limit, num_panels), limit, num_panels)
-    begin.branch(loop.block)
-
-    number = loop.phi(COUNT)
-    size = loop.mul(loop.add(units, COUNT(1)), COUNT(tile.panel))  # with the biases
-    panel = loop.gep(panels, [loop.mul(number, size)], source_etype=UNIT)
-    to_out = loop.gep(out, [loop.mul(number, COUNT(tile.panel))], source_etype=arithmetic.output)
-    loop.call(panel_kernel, [x, x_stride, panel, units, to_out, out_stride, rows])
-    following = loop.add(number, COUNT(1))
-    loop.cbranch(loop.icmp_signed("<", following, limit), loop.block, take.block)
-    number.add_incoming(first, begin.block)
-    number.add_incoming(following, loop.block)
-    end.ret_void()
+    code = Code(define(module, "multiply"), tile.lanes)
+    its = code.arguments(Arguments)
+    size = code.mul(code.add(its["units"], COUNT(1)), COUNT(tile.panel))  # with the biases
+    with code.shares(its, its["num_panels"]) as number:
+        panel = code.at(its["panels"], code.mul(number, size), UNIT)
+        to_out = code.at(its["out"], code.mul(number, COUNT(tile.panel)), arithmetic.output)
+        given = its["x"], its["x_stride"], panel, its["units"], to_out, its["out_stride"], its["rows"]
+        code.call(panel_kernel, given)
+    code.ret_void()

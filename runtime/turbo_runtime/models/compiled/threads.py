@@ -17,33 +17,32 @@ _WORTH_WAKING = 1 << 19  # multiplications: about 10 µs, for which a thread tha
 
 def check() -> None:
     """Raise RuntimeError where torch's threads cannot run compiled code."""
-    if torch.get_num_threads() > 1:
-        _parallel()
+    if torch.get_num_threads() > 1 and _parallel() is None:
+        raise RuntimeError("torch was built without GNU OpenMP, whose threads compiled code needs")
 
 
 def count_for(operations: int) -> int:
-    """How many threads so many operations are worth waking up."""
-    return torch.get_num_threads() if operations >= _WORTH_WAKING else 1
+    """How many threads so many operations are worth waking up; one where none can run compiled code."""
+    return torch.get_num_threads() if operations >= _WORTH_WAKING and _parallel() else 1
 
 
 def run(compiled: Compiled, arguments: Any, parts: int, threads: int) -> None:
     """Run compiled code in so many threads, which share the `parts` that it has to do."""
     arguments.taken = 0
-    if threads == 1:
+    start = None if threads == 1 else _parallel()
+    if start is None:
         arguments.share = parts
         compiled.run(arguments)
     else:
         arguments.share = -(-parts // (_SHARES * threads))
-        _parallel()(compiled.address, ctypes.byref(arguments), threads, 0)
+        start(compiled.address, ctypes.byref(arguments), threads, 0)
 
 
 @cache
-def _parallel() -> Callable[..., Any]:
-    """The function with which GNU OpenMP runs code in its threads."""
-    try:
-        start = ctypes.CDLL(None).GOMP_parallel
-    except AttributeError:
-        raise RuntimeError("torch was built without GNU OpenMP, whose threads compiled code needs") from None
-    start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    start.restype = None
+def _parallel() -> Callable[..., Any] | None:
+    """The function with which GNU OpenMP runs code in its threads; None where torch has another OpenMP."""
+    start = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    if start is not None:
+        start.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        start.restype = None
     return start
