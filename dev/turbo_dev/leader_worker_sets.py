@@ -36,9 +36,11 @@ def installed(access: Access) -> Iterator[ProcessGroup]:
         settings = folder / "config.yaml"
         settings.write_text(json.dumps(_settings(folder, port)), encoding="utf-8")
         processes = ProcessGroup(folder / "logs")
-        access.kubectl("apply", "--server-side", "-f", str(config / "crd" / "bases"))
-        access.wait_for_crds()
         try:
+            # Webhooks come first: an object made in between would lack what they add, and never run.
+            access.apply(*webhooks)
+            access.kubectl("apply", "--server-side", "-f", str(config / "crd" / "bases"))
+            access.wait_for_crds()
             processes.start(
                 "lws",
                 [program, f"--config={settings}", f"--kubeconfig={access.kubeconfig}"],
@@ -47,7 +49,6 @@ def installed(access: Access) -> Iterator[ProcessGroup]:
             processes.wait_until(
                 lambda: "Starting workers" in processes.log("lws").read_text(), "it works", START_SECONDS
             )
-            access.apply(*webhooks)
             yield processes
         finally:
             for webhook in webhooks:
