@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from turbo_runtime.drafters.interface import SURE, Drafter, DraftRequest, TokenCandidate
-from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.noise import Noise, signed
-from turbo_runtime.sampling.rows import DrawnRows
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Rule
 from turbo_runtime.sampling.search import kernels_of
 
 _DEPTHS = 8  # drafted positions that are calibrated apart
@@ -92,18 +89,7 @@ class AutoregressiveDrafter(Drafter):
         """The token of each draft; `NOTHING` where logits are no numbers."""
         rows = DrawnRows()
         for row, request in enumerate(self._requests[index] for index in indices):
-            if request.temperature > 0:
-                rows.plain.rows.append(row)
-                rows.plain.params.append(_params(request.temperature))
-                rows.plain.keys.append(signed(request.key))
-                rows.plain.positions.append(len(request.tokens) + self._depth)
-            else:
-                rows.greedy.append(row)
+            rule, position = Rule(request.temperature), len(request.tokens) + self._depth
+            rows.add(row, 1, rule, signed(request.key), position)
         tokens: list[int] = kernels_of(logits.device).draw(logits, rows, self.noise).tolist()
         return tokens
-
-
-@lru_cache(maxsize=256)
-def _params(temperature: float) -> SamplingParams:
-    """A draft is drawn by its temperature alone."""
-    return SamplingParams(temperature=temperature)

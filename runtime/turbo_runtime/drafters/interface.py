@@ -38,7 +38,9 @@ class DraftRequest:
     hidden: Tensor | None = None  # (width,): the model's last hidden state, which gave the last token
     method: DraftMethod = "auto"  # the request's choice of drafters
     draft: str = DEFAULT_DRAFT  # name of its trained draft
-    table: Sequence[int] = ()  # its blocks of KV cache, for all tokens and `limit` drafted ones
+    # its blocks of KV cache, for all tokens, of which all but the last are computed, and `limit`
+    # drafted ones; none where a prompt is still being computed
+    table: Sequence[int] = ()
     lora_id: int = 0  # number of its adapter; 0: none
 
 

@@ -19,6 +19,7 @@ from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationReq
 from turbo_runtime.models.runner import Forward, ModelRunner, is_out_of_memory
 from turbo_runtime.models.transfer import download
 from turbo_runtime.sampling.dense import DENSE
+from turbo_runtime.sampling.draw_kernel import compile_draw
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
@@ -54,6 +55,8 @@ class Engine:
         self.speculation = Speculator(drafters, control or GoodputController(None, model.padded_rows))
         self.noise = Noise(model.vocabulary, model.device)
         self._kernels = DENSE if model.asynchronous else SEARCH
+        if self._kernels is SEARCH:
+            compile_draw()  # no request waits for it
         self.samplers = SamplerRegistry(self.noise, grammars)
         self.audit = Audit(model, scheduler, self.samplers, audit_fraction, guarantee, self._kernels)
         self._arrived: dict[str, float] = {}  # arrival times of answers that wait for their first step

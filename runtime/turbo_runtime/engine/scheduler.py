@@ -10,7 +10,8 @@ The budget of a step, in this order:
    budget has a token for it in addition to all running ones;
 2. prompts, oldest first, then those of waiting sequences: all but the drafts' promise, which is their likely
    use and at most half;
-3. drafts: each its promise, then what the prompts leave, both shared evenly.
+3. drafts: each its promise, then what the prompts leave, both shared evenly. A prompt that ends in this step
+   has no promise.
 
 Preemption happens between steps: the youngest sequence loses its blocks, resumes first, and is recomputed but
 for what the prefix cache still has. The oldest is never preempted, so every answer ends. Knows no torch, no
@@ -23,6 +24,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import islice
 
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.kv_cache.block_pool import (
@@ -165,6 +167,7 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
             if self._find_block(sequence):
                 self._compute(sequence, 1, step)
+        decoding = len(step.counts)
         wanted = {sequence: most for sequence in step.counts if (most := self._max_drafts(sequence)) > 0}
         promised = {s: min(limit, likely(s.request_id)) for s, limit in wanted.items()}
         promise = min(sum(promised.values()), step.tokens // 2)
@@ -172,6 +175,9 @@ class Scheduler:
         for sequence in [sequence for sequence in self.running if sequence.missing > 1]:
             self._compute(sequence, _chunk(sequence, step), step)
         self._admit(step)
+        for sequence, count in islice(step.counts.items(), decoding, None):
+            if count == sequence.missing and (most := self._max_drafts(sequence)) > 0:
+                wanted[sequence], promised[sequence] = most, 0
         counts, limits = step.counts, self._grant_drafts(wanted, promised, step.tokens + promise)
         return tuple(
             ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0), counts[s] == s.missing)

@@ -263,11 +263,11 @@ class Speculator:
             part.work.draft_limit,
             request.scope,
             sampler.key,
-            0.0 if sampler.greedy else sampler.params.temperature,
+            sampler.rule.temperature,
             self._hidden.get(request.request_id),
             sampler.params.draft_method,
             request.draft,
-            sequence.table,
+            sequence.table if part.work.count == 1 else (),
             request.lora_id,
         )
 

@@ -1,14 +1,13 @@
 """The tokens of rows by operations of fixed shapes, for a device that must not wait for the host.
 
-The same draws as those of `draw` and `truncation`, which look at few tokens of a row and therefore ask, again
+The same draws as those of `search`, which looks at few tokens of a row and therefore asks, again
 and again, which: on a device each such question would be a copy to the host. Here every token gets its noise
 and its rank.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbo_runtime.models.transfer import upload
-from turbo_runtime.sampling.draw import NOTHING
-from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.rows import DrawnRows, Masks, RowKernels, SampledRows
+from turbo_runtime.sampling.noise import Floats, Ints, Noise
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Masks, RowKernels, Rule
 
 _BYTES_AT_ONCE = 1 << 26  # of float64, for some rows of the vocabulary; a few such tensors exist together
 
@@ -26,19 +24,22 @@ _BYTES_AT_ONCE = 1 << 26  # of float64, for some rows of the vocabulary; a few s
 @torch.inference_mode()
 def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
-    device = logits.device
-    drawn = torch.full((len(logits),), NOTHING, device=device)
+    drawn = torch.full((len(logits),), NOTHING, device=logits.device)
+    places, keys, table = rows.index(), rows.position_keys(), rows.table()
+    sampled = table[:, 0] > 0.0
+    truncated = sampled & (table[:, 1:] != Rule()[1:]).any(1)
     size = rows_at_once(logits.shape[1])
-    greedy = upload(np.array(rows.greedy, np.int64), device)
-    for index in torch.split(greedy, size) if rows.greedy else ():
-        values = logits.index_select(0, index)
-        drawn.index_copy_(0, index, torch.where(_some_left(values), _first_highest(values), NOTHING))
-    for part, truncated in ((rows.plain, False), (rows.truncated, True)):
-        for piece in _pieces(part, size):
-            index, keys = upload(piece.index(), device), upload(piece.position_keys(), device)
+    for kind, perturbed, truncates in (
+        (~sampled, False, False),
+        (sampled & ~truncated, True, False),
+        (truncated, True, True),
+    ):
+        numbers = np.flatnonzero(kind)
+        for some in (numbers[start : start + size] for start in range(0, len(numbers), size)):
+            index = upload(places[some], logits.device)
             values = logits.index_select(0, index)
-            tokens = _highest_perturbed(values, piece, keys, noise, truncated=truncated)
-            drawn.index_copy_(0, index, torch.where(_some_left(values), tokens, NOTHING))
+            scores = _scores(values, table[some], keys[some], noise, truncates) if perturbed else values
+            drawn.index_copy_(0, index, torch.where(_some_left(values), _first_highest(scores), NOTHING))
     return drawn
 
 
@@ -48,40 +49,26 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
     return rows.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
-def _pieces(rows: SampledRows, size: int) -> Iterator[SampledRows]:
-    return (rows.part(slice(start, start + size)) for start in range(0, len(rows.rows), size))
+def _scores(logits: Tensor, table: Floats, keys: Ints, noise: Noise, truncates: bool) -> Tensor:
+    """The perturbed scores of rows (n, vocabulary), float64, by a table (n, 4) of their rules."""
+    rules = upload(table, logits.device)
+    scores = logits.double().div_(rules[:, :1])
+    if truncates:
+        scores.masked_fill_(_dropped(logits, *rules[:, :, None].unbind(1)), -torch.inf)
+    return scores.add_(noise.gumbel_table(upload(keys, logits.device)))
 
 
-def _highest_perturbed(
-    logits: Tensor, rows: SampledRows, keys: Tensor, noise: Noise, *, truncated: bool
-) -> Tensor:
-    """The first token (n,) with the highest perturbed score of each row (n, vocabulary)."""
-    temperatures = upload(rows.temperatures(), logits.device)[:, None]
-    scores = logits.double().div_(temperatures)
-    if truncated:
-        scores.masked_fill_(_dropped(logits, rows, temperatures), -torch.inf)
-    return _first_highest(scores.add_(noise.gumbel_table(keys)))
-
-
-def _dropped(logits: Tensor, rows: SampledRows, temperatures: Tensor) -> Tensor:
-    """Return (n, vocabulary) whether `min_p`, then `top_k`, then `top_p` drop a token."""
-    device, every = logits.device, rows.params
-    log_min_p = _column([math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in every], device)
-    top_k = _column([float(p.top_k) if p.top_k > 0 else math.inf for p in every], device)
-    top_p = _column([p.top_p if p.top_p < 1.0 else math.inf for p in every], device)
+def _dropped(logits: Tensor, temperatures: Tensor, log_min_p: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Return (n, vocabulary) whether `min_p`, then `top_k`, then `top_p` drop a token; each is (n, 1)."""
     ordered = logits.sort(dim=1, descending=True, stable=True)
     values = ordered.values.double()
     top = values[:, :1]
-    kept = (values >= top + temperatures * log_min_p) & (torch.arange(logits.shape[1], device=device) < top_k)
+    places = torch.arange(logits.shape[1], device=logits.device)
+    kept = (values >= top + temperatures * log_min_p) & (places < top_k)
     weights = torch.where(kept, (values - top).div_(temperatures).exp_(), 0.0)
     sums = weights.cumsum(1)
     kept &= F.pad(sums[:, :-1], (1, 0)) < top_p * sums[:, -1:]
     return torch.empty_like(kept).scatter_(1, ordered.indices, ~kept)
-
-
-def _column(values: list[float], device: torch.device) -> Tensor:
-    """Put numbers (n,) on `device` as (n, 1) float64."""
-    return upload(np.array(values, np.float64), device)[:, None]
 
 
 def _some_left(logits: Tensor) -> Tensor:

@@ -27,47 +27,46 @@ Bits = TypeVar("Bits", Ints, Tensor)
 
 BLOCK = 64  # ids; a power of two, whose logarithm is at most the 11 bits that uniforms leave over
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
-_ROWS_AT_ONCE = 32  # whose blocks stay in a core's cache
-_UNIFORM_BITS = 53  # uniforms of 24 bits tie in large vocabularies
+GOLDEN = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
+UNIFORM_BITS = 53  # uniforms of 24 bits tie in large vocabularies
 
 
 def mix64(value: int) -> int:
     """Mix 64 bits by the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), a bijection."""
     value &= MASK_64
-    value = ((value ^ (value >> 30)) * _MIX_1) & MASK_64
-    value = ((value ^ (value >> 27)) * _MIX_2) & MASK_64
+    value = ((value ^ (value >> 30)) * MIX_1) & MASK_64
+    value = ((value ^ (value >> 27)) * MIX_2) & MASK_64
     return value ^ (value >> 31)
 
 
 def answer_key(seed: int, prompt: Sequence[int], choice: int) -> int:
     """Return 64 bits for one answer: another seed, prompt or choice gives independent noise."""
     digest = hashlib.blake2b(array("q", prompt).tobytes(), digest_size=8).digest()
-    key = mix64(seed + _GOLDEN)
+    key = mix64(seed + GOLDEN)
     key = mix64(key ^ int.from_bytes(digest, "little"))
-    return mix64(key + (choice + 1) * _GOLDEN)
+    return mix64(key + (choice + 1) * GOLDEN)
 
 
 def position_key(answer: int, position: int) -> int:
     """Return 64 bits as int64 for an absolute position (0: the prompt's first token) of the answer."""
-    return signed(mix64(answer ^ mix64((position + 1) * _GOLDEN)))
+    return signed(mix64(answer ^ mix64((position + 1) * GOLDEN)))
 
 
 def position_keys(answers: Sequence[int], positions: Sequence[int]) -> Ints:
     """Return the `position_key` (n,) of each of some answers, whose keys are int64."""
-    state = (np.array(positions, np.int64) + 1) * signed(_GOLDEN)
+    state = (np.array(positions, np.int64) + 1) * signed(GOLDEN)
     return _mix(np.array(answers, np.int64) ^ _mix(state))
 
 
 def token_exponential(key: int, token: int) -> float:
     """Return the exponential of one token at one position, to within rounding, in plain Python."""
-    bits = mix64(key - (token // BLOCK + 1) * _GOLDEN)
+    bits = mix64(key - (token // BLOCK + 1) * GOLDEN)
     minimum = _float_exponential(bits) / BLOCK
     if bits & (BLOCK - 1) == token & (BLOCK - 1):
         return minimum
-    return minimum + _float_exponential(mix64(key + (token + 1) * _GOLDEN))
+    return minimum + _float_exponential(mix64(key + (token + 1) * GOLDEN))
 
 
 class Noise:
@@ -79,36 +78,13 @@ class Noise:
         self.num_blocks = -(-vocabulary // BLOCK)
         # An id times an odd constant, as SplitMix64 steps its state; int64 wraps as unsigned 64-bit numbers
         # do. Blocks count down from -1, tokens up from 1.
-        self._tokens = torch.arange(1, vocabulary + 1, device=device) * signed(_GOLDEN)
-        self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * signed(_GOLDEN)
+        self._tokens = torch.arange(1, vocabulary + 1, device=device) * signed(GOLDEN)
+        self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * signed(GOLDEN)
 
     def block_minima(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Return the least exponential of each block and its place: (rows, blocks) for `keys` (rows,)."""
         bits = _mix(self._blocks + keys[:, None])
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
-
-    def log_minima_bounds(self, keys: Ints) -> Floats:
-        """Return (rows, blocks) float32 on the host: at most the logarithm of a block's least exponential,
-        but for rounding, and near it where that is low.
-        """
-        bounds = np.empty((len(keys), self.num_blocks), np.float32)
-        for start in range(0, len(keys), _ROWS_AT_ONCE):
-            bits = _mix(self._blocks.numpy() + keys[start : start + _ROWS_AT_ONCE, None])
-            # -log(u) is at least 1 - u
-            bounds[start : start + _ROWS_AT_ONCE] = (1 << _UNIFORM_BITS) - _high_bits(bits)
-        bounds *= 2.0**-_UNIFORM_BITS / BLOCK
-        return np.log(bounds, out=bounds)
-
-    def minima_at(self, keys: Ints, blocks: Ints) -> tuple[Floats, Ints]:
-        """Return `block_minima` (n,) of one block (n,) for each of `keys` (n,), on the host."""
-        bits = _mix(self._blocks.numpy()[blocks] + keys)
-        return _host_exponential(bits) / BLOCK, bits & (BLOCK - 1)
-
-    def gumbel_at(self, keys: Ints, ids: Ints, minima: Floats, places: Ints) -> Floats:
-        """Return Gumbel noise (n,) float64 of `ids` on the host, by `minima_at` of their blocks."""
-        beyond = _host_exponential(_mix(self._tokens.numpy()[ids] + keys)) + minima
-        gumbel: Floats = -np.log(np.where(places == ids % BLOCK, minima, beyond))
-        return gumbel
 
     def gumbel_table(self, keys: Tensor) -> Tensor:
         """Return standard Gumbel noise (rows, vocabulary) float64 of all tokens, a row for each of `keys`."""
@@ -133,35 +109,27 @@ class Noise:
 def _mix(x: Bits) -> Bits:
     """Apply `mix64` to every element, in place; the masks make the shifts logical ones."""
     x ^= (x >> 30) & ((1 << 34) - 1)
-    x *= signed(_MIX_1)
+    x *= signed(MIX_1)
     x ^= (x >> 27) & ((1 << 37) - 1)
-    x *= signed(_MIX_2)
+    x *= signed(MIX_2)
     x ^= (x >> 31) & ((1 << 33) - 1)
     return x
 
 
 def _float_exponential(bits: int) -> float:
     """`_exponential` of one number."""
-    return -math.log(max(bits >> (64 - _UNIFORM_BITS), 1) * 2.0**-_UNIFORM_BITS)
+    return -math.log(max(bits >> (64 - UNIFORM_BITS), 1) * 2.0**-UNIFORM_BITS)
 
 
 def _exponential(bits: Tensor) -> Tensor:
     """Return -log(u), float64, with u in (0, 1) from the upper 53 of 64 random bits."""
     uniform = _high_bits(bits).clamp_(min=1).double()
-    return uniform.mul_(2.0**-_UNIFORM_BITS).log_().neg_()
-
-
-def _host_exponential(bits: Ints) -> Floats:
-    """`_exponential` on the host. The logarithm is of an array made here: of one with a negative stride numpy
-    rounds otherwise.
-    """
-    exponential: Floats = -np.log(np.maximum(_high_bits(bits), 1) * 2.0**-_UNIFORM_BITS)
-    return exponential
+    return uniform.mul_(2.0**-UNIFORM_BITS).log_().neg_()
 
 
 def _high_bits(bits: Bits) -> Bits:
-    high: Bits = bits >> (64 - _UNIFORM_BITS)
-    high &= (1 << _UNIFORM_BITS) - 1
+    high: Bits = bits >> (64 - UNIFORM_BITS)
+    high &= (1 << UNIFORM_BITS) - 1
     return high
 
 

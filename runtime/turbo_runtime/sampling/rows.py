@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,15 +16,54 @@ from turbo_runtime.sampling.noise import Floats, Ints, Noise, position_keys
 
 Masks = NDArray[np.uint8]  # of tokens, a bit each, the lowest bit first
 
+NOTHING = -1  # in place of a token: the row has none with a finite logit
+GREEDY_BELOW = 1e-6  # a lower temperature is 0: float64 would not resolve the quotient
+
+
+class Rule(NamedTuple):
+    """How a row is drawn."""
+
+    temperature: float = 0.0  # 0: its highest logit
+    log_min_p: float = -math.inf
+    top_k: float = math.inf
+    top_p: float = math.inf
+
+    @property
+    def truncates(self) -> bool:
+        """Whether any token may be dropped."""
+        return self.temperature > 0.0 and self[1:] != _WHOLE
+
+
+_WHOLE = Rule()[1:]
+
+
+def rule_of(params: SamplingParams) -> Rule:
+    """Return how a request's rows are drawn."""
+    if params.temperature < GREEDY_BELOW:
+        return Rule()
+    return Rule(
+        params.temperature,
+        math.log(params.min_p) if params.min_p > 0.0 else -math.inf,
+        params.top_k if params.top_k > 0 else math.inf,
+        params.top_p if params.top_p < 1.0 else math.inf,
+    )
+
 
 @dataclass(frozen=True, slots=True)
-class SampledRows:
-    """Rows that are drawn by noise."""
+class DrawnRows:
+    """Rows that are drawn, as columns."""
 
-    rows: list[int] = field(default_factory=list)  # ascending
-    params: list[SamplingParams] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)  # `noise.answer_key`, as int64
     positions: list[int] = field(default_factory=list)  # of their tokens
+
+    def add(self, first: int, count: int, rule: Rule, key: int = 0, position: int = 0) -> None:
+        """Add an answer's rows from `first` on, whose tokens follow one another from `position` on."""
+        self.rows.extend(range(first, first + count))
+        self.rules.extend([rule] * count)
+        self.keys.extend([key] * count)
+        self.positions.extend(range(position, position + count))
 
     def index(self) -> Ints:
         """Return the rows (n,)."""
@@ -33,22 +73,9 @@ class SampledRows:
         """Return the keys (n,) of their noise."""
         return position_keys(self.keys, self.positions)
 
-    def temperatures(self) -> Floats:
-        """Return (n,) float64, above 0."""
-        return np.array([params.temperature for params in self.params], np.float64)
-
-    def part(self, which: slice) -> SampledRows:
-        """Some of the rows."""
-        return SampledRows(self.rows[which], self.params[which], self.keys[which], self.positions[which])
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnRows:
-    """All rows that are drawn, by the way that each is."""
-
-    greedy: list[int] = field(default_factory=list)  # ascending
-    plain: SampledRows = field(default_factory=SampledRows)
-    truncated: SampledRows = field(default_factory=SampledRows)  # by min_p, top_k or top_p
+    def table(self) -> Floats:
+        """Return the rules (n, 4) float64."""
+        return np.array(self.rules, np.float64).reshape(-1, len(Rule._fields))
 
 
 class RowKernels(NamedTuple):

@@ -13,16 +13,13 @@ from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams, TokenLogprob
 from turbo_runtime.models.transfer import Array, download, upload
-from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.grammar.matcher import GrammarMatcher
 from turbo_runtime.sampling.logprobs import PromptLogprobs, read_scores, score
 from turbo_runtime.sampling.noise import Noise, position_key, signed
 from turbo_runtime.sampling.processors import Edits, Processors
-from turbo_runtime.sampling.rows import DrawnRows, RowKernels
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, RowKernels, rule_of
 from turbo_runtime.sampling.search import SEARCH, kernels_of
-from turbo_runtime.sampling.truncation import excess, truncates
-
-GREEDY_BELOW = 1e-6  # a lower temperature is 0: float64 would not resolve the quotient
+from turbo_runtime.sampling.truncation import excess
 
 NOT_FINITE = "the model's logits are not finite: its weights or its precision are broken"
 
@@ -49,8 +46,7 @@ class Sampler:
         """`key`: `noise.answer_key`. Raises ValueError with a sentence for an unknown token in `params`."""
         self.params = params
         self.key, self.signed_key = key, signed(key)
-        self.greedy = params.temperature < GREEDY_BELOW
-        self.truncates = not self.greedy and truncates(params)
+        self.rule = rule_of(params)
         self.stop_ids = params.stop_token_ids | (grammar.end_ids if grammar else frozenset())
         self._noise = noise
         self._grammar = grammar
@@ -74,10 +70,10 @@ class Sampler:
         self.collect(edits, AnswerRows(self, tokens, (), 0))
         edits.apply(row[None], kernels_of(row.device))
         gumbel = None
-        if not self.greedy:
+        if self.rule.temperature > 0.0:
             ids = torch.arange(len(row), device=row.device)
             gumbel = self._noise.gumbel(position_key(self.key, len(tokens)), ids)
-        return excess(row, token, self.params, gumbel, off * self._processors.gain)
+        return excess(row, token, self.rule, gumbel, off * self._processors.gain)
 
     def collect(self, edits: Edits, rows: AnswerRows) -> int:
         """Add the changes to its `rows`, and return how many of them, from the first on, may be drawn in this
@@ -175,16 +171,7 @@ class SamplingMetadata:
             except Exception as error:  # of this request alone
                 self._failures[part.first] = error
                 return 0
-        rows = range(part.first, part.first + count)
-        if sampler.greedy:
-            self._rows.greedy.extend(rows)
-        else:
-            sampled = self._rows.truncated if sampler.truncates else self._rows.plain
-            sampled.rows.extend(rows)
-            sampled.params.extend([sampler.params] * count)
-            sampled.keys.extend([sampler.signed_key] * count)
-            position = len(part.tokens)
-            sampled.positions.extend(range(position, position + count))
+        self._rows.add(part.first, count, sampler.rule, sampler.signed_key, len(part.tokens))
         return count
 
     @torch.inference_mode()

@@ -3,52 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from turbo_runtime.models.compiled import threads
+from turbo_runtime.models.compiled.code import Compiled
 from turbo_runtime.sampling import dense
-from turbo_runtime.sampling.draw import NOTHING, BlockedLogits, greedy_tokens, sampled_tokens
+from turbo_runtime.sampling.draw_kernel import UNSURE, compile_draw
 from turbo_runtime.sampling.noise import Floats, Ints, Noise
-from turbo_runtime.sampling.row_threads import share_out
-from turbo_runtime.sampling.rows import DrawnRows, Masks, RowKernels
-from turbo_runtime.sampling.truncation import likely_tokens, ranked_token, top_tokens
+from turbo_runtime.sampling.row_code import Arguments
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Masks, RowKernels, Rule
+from turbo_runtime.sampling.truncation import top_tokens, truncate
 
 
 @torch.inference_mode()
 def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
-    blocks = BlockedLogits(logits)
+    assert logits.shape[1] == noise.vocabulary
     tokens = torch.full((len(logits),), NOTHING)
-    drawn, greedy = tokens.numpy(), np.array(rows.greedy, np.int64)
-    unsure = list[Ints]()  # rows whose whole ranking is needed
-
-    def draw_greedy(part: slice) -> None:
-        drawn[greedy[part]] = greedy_tokens(blocks, greedy[part])
-
-    def draw_plain(part: slice) -> None:
-        some = rows.plain.part(part)
-        index = some.index()
-        drawn[index] = sampled_tokens(blocks, index, some.temperatures(), some.position_keys(), noise)
-
-    def draw_truncated(part: slice) -> None:
-        some = rows.truncated.part(part)
-        index = some.index()
-        drawn[index], places = likely_tokens(blocks, index, some.params, some.position_keys(), noise)
-        unsure.append(places + part.start)
-
-    if rows.greedy:
-        share_out(len(greedy), draw_greedy)
-    if rows.plain.rows:
-        share_out(len(rows.plain.rows), draw_plain)
-    if rows.truncated.rows:
-        share_out(len(rows.truncated.rows), draw_truncated)
-        for place in np.concatenate(unsure).tolist():
-            one = rows.truncated.part(slice(place, place + 1))
-            drawn[one.rows] = ranked_token(blocks, one.rows[0], one.params[0], one.position_keys(), noise)
+    if not rows.rows:
+        return tokens
+    places, table, keys = rows.index(), rows.table(), rows.position_keys()
+    drawn = _draw(logits, places, table, keys)
+    for number in np.flatnonzero(drawn == UNSURE).tolist():  # few
+        kept = truncate(logits[rows.rows[number]], rows.rules[number])[None]
+        plain = np.array([Rule(rows.rules[number].temperature)])
+        drawn[number] = _draw(kept, np.zeros(1, np.int64), plain, keys[number : number + 1])[0]
+    tokens.numpy()[places] = drawn
     return tokens
+
+
+def _draw(logits: Tensor, places: Ints, table: Floats, keys: Ints) -> Ints:
+    """Draw rows (n,) at `places` of the logits, by a table (n, 4) of rules and keys (n,) of their noise."""
+    drawn = np.empty(len(places), np.int64)
+    its = Arguments(tokens=drawn.ctypes.data, rules=table.ctypes.data, keys=keys.ctypes.data)
+    _run(compile_draw().draw, its, logits, places)
+    return drawn
 
 
 def likeliest(rows: Tensor, count: int) -> Tensor:
@@ -59,32 +51,25 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
 
 
 def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
-    """`RowKernels.forbid`: each byte of a mask looks up the limits of eight logits, once for rows that have
-    the same mask, as those of one grammar often do.
-    """
-    values, equal = logits.numpy(), sorted(zip(rows, map(bytes, masks), strict=True), key=itemgetter(1))
+    """`RowKernels.forbid`."""
+    masks = np.ascontiguousarray(masks)
+    its = Arguments(masks=masks.ctypes.data, mask_bytes=masks.shape[1])
+    _run(compile_draw().forbid, its, logits, np.array(rows, np.int64))
 
-    def forbid_some(part: slice) -> None:
-        limits, applied = np.empty((masks.shape[1], 8), np.float32), b""
-        flat = limits.reshape(-1)[: values.shape[1]]
-        for row, mask in equal[part]:
-            if mask != applied:
-                np.take(_LIMITS, np.frombuffer(mask, np.uint8), axis=0, out=limits, mode="clip")
-                applied = mask
-            np.fmin(values[row], flat, out=values[row])
 
-    share_out(len(equal), forbid_some)
+def _run(compiled: Compiled, its: Arguments, logits: Tensor, places: Ints) -> None:
+    """Run it for the rows at `places`."""
+    assert logits.is_contiguous()
+    assert logits.dtype == torch.float32
+    its.logits, its.places = logits.data_ptr(), places.ctypes.data
+    its.rows, its.vocabulary = len(places), logits.shape[1]
+    threads.run(compiled, its, its.rows, threads.count_for(its.rows * its.vocabulary))
 
 
 def rows_at_once(_vocabulary: int) -> int:
     """`RowKernels.rows_at_once`: few stay in a cache, and a large vocabulary of float64 is a megabyte."""
     return 8
 
-
-_LIMITS: Floats = np.where(
-    dense.forbidden_tokens(torch.arange(256, dtype=torch.uint8)[:, None]), -np.inf, np.inf
-)
-_LIMITS = _LIMITS.astype(np.float32)
 
 SEARCH = RowKernels(draw, likeliest, forbid, rows_at_once)
 

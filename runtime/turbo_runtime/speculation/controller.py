@@ -29,7 +29,7 @@ _PROBE_EVERY, _PROBE_SHARE = 64, 0.01
 _WAIT = 32
 _DOUBT = 0.5  # standard deviations that the cost of drafted tokens is taken to be lower by, always
 _ALLOWANCE = 0.005  # of the time, that drafting may lose
-_FIRST, _MOST = 0.5, 2.0  # steps' time: that new drafters may lose; that gains let them lose later
+_FIRST, _MOST = 0.5, 3.0  # steps' time: that new drafters may lose; that gains let them lose later
 _PRIOR, _FORGET_AT = 8.0, 256.0  # drafted tokens: that a drafter's word counts for; at which to halve them
 _READING, _READING_PROMPTS = 0.01, 0.02  # share of a step's time for reading; of one with a prompt's part
 _MANY, _MANY_OF_ONE = 4, 8  # drafted tokens for each answer, at least, to estimate the cost of a row
@@ -231,10 +231,15 @@ class GoodputController:
         # part, drafts would look almost free.
         alone = StepShape(answers, shape.row_reads)
         growing = self.cost.growing(shape, more, answers)
+        plain, extra = self.cost.seconds(alone), np.maximum.accumulate(growing - growing[0])
+        # A long draft may be all wrong: that costs no more than drafts have earned, and stops no others.
+        certain = sum(each.count(1.0) for each in acceptances)
+        most = extra[certain] + max(self._credit.value, _FIRST) * plain
         # What is taken for dear is never measured otherwise.
         doubt = (_DOUBT + self._since_drafts / _WAIT) * self.cost.doubt(alone, more, answers)
-        extra = np.maximum.accumulate(np.maximum(growing - growing[0] - doubt, 0.0))
-        return select_draft_lengths(acceptances, answers, extra + self.cost.seconds(alone), drafting)
+        hoped = np.maximum.accumulate(np.maximum(growing - growing[0] - doubt, 0.0))
+        seconds = np.where(extra <= most, plain + hoped, np.inf)
+        return select_draft_lengths(acceptances, answers, seconds, drafting)
 
     def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:
         """Learn from a step, `shape` without its drafts; one outcome for each answer that got tokens."""

@@ -26,9 +26,8 @@ from turbo_runtime.drafters.heads import (
 from turbo_runtime.drafters.interface import Draft, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key, signed
-from turbo_runtime.sampling.rows import DrawnRows, SampledRows
+from turbo_runtime.sampling.rows import DrawnRows, Rule
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.speculation.verification import verify
 
@@ -68,10 +67,7 @@ class Model:
         return found.logits[0], found.hidden_states[-1][0]
 
     def token(self, logits: Tensor, coupling: tuple[int, float], position: int) -> int:
-        if not coupling[1]:
-            return int(SEARCH.draw(logits[None], DrawnRows(greedy=[0]), self.noise))
-        params = SamplingParams(temperature=coupling[1])
-        rows = DrawnRows(plain=SampledRows([0], [params], [signed(coupling[0])], [position]))
+        rows = DrawnRows([0], [Rule(coupling[1])], [signed(coupling[0])], [position])
         return int(SEARCH.draw(logits[None], rows, self.noise))
 
 

@@ -46,5 +46,18 @@ def test_an_end_that_a_grammar_forces_is_not_drafted(
     params = replace(request.params, grammar=Grammar("regex", "abcdefgh"))
     events = answered(server, replace(request, params=params))
     assert events[-1].finish_reason == "stop"
-    assert [len(event.tokens) for event in events] == [1, 7, 1]
+    assert [len(event.tokens) for event in events] == [7, 2]
     assert all(event.accepted == len(event.tokens) - 1 for event in events)
+
+
+def test_an_answer_that_was_given_before_begins_with_drafts_in_the_step_of_its_prompt(
+    make_engine: MakeEngine, ask: Ask
+) -> None:
+    server, request = make_engine(), ask(0.0)[0]
+    server.speculation.control.spare = lambda shape: 1.0  # type: ignore[method-assign]
+    plain = tokens_of(answered(server, request))
+    server.rest()
+    again = answered(server, replace(request, request_id="again"))
+    assert tokens_of(again) == plain
+    assert again[0].accepted > 0
+    assert again[0].cached_tokens is not None

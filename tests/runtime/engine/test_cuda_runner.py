@@ -40,7 +40,7 @@ from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.logprobs import score
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.rows import DrawnRows, RowKernels, SampledRows
+from turbo_runtime.sampling.rows import DrawnRows, RowKernels, rule_of
 from turbo_runtime.sampling.sampler import Sampler
 from turbo_runtime.sampling.search import SEARCH
 
@@ -348,27 +348,22 @@ def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
         logits[0, 3] = math.nan
     drawn = DrawnRows()
     for row in range(rows):
-        kind = data.draw(st.sampled_from(["greedy", "plain", "truncated", "none"]))
-        if kind == "greedy":
-            drawn.greedy.append(row)
-        elif kind != "none":
-            part = drawn.plain if kind == "plain" else drawn.truncated
-            _add(part, row, data)
+        if data.draw(st.integers(0, 4)):
+            key = data.draw(st.integers(-(1 << 63), (1 << 63) - 1))
+            drawn.add(row, 1, rule_of(_params(data)), key, data.draw(st.integers(0, 1 << 20)))
     found = [kernels.draw(logits.clone(), drawn, noise).tolist() for kernels in (SEARCH, DENSE)]
     assert found[0] == found[1]
 
 
-def _add(part: SampledRows, row: int, data: st.DataObject) -> None:
-    part.rows.append(row)
-    part.keys.append(data.draw(st.integers(-(1 << 63), (1 << 63) - 1)))
-    part.positions.append(data.draw(st.integers(0, 1 << 20)))
-    part.params.append(
-        SamplingParams(
-            temperature=data.draw(st.sampled_from([0.01, 0.7, 1.0, 3.0])),
-            top_p=data.draw(st.sampled_from([1e-9, 0.1, 0.6, 0.95, 0.9999, 1.0])),
-            top_k=data.draw(st.sampled_from([0, 1, 3, 50, 500])),
-            min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5, 1.0])),
-        )
+def _params(data: st.DataObject) -> SamplingParams:
+    temperature = data.draw(st.sampled_from([0.0, 0.01, 0.7, 1.0, 3.0]))
+    if data.draw(st.booleans()):
+        return SamplingParams(temperature=temperature)
+    return SamplingParams(
+        temperature=temperature,
+        top_p=data.draw(st.sampled_from([1e-9, 0.1, 0.6, 0.95, 0.9999, 1.0])),
+        top_k=data.draw(st.sampled_from([0, 1, 3, 50, 500])),
+        min_p=data.draw(st.sampled_from([0.0, 0.02, 0.5, 1.0])),
     )
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from turbo_runtime.messages import SamplingParams
-from turbo_runtime.sampling.draw import NOTHING
 from turbo_runtime.sampling.noise import (
     BLOCK,
     Noise,
@@ -22,9 +21,8 @@ from turbo_runtime.sampling.noise import (
     signed,
     token_exponential,
 )
-from turbo_runtime.sampling.rows import DrawnRows, SampledRows
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Rule, rule_of
 from turbo_runtime.sampling.search import SEARCH
-from turbo_runtime.sampling.truncation import truncates
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (
@@ -34,15 +32,17 @@ matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**3
 
 
 def greedy(logits: torch.Tensor) -> list[int]:
-    return SEARCH.draw(logits, DrawnRows(greedy=list(range(len(logits)))), Noise(logits.shape[1])).tolist()
+    rows = DrawnRows()
+    rows.add(0, len(logits), Rule())
+    return SEARCH.draw(logits, rows, Noise(logits.shape[1])).tolist()
 
 
 def sampled(
     logits: torch.Tensor, params: Sequence[SamplingParams], seed: int, positions: Sequence[int] = ()
 ) -> list[int]:
     positions = list(positions or range(len(logits)))
-    part = SampledRows(list(range(len(logits))), list(params), [signed(seed)] * len(logits), positions)
-    rows = DrawnRows(truncated=part) if truncates(params[0]) else DrawnRows(plain=part)
+    rules = list(map(rule_of, params))
+    rows = DrawnRows(list(range(len(logits))), rules, [signed(seed)] * len(logits), positions)
     return SEARCH.draw(logits, rows, Noise(logits.shape[1])).tolist()
 
 
@@ -87,15 +87,6 @@ def test_keys_of_many_positions_are_those_of_each() -> None:
     positions = [seed * seed for seed in range(40)]
     found = position_keys([signed(answer) for answer in answers], positions)
     assert found.tolist() == list(map(position_key, answers, positions))
-
-
-def test_the_least_noise_of_blocks_is_bounded_from_below() -> None:
-    noise, keys = Noise(64 * 700), position_keys([7] * 70, range(70))
-    minima, _ = noise.block_minima(torch.from_numpy(keys))
-    bounds = torch.from_numpy(noise.log_minima_bounds(keys)).double()
-    assert (bounds <= minima.log() + 1e-5).all()
-    low = minima < 0.01 / BLOCK  # high noise, which may win
-    assert (bounds > minima.log() - 0.01)[low].all()
 
 
 def test_noise_of_one_token_without_tensors_is_the_same_to_within_rounding() -> None:

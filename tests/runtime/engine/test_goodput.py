@@ -198,6 +198,19 @@ def test_drafting_goes_on_while_it_pays() -> None:
         credit.book(0.9 if step % 4 == 0 else -0.1)
 
 
+def test_a_draft_that_is_all_wrong_costs_no_more_than_drafts_have_earned_and_stops_none() -> None:
+    control, shape, sure = GoodputController(SEEDS, to_four), StepShape(1, 256), [0.999] * 64
+    assert control.select_draft_lengths([[1.0] * 63], shape, 1, 0.0) == [63]  # forced, which is no risk
+    for wins in (0, 20):
+        for _ in range(wins):
+            control.learn(shape, [DraftOutcome("a", True, 8, 8, 8.0, 8)], StepTimes(0.0, 0.030))
+        (count,) = control.select_draft_lengths([sure], shape, 1, 0.0)
+        assert 0 < count < 64
+        seconds = control.cost.seconds(shape.drafting(count, 1))
+        control.learn(shape, [DraftOutcome("a", True, count, 0, 1.0, 0)], StepTimes(0.0, seconds))
+        assert control.asks
+
+
 def test_after_many_steps_with_drafts_one_without_is_made() -> None:
     control, without = GoodputController(SEEDS, to_four), 0
     for _ in range(200):

@@ -18,7 +18,7 @@ from turbo_runtime.sampling import processors as module
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Edits, Processors
-from turbo_runtime.sampling.rows import RowKernels
+from turbo_runtime.sampling.rows import RowKernels, rule_of
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import truncate
@@ -137,7 +137,7 @@ def test_candidates_are_those_of_the_reference(
 ) -> None:
     params = replace(params, temperature=params.temperature or 0.5)
     row[sorted(forbidden)] = -torch.inf
-    found = truncate(row, params)
+    found = truncate(row, rule_of(params))
     assert set(found.isfinite().nonzero().squeeze(1).tolist()) == set(kept(row.tolist(), params))
     assert torch.equal(found[found.isfinite()], row[found.isfinite()])
 
@@ -146,7 +146,7 @@ def test_a_nucleus_of_thousands_is_found_where_it_ends() -> None:
     row = torch.linspace(3.0, -3.0, 6000)[torch.randperm(6000, generator=torch.Generator().manual_seed(1))]
     for p in (0.001, 0.03, 0.2, 0.9, 0.9999):
         params = SamplingParams(temperature=2.0, top_p=p)
-        assert set(truncate(row, params).isfinite().nonzero().squeeze(1).tolist()) == set(
+        assert set(truncate(row, rule_of(params)).isfinite().nonzero().squeeze(1).tolist()) == set(
             kept(row.tolist(), params)
         )
 
@@ -155,7 +155,7 @@ def test_of_equal_logits_the_lower_ids_are_kept() -> None:
     row = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0])
 
     def ids(**params: float) -> list[int]:
-        found = truncate(row, SamplingParams(**params))  # type: ignore[arg-type]
+        found = truncate(row, rule_of(SamplingParams(**params)))  # type: ignore[arg-type]
         return found.isfinite().nonzero().squeeze(1).tolist()
 
     assert ids(top_k=2) == [1, 2]

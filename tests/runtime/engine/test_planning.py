@@ -21,9 +21,7 @@ MAX_LENGTH = 160
 
 @dataclass(frozen=True)
 class Load:
-    """Answers that arrive one per step: (prompt tokens, answer tokens, speculation, prompt's log
-    probabilities).
-    """
+    """Answers that arrive one per step: (tokens of prompt and answer, speculation, prompt logprobs)."""
 
     answers: list[tuple[int, int, bool, bool]]
     blocks: int
@@ -322,6 +320,12 @@ def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:
         scheduler.add(GenerationRequest(f"r{number}", (1,), params))
     decode(scheduler)
     assert [work.draft_limit for work in scheduler.schedule()] == [0, 2, 5]
+
+
+def test_a_prompt_that_ends_in_a_step_gets_the_slots_that_are_left() -> None:
+    scheduler = small(64, running=8, budget=24, drafts=8)
+    scheduler.add(submit(0, 20, 40, True))
+    assert [(work.count, work.draft_limit) for work in scheduler.schedule()] == [(20, 4)]
 
 
 def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,21 +10,18 @@ import torch
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.row_threads import share_out
-from turbo_runtime.sampling.rows import DrawnRows, Masks, SampledRows
+from turbo_runtime.sampling.rows import DrawnRows, Masks, rule_of
 from turbo_runtime.sampling.search import SEARCH
 
 ROWS, VOCABULARY = 300, 1000
-PATIENCE = 60.0
 
 
-def sampled(rows: range, **params: float) -> SampledRows:
-    return SampledRows(
-        list(rows),
-        [SamplingParams(temperature=0.7 + 0.01 * (row % 9), **params) for row in rows],
-        [7919 * row for row in rows],
-        [row % 50 for row in rows],
-    )
+def every_row() -> DrawnRows:
+    rows = DrawnRows()
+    for row in range(ROWS):
+        params = SamplingParams(temperature=max(0.0, 0.01 * (row - 100)), top_p=0.8 if row > 200 else 1.0)
+        rows.add(row, 1, rule_of(params), 7919 * row, row % 50)
+    return rows
 
 
 def drawn(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,8 +29,7 @@ def drawn(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     left = logits.clone()
     masks: Masks = np.random.default_rng(0).integers(0, 256, (5, VOCABULARY // 8), np.uint8)
     SEARCH.forbid(left, range(0, ROWS, 2), masks[np.arange(ROWS // 2) % 5])
-    rows = DrawnRows(list(range(100)), sampled(range(100, 200)), sampled(range(200, ROWS), top_p=0.8))
-    return SEARCH.draw(left, rows, Noise(VOCABULARY)), left
+    return SEARCH.draw(left, every_row(), Noise(VOCABULARY)), left
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -48,50 +42,3 @@ def test_every_row_has_the_same_token_however_many_threads_draw() -> None:
     alone = drawn(logits)
     for one, other in zip(among_three, alone, strict=True):
         assert torch.equal(one.nan_to_num(99), other.nan_to_num(99))
-
-
-@pytest.mark.usefixtures("three_threads")
-def test_all_rows_are_worked_on_once_and_by_several_threads_if_there_are_many() -> None:
-    seen, names = np.zeros(ROWS, np.int64), set[str]()
-
-    together = threading.Barrier(3)
-
-    def work(part: slice) -> None:
-        seen[part] += 1
-        names.add(threading.current_thread().name)
-
-    def work_with_others(part: slice) -> None:
-        together.wait(PATIENCE)
-        work(part)
-
-    share_out(ROWS, work_with_others)
-    assert seen.tolist() == [1] * ROWS
-    assert len(names) == 3
-    names.clear()
-    share_out(40, work)
-    assert names == {threading.current_thread().name}
-
-
-@pytest.mark.usefixtures("three_threads")
-def test_there_are_never_more_threads_than_torch_has() -> None:
-    before = threading.active_count()
-    for count in (70, 100, 128, ROWS, 1000):
-        share_out(count, lambda _: None)
-    assert threading.active_count() <= before + 2
-
-
-@pytest.mark.usefixtures("three_threads")
-@pytest.mark.parametrize("failing", [0, 2])
-def test_a_failure_comes_up_once_no_thread_works_any_more(failing: int) -> None:
-    ended = list[int]()
-
-    def work(part: slice) -> None:
-        number = part.start * 3 // ROWS
-        if number == failing:
-            raise ValueError(f"part {number}")
-        time.sleep(0.05)
-        ended.append(number)
-
-    with pytest.raises(ValueError, match=f"part {failing}"):
-        share_out(ROWS, work)
-    assert sorted(ended) == [number for number in range(3) if number != failing]

@@ -16,7 +16,6 @@ from turbo_runtime.contract.config import BatchLimits, RuntimeConfig
 from turbo_runtime.drafters.loader import DraftBytes
 from turbo_runtime.engine.startup.invariance_check import probe_tokens
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
-from turbo_runtime.messages import SamplingParams
 from turbo_runtime.model_files.source import ModelError
 from turbo_runtime.models.attention.pool import cache_shape
 from turbo_runtime.models.attention.varlen import (
@@ -33,7 +32,7 @@ from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.rows import DrawnRows, SampledRows
+from turbo_runtime.sampling.rows import DrawnRows, Rule
 
 log = logging.getLogger(__name__)
 
@@ -203,9 +202,8 @@ def _run(model: CudaModelRunner, chunks: Sequence[Chunk]) -> None:
     forward = model.execute(chunks)
     if model.group and model.group.rank:
         return  # rank 0 alone has whole logits, and draws
-    rows = list(range(len(forward.logits)))
-    params = [SamplingParams(temperature=1.0, top_p=0.9)] * len(rows)
-    drawn = DrawnRows(truncated=SampledRows(rows, params, [0] * len(rows), rows))
+    drawn = DrawnRows()
+    drawn.add(0, len(forward.logits), Rule(1.0, top_p=0.9))
     DENSE.draw(forward.logits, drawn, Noise(model.vocabulary, model.device))
 
 

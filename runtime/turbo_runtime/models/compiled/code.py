@@ -155,6 +155,20 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         """Load an element of an array."""
         return self.load(self.at(pointer, index, kind), typ=kind, align=align)
 
+    def masked_load(
+        self, kind: ir.VectorType, place: ir.Value, mask: ir.Value, rest: ir.Value | None = None
+    ) -> ir.Value:
+        """Load the lanes of a vector that a mask sets; the others are `rest`, or zeros."""
+        name = f"llvm.masked.load.v{self.lanes}{_suffix(kind)}.p0"
+        load = declare(self.module, name, kind, POINTER, UNIT, mask.type, kind)
+        return self.call(load, [place, UNIT(1), mask, ir.Constant(kind, None) if rest is None else rest])
+
+    def masked_store(self, vector: ir.Value, place: ir.Value, mask: ir.Value) -> None:
+        """Store the lanes of a vector that a mask sets."""
+        name = f"llvm.masked.store.v{self.lanes}{_suffix(vector.type)}.p0"
+        store = declare(self.module, name, VOID, vector.type, POINTER, UNIT, mask.type)
+        self.call(store, [vector, place, UNIT(1), mask])
+
     def splat(self, value: ir.Value) -> ir.Value:
         """Return a vector of equal elements."""
         kind = ir.VectorType(value.type, self.lanes)
@@ -221,6 +235,10 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
     def _operation(self, name: str, *arguments: ir.Value) -> ir.Value:
         kinds = [argument.type for argument in arguments]
         return self.call(declare(self.module, f"llvm.{name}.v{self.lanes}f32", kinds[0], *kinds), arguments)
+
+
+def _suffix(kind: ir.VectorType) -> str:
+    return "f32" if kind.element == FLOAT else "i16"
 
 
 # of e**x behind 1 + x, for x within half of ln 2 (Cephes)

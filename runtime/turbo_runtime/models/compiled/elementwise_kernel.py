@@ -16,9 +16,7 @@ from llvmlite import ir
 from turbo_runtime.models.compiled.code import (
     COUNT,
     FLOAT,
-    POINTER,
     UNIT,
-    VOID,
     Code,
     Compiled,
     compile_functions,
@@ -85,27 +83,17 @@ class _Row(Code):
 
     def get(self, row: ir.Value, index: ir.Value, mask: ir.Value) -> ir.Value:
         """Load a vector as floats; zeros behind its end."""
-        return self.widened(self._masked_load(self.elements, self.at(row, index, self.element), mask))
+        return self.widened(self.masked_load(self.elements, self.at(row, index, self.element), mask))
 
     def put(self, floats: ir.Value, row: ir.Value, index: ir.Value, mask: ir.Value) -> ir.Value:
         """Store a vector up to its end; the same as it was rounded."""
         rounded = self.rounded(floats)
-        name = f"llvm.masked.store.v{LANES}{self._suffix(self.elements)}.p0"
-        store = declare(self.module, name, VOID, self.elements, POINTER, UNIT, mask.type)
-        self.call(store, [rounded, self.at(row, index, self.element), UNIT(1), mask])
+        self.masked_store(rounded, self.at(row, index, self.element), mask)
         return self.widened(rounded)
 
     def get_floats(self, pointer: ir.Value, index: ir.Value, mask: ir.Value) -> ir.Value:
         """Load a vector of float32."""
-        return self._masked_load(self.floats, self.at(pointer, index, FLOAT), mask)
-
-    def _masked_load(self, kind: ir.VectorType, place: ir.Value, mask: ir.Value) -> ir.Value:
-        name = f"llvm.masked.load.v{LANES}{self._suffix(kind)}.p0"
-        load = declare(self.module, name, kind, POINTER, UNIT, mask.type, kind)
-        return self.call(load, [place, UNIT(1), mask, ir.Constant(kind, None)])
-
-    def _suffix(self, kind: ir.VectorType) -> str:
-        return "f32" if kind.element == FLOAT else "i16"
+        return self.masked_load(self.floats, self.at(pointer, index, FLOAT), mask)
 
 
 def _write(module: ir.Module, bfloat16: bool, name: str, body: Callable[[_Row, ir.Value], None]) -> None:
