@@ -52,7 +52,8 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
 def _scores(logits: Tensor, table: Floats, keys: Ints, noise: Noise, truncates: bool) -> Tensor:
     """The perturbed scores of rows (n, vocabulary), float64, by a table (n, 4) of their rules."""
     rules = upload(table, logits.device)
-    scores = logits.double().div_(rules[:, :1])
+    # as `search` computes them: what is left of a quotient of large logits would not resolve the noise
+    scores = logits.double().sub_(logits.amax(1, keepdim=True)).div_(rules[:, :1])
     if truncates:
         scores.masked_fill_(_dropped(logits, *rules[:, :, None].unbind(1)), -torch.inf)
     return scores.add_(noise.gumbel_table(upload(keys, logits.device)))

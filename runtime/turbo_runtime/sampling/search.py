@@ -53,6 +53,7 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
 def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
     """`RowKernels.forbid`."""
     masks = np.ascontiguousarray(masks)
+    assert 8 * masks.shape[1] >= logits.shape[1]  # the code reads a bit for each
     its = Arguments(masks=masks.ctypes.data, mask_bytes=masks.shape[1])
     _run(compile_draw().forbid, its, logits, np.array(rows, np.int64))
 

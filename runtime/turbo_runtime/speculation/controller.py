@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
-# A step without drafts keeps the prediction true: after so many with drafts, or more where it costs more than
-# a share of their gain.
+# A step without drafts keeps the prediction true: after so many with drafts, or more where it would cost more
+# than a share of the time.
 _PROBE_EVERY, _PROBE_SHARE = 64, 0.01
 # Steps after which drafters are asked again, whatever they lost; and by which, with none of their tokens
 # verified, the cost of those falls by a standard deviation.
@@ -30,6 +30,7 @@ _WAIT = 32
 _DOUBT = 0.5  # standard deviations that the cost of drafted tokens is taken to be lower by, always
 _ALLOWANCE = 0.005  # of the time, that drafting may lose
 _FIRST, _MOST = 0.5, 3.0  # steps' time: that new drafters may lose; that gains let them lose later
+_SUREST = 1 - 1e-9  # share of a drafter's claims that is believed: only what a grammar forces is certain
 _PRIOR, _FORGET_AT = 8.0, 256.0  # drafted tokens: that a drafter's word counts for; at which to halve them
 _READING, _READING_PROMPTS = 0.01, 0.02  # share of a step's time for reading; of one with a prompt's part
 _MANY, _MANY_OF_ONE = 4, 8  # drafted tokens for each answer, at least, to estimate the cost of a row
@@ -72,7 +73,7 @@ class Trust:
 
     def apply(self, acceptance: Sequence[float]) -> list[float]:
         """Correct the chance of each of a draft's tokens that it and all before it are accepted."""
-        share = min(1.0, self.right / self.claimed)
+        share = min(_SUREST, self.right / self.claimed)
         return [chance * share ** (place + 1) for place, chance in enumerate(acceptance)]
 
 

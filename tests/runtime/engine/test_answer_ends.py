@@ -61,3 +61,19 @@ def test_an_answer_that_was_given_before_begins_with_drafts_in_the_step_of_its_p
     assert tokens_of(again) == plain
     assert again[0].accepted > 0
     assert again[0].cached_tokens is not None
+
+
+def test_a_prompt_tells_its_logprobs_in_a_step_that_drafts_too(make_engine: MakeEngine, ask: Ask) -> None:
+    request = ask(0.0)[0]
+    wanted = replace(request, params=replace(request.params, prompt_logprobs=2, logprobs=2))
+    plain = answered(make_engine(), replace(wanted, params=replace(wanted.params, draft_method="off")))
+    server = make_engine()
+    server.speculation.control.spare = lambda shape: 1.0  # type: ignore[method-assign]
+    answered(server, wanted)
+    server.rest()
+    again = answered(server, replace(wanted, request_id="again"))
+    assert again[0].accepted > 0
+    assert again[0].prompt_logprobs is not None
+    assert len(again[0].prompt_logprobs) == len(request.prompt) - 1
+    assert again[0].prompt_logprobs == next(e.prompt_logprobs for e in plain if e.prompt_logprobs is not None)
+    assert [one for e in again for one in e.logprobs] == [one for e in plain for one in e.logprobs]

@@ -223,7 +223,7 @@ def test_drafts_that_come_to_help_are_found_out_after_long_in_vain() -> None:
 
 
 @pytest.mark.parametrize("accepted", [0.5, 0.8, 0.95])
-def test_steps_without_drafts_cost_a_hundredth_of_what_drafts_win_and_never_cease(accepted: float) -> None:
+def test_steps_without_drafts_cost_a_hundredth_of_the_time_and_never_cease(accepted: float) -> None:
     served = Served(GoodputController(measured(), to_four), accepted, answers=1, most=16)
     for _ in range(6000):
         served.step()

@@ -211,6 +211,13 @@ def test_a_draft_that_is_all_wrong_costs_no_more_than_drafts_have_earned_and_sto
         assert control.asks
 
 
+def test_what_drafters_are_certain_of_is_a_risk_nevertheless() -> None:
+    control = GoodputController(SEEDS, to_four)
+    certain = control.trust.apply([1.0] * 63)
+    (count,) = control.select_draft_lengths([certain], StepShape(1, 256), 1, 0.0)
+    assert 0 < count < 63
+
+
 def test_after_many_steps_with_drafts_one_without_is_made() -> None:
     control, without = GoodputController(SEEDS, to_four), 0
     for _ in range(200):

@@ -303,3 +303,11 @@ def test_a_mask_keeps_its_tokens_and_forbids_others_whatever_their_logits(kernel
     edits.allow(2, masks[1])
     edits.apply(logits, kernels)
     assert torch.equal(logits, expected)
+
+
+@pytest.mark.parametrize("kernels", [SEARCH, DENSE], ids=["search", "dense"])
+def test_a_mask_of_fewer_tokens_than_a_row_has_is_refused(kernels: RowKernels) -> None:
+    edits = Edits(1003)
+    edits.allow(1, np.full(125, 255, np.uint8))
+    with pytest.raises((AssertionError, RuntimeError)):
+        edits.apply(torch.zeros(3, 1003), kernels)

@@ -91,6 +91,15 @@ def test_a_row_that_is_not_finite_spoils_no_other(dtype: torch.dtype) -> None:
     assert not product(x, weight)[[4, 11]].isfinite().any()
 
 
+def test_rows_of_another_width_or_type_than_the_weights_are_not_read(dtype: torch.dtype) -> None:
+    stored = panels.to_panels(random(dtype, 8, 64), None)
+    with pytest.raises(AssertionError):
+        panels.multiply(random(dtype, 3, 32), stored, 8)
+    (other,) = {torch.float32, torch.bfloat16} - {dtype}
+    with pytest.raises(AssertionError):
+        panels.multiply(random(other, 3, 64), stored, 8)
+
+
 @given(inputs=sizes, outputs=sizes)
 def test_weights_come_back_from_panels_as_they_were(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     weight = random(dtype, outputs, whole(inputs, dtype))

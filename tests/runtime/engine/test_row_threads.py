@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from turbo_runtime.messages import SamplingParams
+from turbo_runtime.models.compiled import threads
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.rows import DrawnRows, Masks, rule_of
 from turbo_runtime.sampling.search import SEARCH
 
-ROWS, VOCABULARY = 300, 1000
+ROWS, VOCABULARY = 300, 4000  # enough to wake threads for, half of the rows, too
 
 
 def every_row() -> DrawnRows:
@@ -37,6 +38,7 @@ def test_every_row_has_the_same_token_however_many_threads_draw() -> None:
     # of equal logits top_p leaves tokens that only a whole ranking tells
     logits = torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(1)).mul_(4).round_()
     logits[7] = math.nan
+    assert threads.count_for(ROWS // 2 * VOCABULARY) == 3
     among_three = drawn(logits)
     torch.set_num_threads(1)
     alone = drawn(logits)

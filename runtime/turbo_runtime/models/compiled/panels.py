@@ -42,6 +42,8 @@ def multiply(x: Tensor, panels: Tensor, outputs: int) -> Tensor:
     number, units, panel = panels.shape
     rows, per_unit = x.shape[0], _per_unit(x.dtype)
     out = x.new_empty(rows, number * panel)
+    # the code reads as many bytes of each row
+    assert x.shape[1] == (units - 1) * per_unit
     if rows:
         x = _readable(x, per_unit)
         sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number
