@@ -25,10 +25,12 @@ from turbo_runtime.drafters.target import DraftError, Target
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.model_files.source import Source
 from turbo_runtime.models.attention.metadata import Rule
+from turbo_runtime.models.compiled.elementwise_kernel import compile_elementwise
 from turbo_runtime.models.loader import load_config, load_model
 from turbo_runtime.models.matmul import FREE_FORMS
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.step_batch import Chunk
+from turbo_runtime.sampling.draw_kernel import compile_draw
 from turbo_runtime.sampling.noise import Noise
 
 _CATCH_UP = 256  # tokens of all requests, before the guesses of a step; the rest waits for the next
@@ -201,6 +203,9 @@ def load_draft_model(folder: Path, target: Target, noise: Noise) -> ModelDrafter
     runner = served.beside(model, min(int(model.config.max_position_embeddings), served.max_length))
     runner.rule = Rule(exact=False)
     if device.type == "cpu":
+        # where a GPU serves, nothing else has compiled them: no step waits for it
+        compile_elementwise(served.dtype == torch.bfloat16)
+        compile_draw()
         for product in runner.decoder.products():
             product.adopt_first(FREE_FORMS if product.heads == 1 else product.free_forms)
     own_noise = noise if noise.device == device else Noise(noise.vocabulary, device)

@@ -17,7 +17,9 @@ from turbo_dev.tiny_engine import write as write_model
 from turbo_runtime.drafters.heads import Heads
 from turbo_runtime.drafters.loader import DraftLoader, draft_bytes, read_selection
 from turbo_runtime.drafters.target import Target
+from turbo_runtime.models.compiled.elementwise_kernel import compile_elementwise
 from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.sampling.draw_kernel import compile_draw
 from turbo_runtime.sampling.noise import Noise
 
 LAYER_BYTES = 2 * 2 * 8 * 4  # of a token: keys and values, 2 KV heads of 8 elements in float32
@@ -66,6 +68,16 @@ def test_every_kind_can_be_the_deployments_own_or_be_named(folder: Path, target:
     every = draft_bytes(config, torch.float32, models_elsewhere=False)
     assert every == (2 * LAYER_BYTES, stored["eagle"] + stored["small"])
     assert draft_bytes(config, torch.bfloat16, models_elsewhere=True) == (LAYER_BYTES / 2, stored["eagle"])
+
+
+def test_a_draft_model_on_the_host_is_loaded_with_its_code_for_which_no_step_waits(
+    folder: Path, target: Target
+) -> None:
+    compilers = compile_draw, compile_elementwise
+    for compiler in compilers:
+        compiler.cache_clear()
+    assert load(folder, target, model="small")[1] == ""
+    assert [compiler.cache_info().currsize for compiler in compilers] == [1, 1]
 
 
 def test_heads_take_what_they_have_on_disk_and_what_they_copy_of_the_model(tmp_path: Path) -> None:

@@ -355,15 +355,6 @@ def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
     assert found[0] == found[1]
 
 
-def test_logits_of_any_size_leave_the_noise_to_decide_in_all_ways_to_draw() -> None:
-    logits, noise = torch.full((40, 64), 1e30), Noise(64)
-    rows = DrawnRows()
-    rows.add(0, 40, rule_of(SamplingParams(temperature=1.0)))
-    found = [kernels.draw(logits.clone(), rows, noise).tolist() for kernels in (SEARCH, DENSE)]
-    assert found[0] == found[1]
-    assert len({*found[0]}) > 10
-
-
 def _params(data: st.DataObject) -> SamplingParams:
     temperature = data.draw(st.sampled_from([0.0, 0.01, 0.7, 1.0, 3.0]))
     if data.draw(st.booleans()):

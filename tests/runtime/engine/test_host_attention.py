@@ -15,6 +15,7 @@ from torch import Tensor
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, blocks_for
 from turbo_runtime.models.attention.host import HostKVPool, HostMetadata
 from turbo_runtime.models.attention.pool import KVCacheSpec
+from turbo_runtime.models.compiled.attention_kernel import compile_attention
 from turbo_runtime.models.step_batch import Chunk, StepBatch
 
 LENGTH, BLOCKS = 200, 40
@@ -160,3 +161,11 @@ def test_queries_may_stand_in_any_order_in_memory(spec: KVCacheSpec) -> None:
     scaling = spec.key_width**-0.5
     out = step.attend(0, sequence.query, sequence.key, sequence.value, scaling, sequence.sinks)
     assert torch.equal(out, whole)
+
+
+def test_a_cache_is_made_with_its_code_for_which_no_step_waits() -> None:
+    spec = KVCacheSpec(3, 3, 5, 7)
+    pool = HostKVPool(spec, layers=1, blocks=BLOCKS, dtype=torch.float32)
+    compiled = compile_attention.cache_info().misses
+    attend(pool, [(Drawn(spec, torch.float32, 1), 0, 20)])
+    assert compile_attention.cache_info().misses == compiled

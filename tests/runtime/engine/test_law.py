@@ -18,7 +18,7 @@ from turbo_runtime.sampling import processors as module
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Edits, Processors
-from turbo_runtime.sampling.rows import RowKernels, rule_of
+from turbo_runtime.sampling.rows import DrawnRows, RowKernels, rule_of
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import truncate
@@ -311,3 +311,12 @@ def test_a_mask_of_fewer_tokens_than_a_row_has_is_refused(kernels: RowKernels) -
     edits.allow(1, np.full(125, 255, np.uint8))
     with pytest.raises((AssertionError, RuntimeError)):
         edits.apply(torch.zeros(3, 1003), kernels)
+
+
+def test_logits_of_any_size_leave_the_noise_to_decide_in_all_ways_to_draw() -> None:
+    logits, noise = torch.full((40, 64), 1e30), Noise(64)
+    rows = DrawnRows()
+    rows.add(0, 40, rule_of(SamplingParams(temperature=1.0)))
+    found = [kernels.draw(logits.clone(), rows, noise).tolist() for kernels in (SEARCH, DENSE)]
+    assert found[0] == found[1]
+    assert len({*found[0]}) > 10

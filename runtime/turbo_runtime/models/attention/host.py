@@ -41,6 +41,7 @@ class HostKVPool(KVPool):
         assert self.block_size == LANES
         widths = shape.key_width, key_room, shape.value_width, value_room
         self.layout = Shape(dtype == torch.bfloat16, *widths, shape.group, shape.latent, shape.sinks)
+        self.kernel = compile_attention(self.layout)  # no step waits for it, that of a draft's cache neither
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor | None) -> None:
         """Store key (tokens, KV heads, width) and value at their slots; no value where it is in the key."""
@@ -65,7 +66,7 @@ class HostMetadata:
 
     def __init__(self, pool: HostKVPool, batch: StepBatch, rows: int) -> None:
         """The batch's tokens, then padding up to `rows`."""
-        self._pool, self._kernel = pool, compile_attention(pool.layout)
+        self._pool, self._kernel = pool, pool.kernel
         self.tokens = len(batch.tokens)  # rows that are not padding
         self.positions = torch.from_numpy(padded(batch.positions, rows))
         pieces = -(-int(batch.seq_lens.max()) // (PIECE * LANES))
