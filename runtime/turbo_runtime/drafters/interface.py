@@ -55,7 +55,7 @@ class ComputedTokens:
     table: Sequence[int]
     start: int  # position of the first computed token
     end: int  # behind the last
-    decoded: bool  # whether they are one token and the accepted drafts behind it; else a prompt's chunk
+    decoded: bool  # whether they are one token, else a prompt's chunk, before the accepted drafts
     streams: Tensor  # (end - start, layers, width): what enters those layers of the model
 
 
