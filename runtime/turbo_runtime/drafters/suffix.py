@@ -292,10 +292,13 @@ class SuffixDrafter(Drafter):
     def _walk(self, request: DraftRequest) -> _Walk:
         live, tokens = self._request(request.request_id, request.tokens), request.tokens
         matches: list[tuple[SuffixAutomaton, Cursor, bool]] = []
-        if len(tokens) - live.read > _MAX_READ:  # only a text read to its end can continue
+        # a prompt is read while it is computed: many short ones together would take as long as their answers'
+        # next step, before any has its first token
+        most = _MAX_READ if len(tokens) > request.prompt_length else 0
+        if len(tokens) - live.read > most:  # only a text read to its end can continue
             self._unread[request.request_id] = tokens
         else:
-            live.read_on(tokens, _MAX_READ)
+            live.read_on(tokens, most)
             self._unread.pop(request.request_id, None)
             matches = [(*match, True) for match in live.own.repeats().items()]
         before, live.in_recent = live.in_recent, {}

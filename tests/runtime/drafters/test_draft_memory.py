@@ -147,7 +147,7 @@ def test_what_another_draft_brings_replaces_it_and_gives_its_memory_back() -> No
     assert drafts(suffix, (20, 6, 7), "alice") == ()
     suffix.memory.bring([])
     assert drafts(suffix, (20, 1, 2)) == ()
-    assert not suffix.waiting
+    assert not suffix.memory.has_unread
     assert suffix.memory.num_bytes == 0
 
 

@@ -14,7 +14,7 @@ from turbo_runtime.drafters.proposer import Guarded, Proposer, propose
 from turbo_runtime.drafters.suffix import SuffixDrafter
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
-WANT = DraftRequest("r", TOKENS, 10, 4, "", 0, 0.0)
+WANT = DraftRequest("r", TOKENS, 1, 4, "", 0, 0.0)
 
 
 class Failing(Drafter):

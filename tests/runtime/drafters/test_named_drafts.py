@@ -48,7 +48,7 @@ def loader() -> DraftLoader:
 
 def want(name: str, request_id: str = "r", drafting: DraftMethod = "auto") -> DraftRequest:
     hidden = torch.ones(WIDTH)
-    return DraftRequest(request_id, TOKENS, 10, 4, "", 0, 0.0, hidden, drafting, name)
+    return DraftRequest(request_id, TOKENS, 1, 4, "", 0, 0.0, hidden, drafting, name)
 
 
 @pytest.fixture

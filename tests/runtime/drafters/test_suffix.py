@@ -28,7 +28,9 @@ def remember(
 def draft(
     suffix: SuffixDrafter, tokens: Sequence[int], limit: int = 8, *, request: str = "now", scope: str = ""
 ) -> Draft:
-    (found,) = propose([Guarded(suffix)], [DraftRequest(request, tokens, len(tokens), limit, scope, 0, 0.0)])
+    """The draft behind `tokens`, the last of which is an answer's first."""
+    begun = DraftRequest(request, tokens, len(tokens) - 1, limit, scope, 0, 0.0)
+    (found,) = propose([Guarded(suffix)], [begun])
     return found
 
 
@@ -59,6 +61,15 @@ def test_a_draft_goes_on_from_recent_answers_into_the_request_itself() -> None:
 
 def test_nothing_is_proposed_where_nothing_matches() -> None:
     assert draft(SuffixDrafter(), [1, 2, 3]).tokens == ()
+
+
+def test_a_prompt_is_read_while_it_is_computed_and_what_others_were_answered_is_proposed_before() -> None:
+    suffix, prompt = SuffixDrafter(), [9, 8, 7, 1, 2]
+    remember(suffix, [50, 1, 2, 3, 4, 5], 1, "")
+    (found,) = propose([Guarded(suffix)], [DraftRequest("now", prompt, len(prompt), 3, "", 0, 0.0)])
+    assert found.tokens == (3, 4, 5)
+    assert suffix.waiting
+    assert suffix.read(100) == len(prompt)
 
 
 def test_a_request_is_followed_as_it_grows() -> None:

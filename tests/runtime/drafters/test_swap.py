@@ -57,7 +57,7 @@ def settle(drafters: Proposer, now: float, until: Callable[[], bool]) -> None:
 def names(drafters: Proposer, drafting: DraftMethod = "auto") -> set[str]:
     """Who proposes for a context that everybody knows something about."""
     tokens = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
-    want = DraftRequest("r", tokens, 10, 4, "", 0, 0.0, torch.ones(WIDTH), drafting)
+    want = DraftRequest("r", tokens, 1, 4, "", 0, 0.0, torch.ones(WIDTH), drafting)
     (draft,) = drafters.propose([want])
     return {origin.source for origin in draft.origins}
 
@@ -208,7 +208,7 @@ def test_every_committed_token_teaches_and_none_after_the_first_that_differs() -
     drafters = Proposer()
     drafters._suffix.learn = lambda cell, accepted: learnt.append((cell, accepted))  # type: ignore[method-assign]
     tokens = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
-    (draft,) = drafters.propose([DraftRequest("r", tokens, 10, 4, "", 0, 0.0)])
+    (draft,) = drafters.propose([DraftRequest("r", tokens, 1, 4, "", 0, 0.0)])
     assert draft.tokens[:3] == (4, 5, 6)
     drafters.observe(draft, [4])  # verified without drafts: the engine's token tells of the first draft
     assert [right for _, right in learnt] == [True]
