@@ -306,7 +306,7 @@ class Engine:
     def _tell_speedups(self) -> None:
         """Add to each event what this step, too, has shown: an answer may have had no other."""
         speedup_of = self.speculation.control.speedup_of
-        self._events = [event._replace(speedup=speedup_of(event.request_id)) for event in self._events]
+        self._events = [TokenEvent(*event[:-1], speedup_of(event.request_id)) for event in self._events]
         self.speculation.forget_ended()
 
     def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:
