@@ -146,7 +146,8 @@ class Speculator:
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
         if self._reads_hidden:
             self._hidden[request_id] = hidden[part.first + won].clone()  # a view would keep all rows
-        self.demand.book(request_id, drafted, part.work.draft_limit)
+        if part.work.count == 1:  # a prompt's step has no promise, and not all drafters draft in it
+            self.demand.book(request_id, drafted, part.work.draft_limit)
         proposed = request_id in self._drafted
         if not part.draft.tokens:
             self._outcomes.append(

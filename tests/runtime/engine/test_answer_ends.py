@@ -77,3 +77,15 @@ def test_a_prompt_tells_its_logprobs_in_a_step_that_drafts_too(make_engine: Make
     assert len(again[0].prompt_logprobs) == len(request.prompt) - 1
     assert again[0].prompt_logprobs == next(e.prompt_logprobs for e in plain if e.prompt_logprobs is not None)
     assert [one for e in again for one in e.logprobs] == [one for e in plain for one in e.logprobs]
+
+
+def test_the_step_of_a_prompt_in_which_few_drafters_draft_says_nothing_of_an_answers_demand(
+    make_engine: MakeEngine, ask: Ask
+) -> None:
+    server, request = make_engine(), ask(0.0)[0]
+    server.accept(request)
+    while not server.step().events:
+        pass
+    assert request.request_id not in server.speculation.demand._lately
+    server.step()
+    assert request.request_id in server.speculation.demand._lately
