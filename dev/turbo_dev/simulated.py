@@ -8,6 +8,7 @@ shows as a wrong content, and not only as a wrong count.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from turbo_runtime.engine.scheduler import ScheduledTokens, Scheduler, Sequence
@@ -64,6 +65,7 @@ class Simulation:
         what its reader computed or may share.
         """
         plan = self.scheduler.schedule()
+        self._copy(self.scheduler.take_copies())
         drafts = [self._drafts(work) for work in plan]
         for work, drafted in zip(plan, drafts, strict=True):
             self._compute(work, drafted)
@@ -77,6 +79,13 @@ class Simulation:
         while not self.idle:
             self.step()
 
+    def _copy(self, copies: Mapping[int, int]) -> None:
+        """Copy blocks, by where to."""
+        before = dict(self._slots)
+        for target, source in copies.items():
+            for within in range(BLOCK_SIZE):
+                self._slots[target * BLOCK_SIZE + within] = before[source * BLOCK_SIZE + within]
+
     def _drafts(self, work: ScheduledTokens) -> list[int]:
         """Right tokens, then wrong ones, no more than granted."""
         verified = self.luck.randint(0, work.draft_limit)
@@ -86,6 +95,8 @@ class Simulation:
     def _compute(self, work: ScheduledTokens, drafted: list[int]) -> None:
         sequence = work.sequence
         tenant, tiles = sequence.request.tenant, sequence.prompt_length // PROMPT_TILE * PROMPT_TILE
+        if self.scheduler.shared_tile == BLOCK_SIZE:
+            tiles = 0  # one rule for all
         history = 0
         for position, token in enumerate([*sequence.tokens[: work.start + work.count], *drafted]):
             history = extended(history, token)

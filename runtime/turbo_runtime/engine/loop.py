@@ -106,6 +106,7 @@ class Engine:
             self._add(request, error)
         self.audit.yield_blocks()
         plan = self.scheduler.schedule(self.speculation.demand.predict)
+        self.model.copy_blocks(self.scheduler.take_copies())
         ready = {work.sequence.request_id: work for work in plan}
         ready = {name: work for name, work in ready.items() if self.samplers.ready(name)}
         parts = [BatchEntry(work, self.samplers[name]) for name, work in ready.items()]

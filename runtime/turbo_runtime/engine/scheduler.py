@@ -32,6 +32,7 @@ from turbo_runtime.kv_cache.block_pool import (
     BlockPool,
     CorruptBlockPoolError,
     block_keys,
+    scope_key,
 )
 from turbo_runtime.messages import GenerationRequest
 
@@ -114,6 +115,7 @@ class Scheduler:
         self._queue: FairQueue[Sequence] = FairQueue()
         self._live: dict[str, Sequence] = {}
         self._before_shrinking: list[tuple[int, int]] = []  # limits of steps, the first ones first
+        self._copies: dict[int, int] = {}  # blocks to copy before the step, by where to
         self.preemptions = 0
         self.cache_queries = 0  # prompt tokens looked up, at the first admission of a sequence
         self.cache_hits = 0  # of them, found
@@ -185,6 +187,11 @@ class Scheduler:
             if s in counts
         )
 
+    def take_copies(self) -> dict[int, int]:
+        """Return the blocks to copy before the scheduled step, by where to, once."""
+        copies, self._copies = self._copies, {}
+        return copies
+
     def shrink_step(self) -> bool:
         """Halve the tokens of a step, and let no more sequences run than have one each; False where it has a
         single one.
@@ -217,6 +224,8 @@ class Scheduler:
         full = min(sequence.computed // self.block_pool.block_size, len(sequence.keys))
         if full > sequence.shared:
             self.block_pool.publish(sequence.keys[:full], sequence.table, sequence.shared)
+            keys = (scope_key(sequence.request.scope), *sequence.keys[:full])
+            self.block_pool.note(keys, sequence.table, sequence.request.prompt, sequence.shared)
             sequence.shared = full
 
     @property
@@ -324,12 +333,26 @@ class Scheduler:
         sequence.shared = len(cached)
         sequence.computed = len(cached) * self.block_pool.block_size
         self.block_pool.extend(sequence.table, len(sequence.tokens))
+        self._take_beginning(sequence)
         if sequence.cached is None:  # a resumption is no service and no query
             sequence.cached = sequence.computed
             self._queue.charge(sequence.request.tenant, sequence.prompt_length - sequence.cached)
             if sequence.request.params.prompt_logprobs is None:
                 self.cache_queries += sequence.prompt_length
                 self.cache_hits += sequence.cached
+
+    def _take_beginning(self, sequence: Sequence) -> None:
+        """Copy the block that has some of a starting sequence's next tokens, but never its last."""
+        size, known = self.block_pool.block_size, sequence.shared
+        if self.shared_tile != size or sequence.request.params.prompt_logprobs is not None:
+            return
+        before = sequence.keys[known - 1] if known else scope_key(sequence.request.scope)
+        tokens = sequence.request.prompt[known * size : (known + 1) * size]
+        block, count = self.block_pool.find_beginning(before, tokens)
+        count = min(count, sequence.missing - 1)
+        if count > 0:
+            sequence.computed += count
+            self._copies[sequence.table[known]] = block
 
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts that a decoding sequence could use in one step."""

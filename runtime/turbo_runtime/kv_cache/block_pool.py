@@ -7,7 +7,7 @@ their slots.
 Only blocks in whole tiles of a prompt (`PROMPT_TILE` tokens at a multiple of it) are cached. Their keys and
 values depend only on the tokens up to the block's end, because one rule computes such tiles (`attention`),
 wherever steps cut them; another computes answers and the rest of a prompt. Where both give the same bits
-(`Rule.uniform`), a tile is a block.
+(`Rule.uniform`), a tile is a block, and a prompt takes over what a block has of its next tokens by a copy.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import takewhile
+from operator import eq
 
 BLOCK_SIZE = 16  # token slots of one block, unless a kernel needs larger ones
 PROMPT_TILE = 64  # aligned positions that one call computes; whole blocks
@@ -34,13 +35,18 @@ def block_keys(
     end. The chain begins with the scope, so that the time to a first token reveals no other scope's prompts;
     whatever else changes keys and values belongs there too. 256 bits exclude collisions, even intended ones.
     """
-    key = blake2b(scope.encode(), digest_size=32).digest()
+    key = scope_key(scope)
     keys = []
     for start in range(0, len(prompt) // tile * tile, block_size):
         content = array("q", prompt[start : start + block_size]).tobytes()
         key = blake2b(key + content, digest_size=32).digest()
         keys.append(key)
     return tuple(keys)
+
+
+def scope_key(scope: str) -> bytes:
+    """Return the key before those of all blocks of a scope."""
+    return blake2b(scope.encode(), digest_size=32).digest()
 
 
 class OutOfBlocks(Exception):  # noqa: N818  a condition that the scheduler plans around, not a fault
@@ -70,6 +76,8 @@ class BlockPool:
         self.references = dict.fromkeys(self.blocks, 0)  # the number of holders, by block
         self._block: dict[bytes, int] = {}  # cached, by key
         self._key: dict[int, bytes] = {}
+        self._newest: dict[bytes, int] = {}  # the cached block behind one, by the key of that
+        self._content: dict[int, tuple[bytes, Sequence[int]]] = {}  # of these: that key, and their tokens
         self.evictions = 0  # tokens
 
     @property
@@ -105,6 +113,9 @@ class BlockPool:
         while len(self._free) < count:
             block, _ = self._idle.popitem(last=False)
             del self._block[self._key.pop(block)]
+            before, _ = self._content.pop(block, (b"", ()))
+            if self._newest.get(before) == block:
+                del self._newest[before]
             self._free.append(block)
             self.evictions += self.block_size
         taken = [self._free.pop() for _ in range(count)]
@@ -147,6 +158,24 @@ class BlockPool:
                 self.release([own])
                 table[index] = earlier
 
+    def note(self, keys: Sequence[bytes], table: Sequence[int], tokens: Sequence[int], known: int) -> None:
+        """Let `find_beginning` find the published blocks from index `known` on. `keys`: one before those of
+        all blocks, too; `tokens`: of all blocks.
+        """
+        for index in range(known, len(keys) - 1):
+            start, before, block = index * self.block_size, keys[index], table[index]
+            self._newest[before] = block
+            self._content[block] = before, tokens[start : start + self.block_size]
+
+    def find_beginning(self, before: bytes, tokens: Sequence[int]) -> tuple[int, int]:
+        """Find a cached block behind the one of key `before` that begins with some of these tokens, and with
+        how many; with none, any block.
+        """
+        block = self._newest.get(before, -1)
+        _, content = self._content.get(block, (b"", ()))
+        equal = takewhile(bool, map(eq, content, tokens))
+        return block, sum(equal)
+
     def extend(self, table: list[int], tokens: int) -> None:
         """Extend a sequence's table in place to hold `tokens`; OutOfBlocks changes nothing."""
         table.extend(self.take(max(0, self.blocks_for(tokens) - len(table))))
@@ -170,5 +199,7 @@ class BlockPool:
                 raise CorruptBlockPoolError(f"block {block}: {where}")
             if key is not None and self._block.get(key) != block:
                 raise CorruptBlockPoolError(f"block {block} is cached under two names")
+        if any(block not in self._key for block in self._newest.values()):
+            raise CorruptBlockPoolError("a block whose beginning may be copied is not cached")
         if len(self._key) != len(self._block):
             raise CorruptBlockPoolError(f"{len(self._key)} blocks have {len(self._block)} names")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -227,6 +228,18 @@ class ModelRunner:
         if chunks:
             self.followers.send(methodcaller("clear_here", chunks))
             self.clear_here(chunks)
+
+    def copy_blocks(self, copies: Mapping[int, int]) -> None:
+        """Copy blocks of the cache, by where to; each source is as it was before."""
+        if copies:
+            self.followers.send(methodcaller("copy_blocks_here", copies))
+            self.copy_blocks_here(copies)
+
+    @torch.inference_mode()
+    def copy_blocks_here(self, copies: Mapping[int, int]) -> None:
+        """Do this rank's part of `copy_blocks`."""
+        targets, sources = (self._upload(np.array(list(each))) for each in (copies, copies.values()))
+        self.pool.copy_blocks(sources, targets)
 
     @torch.inference_mode()
     def execute_here(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:

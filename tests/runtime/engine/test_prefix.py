@@ -26,13 +26,16 @@ MAX_LENGTH = 256
 BASE = tuple(random.Random(3).choices(range(50), k=MAX_LENGTH))
 
 
-def engine(blocks: int = 64, *, running: int = 8, budget: int = 512, drafts: int = 0) -> Simulation:
+def engine(
+    blocks: int = 64, *, running: int = 8, budget: int = 512, drafts: int = 0, tile: int = PROMPT_TILE
+) -> Simulation:
     scheduler = Scheduler(
         BlockPool(blocks),
         max_num_seqs=running,
         max_num_batched_tokens=budget,
         max_draft_tokens=drafts,
         max_length=MAX_LENGTH,
+        shared_tile=tile,
     )
     return Simulation(scheduler, random.Random(1))
 
@@ -87,11 +90,22 @@ def test_the_first_difference_ends_what_is_shared(differs_at: int, cached: int) 
     assert served(simulation, ask("second", 193, differs_at=differs_at)).cached == cached
 
 
-def test_tenants_never_share() -> None:
-    simulation = engine()
-    served(simulation, ask("a", 200, tenant="a"))
+@pytest.mark.parametrize("differs_at", [0, 1, 15, 16, 17, 40, 64, 191, 192])
+def test_where_a_tile_is_a_block_the_first_difference_ends_what_is_found_to_the_token(
+    differs_at: int,
+) -> None:
+    simulation = engine(tile=BLOCK_SIZE)
+    served(simulation, ask("first", 193))
+    assert served(simulation, ask("second", 193, differs_at=differs_at)).cached == differs_at
+    assert served(simulation, ask("third", 193, differs_at=differs_at)).cached == 192
+
+
+@pytest.mark.parametrize(("tile", "cached"), [(PROMPT_TILE, 192), (BLOCK_SIZE, 199)])
+def test_tenants_never_share(tile: int, cached: int) -> None:
+    simulation = engine(tile=tile)
+    served(simulation, ask("a", 208, tenant="a"))
     assert served(simulation, ask("b", 200, tenant="b")).cached == 0
-    assert served(simulation, ask("a again", 200, tenant="a")).cached == 192
+    assert served(simulation, ask("a again", 200, tenant="a")).cached == cached
 
 
 def test_an_answer_is_never_shared_as_a_prompt() -> None:
@@ -265,9 +279,10 @@ class Serving(RuleBasedStateMachine):
         budget=st.integers(4, 300),
         running=st.integers(1, 6),
         drafts=st.integers(0, 8),
+        tile=st.sampled_from([PROMPT_TILE, BLOCK_SIZE]),
     )
-    def begin(self, blocks: int, budget: int, running: int, drafts: int) -> None:
-        self.engine = engine(blocks, running=running, budget=budget, drafts=drafts)
+    def begin(self, blocks: int, budget: int, running: int, drafts: int, tile: int) -> None:
+        self.engine = engine(blocks, running=running, budget=budget, drafts=drafts, tile=tile)
         self.asked: dict[str, GenerationRequest] = {}
         self.wanted: set[str] = set()
 

@@ -147,6 +147,14 @@ def test_logits_and_hidden_states_are_those_of_one_rank(one: ModelRunner, two: M
     torch.testing.assert_close(actual.streams, expected.streams, atol=1e-4, rtol=1e-4)
 
 
+def test_blocks_are_copied_on_all_ranks(two: ModelRunner) -> None:
+    tokens = [(7 * i + 3) % VOCABULARY for i in range(20)]
+    two.forward([Chunk(tokens, 0, [0, 1], 1, 20)])
+    expected = two.forward([Chunk(tokens[10:], 10, [0, 2], 1, 20)])
+    two.copy_blocks({5: 0})
+    assert torch.equal(two.forward([Chunk(tokens[10:], 10, [5, 6], 1, 20)]).logits, expected.logits)
+
+
 def test_one_seed_is_one_text_for_any_drafts_and_company_on_two_ranks(
     one: ModelRunner, two: ModelRunner
 ) -> None:

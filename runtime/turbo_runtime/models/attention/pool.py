@@ -118,6 +118,12 @@ class KVPool:
         whole = slots.view(kv_heads, -1, self.block_size * width)
         return whole.index_select(1, blocks).view(kv_heads, -1, width)
 
+    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy blocks of all layers."""
+        for tensor in self._stored:
+            blocks = tensor.view(tensor.shape[0], -1, self.block_size * tensor.shape[2])
+            blocks.index_copy_(1, targets, blocks.index_select(1, sources))
+
     def clear(self, slots: Tensor) -> None:
         """Write zeros to these slots of all layers, which also makes the system commit the memory."""
         for tensor in self._stored:

@@ -63,6 +63,11 @@ class PagedKVPool(KVPool):
         for cached, new in ((self.keys[layer], key), (self.values[layer], value)):
             cached.flatten(0, 1).index_copy_(0, slots, new)
 
+    def copy_blocks(self, sources: Tensor, targets: Tensor) -> None:
+        """Copy pages of all layers."""
+        for layer in (*self.keys, *self.values):
+            layer.index_copy_(0, targets, layer.index_select(0, sources))
+
     def clear(self, slots: Tensor) -> None:
         """Write zeros to these slots of all layers, which also makes the system commit the memory."""
         for layer in (*self.keys, *self.values):
