@@ -275,7 +275,7 @@ def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
         TokenOrigin(source, 0, instead)
         for source, instead in (("heads", 5), ("suffix", 6), ("heads", 9), ("suffix", None))
     )
-    work = SimpleNamespace(sequence=SimpleNamespace(request_id="r"), draft_limit=4)
+    work = SimpleNamespace(sequence=SimpleNamespace(request_id="r"), count=1, draft_limit=4)
     part = SimpleNamespace(work=work, draft=Draft((5, 6, 7, 8), (0.9,) * 4, evidence), drafts=[*verified])
     drafters = SimpleNamespace(observe=lambda *_: None, reads_hidden=False, costly_seconds={})
     control = Telling()
