@@ -224,8 +224,9 @@ class Scheduler:
         full = min(sequence.computed // self.block_pool.block_size, len(sequence.keys))
         if full > sequence.shared:
             self.block_pool.publish(sequence.keys[:full], sequence.table, sequence.shared)
-            keys = (scope_key(sequence.request.scope), *sequence.keys[:full])
-            self.block_pool.note(keys, sequence.table, sequence.request.prompt, sequence.shared)
+            if self.shared_tile == self.block_pool.block_size:
+                keys = (scope_key(sequence.request.scope), *sequence.keys[:full])
+                self.block_pool.note(keys, sequence.table, sequence.request.prompt, sequence.shared)
             sequence.shared = full
 
     @property
@@ -349,8 +350,7 @@ class Scheduler:
         before = sequence.keys[known - 1] if known else scope_key(sequence.request.scope)
         tokens = sequence.request.prompt[known * size : (known + 1) * size]
         block, count = self.block_pool.find_beginning(before, tokens)
-        count = min(count, sequence.missing - 1)
-        if count > 0:
+        if (count := min(count, sequence.missing - 1)) > 0:
             sequence.computed += count
             self._copies[sequence.table[known]] = block
 

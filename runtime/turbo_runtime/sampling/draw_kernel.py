@@ -211,21 +211,25 @@ class _Search:
             state = code.sub(self._key, code.mul(start, COUNT(signed(GOLDEN))))
             bits = code.mixed(code.add(code.splat(state), lanes))
             high = code.lshr(bits, ir.Constant(wide, [COUNT(64 - UNIFORM_BITS)] * LANES))
-            # -log(u) is at least 1 - u
+            # 1 - u is no more than -log(u)
             rest = code.sub(ir.Constant(wide, [COUNT(1 << UNIFORM_BITS)] * LANES), high)
-            least = code.fmul(code.uitofp(rest, code.floats), code.constant(2.0**-UNIFORM_BITS / BLOCK))
+            lower_bounds = code.fmul(
+                code.uitofp(rest, code.floats), code.constant(2.0**-UNIFORM_BITS / BLOCK)
+            )
             peaks = code.read(code.peaks, code.floats, group, 4)
             depth = code.fdiv(code.fsub(peaks, code.splat(self._top)), code.splat(self._scale))
             floor = code.splat(code.fptrunc(self._floor(_SLACK, _MOST_NOISE), FLOAT))
             reach = code.fsub(depth, floor)
             negative = code.fcmp_ordered("<", reach, code.constant(0.0))
             most = code.exponential(code.select(negative, reach, code.constant(0.0)))
-            may_win = code.and_(code.fcmp_ordered("<=", least, most), code.fcmp_ordered(">", peaks, above))
+            may_win = code.and_(
+                code.fcmp_ordered("<=", lower_bounds, most), code.fcmp_ordered(">", peaks, above)
+            )
             with code.set_lanes(may_win) as lane:
                 self._look_into(code.add(start, lane))
 
     def _floor(self, slack: float, more: float) -> ir.Value:
-        """The best score so far, less what rounding may do to one beside it."""
+        """The best score so far, lowered by what rounding may do to one beside it."""
         code = self._code
         best = code.load(self._best, typ=DOUBLE)
         off = code.fmul(code.fadd(code.magnitude(best), DOUBLE(more)), DOUBLE(slack))
@@ -234,7 +238,7 @@ class _Search:
     def _look_into(self, block: ir.Value) -> None:
         """Score the tokens of a block that may be better than the best one."""
         code = self._code
-        minimum = code.least_of(code.stepped(self._key, block, -1))
+        minimum = code.minimum_of(code.stepped(self._key, block, -1))
         reach = code.fmul(code.fadd(self._floor(_SLACK, 1.0), code.log(minimum)), self._temperature)
         low = code.fadd(self._top_exact, reach)
         low = code.fsub(low, code.fmul(code.magnitude(low), DOUBLE(_SLACK)))
@@ -315,13 +319,13 @@ class _Search:
     ) -> None:
         """The same where the sum of the probabilities that `top_k` leaves matters, which halving bounds."""
         code, (left, dropped) = self._code, verdict
-        least, most, low, high = (code.variable(DOUBLE) for _ in range(4))
+        lower, upper, low, high = (code.variable(DOUBLE) for _ in range(4))
 
         def compare() -> None:
-            enough = code.fmul(self._top_p, code.load(least, typ=DOUBLE))
+            enough = code.fmul(self._top_p, code.load(lower, typ=DOUBLE))
             surely = code.fmul(enough, DOUBLE(1 - _SUM_SLACK))
             code.store(code.and_(ranked_within, code.fcmp_ordered("<", before, surely)), left)
-            beyond = code.fmul(self._top_p, code.load(most, typ=DOUBLE))
+            beyond = code.fmul(self._top_p, code.load(upper, typ=DOUBLE))
             past = code.fmul(beyond, DOUBLE(1 + _SUM_SLACK))
             code.store(code.fcmp_ordered(">", likelier, past), dropped)
 
@@ -330,9 +334,9 @@ class _Search:
                 code.store(found, kept)
         total, count = code.load(self._total, typ=DOUBLE), code.load(self._count, typ=DOUBLE)
         rest = code.fmul(code.sitofp(code.vocabulary, DOUBLE), DOUBLE(math.exp(-_DEPTH)))
-        code.store(code.fadd(total, rest), most)
+        code.store(code.fadd(total, rest), upper)
         cut = code.fcmp_ordered(">", count, self._top_k)
-        code.store(code.select(cut, DOUBLE(1.0), total), least)
+        code.store(code.select(cut, DOUBLE(1.0), total), lower)
         compare()
         code.store(DOUBLE(0.0), low)
         code.store(DOUBLE(_DEPTH), high)
@@ -345,12 +349,12 @@ class _Search:
                 few = code.fcmp_ordered("<=", count, self._top_k)
                 with code.if_else(few) as (then, otherwise):
                     with then:
-                        more = code.fcmp_ordered(">", total, code.load(least, typ=DOUBLE))
+                        more = code.fcmp_ordered(">", total, code.load(lower, typ=DOUBLE))
                         with code.if_then(more):
-                            code.store(total, least)
+                            code.store(total, lower)
                         code.store(depth, low)
                     with otherwise:
-                        code.store(total, most)
+                        code.store(total, upper)
                         code.store(depth, high)
                 compare()
 

@@ -1,9 +1,9 @@
 """Gumbel noise for every token of a vocabulary, addressed by a position's key: counter-based, stateless.
 
 g = -log(e) with e from the standard exponential distribution. A vocabulary is cut into blocks of `BLOCK` ids,
-and the least e of each block needs no others: the minimum of n exponentials is exponential with rate n, falls
-on each of them equally often, and the excess of the others is standard exponential again (Rényi, 1953). So
-`draw` can search the highest score of a row block by block.
+and the minimum e of each block needs no others: that of n exponentials is exponential with rate n, falls on
+each of them equally often, and the excess of the others is standard exponential again (Rényi, 1953). So the
+highest score of a row is found block by block (`search`).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Noise:
         self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * signed(GOLDEN)
 
     def block_minima(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least exponential of each block and its place: (rows, blocks) for `keys` (rows,)."""
+        """Return the minimum exponential of each block and its place: (rows, blocks) for `keys` (rows,)."""
         bits = _mix(self._blocks + keys[:, None])
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
 
@@ -123,14 +123,9 @@ def _float_exponential(bits: int) -> float:
 
 def _exponential(bits: Tensor) -> Tensor:
     """Return -log(u), float64, with u in (0, 1) from the upper 53 of 64 random bits."""
-    uniform = _high_bits(bits).clamp_(min=1).double()
+    high = (bits >> (64 - UNIFORM_BITS)) & ((1 << UNIFORM_BITS) - 1)
+    uniform = high.clamp_(min=1).double()
     return uniform.mul_(2.0**-UNIFORM_BITS).log_().neg_()
-
-
-def _high_bits(bits: Bits) -> Bits:
-    high: Bits = bits >> (64 - UNIFORM_BITS)
-    high &= (1 << UNIFORM_BITS) - 1
-    return high
 
 
 def signed(value: int) -> int:

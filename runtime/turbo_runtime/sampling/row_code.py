@@ -112,12 +112,12 @@ class RowCode(Code):
     def exponential_of(self, bits: ir.Value) -> ir.Value:
         """Standard exponential noise of random bits."""
         high = self.lshr(bits, COUNT(64 - UNIFORM_BITS))
-        least = self.select(self.icmp_unsigned("==", high, COUNT(0)), COUNT(1), high)
-        uniform = self.fmul(self.uitofp(least, DOUBLE), DOUBLE(2.0**-UNIFORM_BITS))
+        positive = self.select(self.icmp_unsigned("==", high, COUNT(0)), COUNT(1), high)
+        uniform = self.fmul(self.uitofp(positive, DOUBLE), DOUBLE(2.0**-UNIFORM_BITS))
         return self.fneg(self.log(uniform))
 
-    def least_of(self, block_bits: ir.Value) -> ir.Value:
-        """The least exponential of a block."""
+    def minimum_of(self, block_bits: ir.Value) -> ir.Value:
+        """The minimum of a block's exponentials."""
         return self.fmul(self.exponential_of(block_bits), DOUBLE(1.0 / BLOCK))
 
     def magnitude(self, value: ir.Value) -> ir.Value:
@@ -131,7 +131,7 @@ def gumbel_of(module: ir.Module) -> ir.Function:
     function.linkage = "internal"
     code, (key, token) = RowCode(function), function.args
     bits = code.stepped(key, code.udiv(token, COUNT(BLOCK)), -1)
-    minimum = code.least_of(bits)
+    minimum = code.minimum_of(bits)
     inside = code.and_(code.xor(bits, token), COUNT(BLOCK - 1))
     noise = code.variable(DOUBLE)
     code.store(minimum, noise)

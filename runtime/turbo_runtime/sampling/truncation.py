@@ -33,7 +33,8 @@ def top_tokens(logits: Tensor, count: int) -> Tensor:
     """Return the first `count` finite token ids of one row (vocabulary,), by logit, then by lower id. They
     lie in the blocks with the highest `count` maxima: few, unless count is large.
     """
-    blocks = F.pad(logits, (0, -len(logits) % BLOCK), value=-torch.inf).view(-1, BLOCK)
+    missing = -len(logits) % BLOCK
+    blocks = (F.pad(logits, (0, missing), value=-torch.inf) if missing else logits).view(-1, BLOCK)
     peaks = blocks.amax(1).numpy()
     bounding = peaks if count <= len(peaks) else logits.numpy()
     count = min(count, len(bounding))

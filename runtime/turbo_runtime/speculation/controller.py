@@ -232,14 +232,15 @@ class GoodputController:
         # part, drafts would look almost free.
         alone = StepShape(answers, shape.row_reads)
         growing = self.cost.growing(shape, more, answers)
-        plain, extra = self.cost.seconds(alone), np.maximum.accumulate(growing - growing[0])
+        plain, extra = self.cost.seconds(alone), growing - growing[0]
         # A long draft may be all wrong: that costs no more than drafts have earned, and stops no others.
         certain = sum(each.count(1.0) for each in acceptances)
-        most = extra[certain] + max(self._credit.value, _FIRST) * plain
+        likely = np.maximum.accumulate(extra)
+        most = likely[certain] + max(self._credit.value, _FIRST) * plain
         # What is taken for dear is never measured otherwise.
         doubt = (_DOUBT + self._since_drafts / _WAIT) * self.cost.doubt(alone, more, answers)
-        hoped = np.maximum.accumulate(np.maximum(growing - growing[0] - doubt, 0.0))
-        seconds = np.where(extra <= most, plain + hoped, np.inf)
+        hoped = np.maximum.accumulate(np.maximum(extra - doubt, 0.0))
+        seconds = np.where(likely <= most, plain + hoped, np.inf)
         return select_draft_lengths(acceptances, answers, seconds, drafting)
 
     def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:

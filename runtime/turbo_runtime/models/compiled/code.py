@@ -194,8 +194,8 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
 
     def exponential(self, x: ir.Value) -> ir.Value:
         """e to the power of elements up to 0, to within two units in the last place; 0 below -87."""
-        least = -87.0
-        clipped = self.larger(x, self.constant(least))
+        lowest = -87.0
+        clipped = self.larger(x, self.constant(lowest))
         power = self._operation("roundeven", self.fmul(clipped, self.constant(1 / math.log(2))))
         # what is left of it after ln 2 in two parts (Cody and Waite, 1980)
         rest = self.multiply_add(power, self.constant(-0.693359375), clipped)
@@ -207,7 +207,7 @@ class Code(ir.IRBuilder):  # type: ignore[misc]
         whole = self.multiply_add(series, square, self.fadd(rest, self.constant(1.0)))
         exponent = self.shl(self.add(self.fptosi(power, self.units), self.integers(127)), self.integers(23))
         found = self.fmul(whole, self.bitcast(exponent, self.floats))
-        return self.select(self.fcmp_ordered("<", x, self.constant(least)), self.constant(0.0), found)
+        return self.select(self.fcmp_ordered("<", x, self.constant(lowest)), self.constant(0.0), found)
 
     def reduce(self, vector: ir.Value, join: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
         """Join all elements by halves."""
