@@ -203,7 +203,7 @@ class _Search:
         code = self._code
         code.store(self._likeliest, self._token)
         code.store(code.call(self._gumbel, [self._key, self._likeliest]), self._best)
-        above = code.splat(code.load(self._above, typ=FLOAT))
+        above, bounds = code.splat(code.load(self._above, typ=FLOAT)), code.variable(code.floats)
         wide = ir.VectorType(COUNT, LANES)
         lanes = ir.Constant(wide, [COUNT(signed(-(lane + 1) * GOLDEN)) for lane in range(LANES)])
         with code.loop(COUNT(0), code.groups) as group:
@@ -213,37 +213,33 @@ class _Search:
             high = code.lshr(bits, ir.Constant(wide, [COUNT(64 - UNIFORM_BITS)] * LANES))
             # 1 - u is no more than -log(u)
             rest = code.sub(ir.Constant(wide, [COUNT(1 << UNIFORM_BITS)] * LANES), high)
-            lower_bounds = code.fmul(
-                code.uitofp(rest, code.floats), code.constant(2.0**-UNIFORM_BITS / BLOCK)
-            )
+            minimum = code.fmul(code.uitofp(rest, code.floats), code.constant(2.0**-UNIFORM_BITS / BLOCK))
+            reach = code.fadd(code.splat(self._floor()), self._below_log(minimum))
+            lowest = code.fadd(code.splat(self._top), code.fmul(reach, code.splat(self._scale)))
+            slack = code.fmul(code.larger(lowest, code.fneg(lowest)), code.constant(_SLACK))
+            lowest = code.fsub(lowest, slack)
+            code.store(lowest, bounds)
             peaks = code.read(code.peaks, code.floats, group, 4)
-            depth = code.fdiv(code.fsub(peaks, code.splat(self._top)), code.splat(self._scale))
-            floor = code.splat(code.fptrunc(self._floor(_SLACK, _MOST_NOISE), FLOAT))
-            reach = code.fsub(depth, floor)
-            negative = code.fcmp_ordered("<", reach, code.constant(0.0))
-            most = code.exponential(code.select(negative, reach, code.constant(0.0)))
-            may_win = code.and_(
-                code.fcmp_ordered("<=", lower_bounds, most), code.fcmp_ordered(">", peaks, above)
-            )
+            may_win = code.and_(code.fcmp_ordered(">=", peaks, lowest), code.fcmp_ordered(">", peaks, above))
             with code.set_lanes(may_win) as lane:
-                self._look_into(code.add(start, lane))
+                self._look_into(code.add(start, lane), code.splat(code.read(bounds, FLOAT, lane)), above)
 
-    def _floor(self, slack: float, more: float) -> ir.Value:
-        """The best score so far, lowered by what rounding may do to one beside it."""
+    def _below_log(self, values: ir.Value) -> ir.Value:
+        """Return bounds at most 0.06 below the logarithms: log2(1 + m) is at least m (Mitchell, 1962)."""
+        code = self._code
+        whole = code.sub(code.bitcast(values, code.units), code.splat(UNIT(127 << 23)))
+        return code.fmul(code.sitofp(whole, code.floats), code.constant(math.log(2) * 2.0**-23))
+
+    def _floor(self) -> ir.Value:
+        """The best score so far, lowered by what rounding may do to a bound beside it."""
         code = self._code
         best = code.load(self._best, typ=DOUBLE)
-        off = code.fmul(code.fadd(code.magnitude(best), DOUBLE(more)), DOUBLE(slack))
-        return code.fsub(best, off)
+        off = code.fmul(code.fadd(code.magnitude(best), DOUBLE(_MOST_NOISE)), DOUBLE(_SLACK))
+        return code.fptrunc(code.fsub(best, off), FLOAT)
 
-    def _look_into(self, block: ir.Value) -> None:
-        """Score the tokens of a block that may be better than the best one."""
+    def _look_into(self, block: ir.Value, lowest: ir.Value, above: ir.Value) -> None:
+        """Score the tokens of a block with a logit of at least `lowest`, and above the other."""
         code = self._code
-        minimum = code.minimum_of(code.stepped(self._key, block, -1))
-        reach = code.fmul(code.fadd(self._floor(_SLACK, 1.0), code.log(minimum)), self._temperature)
-        low = code.fadd(self._top_exact, reach)
-        low = code.fsub(low, code.fmul(code.magnitude(low), DOUBLE(_SLACK)))
-        lowest = code.splat(code.fptrunc(low, FLOAT))
-        above = code.splat(code.load(self._above, typ=FLOAT))
         start = code.mul(block, COUNT(BLOCK))
         with code.loop(COUNT(0), COUNT(VECTORS)) as vector:
             first = code.add(start, code.mul(vector, COUNT(LANES)))

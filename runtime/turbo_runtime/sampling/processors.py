@@ -29,76 +29,57 @@ class Edits:
 
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
-        self._forbidden = _Tokens(vocabulary)
-        self._biased = _Tokens(vocabulary)
-        self._biases: list[Counts] = []
-        self._penalized = _Tokens(vocabulary)
-        self._counts: list[Counts] = []
-        self._penalties: list[tuple[float, float, float]] = []  # repetition, frequency, presence
-        self._masked: list[int] = []  # rows
-        self._masks: list[NDArray[np.uint8]] = []
+        self._masked: list[tuple[int, NDArray[np.uint8]]] = []  # of each a row first
+        self._forbidden: list[tuple[int, Ids]] = []
+        self._biased: list[tuple[int, Ids, Counts]] = []
+        # the last are repetition, frequency, presence
+        self._penalized: list[tuple[int, Ids, Counts, tuple[float, float, float]]] = []
 
     def allow(self, row: int, mask: NDArray[np.uint8]) -> None:
         """Forbid all tokens of a row but those of `mask`, a bit each, the lowest bit first."""
-        self._masked.append(row)
-        self._masks.append(mask)
+        self._masked.append((row, mask))
 
     def forbid(self, row: int, ids: Ids) -> None:
         """Forbid these tokens."""
-        self._forbidden.add(row, ids)
+        self._forbidden.append((row, ids))
 
     def add(self, row: int, ids: Ids, biases: Counts) -> None:
         """Add to these tokens' logits."""
-        self._biased.add(row, ids)
-        self._biases.append(biases)
+        self._biased.append((row, ids, biases))
 
     def penalize(self, row: int, ids: Ids, counts: Counts, penalties: tuple[float, float, float]) -> None:
         """Penalize these tokens, which the answer has so often."""
-        self._penalized.add(row, ids)
-        self._counts.append(counts)
-        self._penalties.append(penalties)
+        self._penalized.append((row, ids, counts, penalties))
 
     def apply(self, logits: Tensor, kernels: RowKernels) -> None:
         """Change `logits` (rows, vocabulary) float32 in place."""
         flat, device = logits.view(-1), logits.device
-        if self._masks:
-            kernels.forbid(logits, self._masked, np.stack(self._masks))
-        if self._forbidden.rows:
-            flat.index_fill_(0, upload(self._forbidden.places(), device), -torch.inf)
-        if self._biased.rows:
-            flat.index_add_(0, upload(self._biased.places(), device), _joined(self._biases, device))
-        if self._penalized.rows:
-            places, counts = upload(self._penalized.places(), device), _joined(self._counts, device)
-            table = np.array(self._penalties, np.float32)
-            each = np.repeat(table, self._penalized.counts(), axis=0)
+        if self._masked:
+            masked, masks = zip(*self._masked, strict=True)
+            kernels.forbid(logits, masked, np.stack(masks))
+        if self._forbidden:
+            places, _ = self._places(*zip(*self._forbidden, strict=True))
+            flat.index_fill_(0, upload(places, device), -torch.inf)
+        if self._biased:
+            rows, ids, biases = zip(*self._biased, strict=True)
+            places, _ = self._places(rows, ids)
+            flat.index_add_(0, upload(places, device), upload(np.concatenate(biases), device))
+        if self._penalized:
+            rows, ids, occurrences, penalties = zip(*self._penalized, strict=True)
+            places, sizes = self._places(rows, ids)
+            each = np.repeat(np.array(penalties, np.float32), sizes, axis=0)
             repetition, frequency, presence = upload(each.T.copy(), device)
-            values = flat.index_select(0, places)
+            at, counts = upload(places, device), upload(np.concatenate(occurrences), device)
+            values = flat.index_select(0, at)
             values = torch.where(values > 0, values / repetition, values * repetition)
             values -= counts * frequency
             values -= (counts > 0) * presence
-            flat.index_copy_(0, places, values)
+            flat.index_copy_(0, at, values)
 
-
-class _Tokens:
-    """Tokens of some rows."""
-
-    def __init__(self, vocabulary: int) -> None:
-        self._vocabulary = vocabulary
-        self.rows: list[int] = []
-        self._ids: list[Ids] = []
-
-    def add(self, row: int, ids: Ids) -> None:
-        """Add tokens of a row."""
-        self.rows.append(row)
-        self._ids.append(ids)
-
-    def counts(self) -> list[int]:
-        """Return how many each row has."""
-        return list(map(len, self._ids))
-
-    def places(self) -> Ids:
-        """Return their places in the flattened logits."""
-        return np.repeat(np.array(self.rows) * self._vocabulary, self.counts()) + np.concatenate(self._ids)
+    def _places(self, rows: Sequence[int], ids: Sequence[Ids]) -> tuple[Ids, list[int]]:
+        """Return the places of each row's tokens, one row after the other, and how many each row has."""
+        sizes = list(map(len, ids))
+        return np.repeat(np.array(rows) * self._vocabulary, sizes) + np.concatenate(ids), sizes
 
 
 class Processors:
@@ -115,7 +96,7 @@ class Processors:
         self._params = params
         self._biased = np.array([token for token, _ in params.logit_bias], np.int64)
         self._biases = np.array([bias for _, bias in params.logit_bias], np.float32)
-        self._never = np.array([run[0] for run in params.bad_words if len(run) == 1], np.int64)
+        self._never = [run[0] for run in params.bad_words if len(run) == 1]
         self._runs = [run for run in params.bad_words if len(run) > 1]
         self._longest = max(map(len, self._runs), default=1) - 1  # tokens before a run's last
         self._stops = np.array([token for token in stop_ids if 0 <= token < vocabulary], np.int64)
@@ -144,21 +125,25 @@ class Processors:
         if self._has_penalties and self._penalties is None:
             self._penalties = Penalties(self._params, self._prompt)
             self._penalties.read(self._output)
-        recent = [*self._output[max(0, len(self._output) - self._longest) :], *drafts] if self._runs else []
-        for accepted in range(len(drafts) + 1):
-            row = first + accepted
-            if len(self._never):
-                edits.forbid(row, self._never)
-            if self._runs:
-                end = len(recent) - len(drafts) + accepted
-                ended = [run[-1] for run in self._runs if _ends_with(recent, end, run[:-1])]
-                edits.forbid(row, np.array(ended, np.int64))
-            if len(self._output) + accepted < self._params.min_tokens and len(self._stops):
+        rows = range(first, first + len(drafts) + 1)
+        if self._params.bad_words:
+            self._forbid_words(edits, rows, drafts)
+        if len(self._output) < self._params.min_tokens and len(self._stops):
+            for row in rows[: self._params.min_tokens - len(self._output)]:
                 edits.forbid(row, self._stops)
-            if len(self._biased):
+        if len(self._biased):
+            for row in rows:
                 edits.add(row, self._biased, self._biases)
-            if self._penalties is not None:
+        if self._penalties is not None:
+            for accepted, row in enumerate(rows):
                 edits.penalize(row, *self._penalties.after(drafts[:accepted]), self._by_count)
+
+    def _forbid_words(self, edits: Edits, rows: Sequence[int], drafts: Sequence[int]) -> None:
+        """Forbid what would complete a run of `bad_words`."""
+        recent = [*self._output[max(0, len(self._output) - self._longest) :], *drafts]
+        for end, row in enumerate(rows, len(recent) - len(drafts)):
+            ended = [run[-1] for run in self._runs if _ends_with(recent, end, run[:-1])]
+            edits.forbid(row, np.array([*self._never, *ended], np.int64))
 
 
 class Penalties:
@@ -201,10 +186,6 @@ class Penalties:
 def _ends_with(tokens: Sequence[int], end: int, run: Sequence[int]) -> bool:
     """Whether the first `end` tokens end with `run`."""
     return end >= len(run) and tuple(tokens[end - len(run) : end]) == tuple(run)
-
-
-def _joined(arrays: Sequence[NDArray[np.generic]], device: torch.device) -> Tensor:
-    return upload(np.concatenate(arrays), device)
 
 
 def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:

@@ -203,8 +203,9 @@ class SamplingMetadata:
 
 def _num_scored(part: AnswerRows) -> int:
     """The number of a part's rows whose tokens need a log probability."""
-    answer = part.draws and part.sampler.params.logprobs is not None
-    return len(part.scored) + (len(part.drafts) + 1 if answer else 0)
+    if part.sampler.params.logprobs is None or not part.draws:
+        return len(part.scored)
+    return len(part.scored) + len(part.drafts) + 1
 
 
 @dataclass(slots=True)

@@ -33,18 +33,17 @@ def verify(
     if room < 1:
         raise ValueError("an answer without room for a token is finished already")
     tokens: list[int] = []
-    accepted, finish_reason, num_drafts = 0, None, len(drafts)
-    for row in range(num_drafts + 1):
+    accepted, finish_reason = 0, None
+    for row, draft in enumerate((*drafts, None)):
         try:
             token = token_at(row)
         except ValueError:
             if row == 0:
                 raise
             break
-        matches = row < num_drafts and drafts[row] == token
         tokens.append(token)
-        accepted += matches
+        accepted += token == draft
         finish_reason = "stop" if token in stop_ids else "length" if len(tokens) == room else None
-        if finish_reason or not matches:
+        if finish_reason or token != draft:
             break
     return VerificationResult(tuple(tokens), accepted, finish_reason)
