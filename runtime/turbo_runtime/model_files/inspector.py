@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -131,9 +131,23 @@ def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + heads[-1])
         for place in _sample_places(len(heads[-1]), sizes[name], len(weights)):
             digest.update(files.read(name, place, _SAMPLE_BYTES))
-    shape, size = _count_weights(heads, *description), sum(sizes[name] for name in weights)
     tensors = {name: shape for head in heads for name, shape in tensor_shapes(head).items()}
+    shape, size = _count_weights(heads, *description), sum(sizes[name] for name in weights)
+    _check_layers(tensors, shape.layers)
     return ModelInfo(shape, f"sha256:{digest.hexdigest()}", files.revision, size), tensors
+
+
+def _check_layers(names: Iterable[str], count: int) -> None:
+    """Raise ModelError unless the weights have as many layers; names of some families say no layer."""
+    numbers = {int(match[1]) for name in names if (match := _LAYER.match(name))}
+    if (
+        numbers
+        and (lacking := next((layer for layer in range(count) if layer not in numbers), None)) is not None
+    ):
+        raise ModelError(
+            f"the weights have no layer {lacking} of the {count} that config.json describes: fetch all files "
+            "of one revision again"
+        )
 
 
 def _sample_places(start: int, end: int, num_files: int) -> list[int]:

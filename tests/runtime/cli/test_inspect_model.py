@@ -83,6 +83,19 @@ def test_a_file_that_the_index_names_and_is_not_beside_it_may_still_come(
     assert "index.json names sub/model.safetensors, which is missing from the folder: add it" in said
 
 
+@pytest.mark.parametrize(("layers", "lacking"), [("0 1 2", None), ("0 1 2 3", None), ("0 2", 1), ("0 1", 2)])
+def test_weights_that_lack_a_layer_are_refused_by_its_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], layers: str, lacking: int | None
+) -> None:
+    tensors = {
+        f"model.layers.{layer}.mlp.up_proj.weight": np.zeros(1, np.float32) for layer in layers.split()
+    }
+    save_file(tensors, folder(tmp_path, num_hidden_layers=3) / "model.safetensors")
+    assert inspect([str(tmp_path)]) == (0 if lacking is None else 3)
+    sentence = f"the weights have no layer {lacking} of the 3 that config.json describes: fetch all files of"
+    assert (sentence in capsys.readouterr().err) == (lacking is not None)
+
+
 @pytest.mark.parametrize(
     ("config", "window"),
     [
