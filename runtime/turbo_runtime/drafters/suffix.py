@@ -329,7 +329,7 @@ class _Walk:
                 continue
             count = followers[0][1]
             claim = count / (total + _UNSEEN / length)
-            sizes = min(length, 31).bit_length(), min(total, 127).bit_length()
+            sizes = min(length, 63).bit_length(), min(total, 127).bit_length()
             match = (sampled, own, *sizes, 4 * count // total)
             chance = self.drafter.confidence(match, claim)
             if chance > confidence:
