@@ -14,6 +14,7 @@ from harness import prompts
 from torch import Tensor
 
 from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_dev.drafting import EveryDraft
 from turbo_dev.eagle3_draft import write
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.drafters.eagle3 import load_eagle3
@@ -121,12 +122,12 @@ def _drafters(engine: Engine, drafter: DraftMethod) -> Proposer:
 
 
 def caught(engine: Engine, requests: Sequence[GenerationRequest], answers: dict[str, Answer]) -> int:
-    """How many of the broken verifiers give any other answer."""
+    """How many of the broken verifiers give any other answer, where every draft is verified."""
     few = requests[:BROKEN_REQUESTS]
 
     def differs(mutant: Verifier) -> bool:
         with patch.object(loop, "verify", mutant):
-            found = run(fresh(engine), few, BROKEN_REQUESTS)
+            found = run(fresh(engine, control=EveryDraft()), few, BROKEN_REQUESTS)
         return any(found[r.request_id] != answers[r.request_id] for r in few)
 
     return sum(map(differs, MUTANTS))
