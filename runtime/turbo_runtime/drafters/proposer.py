@@ -205,6 +205,11 @@ class Proposer:
         return any(guard.drafter.reads_hidden for guard in self._guards)
 
     @property
+    def reads_streams(self) -> bool:
+        """Whether any drafter reads what enters layers of the model, at all positions of a prompt."""
+        return any(guard.drafter.stream_layers and not guard.problem for guard in self._guards)
+
+    @property
     def follows(self) -> bool:
         """Whether any drafter needs to `follow`."""
         return any(guard.drafter.follows and not guard.problem for guard in self._guards)

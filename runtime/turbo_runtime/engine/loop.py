@@ -105,6 +105,7 @@ class Engine:
         for request, error in self.samplers.compiled():
             self._add(request, error)
         self.audit.yield_blocks()
+        self.scheduler.copies = not self.speculation.drafters.reads_streams  # copied positions have none
         plan = self.scheduler.schedule(self.speculation.demand.predict)
         self.model.copy_blocks(self.scheduler.take_copies())
         ready = {work.sequence.request_id: work for work in plan}

@@ -104,6 +104,7 @@ class Scheduler:
     max_draft_tokens: int
     max_length: int  # of prompt plus answer
     shared_tile: int = PROMPT_TILE  # tokens of prompts, whole tiles of which are shared
+    copies: bool = True  # of beginnings of blocks, whose positions no step computes for the sequence
 
     def __post_init__(self) -> None:
         if self.block_pool.blocks_for(self.max_length) > self.block_pool.num_blocks:
@@ -331,8 +332,7 @@ class Scheduler:
         self.running.append(sequence)
         self.block_pool.share(cached)
         sequence.table.extend(cached)
-        sequence.shared = len(cached)
-        sequence.computed = len(cached) * self.block_pool.block_size
+        sequence.shared, sequence.computed = len(cached), len(cached) * self.block_pool.block_size
         self.block_pool.extend(sequence.table, len(sequence.tokens))
         self._take_beginning(sequence)
         if sequence.cached is None:  # a resumption is no service and no query
@@ -345,7 +345,7 @@ class Scheduler:
     def _take_beginning(self, sequence: Sequence) -> None:
         """Copy the block that has some of a starting sequence's next tokens, but never its last."""
         size, known = self.block_pool.block_size, sequence.shared
-        if self.shared_tile != size or sequence.request.params.prompt_logprobs is not None:
+        if not self.copies or sequence.request.params.prompt_logprobs is not None:
             return
         before = sequence.keys[known - 1] if known else scope_key(sequence.request.scope)
         tokens = sequence.request.prompt[known * size : (known + 1) * size]

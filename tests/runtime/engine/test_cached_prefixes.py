@@ -114,6 +114,8 @@ def test_a_copied_block_is_read_as_the_one_that_it_was_copied_from(make: Callabl
     expected = runner.forward([Chunk(tokens[10:], 10, [0, 2], 1, end)])
     runner.copy_blocks({5: 0})
     assert torch.equal(runner.forward([Chunk(tokens[10:], 10, [5, 6], 1, end)]).logits, expected.logits)
+    runner.copy_blocks({7: 0, 0: 1})  # a source that is evicted and taken again in the same step
+    assert torch.equal(runner.forward([Chunk(tokens[10:], 10, [7, 6], 1, end)]).logits, expected.logits)
 
 
 def test_answers_are_the_same_where_prompts_are_found(

@@ -179,3 +179,25 @@ def test_an_equal_prompt_finds_what_the_layer_has_computed(
     for (known, *text), logits in recorded.guesses[::9]:
         expected = told(tiny_model, trained, text, known)[len(text) - known]
         torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_prompt_that_begins_like_a_cached_one_is_followed_from_the_block_where_they_part(
+    make_engine: MakeEngine,
+    ask: Callable[..., list[GenerationRequest]],
+    tiny_model: ModelRunner,
+    drafter: Eagle3Drafter,
+    trained: Eagle3,
+) -> None:
+    recorded = Recorded(drafter)
+    recorded._use(recorded.drafts)
+    server = make_engine(recorded)
+    request, size = ask(0.0)[9], tiny_model.pool.block_size
+    first = tuple(n % 50 + 1 for n in range(6 * size))
+    parting = (*first[: 4 * size + size // 2], *first[:size])
+    run(server, [replace(request, request_id="first", prompt=first)])
+    recorded.guesses.clear()
+    run(server, [replace(request, request_id="parting", prompt=parting)])
+    assert recorded.guesses
+    for (known, *text), logits in recorded.guesses[::5]:
+        expected = told(tiny_model, trained, text, known)[len(text) - known]
+        torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)

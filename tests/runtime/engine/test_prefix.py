@@ -345,11 +345,17 @@ def test_a_block_that_is_written_while_shared_would_be_noticed() -> None:
         simulation._compute(ScheduledTokens(sequence, 127, 3, 0, True), [])
 
 
-def test_memory_is_bounded_over_ten_thousand_requests() -> None:
+@pytest.mark.parametrize("tile", [PROMPT_TILE, BLOCK_SIZE])
+def test_memory_is_bounded_over_ten_thousand_requests(tile: int) -> None:
     """Tenants, prompts and choices without end, of which some are cut off, in a cache of 40 blocks."""
     luck = random.Random(5)
     scheduler = Scheduler(
-        BlockPool(40), max_num_seqs=8, max_num_batched_tokens=256, max_draft_tokens=4, max_length=MAX_LENGTH
+        BlockPool(40),
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+        max_draft_tokens=4,
+        max_length=MAX_LENGTH,
+        shared_tile=tile,
     )
     submitted, steps = 0, 0
     sizes: list[int] = []
@@ -359,7 +365,9 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
             params = SamplingParams(max_tokens=luck.randint(1, 50))
             scheduler.add(GenerationRequest(f"r{submitted}", prompt, params, tenant=f"t{submitted // 6}"))
             submitted += 1
-        for work in scheduler.schedule():
+        plan = scheduler.schedule()
+        scheduler.take_copies()
+        for work in plan:
             committed = [0] * min(1 + luck.randint(0, work.draft_limit), scheduler.room(work.sequence))
             scheduler.update_from_output(work, committed if work.yields else [])
             if scheduler.room(work.sequence) == 0 or luck.random() < 0.01:
