@@ -113,9 +113,8 @@ class BlockPool:
         while len(self._free) < count:
             block, _ = self._idle.popitem(last=False)
             del self._block[self._key.pop(block)]
-            before, _ = self._content.pop(block, (b"", ()))
-            if self._newest.get(before) == block:
-                del self._newest[before]
+            if block in self._content:
+                del self._newest[self._content.pop(block)[0]]
             self._free.append(block)
             self.evictions += self.block_size
         taken = [self._free.pop() for _ in range(count)]
@@ -164,6 +163,7 @@ class BlockPool:
         """
         for index in range(known, len(keys) - 1):
             start, before, block = index * self.block_size, keys[index], table[index]
+            self._content.pop(self._newest.get(before, -1), None)
             self._newest[before] = block
             self._content[block] = before, tokens[start : start + self.block_size]
 
@@ -199,7 +199,7 @@ class BlockPool:
                 raise CorruptBlockPoolError(f"block {block}: {where}")
             if key is not None and self._block.get(key) != block:
                 raise CorruptBlockPoolError(f"block {block} is cached under two names")
-        if any(block not in self._key for block in self._newest.values()):
+        if not self._content.keys() <= self._key.keys() or len(self._content) != len(self._newest):
             raise CorruptBlockPoolError("a block whose beginning may be copied is not cached")
         if len(self._key) != len(self._block):
             raise CorruptBlockPoolError(f"{len(self._key)} blocks have {len(self._block)} names")
