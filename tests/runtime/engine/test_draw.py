@@ -14,14 +14,18 @@ from scipy import stats
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import (
     BLOCK,
+    GOLDEN,
+    MIX_1,
+    MIX_2,
     Noise,
     answer_key,
+    mix64,
     position_key,
     position_keys,
     signed,
     token_exponential,
 )
-from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Rule, rule_of
+from turbo_runtime.sampling.rows import GREEDY_BELOW, NOTHING, DrawnRows, Rule, rule_of
 from turbo_runtime.sampling.search import SEARCH
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
@@ -58,6 +62,45 @@ def test_the_search_by_blocks_finds_the_token_of_the_full_search(
     ]
     expected = [int(score.argmax()) for score in scores]
     assert sampled(logits, [SamplingParams(temperature=temperature)] * len(logits), seed) == expected
+
+
+def bits_before_mixing(mixed: int) -> int:
+    """The inverse of `mix64`."""
+    for shift, factor in ((31, MIX_2), (27, MIX_1), (30, 1)):
+        bits = mixed
+        while bits != (bits := mixed ^ (bits >> shift)):
+            pass
+        mixed = bits * pow(factor, -1, 1 << 64) % (1 << 64)
+    return mixed
+
+
+@pytest.mark.parametrize("offset", [0.0, 30.0, -1e4, 1e6, 1e30, -3e38])
+@pytest.mark.parametrize("temperature", [GREEDY_BELOW, 0.3, 2.0])
+def test_a_token_that_wins_by_a_rounding_is_found_whatever_the_noise_of_its_block(
+    temperature: float, offset: float
+) -> None:
+    vocabulary, generator, wins = 8 * BLOCK, torch.Generator().manual_seed(2), 0
+    noise, spread = Noise(vocabulary), max(temperature, abs(offset) * 1e-6)
+    rests = [1, 2, 3, *(2**bits + more for bits in (5, 24, 30, 45, 52) for more in (-1, 0, 1)), 2**53]
+    for token in (70, 5 * BLOCK):
+        block, place = divmod(token, BLOCK)
+        for rest in rests:  # 1 - u, in units of 2 ** -53
+            state = bits_before_mixing((2**53 - rest) << 11 | place)
+            key = (state + (block + 1) * GOLDEN) % 2**64
+            seed = bits_before_mixing(key) ^ mix64(GOLDEN)
+            gumbel = noise.gumbel(signed(key), torch.arange(vocabulary))
+            row = offset - torch.rand(vocabulary, generator=generator) * spread
+            others = torch.arange(vocabulary) != token
+            rival = int(torch.where(others, gumbel, -math.inf).argmax())
+            row[rival] = top = float(row.max())  # the best of the others, from which the search starts
+            row[token] = min(top, top + float(gumbel[rival] - gumbel[token]) * temperature)
+            for _ in range(3):
+                scores = (row.double() - top) / temperature + gumbel
+                params = SamplingParams(temperature=temperature)
+                assert sampled(row[None], [params], seed, [0]) == [int(scores.argmax())]
+                wins += int(scores.argmax()) == token
+                row[token] = torch.nextafter(row[token], torch.tensor(top))
+    assert wins > 5
 
 
 @settings(max_examples=60, deadline=None)
