@@ -140,7 +140,11 @@ class Audit:
         self._scheduler.block_pool.extend(sequence.table, end)
         tokens, lora_id = sequence.tokens[start:end], sequence.request.lora_id
         chunk = Chunk(tokens, start, sequence.table, rows, sequence.prompt_length, lora_id)
-        forward = self._model.forward([chunk])
+        try:
+            forward = self._model.forward([chunk])
+        except Exception:
+            self._model.clear([chunk])  # the next holders of its blocks must not find what is no number
+            raise
         sequence.computed = end
         return forward.logits[0] if rows else None
 

@@ -184,3 +184,22 @@ def test_an_engine_whose_every_pass_fails_ends(model: ModelRunner, monkeypatch: 
 
     with pytest.raises(RuntimeError, match="broken"):
         ask_on()
+
+
+def test_an_audit_whose_pass_fails_leaves_numbers_in_its_blocks(
+    model: ModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests(4)
+    scheduler = engine(model).scheduler
+    server = Engine(model, scheduler, Proposer(), control=EveryDraft(), audit_fraction=1.0)
+    for steps in range(12):
+        run(server, asked)
+        for _ in range(steps):
+            server.rest()
+        with monkeypatch.context() as broken:
+            failing(model, broken, lambda _: "an illegal instruction")
+            server.rest()
+        assert all(tensor.isfinite().all() for tensor in model.pool.keys + model.pool.values)
+        while server.audit.pending:
+            server.rest()
+    assert server.stats().audit_mismatches == 0
