@@ -227,7 +227,7 @@ class _Search:
     def _below_log(self, values: ir.Value) -> ir.Value:
         """Return bounds at most 0.06 below the logarithms: log2(1 + m) is at least m (Mitchell, 1962)."""
         code = self._code
-        whole = code.sub(code.bitcast(values, code.units), code.splat(UNIT(127 << 23)))
+        whole = code.sub(code.bitcast(values, code.units), code.integers(127 << 23))
         return code.fmul(code.sitofp(whole, code.floats), code.constant(math.log(2) * 2.0**-23))
 
     def _floor(self) -> ir.Value:
