@@ -91,14 +91,14 @@ def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
 
 
 def test_what_was_compared_for_losslessness_is_that_of_its_run() -> None:
-    run = figures("lossless")
-    assert f"| outputs that differ | {run['byte_differences']} of {run['requests']:,} |" in section("lossless")
-    assert f"| outputs compared that an adapter gave | {run['adapter_requests']:,} |" in section("lossless")
+    run, text = figures("lossless"), section("lossless")
+    assert f"| outputs that differ | {run['byte_differences']} of {run['requests']:,} |" in text
+    assert f"| outputs compared that an adapter gave | {run['adapter_requests']:,} |" in text
     accepted, rejected = f"{run['accepted_drafts']:,}", f"{run['rejected_drafts']:,}"
-    assert f"| {accepted} / {rejected} |" in section("lossless")
+    assert f"| {accepted} / {rejected} |" in text
     assert row("lossless", "smallest p of the chi-square test") == [round(run["chi_square_p_min"], 2)]
     for proof in ("logit_positions", "streams"):
-        assert f" 0 of {run[proof]:,} |" in section("lossless")
+        assert f" 0 of {run[proof]:,} |" in text
     assert (run["logit_differences"], run["stream_differences"]) == (0, 0)
 
 

@@ -37,6 +37,7 @@ from turbo_runtime.kv_cache.block_pool import (
 from turbo_runtime.messages import GenerationRequest
 
 MAX_PROMPT_LOGPROBS = 64  # in a step: each reads the vocabulary
+_COPIED_PART = 16  # of a block's tokens, one in so many is worth a copy of the block in all layers
 
 
 @dataclass(slots=True, eq=False)
@@ -343,14 +344,13 @@ class Scheduler:
                 self.cache_hits += sequence.cached
 
     def _take_beginning(self, sequence: Sequence) -> None:
-        """Copy the block that has some of a starting sequence's next tokens, but never its last."""
+        """Copy the block that has enough of a starting sequence's next tokens, but never its last."""
         size, known = self.block_pool.block_size, sequence.shared
         if not self.copies or sequence.request.params.prompt_logprobs is not None:
             return
         before = sequence.keys[known - 1] if known else scope_key(sequence.request.scope)
-        tokens = sequence.request.prompt[known * size : (known + 1) * size]
-        block, count = self.block_pool.find_beginning(before, tokens)
-        if (count := min(count, sequence.missing - 1)) > 0:
+        block, count = self.block_pool.find_beginning(before, sequence.request.prompt[known * size :])
+        if _COPIED_PART * (count := min(count, sequence.missing - 1)) >= size:
             sequence.computed += count
             self._copies[sequence.table[known]] = block
 

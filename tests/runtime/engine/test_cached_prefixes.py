@@ -148,3 +148,23 @@ def test_answers_are_the_same_where_tiles_are_given_up_and_sequences_give_way(
     assert server.scheduler.preemptions > 0
     assert server.scheduler.block_pool.evictions > 0
     assert server.scheduler.cache_hits > 0
+
+
+@pytest.mark.parametrize(("size", "alike", "copied"), [(16, 1, True), (256, 15, False), (256, 16, True)])
+def test_a_block_is_copied_for_a_sixteenth_of_its_tokens_or_more(size: int, alike: int, copied: bool) -> None:
+    scheduler = Scheduler(
+        BlockPool(8, block_size=size),
+        max_num_seqs=2,
+        max_num_batched_tokens=4 * size,
+        max_draft_tokens=0,
+        max_length=4 * size,
+        shared_tile=size,
+    )
+    first, second = range(2 * size), (*range(alike), *range(5000, 5000 + size))
+    scheduler.add(GenerationRequest("first", tuple(first), SamplingParams(max_tokens=2)))
+    (work,) = scheduler.schedule()
+    scheduler.update_from_output(work, [1])
+    scheduler.add(GenerationRequest("second", second, SamplingParams(max_tokens=2)))
+    computed = {each.sequence.request_id: each.start for each in scheduler.schedule()}
+    assert computed["second"] == (alike if copied else 0)
+    assert bool(scheduler.take_copies()) == copied
