@@ -225,7 +225,7 @@ class _Search:
                 self._look_into(code.add(start, lane), code.splat(code.read(bounds, FLOAT, lane)), above)
 
     def _below_log(self, values: ir.Value) -> ir.Value:
-        """Return bounds at most 0.06 below the logarithms: log2(1 + m) is at least m (Mitchell, 1962)."""
+        """Return lower bounds of logarithms, off by 0.06 at most: log2(1 + m) >= m (Mitchell, 1962)."""
         code = self._code
         whole = code.sub(code.bitcast(values, code.units), code.integers(127 << 23))
         return code.fmul(code.sitofp(whole, code.floats), code.constant(math.log(2) * 2.0**-23))
@@ -238,7 +238,7 @@ class _Search:
         return code.fptrunc(code.fsub(best, off), FLOAT)
 
     def _look_into(self, block: ir.Value, lowest: ir.Value, above: ir.Value) -> None:
-        """Score the tokens of a block with a logit of at least `lowest`, and above the other."""
+        """Score the tokens of a block whose logits are not below `lowest` and exceed `above`."""
         code = self._code
         start = code.mul(block, COUNT(BLOCK))
         with code.loop(COUNT(0), COUNT(VECTORS)) as vector:

@@ -77,7 +77,7 @@ class Recorded(Proposer):
 
 
 @torch.inference_mode()
-def told(model: ModelRunner, draft: Eagle3, text: Sequence[int], known: int, start: int = 0) -> Tensor:
+def logits_of(model: ModelRunner, draft: Eagle3, text: Sequence[int], known: int, start: int = 0) -> Tensor:
     """The logits (depth, V) of training behind each place from the last known one, where features are known
     from `start` on, and the first of them stand for those before in its block.
     """
@@ -128,7 +128,7 @@ def test_it_guesses_in_the_engine_what_it_guesses_where_it_is_trained(
     deep = [guess for guess in recorded.guesses if len(guess[0]) - 1 - guess[0][0] > 1]
     assert len(deep) > 20
     for (known, *text), logits in [*recorded.guesses[::9], *deep[::9]]:
-        expected = told(tiny_model, trained, text, known)[len(text) - known]
+        expected = logits_of(tiny_model, trained, text, known)[len(text) - known]
         torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
         assert logits[0] == -torch.inf
 
@@ -157,40 +157,42 @@ def test_a_draft_that_comes_late_sees_what_is_computed_from_then_on(
     assert len({start % size for start in starts.values()}) > 1
     for (known, *text), logits in recorded.guesses[::5]:
         start = next(at for prompt, at in starts.items() if tuple(text[: len(prompt)]) == prompt)
-        expected = told(tiny_model, trained, text, known, start)[len(text) - known]
+        expected = logits_of(tiny_model, trained, text, known, start)[len(text) - known]
         torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_an_equal_prompt_finds_what_the_layer_has_computed(
-    make_engine: MakeEngine,
-    ask: Callable[..., list[GenerationRequest]],
-    tiny_model: ModelRunner,
-    drafter: Eagle3Drafter,
-    trained: Eagle3,
-) -> None:
+@pytest.fixture
+def recording(make_engine: MakeEngine, drafter: Eagle3Drafter) -> tuple[Engine, Recorded]:
+    """An engine whose layer's guesses are kept."""
     recorded = Recorded(drafter)
     recorded._use(recorded.drafts)
-    server = make_engine(recorded)
+    return make_engine(recorded), recorded
+
+
+def test_an_equal_prompt_finds_what_the_layer_has_computed(
+    recording: tuple[Engine, Recorded],
+    ask: Callable[..., list[GenerationRequest]],
+    tiny_model: ModelRunner,
+    trained: Eagle3,
+) -> None:
+    server, recorded = recording
     request = ask(0.0)[9]
     run(server, [request])
     recorded.guesses.clear()
     run(server, [replace(request, request_id="again")])
     assert server.stats().prefix_cache_hits > 0
     for (known, *text), logits in recorded.guesses[::9]:
-        expected = told(tiny_model, trained, text, known)[len(text) - known]
+        expected = logits_of(tiny_model, trained, text, known)[len(text) - known]
         torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
 
 
 def test_a_prompt_that_begins_like_a_cached_one_is_followed_from_the_block_where_they_part(
-    make_engine: MakeEngine,
+    recording: tuple[Engine, Recorded],
     ask: Callable[..., list[GenerationRequest]],
     tiny_model: ModelRunner,
-    drafter: Eagle3Drafter,
     trained: Eagle3,
 ) -> None:
-    recorded = Recorded(drafter)
-    recorded._use(recorded.drafts)
-    server = make_engine(recorded)
+    server, recorded = recording
     request, size = ask(0.0)[9], tiny_model.pool.block_size
     first = tuple(n % 50 + 1 for n in range(6 * size))
     parting = (*first[: 4 * size + size // 2], *first[:size])
@@ -199,5 +201,5 @@ def test_a_prompt_that_begins_like_a_cached_one_is_followed_from_the_block_where
     run(server, [replace(request, request_id="parting", prompt=parting)])
     assert recorded.guesses
     for (known, *text), logits in recorded.guesses[::5]:
-        expected = told(tiny_model, trained, text, known)[len(text) - known]
+        expected = logits_of(tiny_model, trained, text, known)[len(text) - known]
         torch.testing.assert_close(logits[trained.vocabulary], expected, rtol=1e-3, atol=1e-3)
