@@ -102,6 +102,7 @@ class TokenCandidate(NamedTuple):
     token: int
     confidence: float  # calibrated chance that it is accepted if all before it are
     cell: Hashable
+    rivals: tuple[tuple[Hashable, int], ...] = ()  # (cell, token) of its own that are less confident
 
 
 class Drafter(ABC):

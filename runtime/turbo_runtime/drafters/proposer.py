@@ -141,15 +141,16 @@ class _GrowingDraft:
         acceptance = best.confidence * (self.acceptance[-1] if self.acceptance else 1.0)
         if acceptance < self.min_acceptance:
             return None
-        losers = tuple(
-            (drafter.name, candidate.cell, candidate.token)
+        losers = [
+            (drafter.name, cell, token)
             for drafter, candidate in candidates
-            if candidate is not best
-        )
+            for cell, token in ((candidate.cell, candidate.token), *candidate.rivals)
+            if candidate is not best or cell is not best.cell
+        ]
         self.tokens.append(best.token)
         self.acceptance.append(acceptance)
         fallback = self._find_fallback(best.token, candidates)
-        self.origins.append(TokenOrigin(winner.name, best.cell, fallback, losers))
+        self.origins.append(TokenOrigin(winner.name, best.cell, fallback, tuple(losers)))
         return best.token
 
     def _find_fallback(self, taken: int, candidates: Sequence[tuple[Drafter, TokenCandidate]]) -> int | None:

@@ -3,7 +3,8 @@ deployment's drafts brought.
 
 The longest suffix of the context that occurred before continues as it did then. Past drafts calibrate the
 confidence: by the length of the match, its count and the share of its most frequent follower. Where the
-request and the recent answers disagree, the more confident one wins.
+request and the recent answers disagree, the more confident one wins, and both learn who was right: learning
+of winners alone, a match would never hear of the drafts that it lost.
 
 A greedy request gets the most frequent follower; a sampled one argmax(log count + g), with its own noise g
 at that position: the engine's own draw if the counts are the model's distribution. Counts stay as they are
@@ -15,10 +16,11 @@ so, and at most 0.005 more by other powers of the counts, or with a confidence t
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import islice
+from operator import itemgetter
 from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
@@ -282,7 +284,8 @@ class SuffixDrafter(Drafter):
         """Learn how often such matches are right: from `token`, which followed in an answer of a draft."""
         walk = _Walk([(*match, False) for match in matches.items()], self, _GREEDY, 0)
         if candidate := walk.candidate():
-            self.learn(candidate.cell, candidate.token == token)
+            for cell, drafted in ((candidate.cell, candidate.token), *candidate.rivals):
+                self.learn(cell, drafted == token)
 
     def _request(self, request_id: str, tokens: Sequence[int]) -> _Request:
         if request_id not in self._requests:
@@ -320,24 +323,25 @@ class _Walk:
 
     def candidate(self) -> TokenCandidate | None:
         sampled = self.request.temperature > 0
-        best: list[tuple[int, int]] = []
-        confidence, cell = 0.0, None
+        options: list[tuple[float, int, Hashable]] = []
         for automaton, cursor, own in self.matches:
             length = cursor.length
             followers, total = automaton.followers(cursor) if length else ([], 0)
             if not followers:
                 continue
-            count = followers[0][1]
+            token, count = followers[0]
             claim = count / (total + _UNSEEN / length)
             sizes = min(length, 63).bit_length(), min(total, 127).bit_length()
             match = (sampled, own, *sizes, 4 * count // total)
-            chance = self.drafter.confidence(match, claim)
-            if chance > confidence:
-                best, confidence, cell = followers, chance, match
-        if not best:
+            if sampled and len(followers) > 1:
+                token = self._draw(followers)
+            options.append((self.drafter.confidence(match, claim), token, match))
+        if not options:
             return None
-        token = self._draw(best) if sampled and len(best) > 1 else best[0][0]
-        return TokenCandidate(token, confidence, cell)
+        best = max(options, key=itemgetter(0))
+        confidence, token, cell = best
+        rivals = tuple((match, other) for _, other, match in options if match is not cell)
+        return TokenCandidate(token, confidence, cell, rivals)
 
     def advance(self, token: int) -> None:
         # a match that just ended may begin again with the next token

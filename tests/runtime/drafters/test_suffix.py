@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.drafters.interface import Draft, DraftRequest
-from turbo_runtime.drafters.proposer import Guarded, propose
+from turbo_runtime.drafters.proposer import Guarded, Proposer, propose
 from turbo_runtime.drafters.suffix import REQUEST_TOKENS, Memory, SuffixDrafter
 
 texts = st.lists(st.integers(0, 3), max_size=40)
@@ -57,6 +57,24 @@ def test_a_draft_goes_on_from_recent_answers_into_the_request_itself() -> None:
     assert draft(suffix, [4, 60, 61, 62, 9, 1, 2], 5).tokens[:2] == (3, 4)
     remember(suffix, [50, 1, 2, 3, 4], 1, "")
     assert 60 in draft(suffix, [7, 3, 4, 60, 61, 62, 9, 1, 2], 5, request="next").tokens
+
+
+def test_a_match_that_lost_learns_what_came_instead_and_wins_in_the_end() -> None:
+    # behind 1 2 the prompt went on with 3, and the answer before with 4, which is what comes again and again
+    suffix = SuffixDrafter()
+    remember(suffix, [50, 2, 4, 51], 1, "")
+    proposer = Proposer(suffix=suffix)
+    first = []
+    for number in range(40):
+        tokens = [1, 2, 3, 60 + number, 1, 2]
+        (found,) = proposer.propose([DraftRequest(str(number), tokens, 5, 1, "", 0, 0.0)])
+        proposer.observe(found, [4])
+        first.append(found.tokens)
+    assert first[0] == (3,)
+    assert first[-1] == (4,)
+    ((_, cell, token),) = found.origins[0].losing_candidates
+    assert token == 3
+    assert suffix.confidence(cell, 1.0) < 0.2, "it learns from the drafts that it lost, too"
 
 
 def test_nothing_is_proposed_where_nothing_matches() -> None:
