@@ -95,7 +95,7 @@ def main() -> int:
     encode, _ = tokenizer(config)
     noise = random.Random(0)
     engines = dict(zip(DRAFTING, (engine, _twin(engine)), strict=True))
-    known = {drafting: deepcopy(engine.speculation.control) for drafting in DRAFTING}
+    known = {drafting: _as_started(engine) for drafting in DRAFTING}
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {"pairs": options.pairs}
     if ready.guarantee != "bitwise":
@@ -181,6 +181,11 @@ def _twin(engine: Engine) -> Engine:
     twin.model = copy(engine.model)
     twin.model.pool = engine.model.allocate(engine.model.pool.blocks)
     return twin
+
+
+def _as_started(engine: Engine) -> GoodputController:
+    """What the engine knows of the times of its steps, to go on from apart."""
+    return deepcopy(engine.speculation.control, {id(engine.model): engine.model})
 
 
 def _answered(
