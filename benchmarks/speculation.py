@@ -4,9 +4,9 @@ Every domain's prompts are answered once without drafts: answers that loop are l
 into runs that have no prompt in common. A run gives every competitor the same prompts, in turn and in an
 order that moves on, and speeds are compared within it. What competitors remember is emptied before each run;
 our drafter's memory is then warmed on prompts that are in none; a new pod (`turbo new pod`) is not, and
-starts with a draft that brings the answers to them. `--heads` puts heads beside it, fitted to
-answers to prompts of the domain that nobody is asked. All compute in float32 with the same weights, on one
-thread; llama.cpp's 4-bit figure stands beside them.
+starts with a draft that brings the answers to them. `turbo draft` is warmed as `turbo` is, and has a draft,
+learnt in seconds from answers to prompts of the domain that nobody is asked: heads, and those answers.
+All compute in float32 with the same weights, on one thread; llama.cpp's 4-bit figure stands beside them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from engines import tokenizer
 from harness import PROMPTS, Bar, arguments, finish, prompts
 from peers.contest import (
-    HEADS,
+    DRAFT,
     LLAMA_F32,
     LLAMA_Q4,
     LOOKUP,
@@ -55,7 +55,7 @@ BARS = (
     Bar("answer_tokens_min", at_least=4000),
     Bar("plain_of_transformers", at_least=1.3),
     Bar("plain_of_vllm", at_least=0.95),
-    Bar("json_of_plain", at_least=4.3),  # the suffix drafter alone: no heads are loaded
+    Bar("json_of_plain", at_least=4.3),  # the suffix drafter alone, which remembers 24 answers
     Bar("maths_of_plain", at_least=1.95),
     Bar("support_of_plain", at_least=1.45),
     Bar("json_of_vllm_suffix", at_least=1.0),
@@ -105,7 +105,7 @@ Runs: TypeAlias = Mapping[tuple[str, int, Competitor], list[Measured]]  # by dom
 def main() -> int:
     """Exit status by the bars that the chosen domains and peers have figures for."""
     options = _options()
-    competitors = [PLAIN, TURBO, NEW_POD, *((HEADS,) if options.heads else ())]
+    competitors = [PLAIN, TURBO, NEW_POD, DRAFT]
     competitors += [peer for name in options.peers if name != "none" for peer in PEERS[name]]
     source = ensure()
     folder = float32_folder(source)
@@ -143,7 +143,6 @@ def _options() -> argparse.Namespace:
         "--domains", nargs="+", help=f"default: {' '.join(DOMAINS)}; `code` is there too; of --prompts: all"
     )
     parser.add_argument("--peers", nargs="+", choices=(*PEERS, "none"), default=tuple(PEERS))
-    parser.add_argument("--heads", action="store_true", help="let drafts of fitted heads compete too")
     parser.add_argument(
         "--at-a-time", type=int, nargs="+", choices=(1, BATCH), default=[1], help="requests (default: 1)"
     )
@@ -157,15 +156,7 @@ def _options() -> argparse.Namespace:
 def _wanted(options: argparse.Namespace, folder: Path) -> Wanted:
     said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
     amount = QUICK if options.quick else ALL
-    return Wanted(
-        amount.prompts,
-        amount.tokens,
-        amount.warm,
-        amount.learn if options.heads else 0,
-        options.runs or amount.runs,
-        amount.answer_tokens,
-        [said] if isinstance(said, int) else said,
-    )
+    return replace(amount, runs=options.runs or amount.runs, stop=[said] if isinstance(said, int) else said)
 
 
 def _domains(options: argparse.Namespace, contest: Contest, folder: Path, wanted: Wanted) -> Iterator[Domain]:
@@ -200,8 +191,8 @@ def _measure(
     for domain in domains:
         for at_a_time in concurrent:
             able = [one for one in competitors if one.batches or at_a_time == 1]
-            if HEADS in able and not domain.learn:
-                able.remove(HEADS)
+            if not domain.learn:
+                able.remove(DRAFT)
             for number, asked in enumerate(domain.runs):
                 if number == 1:
                     able = [one for one in able if not one.once]
@@ -270,7 +261,7 @@ def _rows(runs: Runs) -> list[dict[str, Any]]:
 
 def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
     """Medians of ratios within a run; `_8`: eight requests at a time."""
-    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO, NEW_POD, HEADS)]
+    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO, NEW_POD, DRAFT)]
     figures: dict[str, float] = {
         "byte_differences": sum(one.asked - one.same for runs in own for one in runs)
     }
@@ -290,10 +281,10 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
         if competitor is NEW_POD:
             ratios = _ratios(runs, domain, at_a_time, TURBO, NEW_POD)
             figures[f"{domain}_new_pod_of_warm{end}"] = round(statistics.median(ratios), 3)
-        if competitor is HEADS:
+        if competitor is DRAFT:
             for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
-                ratios = _ratios(runs, domain, at_a_time, over, HEADS)
-                figures[f"{domain}_heads_of_{name}{end}"] = round(statistics.median(ratios), 3)
+                ratios = _ratios(runs, domain, at_a_time, over, DRAFT)
+                figures[f"{domain}_draft_of_{name}{end}"] = round(statistics.median(ratios), 3)
     for over in (TRANSFORMERS, VLLM_PLAIN):
         able = [d.name for d in domains if (d.name, 1, over) in runs]
         if each := [ratio for name in able for ratio in _ratios(runs, name, 1, over, PLAIN)]:

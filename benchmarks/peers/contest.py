@@ -94,7 +94,7 @@ class Competitor:
     batches: bool = True
     remembers: bool = False  # its drafts come from answers to other prompts too
     brings: bool = False  # it is new, with a draft that brings the answers which others are warmed with
-    learns: bool = False  # its drafts are fitted to answers of the domain before it is asked
+    learns: bool = False  # it has a draft, learnt from answers of the domain before it is asked
     once: bool = False  # in a domain's first run only
     usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
 
@@ -113,8 +113,8 @@ _SUFFIX = {"speculative_config": {"method": "suffix"}}
 _OWN = {"dtype": "float32"}
 PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, usual=32)
 TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, usual=55)
-HEADS = Competitor(
-    "turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=55
+DRAFT = Competitor(
+    "turbo draft", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=55
 )
 NEW_POD = Competitor("turbo new pod", "turbo_worker", OURS, "folder", "auto", _OWN, brings=True, usual=55)
 TRANSFORMERS = Competitor(

@@ -1,11 +1,11 @@
-"""Heads for a domain, fitted to the engine's answers to prompts that nobody is asked; and the answers that a
-draft brings.
+"""A draft for a domain, learnt from the engine's answers to prompts that nobody is asked: heads, fitted to
+them, and the answers themselves. And one that brings answers alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,14 @@ from engines import fresh, run
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.data.responses import is_looping
-from turbo_runtime.drafters.draft_memory import MAX_MIB, PROMPT_TAIL, Answer, DraftMemory, select_answers
+from turbo_runtime.drafters.draft_memory import (
+    MAX_MIB,
+    PROMPT_TAIL,
+    Answer,
+    DraftMemory,
+    select_answers,
+    write_memory,
+)
 from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.target import Target
@@ -39,7 +46,7 @@ class Learning:
         self._learnt: dict[tuple[tuple[int, ...], ...], Path] = {}  # files that name heads
 
     def drafters(self, requests: Sequence[GenerationRequest]) -> Proposer:
-        """Suffix and heads."""
+        """What a server has that starts with a draft which learnt from the answers to these."""
         key = tuple(request.prompt for request in requests)
         if key not in self._learnt:
             folder = self._folder / str(len(self._learnt))
@@ -48,7 +55,7 @@ class Learning:
         in_use = DraftLoader(self._target, self._engine.noise).load(self._learnt[key])
         if in_use.problem:
             raise RuntimeError(in_use.problem)
-        return Proposer(in_use)
+        return _started(in_use)
 
     def starting(self, requests: Sequence[GenerationRequest]) -> Proposer:
         """What a server has that starts with a draft which brings the answers to these."""
@@ -56,17 +63,14 @@ class Learning:
         if key not in self._brought:
             plain = [replace(one, params=replace(one.params, draft_method="off")) for one in requests]
             said = run(fresh(self._engine), plain, len(plain))
-            texts = ((*one.prompt[-PROMPT_TAIL:], *said[one.request_id].tokens) for one in requests)
-            self._brought[key] = select_answers(map(Answer, texts), MAX_MIB)
-        drafters = Proposer(ActiveDrafts(memories=(self._brought[key],)))
-        while drafters.waiting:
-            drafters.read(1 << 12)
-        return drafters
+            self._brought[key] = _memory((one.prompt, said[one.request_id].tokens) for one in requests)
+        return _started(ActiveDrafts(memories=(self._brought[key],)))
 
     def _learn(self, requests: Sequence[GenerationRequest], folder: Path) -> None:
         stop = list(requests[0].params.stop_token_ids)
-        said = say(fresh(self._engine), requests)
-        said = [one for one in said if not is_looping(trimmed(one.tokens, stop))] or said
+        answered = list(zip(requests, say(fresh(self._engine), requests), strict=True))
+        answered = [pair for pair in answered if not is_looping(trimmed(pair[1].tokens, stop))] or answered
+        said = [one for _, one in answered]
         few = len(said) < _JUDGES
         heads = fit(
             self._target,
@@ -79,4 +83,20 @@ class Learning:
             judges=[] if few else said[::_JUDGES],
         )
         write(folder / "heads", heads, self._target, "fitted")
+        memory = _memory((request.prompt, one.tokens) for request, one in answered)
+        write_memory(folder / "heads", memory, self._target.digest)
         (folder / "drafts.json").write_text(json.dumps({"heads": "heads"}), encoding="utf-8")
+
+
+def _memory(answers: Iterable[tuple[Sequence[int], Sequence[int]]]) -> DraftMemory:
+    """Of prompts and the answers to them."""
+    texts = ((*prompt[-PROMPT_TAIL:], *answer) for prompt, answer in answers)
+    return select_answers(map(Answer, texts), MAX_MIB)
+
+
+def _started(drafts: ActiveDrafts) -> Proposer:
+    """The drafters of a server that has been idle for a while."""
+    drafters = Proposer(drafts)
+    while drafters.waiting:
+        drafters.read(1 << 12)
+    return drafters

@@ -1,5 +1,5 @@
-"""Our engine: one configuration of the process, and each request says whether it is drafted for; with heads
-where the job names prompts to learn from.
+"""Our engine: one configuration of the process, and each request says whether it is drafted for; with a
+draft where the job names prompts to learn from.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def load(setup: Setup) -> Answerer:
 
     from peers.learning import Learning
 
-    scratch = tempfile.TemporaryDirectory(prefix="turbo-heads-")
+    scratch = tempfile.TemporaryDirectory(prefix="turbo-draft-")
     atexit.register(scratch.cleanup)
     learning = Learning(engine, ready.digest or "", Path(scratch.name))
 

@@ -60,13 +60,18 @@ def engine() -> Iterator[Engine]:
     torch.set_num_threads(before)
 
 
-def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine, tmp_path: Path) -> None:
+def test_a_draft_is_learnt_once_brings_its_answers_and_remembers_nothing_between_runs(
+    engine: Engine, tmp_path: Path
+) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=20)
     requests = [GenerationRequest(f"l{n}", (n + 1, n + 2, n + 3), params) for n in range(6)]
     learning = Learning(engine, "tiny", tmp_path)
     first, second = learning.drafters(requests), learning.drafters(requests)
+    brought = second._suffix.num_bytes
     first.finish("old", [1, 2, 3, 4, 5, 6], 1, "")
-    assert (first.versions["default"], second._suffix.num_bytes) == ("fitted", 0)
+    first.read(100)
+    assert first._suffix.num_bytes > brought > 0
+    assert (first.versions["default"], second._suffix.num_bytes) == ("fitted", brought)
     width = engine.model.decoder.embedding.shape[1]
     want = DraftRequest("r", [9, 8, 7], 3, 4, "", 0, 0.0, torch.ones(width), "heads")
     draft = first.propose([want])[0]
