@@ -265,22 +265,31 @@ def test_modules_that_are_kept_are_found_by_name_pattern_and_part(kept: list[str
 
 
 @pytest.mark.parametrize(
-    "how",
+    ("how", "word"),
     [
-        {"quant_method": "aqlm"},
-        {"quant_method": "gptq", "bits": 3},
-        {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
-        {
-            "quant_method": "compressed-tensors",
-            "config_groups": {
-                "a": {"targets": ["re:.*mlp.*"], "weights": {"num_bits": 4, "type": "float"}},
-                "b": {"targets": ["re:.*attn.*"], "weights": {"num_bits": 8, "type": "float"}},
+        ({"quant_method": "aqlm"}, "quantization_config.quant_method is aqlm"),
+        ({"bits": 4}, "quantization_config.quant_method is missing"),
+        ({"quant_method": "gptq", "bits": 3}, "quantization_config.bits is 3"),
+        (
+            {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
+            "quantization_config.quant_algo is MIXED_PRECISION",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {
+                    "a": {"targets": ["re:.*mlp.*"], "weights": {"num_bits": 4, "type": "float"}},
+                    "b": {"targets": ["re:.*attn.*"], "weights": {"num_bits": 8, "type": "float"}},
+                },
             },
-        },
+            "the weights of quantization_config.config_groups are of several types",
+        ),
     ],
 )
-def test_a_quantisation_that_is_not_counted_is_refused_by_name(how: dict[str, Any]) -> None:
-    with pytest.raises(UnknownShapeError, match=f"x is quantized by {how['quant_method']} in a way that"):
+def test_a_quantisation_that_is_not_counted_is_refused_by_the_word_that_says_it(
+    how: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(UnknownShapeError, match=f"x is quantized in a way that is not counted: {word}"):
         quantised(**how)
 
 

@@ -201,7 +201,7 @@ class Eagle3Method:
         self._layers = (2, count // 2, count - 3)  # the default of vLLM and SGLang
         if self._layers != tuple(sorted({*self._layers})):
             raise UnsupportedModelError(
-                f"eagle3 sees three layers of the model, and it has {count} in all; train heads instead"
+                f"eagle3 needs a model of 7 layers or more, and this one has {count}; train heads instead"
             )
         self.target_vocabulary = len(embedding)
         self.row_bytes = STREAMS * embedding.shape[1] * embedding.itemsize + LIKELIEST * 8 + 16

@@ -53,8 +53,10 @@ def inspect_with_adapters(
     for name, place in adapters.items():
         try:
             one, own = _inspect_adapter(name, place, model, layers)
-        except (FileNotFoundError, ValueError) as error:
-            kind = type(error) if isinstance(error, ModelError) else ModelError
+        except (OSError, ValueError) as error:
+            # an OSError may be over soon: a file that is being copied still
+            kept = isinstance(error, ModelError | OSError) and not isinstance(error, FileNotFoundError)
+            kind = type(error) if kept else ModelError
             raise kind(f"adapter {name} ({place}): {error}") from error
         inspected.append(one)
         modules |= own

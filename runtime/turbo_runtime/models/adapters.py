@@ -69,10 +69,16 @@ def _read_matrices(folder: Path) -> dict[Matrix, Tensor]:
 def _scaled(
     matrices: Mapping[Matrix, Tensor], config: Mapping[str, Any], dtype: torch.dtype, device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pair the matrices, and multiply each B by its scale, in float32."""
+    """Pair the matrices, and multiply each B by its scale, in float32. Raises ModelError for NaN and infinite
+    values: the start-up check would take them for the model's own, and promise less of all requests.
+    """
     scales = find_scales({matrix: tensor.shape for matrix, tensor in matrices.items()}, config)
     parts = {(matrix.layer, matrix.part): tensor for matrix, tensor in matrices.items()}
-    return {
+    pairs = {
         layer: (parts[layer, "A"].to(device, dtype), (parts[layer, "B"].float() * scale).to(device, dtype))
         for layer, scale in scales.items()
     }
+    for layer, pair in pairs.items():
+        if not all(bool(matrix.isfinite().all()) for matrix in pair):
+            raise ModelError(f"{layer} has values that are no numbers in {dtype}; train the adapter again")
+    return pairs

@@ -234,10 +234,21 @@ class ConfigReader:
             targets = () if "Linear" in named else named
         if dtype is None:
             raise UnknownShapeError(
-                f"{self._name} is quantized by {method} in a way that is not counted; methods that are, with "
-                f"weights of one type of 8 or 4 bits: {READ}. Choose a checkpoint of one of those."
+                f"{self._name} is quantized in a way that is not counted: {_uncounted(section, method)}. "
+                f"Choose a checkpoint with weights of one type of 8 or 4 bits, of a method among {READ}."
             )
         return Quantization(dtype, kept, targets, head, describe_refusal(section))
+
+
+def _uncounted(section: Mapping[str, Any], method: str) -> str:
+    """Name the word of the quantization's section that is not known, and its value."""
+    if method in _BY_BITS:
+        return f"quantization_config.bits is {section.get('bits', section.get('w_bit'))}"
+    if isinstance(section.get("config_groups"), Mapping):
+        return "the weights of quantization_config.config_groups are of several types, or of an unknown one"
+    if method == "modelopt":
+        return f"quantization_config.quant_algo is {section.get('quant_algo')}"
+    return f"quantization_config.quant_method is {'missing' if method == 'none' else method}"
 
 
 def _compressed(weights: Mapping[str, Any]) -> str | None:

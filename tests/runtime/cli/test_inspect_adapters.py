@@ -128,6 +128,17 @@ def test_a_folder_without_an_adapters_files_is_no_adapter(model: str, tmp_path: 
         inspect_with_adapters(model, None, {"sql": str(place)})
 
 
+def test_an_adapter_that_is_being_copied_still_is_named_and_may_be_tried_again(
+    model: str, tmp_path: Path
+) -> None:
+    folder = lora.write(tmp_path / "sql", SHAPES)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(OSError, match=r"adapter sql \(.*\): adapter_model.safetensors has") as error:
+        inspect_with_adapters(model, None, {"sql": str(folder)})
+    assert not isinstance(error.value, ModelError)
+
+
 def test_a_missing_adapter_ends_the_command_for_good_and_is_named(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,7 +100,7 @@ def test_a_model_of_too_few_layers_is_refused_in_a_sentence(
 ) -> None:
     assert run(folder, "none", "shallow") == PERMANENT_ERROR
     told = capsys.readouterr().err
-    assert "eagle3 sees three layers of the model, and it has 2 in all; train heads instead" in told
+    assert "eagle3 needs a model of 7 layers or more, and this one has 2; train heads instead" in told
 
 
 def test_auto_trains_nothing_where_its_pilot_says_that_no_draft_pays(

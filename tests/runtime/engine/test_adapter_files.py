@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,12 @@ def test_what_cannot_be_served_is_refused_by_the_adapters_name(
         ),
         (
             {"model.layers.2.self_attn.q_proj": (32, 32)},
-            "of this model down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj and v_proj may have some",
+            "changes layers.2.self_attn.q_proj, which the model does not have: it is of another model",
         ),
-        ({"model.layers.1.mlp.gate": (4, 32)}, "changes layers.1.mlp.gate, which has no adapters here"),
+        (
+            {"model.layers.1.mlp.gate": (4, 32)},
+            "layers.1.mlp.gate, which has no adapters here: of this model down_proj, gate_proj",
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_with_what_it_has(
@@ -125,6 +129,21 @@ def test_what_does_not_fit_the_model_is_refused_with_what_it_has(
     with pytest.raises(ModelError, match="adapter sql") as error:
         build(folder)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["A", "B"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_no_numbers_are_refused_before_the_model_is_checked_with_them(
+    tmp_path: Path, part: str, value: float
+) -> None:
+    folder = lora.write(tmp_path / "sql", SHAPES)
+    stored = load_file(folder / "adapter_model.safetensors")
+    stored[f"base_model.model.{DOWN}.lora_{part}.weight"][1, 2] = value
+    save_file(stored, folder / "adapter_model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"adapter sql .*: layers.0.mlp.down_proj has values that are no num"
+    ):
+        read(folder)
 
 
 def test_half_a_pair_a_missing_file_and_a_broken_one_are_told(tmp_path: Path) -> None:

@@ -98,9 +98,11 @@ def adapt(sites: Iterable[Site], adapters: Sequence[Adapter]) -> AdapterRows:
     known = {module for site in sites for module in site.modules}
     for adapter in adapters:
         if unknown := sorted(adapter.modules.keys() - known):
+            changed = f"adapter {adapter.name} changes {unknown[0]}, which"
+            if unknown[0].rpartition(".")[2] in {module.rpartition(".")[2] for module in known}:
+                raise ModelError(f"{changed} the model does not have: it is of another model")
             raise ModelError(
-                f"adapter {adapter.name} changes {unknown[0]}, which has no adapters here: of this model "
-                f"{describe_modules(known)} may have some"
+                f"{changed} has no adapters here: of this model {describe_modules(known)} may have some"
             )
     for site in sites:
         found = [_at(site, adapter) for adapter in adapters]
