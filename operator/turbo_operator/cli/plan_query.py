@@ -209,6 +209,8 @@ def changed(document: Mapping[str, Any], setting: str) -> dict[str, Any]:
         document = _with_value(document, f"spec.{_REPLACED[key]}", None)
     if value is not None and key in _MAXIMA:
         path += ".max"
+    if key == "speculation" and value == {"mode": "Required"}:  # of what the file names; others replace it
+        path, value = "speculation.mode", "Required"
     return _with_value(document, f"spec.{path}", value)
 
 

@@ -88,11 +88,13 @@ def test_a_mean_takes_its_percentile_with_it_and_a_bound_keeps_it() -> None:
     ("value", "found"),
     [
         ("off", {"mode": "Disabled"}),
-        ("Required", {"mode": "Required"}),
+        ("Required", {"mode": "Required", "method": "Suffix", "maxDraftTokens": 4}),
         ("eagle3", {"mode": "Required", "method": "EAGLE3"}),
     ],
 )
-def test_speculation_is_off_auto_required_or_a_method(value: str, found: dict[str, str]) -> None:
+def test_speculation_is_off_auto_or_a_method_and_required_of_what_is_there(
+    value: str, found: dict[str, str]
+) -> None:
     assert spec(f"speculation={value}")["speculation"] == found
 
 

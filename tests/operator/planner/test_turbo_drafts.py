@@ -295,6 +295,33 @@ def test_a_draft_model_that_saves_no_time_serves_only_where_its_place_is_given()
     assert chosen_freely.method != "DraftModel"
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_draft_that_is_named_and_not_taken_is_among_the_rejected_with_the_reason(count: int) -> None:
+    cards = named(replace(CARD, count_per_node=count))
+    asked = drafted("Separate").speculation.model_copy(update={"mode": "Auto"})
+    made = plan(drafted("Separate").model_copy(update={"speculation": asked}), MIDDLE, cards, draft=DRAFT)
+    assert made.choice is not None
+    assert made.choice.method == "Off"
+    (row,) = [row for row in made.rejected if row.method == "DraftModel"]
+    said = {
+        1: (PlanReason.NOT_YET_SUPPORTED, "its nodes have no accelerator more for the draft"),
+        2: (PlanReason.HIGHER_COST, "card with DraftModel drafts fits, and costs"),
+    }
+    assert row.reason == said[count][0]
+    assert said[count][1] in row.detail
+
+
+def test_who_names_cores_for_the_draft_is_not_said_to_gain_by_it() -> None:
+    rows = named(CARD, replace(CORES, prices=CARD.prices))
+    asked = drafted("CPU", accelerators={"allowed": [CARD.name]})
+    auto = asked.speculation.model_copy(update={"mode": "Auto"})
+    made = plan(asked.model_copy(update={"speculation": auto}), MIDDLE, rows, draft=DRAFT)
+    assert made.choice is not None
+    assert made.choice.placement == "CPU"
+    (row,) = [row for row in made.rejected if row.method == "Off" and row.accelerator == CARD.name]
+    assert row.detail == "card fits at the same cost, but spec.speculation.placement asks for the draft."
+
+
 @pytest.mark.parametrize(("more", "is_refused"), [(0, False), (999, False), (-60_000, True), (30_000, True)])
 def test_a_draft_of_another_vocabulary_is_refused_and_a_padded_one_is_not(
     more: int, is_refused: bool

@@ -100,6 +100,11 @@ def chosen(choice: Choice, replicas: int, alone: bool, best_of_all: bool, requir
     return f"{sentence} One replica takes {requests} requests/s. {at_load}{assumed}"
 
 
+def drafting(method: str) -> str:
+    """What an offering drafts with, behind its hardware."""
+    return "without speculation" if method == OFF else f"with {method} drafts"
+
+
 def place(choice: Choice) -> str:
     """Say where drafts are made, unless it is where the model is; words to append."""
     if choice.placement == Placement.SEPARATE:

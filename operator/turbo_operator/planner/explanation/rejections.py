@@ -13,13 +13,13 @@ from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import OFF, CapacityType, EngineName, Objective, PlanReason, Provenance
+from turbo_operator.api import OFF, CapacityType, EngineName, Method, Objective, PlanReason, Provenance
 from turbo_operator.plan import EvaluatedCandidate, Predicted
-from turbo_operator.planner.arrays import Indices, take
-from turbo_operator.planner.candidates import STAGES, estimate_memory
+from turbo_operator.planner.arrays import Indices
 from turbo_operator.planner.capabilities import UNDIVIDED
 from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
+from turbo_operator.planner.explanation.memory_shortages import describe_out_of_memory
 from turbo_operator.planner.explanation.shortages import describe_shortage
 from turbo_operator.planner.feasibility import CODES, MICRO, bucket
 from turbo_operator.planner.offering import Offering
@@ -129,7 +129,24 @@ def _worth_reporting(evaluation: PlanEvaluation, best: int | None, rank: Indices
         is_outdone = is_chosen or any(other[1] == kind for other in supported)
         return not (lacking[first[key]] and is_outdone)
 
-    return np.array([index for key, index in first.items() if is_worth_reporting(key)], np.int64)
+    reported = [index for key, index in first.items() if is_worth_reporting(key)]
+    if best is not None and (silent := _passed_over(evaluation, [best, *reported])) is not None:
+        reported.append(silent)
+    return np.array(reported, np.int64)
+
+
+def _passed_over(evaluation: PlanEvaluation, reported: Sequence[int]) -> int | None:
+    """Return the best offering of the method that the spec names, where neither plan nor rows have one: who
+    names a draft wants to know why it is not taken.
+    """
+    named = evaluation.requirements.inputs.spec.speculation.method
+    if named == Method.AUTO:
+        return None
+    by_draft = evaluation.candidates.by_draft(lambda draft: draft.method == named, bool)
+    is_named = by_draft[evaluation.availability.candidate]
+    if is_named[list(reported)].any():
+        return None
+    return next(iter(evaluation.order[is_named[evaluation.order]].tolist()), None)
 
 
 def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> EvaluatedCandidate | None:
@@ -214,6 +231,10 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
         less = f" for {_dollars(-extra)} $/h less" if extra < 0 else ""
         detail = f"{name} fits{less}, but is not the {messages.BEST[objective]} of what is feasible."
     elif extra > 0:
+        if name == winner_name:
+            name, winner_name = (
+                f"{name} {messages.drafting(one.draft.method)}" for one in (offering, winner)
+            )
         count, best_count = (int(evaluation.verdict.compared[one]) for one in (index, best))
         if count == best_count:
             more = f"{_dollars(extra / count)} $/h more per replica"
@@ -229,6 +250,8 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
         method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
         detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."
+        if winner.draft.placement == evaluation.requirements.inputs.spec.speculation.placement:
+            detail = f"{name} fits at the same cost, but spec.speculation.placement asks for the draft."
     elif offering.accelerator == winner.accelerator and winner.accelerator.price_per_node:
         is_less = evaluation.compared_tokens[index] < evaluation.compared_tokens[best]
         lacks = f"takes less load than {winner_name}" if is_less else "leaves less of it for more replicas"
@@ -240,57 +263,6 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
 
 def _dollars(amount: float) -> str:
     return messages.money(Decimal(str(round(amount, 6))))
-
-
-def _out_of_memory(evaluation: PlanEvaluation, _: int, offering: Offering) -> str:
-    use, place = evaluation.memory_use, offering.place
-    tokens = min(_max_tokens(evaluation, place), evaluation.requirements.shape.max_position)
-    needed, usable = (memory.gib(float(amount[place])) for amount in (use.need, use.usable))
-    sentence = f"One replica needs {needed} and {offering.accelerator.name} has {usable} to give"
-    if tokens <= 0:
-        return (
-            f"{sentence}: not even the weights and one short request fit.{_more_nodes(evaluation, offering)}"
-        )
-    remedy = f"set spec.model.maxModelLen (now {evaluation.requirements.max_model_len})"
-    return f"{sentence}; requests of up to {tokens} tokens would fit: {remedy}."
-
-
-def _max_tokens(evaluation: PlanEvaluation, place: int) -> int:
-    """Return the longest request in tokens that a candidate has memory for; 0 if not even a short one."""
-    use, candidates = evaluation.memory_use, evaluation.candidates
-    if use.loading[place] > use.usable[place]:
-        return 0
-    available = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
-    drafts = candidates.draft_options[candidates.draft[place]].max_draft_tokens
-    block = int(candidates.by_limits(lambda limits: limits.block_size)[place])
-    return memory.max_model_len(float(available), float(use.kv_longest[place]), drafts, block)
-
-
-def _more_nodes(evaluation: PlanEvaluation, offering: Offering) -> str:
-    """Say how many nodes hold it where all accelerators of those that the spec pins do not; else empty."""
-    candidates, requirements, card = evaluation.candidates, evaluation.requirements, offering.accelerator
-    pinned, limit = requirements.parallelism.pipeline, requirements.accelerators.max_per_replica
-    is_possible = offering.engine.name == EngineName.VLLM and not memory.on_cpu(card) and candidates.data == 1
-    if pinned is None or not is_possible:
-        return ""
-    place, engine, accelerator = offering.place, candidates.engine, candidates.accelerator
-    same = (accelerator == accelerator[place]) & (engine == engine[place])
-    tensor = int(candidates.tensor[same].max())
-    largest = np.flatnonzero(same & (candidates.tensor == tensor) & ~evaluation.lacking)
-    if any(_max_tokens(evaluation, place) > 0 for place in largest.tolist()):
-        return ""
-    # The same, draft and all, on each number of nodes.
-    more = take(candidates, np.repeat(largest, len(STAGES)))
-    more = replace(more, nodes=np.tile(np.array(STAGES, float), len(largest)))
-    fits = estimate_memory(more, requirements).fits & (more.nodes > pinned)
-    fits &= more.per_replica <= (np.inf if limit is None else limit)
-    if not fits.any():
-        return ""
-    nodes, where = int(more.nodes[fits].min()), "one node" if pinned == 1 else f"each of {pinned} nodes"
-    fact = f"{tensor} x {card.name} on {where} do not hold them either; {nodes} nodes do"
-    if tensor == offering.tensor:
-        fact = f"{nodes} nodes hold them"
-    return f" {fact}: set spec.parallelism.pipeline (now {pinned}) to {nodes}."
 
 
 def _no_profile(_: PlanEvaluation, __: int, offering: Offering) -> str:
@@ -377,7 +349,7 @@ def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
             too_small &= column == column[place]
         indices = np.flatnonzero(too_small[evaluation.availability.candidate])
         if len(indices):
-            one = _out_of_memory(evaluation, 0, evaluation.offering(indices[0]))
+            one = describe_out_of_memory(evaluation, 0, evaluation.offering(indices[0]))
             return f"{one} {offering.tensor} together would, but {lack}."
     replicas, method = int(evaluation.verdict.reported[index]), offering.draft.method
     cost = offering.cost_per_hour(replicas)
@@ -389,7 +361,7 @@ def _not_yet(evaluation: PlanEvaluation, index: int, offering: Offering) -> str:
 
 
 _DETAILS = {
-    PlanReason.INSUFFICIENT_MEMORY: _out_of_memory,
+    PlanReason.INSUFFICIENT_MEMORY: describe_out_of_memory,
     PlanReason.PERFORMANCE_UNKNOWN: _no_profile,
     PlanReason.PRICE_UNKNOWN: _price_unknown,
     PlanReason.TARGET_UNREACHABLE: _unreachable,
