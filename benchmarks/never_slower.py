@@ -176,8 +176,8 @@ def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> G
 
 
 def _of_any_length(request: GenerationRequest, noise: random.Random) -> GenerationRequest:
-    """From half as long to half as long again: answers of one length end together without drafts, and only so,
-    after which all begin anew in step.
+    """From half as long to half as long again: answers of one length end together without drafts, and with
+    them do not, so that the last ones of a run count against drafts.
     """
     usual = request.params.max_tokens
     length = noise.randint(usual // 2, 3 * usual // 2)
