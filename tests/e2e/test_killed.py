@@ -140,13 +140,16 @@ class Life:
         """What the audit log shows of writes that changed nothing or failed."""
         seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         found = []
+        # the kill cuts off one request at most, and one event, which is sent beside it
+        cut_off = {"request", "event"} if self.killed_within else set[str]()
         for event in self.cluster.all_writes(self.namespace):
             where, code = event["objectRef"], event["responseStatus"]["code"]
             name = "/".join(where.get(part, "") for part in ("resource", "name", "subresource"))
             said = f"{event['verb']} {name} {code}"
             ours = event["user"]["username"] == self.cluster.user
-            if ours and code == CLIENT_GONE and self.killed_within:
-                self.killed_within = False  # one request at most
+            kind = "event" if where["resource"] == "events" else "request"
+            if ours and code == CLIENT_GONE and kind in cut_off:
+                cut_off.remove(kind)
             elif ours and code >= 400:
                 found.append(said)
             version = event.get("responseObject", {}).get("metadata", {}).get("resourceVersion")

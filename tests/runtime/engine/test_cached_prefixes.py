@@ -142,7 +142,7 @@ def test_answers_that_come_together_are_the_same(
 def test_answers_are_the_same_where_tiles_are_given_up_and_sequences_give_way(
     model: ModelRunner, alone: dict[str, list[int]], tile: int
 ) -> None:
-    server = engine(model, blocks=22, tile=tile)
+    server = engine(model, blocks=18, tile=tile)
     assert run(server, questions()) == alone
     assert run(server, questions()[::-1]) == alone
     assert server.scheduler.preemptions > 0
