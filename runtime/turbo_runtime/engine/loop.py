@@ -228,7 +228,7 @@ class Engine:
         """Verify and book what the parts computed."""
         for part, tokens in zip(parts, sampled, strict=True):
             if tokens is None:
-                self._fail(part.work.sequence.request_id, NOT_FINITE)
+                self._fail(part.work.sequence.request_id, NOT_FINITE, refused=False)
                 continue
             if part.prompt:
                 part.sampler.prompt_logprobs.read(tokens.prompt_logprobs(), part.prompt)
@@ -277,7 +277,7 @@ class Engine:
             self.samplers.renew(request_id)  # nothing is booked: the step is repeated
             return
         except (NoTokenError, GrammarError) as error:
-            self._fail(request_id, str(error))
+            self._fail(request_id, str(error), refused=str(error) != NOT_FINITE)
             return
         except Exception as error:
             log.exception("request %s failed", request_id)

@@ -99,7 +99,7 @@ def test_an_answer_without_numbers_fails_alone_beside_others_and_before_others(
     events = run(server, [ask("first", prompt), *fine[:3], ask("between", prompt), *fine[3:]])
     for name in ("first", "between"):
         assert "not finite" in str(events[name][-1].error)
-        assert events[name][-1].refused
+        assert not events[name][-1].refused, "the model is at fault, not the request"
     later = [ask(f"again {i}", list(request.prompt)) for i, request in enumerate(fine)]
     after = run(server, [ask("third", prompt, prompt_logprobs=2), *later])
     assert "not finite" in str(after["third"][-1].error)
@@ -141,4 +141,5 @@ def test_an_answer_that_comes_upon_such_a_token_is_told_up_to_it_with_any_drafts
     plain, drafted = (run(engine(poisoned, each), [request])["wish"] for each in (Proposer(), Poisonous()))
     assert text(plain) == text(drafted) == [POISON]
     assert "not finite" in str(plain[-1].error)
+    assert not plain[-1].refused
     assert plain[-1].error == drafted[-1].error
