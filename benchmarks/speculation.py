@@ -68,7 +68,7 @@ BARS = (
 SIZES = ("runs", "prompts_min", "answer_tokens_min")
 DOMAINS = ("json", "support", "maths")  # `code` is there too
 BATCH, MAX_LENGTH = 8, 1024
-ALL = Wanted(prompts=40, tokens=4000, warm=24, learn=32, runs=5, answer_tokens=128, stop=[])
+ALL = Wanted(prompts=40, tokens=4000, warm=24, learn=64, runs=5, answer_tokens=128, stop=[])
 QUICK = Wanted(prompts=6, tokens=300, warm=4, learn=8, runs=2, answer_tokens=64, stop=[])
 FIGURES = {
     PLAIN: "plain",
