@@ -49,9 +49,11 @@ BARS = (
     Bar("pairs", at_least=LEAST_PAIRS),
     *(Bar(f"{name}_{n}_median", at_least=0.97) for name in TRAFFIC for n in CONCURRENT),
     *(Bar(f"{name}_{n}_tenth", at_least=0.90) for name in TRAFFIC for n in CONCURRENT),
-    # of 32 at a time a drafted token takes nearly as long as one without drafts: hardly any is worth it
-    *(Bar(f"misleading_{n}_drafted", at_least=LEAST_PAIRS) for n in CONCURRENT if n < 32),
-    *(Bar(f"mixed_{n}_drafted", at_least=LEAST_PAIRS) for n in CONCURRENT),
+    *(
+        Bar(f"{name}_{n}_drafted", at_least=LEAST_PAIRS)
+        for name in ("misleading", "mixed")
+        for n in CONCURRENT
+    ),
     *(Bar(f"first_token_{n}", at_most=1.10) for n in PROMPTS),
 )
 PROMPT_TOKENS = 40

@@ -5,7 +5,7 @@ into runs that have no prompt in common. A run gives every competitor the same p
 order that moves on, and speeds are compared within it. What competitors remember is emptied before each run;
 our drafter's memory is then warmed on prompts that are in none; a new pod (`turbo new pod`) is not, and
 starts with a draft that brings the answers to them. `turbo draft` is warmed as `turbo` is, and has a draft,
-learnt in seconds from answers to prompts of the domain that nobody is asked: heads, and those answers.
+trained in seconds on answers to prompts of the domain that are in no run: heads, and those answers.
 All compute in float32 with the same weights, on one thread; llama.cpp's 4-bit figure stands beside them.
 """
 

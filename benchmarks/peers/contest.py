@@ -94,7 +94,7 @@ class Competitor:
     batches: bool = True
     remembers: bool = False  # its drafts come from answers to other prompts too
     brings: bool = False  # it is new, with a draft that brings the answers which others are warmed with
-    learns: bool = False  # it has a draft, learnt from answers of the domain before it is asked
+    learns: bool = False  # it has a draft, trained on answers of the domain before the run
     once: bool = False  # in a domain's first run only
     usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
 

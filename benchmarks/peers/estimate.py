@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from peers.contest import Competitor
 
 _OF_ONE = 4.0  # as many tokens/s together as one request at a time has, where they are batched
-_OF_A_DOMAIN = 40.0  # seconds in which answers are looked at, and a draft learnt
+_OF_A_DOMAIN = 40.0  # seconds in which answers are looked at, and a draft is trained
 _START = 60.0  # seconds to start a competitor
 
 

@@ -1,5 +1,5 @@
-"""A draft for a domain, learnt from the engine's answers to prompts that nobody is asked: heads, fitted to
-them, and the answers themselves. And one that brings answers alone.
+"""A draft for a domain, trained on the engine's answers to prompts that are in no run: heads, and the answers
+themselves. And one that brings answers alone.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class Life:
         """What the audit log shows of writes that changed nothing or failed."""
         seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         found = []
-        # the kill cuts off one request at most, and one event, which is sent beside it
+        # the kill cuts off one request at most, and one event, which is sent at the same time
         cut_off = {"request", "event"} if self.killed_within else set[str]()
         for event in self.cluster.all_writes(self.namespace):
             where, code = event["objectRef"], event["responseStatus"]["code"]

@@ -141,12 +141,11 @@ class _GrowingDraft:
         acceptance = best.confidence * (self.acceptance[-1] if self.acceptance else 1.0)
         if acceptance < self.min_acceptance:
             return None
-        losers = [
-            (drafter.name, cell, token)
-            for drafter, candidate in candidates
-            for cell, token in ((candidate.cell, candidate.token), *candidate.rivals)
-            if candidate is not best or cell is not best.cell
-        ]
+        losers = [(winner.name, *rival) for rival in best.rivals]
+        for drafter, candidate in candidates:
+            if candidate is not best:
+                own = (candidate.cell, candidate.token)
+                losers += [(drafter.name, *rival) for rival in (own, *candidate.rivals)]
         self.tokens.append(best.token)
         self.acceptance.append(acceptance)
         fallback = self._find_fallback(best.token, candidates)

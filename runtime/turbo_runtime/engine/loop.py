@@ -24,7 +24,13 @@ from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.registry import SamplerRegistry
-from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError, SampledTokens, SamplingMetadata
+from turbo_runtime.sampling.sampler import (
+    NOT_FINITE,
+    NotFiniteError,
+    NoTokenError,
+    SampledTokens,
+    SamplingMetadata,
+)
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.verification import VerificationResult, verify
@@ -277,7 +283,7 @@ class Engine:
             self.samplers.renew(request_id)  # nothing is booked: the step is repeated
             return
         except (NoTokenError, GrammarError) as error:
-            self._fail(request_id, str(error), refused=str(error) != NOT_FINITE)
+            self._fail(request_id, str(error), refused=not isinstance(error, NotFiniteError))
             return
         except Exception as error:
             log.exception("request %s failed", request_id)

@@ -28,6 +28,10 @@ class NoTokenError(ValueError):
     """No token can be drawn; the text is a sentence for the user."""
 
 
+class NotFiniteError(NoTokenError):
+    """The model is at fault, and not the request."""
+
+
 class NotDrawnError(ValueError):
     """The row waits for the next step, in which it is the first."""
 
@@ -95,7 +99,7 @@ class Sampler:
         if token != NOTHING:
             return token
         if not self.edits:  # truncation leaves a token always
-            raise NoTokenError(NOT_FINITE)
+            raise NotFiniteError(NOT_FINITE)
         raise NoTokenError(
             "no token is left to choose from: response_format, bad_words and min_tokens together forbid "
             "every one; relax one of them"

@@ -319,7 +319,9 @@ def test_who_names_cores_for_the_draft_is_not_said_to_gain_by_it() -> None:
     assert made.choice is not None
     assert made.choice.placement == "CPU"
     (row,) = [row for row in made.rejected if row.method == "Off" and row.accelerator == CARD.name]
-    assert row.detail == "card fits at the same cost, but spec.speculation.placement asks for the draft."
+    assert (
+        row.detail == "card fits at the same cost, but spec.speculation.placement names a place for drafts."
+    )
 
 
 @pytest.mark.parametrize(("more", "is_refused"), [(0, False), (999, False), (-60_000, True), (30_000, True)])

@@ -251,7 +251,7 @@ def _compare(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanRea
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
         detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."
         if winner.draft.placement == evaluation.requirements.inputs.spec.speculation.placement:
-            detail = f"{name} fits at the same cost, but spec.speculation.placement asks for the draft."
+            detail = f"{name} fits at the same cost, but spec.speculation.placement names a place for drafts."
     elif offering.accelerator == winner.accelerator and winner.accelerator.price_per_node:
         is_less = evaluation.compared_tokens[index] < evaluation.compared_tokens[best]
         lacks = f"takes less load than {winner_name}" if is_less else "leaves less of it for more replicas"
