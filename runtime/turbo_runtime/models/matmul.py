@@ -76,8 +76,6 @@ PANELS = MatmulKernel("panels", "panels", None)
 FORMS = (
     PANELS,
     MatmulKernel("packed", "packed", COUNTS),
-    # oneDNN adds in another order above 32 rows where it multiplies by a matrix unit (Intel's AMX)
-    MatmulKernel("packed, at most 32 rows", "packed", tuple(count for count in COUNTS if count <= 32)),
     MatmulKernel("linear", "rows", COUNTS),
     MatmulKernel("transposed", "columns", COUNTS),
     MatmulKernel("transposed, tiles of 4", "columns", (4,)),

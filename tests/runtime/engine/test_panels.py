@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.models.compiled import elementwise, panel_kernel, panels, threads
+from turbo_runtime.models.compiled import elementwise, matrix_kernel, panel_kernel, panels, threads
 from turbo_runtime.models.compiled.panel_kernel import compile_kernel, host_tiles
 from turbo_runtime.models.matmul import PANELS, BatchInvariantLinear
 
@@ -22,7 +22,11 @@ if not KERNELS:
 sizes = st.integers(1, 90)
 
 
-@pytest.fixture(scope="module", params=KERNELS, ids=lambda tile: f"{tile.kind}, {tile.lanes} lanes")
+@pytest.fixture(
+    scope="module",
+    params=KERNELS,
+    ids=lambda tile: f"{tile.kind}, {tile.lanes} lanes" + ", matrix unit" * tile.on_matrix_unit,
+)
 def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     """Of a tile's numbers; products are by this tile."""
     with pytest.MonkeyPatch.context() as patch:
@@ -39,8 +43,10 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def whole(inputs: int, dtype: torch.dtype) -> int:
-    """About as many, in whole units."""
-    return inputs if dtype == torch.float32 else 2 * inputs
+    """About as many, in whole units, or as many units as the tile multiplies at once."""
+    step = panels.host_kernel("float32" if dtype == torch.float32 else "bfloat16").tile.step
+    units = -(-inputs // step) * step
+    return units if dtype == torch.float32 else 2 * units
 
 
 @given(rows=st.integers(0, 50), inputs=sizes, outputs=sizes, biased=st.booleans())
@@ -83,7 +89,8 @@ def test_rows_at_any_distance_from_each_other_have_the_same_bits(dtype: torch.dt
 
 
 def test_a_row_that_is_not_finite_spoils_no_other(dtype: torch.dtype) -> None:
-    x, weight = random(dtype, 20, 30), random(dtype, 64, 30)
+    inputs = whole(30, dtype)
+    x, weight = random(dtype, 20, inputs), random(dtype, 64, inputs)
     expected = product(x, weight)
     x[4], x[11] = torch.nan, torch.inf
     others = [row for row in range(20) if row not in (4, 11)]
@@ -125,10 +132,26 @@ def test_weights_that_panels_cannot_hold_use_another_kernel(weight: Tensor) -> N
     assert layer(torch.ones(3, weight.shape[1], dtype=weight.dtype)).shape == (3, 8)
 
 
-def test_a_matrix_unit_multiplies_bfloat16_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    features = {"avx512f": True, "avx512bf16": True, "amx-bf16": True}
-    monkeypatch.setattr(panel_kernel.binding, "get_host_cpu_features", lambda: features)
-    assert {tile.kind for tile in host_tiles()} == {"float32"}
+MATRIX_UNIT = ("amx-tile", "amx-bf16", "avx512f", "avx512bf16")
+
+
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_a_matrix_unit_multiplies_bfloat16_where_the_kernel_lets_it(
+    is_allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        panel_kernel.binding, "get_host_cpu_features", lambda: dict.fromkeys(MATRIX_UNIT, True)
+    )
+    monkeypatch.setattr(matrix_kernel, "is_allowed", lambda: is_allowed)
+    first = next(tile for tile in host_tiles() if tile.kind == "bfloat16")
+    assert first.on_matrix_unit == is_allowed
+
+
+def test_linux_lets_a_process_use_the_matrix_unit_that_it_has() -> None:
+    if not panel_kernel.binding.get_host_cpu_features().get("amx-bf16"):
+        pytest.skip("this processor has no matrix unit (AMX)")
+    assert matrix_kernel.is_allowed()
+    assert panel_kernel.host_kernel("bfloat16").tile.on_matrix_unit
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from llvmlite import binding
 from torch import Tensor, nn
 
 from turbo_runtime.engine.startup.attention_probes import NotProvenError
@@ -127,36 +126,6 @@ def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
     first = find_invariant_kernel(layer, in_an_hour()).layout
     monkeypatch.setattr(BatchInvariantLinear, "_multiply", reordered)
     assert find_invariant_kernel(layer, in_an_hour()).layout != first
-
-
-def test_packed_rows_that_add_up_in_another_order_above_32_are_multiplied_32_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def without_panels(rows: Tensor, bias: Tensor | None, layout: matmul.Layout) -> Tensor:
-        if layout == "panels":
-            raise RuntimeError("this processor has better instructions")
-        return rows
-
-    def reordered(self: BatchInvariantLinear, x: Tensor) -> Tensor:
-        order = range(x.shape[1]) if len(x) <= 32 else range(x.shape[1] - 1, -1, -1)
-        return sum(x[:, [place]] * self._stored[:, place] for place in order) + x.new_zeros(1)
-
-    monkeypatch.setattr(matmul, "_laid_out", without_panels)
-    monkeypatch.setattr(BatchInvariantLinear, "_multiply", reordered)
-    kernel = find_invariant_kernel(product(64, 48), in_an_hour())
-    assert kernel.name == "packed, at most 32 rows"
-    assert kernel.pieces(70) == [(32, 32), (32, 32), (6, 6)]
-
-
-@pytest.mark.parametrize(("out", "width"), [(960, 576), (576, 1536), (4096, 4096)])
-def test_on_a_matrix_unit_bfloat16_is_multiplied_by_at_least_32_rows(out: int, width: int) -> None:
-    if not binding.get_host_cpu_features().get("amx-bf16"):
-        pytest.skip("this processor has no matrix unit (AMX)")
-    layer = BatchInvariantLinear(torch.zeros(out, width, dtype=torch.bfloat16))
-    kernel = find_invariant_kernel(layer, in_an_hour())
-    assert kernel.layout == "packed"
-    assert kernel.counts is not None
-    assert kernel.counts[-1] >= 32
 
 
 @pytest.mark.parametrize("error", [AttributeError("no such operator"), RuntimeError("needs avx512")])

@@ -4,6 +4,7 @@ A panel is as many outputs as two vector registers hold: its weights one input a
 biases. The kernel reads each panel once, from beginning to end, and keeps the sums of all rows in registers:
 up to a dozen rows cost little more than reading the weights does. A sum runs over the inputs in order, in
 float32, whatever the number of rows: rows are bit-equal by construction.
+`matrix_kernel` does the same on a matrix unit.
 
 What is read is a unit of 32 bits at a time: one input in float32, a pair in bfloat16. Each number of rows has
 code of its own. LLVM compiles it within a second, from what follows here.
@@ -17,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from llvmlite import binding, ir
 
+from turbo_runtime.models.compiled import matrix_kernel
 from turbo_runtime.models.compiled.code import (
     COUNT,
     FLOAT,
@@ -43,6 +45,8 @@ class Tile(NamedTuple):
     kind: Kind
     lanes: int  # units of a register
     rows: int
+    on_matrix_unit: bool = False
+    step: int = 1  # units that are multiplied at once
 
     @property
     def panel(self) -> int:
@@ -52,11 +56,14 @@ class Tile(NamedTuple):
 
 # By what the processor must have, the best first: 32 registers of 16 units, 16 registers of 8.
 _TILES = (
+    (
+        matrix_kernel.NEEDED,
+        Tile("bfloat16", matrix_kernel.LANES, matrix_kernel.ROWS, True, matrix_kernel.UNITS),
+    ),
     (("avx512f",), Tile("float32", 16, 14)),
     (("avx2", "fma"), Tile("float32", 8, 6)),
     (("avx512bf16",), Tile("bfloat16", 16, 14)),
 )
-_MATRIX_UNIT = "amx-bf16"  # multiplies many rows faster than any vectors, as oneDNN does
 
 
 class Arguments(ctypes.Structure):
@@ -88,7 +95,7 @@ def host_kernel(kind: Kind) -> PanelKernel:
     """The fastest of this processor. Raises RuntimeError where there is no tile for it."""
     tiles = [tile for tile in host_tiles() if tile.kind == kind]
     if not tiles:
-        raise RuntimeError(f"this processor has no instructions for panels of {kind}, or better ones")
+        raise RuntimeError(f"this processor has no instructions for panels of {kind}")
     return compile_kernel(tiles[0])
 
 
@@ -96,7 +103,7 @@ def host_tiles() -> list[Tile]:
     """Return the tiles that serve this processor best, the fastest first."""
     features = binding.get_host_cpu_features()
     tiles = [tile for needed, tile in _TILES if all(features.get(each) for each in needed)]
-    return [tile for tile in tiles if tile.kind == "float32" or not features.get(_MATRIX_UNIT)]
+    return [tile for tile in tiles if not tile.on_matrix_unit or matrix_kernel.is_allowed()]
 
 
 def compile_kernel(tile: Tile) -> PanelKernel:
@@ -136,6 +143,9 @@ def _build_module(tile: Tile) -> ir.Module:
     """Write the code for a tile."""
     module = ir.Module("panels")
     arithmetic = _Arithmetic(module, tile)
+    if tile.on_matrix_unit:
+        _multiply(module, tile, arithmetic, matrix_kernel.build_panel_function(module))
+        return module
     kernels = [_rows_kernel(module, arithmetic, rows) for rows in range(1, tile.rows + 1)]
     _multiply(module, tile, arithmetic, _panel_kernel(module, arithmetic, kernels))
     return module

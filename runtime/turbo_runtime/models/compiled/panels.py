@@ -20,10 +20,10 @@ def to_panels(weight: Tensor, bias: Tensor | None) -> Tensor:
     behind the last output. Raises RuntimeError where they cannot be multiplied.
     """
     threads.check()
-    panel, per_unit = _kernel(weight.dtype).tile.panel, _per_unit(weight.dtype)
-    outputs, inputs = weight.shape
-    if inputs % per_unit:
-        raise RuntimeError(f"{inputs} inputs of {weight.dtype} are no whole units")
+    tile, per_unit = _kernel(weight.dtype).tile, _per_unit(weight.dtype)
+    panel, (outputs, inputs) = tile.panel, weight.shape
+    if inputs % (step := tile.step * per_unit):
+        raise RuntimeError(f"{inputs} inputs of {weight.dtype} are no multiple of {step}")
     padding = (0, -outputs % panel)
     units = F.pad(weight.contiguous(), (0, 0, *padding)).view(torch.int32).view(-1, panel, inputs // per_unit)
     biases = weight.new_zeros(outputs) if bias is None else bias
