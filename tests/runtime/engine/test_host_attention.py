@@ -123,6 +123,19 @@ def test_other_sequences_of_a_step_change_no_bit(spec: KVCacheSpec, dtype: torch
     assert torch.equal(torch.cat([first, second]), alone)
 
 
+@specs
+@dtypes
+def test_blocks_that_wait_for_later_tokens_are_not_read(spec: KVCacheSpec, dtype: torch.dtype) -> None:
+    sequence, filled = Drawn(spec, dtype, seed=1), BLOCK_SIZE
+    pool, own = new_pool(spec, dtype), new_pool(spec, dtype)
+    for each in (*own.keys, *own.values):
+        each.fill_(torch.nan)
+    for block in (sequence.chunk(0, LENGTH).table[0], own.scratch):
+        own.clear(block * BLOCK_SIZE + torch.arange(BLOCK_SIZE))
+    (alone,), (among,) = (attend(each, [(sequence, 0, filled)]) for each in (pool, own))
+    assert torch.equal(among, alone)
+
+
 @pytest.mark.usefixtures("three_threads")
 def test_threads_share_the_work_and_change_no_bit() -> None:
     spec = SPECS["seven queries a head"]

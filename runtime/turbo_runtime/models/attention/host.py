@@ -73,7 +73,9 @@ class HostMetadata:
         number, longest = batch.block_table.shape
         # arrays that the code reads, kept for as long as it does
         self._table = np.full((number, max(longest, pieces * PIECE)), pool.scratch)
-        self._table[:, :longest] = batch.block_table
+        # whole pieces are read: blocks that wait for drafts are masked, but would come from memory
+        is_filled = np.arange(longest) < -(-batch.seq_lens // LANES)[:, None]
+        self._table[:, :longest] = np.where(is_filled, batch.block_table, pool.scratch)
         self._items = _items(batch, self._table.shape[1], pool, self._kernel.queries)
         self._slots = torch.from_numpy(batch.slot_mapping)
         # of all layers one after the other: what padding has in it stays zero
