@@ -125,15 +125,20 @@ def test_other_sequences_of_a_step_change_no_bit(spec: KVCacheSpec, dtype: torch
 
 @specs
 @dtypes
-def test_blocks_that_wait_for_later_tokens_are_not_read(spec: KVCacheSpec, dtype: torch.dtype) -> None:
-    sequence, filled = Drawn(spec, dtype, seed=1), BLOCK_SIZE
-    pool, own = new_pool(spec, dtype), new_pool(spec, dtype)
-    for each in (*own.keys, *own.values):
+@pytest.mark.parametrize("filled", [BLOCK_SIZE, BLOCK_SIZE + 1, 5 * BLOCK_SIZE])
+def test_blocks_that_wait_for_later_tokens_are_not_read(
+    spec: KVCacheSpec, dtype: torch.dtype, filled: int
+) -> None:
+    one, other = (Drawn(spec, dtype, seed, length=150) for seed in (1, 2))
+    other.sinks = one.sinks
+    parts = [(one, 0, filled), (other, 0, 130)]
+    pool = new_pool(spec, dtype)
+    for each in (*pool.keys, *pool.values):
         each.fill_(torch.nan)
-    for block in (sequence.chunk(0, LENGTH).table[0], own.scratch):
-        own.clear(block * BLOCK_SIZE + torch.arange(BLOCK_SIZE))
-    (alone,), (among,) = (attend(each, [(sequence, 0, filled)]) for each in (pool, own))
-    assert torch.equal(among, alone)
+    used = [block for drawn, _, end in parts for block in drawn.chunk(0, end).table[: blocks_for(end)]]
+    for block in (*used, pool.scratch):
+        pool.clear(block * BLOCK_SIZE + torch.arange(BLOCK_SIZE))
+    assert all(map(torch.equal, attend(pool, parts), attend(new_pool(spec, dtype), parts)))
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from llvmlite import binding
 from torch import Tensor
 
 from turbo_runtime.models.compiled import elementwise, matrix_kernel, panel_kernel, panels, threads
@@ -30,7 +31,7 @@ sizes = st.integers(1, 90)
 def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     """Of a tile's numbers; products are by this tile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(panels, "host_kernel", lambda _: KERNELS[request.param])
+        patch.setattr(panels, "host_kernel", lambda *_: KERNELS[request.param])
         yield DTYPES[request.param.kind]
 
 
@@ -44,12 +45,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def whole(inputs: int, dtype: torch.dtype) -> int:
     """About as many, in whole units, or as many units as the tile multiplies at once."""
-    step = panels.host_kernel("float32" if dtype == torch.float32 else "bfloat16").tile.step
+    kind: panel_kernel.Kind = "float32" if dtype == torch.float32 else "bfloat16"
+    step = panels.host_kernel(kind, 0).tile.step
     units = -(-inputs // step) * step
-    return units if dtype == torch.float32 else 2 * units
+    return units if kind == "float32" else 2 * units
 
 
-@given(rows=st.integers(0, 50), inputs=sizes, outputs=sizes, biased=st.booleans())
+@given(rows=st.integers(0, 100), inputs=sizes, outputs=sizes, biased=st.booleans())
 def test_a_product_is_that_of_the_matrices(
     dtype: torch.dtype, rows: int, inputs: int, outputs: int, biased: bool
 ) -> None:
@@ -61,13 +63,13 @@ def test_a_product_is_that_of_the_matrices(
     torch.testing.assert_close(product(x, weight, bias).double(), expected, atol=1e-4, rtol=rounding)
 
 
-@given(rows=st.integers(1, 60), first=st.integers(0, 59), inputs=sizes, outputs=sizes)
+@given(rows=st.integers(1, 100), first=st.integers(0, 99), inputs=sizes, outputs=sizes)
 def test_a_row_has_the_same_bits_among_any_others(
     dtype: torch.dtype, rows: int, first: int, inputs: int, outputs: int
 ) -> None:
     inputs = whole(inputs, dtype)
-    x, weight = random(dtype, 60, inputs), random(dtype, outputs, inputs)
-    some = slice(first, min(first + rows, 60))
+    x, weight = random(dtype, 100, inputs), random(dtype, outputs, inputs)
+    some = slice(first, min(first + rows, 100))
     assert torch.equal(product(x[some], weight), product(x, weight)[some])
 
 
@@ -132,26 +134,44 @@ def test_weights_that_panels_cannot_hold_use_another_kernel(weight: Tensor) -> N
     assert layer(torch.ones(3, weight.shape[1], dtype=weight.dtype)).shape == (3, 8)
 
 
-MATRIX_UNIT = ("amx-tile", "amx-bf16", "avx512f", "avx512bf16")
+MATRIX_TILE = next(tile for _, tile in panel_kernel._TILES if tile.on_matrix_unit)
 
 
 @pytest.mark.parametrize("is_allowed", [True, False])
-def test_a_matrix_unit_multiplies_bfloat16_where_the_kernel_lets_it(
+def test_a_matrix_unit_multiplies_bfloat16_where_linux_lets_it(
     is_allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        panel_kernel.binding, "get_host_cpu_features", lambda: dict.fromkeys(MATRIX_UNIT, True)
-    )
-    monkeypatch.setattr(matrix_kernel, "is_allowed", lambda: is_allowed)
+    features = dict.fromkeys(("avx512f", *matrix_kernel.NEEDED), True)
+    monkeypatch.setattr(panel_kernel.binding, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(matrix_kernel, "request", lambda: is_allowed)
     first = next(tile for tile in host_tiles() if tile.kind == "bfloat16")
     assert first.on_matrix_unit == is_allowed
 
 
-def test_linux_lets_a_process_use_the_matrix_unit_that_it_has() -> None:
-    if not panel_kernel.binding.get_host_cpu_features().get("amx-bf16"):
-        pytest.skip("this processor has no matrix unit (AMX)")
-    assert matrix_kernel.is_allowed()
-    assert panel_kernel.host_kernel("bfloat16").tile.on_matrix_unit
+def test_what_a_matrix_unit_computes_can_be_compiled_on_any_processor() -> None:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    target = binding.Target.from_triple("x86_64-unknown-linux-gnu")
+    machine = target.create_target_machine("sapphirerapids", "")
+    code = machine.emit_assembly(binding.parse_assembly(str(panel_kernel.build_module(MATRIX_TILE))))
+    found = {
+        name: code.count(f"\t{name}\t") for name in ("tdpbf16ps", "tileloadd", "tilestored", "ldtilecfg")
+    }
+    # with one block of rows and with two
+    assert found == {"tdpbf16ps": 6, "tileloadd": 7, "tilestored": 6, "ldtilecfg": 1}
+
+
+@pytest.mark.parametrize("inputs", [16, 48, 720])
+def test_rows_that_a_matrix_unit_cannot_take_are_multiplied_by_vectors(
+    inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if MATRIX_TILE not in KERNELS:
+        pytest.skip("this processor has no matrix unit (AMX), or Linux does not let it be used")
+    monkeypatch.setattr(panels, "host_kernel", panel_kernel.host_kernel)
+    x, weight = random(torch.bfloat16, 40, inputs), random(torch.bfloat16, 70, inputs)
+    assert panels.host_kernel("bfloat16", 32).tile == MATRIX_TILE
+    assert not panels.host_kernel("bfloat16", inputs // 2).tile.on_matrix_unit
+    torch.testing.assert_close(product(x, weight), x @ weight.T, atol=1e-2, rtol=2**-7)
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -70,12 +70,12 @@ class HostMetadata:
         self.tokens = len(batch.tokens)  # rows that are not padding
         self.positions = torch.from_numpy(padded(batch.positions, rows))
         pieces = -(-int(batch.seq_lens.max()) // (PIECE * LANES))
-        number, longest = batch.block_table.shape
-        # arrays that the code reads, kept for as long as it does
-        self._table = np.full((number, max(longest, pieces * PIECE)), pool.scratch)
-        # whole pieces are read: blocks that wait for drafts are masked, but would come from memory
-        is_filled = np.arange(longest) < -(-batch.seq_lens // LANES)[:, None]
-        self._table[:, :longest] = np.where(is_filled, batch.block_table, pool.scratch)
+        # Arrays that the code reads, kept for as long as it does. Pieces are read whole: what is behind a
+        # sequence's end is masked, and read from one block that stays in the cache.
+        self._table = np.full((len(batch.seq_lens), pieces * PIECE), pool.scratch)
+        block_table = batch.block_table[:, : pieces * PIECE]
+        is_filled = np.arange(block_table.shape[1]) < -(-batch.seq_lens // LANES)[:, None]
+        np.copyto(self._table[:, : block_table.shape[1]], block_table, where=is_filled)
         self._items = _items(batch, self._table.shape[1], pool, self._kernel.queries)
         self._slots = torch.from_numpy(batch.slot_mapping)
         # of all layers one after the other: what padding has in it stays zero

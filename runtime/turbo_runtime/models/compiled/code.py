@@ -70,6 +70,14 @@ def declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type)
     return declared or ir.Function(module, ir.FunctionType(result, parameters), name)
 
 
+def fetch_ahead(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """Fetch the line of the cache that lies a page behind a place, to be read and kept."""
+    prefetch = declare(builder.module, "llvm.prefetch.p0", VOID, POINTER, *[UNIT] * 3)
+    behind = builder.gep(place, [COUNT(_PAGE_UNITS)], source_etype=UNIT)
+    builder.call(prefetch, [behind, UNIT(0), UNIT(3), UNIT(1)])  # to read; keep; data
+
+
+_PAGE_UNITS = 1024
 _KINDS: dict[Any, ir.Type] = {ctypes.c_void_p: POINTER, ctypes.c_int64: COUNT, ctypes.c_float: FLOAT}
 
 

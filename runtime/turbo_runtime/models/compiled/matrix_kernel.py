@@ -1,9 +1,10 @@
 """A panel's product on a matrix unit (Intel's AMX), for bfloat16.
 
-Its eight registers hold 16 lines of 64 bytes each. An instruction adds to 16 rows of 16 sums the products of
-32 inputs of each row: those at even places and those at odd ones, each in order, then both to the sum (Intel
-64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS). A row does not see the others, so rows are
-bit-equal whatever their number, as those of `panel_kernel` are.
+Its eight registers hold 16 lines of 64 bytes each. An instruction multiplies 32 inputs of each of 16 rows by
+the weights of 16 outputs: it adds up the products at even places and those at odd ones, each in order, and
+adds what the two make to the sum, all in float32, with subnormal numbers as zeros (Intel 64 and IA-32
+Architectures Software Developer's Manual, TDPBF16PS). A row does not see the others, so rows are bit-equal
+whatever their number, as those of `panel_kernel` are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import cache
 
 from llvmlite import ir
 
-from turbo_runtime.models.compiled.code import COUNT, POINTER, UNIT, VOID, BFloat, Code, declare
+from turbo_runtime.models.compiled.code import COUNT, POINTER, UNIT, VOID, BFloat, Code, declare, fetch_ahead
 
 LANES = 16  # units of a line, and sums
 UNITS = 16  # of a row that are multiplied at once
@@ -24,7 +25,6 @@ _PANEL = 2 * LANES  # outputs
 _LINES = 16  # of a register
 _BYTE = ir.IntType(8)
 _LINE_BYTES, _UNIT_BYTES = 64, 4
-_AHEAD = 1024  # units behind those at hand that are fetched ahead: a page
 # registers: sums of the upper and the lower 16 rows, those rows, and a panel's weights
 _UPPER_SUMS, _LOWER_SUMS, _UPPER, _LOWER, _WEIGHTS = (0, 1), (2, 3), 4, 5, (6, 7)
 # what `ldtilecfg` reads: the palette, each register's bytes of a line (16 bits each), and its lines
@@ -37,8 +37,8 @@ _SYSCALL_ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_REGISTERS = 158, 0x1023, 18  #
 
 
 @cache
-def is_allowed() -> bool:
-    """Whether Linux lets this process use the registers; it must be requested once."""
+def request() -> bool:
+    """Request of Linux that this process may use the registers; whether it may."""
     system = ctypes.CDLL(None).syscall
     return bool(system(_SYSCALL_ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_REGISTERS) == 0)
 
@@ -131,7 +131,8 @@ class _MatrixCode(Code):
         with self.loop(COUNT(0), steps) as step:
             at = self.at(panel, self.mul(step, COUNT(UNITS * _PANEL)), UNIT)
             with self.if_then(is_first):
-                self._fetch_ahead(at)
+                for line in range(2 * UNITS):
+                    fetch_ahead(self, self.at(at, line * LANES, UNIT))
             for part, register in enumerate(_WEIGHTS):
                 self._load(register, self.at(at, part * LANES, UNIT), COUNT(_PANEL * _UNIT_BYTES))
             upper = self.at(x, self.mul(step, COUNT(UNITS)), UNIT)
@@ -153,9 +154,3 @@ class _MatrixCode(Code):
 
     def _load(self, register: int, place: ir.Value, stride: ir.Value) -> None:
         self.operate("tileloadd64", _BYTE(register), place, stride)
-
-    def _fetch_ahead(self, at: ir.Value) -> None:
-        prefetch = declare(self.module, "llvm.prefetch.p0", VOID, POINTER, *[UNIT] * 3)
-        hints = [UNIT(value) for value in (0, 3, 1)]  # to read; keep; data
-        for line in range(2 * UNITS):
-            self.call(prefetch, [self.at(at, _AHEAD + line * LANES, UNIT), *hints])

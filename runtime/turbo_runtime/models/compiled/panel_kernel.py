@@ -31,22 +31,22 @@ from turbo_runtime.models.compiled.code import (
     compile_functions,
     declare,
     define,
+    fetch_ahead,
 )
 
 Kind = Literal["float32", "bfloat16"]
 
 _VECTORS = 2  # registers of a panel
-_AHEAD = 1024  # units behind those at hand that are fetched ahead: a page
 
 
 class Tile(NamedTuple):
-    """What fits in the vector registers: the sums of `rows`, and the weights of one unit."""
+    """What fits in the registers: the sums of `rows`, and the weights of a step's units."""
 
     kind: Kind
     lanes: int  # units of a register
     rows: int
     on_matrix_unit: bool = False
-    step: int = 1  # units that are multiplied at once
+    step: int = 1  # units that are multiplied at once, of which a row has a multiple
 
     @property
     def panel(self) -> int:
@@ -54,7 +54,7 @@ class Tile(NamedTuple):
         return _VECTORS * self.lanes
 
 
-# By what the processor must have, the best first: 32 registers of 16 units, 16 registers of 8.
+# By what the processor must have, the best first: a matrix unit, 32 registers of 16 units, 16 registers of 8.
 _TILES = (
     (
         matrix_kernel.NEEDED,
@@ -91,24 +91,26 @@ class PanelKernel(NamedTuple):
 
 
 @cache
-def host_kernel(kind: Kind) -> PanelKernel:
-    """The fastest of this processor. Raises RuntimeError where there is no tile for it."""
-    tiles = [tile for tile in host_tiles() if tile.kind == kind]
-    if not tiles:
-        raise RuntimeError(f"this processor has no instructions for panels of {kind}")
-    return compile_kernel(tiles[0])
+def host_kernel(kind: Kind, units: int) -> PanelKernel:
+    """The fastest of this processor for rows of so many units. Raises RuntimeError where there is none."""
+    for tile in host_tiles():
+        if tile.kind == kind and units % tile.step == 0:
+            return compile_kernel(tile)
+    raise RuntimeError(f"this processor has no instructions for panels of {kind}")
 
 
 def host_tiles() -> list[Tile]:
-    """Return the tiles that serve this processor best, the fastest first."""
+    """Return the tiles that this processor can compute, the fastest first."""
     features = binding.get_host_cpu_features()
     tiles = [tile for needed, tile in _TILES if all(features.get(each) for each in needed)]
-    return [tile for tile in tiles if not tile.on_matrix_unit or matrix_kernel.is_allowed()]
+    return [tile for tile in tiles if not tile.on_matrix_unit or matrix_kernel.request()]
 
 
+@cache
 def compile_kernel(tile: Tile) -> PanelKernel:
     """Compile a tile for this processor."""
-    (multiply,) = compile_functions(_build_module(tile), Arguments, "multiply", optimized=False)
+    optimized = tile.on_matrix_unit  # of the others, a loop's variables are in registers as it is written
+    (multiply,) = compile_functions(build_module(tile), Arguments, "multiply", optimized=optimized)
     return PanelKernel(tile, multiply)
 
 
@@ -139,7 +141,7 @@ class _Arithmetic:
         return end.fptrunc(total, ir.VectorType(self.output, self.sums.count))
 
 
-def _build_module(tile: Tile) -> ir.Module:
+def build_module(tile: Tile) -> ir.Module:
     """Write the code for a tile."""
     module = ir.Module("panels")
     arithmetic = _Arithmetic(module, tile)
@@ -157,8 +159,6 @@ def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Fu
     function = ir.Function(module, kind, f"rows_{rows}")
     function.linkage = "internal"
     x, x_stride, panel, units, out, out_stride = function.args
-    prefetch = declare(module, "llvm.prefetch.p0", VOID, POINTER, *[UNIT] * 3)
-    hints = [UNIT(value) for value in (0, 3, 1)]  # to read; keep; data
     start, loop, end = (ir.IRBuilder(function.append_basic_block()) for _ in range(3))
     lines = [start.gep(x, [start.mul(x_stride, COUNT(row))], source_etype=UNIT) for row in range(rows)]
     start.branch(loop.block)
@@ -167,7 +167,7 @@ def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Fu
     sums = [[loop.phi(arithmetic.sums) for _ in range(_VECTORS)] for _ in range(rows)]
     places = [loop.gep(at, [COUNT(part)], source_etype=arithmetic.units) for part in range(_VECTORS)]
     for place in places:
-        loop.call(prefetch, [loop.gep(place, [COUNT(_AHEAD)], source_etype=UNIT), *hints])
+        fetch_ahead(loop, place)
     weights = [loop.load(place, typ=arithmetic.units, align=4) for place in places]
     totals = []
     for line, row_sums in zip(lines, sums, strict=True):

@@ -20,10 +20,11 @@ def to_panels(weight: Tensor, bias: Tensor | None) -> Tensor:
     behind the last output. Raises RuntimeError where they cannot be multiplied.
     """
     threads.check()
-    tile, per_unit = _kernel(weight.dtype).tile, _per_unit(weight.dtype)
-    panel, (outputs, inputs) = tile.panel, weight.shape
-    if inputs % (step := tile.step * per_unit):
-        raise RuntimeError(f"{inputs} inputs of {weight.dtype} are no multiple of {step}")
+    per_unit = _per_unit(weight.dtype)
+    outputs, inputs = weight.shape
+    if inputs % per_unit:
+        raise RuntimeError(f"{inputs} inputs of {weight.dtype} are no whole units")
+    panel = _kernel(weight.dtype, inputs // per_unit).tile.panel
     padding = (0, -outputs % panel)
     units = F.pad(weight.contiguous(), (0, 0, *padding)).view(torch.int32).view(-1, panel, inputs // per_unit)
     biases = weight.new_zeros(outputs) if bias is None else bias
@@ -49,14 +50,14 @@ def multiply(x: Tensor, panels: Tensor, outputs: int) -> Tensor:
         sizes = rows, units - 1, x.stride(0) // per_unit, out.stride(0), number
         arguments = Arguments(x.data_ptr(), panels.data_ptr(), out.data_ptr(), *sizes)
         count = threads.count_for(max(rows, _READING) * panels.numel())
-        threads.run(_kernel(x.dtype).multiply, arguments, number, count)
+        threads.run(_kernel(x.dtype, units - 1).multiply, arguments, number, count)
     return out if out.shape[1] == outputs else out[:, :outputs].contiguous()
 
 
-def _kernel(dtype: torch.dtype) -> PanelKernel:
+def _kernel(dtype: torch.dtype, units: int) -> PanelKernel:
     if dtype not in _KINDS:
         raise RuntimeError(f"there are no panels of {dtype}")
-    return host_kernel(_KINDS[dtype])
+    return host_kernel(_KINDS[dtype], units)
 
 
 def _per_unit(dtype: torch.dtype) -> int:
