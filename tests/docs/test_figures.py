@@ -53,20 +53,41 @@ def test_the_planners_other_figures_are_those_of_its_run() -> None:
     assert f"{run['saturated_rows']} of saturated throughput" in text
 
 
+DOMAINS = ("json", "maths", "support")
+OTHER_ENGINES = "speculation_other_engines"
+
+
 @pytest.mark.parametrize(
-    ("label", "names"),
+    ("result", "label", "names"),
     [
-        ("speedup over none", ["plain"]),
-        ("over transformers' `generate`, and with its prompt lookup", ["transformers", "lookup"]),
-        ("over vLLM 0.32 on CPU", ["vllm"]),
-        ("over vLLM with its n-grams", ["vllm_ngram"]),
-        ("over llama.cpp with the same float32 weights", ["llama_f32"]),
+        ("speculation", "speedup over none", ["of_plain"]),
+        ("speculation", "over vLLM 0.32 on CPU", ["of_vllm"]),
+        ("speculation", "over vLLM with suffix decoding", ["of_vllm_suffix"]),
+        ("speculation", "of the speedup, a new pod with a draft has", ["new_pod_of_warm"]),
+        ("speculation", "with a draft that is learned in seconds", ["draft_of_plain", "draft_of_suffix"]),
+        (OTHER_ENGINES, "over no drafts", ["of_plain"]),
+        (OTHER_ENGINES, "over transformers' `generate`", ["of_transformers", "of_lookup"]),
+        (OTHER_ENGINES, "over vLLM without drafts", ["of_vllm"]),
+        (OTHER_ENGINES, "over vLLM with its n-grams", ["of_vllm_ngram"]),
+        (OTHER_ENGINES, "over llama.cpp with the same float32 weights", ["of_llama_f32"]),
     ],
 )
-def test_the_speedups_are_those_of_their_run(label: str, names: list[str]) -> None:
-    run = figures("speculation")
-    domains = ("json", "maths", "support")
-    assert row("speculation", label) == [run[f"{domain}_of_{name}"] for domain in domains for name in names]
+def test_the_speedups_are_those_of_their_run(result: str, label: str, names: list[str]) -> None:
+    run = figures(result)
+    found = [round(run[f"{domain}_{name}"], 2) for domain in DOMAINS for name in names]
+    assert row("speculation", label) == pytest.approx(found, abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("who", "label"),
+    [("turbo k=0", "tokens/s without drafts"), ("turbo", "tokens/s with drafts")],
+)
+def test_the_speeds_are_those_of_their_run(who: str, label: str) -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results" / "speculation.json").read_text())["rows"]
+    speeds = {each["domain"]: round(each["tokens_per_s"], 1) for each in rows if each["who"] == who}
+    assert row("speculation", label) == [speeds[domain] for domain in DOMAINS]
+    plain = figures("speculation")["plain_of_vllm"]
+    assert f"Without drafts the engine is {plain:.2f} times as fast as vLLM." in section("speculation")
 
 
 def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:

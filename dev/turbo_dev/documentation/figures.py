@@ -254,7 +254,7 @@ def _grouped_bars(
 
 FIGURES: dict[str, tuple[str, Callable[[Figure, Result], None]]] = {
     "speedup": ("speculation", _speedup),
-    "speedup-compared": ("speculation", _speedup_compared),
+    "speedup-compared": ("speculation_other_engines", _speedup_compared),
     "never-slower": ("never_slower", _never_slower),
     "load": ("load", _load),
     "heads": ("distill", _heads),
