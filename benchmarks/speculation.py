@@ -33,10 +33,10 @@ from peers.contest import (
     NGRAMS,
     PEERS,
     PLAIN,
+    SUFFIXES,
     TRANSFORMERS,
     TURBO,
     VLLM_PLAIN,
-    VLLM_SUFFIX,
     Competitor,
     Contest,
 )
@@ -75,10 +75,10 @@ FIGURES = {
     TRANSFORMERS: "transformers",
     LOOKUP: "lookup",
     VLLM_PLAIN: "vllm",
-    VLLM_SUFFIX: "vllm_suffix",
     LLAMA_F32: "llama_f32",
     LLAMA_Q4: "llama_q4",
 }
+FASTEST_OF = {NGRAMS: "vllm_ngram", SUFFIXES: "vllm_suffix"}
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ def main() -> int:
     if sized := not options.quick and options.prompts == [PROMPTS]:
         say("the amount of prompts, tokens and runs is held to its bars")
     bars = [bar for bar in BARS if bar.figure in figures and (sized or bar.figure not in SIZES)]
+    if untried := [bar.figure for bar in BARS if bar.figure not in figures]:
+        say(f"no bar is held for what did not run: {', '.join(untried)}")
     return finish("speculation", figures, _rows(runs), bars, options)
 
 
@@ -220,11 +222,12 @@ def _measure(
     return runs
 
 
-def _slower_ngrams(runs: Runs, domain: str, at_a_time: int) -> list[Competitor]:
-    """All n-gram settings but the one that is fastest in the median."""
-    found = {one: runs[domain, at_a_time, one] for one in NGRAMS if (domain, at_a_time, one) in runs}
+def _is_fastest(runs: Runs, domain: str, at_a_time: int, competitor: Competitor) -> bool:
+    """Whether it is the fastest in the median of settings of one kind."""
+    kind = next((kind for kind in FASTEST_OF if competitor in kind), ())
+    found = {one: runs[domain, at_a_time, one] for one in kind if (domain, at_a_time, one) in runs}
     speeds = {one: statistics.median(each.speed for each in measured) for one, measured in found.items()}
-    return sorted(speeds, key=lambda one: speeds[one])[:-1]
+    return competitor == max(speeds, key=lambda one: speeds[one], default=None)
 
 
 def _ratios(runs: Runs, domain: str, at_a_time: int, over: Competitor, of: Competitor = TURBO) -> list[float]:
@@ -275,9 +278,10 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
         if competitor in FIGURES:
             ratios = _ratios(runs, domain, at_a_time, competitor)
             figures[f"{domain}_of_{FIGURES[competitor]}{end}"] = round(statistics.median(ratios), 3)
-        if competitor in NGRAMS and competitor not in _slower_ngrams(runs, domain, at_a_time):
+        if _is_fastest(runs, domain, at_a_time, competitor):
+            name = next(name for kind, name in FASTEST_OF.items() if competitor in kind)
             ratios = _ratios(runs, domain, at_a_time, competitor)
-            figures[f"{domain}_of_vllm_ngram{end}"] = round(statistics.median(ratios), 3)
+            figures[f"{domain}_of_{name}{end}"] = round(statistics.median(ratios), 3)
         if competitor is NEW_POD:
             ratios = _ratios(runs, domain, at_a_time, TURBO, NEW_POD)
             figures[f"{domain}_new_pod_of_warm{end}"] = round(statistics.median(ratios), 3)

@@ -14,8 +14,6 @@ def load(setup: Setup) -> Answerer:
     begins. Its blocks are the smallest that its CPU kernels take: by those of 128 tokens, its default, short
     prompts would share nothing.
     """
-    cores = sorted(os.sched_getaffinity(0))[: setup.threads]
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB, more than it can fill
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no other process, as it is with us
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
