@@ -78,7 +78,7 @@ FIGURES = {
     LLAMA_F32: "llama_f32",
     LLAMA_Q4: "llama_q4",
 }
-FASTEST_OF = {NGRAMS: "vllm_ngram", SUFFIXES: "vllm_suffix"}
+FASTEST_OF = {"vllm_ngram": NGRAMS, "vllm_suffix": SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -222,12 +222,11 @@ def _measure(
     return runs
 
 
-def _is_fastest(runs: Runs, domain: str, at_a_time: int, competitor: Competitor) -> bool:
-    """Whether it is the fastest in the median of settings of one kind."""
-    kind = next((kind for kind in FASTEST_OF if competitor in kind), ())
-    found = {one: runs[domain, at_a_time, one] for one in kind if (domain, at_a_time, one) in runs}
+def _fastest(runs: Runs, domain: str, at_a_time: int, settings: Sequence[Competitor]) -> Competitor | None:
+    """The one of the settings that is fastest in the median; None where none ran."""
+    found = {one: runs[domain, at_a_time, one] for one in settings if (domain, at_a_time, one) in runs}
     speeds = {one: statistics.median(each.speed for each in measured) for one, measured in found.items()}
-    return competitor == max(speeds, key=lambda one: speeds[one], default=None)
+    return max(speeds, key=lambda one: speeds[one], default=None)
 
 
 def _ratios(runs: Runs, domain: str, at_a_time: int, over: Competitor, of: Competitor = TURBO) -> list[float]:
@@ -278,10 +277,10 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
         if competitor in FIGURES:
             ratios = _ratios(runs, domain, at_a_time, competitor)
             figures[f"{domain}_of_{FIGURES[competitor]}{end}"] = round(statistics.median(ratios), 3)
-        if _is_fastest(runs, domain, at_a_time, competitor):
-            name = next(name for kind, name in FASTEST_OF.items() if competitor in kind)
-            ratios = _ratios(runs, domain, at_a_time, competitor)
-            figures[f"{domain}_of_{name}{end}"] = round(statistics.median(ratios), 3)
+        for name, settings in FASTEST_OF.items():
+            if competitor == _fastest(runs, domain, at_a_time, settings):
+                ratios = _ratios(runs, domain, at_a_time, competitor)
+                figures[f"{domain}_of_{name}{end}"] = round(statistics.median(ratios), 3)
         if competitor is NEW_POD:
             ratios = _ratios(runs, domain, at_a_time, TURBO, NEW_POD)
             figures[f"{domain}_new_pod_of_warm{end}"] = round(statistics.median(ratios), 3)

@@ -44,7 +44,7 @@ def request() -> bool:
 
 
 def build_panel_function(module: ir.Module) -> ir.Function:
-    """Write the code of any rows, at least one, and one panel: x, x_stride, panel, units, out, out_stride,
+    """Write the code of one or more rows and one panel: x, x_stride, panel, units, out, out_stride,
     rows. The units are a multiple of `UNITS`.
     """
     kind = ir.FunctionType(VOID, (POINTER, COUNT, POINTER, COUNT, POINTER, COUNT, COUNT))
@@ -105,7 +105,7 @@ class _MatrixCode(Code):
         return self.select(self.icmp_signed("<", x, y), x, y)
 
     def configure(self, upper: ir.Value, lower: ir.Value) -> None:
-        """Set the lines of each register, at least one, and its sums to zero."""
+        """Set the lines of each register, one or more, and all sums to zero."""
         shapes = ir.Constant(self._shapes_kind, _SHAPES)
         for count, registers in ((upper, (*_UPPER_SUMS, _UPPER)), (lower, (*_LOWER_SUMS, _LOWER))):
             for register in registers:

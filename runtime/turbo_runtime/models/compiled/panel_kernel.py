@@ -58,7 +58,13 @@ class Tile(NamedTuple):
 _TILES = (
     (
         matrix_kernel.NEEDED,
-        Tile("bfloat16", matrix_kernel.LANES, matrix_kernel.ROWS, True, matrix_kernel.UNITS),
+        Tile(
+            "bfloat16",
+            matrix_kernel.LANES,
+            matrix_kernel.ROWS,
+            on_matrix_unit=True,
+            step=matrix_kernel.UNITS,
+        ),
     ),
     (("avx512f",), Tile("float32", 16, 14)),
     (("avx2", "fma"), Tile("float32", 8, 6)),
