@@ -130,8 +130,12 @@ def test_one_that_is_killed_costs_no_request_but_those_on_their_way_through_it(
         (pid,) = podprocesses.find(served.uid(pod), command)
         killed = time.monotonic()
         os.kill(pid, signal.SIGKILL)
+        chat.until(lambda: restarts(chat) > before or len(chat.endpoints()) < 2, "the node noticed")
+        noticed = time.monotonic()
         chat.until(lambda: restarts(chat) > before and len(chat.endpoints()) == 2, "it was started again")
         chat.until(lambda: any(call.start > killed + 5 for call in crowd.calls), "it is asked on")
-    # A client that asks while nothing listens there is refused, until the Service has taken the pod out.
-    lost = [call for call in crowd.failures if not call.overlaps(killed, killed + 1.0)]
+    # A client that asks while nothing listens there is refused, until the Service has taken the pod out: the
+    # kubelet looks once a second, and the Service's rules follow within another.
+    lost = [call for call in crowd.failures if not call.overlaps(killed, noticed + 1.0)]
+    assert noticed < killed + 5.0
     assert lost == [], describe(lost, killed)

@@ -259,7 +259,10 @@ def download_all(
     files: Iterable[_File],
     advance: Callable[[int], object],
 ) -> None:
-    """Download files, several at a time. Where one fails, the others end at their next block."""
+    """Download files, several at a time. Where one fails, the others end at their next block.
+
+    None begins after that: until the queue is empty, workers still take from it.
+    """
     is_over = threading.Event()
 
     def count(size: int) -> None:
@@ -267,8 +270,12 @@ def download_all(
             raise _StoppedError
         advance(size)
 
+    def begin(file: _File) -> None:
+        count(0)
+        download(file, count)
+
     with ThreadPoolExecutor(WORKERS) as pool:
-        downloads = [pool.submit(download, file, count) for file in files]
+        downloads = [pool.submit(begin, file) for file in files]
         try:
             for done in as_completed(downloads):
                 done.result()

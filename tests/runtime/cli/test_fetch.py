@@ -245,7 +245,10 @@ def test_an_index_that_lists_no_files_is_of_no_model_that_will_do(machine: Machi
 
 
 def test_where_a_download_fails_the_others_end_and_none_begins() -> None:
-    """Found in review: a fetch that had failed went on downloading until all other files were there."""
+    """Found in review: a fetch that had failed went on downloading until all other files were there.
+
+    Later, workers took further files from the queue while it was being emptied.
+    """
     begun, is_slow = list[int](), threading.Event()
 
     def download(number: int, count: Callable[[int], object]) -> None:
@@ -260,9 +263,9 @@ def test_where_a_download_fails_the_others_end_and_none_begins() -> None:
 
     start = time.monotonic()
     with pytest.raises(ChecksumError, match="wrong"):
-        hub_cache.download_all(download, range(100), lambda _: None)
+        hub_cache.download_all(download, range(20_000), lambda _: None)
     assert time.monotonic() - start < 30
-    assert len(begun) < 50
+    assert len(begun) <= hub_cache.WORKERS + 1
 
 
 def test_consolidated_weights_are_left_out_only_beside_others(machine: Machine) -> None:
