@@ -343,7 +343,7 @@ def test_what_an_older_inspect_printed_is_read_as_a_dense_model_of_unknown_mlps(
         ("{}", "describes no architecture"),
         (json.dumps({**CONFIG, "hidden_size": "many"}), "hidden_size must be a whole number above 0"),
         (json.dumps({**CONFIG, "num_hidden_layers": 0}), "num_hidden_layers must be a whole number above 0"),
-        (json.dumps({**CONFIG, "intermediate_size": None}), "intermediate_size must be a whole number"),
+        (json.dumps({**CONFIG, "intermediate_size": None}), "LlamaForCausalLM has no intermediate_size"),
         ('{"shape": {}}', "is no output of `turbo inspect`"),
     ],
 )

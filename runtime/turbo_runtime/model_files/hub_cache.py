@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from turbo_runtime.contract.endpoints import CONSOLIDATED_FILES, UNUSED_FILES
-from turbo_runtime.model_files.source import ModelError, hub_errors
+from turbo_runtime.model_files.source import ModelError, check_hub_id, hub_errors
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -167,6 +167,7 @@ def read_index(name: str, content: bytes) -> list[str]:
 
 def find_ref(model: str, revision: str | None) -> Path:
     """Return the file that says which commit a revision stood for last. Raises ModelError."""
+    check_hub_id(model)
     name = revision or _MAIN
     if not _is_below(name):
         raise ModelError(f"revision {name} is no commit, tag or branch: it is a path to elsewhere")

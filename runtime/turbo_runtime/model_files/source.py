@@ -74,7 +74,19 @@ def find(model: str, revision: str | None) -> Source:
         raise ModelError(f"{model} is neither a folder nor a .gguf file")
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelError(f"there is no folder {model}")
+    check_hub_id(model)
     return Source(model, revision=revision)
+
+
+def check_hub_id(model: str) -> None:
+    """Raise ModelError for what the hub can have no model of."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError as error:
+        raise ModelError(f"{model} is no folder, no .gguf file and no hub id such as org/model") from error
 
 
 @contextmanager

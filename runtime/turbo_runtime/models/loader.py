@@ -59,7 +59,8 @@ def model_errors(
     except ModelError:
         raise
     except errors as error:
-        raise ModelError(f"{sentence}: {first_line(error)}") from error
+        remedy = "; fetch the files again" if isinstance(error, SafetensorError) else ""
+        raise ModelError(f"{sentence}: {first_line(error)}{remedy}") from error
 
 
 def check_config(config: Any) -> None:

@@ -228,6 +228,11 @@ class ChatRequest(Sampling):
             raise invalid("tool_choice", message)
         return required_call_grammar(self.required_tools)
 
+    @property
+    def grammar_field(self) -> str:
+        """Field that the grammar comes from, where there is one."""
+        return "tools" if self.required_tools else super().grammar_field
+
 
 MAX_PROMPTS = 2048
 COMPLETION_MAX_TOKENS = 16  # the legacy endpoint's own default

@@ -205,3 +205,8 @@ class Sampling(Strict):
             message = "'response_format' and 'structured_outputs' both ask for a format; send one of them."
             raise invalid("structured_outputs", message)
         return self.structured_outputs.grammar
+
+    @property
+    def grammar_field(self) -> str:
+        """Field that the grammar comes from, where there is one."""
+        return "structured_outputs" if self.structured_outputs else "response_format"

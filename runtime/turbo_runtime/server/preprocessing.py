@@ -62,6 +62,7 @@ class PreparedRequest:
     salt: str = ""  # divides what the tenant's requests share
     draft: str = DEFAULT_DRAFT
     lora_id: int = 0  # number of the adapter; 0: none
+    grammar_field: str | None = None  # that its grammar comes from
 
     @property
     def num_answers(self) -> int:
@@ -210,8 +211,16 @@ def _prepare(
         replace(shared, max_tokens=_max_tokens(len(prompt), request, field, model)) for prompt in prompts
     )
     _check_total_logprobs(params, prompts, request.n)
-    stops, wants_logprobs = tuple(request.stop), request.prompt_logprobs is not None
-    return PreparedRequest(prompts, params, seed, request.n, stops, build_parser, wants_logprobs)
+    return PreparedRequest(
+        prompts,
+        params,
+        seed,
+        request.n,
+        tuple(request.stop),
+        build_parser,
+        wants_prompt_logprobs=request.prompt_logprobs is not None,
+        grammar_field=request.grammar_field if grammar else None,
+    )
 
 
 def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:

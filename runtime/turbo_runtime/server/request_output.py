@@ -202,7 +202,8 @@ class RequestOutput:
                 if event.finish_reason == ABANDONED:
                     error = unavailable(event.error)
                 elif event.refused:
-                    error = invalid(None, event.error, "invalid_request")
+                    field = self.request.grammar_field  # of all that only the engine finds
+                    error = invalid(field, f"'{field}': {event.error}" if field else event.error)
                 else:
                     error = ApiError(500, event.error)
                 break

@@ -105,6 +105,8 @@ class ConfigReader:
         return tuple(value)
 
     def _error(self, key: str, expected: str, value: object) -> UnknownShapeError:
+        if value is None:
+            return UnknownShapeError(f"{self._name} of {self.architecture} has no {key}, {expected}.")
         return UnknownShapeError(f"{self._name}: {key} must be {expected}, not {repr(value)[:80]}.")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -59,9 +60,14 @@ def test_a_draft_model_that_cannot_be_used_ends_the_start_with_a_sentence(tmp_pa
     tokenizer = export_tokenizer(folder, None, tmp_path / "tokenizer")
     config = RuntimeConfig(folder, dtype="float32", threads=1, device="cpu")
     (tmp_path / "other" / "tokenizer.json").unlink()
+    tiny_engine.write(tmp_path / "cut", layers=1)
+    weights = tmp_path / "cut" / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1)
     for changes, said in (
         ({"draft_model": str(tmp_path / "other")}, "tokenizer.json cannot be read"),
         ({"draft_model": str(tmp_path / "none")}, "there is no folder"),
+        ({"draft_model": '{"model": 3}'}, "is no folder, no .gguf file and no hub id such as org/model"),
+        ({"draft_model": str(tmp_path / "cut")}, "file not fully covered; fetch the files again"),
         (
             {"draft_model": folder, "speculation": "eagle3"},
             "is a draft of method model; write --speculation=model or auto",

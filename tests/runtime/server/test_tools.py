@@ -130,9 +130,37 @@ def test_a_format_reaches_the_engine_as_a_grammar(
     assert f"grammar={grammar}" in server.engine_log.read_text().splitlines()[-1]
 
 
-def test_a_format_that_the_engine_refuses_is_a_400_with_its_sentence(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="The script says so"):
-        ask(client, "hello", extra_body={"structured_outputs": {"regex": "refuse"}})
+REFUSED = {"type": "object", "properties": {"refuse": {}}}
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("structured_outputs", {"structured_outputs": {"regex": "refuse"}}),
+        (
+            "response_format",
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "it", "schema": REFUSED},
+                }
+            },
+        ),
+        (
+            "tools",
+            {
+                "tools": [{"type": "function", "function": {"name": "it", "parameters": REFUSED}}],
+                "tool_choice": "required",
+            },
+        ),
+    ],
+)
+def test_a_format_that_the_engine_refuses_is_a_400_that_names_its_field(
+    client: openai.OpenAI, field: str, fields: dict[str, Any]
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=f"'{field}': The script says so") as caught:
+        ask(client, "hello", extra_body=fields)
+    assert (caught.value.param, caught.value.code) == (field, "invalid_value")
 
 
 def test_the_async_helper_of_the_client_parses_a_schema(client: openai.OpenAI) -> None:
