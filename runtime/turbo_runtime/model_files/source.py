@@ -81,7 +81,7 @@ def find(model: str, revision: str | None) -> Source:
 def check_hub_id(model: str) -> None:
     """Raise ModelError for what the hub can have no model of."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(model)
