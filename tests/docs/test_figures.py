@@ -90,6 +90,72 @@ def test_the_speeds_are_those_of_their_run(who: str, label: str) -> None:
     assert f"Without drafts the engine is {plain:.2f} times as fast as vLLM." in section("speculation")
 
 
+BY_DRAFTER = json.loads((ROOT / "benchmarks" / "results" / "distill_drafters.json").read_text())
+DRAFTERS = {
+    "memory": "memory",
+    "heads": "heads",
+    "eagle3": "EAGLE-3 layer",
+    "first_layers": "the model's first ",
+    "memory_heads": "memory and heads",
+    "memory_eagle3": "memory and EAGLE-3 layer",
+    "together": "all four",
+}
+
+
+@pytest.mark.parametrize("way", DRAFTERS)
+def test_what_each_drafter_brings_is_that_of_its_run(way: str) -> None:
+    run = BY_DRAFTER["figures"]
+    parts = ["json_{}_near", "maths_{}_near", "maths_{}_new", "support_{}_near", "support_{}_new"]
+    cells = [
+        f"{run[part.format(f'{way}_of_plain')]:.2f} ({run[part.format(f'{way}_acceptance_length')]:.2f})"
+        for part in parts
+    ]
+    (line,) = (
+        line
+        for line in section("distill").splitlines()
+        if line.startswith(f"| {DRAFTERS[way]}") and line.endswith(f" | {' | '.join(cells)} |")
+    )
+    assert line
+    assert f"In {run['by_drafter_compared']:,} comparisons no output differs." in section("distill")
+    assert run["by_drafter_differing"] == 0
+
+
+GAINS = {
+    (row["served"], row["drafts"], row["domain"], row["new"], row["together"]): row["gain"]
+    for row in BY_DRAFTER["rows"]
+    if "gain" in row
+}
+
+
+@pytest.mark.parametrize("way", [way for way in DRAFTERS if way != "together"])
+def test_what_each_drafter_would_gain_an_8b_is_that_of_its_run(way: str) -> None:
+    expected = [
+        GAINS[f"8B on {place}", way, domain, True, requests]
+        for place in ("an L4", "an H100", "this CPU")
+        for domain in ("maths", "support")
+        for requests in (1, 32)
+    ]
+    lines = [line for line in section("distill").splitlines() if line.startswith(f"| 8B: {DRAFTERS[way]}")]
+    found = [[float(number) for number in re.findall(r"\d\.\d+", line)] for line in lines]
+    assert expected in found
+
+
+def test_which_draft_pays_is_as_the_runs_say() -> None:
+    page = (ROOT / "docs" / "distill.md").read_text()
+
+    def spread(places: tuple[str, ...], requests: int) -> str:
+        percent = [
+            round(100 * (gain / GAINS[served, "memory", *rest, together] - 1))
+            for (served, way, *rest, together), gain in GAINS.items()
+            if served in places and way == "memory_heads" and together == requests
+        ]
+        return f"{min(percent)} to {max(percent)} %"
+
+    gpus = "8B on an L4", "8B on an H100"
+    assert f"{spread(gpus, 1)} more with one request, {spread(gpus, 32)} with 32" in page
+    assert f"{spread(('8B on this CPU',), 1)} more with one request, nothing with 32" in page
+
+
 def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
     run = figures("never_slower")
     medians = [value for name, value in run.items() if name.endswith("_median")]
