@@ -121,9 +121,9 @@ def test_what_each_drafter_brings_is_that_of_its_run(way: str) -> None:
 
 
 GAINS = {
-    (row["served"], row["drafts"], row["domain"], row["new"], row["together"]): row["gain"]
-    for row in BY_DRAFTER["rows"]
-    if "gain" in row
+    (each["served"], each["drafts"], each["domain"], each["new"], each["together"]): each["gain"]
+    for each in BY_DRAFTER["rows"]
+    if "gain" in each
 }
 
 
