@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from llvmlite import binding
 from torch import Tensor
 
-from turbo_runtime.models.compiled import elementwise, matrix_kernel, panel_kernel, panels, threads
+from turbo_runtime.models.compiled import amx_kernel, elementwise, panel_kernel, panels, threads
+from turbo_runtime.models.compiled.code import machine_of, parse
 from turbo_runtime.models.compiled.panel_kernel import compile_kernel, host_tiles
 from turbo_runtime.models.matmul import PANELS, BatchInvariantLinear
 
@@ -26,7 +27,7 @@ sizes = st.integers(1, 90)
 @pytest.fixture(
     scope="module",
     params=KERNELS,
-    ids=lambda tile: f"{tile.kind}, {tile.lanes} lanes" + ", matrix unit" * tile.on_matrix_unit,
+    ids=lambda tile: f"{tile.kind}, {tile.lanes} lanes" + ", AMX" * tile.amx,
 )
 def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
     """Of a tile's numbers; products are by this tile."""
@@ -134,26 +135,23 @@ def test_weights_that_panels_cannot_hold_use_another_kernel(weight: Tensor) -> N
     assert layer(torch.ones(3, weight.shape[1], dtype=weight.dtype)).shape == (3, 8)
 
 
-MATRIX_TILE = next(tile for _, tile in panel_kernel._TILES if tile.on_matrix_unit)
+AMX_TILE = next(tile for _, tile in panel_kernel._TILES if tile.amx)
 
 
 @pytest.mark.parametrize("is_allowed", [True, False])
-def test_a_matrix_unit_multiplies_bfloat16_where_linux_lets_it(
+def test_amx_multiplies_bfloat16_where_linux_lets_it(
     is_allowed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = dict.fromkeys(("avx512f", *matrix_kernel.NEEDED), True)
+    features = dict.fromkeys(("avx512f", *amx_kernel.NEEDED), True)
     monkeypatch.setattr(panel_kernel.binding, "get_host_cpu_features", lambda: features)
-    monkeypatch.setattr(matrix_kernel, "request", lambda: is_allowed)
+    monkeypatch.setattr(amx_kernel, "request_permission", lambda: is_allowed)
     first = next(tile for tile in host_tiles() if tile.kind == "bfloat16")
-    assert first.on_matrix_unit == is_allowed
+    assert first.amx == is_allowed
 
 
-def test_what_a_matrix_unit_computes_can_be_compiled_on_any_processor() -> None:
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    target = binding.Target.from_triple("x86_64-unknown-linux-gnu")
-    machine = target.create_target_machine("sapphirerapids", "")
-    code = machine.emit_assembly(binding.parse_assembly(str(panel_kernel.build_module(MATRIX_TILE))))
+def test_the_product_by_amx_is_compiled_on_processors_without_it_too() -> None:
+    machine = machine_of("sapphirerapids")
+    code = machine.emit_assembly(parse(panel_kernel.build_module(AMX_TILE), machine, optimized=True))
     found = {
         name: code.count(f"\t{name}\t") for name in ("tdpbf16ps", "tileloadd", "tilestored", "ldtilecfg")
     }
@@ -162,15 +160,15 @@ def test_what_a_matrix_unit_computes_can_be_compiled_on_any_processor() -> None:
 
 
 @pytest.mark.parametrize("inputs", [16, 48, 720])
-def test_rows_that_a_matrix_unit_cannot_take_are_multiplied_by_vectors(
+def test_rows_that_amx_cannot_take_are_multiplied_by_vectors(
     inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if MATRIX_TILE not in KERNELS:
-        pytest.skip("this processor has no matrix unit (AMX), or Linux does not let it be used")
+    if AMX_TILE not in KERNELS:
+        pytest.skip("this processor has no AMX, or Linux does not let it be used")
     monkeypatch.setattr(panels, "host_kernel", panel_kernel.host_kernel)
     x, weight = random(torch.bfloat16, 40, inputs), random(torch.bfloat16, 70, inputs)
-    assert panels.host_kernel("bfloat16", 32).tile == MATRIX_TILE
-    assert not panels.host_kernel("bfloat16", inputs // 2).tile.on_matrix_unit
+    assert panels.host_kernel("bfloat16", 32).tile == AMX_TILE
+    assert not panels.host_kernel("bfloat16", inputs // 2).tile.amx
     torch.testing.assert_close(product(x, weight), x @ weight.T, atol=1e-2, rtol=2**-7)
 
 
@@ -183,3 +181,14 @@ def test_without_gnu_openmp_products_use_another_kernel_and_all_else_one_thread(
     monkeypatch.setattr(threads, "_parallel", lambda: None)
     assert not BatchInvariantLinear(random(torch.float32, 8, 4)).adopt(PANELS)
     assert torch.equal(elementwise.gate(gate), shared)
+
+
+@pytest.mark.parametrize(("processor", "cache"), [("znver4", 3), ("sapphirerapids", 2)])
+def test_weights_are_prefetched_into_the_cache_that_was_measured(
+    processor: str, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: processor)
+    code = str(panel_kernel.build_module(next(iter(KERNELS))))
+    prefetches = [line for line in code.splitlines() if 'call void @"llvm.prefetch' in line]
+    assert prefetches
+    assert all(line.endswith(f"i32 0, i32 {cache}, i32 1)") for line in prefetches)

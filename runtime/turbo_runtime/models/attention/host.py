@@ -31,7 +31,7 @@ class HostKVPool(KVPool):
     """
 
     def __init__(self, shape: KVCacheSpec, *, layers: int, blocks: int, dtype: torch.dtype) -> None:
-        """Allocate `blocks`, and one for masked reads beyond a sequence's blocks, which is never written."""
+        """Allocate `blocks`, and one for masked reads beyond a sequence's tokens, which is never written."""
         value_room = -(-shape.value_width // LANES) * LANES
         key_room = max(shape.key_width, value_room) if shape.latent else shape.key_width
         rooms = replace(shape, key_width=key_room, value_width=value_room)

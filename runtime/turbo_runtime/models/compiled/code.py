@@ -47,21 +47,30 @@ def compile_functions(
     """Compile functions of a module for this processor, each of a pointer to `arguments`. `optimized`: its
     variables become registers; a loop that keeps all registers busy is better left as it is written.
     """
-    binding.initialize_native_target()
-    binding.initialize_native_asmprinter()
-    machine = binding.Target.from_default_triple().create_target_machine(
-        binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten(), opt=3
-    )
-    parsed = binding.parse_assembly(str(module))
-    parsed.verify()
-    if optimized:
-        builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
-        builder.getModulePassManager().run(parsed, builder)
+    machine = machine_of(binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten())
+    parsed = parse(module, machine, optimized=optimized)
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.finalize_object()
     kind = ctypes.CFUNCTYPE(None, ctypes.POINTER(arguments))
     addresses = [engine.get_function_address(name) for name in names]
     return [Compiled(kind(address), address, engine) for address in addresses]
+
+
+def machine_of(processor: str, features: str = "") -> binding.TargetMachine:
+    """Return a processor, of this one's architecture, to generate code for."""
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding.Target.from_default_triple().create_target_machine(processor, features, opt=3)
+
+
+def parse(module: ir.Module, machine: binding.TargetMachine, *, optimized: bool) -> binding.ModuleRef:
+    """Parse and verify a module, and optimize it for a processor. Raises RuntimeError."""
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    if optimized:
+        builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+        builder.getModulePassManager().run(parsed, builder)
+    return parsed
 
 
 def declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type) -> ir.Function:
@@ -70,14 +79,17 @@ def declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type)
     return declared or ir.Function(module, ir.FunctionType(result, parameters), name)
 
 
-def fetch_ahead(builder: ir.IRBuilder, place: ir.Value) -> None:
-    """Fetch the line of the cache that lies a page behind a place, to be read and kept."""
-    prefetch = declare(builder.module, "llvm.prefetch.p0", VOID, POINTER, *[UNIT] * 3)
-    behind = builder.gep(place, [COUNT(_PAGE_UNITS)], source_etype=UNIT)
-    builder.call(prefetch, [behind, UNIT(0), UNIT(3), UNIT(1)])  # to read; keep; data
+def prefetch(builder: ir.IRBuilder, place: ir.Value) -> None:
+    """Prefetch the cache line that lies some way ahead of a place: as measured on Intel's processors into the
+    second cache, whose queue of reads is longer than that of the first; as measured on AMD's into the first.
+    """
+    is_zen = binding.get_host_cpu_name().startswith("znver")
+    units, locality = (1024, 3) if is_zen else (2048, 2)
+    operation = declare(builder.module, "llvm.prefetch.p0", VOID, POINTER, *[UNIT] * 3)
+    ahead = builder.gep(place, [COUNT(units)], source_etype=UNIT)
+    builder.call(operation, [ahead, UNIT(0), UNIT(locality), UNIT(1)])  # to read; into which cache; data
 
 
-_PAGE_UNITS = 1024
 _KINDS: dict[Any, ir.Type] = {ctypes.c_void_p: POINTER, ctypes.c_int64: COUNT, ctypes.c_float: FLOAT}
 
 

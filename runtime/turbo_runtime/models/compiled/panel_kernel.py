@@ -4,7 +4,7 @@ A panel is as many outputs as two vector registers hold: its weights one input a
 biases. The kernel reads each panel once, from beginning to end, and keeps the sums of all rows in registers:
 up to a dozen rows cost little more than reading the weights does. A sum runs over the inputs in order, in
 float32, whatever the number of rows: rows are bit-equal by construction.
-`matrix_kernel` does the same on a matrix unit.
+`amx_kernel` does the same by Intel's AMX.
 
 What is read is a unit of 32 bits at a time: one input in float32, a pair in bfloat16. Each number of rows has
 code of its own. LLVM compiles it within a second, from what follows here.
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 from llvmlite import binding, ir
 
-from turbo_runtime.models.compiled import matrix_kernel
+from turbo_runtime.models.compiled import amx_kernel
 from turbo_runtime.models.compiled.code import (
     COUNT,
     FLOAT,
@@ -31,7 +31,7 @@ from turbo_runtime.models.compiled.code import (
     compile_functions,
     declare,
     define,
-    fetch_ahead,
+    prefetch,
 )
 
 Kind = Literal["float32", "bfloat16"]
@@ -45,7 +45,7 @@ class Tile(NamedTuple):
     kind: Kind
     lanes: int  # units of a register
     rows: int
-    on_matrix_unit: bool = False
+    amx: bool = False
     step: int = 1  # units that are multiplied at once, of which a row has a multiple
 
     @property
@@ -54,17 +54,11 @@ class Tile(NamedTuple):
         return _VECTORS * self.lanes
 
 
-# By what the processor must have, the best first: a matrix unit, 32 registers of 16 units, 16 registers of 8.
+# By what the processor must have, of a kind the best first: AMX's tiles, 32 registers of 16 units, 16 of 8.
 _TILES = (
     (
-        matrix_kernel.NEEDED,
-        Tile(
-            "bfloat16",
-            matrix_kernel.LANES,
-            matrix_kernel.ROWS,
-            on_matrix_unit=True,
-            step=matrix_kernel.UNITS,
-        ),
+        amx_kernel.NEEDED,
+        Tile("bfloat16", amx_kernel.LANES, amx_kernel.ROWS, amx=True, step=amx_kernel.UNITS),
     ),
     (("avx512f",), Tile("float32", 16, 14)),
     (("avx2", "fma"), Tile("float32", 8, 6)),
@@ -109,13 +103,13 @@ def host_tiles() -> list[Tile]:
     """Return the tiles that this processor can compute, the fastest first."""
     features = binding.get_host_cpu_features()
     tiles = [tile for needed, tile in _TILES if all(features.get(each) for each in needed)]
-    return [tile for tile in tiles if not tile.on_matrix_unit or matrix_kernel.request()]
+    return [tile for tile in tiles if not tile.amx or amx_kernel.request_permission()]
 
 
 @cache
 def compile_kernel(tile: Tile) -> PanelKernel:
     """Compile a tile for this processor."""
-    optimized = tile.on_matrix_unit  # of the others, a loop's variables are in registers as it is written
+    optimized = tile.amx  # of the others, a loop's variables are in registers as it is written
     (multiply,) = compile_functions(build_module(tile), Arguments, "multiply", optimized=optimized)
     return PanelKernel(tile, multiply)
 
@@ -150,12 +144,12 @@ class _Arithmetic:
 def build_module(tile: Tile) -> ir.Module:
     """Write the code for a tile."""
     module = ir.Module("panels")
-    arithmetic = _Arithmetic(module, tile)
-    if tile.on_matrix_unit:
-        _multiply(module, tile, arithmetic, matrix_kernel.build_panel_function(module))
+    if tile.amx:
+        _multiply(module, tile, BFloat(), amx_kernel.build_panel_function(module))
         return module
+    arithmetic = _Arithmetic(module, tile)
     kernels = [_rows_kernel(module, arithmetic, rows) for rows in range(1, tile.rows + 1)]
-    _multiply(module, tile, arithmetic, _panel_kernel(module, arithmetic, kernels))
+    _multiply(module, tile, arithmetic.output, _panel_kernel(module, arithmetic, kernels))
     return module
 
 
@@ -173,7 +167,7 @@ def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Fu
     sums = [[loop.phi(arithmetic.sums) for _ in range(_VECTORS)] for _ in range(rows)]
     places = [loop.gep(at, [COUNT(part)], source_etype=arithmetic.units) for part in range(_VECTORS)]
     for place in places:
-        fetch_ahead(loop, place)
+        prefetch(loop, place)
     weights = [loop.load(place, typ=arithmetic.units, align=4) for place in places]
     totals = []
     for line, row_sums in zip(lines, sums, strict=True):
@@ -243,14 +237,14 @@ def _quotient(builder: ir.IRBuilder, value: ir.Value, divisor: ir.Value) -> ir.V
     return builder.sdiv(builder.sub(builder.add(value, divisor), COUNT(1)), divisor)
 
 
-def _multiply(module: ir.Module, tile: Tile, arithmetic: _Arithmetic, panel_kernel: ir.Function) -> None:
+def _multiply(module: ir.Module, tile: Tile, output: ir.Type, panel_kernel: ir.Function) -> None:
     """`multiply(arguments)`: take shares of the panels until none is left."""
     code = Code(define(module, "multiply"), tile.lanes)
     its = code.arguments(Arguments)
     size = code.mul(code.add(its["units"], COUNT(1)), COUNT(tile.panel))  # with the biases
     with code.shares(its, its["num_panels"]) as number:
         panel = code.at(its["panels"], code.mul(number, size), UNIT)
-        to_out = code.at(its["out"], code.mul(number, COUNT(tile.panel)), arithmetic.output)
+        to_out = code.at(its["out"], code.mul(number, COUNT(tile.panel)), output)
         given = its["x"], its["x_stride"], panel, its["units"], to_out, its["out_stride"], its["rows"]
         code.call(panel_kernel, given)
     code.ret_void()
