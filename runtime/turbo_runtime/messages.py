@@ -106,7 +106,7 @@ class TokenEvent(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from the second token on; once
     cached_tokens: int | None = None  # of the prompt, found in the prefix cache; with the first tokens
     queued_seconds: float | None = None  # from arrival to the first step; likewise
-    refused: bool = False  # with "error": the request is invalid, and nothing has failed
+    refused: Literal["request", "grammar"] | None = None  # with "error": what is invalid; nothing has failed
     speedup: float | None = None  # of this answer so far; last, since it comes last
 
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, S3_CACHE_VARIABLE
 from turbo_runtime.distill.progress import Progress, serve_progress
 from turbo_runtime.model_files import hub_cache, s3
-from turbo_runtime.model_files.source import HubUnreachableError, ModelError
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError, is_hub_id
 
 TEMPORARY_ERROR = 1
 _TERMINATED = 128 + signal.SIGTERM
@@ -83,6 +83,8 @@ def _fetch(options: argparse.Namespace, progress: Progress) -> str:
         if source is hub_cache:
             model, _, own = text.partition("@")
             revision = own or revision
+            if not is_hub_id(model):
+                raise ModelError(f"{model} is no hub id such as org/model, and no s3://BUCKET/PREFIX")
             hub_cache.find_ref(model, revision)
         try:
             snapshots.append((source.list_snapshot(model, commit or revision), revision))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
+from typing import Literal
 
 from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.drafters.proposer import Proposer
@@ -102,7 +103,7 @@ class Engine:
             if self.samplers.begin(message):
                 self._add(message)
         except ValueError as error:
-            self._fail(message.request_id, str(error))
+            self._reject(message.request_id, error)
 
     def step(self) -> StepOutput:
         """Compute one step for all running answers."""
@@ -193,7 +194,7 @@ class Engine:
             self.scheduler.add(request)
             self._totals.update(prompts=1, prompt_tokens=len(request.prompt))
         except ValueError as rejection:
-            self._fail(request.request_id, str(rejection))
+            self._reject(request.request_id, rejection)
 
     def _compute(
         self, parts: list[BatchEntry], layers: tuple[int, ...]
@@ -234,7 +235,7 @@ class Engine:
         """Verify and book what the parts computed."""
         for part, tokens in zip(parts, sampled, strict=True):
             if tokens is None:
-                self._fail(part.work.sequence.request_id, NOT_FINITE, refused=False)
+                self._fail(part.work.sequence.request_id, NOT_FINITE)
                 continue
             if part.prompt:
                 part.sampler.prompt_logprobs.read(tokens.prompt_logprobs(), part.prompt)
@@ -259,7 +260,7 @@ class Engine:
             raise error
         for part in parts:
             sentence = f"the engine failed in a step of this request: {error}; try again"
-            self._fail(part.work.sequence.request_id, sentence, refused=False)
+            self._fail(part.work.sequence.request_id, sentence)
 
     def _grow(self) -> None:
         """Give back some of what steps lost for want of memory: what took it may be gone. If it is not, one
@@ -282,12 +283,15 @@ class Engine:
         except SpentError:
             self.samplers.renew(request_id)  # nothing is booked: the step is repeated
             return
+        except NotFiniteError as error:
+            self._fail(request_id, str(error))
+            return
         except (NoTokenError, GrammarError) as error:
-            self._fail(request_id, str(error), refused=not isinstance(error, NotFiniteError))
+            self._reject(request_id, error)
             return
         except Exception as error:
             log.exception("request %s failed", request_id)
-            self._fail(request_id, f"the engine failed on this request: {error}", refused=False)
+            self._fail(request_id, f"the engine failed on this request: {error}")
             return
         self.scheduler.update_from_output(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden)
@@ -331,7 +335,13 @@ class Engine:
             self._by_draft[name].update(counts, own_draft_tokens=own, own_accepted_tokens=own_accepted)
             self._accepted_per_position.update({n: int(n < accepted) for n in range(drafted)})
 
-    def _fail(self, request_id: str, error: str, *, refused: bool = True) -> None:
+    def _reject(self, request_id: str, error: ValueError) -> None:
+        """End an answer whose request is at fault."""
+        self._fail(request_id, str(error), "grammar" if isinstance(error, GrammarError) else "request")
+
+    def _fail(
+        self, request_id: str, error: str, refused: Literal["request", "grammar"] | None = None
+    ) -> None:
         self._end(request_id)
         self._events.append(TokenEvent(request_id, finish_reason="error", error=error, refused=refused))
 

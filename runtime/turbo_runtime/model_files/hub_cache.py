@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from turbo_runtime.contract.endpoints import CONSOLIDATED_FILES, UNUSED_FILES
-from turbo_runtime.model_files.source import ModelError, check_hub_id, hub_errors
+from turbo_runtime.model_files.source import ModelError, hub_errors
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -167,7 +167,6 @@ def read_index(name: str, content: bytes) -> list[str]:
 
 def find_ref(model: str, revision: str | None) -> Path:
     """Return the file that says which commit a revision stood for last. Raises ModelError."""
-    check_hub_id(model)
     name = revision or _MAIN
     if not _is_below(name):
         raise ModelError(f"revision {name} is no commit, tag or branch: it is a path to elsewhere")
@@ -260,9 +259,8 @@ def download_all(
     files: Iterable[_File],
     advance: Callable[[int], object],
 ) -> None:
-    """Download files, several at a time. Where one fails, the others end at their next block.
-
-    None begins after that: until the queue is empty, workers still take from it.
+    """Download files, several at a time. Where one fails, no other begins, and those that run end at their
+    next block.
     """
     is_over = threading.Event()
 
@@ -273,13 +271,18 @@ def download_all(
 
     def begin(file: _File) -> None:
         count(0)
-        download(file, count)
+        try:
+            download(file, count)
+        except BaseException:  # here, since this worker takes the next file before anybody hears of it
+            is_over.set()
+            raise
 
     with ThreadPoolExecutor(WORKERS) as pool:
         downloads = [pool.submit(begin, file) for file in files]
         try:
             for done in as_completed(downloads):
-                done.result()
+                if not isinstance(done.exception(), _StoppedError):  # the failure that stopped it comes, too
+                    done.result()
         except BaseException:
             is_over.set()
             pool.shutdown(wait=False, cancel_futures=True)  # what has not begun

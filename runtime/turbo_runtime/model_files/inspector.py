@@ -123,7 +123,7 @@ def inspect_files(files: Files) -> tuple[ModelInfo, Shapes]:
     try:
         description = describe(json.loads(raw), "config.json")
     except UnknownShapeError as error:
-        raise ModelError(f"{error} Only decoder-only models with attention are served.") from error
+        raise ModelError(str(error)) from error
     digest = hashlib.sha256(raw)
     heads: list[bytes] = []
     for name in weights:

@@ -56,7 +56,9 @@ class Source:
 
 
 def find(model: str, revision: str | None) -> Source:
-    """Tell file, folder and hub id apart; raises ModelError for a path where nothing is."""
+    """Tell file, folder and hub id apart; raises ModelError for a path where nothing is, and for what is none
+    of the three.
+    """
     if model.startswith(S3_SCHEME):
         raise ModelError(f"turbo fetch {model} brings it to disk: name the folder that it prints")
     path = Path(model).expanduser()
@@ -74,19 +76,21 @@ def find(model: str, revision: str | None) -> Source:
         raise ModelError(f"{model} is neither a folder nor a .gguf file")
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise ModelError(f"there is no folder {model}")
-    check_hub_id(model)
+    if not is_hub_id(model):
+        raise ModelError(f"{model} is no folder, no .gguf file and no hub id such as org/model")
     return Source(model, revision=revision)
 
 
-def check_hub_id(model: str) -> None:
-    """Raise ModelError for what the hub can have no model of."""
+def is_hub_id(model: str) -> bool:
+    """Whether the hub can have a model of this name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(model)
-    except HFValidationError as error:
-        raise ModelError(f"{model} is no folder, no .gguf file and no hub id such as org/model") from error
+    except HFValidationError:
+        return False
+    return True
 
 
 @contextmanager

@@ -202,7 +202,7 @@ class RequestOutput:
                 if event.finish_reason == ABANDONED:
                     error = unavailable(event.error)
                 elif event.refused:
-                    field = self.request.grammar_field  # of all that only the engine finds
+                    field = self.request.grammar_field if event.refused == "grammar" else None
                     error = invalid(field, f"'{field}': {event.error}" if field else event.error)
                 else:
                     error = ApiError(500, event.error)

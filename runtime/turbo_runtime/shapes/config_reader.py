@@ -106,7 +106,10 @@ class ConfigReader:
 
     def _error(self, key: str, expected: str, value: object) -> UnknownShapeError:
         if value is None:
-            return UnknownShapeError(f"{self._name} of {self.architecture} has no {key}, {expected}.")
+            return UnknownShapeError(
+                f"{self._name} of {self.architecture} has no {key}, {expected}; only decoder-only models "
+                "with attention are served."
+            )
         return UnknownShapeError(f"{self._name}: {key} must be {expected}, not {repr(value)[:80]}.")
 
     @property

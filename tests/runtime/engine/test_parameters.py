@@ -142,10 +142,10 @@ def test_logprobs_are_those_of_transformers(alone: dict[str, tuple[object, ...]]
 
 
 @pytest.mark.parametrize(
-    ("params", "sentence"),
+    ("params", "invalid", "sentence"),
     [
-        ({"grammar": Grammar("regex", "(")}, "the regex cannot be used"),
-        ({"logit_bias": ((VOCABULARY, 1.0),)}, "logit_bias names token 270"),
+        ({"grammar": Grammar("regex", "(")}, "grammar", "the regex cannot be used"),
+        ({"logit_bias": ((VOCABULARY, 1.0),)}, "request", "logit_bias names token 270"),
     ],
 )
 def test_what_cannot_be_served_is_refused_and_harms_nobody(
@@ -153,12 +153,13 @@ def test_what_cannot_be_served_is_refused_and_harms_nobody(
     compiled: Grammars,
     alone: dict[str, tuple[object, ...]],
     params: dict[str, Any],
+    invalid: str,
     sentence: str,
 ) -> None:
     bad = GenerationRequest("bad", (1, 2), SamplingParams(**params))
     events = run(engine(paged, compiled), [bad, requests()[0]])
     (refusal,) = events["bad"]
-    assert refusal.refused
+    assert refusal.refused == invalid
     assert refusal.error is not None
     assert sentence in refusal.error
     assert told(events["r0"]) == alone["r0"]
@@ -168,7 +169,7 @@ def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: ModelRun
     every = tuple((token,) for token in range(VOCABULARY))
     server = engine(paged, None)
     (event,) = run(server, [GenerationRequest("r", (1, 2), SamplingParams(bad_words=every))])["r"]
-    assert event.finish_reason == "error"
+    assert (event.finish_reason, event.refused) == ("error", "request")
     assert event.error is not None
     assert "no token is left to choose from" in event.error
     assert server.scheduler.block_pool.num_used == 0

@@ -3,8 +3,8 @@
 The engine echoes. Its greedy answer is the prompt's own tokens and then the end-of-sequence token; a
 sampled answer is the prompt rotated by seed + choice. With speculation a step brings three tokens, without
 it one. Half of a prompt is always found in the cache. Some words make it misbehave: a prompt that starts
-with `hold` is repeated slowly until max_tokens, with `stuck` its step never ends,
-`fail` is answered with an error and `crash` ends the process. A model named `unloadable` fails to load,
+with `hold` is repeated slowly until max_tokens, with `stuck` its step never ends, `fail` is answered with an
+error, `refuse` with a refusal, and `crash` ends the process. A model named `unloadable` fails to load,
 `vanishing` dies while it loads, and `slow` waits for a Stop. What the engine is told is written to the file
 that SCRIPTED_ENGINE_LOG names.
 """
@@ -17,7 +17,7 @@ import queue
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -81,10 +81,14 @@ class Script:
 
     def step(self) -> TokenEvent:
         params = self.request.params
-        refused = params.grammar is not None and "refuse" in params.grammar.text
-        if refused or self.text.startswith("fail"):
+        invalid: Literal["request", "grammar"] | None = None
+        if self.text.startswith("refuse"):
+            invalid = "request"
+        elif params.grammar is not None and "refuse" in params.grammar.text:
+            invalid = "grammar"
+        if invalid or self.text.startswith("fail"):
             sentence = "The script says so."
-            return TokenEvent(self.request.request_id, finish_reason="error", error=sentence, refused=refused)
+            return TokenEvent(self.request.request_id, finish_reason="error", error=sentence, refused=invalid)
         speculative = self.request.params.draft_method != "off" and not self.slow
         now, self.tokens = (
             (self.tokens[:3], self.tokens[3:]) if speculative else (self.tokens[:1], self.tokens[1:])

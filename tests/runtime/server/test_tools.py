@@ -163,6 +163,16 @@ def test_a_format_that_the_engine_refuses_is_a_400_that_names_its_field(
     assert (caught.value.param, caught.value.code) == (field, "invalid_value")
 
 
+def test_a_request_with_a_grammar_that_is_refused_for_something_else_names_no_field(
+    client: openai.OpenAI,
+) -> None:
+    """Found in review: a prompt that was too long was said to be the fault of `structured_outputs`."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, "refuse", extra_body={"structured_outputs": {"regex": "h.*"}})
+    assert caught.value.param is None
+    assert caught.value.body["message"] == "The script says so."
+
+
 def test_the_async_helper_of_the_client_parses_a_schema(client: openai.OpenAI) -> None:
     from pydantic import BaseModel
 
