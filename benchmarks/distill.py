@@ -345,7 +345,7 @@ def _over_transformers(
                 before = (trained[domain].known, trained[domain].warm_up)
                 (ours,) = runs(served, with_heads, some, *before, params, 1, 1)
                 prompts = [list(one.request.prompt) for one in some]
-                theirs = contest.answer(theirs_as_ours, prompts, [], 1, limits)
+                theirs = contest.answer(theirs_as_ours, prompts, 1, limits)
                 ratios.append(ours.speed * theirs.seconds / sum(map(len, theirs.answers)))
             if ratios:
                 figures[f"{domain}_of_transformers"] = round(statistics.median(ratios), 3)

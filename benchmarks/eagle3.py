@@ -147,12 +147,15 @@ def _served(draft: Path, target: Path, threads: int, logs: Path) -> dict[str, An
     limits = (ANSWER_TOKENS, stop if isinstance(stop, list) else [stop])
     contest = Contest({"folder": target}, threads, 1, CONTEXT, logs)
     try:
-        every = contest.answer(layer, held, warm, 1, limits)
+        contest.begin(layer, warm, limits)
+        every = contest.answer(layer, held, 1, limits)
         ratios, differing = [], 0
         for number in range(ROUNDS):
             some = held[number::EVERY]
-            plain = contest.answer(VLLM_PLAIN, some, warm, 1, limits)
-            drafted = contest.answer(layer, some, warm, 1, limits)
+            for competitor in (VLLM_PLAIN, layer):
+                contest.begin(competitor, warm, limits)
+            plain = contest.answer(VLLM_PLAIN, some, 1, limits)
+            drafted = contest.answer(layer, some, 1, limits)
             ratios.append(plain.seconds / drafted.seconds)
             pairs = zip(plain.answers, drafted.answers, strict=True)
             differing += sum(one != other for one, other in pairs)

@@ -49,7 +49,7 @@ def fresh(
     """The same weights and what is known of step times, nothing else kept: no drafts, no prefix and no credit
     from an earlier run. `control` chooses drafts instead, with all that it knows, and `drafters` draft.
 
-    `limits` are `blocks`, and those of the scheduler that should differ.
+    `limits` are `blocks`, from `first_block` on, and those of the scheduler that should differ.
     """
     from turbo_runtime.drafters.proposer import Proposer
     from turbo_runtime.engine.loop import Engine
@@ -58,7 +58,7 @@ def fresh(
 
     old = engine.scheduler
     scheduler = Scheduler(
-        old.block_pool.part(limits.get("blocks", old.block_pool.num_blocks), 0),
+        old.block_pool.part(limits.get("blocks", old.block_pool.num_blocks), limits.get("first_block", 0)),
         max_num_seqs=limits.get("max_num_seqs", old.max_num_seqs),
         max_num_batched_tokens=limits.get("max_num_batched_tokens", old.max_num_batched_tokens),
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),

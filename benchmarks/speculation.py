@@ -1,11 +1,12 @@
 """How much sooner the same text comes: over no drafts in the same engine, and over what others serve with.
 
 Every domain's prompts are answered once without drafts: answers that loop are left out, the rest is dealt
-into runs that have no prompt in common. A run gives every competitor the same prompts, in turn and in an
-order that moves on, and speeds are compared within it. What competitors remember is emptied before each run;
-our drafter's memory is then warmed on prompts that are in none; a new pod (`turbo new pod`) is not, and
-starts with a draft that brings the answers to them. `turbo draft` is warmed as `turbo` is, and has a draft,
-trained in seconds on answers to prompts of the domain that are in no run: heads, and those answers.
+into runs that have no prompt in common. A run gives every competitor the same prompts: each prompt to all in
+turn, in an order that moves on, and speeds are compared within the run. What competitors remember is emptied
+before each run; our drafter's memory is then warmed on prompts that are in none; a new pod (`turbo new pod`)
+is not, and starts with a draft that brings the answers to them. `turbo draft` is warmed as `turbo` is, and
+has a draft, trained in seconds on answers to prompts of the domain that are in no run: heads, and those
+answers.
 All compute in float32 with the same weights, on one thread; llama.cpp's 4-bit figure stands beside them.
 """
 
@@ -39,10 +40,12 @@ from peers.contest import (
     VLLM_PLAIN,
     Competitor,
     Contest,
+    Limits,
 )
-from peers.domains import Domain, Wanted, deal, trimmed
+from peers.domains import Asked, Domain, Wanted, deal, trimmed
 from peers.estimate import minutes
 from peers.weights import float32_folder, float32_gguf
+from peers.worker import Result
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
@@ -198,28 +201,50 @@ def _measure(
             for number, asked in enumerate(domain.runs):
                 if number == 1:
                     able = [one for one in able if not one.once]
-                turn = number % len(able)
-                for competitor in able[turn:] + able[:turn]:
-                    limits = wanted.answer_tokens, wanted.stop
-                    own = [one.prompt for one in asked]
-                    result = contest.answer(competitor, own, domain.warm, at_a_time, limits, domain.learn)
-                    answers = [trimmed(answer, wanted.stop) for answer in result.answers]
-                    same = sum(a == one.answer for a, one in zip(answers, asked, strict=True))
-                    measured = Measured(
-                        sum(map(len, answers)),
-                        result.seconds,
-                        result.drafts,
-                        result.accepted,
-                        len(asked),
-                        same,
-                        result.computed_with,
-                    )
+                limits = wanted.answer_tokens, wanted.stop
+                for competitor in able:
+                    contest.begin(competitor, domain.warm, limits, domain.learn)
+                for competitor, results in _in_turn(contest, able, asked, at_a_time, limits, number).items():
+                    measured = _measured(results, asked, wanted.stop)
                     runs[domain.name, at_a_time, competitor].append(measured)
                     say(
                         f"   {domain.name}, run {number + 1} of {len(domain.runs)}, {at_a_time} at a time: "
                         f"{competitor.name} {measured.speed:.1f} tokens/s"
                     )
     return runs
+
+
+def _in_turn(
+    contest: Contest,
+    competitors: Sequence[Competitor],
+    asked: Sequence[Asked],
+    at_a_time: int,
+    limits: Limits,
+    first: int,
+) -> Mapping[Competitor, list[Result]]:
+    """Ask all one prompt after the other, so that a machine whose speed drifts is as fast for each; or, where
+    several are answered together, all prompts.
+    """
+    results = defaultdict[Competitor, list[Result]](list)
+    for number, part in enumerate([[one] for one in asked] if at_a_time == 1 else [asked], first):
+        turn = number % len(competitors)
+        for competitor in (*competitors[turn:], *competitors[:turn]):
+            own = [one.prompt for one in part]
+            results[competitor].append(contest.answer(competitor, own, at_a_time, limits))
+    return results
+
+
+def _measured(results: Sequence[Result], asked: Sequence[Asked], stop: Sequence[int]) -> Measured:
+    answers = [trimmed(answer, stop) for result in results for answer in result.answers]
+    return Measured(
+        sum(map(len, answers)),
+        sum(result.seconds for result in results),
+        sum(result.drafts for result in results),
+        sum(result.accepted for result in results),
+        len(asked),
+        sum(answer == one.answer for answer, one in zip(answers, asked, strict=True)),
+        results[0].computed_with,
+    )
 
 
 def _fastest(runs: Runs, domain: str, at_a_time: int, settings: Sequence[Competitor]) -> Competitor | None:

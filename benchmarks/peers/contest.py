@@ -7,9 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from peers.worker import Job, Result, Setup
 from turbo_dev.paths import REPOSITORY, cache_root
@@ -18,6 +18,7 @@ from turbo_dev.shell import run
 from turbo_runtime.engine.threads import ask_for_huge_pages
 
 CACHED = 4  # prompts that warm who remembers no answers: what they share is in its prefix cache then
+Limits: TypeAlias = tuple[int, list[int]]  # the longest answer in tokens, and the tokens that end one
 TURBO_PATHS = ("benchmarks", "dev", "runtime")
 _UV = sorted(REPOSITORY.glob(".build/uv-*/bin/uv"))
 
@@ -163,7 +164,7 @@ class Worker:
             "LD_PRELOAD": competitor.environment.preloaded(),
             "THP_MEM_ALLOC_ENABLE": "1",
         }
-        # everybody's weights are in huge pages, as those of our server are
+        # everybody is asked to take huge pages, as our server does
         ask_for_huge_pages(environment)
         command = [str(competitor.environment.python()), "-m", f"peers.{competitor.worker}"]
         with log.open("ab") as errors:
@@ -222,27 +223,37 @@ class Contest:
         self._at_a_time, self._max_length, self._logs = at_a_time, max_length, logs
         self._workers: dict[tuple[str, str, str], Worker] = {}
 
-    def answer(
+    def begin(
         self,
         competitor: Competitor,
-        prompts: Sequence[list[int]],
         warm: Sequence[list[int]],
-        at_a_time: int,
-        limits: tuple[int, list[int]],
+        limits: Limits,
         learn: Sequence[list[int]] = (),
-    ) -> Result:
-        """`warm` are prompts that are answered before, only a few of them by who remembers no answers;
-        `limits` are the longest answer in tokens and the tokens that end one; `learn` are prompts for who
-        learns.
+    ) -> None:
+        """Begin a run: forget all others. `warm` are prompts that are answered, only a few of them by who
+        remembers no answers; `learn` are prompts for who learns.
         """
+        job = self._job(competitor, [], 1, limits)
+        few = [] if competitor.brings else list(warm if competitor.remembers else warm[:CACHED])
+        brought = list(warm) if competitor.brings else []
+        learnt = list(learn) if competitor.learns else []
+        self._worker(competitor).answer(replace(job, begins=True, warm=few, learn=learnt, bring=brought))
+
+    def answer(
+        self, competitor: Competitor, prompts: Sequence[list[int]], at_a_time: int, limits: Limits
+    ) -> Result:
+        """Go on with a run that has begun."""
+        return self._worker(competitor).answer(self._job(competitor, prompts, at_a_time, limits))
+
+    @staticmethod
+    def _job(competitor: Competitor, prompts: Sequence[list[int]], at_a_time: int, limits: Limits) -> Job:
+        return Job(competitor.name, competitor.variant, list(prompts), at_a_time, *limits, begins=False)
+
+    def _worker(self, competitor: Competitor) -> Worker:
         key = competitor.process
         if key not in self._workers:
             self._workers[key] = self._start(competitor)
-        learnt = list(learn) if competitor.learns else []
-        brought = list(warm) if competitor.brings else []
-        warming = [] if competitor.brings else list(warm if competitor.remembers else warm[:CACHED])
-        job = Job(competitor.variant, list(prompts), warming, at_a_time, *limits, learnt, brought)
-        return self._workers[key].answer(job)
+        return self._workers[key]
 
     def close(self) -> None:
         """End all workers."""

@@ -63,10 +63,12 @@ def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Want
     """The first prompts whose answers do not loop, until there are enough prompts and tokens."""
     kept: list[Asked] = []
     looping = tokens = looked = 0
+    limits = (wanted.answer_tokens, wanted.stop)
+    contest.begin(PLAIN, [], limits)
     for start in range(0, len(prompts), _AT_ONCE):
         batch = prompts[start : start + _AT_ONCE]
         looked += len(batch)
-        found = contest.answer(PLAIN, batch, [], _AT_ONCE, (wanted.answer_tokens, wanted.stop))
+        found = contest.answer(PLAIN, batch, _AT_ONCE, limits)
         for prompt, told in zip(batch, found.answers, strict=True):
             answer = trimmed(told, wanted.stop)
             if is_looping(answer):

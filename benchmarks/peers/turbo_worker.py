@@ -1,5 +1,5 @@
-"""Our engine: one configuration of the process, and each request says whether it is drafted for; with a
-draft where the job names prompts to learn from.
+"""Our engine, once in memory for all competitors: each has a memory, and a part of the KV cache, of its own.
+A request says whether it is drafted for, and a job which prompts a draft learns from.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
+
+_PARTS = 5  # of the KV cache: each competitor's own, and that of learning
 
 
 def load(setup: Setup) -> Answerer:
@@ -42,22 +44,27 @@ def load(setup: Setup) -> Answerer:
 
     scratch = tempfile.TemporaryDirectory(prefix="turbo-draft-")
     atexit.register(scratch.cleanup)
-    learning = Learning(engine, ready.digest or "", Path(scratch.name))
+    blocks = engine.scheduler.block_pool.num_blocks // _PARTS
+    learning = Learning(fresh(engine, blocks=blocks), ready.digest or "", Path(scratch.name))
+    servers: dict[str, Engine] = {}
+    places: dict[str, int] = {}  # in the KV cache; the first part is for learning
 
     def answer(job: Job) -> Result:
-        server = fresh(engine)
-        if job.learn:
-            server.speculation.drafters = learning.drafters(requests(job, job.learn, "l"))
-        if job.bring:
-            server.speculation.drafters = learning.starting(requests(job, job.bring, "b"))
-        return _answer(server, job, torch.backends.cpu.get_cpu_capability())
+        if job.begins:
+            place = places.setdefault(job.who, len(places) + 1)
+            servers[job.who] = server = fresh(engine, blocks=blocks, first_block=place * blocks)
+            if job.learn:
+                server.speculation.drafters = learning.drafters(requests(job, job.learn, "l"))
+            if job.bring:
+                server.speculation.drafters = learning.starting(requests(job, job.bring, "b"))
+            if job.warm:
+                run(server, requests(job, job.warm, "w"), len(job.warm))
+        return _answer(servers[job.who], job, torch.backends.cpu.get_cpu_capability())
 
     return answer
 
 
 def _answer(engine: Engine, job: Job, instructions: str) -> Result:
-    if job.warm:
-        run(engine, requests(job, job.warm, "w"), len(job.warm))
     before = engine.stats()
     asked = requests(job, job.prompts, "r")
     began = time.perf_counter()

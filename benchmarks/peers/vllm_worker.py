@@ -29,6 +29,8 @@ def load(setup: Setup) -> Answerer:
         block_size=32,
         **setup.settings,
     )
+    if (threads := torch.get_num_threads()) != setup.threads:  # it has settings of its own for them
+        raise RuntimeError(f"vLLM computes with {threads} threads instead of {setup.threads}")
 
     def answer(job: Job, prompts: list[list[int]]) -> list[list[int]]:
         params = SamplingParams(

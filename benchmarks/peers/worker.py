@@ -27,17 +27,19 @@ class Setup:
 
 @dataclass(frozen=True)
 class Job:
-    """What to answer, greedily."""
+    """What to answer, greedily and under the clock. A job that begins a run forgets what was answered before,
+    and learns and warms up, untimed.
+    """
 
+    who: str  # the competitor; each has a memory of its own
     variant: str
     prompts: list[list[int]]
-    warm: list[list[int]]  # answered before, untimed, by a memory that was emptied before
     at_a_time: int
     max_tokens: int
     stop: list[int]  # token ids that end an answer
-    learn: list[list[int]] = field(
-        default_factory=list
-    )  # prompts whose answers drafts are fitted to, untimed
+    begins: bool = True
+    warm: list[list[int]] = field(default_factory=list)  # prompts that are answered first
+    learn: list[list[int]] = field(default_factory=list)  # prompts whose answers drafts are fitted to
     bring: list[list[int]] = field(default_factory=list)  # prompts whose answers a draft brings
 
 
@@ -61,10 +63,11 @@ def timed(
     forget: Callable[[], None] = lambda: None,
     computed_with: str = "",
 ) -> Result:
-    """Forget prompts and answers of earlier runs, warm up, then answer under the clock."""
-    forget()
-    if job.warm:
-        answer(job.warm)
+    """Begin a run where the job says so, then answer under the clock."""
+    if job.begins:
+        forget()
+        if job.warm:
+            answer(job.warm)
     began = time.perf_counter()
     answers = answer(job.prompts)
     return Result(answers, time.perf_counter() - began, computed_with=computed_with)

@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 import torch
 from peers.contest import CACHED, PLAIN, TRANSFORMERS, TURBO, Contest, Worker
-from peers.domains import Domain, Wanted, deal
+from peers.domains import Asked, Domain, Wanted, deal
 from peers.learning import Learning
 from peers.worker import Job, Result
+from speculation import _in_turn, _measured
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, network
@@ -29,6 +30,9 @@ WANTED = Wanted(prompts=20, tokens=100, warm=4, learn=12, runs=5, answer_tokens=
 
 class Answering:
     """Every fourth answer loops."""
+
+    def begin(self, *_: Any) -> None:
+        """Nothing is remembered."""
 
     def answer(self, _competitor: Any, prompts: list[list[int]], *_: Any) -> Result:
         return Result([[5] * 40 if prompt[0] % 4 == 0 else [prompt[0]] * 5 for prompt in prompts])
@@ -92,5 +96,31 @@ def test_who_remembers_answers_is_warmed_on_all_prompts_and_others_on_what_fills
     warm = [[number] for number in range(24)]
     for one in (TURBO, PLAIN, TRANSFORMERS):
         contest._workers[one.process] = cast("Worker", Hearing())
-        contest.answer(one, [[1]], warm, 1, (4, [0]))
+        contest.begin(one, warm, (4, [0]))
     assert heard == [warm, warm[:CACHED], warm[:CACHED]]
+
+
+@pytest.mark.parametrize(
+    ("at_a_time", "expected"),
+    [
+        (1, [(TURBO, 1), (PLAIN, 1), (PLAIN, 2), (TURBO, 2), (TURBO, 3), (PLAIN, 3)]),
+        (8, [(TURBO, 1, 2, 3), (PLAIN, 1, 2, 3)]),
+    ],
+)
+def test_each_prompt_goes_to_all_in_turn_in_an_order_that_moves_on(
+    at_a_time: int, expected: list[tuple[Any, ...]]
+) -> None:
+    heard = list[tuple[Any, ...]]()
+
+    class Hearing:
+        def answer(self, competitor: Any, prompts: list[list[int]], *_: Any) -> Result:
+            heard.append((competitor, *[prompt[0] for prompt in prompts]))
+            return Result(prompts, 2.0)
+
+    asked = [Asked([number], [number]) for number in (1, 2, 3)]
+    both = (PLAIN, TURBO)
+    results = _in_turn(cast("Contest", Hearing()), both, asked, at_a_time, (4, [0]), 1)
+    assert heard == expected
+    found = _measured(results[PLAIN], asked, [0])
+    assert (found.tokens, found.asked, found.same) == (3, 3, 3)
+    assert found.seconds == 2.0 * len(results[PLAIN])

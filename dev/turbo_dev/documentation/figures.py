@@ -90,7 +90,7 @@ def _speedup_compared(figure: Figure, result: Result) -> None:
     _grouped_bars(left, [_DOMAINS[domain] for domain in domains], series, size=7.5)
     left.set_ylabel("Turbo's speed over theirs")
     left.legend(title="compared with", frameon=False, fontsize=8)
-    _speeds(right, result, {"turbo": "Turbo, float32", "llama.cpp Q4": "llama.cpp, 4 bits"})
+    _speeds(right, result, {"turbo": "Turbo, float32", "llama.cpp Q4_1": "llama.cpp, 4 bits"})
     figure.suptitle("SmolLM2-135M, one request at a time on one thread", fontsize=11)
 
 
