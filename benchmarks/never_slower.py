@@ -1,8 +1,9 @@
 """Speculation is never slower than none where it can help least: random tokens, free writing, and misleading
 prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued
-with other words and values: drafts are found, and most are wrong. And on mixed prompts, greedily, where one
-request follows another as soon as it is answered; tokens a second are then those from when as many as run
-at a time were answered to when nobody waits any more: the end of such a run belongs to whoever is slowest.
+with other words and values: drafts are found, and most are wrong. And on mixed prompts, greedily. Where
+drafts shorten some answers, one request follows another as soon as it is answered, and tokens a second are
+those from when as many as run at a time were answered to when nobody waits any more: the end of such a run
+belongs to whoever is slowest.
 
 Pairs of runs in one process: the same requests without speculation and with it. The two take steps in turn,
 so that what else the machine does falls on both, and a run's time is that of its own steps. The drafters
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 DRAFTING = ("off", "auto")
 CONCURRENT = (1, 8, 32)
 TRAFFIC = ("random", "writing", "misleading", "mixed")
-FOLLOWING = 3  # mixed requests for each that may run
+FOLLOWED = ("misleading", "mixed")  # some of these answers end sooner with drafts, and others begin
+FOLLOWING = 3  # such requests for each that may run
 PROMPTS = (512, 2048)  # tokens before the first of an answer
 LEAST_PAIRS = 15
 BARS = (
@@ -104,15 +106,16 @@ def main() -> int:
         for count in CONCURRENT:
             ratios, drafted, accepted = [], 0, 0
             for pair in range(options.pairs + 1):  # the first warms up
+                number = FOLLOWING * count if name in FOLLOWED else count
                 if name == "mixed":
-                    asked = [encode(text) for text in noise.sample(MIXED, FOLLOWING * count)]
+                    asked = [encode(text) for text in noise.sample(MIXED, number)]
                 else:
-                    asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(count)]
+                    asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(number)]
                 params = SamplingParams(
                     temperature=0.0 if name == "mixed" else 1.0, max_tokens=ANSWER_TOKENS[count]
                 )
                 requests = [_ask(prompt, pair, i, params) for i, prompt in enumerate(asked)]
-                if name == "mixed":
+                if name in FOLLOWED:
                     requests = [_of_any_length(request, noise) for request in requests]
                 speed, stats = _answered(engines, known, requests, count, pair)
                 ratios.append(speed["auto"] / speed["off"])
