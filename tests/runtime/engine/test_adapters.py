@@ -279,7 +279,7 @@ def test_a_request_for_an_adapter_that_is_not_there_fails_alone(adapted: ModelRu
     wrong = replace(asked(0)[0], lora_id=4)
     server.accept(wrong)
     (event,) = server.step().events
-    assert (event.error, event.refused) == ("there is no adapter 4", True)
+    assert (event.error, event.refused) == ("there is no adapter 4", "request")
 
 
 def test_steps_with_adapters_are_no_graphs_and_others_may_be(
