@@ -164,7 +164,7 @@ class Worker:
             "LD_PRELOAD": competitor.environment.preloaded(),
             "THP_MEM_ALLOC_ENABLE": "1",
         }
-        # everybody is asked to take huge pages, as our server does
+        # all engines allocate in huge pages where they use malloc or torch's allocator, as our server does
         ask_for_huge_pages(environment)
         command = [str(competitor.environment.python()), "-m", f"peers.{competitor.worker}"]
         with log.open("ab") as errors:
@@ -230,8 +230,8 @@ class Contest:
         limits: Limits,
         learn: Sequence[list[int]] = (),
     ) -> None:
-        """Begin a run: forget all others. `warm` are prompts that are answered, only a few of them by who
-        remembers no answers; `learn` are prompts for who learns.
+        """Begin a run, with nothing kept of others. `warm` are prompts that are answered first, a few of them
+        where no answers are remembered; `learn` are prompts that a draft is trained on.
         """
         job = self._job(competitor, [], 1, limits)
         few = [] if competitor.brings else list(warm if competitor.remembers else warm[:CACHED])
@@ -242,7 +242,7 @@ class Contest:
     def answer(
         self, competitor: Competitor, prompts: Sequence[list[int]], at_a_time: int, limits: Limits
     ) -> Result:
-        """Go on with a run that has begun."""
+        """Continue a run."""
         return self._worker(competitor).answer(self._job(competitor, prompts, at_a_time, limits))
 
     @staticmethod

@@ -7,7 +7,7 @@ Server to engine: `GenerationRequest`, `Abort`, `Shutdown`. Engine to server: `E
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from turbo_runtime.contract.config import DraftMethod
 from turbo_runtime.contract.documents import Guarantee, StepTime
@@ -93,6 +93,9 @@ class Shutdown:
     """End the engine process after the current step."""
 
 
+Refused: TypeAlias = Literal["request", "grammar"]  # what is invalid
+
+
 class TokenEvent(NamedTuple):
     """The result of one step for one request."""
 
@@ -106,7 +109,7 @@ class TokenEvent(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from the second token on; once
     cached_tokens: int | None = None  # of the prompt, found in the prefix cache; with the first tokens
     queued_seconds: float | None = None  # from arrival to the first step; likewise
-    refused: Literal["request", "grammar"] | None = None  # with "error": what is invalid; nothing has failed
+    refused: Refused | None = None  # with "error": nothing has failed
     speedup: float | None = None  # of this answer so far; last, since it comes last
 
 

@@ -110,17 +110,17 @@ def test_who_remembers_answers_is_warmed_on_all_prompts_and_others_on_what_fills
 def test_each_prompt_goes_to_all_in_turn_in_an_order_that_moves_on(
     at_a_time: int, expected: list[tuple[Any, ...]]
 ) -> None:
-    heard = list[tuple[Any, ...]]()
+    calls = list[tuple[Any, ...]]()
 
-    class Hearing:
+    class Recording:
         def answer(self, competitor: Any, prompts: list[list[int]], *_: Any) -> Result:
-            heard.append((competitor, *[prompt[0] for prompt in prompts]))
+            calls.append((competitor, *[prompt[0] for prompt in prompts]))
             return Result(prompts, 2.0)
 
     asked = [Asked([number], [number]) for number in (1, 2, 3)]
     both = (PLAIN, TURBO)
-    results = _in_turn(cast("Contest", Hearing()), both, asked, at_a_time, (4, [0]), 1)
-    assert heard == expected
+    results = _in_turn(cast("Contest", Recording()), both, asked, at_a_time, (4, [0]), 1)
+    assert calls == expected
     found = _measured(results[PLAIN], asked, [0])
     assert (found.tokens, found.asked, found.same) == (3, 3, 3)
     assert found.seconds == 2.0 * len(results[PLAIN])

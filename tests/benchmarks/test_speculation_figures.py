@@ -89,4 +89,4 @@ def test_a_peer_forgets_before_it_is_warmed_and_timed() -> None:
     assert heard == ["forget", [[2]], [[1]]]
     assert result == Result([[1]], result.seconds, computed_with="AVX2")
     timed(replace(job, prompts=[[3]], begins=False), answer, lambda: heard.append("forget"))
-    assert heard[3:] == [[[3]]], "what goes on with a run forgets nothing"
+    assert heard[3:] == [[[3]]], "a job that continues a run resets nothing"

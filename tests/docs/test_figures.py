@@ -148,12 +148,10 @@ def test_what_the_run_by_drafter_compared_is_said() -> None:
         )
 
     assert f"all four together have {over_memory('together', ('near', 'new'))} of the memory alone" in text
-    assert over_memory("memory_heads", ("new",)) == "0.99 to 0.99"
-    assert f"On new prompts heads have 0.99 of the memory alone, an EAGLE-3 layer {_EAGLE3}" in text
-    assert over_memory("memory_eagle3", ("new",)) == _EAGLE3
-
-
-_EAGLE3 = "0.98 to 1.00"
+    heads = over_memory("memory_heads", ("new",)).partition(" to ")
+    assert heads[0] == heads[2]
+    assert f"On new prompts heads have {heads[0]} of the memory alone, an EAGLE-3 layer " in text
+    assert f"an EAGLE-3 layer {over_memory('memory_eagle3', ('new',))}. Alone" in text
 
 
 @pytest.mark.parametrize("way", ["memory", "heads", "eagle3", "first_layers", "memory_heads"])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, defaultdict
-from typing import Literal
 
 from turbo_runtime.contract.documents import Guarantee
 from turbo_runtime.drafters.proposer import Proposer
@@ -16,7 +15,15 @@ from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.engine.audit import Audit
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.speculator import BatchEntry, Speculator
-from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
+from turbo_runtime.messages import (
+    Abort,
+    DraftStats,
+    EngineStats,
+    GenerationRequest,
+    Refused,
+    StepOutput,
+    TokenEvent,
+)
 from turbo_runtime.models.runner import Forward, ModelRunner, is_out_of_memory
 from turbo_runtime.models.transfer import download
 from turbo_runtime.sampling.dense import DENSE
@@ -339,9 +346,7 @@ class Engine:
         """End an answer whose request is at fault."""
         self._fail(request_id, str(error), "grammar" if isinstance(error, GrammarError) else "request")
 
-    def _fail(
-        self, request_id: str, error: str, refused: Literal["request", "grammar"] | None = None
-    ) -> None:
+    def _fail(self, request_id: str, error: str, refused: Refused | None = None) -> None:
         self._end(request_id)
         self._events.append(TokenEvent(request_id, finish_reason="error", error=error, refused=refused))
 

@@ -17,7 +17,7 @@ import queue
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -30,6 +30,7 @@ from turbo_runtime.messages import (
     EngineReady,
     EngineStats,
     GenerationRequest,
+    Refused,
     Shutdown,
     StepOutput,
     ThreadSettings,
@@ -81,7 +82,7 @@ class Script:
 
     def step(self) -> TokenEvent:
         params = self.request.params
-        invalid: Literal["request", "grammar"] | None = None
+        invalid: Refused | None = None
         if self.text.startswith("refuse"):
             invalid = "request"
         elif params.grammar is not None and "refuse" in params.grammar.text:
