@@ -25,7 +25,6 @@ from turbo_runtime.messages import (
     TokenEvent,
 )
 from turbo_runtime.models.runner import Forward, ModelRunner, is_out_of_memory
-from turbo_runtime.models.transfer import download
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.draw_kernel import compile_draw
 from turbo_runtime.sampling.grammar.compiler import GrammarError
@@ -221,7 +220,7 @@ class Engine:
             metadata = SamplingMetadata([part.rows() for part in parts], self.model.vocabulary)
             self.speculation.read_on(parts, overlapped=self.model.asynchronous)
             sampled = metadata.sample(forward.logits, self.noise, self._kernels)
-            finite, *arrays = download(forward.finite, *sampled)
+            finite, *arrays = self._kernels.fetch(forward.finite, *sampled)
             self._forward_seconds += (
                 time.perf_counter() if self.model.asynchronous else computed
             ) - start_time

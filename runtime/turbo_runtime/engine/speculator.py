@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 
 import torch
@@ -68,11 +69,12 @@ class Reading:
         self._pace = _PACE
         self._spare = 0.0  # unused seconds of earlier steps
 
-    def step(self, reader: Proposer, spare: float) -> float:
-        """Read for about `spare` seconds; the seconds it took."""
+    def step(self, reader: Proposer, spare_of_step: Callable[[], float]) -> float:
+        """Read for about the spare seconds of the step; the seconds it took."""
         if not reader.waiting:
             self._spare = 0.0
             return 0.0
+        spare = spare_of_step()
         self._spare += spare
         tokens = min(_MAX_SLICE, int(self._spare / self._pace))
         if tokens < _MIN_SLICE:
@@ -137,7 +139,7 @@ class Speculator:
             params = sequence.request.params
             if params.draft_method != "off" and params.max_draft_tokens != 0:
                 self.drafters.expect(sequence.request_id, sequence.tokens, params.draft_method)
-        seconds = self._reading.step(self.drafters, self.control.spare(self._shape))
+        seconds = self._reading.step(self.drafters, partial(self.control.spare, self._shape))
         self._read += 0.0 if overlapped else seconds
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, hidden: Tensor) -> None:

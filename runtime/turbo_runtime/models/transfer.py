@@ -37,3 +37,8 @@ def download(*tensors: Tensor) -> list[Array]:
         arrays.append(data[start:end].view(kind).reshape(tensor.shape))
         start = end
     return arrays
+
+
+def host_arrays(*tensors: Tensor) -> list[Array]:
+    """Return the arrays of tensors of the host, which share their memory."""
+    return [tensor.numpy() for tensor in tensors]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from turbo_runtime.models.transfer import upload
+from turbo_runtime.models.transfer import download, upload
 from turbo_runtime.sampling.noise import Floats, Ints, Noise
 from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Masks, RowKernels, Rule
 
@@ -104,4 +104,4 @@ def rows_at_once(vocabulary: int) -> int:
     return max(1, _BYTES_AT_ONCE // (8 * vocabulary))
 
 
-DENSE = RowKernels(draw, likeliest, forbid, rows_at_once)
+DENSE = RowKernels(draw, likeliest, forbid, rows_at_once, download)

@@ -30,6 +30,7 @@ BLOCK = 64  # ids; a power of two, whose logarithm is at most the 11 bits that u
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
+_FEW = 16  # keys
 UNIFORM_BITS = 53  # uniforms of 24 bits tie in large vocabularies
 
 
@@ -56,6 +57,8 @@ def position_key(answer: int, position: int) -> int:
 
 def position_keys(answers: Sequence[int], positions: Sequence[int]) -> Ints:
     """Return the `position_key` (n,) of each of some answers, whose keys are int64."""
+    if len(answers) <= _FEW:  # a dozen calls of numpy take longer, and most of all when nothing is in a cache
+        return np.array(list(map(position_key, answers, positions)), np.int64)
     state = (np.array(positions, np.int64) + 1) * signed(GOLDEN)
     return _mix(np.array(answers, np.int64) ^ _mix(state))
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
+from turbo_runtime.models.transfer import Array
 from turbo_runtime.sampling.noise import Floats, Ints, Noise, position_keys
 
 Masks = NDArray[np.uint8]  # of tokens, a bit each, the lowest bit first
@@ -89,3 +90,5 @@ class RowKernels(NamedTuple):
     forbid: Callable[[Tensor, Sequence[int], Masks], None]
     # a vocabulary -> how many rows to score together
     rows_at_once: Callable[[int], int]
+    # tensors -> their arrays on the host
+    fetch: Callable[..., list[Array]]

@@ -12,7 +12,7 @@ from llguidance import LLMatcher
 from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams, TokenLogprob
-from turbo_runtime.models.transfer import Array, download, upload
+from turbo_runtime.models.transfer import Array, upload
 from turbo_runtime.sampling.grammar.matcher import GrammarMatcher
 from turbo_runtime.sampling.logprobs import PromptLogprobs, read_scores, score
 from turbo_runtime.sampling.noise import Noise, position_key, signed
@@ -267,4 +267,4 @@ def tokens_of_step(
     float32, which it changes. Every token is the one that `Sampler.token` gives for the row alone.
     """
     metadata = SamplingMetadata(parts, noise.vocabulary)
-    return [part.token_at for part in metadata.read(*download(*metadata.sample(logits, noise, kernels)))]
+    return [part.token_at for part in metadata.read(*kernels.fetch(*metadata.sample(logits, noise, kernels)))]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turbo_runtime.models.compiled import threads
 from turbo_runtime.models.compiled.code import Compiled
+from turbo_runtime.models.transfer import Array, host_arrays
 from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.draw_kernel import UNSURE, compile_draw
 from turbo_runtime.sampling.noise import Floats, Ints, Noise
@@ -38,7 +39,7 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
 def _draw(logits: Tensor, places: Ints, table: Floats, keys: Ints) -> Ints:
     """Draw rows (n,) at `places` of the logits, by a table (n, 4) of rules and keys (n,) of their noise."""
     drawn = np.empty(len(places), np.int64)
-    its = Arguments(tokens=drawn.ctypes.data, rules=table.ctypes.data, keys=keys.ctypes.data)
+    its = Arguments(tokens=_address(drawn), rules=_address(table), keys=_address(keys))
     _run(compile_draw().draw, its, logits, places)
     return drawn
 
@@ -54,15 +55,20 @@ def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
     """`RowKernels.forbid`."""
     masks = np.ascontiguousarray(masks)
     assert 8 * masks.shape[1] >= logits.shape[1]  # the code reads a bit for each
-    its = Arguments(masks=masks.ctypes.data, mask_bytes=masks.shape[1])
+    its = Arguments(masks=_address(masks), mask_bytes=masks.shape[1])
     _run(compile_draw().forbid, its, logits, np.array(rows, np.int64))
+
+
+def _address(array: Array) -> int:
+    """Where an array begins; `array.ctypes` takes longer where a pass has left nothing in the caches."""
+    return torch.from_numpy(array).data_ptr()
 
 
 def _run(compiled: Compiled, its: Arguments, logits: Tensor, places: Ints) -> None:
     """Run it for the rows at `places`."""
     assert logits.is_contiguous()
     assert logits.dtype == torch.float32
-    its.logits, its.places = logits.data_ptr(), places.ctypes.data
+    its.logits, its.places = logits.data_ptr(), _address(places)
     its.rows, its.vocabulary = len(places), logits.shape[1]
     threads.run(compiled, its, its.rows, threads.count_for(its.rows * its.vocabulary))
 
@@ -72,7 +78,7 @@ def rows_at_once(_vocabulary: int) -> int:
     return 8
 
 
-SEARCH = RowKernels(draw, likeliest, forbid, rows_at_once)
+SEARCH = RowKernels(draw, likeliest, forbid, rows_at_once, host_arrays)
 
 
 def kernels_of(device: torch.device) -> RowKernels:

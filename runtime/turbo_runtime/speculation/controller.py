@@ -28,7 +28,7 @@ _PROBE_EVERY, _PROBE_SHARE = 64, 0.01
 # verified, the cost of those falls by a standard deviation.
 _WAIT = 32
 _DOUBT = 0.5  # standard deviations that the cost of drafted tokens is taken to be lower by, always
-_ALLOWANCE = 0.005  # of the time, that drafting may lose
+_ALLOWANCE = 0.003  # of the time, that drafting may lose
 _FIRST, _MOST = 0.5, 3.0  # steps' time: that new drafters may lose; that gains let them lose later
 _SUREST = 1 - 1e-9  # share of a drafter's claims that is believed: only what a grammar forces is certain
 _PRIOR, _FORGET_AT = 8.0, 256.0  # drafted tokens: that a drafter's word counts for; at which to halve them
@@ -252,7 +252,7 @@ class GoodputController:
         self._since_plain = self._since_plain + 1 if drafted else 0
         self._since_drafts = 0 if drafted else self._since_drafts + 1
         plain = self.cost.seconds(shape)
-        extra = self.cost.seconds(shape.drafting(drafted, answers)) - plain
+        extra = self.cost.seconds(shape.drafting(drafted, answers)) - plain if drafted else 0.0
         decoding = self.cost.seconds(StepShape(answers, shape.row_reads))
         if not drafted:
             plain = times.rest  # no prediction needed

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
@@ -45,7 +46,7 @@ class StepShape:
     def drafting(self, drafted: int, answers: int) -> StepShape:
         """Add so many drafted tokens to a step for `answers`."""
         reads = self.row_reads * (1 + _SHARED * drafted / max(answers, 1))
-        return replace(self, tokens=self.tokens + drafted, row_reads=reads)
+        return StepShape(self.tokens + drafted, reads, self.tile_reads)
 
 
 class StepCost:
@@ -55,8 +56,8 @@ class StepCost:
         """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding."""
         self._padded = padded
         self._mean: Vector | None = None
-        self._times = np.zeros(0)
-        self._covariance = self._fading = np.zeros((0, 0))
+        self._times: list[float] = []  # the mean, such as grows with the tokens
+        self._covariance = self._drift = np.zeros((0, 0))
         if seeds:
             self._begin(*_prior(seeds, padded))
 
@@ -70,13 +71,13 @@ class StepCost:
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
         right, share = self._place(shape)
-        below, above, per_row, per_tile = self._times[[right - 1, right, -2, -1]].tolist()
-        reading = (per_row * shape.row_reads + per_tile * shape.tile_reads) / _READS
-        return float(below + (above - below) * share + reading)
+        below, above = self._times[right - 1 : right + 1]
+        reading = (self._times[-2] * shape.row_reads + self._times[-1] * shape.tile_reads) / _READS
+        return below + (above - below) * share + reading
 
     def growing(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
         """Predict times (more + 1,) with up to `more` tokens drafted for `answers`; never falling."""
-        times: Vector = self._features(shape, more, answers) @ self._times
+        times: Vector = self._features(shape, more, answers) @ np.array(self._times)
         return times
 
     def doubt(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
@@ -87,27 +88,25 @@ class StepCost:
         return np.sqrt(np.maximum(variance, 0.0))
 
     def learn(self, shape: StepShape, seconds: float) -> None:
-        """Learn from one step."""
+        """Learn from one step. Few calls of numpy: a pass leaves nothing of it in the caches."""
         right, share = self._place(shape)
         features = np.zeros(len(_KNOTS) + 2)
-        features[[right - 1, right, -2, -1]] = (
-            1 - share,
-            share,
-            shape.row_reads / _READS,
-            shape.tile_reads / _READS,
-        )
+        features[right - 1], features[right] = 1 - share, share
+        features[-2], features[-1] = shape.row_reads / _READS, shape.tile_reads / _READS
         if self._mean is None:
             self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)), 0.0)
         assert self._mean is not None
         # towards the prior: no size becomes less certain than before any measurement
-        self._covariance += _DRIFT * (self._fading - self._covariance)
+        self._covariance *= 1 - _DRIFT
+        self._covariance += self._drift
         predicted = float(features @ self._mean)
         gain = self._covariance @ features
         variance = float(features @ gain) + (_NOISE * max(predicted, 1e-9)) ** 2
         bound = _OUTLIER * variance**0.5
         surprise = min(max(seconds - predicted, -bound), bound)
-        self._know(self._mean + gain * (surprise / variance))
-        self._covariance -= np.outer(gain, gain) / variance
+        scaled = gain / variance
+        self._know(self._mean + scaled * surprise)
+        self._covariance -= gain[:, None] * scaled
 
     def _place(self, shape: StepShape) -> tuple[int, float]:
         """The knot above a step's tokens, and how far they are on the way to it from the one below."""
@@ -132,12 +131,14 @@ class StepCost:
         self._know(np.concatenate([knots, [reading, 0.0]]))
         covariance = np.diag(np.concatenate([_OWN * knots, np.full(2, _READING * knots[0])]) ** 2)
         covariance[:-2, :-2] += np.outer(_COMMON * knots, _COMMON * knots)
-        self._covariance, self._fading = covariance, covariance.copy()
+        self._covariance, self._drift = covariance, _DRIFT * covariance
 
     def _know(self, mean: Vector) -> None:
         """Take these means, and for predictions such as grow with the tokens."""
-        self._mean, self._times = mean, np.maximum(mean, 0.0)
-        self._times[:-2] = np.maximum.accumulate(np.maximum(mean[:-2], _MIN_SECONDS))
+        self._mean = mean
+        *knots, per_row, per_tile = mean.tolist()
+        _, *growing = accumulate(knots, max, initial=_MIN_SECONDS)
+        self._times = [*growing, max(per_row, 0.0), max(per_tile, 0.0)]
 
 
 def _prior(seeds: Sequence[StepTime], padded: Callable[[int], int]) -> tuple[Vector, float]:

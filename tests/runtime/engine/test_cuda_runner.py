@@ -21,7 +21,6 @@ from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
 from turbo_dev.varlen_reference import varlen_attn_out
 from turbo_runtime.contract.config import GPU_LIMITS
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.speculator import Speculator
@@ -312,7 +311,7 @@ def test_what_the_host_knows_is_prepared_while_the_device_computes(
     noted("launch", CudaModelRunner, "execute")
     noted("collect", Sampler, "collect")
     noted("read", Speculator, "read_on")
-    noted("fetch", loop, "download")
+    noted("fetch", torch.Tensor, "cpu")
     scheduler = Scheduler(
         BlockPool(PAGES, block_size=PAGE_SIZE),
         max_num_seqs=2,

@@ -51,7 +51,7 @@ def test_reading_keeps_to_its_share_of_the_steps_whatever_its_pace(pace: float, 
     steps, slowest = 2000, 0.0
     reading = Reading(lambda: text.now)
     for _ in range(steps):
-        slowest = max(slowest, reading.step(text, spare))
+        slowest = max(slowest, reading.step(text, lambda: spare))
     assert text.now <= 1.05 * steps * spare + 512 * pace  # the first slice, before the pace was known
     assert text.now >= min(0.4 * steps * spare, steps * 1000 * pace) - 32 * pace
 
@@ -60,9 +60,9 @@ def test_nothing_is_saved_up_while_there_is_nothing_to_read() -> None:
     text: Any = Slow(0, 1e-5)
     reading = Reading(lambda: text.now)
     for _ in range(1000):
-        assert reading.step(text, 1e-3) == 0.0
+        assert reading.step(text, lambda: 1e-3) == 0.0
     text.left = 10_000
-    assert reading.step(text, 1e-3) <= 1.1e-3
+    assert reading.step(text, lambda: 1e-3) <= 1.1e-3
 
 
 def test_reading_is_charged_to_no_request_but_told_by_the_meter() -> None:
