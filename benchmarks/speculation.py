@@ -203,7 +203,7 @@ def _measure(
                     able = [one for one in able if not one.once]
                 limits = wanted.answer_tokens, wanted.stop
                 for competitor in able:
-                    contest.begin(competitor, domain.warm, limits, domain.learn)
+                    contest.begin(competitor, domain.warm, at_a_time, limits, domain.learn)
                 for competitor, results in _in_turn(contest, able, asked, at_a_time, limits, number).items():
                     measured = _measured(results, asked, wanted.stop)
                     runs[domain.name, at_a_time, competitor].append(measured)

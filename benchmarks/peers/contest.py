@@ -227,17 +227,19 @@ class Contest:
         self,
         competitor: Competitor,
         warm: Sequence[list[int]],
+        at_a_time: int,
         limits: Limits,
         learn: Sequence[list[int]] = (),
     ) -> None:
-        """Begin a run, with nothing kept of others. `warm` are prompts that are answered first, a few of them
-        where no answers are remembered; `learn` are prompts that a draft is trained on.
+        """Begin a run, with nothing kept of others. `warm` are prompts that are answered first, as many at a
+        time as later, and a few of them where no answers are remembered; `learn` are prompts that a draft is
+        trained on.
         """
-        job = self._job(competitor, [], 1, limits)
+        job = self._job(competitor, [], at_a_time, limits)
         few = [] if competitor.brings else list(warm if competitor.remembers else warm[:CACHED])
         brought = list(warm) if competitor.brings else []
-        learnt = list(learn) if competitor.learns else []
-        self._worker(competitor).answer(replace(job, begins=True, warm=few, learn=learnt, bring=brought))
+        learned = list(learn) if competitor.learns else []
+        self._worker(competitor).answer(replace(job, begins=True, warm=few, learn=learned, bring=brought))
 
     def answer(
         self, competitor: Competitor, prompts: Sequence[list[int]], at_a_time: int, limits: Limits

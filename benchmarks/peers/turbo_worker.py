@@ -1,5 +1,6 @@
-"""Our engine, once in memory for all competitors: each has a memory, and a part of the KV cache, of its own.
-A request says whether it is drafted for, and a job which prompts a draft learns from.
+"""Our engine, once in memory for all competitors: each has a memory, a part of the KV cache, and an estimate
+of the time of steps of its own. A request says whether it is drafted for, and a job which prompts a draft
+learns from.
 """
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from __future__ import annotations
 import atexit
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -19,6 +21,7 @@ from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
+    from turbo_runtime.speculation.step_cost import StepCost
 
 _PARTS = 5  # of the KV cache: each competitor's own, and that of learning
 
@@ -48,11 +51,20 @@ def load(setup: Setup) -> Answerer:
     learning = Learning(fresh(engine, blocks=blocks), ready.digest or "", Path(scratch.name))
     servers: dict[str, Engine] = {}
     places: dict[str, int] = {}  # in the KV cache; the first part is for learning
+    costs: dict[str, StepCost] = {}
+
+    def known(who: str) -> StepCost:
+        """What it knows of the time of steps: at first what the engine found at its start."""
+        if who not in costs:
+            costs[who] = deepcopy(engine.speculation.control.cost, {id(engine.model): engine.model})
+        return costs[who]
 
     def answer(job: Job) -> Result:
         if job.begins:
             place = places.setdefault(job.who, len(places) + 1)
+            assert place < _PARTS
             servers[job.who] = server = fresh(engine, blocks=blocks, first_block=place * blocks)
+            server.speculation.control.cost = known(job.who)
             if job.learn:
                 server.speculation.drafters = learning.drafters(requests(job, job.learn, "l"))
             if job.bring:
