@@ -180,7 +180,7 @@ def _domains(options: argparse.Namespace, contest: Contest, folder: Path, wanted
             domain = deal(contest, name, by_domain[name], wanted)
         say(
             f"   {name}: {len(domain.asked)} prompts, {domain.tokens} answer tokens; "
-            f"{domain.looping} answers that loop are left out, {len(domain.learn)} prompts are learnt from"
+            f"{domain.looping} answers that loop are left out, {len(domain.learn)} prompts are learned from"
         )
         yield domain
 

@@ -17,7 +17,7 @@ from turbo_dev.progress import step
 from turbo_dev.shell import run
 from turbo_runtime.engine.threads import ask_for_huge_pages
 
-CACHED = 4  # prompts that warm who remembers no answers: what they share is in its prefix cache then
+CACHED = 4  # prompts that warm those that remember no answers: what they share is in the prefix cache then
 Limits: TypeAlias = tuple[int, list[int]]  # the longest answer in tokens, and the tokens that end one
 TURBO_PATHS = ("benchmarks", "dev", "runtime")
 _UV = sorted(REPOSITORY.glob(".build/uv-*/bin/uv"))

@@ -93,7 +93,7 @@ class Shutdown:
     """End the engine process after the current step."""
 
 
-Refused: TypeAlias = Literal["request", "grammar"]  # what is invalid
+Refused: TypeAlias = Literal["request", "grammar"]  # what of a request is invalid
 
 
 class TokenEvent(NamedTuple):
@@ -109,7 +109,7 @@ class TokenEvent(NamedTuple):
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from the second token on; once
     cached_tokens: int | None = None  # of the prompt, found in the prefix cache; with the first tokens
     queued_seconds: float | None = None  # from arrival to the first step; likewise
-    refused: Refused | None = None  # with "error": nothing has failed
+    refused: Refused | None = None  # with "error"; None: the engine failed
     speedup: float | None = None  # of this answer so far; last, since it comes last
 
 

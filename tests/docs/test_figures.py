@@ -142,16 +142,19 @@ def test_what_the_run_by_drafter_compared_is_said() -> None:
     assert f"In {run['by_drafter_compared']:,} comparisons no output differs." in text
     assert run["by_drafter_differing"] == 0
 
-    def over_memory(way: str, ends: tuple[str, ...]) -> str:
-        return spread(
-            ratio for name, ratio in run.items() if f"_{way}_of_memory_" in name and name.endswith(ends)
-        )
+    def over_memory(way: str, ends: tuple[str, ...], domains: tuple[str, ...] = ("maths", "support")) -> str:
+        names = tuple(f"{domain}_{way}_of_memory_" for domain in domains)
+        return spread(ratio for name, ratio in run.items() if name.startswith(names) and name.endswith(ends))
 
-    assert f"all four together have {over_memory('together', ('near', 'new'))} of the memory alone" in text
+    together = over_memory("together", ("near", "new"))
+    assert f"all four together have {together} of the speed of the memory alone, and for JSON" in text
+    assert f"and for JSON {run['json_together_of_memory_near']:.2f}." in text
     heads = over_memory("memory_heads", ("new",)).partition(" to ")
     assert heads[0] == heads[2]
-    assert f"On new prompts heads have {heads[0]} of the memory alone, an EAGLE-3 layer " in text
+    assert f"with heads has {heads[0]} of the speed of the memory alone, and with an EAGLE-3 layer " in text
     assert f"an EAGLE-3 layer {over_memory('memory_eagle3', ('new',))}. Alone" in text
+    cost = [100 * (1 - ratio) for name, ratio in run.items() if "_first_layers_of_plain_" in name]
+    assert f"hardly ever right and cost {min(cost):.0f} to {max(cost):.0f} %." in text
 
 
 @pytest.mark.parametrize("way", ["memory", "heads", "eagle3", "first_layers", "memory_heads"])
@@ -183,16 +186,17 @@ def test_what_was_computed_is_compared_with_what_was_measured() -> None:
 
 
 def test_which_draft_pays_is_as_the_runs_say() -> None:
-    page, more = (ROOT / "docs" / "distill.md").read_text(), list[float]()
+    page = (ROOT / "docs" / "distill.md").read_text()
+    more: dict[int, list[float]] = {1: [], 32: []}  # by requests together, in percent
     for (served, way, *rest, together), gain in GAINS.items():
         if served != "135M on this CPU":
             if way == "heads":
                 assert gain >= GAINS[served, "eagle3", *rest, together], "heads come before an EAGLE-3 layer"
-            if way == "memory_heads" and served != "8B on this CPU" and together == 1:
-                more.append(100 * (gain / GAINS[served, "memory", *rest, together] - 1))
-    assert f"So the {min(more):.0f} to {max(more):.0f} % (on a GPU, one request) that heads add" in section(
-        "distill"
-    )
+            if way == "memory_heads" and served != "8B on this CPU":
+                more[together].append(100 * (gain / GAINS[served, "memory", *rest, together] - 1))
+    alone, full = (f"{min(more[requests]):.0f} to {max(more[requests]):.0f} %" for requests in (1, 32))
+    assert f"So the {alone} (on a GPU, one request) that heads add" in section("distill")
+    assert f"With 32, heads add {full} by the same computation" in page
     new = [
         gain
         for (served, *_, is_new, together), gain in GAINS.items()

@@ -90,5 +90,5 @@ class RowKernels(NamedTuple):
     forbid: Callable[[Tensor, Sequence[int], Masks], None]
     # a vocabulary -> how many rows to score together
     rows_at_once: Callable[[int], int]
-    # tensors -> their arrays on the host
+    # tensors -> their arrays on the host, which may share the tensors' memory: read before the next step
     fetch: Callable[..., list[Array]]

@@ -107,8 +107,8 @@ class ConfigReader:
     def _error(self, key: str, expected: str, value: object) -> UnknownShapeError:
         if value is None:
             return UnknownShapeError(
-                f"{self._name} of {self.architecture} has no {key}, {expected}; only decoder-only models "
-                "with attention are served."
+                f"{self._name} of {self.architecture} has no {key}, {expected}: decoder-only models with "
+                "attention have one, and no others are served."
             )
         return UnknownShapeError(f"{self._name}: {key} must be {expected}, not {repr(value)[:80]}.")
 

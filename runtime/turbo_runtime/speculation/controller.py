@@ -251,11 +251,11 @@ class GoodputController:
             return
         self._since_plain = self._since_plain + 1 if drafted else 0
         self._since_drafts = 0 if drafted else self._since_drafts + 1
-        plain = self.cost.seconds(shape)
-        extra = self.cost.seconds(shape.drafting(drafted, answers)) - plain if drafted else 0.0
+        plain, extra = times.rest, 0.0  # no prediction needed where nothing was drafted
+        if drafted:
+            plain = self.cost.seconds(shape)
+            extra = self.cost.seconds(shape.drafting(drafted, answers)) - plain
         decoding = self.cost.seconds(StepShape(answers, shape.row_reads))
-        if not drafted:
-            plain = times.rest  # no prediction needed
         total = times.drafting + times.rest + times.reading
         won = sum(outcome.won for outcome in outcomes)
         for outcome in outcomes:

@@ -56,8 +56,9 @@ class StepCost:
         """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding."""
         self._padded = padded
         self._mean: Vector | None = None
-        self._times: list[float] = []  # the mean, such as grows with the tokens
-        self._covariance = self._drift = np.zeros((0, 0))
+        self._times: list[float] = []  # the mean, made non-decreasing in tokens
+        self._covariance = np.zeros((0, 0))
+        self._restored = np.zeros((0, 0))  # of the prior's covariance, by every step
         if seeds:
             self._begin(*_prior(seeds, padded))
 
@@ -98,15 +99,15 @@ class StepCost:
         assert self._mean is not None
         # towards the prior: no size becomes less certain than before any measurement
         self._covariance *= 1 - _DRIFT
-        self._covariance += self._drift
+        self._covariance += self._restored
         predicted = float(features @ self._mean)
         gain = self._covariance @ features
         variance = float(features @ gain) + (_NOISE * max(predicted, 1e-9)) ** 2
-        bound = _OUTLIER * variance**0.5
-        surprise = min(max(seconds - predicted, -bound), bound)
-        scaled = gain / variance
-        self._know(self._mean + scaled * surprise)
-        self._covariance -= gain[:, None] * scaled
+        deviation = variance**0.5
+        surprise = min(max((seconds - predicted) / deviation, -_OUTLIER), _OUTLIER)
+        gain /= deviation
+        self._know(self._mean + gain * surprise)
+        self._covariance -= gain[:, None] * gain
 
     def _place(self, shape: StepShape) -> tuple[int, float]:
         """The knot above a step's tokens, and how far they are on the way to it from the one below."""
@@ -131,7 +132,7 @@ class StepCost:
         self._know(np.concatenate([knots, [reading, 0.0]]))
         covariance = np.diag(np.concatenate([_OWN * knots, np.full(2, _READING * knots[0])]) ** 2)
         covariance[:-2, :-2] += np.outer(_COMMON * knots, _COMMON * knots)
-        self._covariance, self._drift = covariance, _DRIFT * covariance
+        self._covariance, self._restored = covariance, _DRIFT * covariance
 
     def _know(self, mean: Vector) -> None:
         """Take these means, and for predictions such as grow with the tokens."""

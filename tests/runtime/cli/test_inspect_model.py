@@ -187,13 +187,13 @@ def test_latent_attention_is_read_beside_the_weights(tmp_path: Path) -> None:
 
 def test_a_configuration_of_no_language_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
     above = "a whole number above 0"
-    served = "only decoder-only models with attention are served."
+    served = "decoder-only models with attention have one, and no others are served."
     for words, expected in (
-        ({"vocab_size": None}, f"config.json of MistralForCausalLM has no vocab_size, {above}; {served}"),
+        ({"vocab_size": None}, f"config.json of MistralForCausalLM has no vocab_size, {above}: {served}"),
         ({"vocab_size": "many"}, f"config.json: vocab_size must be {above}, not 'many'."),
         (
             {"architectures": ["MambaForCausalLM"], "num_attention_heads": None},
-            f"config.json of MambaForCausalLM has no num_attention_heads, {above}; {served}",
+            f"config.json of MambaForCausalLM has no num_attention_heads, {above}: {served}",
         ),
     ):
         folder(tmp_path, **words)

@@ -125,9 +125,10 @@ def test_noise_has_the_same_bits_for_one_position_and_for_many() -> None:
     assert torch.equal(noise.gumbel(int(keys[0]), some), every[some])
 
 
-def test_keys_of_many_positions_are_those_of_each() -> None:
-    answers = [answer_key(seed, [5, seed], 1) for seed in range(40)]
-    positions = [seed * seed for seed in range(40)]
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 40])
+def test_keys_of_many_positions_are_those_of_each(count: int) -> None:
+    answers = [answer_key(seed, [5, seed], 1) for seed in range(count)]
+    positions = [seed * seed for seed in range(count)]
     found = position_keys([signed(answer) for answer in answers], positions)
     assert found.tolist() == list(map(position_key, answers, positions))
 

@@ -126,6 +126,7 @@ def test_a_size_that_is_not_seen_for_long_becomes_no_less_certain_than_at_the_st
         tokens = noise.choice([4, 8, 12])
         cost.learn(StepShape(tokens), 0.020 + 0.002 * tokens)
     assert cost.doubt(StepShape(4), 600)[-1] <= begin
+    assert (cost.doubt(StepShape(4), 600)[1:] > 0).all()
     before = cost.seconds(StepShape(4))
     cost.learn(StepShape(600), 10.0)  # one stall
     assert cost.seconds(StepShape(4)) == pytest.approx(before, rel=0.02)
@@ -172,13 +173,13 @@ def test_without_a_measurement_nothing_is_drafted_before_the_first_step() -> Non
 
 
 @given(st.floats(0.0, 0.05))
-def test_asking_that_brings_nothing_loses_a_two_hundredth_and_a_little_at_the_start(loss: float) -> None:
+def test_asking_that_brings_nothing_loses_three_thousandths_and_a_little_at_the_start(loss: float) -> None:
     credit, lost, steps = Credit(), 0.0, 2000
     for _ in range(steps):
         pays = loss if credit.open else 0.0
         credit.book(-pays)
         lost += pays
-    assert lost <= 0.005 * steps + 0.5 + loss
+    assert lost <= 0.003 * steps + 0.5 + loss
 
 
 @given(st.floats(0.0, 10.0))

@@ -183,12 +183,13 @@ def test_without_gnu_openmp_products_use_another_kernel_and_all_else_one_thread(
     assert torch.equal(elementwise.gate(gate), shared)
 
 
-@pytest.mark.parametrize(("processor", "cache"), [("znver4", 3), ("sapphirerapids", 2)])
-def test_weights_are_prefetched_into_the_cache_that_was_measured(
-    processor: str, cache: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("processor", "units", "cache"), [("znver4", 1024, 3), ("sapphirerapids", 2048, 2)])
+def test_weights_are_prefetched_as_was_measured(
+    processor: str, units: int, cache: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binding, "get_host_cpu_name", lambda: processor)
     code = str(panel_kernel.build_module(next(iter(KERNELS))))
     prefetches = [line for line in code.splitlines() if 'call void @"llvm.prefetch' in line]
     assert prefetches
     assert all(line.endswith(f"i32 0, i32 {cache}, i32 1)") for line in prefetches)
+    assert f", i64 {units}\n" in code

@@ -54,7 +54,7 @@ class Tile(NamedTuple):
         return _VECTORS * self.lanes
 
 
-# By what the processor must have, of a kind the best first: AMX's tiles, 32 registers of 16 units, 16 of 8.
+# By what the processor must have, best first within a kind: AMX's tiles, 32 registers of 16 units, 16 of 8.
 _TILES = (
     (
         amx_kernel.NEEDED,
