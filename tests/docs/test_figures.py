@@ -94,6 +94,17 @@ def test_the_speed_without_drafts_is_that_of_its_run() -> None:
     assert f"Without drafts the engine is {plain:.2f} times as fast as vLLM" in section("speculation")
 
 
+def test_the_speedups_on_the_xeon_are_those_of_their_run() -> None:
+    run, text = figures("speculation_xeon"), section("speculation")
+    over_none, over_suffix = (
+        "{:.2f}, {:.2f} and {:.2f}".format(*(run[f"{domain}_{of}"] for domain in DOMAINS))
+        for of in ("of_plain", "of_vllm_suffix")
+    )
+    assert f"the speedup over none was {over_none} for JSON, math and support" in text
+    assert f"over vLLM with suffix decoding it was {over_suffix}, and without drafts" in text
+    assert f"Turbo was {run['plain_of_vllm']:.2f} times as fast as vLLM" in text
+
+
 BY_DRAFTER = json.loads((ROOT / "benchmarks" / "results" / "distill_drafters.json").read_text())
 DRAFTERS = {
     "memory": "memory",
