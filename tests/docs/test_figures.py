@@ -219,9 +219,19 @@ def test_which_draft_pays_is_as_the_runs_say() -> None:
 
 
 def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
-    run = figures("never_slower")
-    medians = [value for name, value in run.items() if name.endswith("_median")]
-    assert f"The medians lie between {min(medians):.2f} and {max(medians):.2f}" in section("never_slower")
+    run, text = figures("never_slower"), section("never_slower")
+
+    def found(figure: str, *kinds: str) -> list[float]:
+        return [run[f"{kind}_{requests}_{figure}"] for kind in kinds for requests in (1, 8, 32)]
+
+    medians, tenths = (found(figure, "random", "writing", "misleading") for figure in ("median", "tenth"))
+    assert f"the medians lie between {min(medians):.2f} and {max(medians):.2f}" in text
+    assert f"the tenth percentiles between {min(tenths):.3f} and {max(tenths):.3f}" in text
+    assert f"cost at most {100 * (1 - min(medians)):.0f} % in the median" in text
+    one, eight, many = found("median", "mixed")
+    assert f"Mixed prompts were {one:.2f}, {eight:.2f} and {many:.2f} times as fast" in text
+    first = [run[f"first_token_{tokens}"] for tokens in (512, 2048)]
+    assert f"`bitwise` took {first[0]:.2f} and {first[1]:.2f} times the time to the first token" in text
 
 
 def test_how_soon_fresh_processes_draft_is_that_of_their_run() -> None:
