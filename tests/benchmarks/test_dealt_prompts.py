@@ -86,18 +86,18 @@ def test_a_draft_is_learnt_once_brings_its_answers_and_remembers_nothing_between
 
 def test_who_remembers_answers_is_warmed_on_all_prompts_and_others_on_what_fills_a_prefix_cache() -> None:
     contest = Contest({}, 1, 1, 10, Path())
-    heard: list[list[list[int]]] = []
+    warmed: list[list[list[int]]] = []
 
     class Hearing:
         def answer(self, job: Job) -> Result:
-            heard.append(job.warm)
+            warmed.append(job.warm)
             return Result([])
 
     warm = [[number] for number in range(24)]
     for one in (TURBO, PLAIN, TRANSFORMERS):
         contest._workers[one.process] = cast("Worker", Hearing())
         contest.begin(one, warm, 1, (4, [0]))
-    assert heard == [warm, warm[:CACHED], warm[:CACHED]]
+    assert warmed == [warm, warm[:CACHED], warm[:CACHED]]
 
 
 @pytest.mark.parametrize(

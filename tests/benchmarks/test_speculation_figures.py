@@ -78,15 +78,15 @@ def test_the_estimate_counts_who_takes_part_once_and_who_batches() -> None:
 
 
 def test_a_peer_forgets_before_it_is_warmed_and_timed() -> None:
-    heard: list[object] = []
+    calls: list[object] = []
 
     def answer(prompts: list[list[int]]) -> list[list[int]]:
-        heard.append(prompts)
+        calls.append(prompts)
         return prompts
 
     job = Job("a peer", "", [[1]], 1, 4, [0], warm=[[2]])
-    result = timed(job, answer, lambda: heard.append("forget"), "AVX2")
-    assert heard == ["forget", [[2]], [[1]]]
+    result = timed(job, answer, lambda: calls.append("forget"), "AVX2")
+    assert calls == ["forget", [[2]], [[1]]]
     assert result == Result([[1]], result.seconds, computed_with="AVX2")
-    timed(replace(job, prompts=[[3]], begins=False), answer, lambda: heard.append("forget"))
-    assert heard[3:] == [[[3]]], "a job that continues a run resets nothing"
+    timed(replace(job, prompts=[[3]], begins=False), answer, lambda: calls.append("forget"))
+    assert calls[3:] == [[[3]]], "a job that continues a run resets nothing"
