@@ -13,10 +13,10 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from turbo_runtime.contract.documents import StepTime
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
@@ -230,17 +230,15 @@ class GoodputController:
             return [0] * len(acceptances)
         # Against a step of the answers alone, as for the credit and the meter: against one with a prompt's
         # part, drafts would look almost free.
-        alone = StepShape(answers, shape.row_reads)
-        growing = self.cost.growing(shape, more, answers)
-        plain, extra = self.cost.seconds(alone), growing - growing[0]
+        plain = self.cost.seconds(StepShape(answers, shape.row_reads))
+        likely, deviation = self.cost.added(shape, more, answers)
         # A long draft may be all wrong: that costs no more than drafts have earned, and stops no others.
         certain = sum(each.count(1.0) for each in acceptances)
-        likely = np.maximum.accumulate(extra)
         most = likely[certain] + max(self._credit.value, _FIRST) * plain
         # What is taken for dear is never measured otherwise.
-        doubt = (_DOUBT + self._since_drafts / _WAIT) * self.cost.doubt(alone, more, answers)
-        hoped = np.maximum.accumulate(np.maximum(extra - doubt, 0.0))
-        seconds = np.where(likely <= most, plain + hoped, np.inf)
+        doubt = (_DOUBT + self._since_drafts / _WAIT) * deviation
+        hoped = np.maximum.accumulate(np.maximum(likely - doubt, 0.0))
+        seconds = np.where(likely <= most, plain + hoped, np.inf).tolist()
         return select_draft_lengths(acceptances, answers, seconds, drafting)
 
     def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:
@@ -285,7 +283,7 @@ class GoodputController:
 
 
 def select_draft_lengths(
-    acceptances: Sequence[Sequence[float]], answers: int, seconds: ArrayLike, spent: float = 0.0
+    acceptances: Sequence[Sequence[float]], answers: int, seconds: Sequence[float], spent: float = 0.0
 ) -> list[int]:
     """The number of tokens of each draft to verify for most tokens a second: the n tokens with the greatest
     (answers + sum of their acceptances) / (spent + seconds[n]); of equal ones the fewest.
@@ -296,9 +294,9 @@ def select_draft_lengths(
     """
     candidates = ((chance, draft) for draft, chances in enumerate(acceptances) for chance in chances)
     order = sorted(candidates, key=lambda candidate: -candidate[0])
-    gains = np.concatenate([[0.0], np.cumsum([chance for chance, _ in order])])
-    rates = (answers + gains) / (spent + np.asarray(seconds)[: len(order) + 1])
+    gains = accumulate((chance for chance, _ in order), initial=float(answers))
+    rates = [gain / (spent + time) for gain, time in zip(gains, seconds, strict=False)]
     counts = [0] * len(acceptances)
-    for _, draft in order[: int(rates.argmax())]:
+    for _, draft in order[: rates.index(max(rates))]:
         counts[draft] += 1
     return counts

@@ -55,6 +55,10 @@ class StepCost:
     def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
         """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding."""
         self._padded = padded
+        self._weights = np.zeros((int(_PLACES[-1]) + 1, len(_KNOTS) + 2))  # of the state, by tokens
+        for tokens, weights in enumerate(self._weights):
+            right, share = self._place(tokens)
+            weights[right - 1], weights[right] = 1 - share, share
         self._mean: Vector | None = None
         self._times: list[float] = []  # the mean, made non-decreasing in tokens
         self._covariance = np.zeros((0, 0))
@@ -71,28 +75,25 @@ class StepCost:
         """Predict the time of a step."""
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
-        right, share = self._place(shape)
+        right, share = self._place(shape.tokens)
         below, above = self._times[right - 1 : right + 1]
         reading = (self._times[-2] * shape.row_reads + self._times[-1] * shape.tile_reads) / _READS
         return below + (above - below) * share + reading
 
-    def growing(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
-        """Predict times (more + 1,) with up to `more` tokens drafted for `answers`; never falling."""
-        times: Vector = self._features(shape, more, answers) @ np.array(self._times)
-        return times
-
-    def doubt(self, shape: StepShape, more: int, answers: int = 1) -> Vector:
-        """The standard deviations (more + 1,) of what the additional tokens of `growing` cost, in seconds."""
-        features = self._features(shape, more, answers)
-        beyond = features - features[0]
-        variance: Vector = np.einsum("nk,nk->n", beyond @ self._covariance, beyond)
-        return np.sqrt(np.maximum(variance, 0.0))
+    def added(self, shape: StepShape, more: int, answers: int = 1) -> tuple[Vector, Vector]:
+        """Predict what up to `more` tokens drafted for `answers` add to a step, in seconds (more + 1,), never
+        falling, and the standard deviations of that.
+        """
+        count = np.arange(more + 1)
+        features = self._weights[np.minimum(count + shape.tokens, len(self._weights) - 1)]
+        features[:, -2] = shape.row_reads * _SHARED / max(answers, 1) / _READS * count
+        features[:, :-2] -= features[0, :-2]
+        variance = np.einsum("nk,nk->n", features @ self._covariance, features)
+        return features @ np.array(self._times), np.sqrt(np.maximum(variance, 0.0))
 
     def learn(self, shape: StepShape, seconds: float) -> None:
         """Learn from one step. Few calls of numpy: a pass leaves nothing of it in the caches."""
-        right, share = self._place(shape)
-        features = np.zeros(len(_KNOTS) + 2)
-        features[right - 1], features[right] = 1 - share, share
+        features = self._weights[min(shape.tokens, len(self._weights) - 1)].copy()
         features[-2], features[-1] = shape.row_reads / _READS, shape.tile_reads / _READS
         if self._mean is None:
             self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)), 0.0)
@@ -109,24 +110,11 @@ class StepCost:
         self._know(self._mean + gain * surprise)
         self._covariance -= gain[:, None] * gain
 
-    def _place(self, shape: StepShape) -> tuple[int, float]:
+    def _place(self, tokens: int) -> tuple[int, float]:
         """The knot above a step's tokens, and how far they are on the way to it from the one below."""
-        tokens = min(max(float(self._padded(shape.tokens)), _PLACES[0]), _PLACES[-1])
-        right = min(max(bisect_left(_PLACES, tokens), 1), len(_PLACES) - 1)
-        return right, (tokens - _PLACES[right - 1]) / (_PLACES[right] - _PLACES[right - 1])
-
-    def _features(self, shape: StepShape, more: int, answers: int) -> Vector:
-        """Weights (more + 1, knots and both readings) of the state, with up to `more` drafted tokens."""
-        added = np.arange(more + 1)
-        tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]
-        places = np.clip(np.array(tokens, np.float64), _KNOTS[0], _KNOTS[-1])
-        right = np.clip(np.searchsorted(_KNOTS, places), 1, len(_KNOTS) - 1)
-        share = (places - _KNOTS[right - 1]) / (_KNOTS[right] - _KNOTS[right - 1])
-        features = np.zeros((more + 1, len(_KNOTS) + 2))
-        features[added, right - 1], features[added, right] = 1 - share, share
-        features[:, -2] = shape.row_reads * (1 + _SHARED * added / max(answers, 1)) / _READS
-        features[:, -1] = shape.tile_reads / _READS
-        return features
+        place = min(max(float(self._padded(tokens)), _PLACES[0]), _PLACES[-1])
+        right = min(max(bisect_left(_PLACES, place), 1), len(_PLACES) - 1)
+        return right, (place - _PLACES[right - 1]) / (_PLACES[right] - _PLACES[right - 1])
 
     def _begin(self, knots: Vector, reading: float) -> None:
         self._know(np.concatenate([knots, [reading, 0.0]]))

@@ -121,12 +121,13 @@ def test_the_cost_of_reading_the_cache_is_learnt() -> None:
 
 def test_a_size_that_is_not_seen_for_long_becomes_no_less_certain_than_at_the_start() -> None:
     cost, noise = StepCost(SEEDS, to_four), random.Random(4)
-    begin = cost.doubt(StepShape(4), 600)[-1]
+    begin = cost.added(StepShape(4), 600)[1][-1]
     for _ in range(40_000):
         tokens = noise.choice([4, 8, 12])
         cost.learn(StepShape(tokens), 0.020 + 0.002 * tokens)
-    assert cost.doubt(StepShape(4), 600)[-1] <= begin
-    assert (cost.doubt(StepShape(4), 600)[1:] > 0).all()
+    doubt = cost.added(StepShape(4), 600)[1]
+    assert doubt[-1] <= begin
+    assert (doubt[1:] > 0).all()
     before = cost.seconds(StepShape(4))
     cost.learn(StepShape(600), 10.0)  # one stall
     assert cost.seconds(StepShape(4)) == pytest.approx(before, rel=0.02)
@@ -137,9 +138,11 @@ def test_more_tokens_never_seem_cheaper(steps: list[tuple[int, float]]) -> None:
     cost = StepCost(SEEDS, to_four)
     for tokens, seconds in steps:
         cost.learn(StepShape(tokens), seconds)
-    growing = cost.growing(StepShape(1, 100), 64).tolist()
-    assert growing == sorted(growing)
-    assert growing[0] > 0
+    shape = StepShape(1, 100)
+    added = cost.added(shape, 64)[0].tolist()
+    assert added == sorted(added)
+    drafting = [cost.seconds(shape.drafting(count, 1)) - cost.seconds(shape) for count in range(65)]
+    assert added == pytest.approx(drafting)
 
 
 def test_a_step_is_never_taken_for_free_however_wild_the_times_were() -> None:
