@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -183,13 +184,18 @@ def test_without_gnu_openmp_products_use_another_kernel_and_all_else_one_thread(
     assert torch.equal(elementwise.gate(gate), shared)
 
 
-@pytest.mark.parametrize(("processor", "units", "cache"), [("znver4", 1024, 3), ("sapphirerapids", 2048, 2)])
+@pytest.mark.parametrize(
+    ("processor", "units", "fewest"),
+    [("znver4", 1024, 11), ("znver5", 1024, 11), ("sapphirerapids", 2048, 1)],
+)
 def test_weights_are_prefetched_as_was_measured(
-    processor: str, units: int, cache: int, monkeypatch: pytest.MonkeyPatch
+    processor: str, units: int, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binding, "get_host_cpu_name", lambda: processor)
-    code = str(panel_kernel.build_module(next(iter(KERNELS))))
-    prefetches = [line for line in code.splitlines() if 'call void @"llvm.prefetch' in line]
-    assert prefetches
-    assert all(line.endswith(f"i32 0, i32 {cache}, i32 1)") for line in prefetches)
-    assert f", i64 {units}\n" in code
+    tile = panel_kernel.Tile("float32", 16, 14)
+    _, *functions = str(panel_kernel.build_module(tile)).split('@"rows_')[: tile.rows + 1]
+    for rows, code in enumerate(functions, 1):
+        prefetches = re.findall(r'call void @"llvm.prefetch.*', code)
+        assert len(prefetches) == (2 if rows >= fewest else 0)
+        assert all(line.endswith("i32 0, i32 2, i32 1)") for line in prefetches)
+        assert (f", i64 {units}\n" in code) == bool(prefetches)

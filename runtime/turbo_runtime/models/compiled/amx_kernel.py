@@ -128,7 +128,7 @@ class _AmxCode(Code):
             at = self.at(panel, self.mul(step, COUNT(UNITS * _PANEL)), UNIT)
             with self.if_then(is_first):
                 for line in range(2 * UNITS):
-                    prefetch(self, self.at(at, line * LANES, UNIT))
+                    prefetch(self, self.at(at, line * LANES, UNIT), ROWS)
             for part, tile in enumerate(_WEIGHTS):
                 self._load(tile, self.at(at, part * LANES, UNIT), COUNT(_PANEL * _UNIT_BYTES))
             upper = self.at(x, self.mul(step, COUNT(UNITS)), UNIT)

@@ -167,7 +167,7 @@ def _rows_kernel(module: ir.Module, arithmetic: _Arithmetic, rows: int) -> ir.Fu
     sums = [[loop.phi(arithmetic.sums) for _ in range(_VECTORS)] for _ in range(rows)]
     places = [loop.gep(at, [COUNT(part)], source_etype=arithmetic.units) for part in range(_VECTORS)]
     for place in places:
-        prefetch(loop, place)
+        prefetch(loop, place, rows)
     weights = [loop.load(place, typ=arithmetic.units, align=4) for place in places]
     totals = []
     for line, row_sums in zip(lines, sums, strict=True):
