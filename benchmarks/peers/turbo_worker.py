@@ -71,6 +71,8 @@ def load(setup: Setup) -> Answerer:
                 server.speculation.drafters = learning.starting(requests(job, job.bring, "b"))
             if job.warm:
                 run(server, requests(job, job.warm, "w"), len(job.warm))
+                while server.speculation.drafters.waiting:  # a server that has been idle since, as a new pod
+                    server.speculation.rest()
         return _answer(servers[job.who], job, torch.backends.cpu.get_cpu_capability())
 
     return answer
