@@ -73,7 +73,7 @@ class Sequence:
         return len(self.tokens) - self.computed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it would take twice as long to make, for each request in each step
 class ScheduledTokens:
     """One sequence's part of a step: `count` committed tokens from `start`, then `draft_limit` drafts."""
 
@@ -245,8 +245,7 @@ class Scheduler:
         self.block_pool.check([tuple(held), *(sequence.table for sequence in self._live.values())])
         running = set(self.running)
         for sequence in self._live.values():
-            known = sequence.shared
-            name = sequence.request_id
+            known, name = sequence.shared, sequence.request_id
             if sequence.table and sequence not in running:
                 raise CorruptBlockPoolError(f"request {name} waits and holds blocks {sequence.table}")
             if sequence.table[:known] != self.block_pool.find(sequence.keys[:known]):
@@ -285,8 +284,9 @@ class Scheduler:
             if sequence.request.params.prompt_logprobs is not None:
                 step.prompt_logprobs -= count  # few at a time: nobody waits for its blocks
                 return
-            end = sequence.computed + count
-            step.blocks.update(sequence.keys[sequence.shared : self.block_pool.blocks_for(end)])
+            if sequence.shared < len(sequence.keys):
+                end = self.block_pool.blocks_for(sequence.computed + count)
+                step.blocks.update(sequence.keys[sequence.shared : end])
 
     def _admit(self, step: _StepBudget) -> None:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the

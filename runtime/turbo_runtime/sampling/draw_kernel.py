@@ -43,6 +43,7 @@ UNSURE = -2  # in place of a token: only the whole ranking tells it
 _SLACK = 1e-6  # of a score in float32, relative, whose noise may be `_MOST_NOISE`
 _MOST_NOISE = 64.0
 _SUM_SLACK = 1e-5  # relative, more than the error of a sum of probabilities
+_NEAR = 8.0  # nats below the likeliest token, within which nearly all probability is, most often
 _DEPTH = 24.0  # nats below the likeliest token, behind which all tokens together are next to nothing
 _TRIES, _HALVINGS = 32, 24
 _INFINITY = math.inf
@@ -325,20 +326,25 @@ class _Search:
             past = code.fmul(beyond, DOUBLE(1 + _SUM_SLACK))
             code.store(code.fcmp_ordered(">", likelier, past), dropped)
 
-        with code.if_then(code.fcmp_ordered("<", code.load(self._count, typ=DOUBLE), DOUBLE(0.0))):
-            for found, kept in zip(self._sum_within(DOUBLE(_DEPTH)), (self._total, self._count), strict=True):
-                code.store(found, kept)
-        total, count = code.load(self._total, typ=DOUBLE), code.load(self._count, typ=DOUBLE)
-        rest = code.fmul(code.sitofp(code.vocabulary, DOUBLE), DOUBLE(math.exp(-_DEPTH)))
-        code.store(code.fadd(total, rest), upper)
-        cut = code.fcmp_ordered(">", count, self._top_k)
-        code.store(code.select(cut, DOUBLE(1.0), total), lower)
+        def known() -> ir.Value:
+            return code.or_(code.load(left, typ=BIT), code.load(dropped, typ=BIT))
+
+        # few tokens are near the likeliest one, and most often they are sum enough
+        near, count = self._sum_within(DOUBLE(_NEAR))
+        code.store(code.select(code.fcmp_ordered(">", count, self._top_k), DOUBLE(1.0), near), lower)
+        code.store(DOUBLE(_INFINITY), upper)
         compare()
-        code.store(DOUBLE(0.0), low)
-        code.store(DOUBLE(_DEPTH), high)
-        with code.loop(COUNT(0), COUNT(_HALVINGS)):
-            known = code.or_(code.load(left, typ=BIT), code.load(dropped, typ=BIT))
-            with code.if_then(code.and_(cut, code.not_(known))):
+        with code.if_then(code.not_(known())):
+            self._sum_all()
+            total, count = code.load(self._total, typ=DOUBLE), code.load(self._count, typ=DOUBLE)
+            rest = code.fmul(code.sitofp(code.vocabulary, DOUBLE), DOUBLE(math.exp(-_DEPTH)))
+            code.store(code.fadd(total, rest), upper)
+            cut = code.fcmp_ordered(">", count, self._top_k)
+            code.store(code.select(cut, DOUBLE(1.0), total), lower)
+            compare()
+            code.store(DOUBLE(0.0), low)
+            code.store(DOUBLE(_DEPTH), high)
+            with code.loop(COUNT(0), COUNT(_HALVINGS)), code.if_then(code.and_(cut, code.not_(known()))):
                 ends = [code.load(end, typ=DOUBLE) for end in (low, high)]
                 depth = code.fmul(code.fadd(*ends), DOUBLE(0.5))
                 total, count = self._sum_within(depth)
@@ -353,6 +359,13 @@ class _Search:
                         code.store(total, upper)
                         code.store(depth, high)
                 compare()
+
+    def _sum_all(self) -> None:
+        """Keep the sum and the number of nearly all tokens that `min_p` leaves, once for the row."""
+        code = self._code
+        with code.if_then(code.fcmp_ordered("<", code.load(self._count, typ=DOUBLE), DOUBLE(0.0))):
+            for found, kept in zip(self._sum_within(DOUBLE(_DEPTH)), (self._total, self._count), strict=True):
+                code.store(found, kept)
 
 
 def _forbid(code: RowCode, number: ir.Value) -> None:

@@ -27,6 +27,7 @@ from turbo_runtime.sampling.noise import (
 )
 from turbo_runtime.sampling.rows import GREEDY_BELOW, NOTHING, DrawnRows, Rule, rule_of
 from turbo_runtime.sampling.search import SEARCH
+from turbo_runtime.sampling.truncation import truncate
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (
@@ -200,3 +201,15 @@ def test_a_row_in_which_one_logit_is_no_number_has_no_token_under_any_key(
     assert greedy(row[None]) == [NOTHING]
     for seed in range(12):
         assert sampled(row[None], [SamplingParams(**cut)], seed) == [NOTHING]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depth", [3.0, 7.9, 8.1, 9.0, 14.0])
+def test_top_p_counts_the_many_tokens_that_lie_far_below_the_likeliest(depth: float) -> None:
+    vocabulary, params = 20_000, SamplingParams(temperature=1.0, top_p=0.9)
+    row = -depth - torch.rand(vocabulary, generator=torch.Generator().manual_seed(6)) * 1e-3
+    row[123] = 0.0
+    kept = truncate(row, rule_of(params))
+    assert (int((kept > -math.inf).sum()) > 1) == (depth < 14.0)
+    for seed in range(40):
+        expected = sampled(kept[None], [SamplingParams(temperature=1.0)], seed)
+        assert sampled(row[None], [params], seed) == expected
