@@ -234,6 +234,18 @@ def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
     assert f"`bitwise` took {first[0]:.2f} and {first[1]:.2f} times the time to the first token" in text
 
 
+@pytest.mark.parametrize("drafts", ["", "_drafting"])
+@pytest.mark.parametrize("sampling", ["greedy", "mixed"])
+def test_the_time_outside_the_model_is_that_of_its_runs(sampling: str, drafts: str) -> None:
+    label = f"{sampling}, 4 drafts each |" if drafts else f"{sampling} |"
+    (line,) = re.findall(rf"^\| {re.escape(label)}(.*)\|$", section("host_time"), re.MULTILINE)
+    names = [f"{sampling}_{requests}{drafts}_ms" for requests in (1, 8, 32, 64, 256)]
+    now, before = figures("host_time"), figures("host_time_before")
+    assert line.split("|") == [f" {now[name]:.2f} ({before[name]:.2f}) " for name in names]
+    assert now["waits_per_step"] == 1
+    assert "waits for the device once a step" in section("host_time")
+
+
 def test_how_soon_fresh_processes_draft_is_that_of_their_run() -> None:
     run, text = figures("fresh_starts"), section("fresh_starts")
     assert run["processes"] == 12
