@@ -284,7 +284,7 @@ class Scheduler:
             if sequence.request.params.prompt_logprobs is not None:
                 step.prompt_logprobs -= count  # few at a time: nobody waits for its blocks
                 return
-            if sequence.shared < len(sequence.keys):
+            if sequence.shared < len(sequence.keys):  # not while it decodes
                 end = self.block_pool.blocks_for(sequence.computed + count)
                 step.blocks.update(sequence.keys[sequence.shared : end])
 

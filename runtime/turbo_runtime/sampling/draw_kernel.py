@@ -314,7 +314,9 @@ class _Search:
         ranked_within: ir.Value,
         verdict: tuple[ir.Value, ir.Value],
     ) -> None:
-        """The same where the sum of the probabilities that `top_k` leaves matters, which halving bounds."""
+        """The same where the sum of the probabilities that `top_k` leaves matters: bounded by that of the
+        tokens near the likeliest, by that of nearly all, and by halving the depth between.
+        """
         code, (left, dropped) = self._code, verdict
         lower, upper, low, high = (code.variable(DOUBLE) for _ in range(4))
 
@@ -329,13 +331,20 @@ class _Search:
         def known() -> ir.Value:
             return code.or_(code.load(left, typ=BIT), code.load(dropped, typ=BIT))
 
-        # few tokens are near the likeliest one, and most often they are sum enough
-        near, count = self._sum_within(DOUBLE(_NEAR))
-        code.store(code.select(code.fcmp_ordered(">", count, self._top_k), DOUBLE(1.0), near), lower)
+        # the sum of the few tokens near the likeliest alone shows most often that the token is left
+        code.store(DOUBLE(0.0), lower)
         code.store(DOUBLE(_INFINITY), upper)
+        first = code.fcmp_ordered("<", code.load(self._count, typ=DOUBLE), DOUBLE(0.0))
+        with code.if_then(first):
+            near, count = self._sum_within(DOUBLE(_NEAR))
+            code.store(code.select(code.fcmp_ordered(">", count, self._top_k), DOUBLE(1.0), near), lower)
         compare()
         with code.if_then(code.not_(known())):
-            self._sum_all()
+            with code.if_then(first):
+                for found, kept in zip(
+                    self._sum_within(DOUBLE(_DEPTH)), (self._total, self._count), strict=True
+                ):
+                    code.store(found, kept)
             total, count = code.load(self._total, typ=DOUBLE), code.load(self._count, typ=DOUBLE)
             rest = code.fmul(code.sitofp(code.vocabulary, DOUBLE), DOUBLE(math.exp(-_DEPTH)))
             code.store(code.fadd(total, rest), upper)
@@ -359,13 +368,6 @@ class _Search:
                         code.store(total, upper)
                         code.store(depth, high)
                 compare()
-
-    def _sum_all(self) -> None:
-        """Keep the sum and the number of nearly all tokens that `min_p` leaves, once for the row."""
-        code = self._code
-        with code.if_then(code.fcmp_ordered("<", code.load(self._count, typ=DOUBLE), DOUBLE(0.0))):
-            for found, kept in zip(self._sum_within(DOUBLE(_DEPTH)), (self._total, self._count), strict=True):
-                code.store(found, kept)
 
 
 def _forbid(code: RowCode, number: ir.Value) -> None:

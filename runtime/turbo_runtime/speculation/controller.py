@@ -231,6 +231,7 @@ class GoodputController:
         # Against a step of the answers alone, as for the credit and the meter: against one with a prompt's
         # part, drafts would look almost free.
         plain = self.cost.seconds(StepShape(answers, shape.row_reads))
+        # What they add is that of this step, and so is its uncertainty.
         likely, deviation = self.cost.added(shape, more, answers)
         # A long draft may be all wrong: that costs no more than drafts have earned, and stops no others.
         certain = sum(each.count(1.0) for each in acceptances)

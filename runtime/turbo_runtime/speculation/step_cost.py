@@ -53,12 +53,14 @@ class StepCost:
     """Seconds of a step by its shape."""
 
     def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
-        """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding."""
+        """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding,
+        which never changes.
+        """
         self._padded = padded
         self._weights = np.zeros((int(_PLACES[-1]) + 1, len(_KNOTS) + 2))  # of the state, by tokens
-        for tokens, weights in enumerate(self._weights):
-            right, share = self._place(tokens)
-            weights[right - 1], weights[right] = 1 - share, share
+        places = [padded(tokens) for tokens in range(len(self._weights))]
+        for knot, alone in enumerate(np.eye(len(_KNOTS))):
+            self._weights[:, knot] = np.interp(places, _KNOTS, alone)
         self._mean: Vector | None = None
         self._times: list[float] = []  # the mean, made non-decreasing in tokens
         self._covariance = np.zeros((0, 0))
@@ -89,7 +91,8 @@ class StepCost:
         features[:, -2] = shape.row_reads * _SHARED / max(answers, 1) / _READS * count
         features[:, :-2] -= features[0, :-2]
         variance = np.einsum("nk,nk->n", features @ self._covariance, features)
-        return features @ np.array(self._times), np.sqrt(np.maximum(variance, 0.0))
+        seconds = np.maximum.accumulate(features @ np.array(self._times))  # but for rounding it never falls
+        return seconds, np.sqrt(np.maximum(variance, 0.0))
 
     def learn(self, shape: StepShape, seconds: float) -> None:
         """Learn from one step. Few calls of numpy: a pass leaves nothing of it in the caches."""

@@ -138,11 +138,23 @@ def test_more_tokens_never_seem_cheaper(steps: list[tuple[int, float]]) -> None:
     cost = StepCost(SEEDS, to_four)
     for tokens, seconds in steps:
         cost.learn(StepShape(tokens), seconds)
-    shape = StepShape(1, 100)
-    added = cost.added(shape, 64)[0].tolist()
+    added = cost.added(StepShape(1, 100), 64)[0].tolist()
     assert added == sorted(added)
-    drafting = [cost.seconds(shape.drafting(count, 1)) - cost.seconds(shape) for count in range(65)]
-    assert added == pytest.approx(drafting)
+
+
+@pytest.mark.parametrize(
+    ("shape", "answers"), [(StepShape(1), 1), (StepShape(5, 1e5, 300), 3), (StepShape(4090, 9e4, 2**20), 8)]
+)
+def test_what_drafts_add_is_the_difference_of_the_steps_with_and_without(
+    shape: StepShape, answers: int
+) -> None:
+    cost, noise = StepCost(SEEDS, to_four), random.Random(5)
+    for _ in range(300):
+        reads, tile = noise.randrange(100_000), noise.randrange(100_000)
+        cost.learn(StepShape(8, reads, tile), 0.030 + 2e-7 * reads + 1e-7 * tile)
+    drafting = [cost.seconds(shape.drafting(count, answers)) - cost.seconds(shape) for count in range(65)]
+    assert (drafting[1] > 0) == (shape.row_reads > 0)
+    assert cost.added(shape, 64, answers)[0].tolist() == pytest.approx(drafting, abs=1e-12)
 
 
 def test_a_step_is_never_taken_for_free_however_wild_the_times_were() -> None:
