@@ -127,7 +127,14 @@ def test_a_lost_worker_brings_its_whole_group_back_and_touches_no_other(hall: Ha
         for pod in hall.cluster.api.list(resources.POD, hall.namespace)
         if pod["metadata"]["uid"] == before["1"]["1"]
     )
-    hall.cluster.access.kubectl("delete", "pod", name, "-n", hall.namespace, "--wait=false")
+    # LeaderWorkerSet notices a pod only while it ends: seconds on a node, perhaps not at all on one of KWOK.
+    worker = ("pod", name, "-n", hall.namespace)
+    kept = '["tests.turbo.dev/ending"]'
+    hall.cluster.access.kubectl("patch", *worker, "-p", f'{{"metadata": {{"finalizers": {kept}}}}}')
+    hall.cluster.access.kubectl("delete", *worker, "--wait=false")
+    hall.until(lambda: before["1"]["0"] not in pods(hall).get("1", {}).values(), "its leader ends too")
+    ended = f'{{"metadata": {{"$deleteFromPrimitiveList/finalizers": {kept}}}}}'
+    hall.cluster.access.kubectl("patch", *worker, "-p", ended)
 
     def is_made_anew() -> bool:  # its StatefulSet may replace the worker once before the whole group goes
         group = pods(hall).get("1", {})

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from turbo_dev import tiny_engine
+from turbo_dev.drafting import EveryDraft
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
@@ -47,7 +48,8 @@ def test_a_draft_model_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     engine, ready = start_engine(config, time.monotonic(), tokenizer)
     assert ready.stats.by_draft == (DraftStats("default", small.name),)
     assert ready.kv_blocks == 40, "the draft model has half as many layers"
-    engine.accept(GenerationRequest("r", (1, 2, 3), SamplingParams(max_tokens=200, temperature=0.0)))
+    engine.speculation.control = EveryDraft()  # no measured time decides whether it drafts
+    engine.accept(GenerationRequest("r", (1, 2, 3), SamplingParams(max_tokens=20, temperature=0.0)))
     while not engine.idle:
         engine.step()
     assert engine.stats().by_draft[0].own_draft_tokens > 0
