@@ -77,7 +77,10 @@ class StepCost:
         """Predict the time of a step."""
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
-        right, share = self._place(shape.tokens)
+        # without numpy, whose calls take long behind a pass
+        place = min(max(float(self._padded(shape.tokens)), _PLACES[0]), _PLACES[-1])
+        right = max(bisect_left(_PLACES, place), 1)
+        share = (place - _PLACES[right - 1]) / (_PLACES[right] - _PLACES[right - 1])
         below, above = self._times[right - 1 : right + 1]
         reading = (self._times[-2] * shape.row_reads + self._times[-1] * shape.tile_reads) / _READS
         return below + (above - below) * share + reading
@@ -112,12 +115,6 @@ class StepCost:
         gain /= deviation
         self._know(self._mean + gain * surprise)
         self._covariance -= gain[:, None] * gain
-
-    def _place(self, tokens: int) -> tuple[int, float]:
-        """The knot above a step's tokens, and how far they are on the way to it from the one below."""
-        place = min(max(float(self._padded(tokens)), _PLACES[0]), _PLACES[-1])
-        right = min(max(bisect_left(_PLACES, place), 1), len(_PLACES) - 1)
-        return right, (place - _PLACES[right - 1]) / (_PLACES[right] - _PLACES[right - 1])
 
     def _begin(self, knots: Vector, reading: float) -> None:
         self._know(np.concatenate([knots, [reading, 0.0]]))

@@ -185,17 +185,17 @@ def test_without_gnu_openmp_products_use_another_kernel_and_all_else_one_thread(
 
 
 @pytest.mark.parametrize(
-    ("processor", "units", "fewest"),
+    ("processor", "units", "from_rows"),
     [("znver4", 1024, 11), ("znver3", 2048, 1), ("sapphirerapids", 2048, 1)],
 )
 def test_weights_are_prefetched_as_was_measured(
-    processor: str, units: int, fewest: int, monkeypatch: pytest.MonkeyPatch
+    processor: str, units: int, from_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binding, "get_host_cpu_name", lambda: processor)
     tile = panel_kernel.Tile("float32", 16, 14)
     _, *functions = str(panel_kernel.build_module(tile)).split('@"rows_')[: tile.rows + 1]
     for rows, code in enumerate(functions, 1):
         prefetches = re.findall(r'call void @"llvm.prefetch.*', code)
-        assert len(prefetches) == (2 if rows >= fewest else 0)
+        assert len(prefetches) == (2 if rows >= from_rows else 0)
         assert all(line.endswith("i32 0, i32 2, i32 1)") for line in prefetches)
         assert (f", i64 {units}\n" in code) == bool(prefetches)
