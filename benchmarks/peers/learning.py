@@ -29,7 +29,7 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 
 _HEADS, _RANK = 4, 64
-_STEPS, _RATE = 120, 0.006
+_STEPS, _RATE = 400, 0.004
 _JUDGES = 4  # every so many-th answer says how sure the heads may be
 
 
