@@ -191,9 +191,9 @@ def _measure(
 
 
 def compute_speedup(modes: Sequence[ModeResult]) -> float | None:
-    """Return tokens per second of the first mode over those of the second; None where there is no second."""
+    """Return the first mode's tokens per second over the second's; None unless both ran and it drafted."""
     rates = [rate for mode in modes[:2] if (rate := mode.tokens_per_second) is not None]
-    return rates[0] / rates[1] if len(rates) == 2 else None
+    return rates[0] / rates[1] if len(rates) == 2 and modes[0].acceptance_length else None
 
 
 def render_report(modes: Sequence[ModeResult], title: str, width: int) -> RenderableType:
@@ -210,6 +210,8 @@ def render_report(modes: Sequence[ModeResult], title: str, width: int) -> Render
     parts: list[RenderableType] = [Text(printable(title), "bold"), table]
     if (speedup := compute_speedup(modes)) is not None:
         parts.append(Text(f"With speculation the server writes {speedup:.2f} times as many tokens a second."))
+    elif len(modes) > 1 and modes[0].answers and not modes[0].acceptance_length:
+        parts.append(Text("The server drafted nothing: the rates differ by chance."))
     legend = "TTFT: to the first token; TPOT: per token after it; per draft: tokens brought."
     return Group(*parts, Text(legend, "dim"))
 

@@ -303,7 +303,7 @@ class RuntimeConfig:
             if not _ADAPTER.fullmatch(module):
                 return f"must be NAME=PATH, with letters, digits and - _ . : / in NAME, not {module!r}"
             if name == self.api_name or names.count(name) > 1:
-                return f"must give each adapter a name of its own, and the model has {self.api_name!r}"
+                return f"must give each adapter a name of its own: {name!r} is another's, or the model's"
         if len(names) > MAX_ADAPTERS:
             return f"may name {MAX_ADAPTERS} adapters, not {len(names)}: serve the others in another process"
         if names and self.tensor_parallel_size > 1:

@@ -76,7 +76,6 @@ def _allow_files(count: int) -> None:
 
 
 def _log(message: str) -> None:
-    """Write a line for whoever watches the terminal or the pod's log."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -120,7 +119,7 @@ async def _serve(
     timeout_seconds = STOP_SECONDS
     try:
         status = await _run_until_stopped(service, signals, loading)
-        if status > 128:  # a second signal does not wait for the engine to end in order
+        if status > 128 or not loading.done():  # an engine that loads reads no message to end in order
             timeout_seconds = 0.0
     finally:
         loading.cancel()
@@ -166,6 +165,9 @@ async def _run_until_stopped(
         await _wait_first(ended, first_signal)
     if ended.done():
         return _fail(ended.result())
+    if not loading.done():
+        _log("Stopped before the model was loaded.")
+        return 0
     draining = asyncio.create_task(_drain(service, at_terminal=first_signal.result() is signal.SIGINT))
     second_signal = asyncio.create_task(signals.get())
     await _wait_first(ended, draining, second_signal)

@@ -192,9 +192,9 @@ def test_flags_name_adapters_as_vllm_does_and_come_back_from_the_command_line() 
         ),
         (["=x"], {}, "not '=x'"),
         (["s q=x"], {}, "not 's q=x'"),
-        (["sql=x", "sql=y"], {}, "must give each adapter a name of its own, and the model has 'tiny'"),
-        (["tiny=x"], {}, "must give each adapter a name of its own, and the model has 'tiny'"),
-        (["base=x"], {"served_model_name": "base"}, "and the model has 'base'"),
+        (["sql=x", "sql=y"], {}, "adapter a name of its own: 'sql' is another's, or the model's"),
+        (["tiny=x"], {}, "adapter a name of its own: 'tiny' is another's, or the model's"),
+        (["base=x"], {"served_model_name": "base"}, "'base' is another's, or the model's"),
         (
             [f"a{n}=x" for n in range(9)],
             {},

@@ -156,6 +156,15 @@ def test_ctrl_c_on_an_idle_server_ends_it_at_once(launch) -> None:
     assert "Traceback" not in server.said
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_whose_model_still_loads_has_nothing_to_finish(launch, number: signal.Signals) -> None:
+    server = launch("--shutdown-delay-seconds=60", model="endless", ready=False)
+    server.wait_for("listening on")
+    server.process.send_signal(number)
+    assert server.exit_status() == 0
+    assert server.said.splitlines()[-1] == "Stopped before the model was loaded."
+
+
 def test_a_second_signal_stops_now(launch, connect_to) -> None:
     server = launch("--shutdown-delay-seconds=60")
     with connect_to(server) as client:
