@@ -24,6 +24,7 @@ from turbo_operator import api
 from turbo_operator.api import conditions, crd
 from turbo_runtime.capture.recorder import read_settings
 from turbo_runtime.cli import distill
+from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server import metrics as runtime_metrics
 
 ROOT = Path(__file__).parent.parent.parent
@@ -124,6 +125,13 @@ def test_every_distillation_shown_is_one_that_the_command_takes() -> None:
     assert DISTILLATIONS
     for words in DISTILLATIONS:
         distill.parser().parse_args(words)
+
+
+def test_every_server_shown_is_one_that_turbo_serve_takes() -> None:
+    servers = [words[2:] for _, words in commands() if words[:2] == ["turbo", "serve"]]
+    assert servers
+    for words in servers:
+        RuntimeConfig.from_argv(words)  # exits where it does not
 
 
 def test_every_capture_setting_shown_is_one_that_the_server_takes(tmp_path: Path) -> None:
