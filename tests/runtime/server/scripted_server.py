@@ -5,8 +5,8 @@ sampled answer is the prompt rotated by seed + choice. With speculation a step b
 it one. Half of a prompt is always found in the cache. Some words make it misbehave: a prompt that starts
 with `hold` is repeated slowly until max_tokens, with `stuck` its step never ends, `fail` is answered with an
 error, `refuse` with a refusal, and `crash` ends the process. A model named `unloadable` fails to load,
-`vanishing` dies while it loads, `slow` waits for a Stop, and `endless` loads and reads no message. What the
-engine is told is written to the file that SCRIPTED_ENGINE_LOG names.
+`vanishing` dies while it loads, `slow` waits for a Stop, and `endless` loads and reads no message. The
+messages to the engine are written to the file that SCRIPTED_ENGINE_LOG names.
 """
 
 from __future__ import annotations
