@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,10 @@ def fresh(
     drafters: Proposer | None = None,
     **limits: int,
 ) -> Engine:
-    """The same weights and what is known of step times, nothing else kept: no drafts, no prefix and no credit
-    from an earlier run. `control` chooses drafts instead, with all that it knows, and `drafters` draft.
+    """The same weights and a copy of what is known of step times, nothing else kept: no drafts, no prefix and
+    no credit from an earlier run. What one of them learns of step times, no other one gets: a server without
+    drafts would otherwise measure for one with drafts. `control` chooses drafts instead, with all that it
+    knows, and `drafters` draft.
 
     `limits` are `blocks`, from `first_block` on, and those of the scheduler that should differ.
     """
@@ -67,7 +70,7 @@ def fresh(
     )
     if control is None:
         control = GoodputController(None, engine.model.padded_rows)
-        control.cost = engine.speculation.control.cost
+        control.cost = deepcopy(engine.speculation.control.cost, {id(engine.model): engine.model})
     return Engine(engine.model, scheduler, drafters or Proposer(), grammars, control)
 
 

@@ -63,11 +63,12 @@ def _start(options: argparse.Namespace) -> dict[str, float]:
     from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(str(ensure()), dtype="float32", threads=options.threads, max_model_len=1024)
-    engine, _ = start_engine(config, time.monotonic())
+    engine, ready = start_engine(config, time.monotonic())
     limit = options.max_draft_tokens or config.max_draft_tokens
     plain, engine.scheduler.max_draft_tokens = fresh(engine, max_draft_tokens=0), limit
     encode, _ = tokenizer(config)
-    params = SamplingParams(temperature=0.0, max_tokens=TOKENS)
+    stop = frozenset(ready.eos_token_ids)
+    params = SamplingParams(temperature=0.0, max_tokens=TOKENS, stop_token_ids=stop)
     texts = [row["prompt"] for row in prompts() if row["domain"] == DOMAIN][: WARM + ASKED]
     asked = [GenerationRequest(f"r{n}", tuple(encode(text)), params) for n, text in enumerate(texts)]
     run(engine, asked[:WARM], WARM)

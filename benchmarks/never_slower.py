@@ -112,7 +112,9 @@ def main() -> int:
                 else:
                     asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(number)]
                 params = SamplingParams(
-                    temperature=0.0 if name == "mixed" else 1.0, max_tokens=ANSWER_TOKENS[count]
+                    temperature=0.0 if name == "mixed" else 1.0,
+                    max_tokens=ANSWER_TOKENS[count],
+                    stop_token_ids=frozenset(ready.eos_token_ids),  # as the server has it
                 )
                 requests = [_ask(prompt, pair, i, params) for i, prompt in enumerate(asked)]
                 if name in FOLLOWED:

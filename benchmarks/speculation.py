@@ -34,10 +34,10 @@ from peers.contest import (
     NGRAMS,
     PEERS,
     PLAIN,
+    PLAINS,
     SUFFIXES,
     TRANSFORMERS,
     TURBO,
-    VLLM_PLAIN,
     Competitor,
     Contest,
     Limits,
@@ -80,11 +80,10 @@ FIGURES = {
     PLAIN: "plain",
     TRANSFORMERS: "transformers",
     LOOKUP: "lookup",
-    VLLM_PLAIN: "vllm",
     LLAMA_F32: "llama_f32",
     LLAMA_Q4: "llama_q4",
 }
-FASTEST_OF = {"vllm_ngram": NGRAMS, "vllm_suffix": SUFFIXES}
+FASTEST_OF = {"vllm": PLAINS, "vllm_ngram": NGRAMS, "vllm_suffix": SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -316,10 +315,18 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
             for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
                 ratios = _ratios(runs, domain, at_a_time, over, DRAFT)
                 figures[f"{domain}_draft_of_{name}{end}"] = round(statistics.median(ratios), 3)
-    for over in (TRANSFORMERS, VLLM_PLAIN):
-        able = [d.name for d in domains if (d.name, 1, over) in runs]
-        if each := [ratio for name in able for ratio in _ratios(runs, name, 1, over, PLAIN)]:
-            figures[f"plain_of_{FIGURES[over]}"] = round(statistics.median(each), 3)
+    for name, settings in (("transformers", (TRANSFORMERS,)), ("vllm", PLAINS)):
+        each: list[float] = []
+        for domain in domains:
+            fastest = _fastest(runs, domain.name, 1, settings)
+            each += _ratios(runs, domain.name, 1, fastest, PLAIN) if fastest else []
+        if each:
+            figures[f"plain_of_{name}"] = round(statistics.median(each), 3)
+    for domain in domains:
+        warm, known = domain.recurring
+        figures[f"{domain.name}_outputs_among_warm"] = warm
+        figures[f"{domain.name}_outputs_among_learned"] = known
+        figures[f"{domain.name}_copied_fraction"] = round(domain.copied_fraction, 3)
     return figures
 
 

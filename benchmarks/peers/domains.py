@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from peers.contest import PLAIN, Contest
 from turbo_runtime.distill.data.responses import is_looping
 
 _AT_ONCE = 8  # prompts answered together while answers are looked at
+_RUN = 12  # tokens that two answers share before they count as copied
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,34 @@ class Domain:
     learn: list[list[int]]  # prompts that nobody is asked; as many as are left
     runs: list[list[Asked]]
     looping: int  # answers left out
+    warm_answers: list[list[int]] = field(default_factory=list)
+    learn_answers: list[list[int]] = field(default_factory=list)
 
     @property
     def asked(self) -> list[Asked]:
         """All runs together."""
         return [one for run in self.runs for one in run]
+
+    @property
+    def recurring(self) -> tuple[int, int]:
+        """Answers that are word for word among those warmed with, and among all that a draft knows."""
+        warm = set(map(tuple, self.warm_answers))
+        known = warm | set(map(tuple, self.learn_answers))
+        answers = [tuple(one.answer) for one in self.asked]
+        return sum(answer in warm for answer in answers), sum(answer in known for answer in answers)
+
+    @property
+    def copied_fraction(self) -> float:
+        """Share of the tokens that lie in runs of `_RUN` that answers which are warmed with have, too."""
+        known = {tuple(answer[at : at + _RUN]) for answer in self.warm_answers for at in _starts(answer)}
+        copied = 0
+        for one in self.asked:
+            places = set[int]()
+            for at in _starts(one.answer):
+                if tuple(one.answer[at : at + _RUN]) in known:
+                    places.update(range(at, at + _RUN))
+            copied += len(places)
+        return copied / self.tokens if self.tokens else 0.0
 
     @property
     def tokens(self) -> int:
@@ -51,6 +75,10 @@ class Wanted:
     runs: int
     answer_tokens: int  # of one answer, at most
     stop: list[int]  # tokens that end one
+
+
+def _starts(answer: Sequence[int]) -> range:
+    return range(len(answer) - _RUN + 1)
 
 
 def trimmed(answer: Sequence[int], stop: Sequence[int]) -> list[int]:
@@ -81,4 +109,14 @@ def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Want
     warm, asked = kept[: wanted.warm], kept[wanted.warm :]
     runs = [asked[first :: wanted.runs] for first in range(min(wanted.runs, len(asked)))]
     learn = list(prompts[looked : looked + wanted.learn])
-    return Domain(name, [one.prompt for one in warm], learn, runs, looping)
+    told = contest.answer(PLAIN, learn, _AT_ONCE, limits).answers if learn else []
+    learned = [trimmed(answer, wanted.stop) for answer in told]
+    return Domain(
+        name,
+        [one.prompt for one in warm],
+        learn,
+        runs,
+        looping,
+        [one.answer for one in warm],
+        learned,
+    )

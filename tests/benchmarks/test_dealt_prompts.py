@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from engines import fresh
 from peers.contest import CACHED, PLAIN, TRANSFORMERS, TURBO, Contest, Worker
 from peers.domains import Asked, Domain, Wanted, deal
 from peers.learning import Learning
@@ -50,6 +51,23 @@ def test_what_is_learnt_from_is_asked_nobody() -> None:
     assert len({tuple(prompt) for prompt in parts}) == len(parts)
     assert dealt(PROMPTS[:36]).learn == PROMPTS[32:36]
     assert dealt(PROMPTS[:32]).learn == []
+
+
+def test_outputs_that_recur_and_what_they_copy_are_counted() -> None:
+    long = list(range(12))
+    asked = [Asked([1], [*long, 99]), Asked([2], [5, 6]), Asked([3], [7, 8])]
+    domain = Domain("text", [], [], [asked], 0, [[50, *long], [5, 6]], [[7, 8], [9]])
+    assert domain.recurring == (1, 2)
+    assert domain.copied_fraction == 12 / 17
+    assert dealt(PROMPTS).recurring == (0, 0), "each output is another"
+    assert len(dealt(PROMPTS).learn_answers) == 12
+
+
+def test_an_engine_takes_from_others_none_of_what_they_learn_of_step_times(engine: Engine) -> None:
+    """Found by a review: a server without drafts measured the plain step for one with drafts."""
+    one, other = fresh(engine), fresh(engine)
+    costs = {id(each.speculation.control.cost) for each in (engine, one, other)}
+    assert len(costs) == 3
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from peers import contest
-from peers.contest import OURS, VLLM
+from peers.contest import OURS, VLLM, VLLM_PLAIN, VLLM_PLAIN_ZEN
 
 
 @pytest.fixture
@@ -27,13 +27,15 @@ def installs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     monkeypatch.setattr(contest, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(contest, "run", install)
+    monkeypatch.setattr(contest, "find_library", lambda name: f"lib{name}.so.4")
     return done
 
 
 def test_a_library_is_looked_for_in_an_environment_that_is_made_first(
     installs: list[str], tmp_path: Path
 ) -> None:
-    assert VLLM.preloaded() == str(tmp_path / "peers" / VLLM.name / "lib" / "python3.12" / "libiomp5.so")
+    library = tmp_path / "peers" / VLLM.name / "lib" / "python3.12" / "libiomp5.so"
+    assert VLLM.preloaded() == f"libtcmalloc_minimal.so.4 {library}"
     assert installs == [VLLM.name]
 
 
@@ -46,3 +48,17 @@ def test_an_environment_is_made_once(installs: list[str]) -> None:
 def test_an_environment_without_libraries_preloads_none(installs: list[str]) -> None:
     assert OURS.preloaded() == ""
     assert installs == []
+
+
+def test_a_peer_that_lacks_a_library_of_the_system_does_not_compete(
+    installs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM is a tenth slower without tcmalloc."""
+    monkeypatch.setattr(contest, "find_library", lambda _: None)
+    with pytest.raises(RuntimeError, match="apt-get install libtcmalloc-minimal4"):
+        VLLM.preloaded()
+
+
+def test_those_of_different_environments_share_no_process() -> None:
+    """Found when vLLM with AMD's kernels was to compete with vLLM without them."""
+    assert VLLM_PLAIN.process != VLLM_PLAIN_ZEN.process
