@@ -317,16 +317,16 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
                 figures[f"{domain}_draft_of_{name}{end}"] = round(statistics.median(ratios), 3)
     for name, settings in (("transformers", (TRANSFORMERS,)), ("vllm", PLAINS)):
         each: list[float] = []
-        for domain in domains:
-            fastest = _fastest(runs, domain.name, 1, settings)
-            each += _ratios(runs, domain.name, 1, fastest, PLAIN) if fastest else []
+        for one in domains:
+            fastest = _fastest(runs, one.name, 1, settings)
+            each += _ratios(runs, one.name, 1, fastest, PLAIN) if fastest else []
         if each:
             figures[f"plain_of_{name}"] = round(statistics.median(each), 3)
-    for domain in domains:
-        warm, known = domain.recurring
-        figures[f"{domain.name}_outputs_among_warm"] = warm
-        figures[f"{domain.name}_outputs_among_learned"] = known
-        figures[f"{domain.name}_copied_fraction"] = round(domain.copied_fraction, 3)
+    for one in domains:
+        warm, known = one.recurring
+        figures[f"{one.name}_outputs_among_warm"] = warm
+        figures[f"{one.name}_outputs_among_learned"] = known
+        figures[f"{one.name}_copied_fraction"] = round(one.copied_fraction, 3)
     return figures
 
 

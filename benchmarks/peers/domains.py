@@ -109,8 +109,8 @@ def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Want
     warm, asked = kept[: wanted.warm], kept[wanted.warm :]
     runs = [asked[first :: wanted.runs] for first in range(min(wanted.runs, len(asked)))]
     learn = list(prompts[looked : looked + wanted.learn])
-    told = contest.answer(PLAIN, learn, _AT_ONCE, limits).answers if learn else []
-    learned = [trimmed(answer, wanted.stop) for answer in told]
+    responses = contest.answer(PLAIN, learn, _AT_ONCE, limits).answers if learn else []
+    learned = [trimmed(answer, wanted.stop) for answer in responses]
     return Domain(
         name,
         [one.prompt for one in warm],
