@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from token_runs import runs_of_tokens
+
 from turbo_dev.progress import say
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run, runs
@@ -25,7 +27,6 @@ from turbo_runtime.messages import SamplingParams
 from .cases import Case, Trained, same
 from .larger_models import REQUESTS, Served, Verification, gain, verify_whole
 
-RUN = 12  # tokens
 LAYERS = 8  # of the 30 of SmolLM2-135M
 BESIDE_MEMORY = ("memory_heads", "memory_eagle3", "together")
 
@@ -65,16 +66,12 @@ def drafters(served: TargetModel, heads: Heads, eagle3: Path) -> dict[str, Calla
 
 def is_new(answer: Completion, known: frozenset[tuple[int, ...]]) -> bool:
     """Whether the answer shares no run of `RUN` tokens with what was learned from."""
-    return known.isdisjoint(_runs(answer.tokens))
+    return known.isdisjoint(runs_of_tokens(answer.tokens))
 
 
 def runs_of(learned: Iterable[Completion]) -> frozenset[tuple[int, ...]]:
     """All runs of `RUN` tokens in prompts and answers."""
-    return frozenset(run for one in learned for run in _runs(one.text))
-
-
-def _runs(tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return (tuple(tokens[start : start + RUN]) for start in range(len(tokens) - RUN + 1))
+    return frozenset(run for one in learned for run in runs_of_tokens(one.text))
 
 
 def measure(

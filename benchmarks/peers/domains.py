@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from token_runs import RUN, runs_of_tokens
+
 from peers.contest import PLAIN, Contest
 from turbo_runtime.distill.data.responses import is_looping
 
 _AT_ONCE = 8  # prompts answered together while answers are looked at
-_RUN = 12  # tokens that two answers share before they count as copied
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Domain:
 
     @property
     def copied_fraction(self) -> float:
-        """Share of the tokens that lie in runs of `_RUN` that answers which are warmed with have, too."""
-        known = {tuple(answer[at : at + _RUN]) for answer in self.warm_answers for at in _starts(answer)}
+        """Share of the tokens that lie in runs of `RUN` that answers which are warmed with have, too."""
+        known = {run for answer in self.warm_answers for run in runs_of_tokens(answer)}
         copied = 0
         for one in self.asked:
             places = set[int]()
-            for at in _starts(one.answer):
-                if tuple(one.answer[at : at + _RUN]) in known:
-                    places.update(range(at, at + _RUN))
+            for at, run in enumerate(runs_of_tokens(one.answer)):
+                if run in known:
+                    places.update(range(at, at + RUN))
             copied += len(places)
         return copied / self.tokens if self.tokens else 0.0
 
@@ -75,10 +76,6 @@ class Wanted:
     runs: int
     answer_tokens: int  # of one answer, at most
     stop: list[int]  # tokens that end one
-
-
-def _starts(answer: Sequence[int]) -> range:
-    return range(len(answer) - _RUN + 1)
 
 
 def trimmed(answer: Sequence[int], stop: Sequence[int]) -> list[int]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from distillation.by_drafter import RUN, Part, figures, is_new, rows, runs_of
+from distillation.by_drafter import Part, figures, is_new, rows, runs_of
 from distillation.cases import Case
+from token_runs import RUN
 
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run

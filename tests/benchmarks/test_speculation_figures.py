@@ -12,6 +12,7 @@ from peers.contest import (
     LOOKUP,
     NGRAMS,
     PLAIN,
+    PLAINS,
     SUFFIXES,
     TRANSFORMERS,
     TURBO,
@@ -39,7 +40,9 @@ def runs(more: Runs = MappingProxyType({})) -> dict[tuple[str, int, Competitor],
     return {**found, **more}
 
 
-@pytest.mark.parametrize(("name", "settings"), [("vllm_ngram", NGRAMS), ("vllm_suffix", SUFFIXES)])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("vllm", PLAINS), ("vllm_ngram", NGRAMS), ("vllm_suffix", SUFFIXES)]
+)
 def test_the_bar_is_for_the_setting_of_a_peer_that_is_fastest_in_the_median_of_all_runs(
     name: str, settings: tuple[Competitor, ...]
 ) -> None:
