@@ -147,13 +147,13 @@ def _served(draft: Path, target: Path, threads: int, logs: Path) -> dict[str, An
     limits = (ANSWER_TOKENS, stop if isinstance(stop, list) else [stop])
     contest = Contest({"folder": target}, threads, 1, CONTEXT, logs)
     try:
-        contest.begin(layer, warm, 1, limits)
+        contest.begin(layer, warm, limits)
         every = contest.answer(layer, held, 1, limits)
         ratios, differing = [], 0
         for number in range(ROUNDS):
             some = held[number::EVERY]
             for competitor in (VLLM_PLAIN, layer):
-                contest.begin(competitor, warm, 1, limits)
+                contest.begin(competitor, warm, limits)
             plain = contest.answer(VLLM_PLAIN, some, 1, limits)
             drafted = contest.answer(layer, some, 1, limits)
             ratios.append(plain.seconds / drafted.seconds)

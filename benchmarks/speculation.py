@@ -34,10 +34,10 @@ from peers.contest import (
     NGRAMS,
     PEERS,
     PLAIN,
-    PLAINS,
     SUFFIXES,
     TRANSFORMERS,
     TURBO,
+    VLLM_PLAIN,
     Competitor,
     Contest,
     Limits,
@@ -82,8 +82,9 @@ FIGURES = {
     LOOKUP: "lookup",
     LLAMA_F32: "llama_f32",
     LLAMA_Q4: "llama_q4",
+    VLLM_PLAIN: "vllm",
 }
-FASTEST_OF = {"vllm": PLAINS, "vllm_ngram": NGRAMS, "vllm_suffix": SUFFIXES}
+FASTEST_OF = {"vllm_ngram": NGRAMS, "vllm_suffix": SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def main() -> int:
     models = {"source": source, "folder": folder, "gguf": float32_gguf(source)}
     wanted = _wanted(options, folder)
     count = len(options.domains or DOMAINS)
-    told = minutes(count, wanted.tokens, wanted.runs, options.at_a_time, competitors)
+    told = minutes(count, wanted, options.at_a_time, competitors)
     say(f"{len(competitors)} competitors, {count} domains: about {told:.0f} min on one thread")
     with tempfile.TemporaryDirectory(prefix="turbo-bench-") as logs:
         contest = Contest(models, options.threads, BATCH, MAX_LENGTH, Path(logs))
@@ -205,7 +206,7 @@ def _measure(
                     able = [one for one in able if not one.once]
                 limits = wanted.answer_tokens, wanted.stop
                 for competitor in able:
-                    contest.begin(competitor, domain.warm, at_a_time, limits, domain.learn)
+                    contest.begin(competitor, domain.warm, limits, domain.learn)
                 for competitor, results in _in_turn(contest, able, asked, at_a_time, limits, number).items():
                     measured = _measured(results, asked, wanted.stop)
                     runs[domain.name, at_a_time, competitor].append(measured)
@@ -315,13 +316,10 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
             for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
                 ratios = _ratios(runs, domain, at_a_time, over, DRAFT)
                 figures[f"{domain}_draft_of_{name}{end}"] = round(statistics.median(ratios), 3)
-    for name, settings in (("transformers", (TRANSFORMERS,)), ("vllm", PLAINS)):
-        each: list[float] = []
-        for one in domains:
-            fastest = _fastest(runs, one.name, 1, settings)
-            each += _ratios(runs, one.name, 1, fastest, PLAIN) if fastest else []
-        if each:
-            figures[f"plain_of_{name}"] = round(statistics.median(each), 3)
+    for peer in (TRANSFORMERS, VLLM_PLAIN):
+        measured = [one.name for one in domains if (one.name, 1, peer) in runs]
+        if each := [ratio for domain in measured for ratio in _ratios(runs, domain, 1, peer, PLAIN)]:
+            figures[f"plain_of_{FIGURES[peer]}"] = round(statistics.median(each), 3)
     for one in domains:
         warm, known = one.recurring
         figures[f"{one.name}_outputs_among_warm"] = warm

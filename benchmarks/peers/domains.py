@@ -89,7 +89,7 @@ def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Want
     kept: list[Asked] = []
     looping = tokens = looked = 0
     limits = (wanted.answer_tokens, wanted.stop)
-    contest.begin(PLAIN, [], 1, limits)
+    contest.begin(PLAIN, [], limits)
     for start in range(0, len(prompts), _AT_ONCE):
         batch = prompts[start : start + _AT_ONCE]
         looked += len(batch)

@@ -114,7 +114,7 @@ def test_who_remembers_answers_is_warmed_on_all_prompts_and_others_on_what_fills
     warm = [[number] for number in range(24)]
     for one in (TURBO, PLAIN, TRANSFORMERS):
         contest._workers[one.process] = cast("Worker", Hearing())
-        contest.begin(one, warm, 1, (4, [0]))
+        contest.begin(one, warm, (4, [0]))
     assert warmed == [warm, warm[:CACHED], warm[:CACHED]]
 
 

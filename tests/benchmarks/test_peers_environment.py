@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from peers import contest
-from peers.contest import OURS, VLLM, VLLM_PLAIN, VLLM_PLAIN_ZEN
+from peers.contest import OURS, VLLM
 
 
 @pytest.fixture
@@ -57,8 +57,3 @@ def test_a_peer_that_lacks_a_library_of_the_system_does_not_compete(
     monkeypatch.setattr(contest, "find_library", lambda _: None)
     with pytest.raises(RuntimeError, match="apt-get install libtcmalloc-minimal4"):
         VLLM.preloaded()
-
-
-def test_those_of_different_environments_share_no_process() -> None:
-    """Found when vLLM with AMD's kernels was to compete with vLLM without them."""
-    assert VLLM_PLAIN.process != VLLM_PLAIN_ZEN.process

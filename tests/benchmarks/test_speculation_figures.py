@@ -12,17 +12,17 @@ from peers.contest import (
     LOOKUP,
     NGRAMS,
     PLAIN,
-    PLAINS,
     SUFFIXES,
     TRANSFORMERS,
     TURBO,
     VLLM_PLAIN,
+    VLLM_SUFFIX_64,
     Competitor,
 )
 from peers.domains import Asked, Domain
 from peers.estimate import minutes
 from peers.worker import Job, Result, timed
-from speculation import Measured, Runs, _figures, _rows
+from speculation import ALL, Measured, Runs, _figures, _rows
 
 JSON = Domain("json", [], [], [[Asked([1], [2])], [Asked([3], [4])]], 0)
 
@@ -40,9 +40,7 @@ def runs(more: Runs = MappingProxyType({})) -> dict[tuple[str, int, Competitor],
     return {**found, **more}
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [("vllm", PLAINS), ("vllm_ngram", NGRAMS), ("vllm_suffix", SUFFIXES)]
-)
+@pytest.mark.parametrize(("name", "settings"), [("vllm_ngram", NGRAMS), ("vllm_suffix", SUFFIXES)])
 def test_the_bar_is_for_the_setting_of_a_peer_that_is_fastest_in_the_median_of_all_runs(
     name: str, settings: tuple[Competitor, ...]
 ) -> None:
@@ -73,11 +71,16 @@ def test_sizes_are_told_of_few_prompts_too() -> None:
 
 def test_the_estimate_counts_who_takes_part_once_and_who_batches() -> None:
     everyone = [PLAIN, TURBO, TRANSFORMERS, LOOKUP, VLLM_PLAIN, *NGRAMS, LLAMA_F32, LLAMA_Q4]
-    alone = minutes(3, 4000, 5, [1], everyone)
-    both = minutes(3, 4000, 5, [1, 8], everyone)
+    alone = minutes(3, ALL, [1], everyone)
+    both = minutes(3, ALL, [1, 8], everyone)
     assert 55 < alone < 75
     assert alone + 3 < both < alone + 15
-    assert minutes(1, 4000, 5, [1], everyone) < alone / 2
+    assert minutes(1, ALL, [1], everyone) < alone / 2
+
+
+def test_the_estimate_counts_what_warms_a_memory() -> None:
+    forgetful = minutes(3, ALL, [1], [replace(VLLM_SUFFIX_64, remembers=False)])
+    assert minutes(3, ALL, [1], [VLLM_SUFFIX_64]) > forgetful + 2
 
 
 def test_a_peer_forgets_before_it_is_warmed_and_timed() -> None:
