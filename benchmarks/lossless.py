@@ -29,12 +29,14 @@ from turbo_runtime.engine.process import quiet_libraries
 from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import EngineStats, GenerationRequest
 
+COSTLY = ("model", "eagle3")  # drafters with passes of their own; counted on the real model
 BARS = (
     Bar("requests", at_least=2000),
     Bar("adapter_requests", at_least=1000),
     Bar("byte_differences", at_most=0),
     Bar("accepted_drafts", at_least=3000),
     Bar("rejected_drafts", at_least=3000),
+    *(Bar(f"{drafter}_{which}", at_least=500) for drafter in COSTLY for which in ("accepted", "rejected")),
     Bar("preemptions", at_least=100),
     Bar("prefix_cache_hits", at_least=1000),
     Bar("logit_positions", at_least=200),
@@ -97,6 +99,10 @@ def main() -> int:
         "preemptions": sum(row["preemptions"] for row in rows),
         "prefix_cache_hits": sum(row["found_tokens"] for row in rows),
     }
+    for drafter in COSTLY:
+        own = [row for row in rows if row["model"] == "real" and row["drafter"] == drafter]
+        for which in ("accepted", "rejected"):
+            totals[f"{drafter}_{which}"] = sum(row[which] for row in own)
     sizes = (
         "requests",
         "adapter_requests",
@@ -105,6 +111,7 @@ def main() -> int:
         "preemptions",
         "prefix_cache_hits",
     )
+    sizes += tuple(figure for figure in totals if figure.startswith(COSTLY))
     bars = [bar for bar in BARS if not (options.quick and bar.figure in sizes)]
     return finish("lossless", {**totals, **figures}, rows, bars, options)
 
@@ -151,7 +158,7 @@ def _real(config: RuntimeConfig, rows: Rows, count: int, runner: str) -> tuple[i
     requests = real.requests_of(encode, count, ready.eos_token_ids)
     alone = real.alone(engine, requests)
     for mix in real.MIXES:
-        answers, stats = real.mixed(engine, requests, mix)
+        answers, stats = real.mixed(engine, requests, mix, alone)
         differences = sum(answers[name] != answer for name, answer in alone.items())
         cache = "small" if mix.longest < mix.batch else "large"
         setting = _setting("real", runner, mix.drafter, mix.drafts, mix.batch, mix.step_tokens, cache)
