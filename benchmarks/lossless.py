@@ -103,7 +103,7 @@ def main() -> int:
         own = [row for row in rows if row["model"] == "real" and row["drafter"] == drafter]
         for which in ("accepted", "rejected"):
             totals[f"{drafter}_{which}"] = sum(row[which] for row in own)
-    sizes = (
+    sizes: tuple[str, ...] = (
         "requests",
         "adapter_requests",
         "accepted_drafts",
