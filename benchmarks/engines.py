@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -124,32 +124,26 @@ def run(
 
 
 class WhileFull:
-    """Tokens and seconds of a run of requests that follow each other, from when as many as run at a time were
-    answered to when nobody waits any more: while requests in every state fill it. All of a run in which none
-    waits, or that answers one at a time. Reads no clock.
+    """Tokens and seconds of a run of requests that follow each other, from its beginning to when nobody waits
+    any more: as many as may run do all that while. All of a run in which none waits, or that answers one at a
+    time. Reads no clock.
 
-    Tokens are those of the answers that end meanwhile, each in whole: for every answer that ends a prompt is
-    read, so that two runs are compared over the same work, however far the others have come.
+    By that end two runs of the same requests have read the same prompts, and tokens count as they come: those
+    of whole answers alone would be of others in each run, where drafts change which end first.
     """
 
     def __init__(self, requests: int, at_a_time: int) -> None:
         whole = at_a_time == 1 or requests <= at_a_time
-        self._first, self._last = (0, requests) if whole else (at_a_time, requests - at_a_time)
-        self._ended, self._at = 0, 0.0
-        self._written = defaultdict[str, int](int)  # tokens of the answers in progress
+        self._left, self._at = requests if whole else requests - at_a_time, 0.0  # answers to end until then
         self.tokens, self.seconds = 0, 0.0
 
     def see(self, step: StepOutput, at: float) -> None:
         """What a step brought, which ended `at` seconds after the run's beginning."""
-        before, self._at = self._at, at
-        full = self._first <= self._ended < self._last
-        self.seconds += at - before if full else 0.0
-        for event in step.events:
-            self._written[event.request_id] += len(event.tokens)
-            if event.finish_reason is not None:
-                self._ended += 1
-                written = self._written.pop(event.request_id)
-                self.tokens += written if full else 0
+        if self._left > 0:
+            self.seconds += at - self._at
+            self.tokens += sum(len(event.tokens) for event in step.events)
+            self._left -= sum(event.finish_reason is not None for event in step.events)
+        self._at = at
 
 
 def as_new(request: GenerationRequest, request_id: str, **params: Any) -> GenerationRequest:

@@ -2,9 +2,8 @@
 the model's forward; and whether memory stays where it is over ten thousand requests.
 
 The first two are of the real model, whose steps take as long as they do; plain and with drafts in turn, from
-memories that were emptied. Tokens are counted from when as many as run at a time were answered to when nobody
-waits any more, of the answers that end meanwhile: the end of a run, when ever fewer requests run, belongs to
-whoever is slowest. The third is of
+memories that were emptied. Tokens are counted until no request waits any more: the end of a run, when ever
+fewer requests run, belongs to the slowest one. The third is of
 a tiny model behind small caches that are full before memory is looked at: what still grows is kept for
 nothing.
 """

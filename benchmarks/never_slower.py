@@ -2,8 +2,7 @@
 prompts, all at temperature 1. The misleading ones are near-copies of a text, and JSON with random values, to
 be continued with other words and values: drafts are found, and most are wrong. And on mixed prompts,
 greedily. Where drafts shorten some answers, one request follows another as soon as it is answered, and tokens
-a second are those from when as many as run at a time were answered to when none waits anymore: the end of
-such a run depends on its slowest request.
+a second are those until none waits anymore: the end of such a run depends on its slowest request.
 
 Pairs of runs in one process: the same requests without speculation and with it. The two take steps in turn,
 so that what else the machine does falls on both, and a run's time is that of its own steps. The drafters
