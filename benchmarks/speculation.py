@@ -118,8 +118,8 @@ def main() -> int:
     models = {"source": source, "folder": folder, "gguf": float32_gguf(source)}
     wanted = _wanted(options, folder)
     count = len(options.domains or DOMAINS)
-    told = minutes(count, wanted, options.at_a_time, competitors)
-    say(f"{len(competitors)} competitors, {count} domains: about {told:.0f} min on one thread")
+    estimate = minutes(count, wanted, options.at_a_time, competitors)
+    say(f"{len(competitors)} competitors, {count} domains: about {estimate:.0f} min on one thread")
     with tempfile.TemporaryDirectory(prefix="turbo-bench-") as logs:
         contest = Contest(models, options.threads, BATCH, MAX_LENGTH, Path(logs))
         try:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from turbo_runtime.distill.data.examples import UNKNOWN, positions_in
 from turbo_runtime.distill.eagle3 import Eagle3, Eagle3Method, Eagle3Student, layer_config
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.drafters.target import Target
@@ -18,7 +19,6 @@ from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.models.step_batch import Chunk
 
 _DEPTH, _EPOCHS, _RATE = 4, 15, 1e-3
-_UNKNOWN = -1  # a token that the draft's vocabulary lacks
 
 
 def write(
@@ -50,8 +50,7 @@ def _fit(draft: Eagle3, runner: ModelRunner, layers: tuple[int, ...], texts: Seq
     if not texts:
         return
     optimizer = torch.optim.AdamW(draft.parameters(), lr=_RATE)
-    places = torch.full((len(draft.embedding),), _UNKNOWN)
-    places[draft.vocabulary] = torch.arange(len(draft.vocabulary))
+    places = positions_in(draft.vocabulary, len(draft.embedding))
     streams = [_streams(runner, layers, text) for text in texts]
     for step in range(_EPOCHS * len(texts)):
         number = step % len(texts)
@@ -60,7 +59,7 @@ def _fit(draft: Eagle3, runner: ModelRunner, layers: tuple[int, ...], texts: Seq
         count = len(windows)
         logits = draft(streams[number][:count], tokens[:count], windows[:, :-1])
         wanted = places[windows[:, 1:]].flatten()
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted, ignore_index=_UNKNOWN)
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
