@@ -37,6 +37,7 @@ _MANY, _MANY_OF_ONE = 4, 8  # drafted tokens for each answer, at least, to estim
 _UNKNOWN = 0.01  # assumed seconds of a step before the first measurement
 _LATELY = 0.995  # share of the past that a step leaves in the live speedup: about 200 steps count
 _NEW, _NEW_OF_ALL = 0.3, 0.02  # weight of the newest step for one answer's use, and for the usual one
+_MAX_COSTLY = 64  # sets of costly drafters whose credit is kept: one for each method, named draft and reload
 _MIN_DEMAND = 0.25  # tokens a step, below which nothing is promised
 
 
@@ -162,7 +163,7 @@ class GoodputController:
         self.cost = StepCost(seeds, padded)
         self.trust = Trust()
         self._credit = Credit()
-        self._costly: defaultdict[Hashable, Credit] = defaultdict(Credit)
+        self._costly: dict[Hashable, Credit] = {}  # the last in use; each reload of drafts has new keys
         self._meters: defaultdict[str, Meter] = defaultdict(Meter)  # by request
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
@@ -195,7 +196,8 @@ class GoodputController:
 
     def costly_pay(self, key: Hashable) -> bool:
         """Whether to use these costly drafters in addition to those that cost next to nothing."""
-        return self._costly[key].open
+        credit = self._costly.get(key)
+        return credit is None or credit.open
 
     def min_acceptance(self, shape: StepShape, answers: int) -> float:
         """The chance below which a token is hardly worth drafting: a row's cost over that of a token."""
@@ -276,7 +278,11 @@ class GoodputController:
             own = [one for one in proposed if one.costly_key == key]
             spent = sum(one.more_by_costly for one in own) * row_cost + times.costly.get(key, 0.0)
             won = sum(one.won_by_costly for one in own) / len(outcomes)
-            self._costly[key].book(won - spent * speed / decoding)
+            credit = self._costly.pop(key, None) or Credit()
+            credit.book(won - spent * speed / decoding)
+            self._costly[key] = credit
+        while len(self._costly) > _MAX_COSTLY:
+            del self._costly[next(iter(self._costly))]
 
     def forget(self, request_id: str) -> None:
         """Forget an ended request."""

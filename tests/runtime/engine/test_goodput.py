@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -138,8 +138,11 @@ def test_more_tokens_never_seem_cheaper(steps: list[tuple[int, float]]) -> None:
     cost = StepCost(SEEDS, to_four)
     for tokens, seconds in steps:
         cost.learn(StepShape(tokens), seconds)
-    added = cost.added(StepShape(1, 100), 64)[0].tolist()
-    assert added == sorted(added)
+    shape = StepShape(1, 100)
+    seconds = [cost.seconds(shape.drafting(more, 1)) for more in range(65)]
+    assert all(after >= before - 1e-9 for before, after in pairwise(seconds))
+    added = cost.added(shape, 64)[0].tolist()
+    assert added == pytest.approx([each - seconds[0] for each in seconds], abs=1e-9)
 
 
 @pytest.mark.parametrize(

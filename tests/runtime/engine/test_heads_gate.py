@@ -171,6 +171,17 @@ def test_new_heads_have_an_account_of_their_own() -> None:
     assert control.costly_pay(("auto", "default", 2))
 
 
+def test_accounts_of_drafts_that_were_reloaded_are_forgotten_and_those_in_use_are_kept() -> None:
+    control = GoodputController(SEEDS, lambda tokens: tokens)
+    bad = DraftOutcome("a", True, 0, 0, costly_key=HEADS)
+    for reload in range(1000):
+        later = bad._replace(costly_key=("auto", "default", reload))
+        control.learn(StepShape(2), [bad, later], StepTimes(0.05, PLAIN, costly={HEADS: 0.05}))
+        assert control.costly_pay(("auto", "other", reload))
+    assert len(control._costly) <= 64
+    assert not control.costly_pay(HEADS)
+
+
 class Fixed(Drafter):
     """Offers one token."""
 

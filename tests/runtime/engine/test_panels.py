@@ -194,6 +194,7 @@ def test_weights_are_prefetched_as_was_measured(
     monkeypatch.setattr(binding, "get_host_cpu_name", lambda: processor)
     tile = panel_kernel.Tile("float32", 16, 14)
     _, *functions = str(panel_kernel.build_module(tile)).split('@"rows_')[: tile.rows + 1]
+    assert len(functions) == tile.rows
     for rows, code in enumerate(functions, 1):
         prefetches = re.findall(r'call void @"llvm.prefetch.*', code)
         assert len(prefetches) == (2 if rows >= from_rows else 0)
