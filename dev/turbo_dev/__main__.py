@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import announce, images, release
+from . import announce, images, model, release
 from .binaries import GoMissingError
 from .cluster import Cluster, NotRootError, names
 from .progress import say
@@ -51,10 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="say which embedded clusters there are")
     status.set_defaults(run=_status)
 
+    small = commands.add_parser("model", help="download the small model, and print its file")
+    small.set_defaults(run=_model)
+
     build = commands.add_parser("images", help="build the images")
     build.add_argument("--registry", help="host[:port]/path to push them to")
     build.set_defaults(run=_images)
     return parser
+
+
+def _model(_: argparse.Namespace) -> None:
+    print(model.ensure())
 
 
 def _demo(options: argparse.Namespace) -> int:

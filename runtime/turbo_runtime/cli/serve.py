@@ -21,7 +21,7 @@ def serve(argv: list[str]) -> int:
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         config = RuntimeConfig.from_argv(argv)
-        find(config.model, config.revision)  # a missing path is reported before anything starts
+        _check_places(config)
         from turbo_runtime.server.lifecycle import run_server
 
         return run_server(config)
@@ -30,6 +30,19 @@ def serve(argv: list[str]) -> int:
         return 1
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _check_places(config: RuntimeConfig) -> None:
+    """Report a missing path before anything starts. Raises ModelError."""
+    find(config.model, config.revision)
+    if config.draft_model is not None:
+        try:
+            find(config.draft_model, None)
+        except ModelError as error:
+            raise ModelError(f"--draft-model={config.draft_model}: {error}") from error
+    for name, place in config.adapters.items():
+        if place.startswith(("/", ".", "~")) and not Path(place).expanduser().is_dir():
+            raise ModelError(f"--lora-modules {name}={place}: there is no such folder")
 
 
 def inspect(argv: list[str]) -> int:

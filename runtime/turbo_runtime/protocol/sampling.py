@@ -87,8 +87,10 @@ class ResponseFormat(Strict):
 
     @model_validator(mode="after")
     def _check_schema(self) -> ResponseFormat:
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise ValueError("'json_schema' belongs to type 'json_schema', which needs it")
+        if self.json_schema is None and self.type == "json_schema":
+            raise ValueError("'json_schema' is missing, which type 'json_schema' needs")
+        if self.json_schema is not None and self.type != "json_schema":
+            raise ValueError("'json_schema' belongs to type 'json_schema' alone: leave it out")
         return self
 
     @property

@@ -46,6 +46,15 @@ def test_serve_announces_nothing_where_there_is_no_model(
     assert capsys.readouterr().err == f"turbo serve: there is no file {gone}\n"
 
 
+@pytest.mark.parametrize("flag", ["--draft-model=/gone", "--lora-modules sql=/gone"])
+def test_serve_names_the_flag_of_a_path_that_is_not_there_before_anything_starts(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert serve([str(tmp_path), *flag.split()]) == 1
+    assert capsys.readouterr().err.startswith(f"turbo serve: {flag}: there is no ")
+
+
 @pytest.mark.parametrize("first", [False, True], ids=["a process", "the first process of a container"])
 def test_a_sigterm_before_the_server_is_there_ends_it_with_0(tmp_path: Path, first: bool) -> None:
     (tmp_path / "model").mkdir()
