@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import GenerationRequest, StepOutput, TokenEvent
@@ -123,26 +126,51 @@ def run(
     return answers
 
 
+def twin(engine: Engine) -> Engine:
+    """The same weights with a KV cache of its own, so that steps of the two can be taken in turn."""
+    other = copy(engine)
+    other.model = copy(engine.model)
+    other.model.pool = engine.model.allocate(engine.model.pool.blocks)
+    return other
+
+
+@contextmanager
+def timed_forward(engine: Engine) -> Iterator[list[float]]:
+    """The seconds of each forward pass, as it happens."""
+    seconds: list[float] = []
+    forward: Callable[..., Any] = engine.model.execute
+
+    def timed(*args: Any, **rest: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return forward(*args, **rest)
+        finally:
+            seconds.append(time.perf_counter() - began)
+
+    with patch.object(engine.model, "execute", timed):
+        yield seconds
+
+
 class WhileFull:
-    """Tokens and seconds of a run of requests that follow each other, from its beginning to when nobody waits
-    any more: as many as may run do all that while. All of a run in which none waits, or that answers one at a
-    time. Reads no clock.
+    """Tokens and seconds of a run of requests that follow each other, from its beginning to the step in which
+    the last of them has its first token: as many as may run do all that while. All of a run that has no more
+    than run together, or that answers one at a time. Reads no clock.
 
     By that end two runs of the same requests have read the same prompts, and tokens count as they come: those
     of whole answers alone would be of others in each run, where drafts change which end first.
     """
 
     def __init__(self, requests: int, at_a_time: int) -> None:
-        whole = at_a_time == 1 or requests <= at_a_time
-        self._left, self._at = requests if whole else requests - at_a_time, 0.0  # answers to end until then
+        self._counts_all = at_a_time == 1 or requests <= at_a_time
+        self._requests, self._begun, self._at = requests, set[str](), 0.0
         self.tokens, self.seconds = 0, 0.0
 
     def see(self, step: StepOutput, at: float) -> None:
         """What a step brought, which ended `at` seconds after the run's beginning."""
-        if self._left > 0:
+        if self._counts_all or len(self._begun) < self._requests:
             self.seconds += at - self._at
             self.tokens += sum(len(event.tokens) for event in step.events)
-            self._left -= sum(event.finish_reason is not None for event in step.events)
+            self._begun |= {event.request_id for event in step.events}
         self._at = at
 
 

@@ -1,6 +1,6 @@
 """Drafting begins soon in a process that was just started: how many steps in a row, at most, go without a
 drafted token in twelve of them, and how much sooner the tokens come. Each starts the engine, answers some
-prompts at a time to warm up, then others one after the other, with drafts and without in turn.
+prompts at a time to warm up, with drafts and without, then others one after the other, in turn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from engines import as_new, fresh, run, tokenizer
+from engines import Answer, as_new, fresh, run, tokenizer, twin
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -65,22 +65,28 @@ def _start(options: argparse.Namespace) -> dict[str, float]:
     config = RuntimeConfig(str(ensure()), dtype="float32", threads=options.threads, max_model_len=1024)
     engine, ready = start_engine(config, time.monotonic())
     limit = options.max_draft_tokens or config.max_draft_tokens
-    plain, engine.scheduler.max_draft_tokens = fresh(engine, max_draft_tokens=0), limit
+    plain, engine.scheduler.max_draft_tokens = fresh(twin(engine), max_draft_tokens=0), limit
     encode, _ = tokenizer(config)
     stop = frozenset(ready.eos_token_ids)
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, stop_token_ids=stop)
     texts = [row["prompt"] for row in prompts() if row["domain"] == DOMAIN][: WARM + ASKED]
     asked = [GenerationRequest(f"r{n}", tuple(encode(text)), params) for n, text in enumerate(texts)]
-    run(engine, asked[:WARM], WARM)
+    for server, method in ((engine, "auto"), (plain, "off")):
+        run(server, [as_new(one, one.request_id, draft_method=method) for one in asked[:WARM]], WARM)
     counted = _Counted(engine)
     seconds = {True: 0.0, False: 0.0}
+    answers = dict[bool, dict[str, Answer]]()
     for number, request in enumerate(asked[WARM:]):
         for drafting in (True, False) if number % 2 else (False, True):
             began = time.perf_counter()
             server, method = (engine, "auto") if drafting else (plain, "off")
             watch = counted.see if drafting else None
-            run(server, [as_new(request, request.request_id, draft_method=method)], 1, watch=watch)
+            answers[drafting] = run(
+                server, [as_new(request, request.request_id, draft_method=method)], 1, watch=watch
+            )
             seconds[drafting] += time.perf_counter() - began
+        if answers[True] != answers[False]:
+            sys.exit("the answer with drafts is another one than without")
     return {
         "speedup": seconds[False] / seconds[True],
         "without_a_draft": counted.longest,

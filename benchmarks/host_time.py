@@ -14,14 +14,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-from engines import as_new, fresh, run, tokenizer
+from engines import as_new, fresh, run, timed_forward, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -155,7 +153,7 @@ def _drafting(engine: Engine, grammars: Grammars, answers: dict[str, list[int]])
 def _measured(server: Engine, requests: Sequence[GenerationRequest]) -> tuple[float, dict[str, list[int]]]:
     """Median milliseconds of a step outside the forward pass while all decode, and the answers."""
     outside, ends = list[float](), [time.perf_counter()]
-    with _timed_forward(server) as inside:
+    with timed_forward(server) as inside:
 
         def watch(_: object) -> None:
             now = time.perf_counter()
@@ -168,23 +166,6 @@ def _measured(server: Engine, requests: Sequence[GenerationRequest]) -> tuple[fl
     assert not failed, failed[0]
     counted = outside[FIRST : FIRST + STEPS]
     return statistics.median(counted) * 1000, {name: answer.tokens for name, answer in answers.items()}
-
-
-@contextmanager
-def _timed_forward(server: Engine) -> Iterator[list[float]]:
-    """How long each forward took, as it happens."""
-    seconds: list[float] = []
-    forward: Callable[..., Any] = server.model.execute
-
-    def timed(*args: Any, **rest: Any) -> Any:
-        start_time = time.perf_counter()
-        try:
-            return forward(*args, **rest)
-        finally:
-            seconds.append(time.perf_counter() - start_time)
-
-    with patch.object(server.model, "execute", timed):
-        yield seconds
 
 
 if __name__ == "__main__":

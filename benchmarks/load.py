@@ -2,10 +2,9 @@
 the model's forward; and whether memory stays where it is over ten thousand requests.
 
 The first two are of the real model, whose steps take as long as they do; plain and with drafts in turn, from
-memories that were emptied. Tokens are counted until no request waits any more: the end of a run, when ever
-fewer requests run, belongs to the slowest one. The third is of
-a tiny model behind small caches that are full before memory is looked at: what still grows is kept for
-nothing.
+memories that were emptied. Tokens are counted until the last request has its first one: the end of a run,
+when ever fewer requests run, belongs to the slowest. The third is of a tiny model behind small caches that
+are full before memory is looked at: what still grows is kept for nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
-from engines import WhileFull, as_new, fresh, run, tokenizer
+from engines import WhileFull, as_new, fresh, run, timed_forward, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -131,6 +128,7 @@ def _speeds(
             share = statistics.median(each.outside for each in found)
             outside.append(share)
             speeds = [each.speed for each in found]
+            drafts = [each.tokens_per_draft for each in found if each.tokens_per_draft is not None]
             rows.append(
                 {
                     "at_a_time": at_a_time,
@@ -139,7 +137,7 @@ def _speeds(
                     "from": min(speeds),
                     "to": max(speeds),
                     "outside_share": share,
-                    "tokens_per_draft": found[-1].tokens_per_draft,
+                    "tokens_per_draft": statistics.median(drafts) if drafts else None,
                 }
             )
     figures["outside_share_max"] = round(max(outside), 3)
@@ -151,7 +149,7 @@ def _measured(
 ) -> Measured:
     server = fresh(engine)
     asked = [as_new(request, request.request_id, draft_method=drafting) for request in requests]
-    with _timed_forward(server) as inside:
+    with timed_forward(server) as inside:
         counted = WhileFull(len(asked), at_a_time)
         began = time.perf_counter()
         run(server, asked, at_a_time, watch=lambda step: counted.see(step, time.perf_counter() - began))
@@ -159,23 +157,6 @@ def _measured(
     stats = server.stats()
     per_draft = 1 + stats.accepted_tokens / stats.drafts if stats.drafts else None
     return Measured(counted.tokens, counted.seconds, 1 - sum(inside) / seconds, per_draft)
-
-
-@contextmanager
-def _timed_forward(engine: Engine) -> Iterator[list[float]]:
-    """How long each forward took, as it happens."""
-    seconds: list[float] = []
-    forward: Callable[..., Any] = engine.model.execute
-
-    def timed(*args: Any, **rest: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return forward(*args, **rest)
-        finally:
-            seconds.append(time.perf_counter() - began)
-
-    with patch.object(engine.model, "execute", timed):
-        yield seconds
 
 
 def _memory(count: int) -> dict[str, float]:

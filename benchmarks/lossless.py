@@ -10,13 +10,16 @@ is compared: tokens, log probabilities, how it ended.
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from engines import tokenizer
 from harness import Bar, arguments, finish
@@ -27,8 +30,10 @@ from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.process import quiet_libraries
 from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.messages import EngineStats, GenerationRequest
 
+MODELS, RUNNERS = ("tiny", "real"), ("cpu", "cuda")
 COSTLY = ("model", "eagle3")  # drafters with passes of their own; counted on the real model
 BARS = (
     Bar("requests", at_least=2000),
@@ -39,6 +44,12 @@ BARS = (
     *(Bar(f"{drafter}_{which}", at_least=500) for drafter in COSTLY for which in ("accepted", "rejected")),
     Bar("preemptions", at_least=100),
     Bar("prefix_cache_hits", at_least=1000),
+    *(
+        Bar(f"{model}_{runner}_{which}", at_least=least)
+        for model in MODELS
+        for runner in RUNNERS
+        for which, least in (("preemptions", 20), ("prefix_cache_hits", 1000))
+    ),
     Bar("logit_positions", at_least=200),
     Bar("logit_differences", at_most=0),
     Bar("stream_differences", at_most=0),
@@ -52,7 +63,6 @@ BARS = (
 )
 WAYS, REQUESTS = 45, 60
 QUICK_WAYS, QUICK_REQUESTS = 6, 8
-RUNNERS = ("cpu", "cuda")
 ADAPTER_SCALE = 2e-3  # of what random adapters add to each weight: texts differ, and are texts
 Rows = list[dict[str, Any]]
 
@@ -96,22 +106,17 @@ def main() -> int:
         "byte_differences": sum(row["differences"] for row in rows),
         "accepted_drafts": sum(row["accepted"] for row in rows),
         "rejected_drafts": sum(row["rejected"] for row in rows),
-        "preemptions": sum(row["preemptions"] for row in rows),
-        "prefix_cache_hits": sum(row["found_tokens"] for row in rows),
     }
+    for which in ("preemptions", "prefix_cache_hits"):
+        totals[which] = sum(row[which] for row in rows)
+        for model, runner in itertools.product(MODELS, RUNNERS):
+            own = [row for row in rows if (row["model"], row["runner"]) == (model, runner)]
+            totals[f"{model}_{runner}_{which}"] = sum(row[which] for row in own)
     for drafter in COSTLY:
         own = [row for row in rows if row["model"] == "real" and row["drafter"] == drafter]
         for which in ("accepted", "rejected"):
             totals[f"{drafter}_{which}"] = sum(row[which] for row in own)
-    sizes: tuple[str, ...] = (
-        "requests",
-        "adapter_requests",
-        "accepted_drafts",
-        "rejected_drafts",
-        "preemptions",
-        "prefix_cache_hits",
-    )
-    sizes += tuple(figure for figure in totals if figure.startswith(COSTLY))
+    sizes = totals.keys() - {"byte_differences"}
     bars = [bar for bar in BARS if not (options.quick and bar.figure in sizes)]
     return finish("lossless", {**totals, **figures}, rows, bars, options)
 
@@ -150,9 +155,13 @@ def _real(config: RuntimeConfig, rows: Rows, count: int, runner: str) -> tuple[i
 
     from turbo_dev.varlen_reference import varlen_attn_out
     from turbo_runtime.engine.startup.builder import start_engine
+    from turbo_runtime.models.cuda_runner import CudaModelRunner
 
     op = varlen_attn_out if runner == "cuda" else None
-    engine, ready = start_engine(config, time.monotonic(), op=op)
+    # Its pages have 256 tokens otherwise: no prompt would fill one, and no cache be small.
+    small_pages = partial(CudaModelRunner, page_size=BLOCK_SIZE)
+    with patch("turbo_runtime.engine.startup.sizing.CudaModelRunner", small_pages):
+        engine, ready = start_engine(config, time.monotonic(), op=op)
     say(f"   runner {runner}, {ready.dtype}, guarantee {ready.guarantee}, products: {ready.arithmetic}")
     encode, _ = tokenizer(config)
     requests = real.requests_of(encode, count, ready.eos_token_ids)
@@ -192,7 +201,7 @@ def _row(
         "accepted": stats.accepted_tokens,
         "rejected": stats.draft_tokens - stats.accepted_tokens,
         "preemptions": stats.preemptions,
-        "found_tokens": stats.prefix_cache_hits,
+        "prefix_cache_hits": stats.prefix_cache_hits,
     }
 
 

@@ -2,7 +2,7 @@
 prompts, all at temperature 1. The misleading ones are near-copies of a text, and JSON with random values, to
 be continued with other words and values: drafts are found, and most are wrong. And on mixed prompts,
 greedily. Where drafts shorten some answers, one request follows another as soon as it is answered, and tokens
-a second are those until none waits anymore: the end of such a run depends on its slowest request.
+a second are those until the last one has its first: the end of such a run depends on its slowest request.
 
 Pairs of runs in one process: the same requests without speculation and with it. The two take steps in turn,
 so that what else the machine does falls on both, and a run's time is that of its own steps. The drafters
@@ -23,11 +23,11 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engines import Encode, WhileFull, as_new, fresh, run, tokenizer
+from engines import Encode, WhileFull, as_new, fresh, run, tokenizer, twin
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -95,7 +95,7 @@ def main() -> int:
     engine, ready = start_engine(config, time.monotonic())
     encode, _ = tokenizer(config)
     noise = random.Random(0)
-    engines = dict(zip(DRAFTING, (engine, _twin(engine)), strict=True))
+    engines = dict(zip(DRAFTING, (engine, twin(engine)), strict=True))
     known = {drafting: _as_started(engine) for drafting in DRAFTING}
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {"pairs": options.pairs}
@@ -188,14 +188,6 @@ def _of_any_length(request: GenerationRequest, noise: random.Random) -> Generati
     usual = request.params.max_tokens
     length = noise.randint(usual // 2, 3 * usual // 2)
     return replace(request, params=replace(request.params, max_tokens=length))
-
-
-def _twin(engine: Engine) -> Engine:
-    """The same weights with a cache of its own, so that steps of the two can be taken in turn."""
-    twin = copy(engine)
-    twin.model = copy(engine.model)
-    twin.model.pool = engine.model.allocate(engine.model.pool.blocks)
-    return twin
 
 
 def _as_started(engine: Engine) -> GoodputController:

@@ -29,6 +29,8 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 
 _HEADS, _RANK = 4, 64
+# Of 100 to 1,600 steps, those with the smallest cross-entropy on the JSON answers that are held out. Of the
+# other domains too few answers are left to tell: any number is as good.
 _STEPS, _RATE = 400, 0.004
 _JUDGES = 4  # every so many-th answer says how sure the heads may be
 

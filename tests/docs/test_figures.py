@@ -228,7 +228,11 @@ def test_what_drafts_cost_at_worst_is_that_of_its_run() -> None:
     assert f"the medians lie between {min(medians):.2f} and {max(medians):.2f}" in text
     assert f"the tenth percentiles between {min(tenths):.3f} and {max(tenths):.3f}" in text
     assert f"cost at most {100 * (1 - min(medians)):.0f} % in the median" in text
+    worst = min(found("worst", "random", "writing", "misleading"))
+    assert f"The slowest of these 135 pairs was {worst:.3f} times as fast" in text
+    assert f"and {100 * (1 - worst):.1f} % in the worst pair" in text
     one, eight, many = found("median", "mixed")
+    assert f"The slowest of these pairs was {min(found('worst', 'mixed')):.3f} times as fast" in text
     assert f"Mixed prompts were {one:.2f}, {eight:.2f} and {many:.2f} times as fast" in text
     first = [run[f"first_token_{tokens}"] for tokens in (512, 2048)]
     assert f"`bitwise` took {first[0]:.2f} and {first[1]:.2f} times the time to the first token" in text
@@ -257,6 +261,8 @@ def test_how_soon_fresh_processes_draft_is_that_of_their_run() -> None:
 def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
     run, text = figures("load"), section("load")
     assert f"At most {100 * run['outside_share_max']:.1f} % of a step is outside" in text
+    speedups = [f"{run[f'speedup_{count}']:.2f}" for count in (1, 8, 32, 64)]
+    assert f"drafts give {', '.join(speedups[:3])} and {speedups[3]} times the tokens per second" in text
     assert f"Memory grew by {run['memory_growth_mib']:.1f} MiB over the last 7,000 of 10,000" in text
     assert run["memory_requests"] == 10_000
 
@@ -267,6 +273,8 @@ def test_what_load_costs_outside_the_model_is_that_of_its_run() -> None:
         ("outputs that differ", "{byte_differences} of {requests:,}"),
         ("outputs compared that an adapter gave", "{adapter_requests:,}"),
         ("draft tokens accepted / rejected in them", "{accepted_drafts:,} / {rejected_drafts:,}"),
+        ("of these, of SmolLM2's own first layers", "{model_accepted:,} / {model_rejected:,}"),
+        ("and of an EAGLE-3 layer of it", "{eagle3_accepted:,} / {eagle3_rejected:,}"),
         (
             "logit positions that differ between five ways to compute them",
             "{logit_differences} of {logit_positions}",
