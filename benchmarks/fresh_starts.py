@@ -13,7 +13,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from engines import Answer, as_new, fresh, run, tokenizer, twin
+from engines import Answer, as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -65,21 +65,23 @@ def _start(options: argparse.Namespace) -> dict[str, float]:
     config = RuntimeConfig(str(ensure()), dtype="float32", threads=options.threads, max_model_len=1024)
     engine, ready = start_engine(config, time.monotonic())
     limit = options.max_draft_tokens or config.max_draft_tokens
-    plain, engine.scheduler.max_draft_tokens = fresh(twin(engine), max_draft_tokens=0), limit
+    half = engine.scheduler.block_pool.num_blocks // 2  # of the KV cache for each
+    drafts = fresh(engine, blocks=half, max_draft_tokens=limit)
+    plain = fresh(engine, blocks=half, first_block=half, max_draft_tokens=0)
     encode, _ = tokenizer(config)
     stop = frozenset(ready.eos_token_ids)
     params = SamplingParams(temperature=0.0, max_tokens=TOKENS, stop_token_ids=stop)
     texts = [row["prompt"] for row in prompts() if row["domain"] == DOMAIN][: WARM + ASKED]
     asked = [GenerationRequest(f"r{n}", tuple(encode(text)), params) for n, text in enumerate(texts)]
-    for server, method in ((engine, "auto"), (plain, "off")):
+    for server, method in ((drafts, "auto"), (plain, "off")):
         run(server, [as_new(one, one.request_id, draft_method=method) for one in asked[:WARM]], WARM)
-    counted = _Counted(engine)
+    counted = _Counted(drafts)
     seconds = {True: 0.0, False: 0.0}
     answers = dict[bool, dict[str, Answer]]()
     for number, request in enumerate(asked[WARM:]):
         for drafting in (True, False) if number % 2 else (False, True):
             began = time.perf_counter()
-            server, method = (engine, "auto") if drafting else (plain, "off")
+            server, method = (drafts, "auto") if drafting else (plain, "off")
             watch = counted.see if drafting else None
             answers[drafting] = run(
                 server, [as_new(request, request.request_id, draft_method=method)], 1, watch=watch
