@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,14 +124,6 @@ def run(
         if watch:
             watch(step)
     return answers
-
-
-def twin(engine: Engine) -> Engine:
-    """The same weights with a KV cache of its own, so that steps of the two can be taken in turn."""
-    other = copy(engine)
-    other.model = copy(engine.model)
-    other.model.pool = engine.model.allocate(engine.model.pool.blocks)
-    return other
 
 
 @contextmanager

@@ -45,10 +45,10 @@ BARS = (
     Bar("preemptions", at_least=100),
     Bar("prefix_cache_hits", at_least=1000),
     *(
-        Bar(f"{model}_{runner}_{which}", at_least=least)
+        Bar(f"{model}_{runner}_{which}", at_least=minimum)
         for model in MODELS
         for runner in RUNNERS
-        for which, least in (("preemptions", 20), ("prefix_cache_hits", 1000))
+        for which, minimum in (("preemptions", 20), ("prefix_cache_hits", 1000))
     ),
     Bar("logit_positions", at_least=200),
     Bar("logit_differences", at_most=0),

@@ -23,11 +23,11 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engines import Encode, WhileFull, as_new, fresh, run, tokenizer, twin
+from engines import Encode, WhileFull, as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -95,7 +95,7 @@ def main() -> int:
     engine, ready = start_engine(config, time.monotonic())
     encode, _ = tokenizer(config)
     noise = random.Random(0)
-    engines = dict(zip(DRAFTING, (engine, twin(engine)), strict=True))
+    engines = dict(zip(DRAFTING, (engine, _twin(engine)), strict=True))
     known = {drafting: _as_started(engine) for drafting in DRAFTING}
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {"pairs": options.pairs}
@@ -188,6 +188,14 @@ def _of_any_length(request: GenerationRequest, noise: random.Random) -> Generati
     usual = request.params.max_tokens
     length = noise.randint(usual // 2, 3 * usual // 2)
     return replace(request, params=replace(request.params, max_tokens=length))
+
+
+def _twin(engine: Engine) -> Engine:
+    """The same weights with a KV cache of its own, so that steps of the two can be taken in turn."""
+    other = copy(engine)
+    other.model = copy(engine.model)
+    other.model.pool = engine.model.allocate(engine.model.pool.blocks)
+    return other
 
 
 def _as_started(engine: Engine) -> GoodputController:
