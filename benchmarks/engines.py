@@ -127,19 +127,19 @@ def run(
 
 
 @contextmanager
-def timed_forward(engine: Engine) -> Iterator[list[float]]:
-    """The seconds of each forward pass, as it happens."""
+def timed(owner: object, name: str) -> Iterator[list[float]]:
+    """The seconds of each call of the owner's method, as it happens."""
     seconds: list[float] = []
-    forward: Callable[..., Any] = engine.model.execute
+    method: Callable[..., Any] = getattr(owner, name)
 
-    def timed(*args: Any, **rest: Any) -> Any:
+    def measured(*args: Any, **rest: Any) -> Any:
         began = time.perf_counter()
         try:
-            return forward(*args, **rest)
+            return method(*args, **rest)
         finally:
             seconds.append(time.perf_counter() - began)
 
-    with patch.object(engine.model, "execute", timed):
+    with patch.object(owner, name, measured):
         yield seconds
 
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import as_new, fresh, run, timed_forward, tokenizer
+from engines import as_new, fresh, run, timed, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -152,14 +152,13 @@ def _drafting(engine: Engine, grammars: Grammars, answers: dict[str, list[int]])
 
 def _measured(server: Engine, requests: Sequence[GenerationRequest]) -> tuple[float, dict[str, list[int]]]:
     """Median milliseconds of a step outside the forward pass while all decode, and the answers."""
-    outside, ends = list[float](), [time.perf_counter()]
-    with timed_forward(server) as inside:
+    outside = list[float]()
+    with timed(server, "step") as steps, timed(server.model, "execute") as passes:
 
         def watch(_: object) -> None:
-            now = time.perf_counter()
-            if len(server.scheduler.running) == len(requests) and len(inside) == len(ends):
-                outside.append(now - ends[-1] - inside[-1])
-            ends.append(now)
+            if len(server.scheduler.running) == len(requests) and passes:
+                outside.append(steps[-1] - sum(passes))
+            passes.clear()
 
         answers = run(server, requests, len(requests), watch=watch)
     failed = [answer.error for answer in answers.values() if answer.error]

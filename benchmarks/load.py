@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import WhileFull, as_new, fresh, run, timed_forward, tokenizer
+from engines import WhileFull, as_new, fresh, run, timed, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -149,7 +149,7 @@ def _measured(
 ) -> Measured:
     server = fresh(engine)
     asked = [as_new(request, request.request_id, draft_method=drafting) for request in requests]
-    with timed_forward(server) as inside:
+    with timed(server.model, "execute") as inside:
         counted = WhileFull(len(asked), at_a_time)
         began = time.perf_counter()
         run(server, asked, at_a_time, watch=lambda step: counted.see(step, time.perf_counter() - began))

@@ -121,13 +121,15 @@ class Engine:
         self.scheduler.copies = not self.speculation.drafters.reads_streams  # copied positions have none
         plan = self.scheduler.schedule(self.speculation.demand.predict)
         self.model.copy_blocks(self.scheduler.take_copies())
-        ready = {work.sequence.request_id: work for work in plan}
-        ready = {name: work for name, work in ready.items() if self.samplers.ready(name)}
-        parts = [BatchEntry(work, self.samplers[name]) for name, work in ready.items()]
+        ready = [(name, work) for work in plan if self.samplers.ready(name := work.sequence.request_id)]
+        parts = [BatchEntry(work, self.samplers[name]) for name, work in ready]
         if parts:
             start_time = time.perf_counter()
-            now = time.monotonic()
-            self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
+            if self._arrived:
+                now = time.monotonic()
+                self._queued |= {
+                    name: now - self._arrived.pop(name) for name, _ in ready if name in self._arrived
+                }
             self.speculation.propose(parts)
             try:
                 layers = self.speculation.stream_layers(parts)
@@ -324,7 +326,10 @@ class Engine:
     def _tell_speedups(self) -> None:
         """Add to each event what this step, too, has shown: an answer may have had no other."""
         speedup_of = self.speculation.control.speedup_of
-        self._events = [TokenEvent(*event[:-1], speedup_of(event.request_id)) for event in self._events]
+        self._events = [
+            event if (speedup := speedup_of(event.request_id)) is None else TokenEvent(*event[:-1], speedup)
+            for event in self._events
+        ]
         self.speculation.forget_ended()
 
     def _count(self, part: BatchEntry, verdict: VerificationResult) -> None:
