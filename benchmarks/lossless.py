@@ -159,7 +159,10 @@ def _real(config: RuntimeConfig, rows: Rows, count: int, runner: str) -> tuple[i
 
     op = varlen_attn_out if runner == "cuda" else None
     # Its pages have 256 tokens otherwise: no prompt would fill one, and no cache be small.
-    small = {"CudaModelRunner": partial(CudaModelRunner, page_size=BLOCK_SIZE), "PAGE_SIZE": BLOCK_SIZE}
+    small: dict[str, Any] = {
+        "CudaModelRunner": partial(CudaModelRunner, page_size=BLOCK_SIZE),
+        "PAGE_SIZE": BLOCK_SIZE,
+    }
     with patch.multiple("turbo_runtime.engine.startup.sizing", **small):
         engine, ready = start_engine(config, time.monotonic(), op=op)
     say(f"   runner {runner}, {ready.dtype}, guarantee {ready.guarantee}, products: {ready.arithmetic}")
