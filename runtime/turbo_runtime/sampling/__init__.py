@@ -6,11 +6,11 @@ whatever was drafted, batched or computed again. A row's processors see the prom
 row, accepted drafts included; no drafts is the same code.
 
 Written rules, since what is not written falls another way one day:
-- Order: grammar, bad words and `min_tokens` forbid tokens; `logit_bias` is added; the repetition penalty
-  divides positive logits and multiplies others, of tokens of the prompt or the answer; the frequency penalty
-  is taken off for each time, the presence penalty once, of tokens of the answer (`processors.py`). Then
-  temperature, `min_p`, `top_k`, `top_p`, each on what the one before it left (`truncation.py`). This is
-  vLLM's order.
+- Order: bad words and `min_tokens` forbid tokens; `logit_bias` is added; the repetition penalty divides
+  positive logits and multiplies others, of tokens of the prompt or the answer; the frequency penalty is taken
+  off for each time, the presence penalty once, of tokens of the answer (`processors.py`). Then the mask of
+  the grammar, temperature, `min_p`, `top_k`, `top_p`, each on what the one before it left (`truncation.py`).
+  vLLM lays the mask on first, which gives the same: nothing brings back what is forbidden.
 - A temperature below `GREEDY_BELOW` is 0: y = argmax of the processed logits; `min_p`, `top_k` and `top_p`
   then change nothing.
 - Candidates are ranked by processed logit, equal ones by lower id first.

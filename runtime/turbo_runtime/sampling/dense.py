@@ -7,8 +7,6 @@ and its rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from turbo_runtime.models.transfer import download, upload
 from turbo_runtime.sampling.noise import Floats, Ints, Noise
-from turbo_runtime.sampling.rows import NOTHING, DrawnRows, Masks, RowKernels, Rule
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, RowKernels, Rule
 
 _BYTES_AT_ONCE = 1 << 26  # of float64, for some rows of the vocabulary; a few such tensors exist together
 
@@ -24,6 +22,7 @@ _BYTES_AT_ONCE = 1 << 26  # of float64, for some rows of the vocabulary; a few s
 @torch.inference_mode()
 def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     """`RowKernels.draw`."""
+    forbid(logits, rows)
     drawn = torch.full((len(logits),), NOTHING, device=logits.device)
     places, keys, table = rows.index(), rows.position_keys(), rows.table()
     sampled = table[:, 0] > 0.0
@@ -84,9 +83,11 @@ def _first_highest(values: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
-    """`RowKernels.forbid`, with few launches for many rows."""
-    index, packed = upload(np.array(rows, np.int64), logits.device), upload(masks, logits.device)
+def forbid(logits: Tensor, rows: DrawnRows) -> None:
+    """Lay the masks on the logits (rows, vocabulary), with few launches for many rows."""
+    if not rows.masks:
+        return
+    index, packed = (upload(each, logits.device) for each in rows.mask_table())
     size = rows_at_once(logits.shape[1])
     for part, some in zip(torch.split(index, size), torch.split(packed, size), strict=True):
         tokens = forbidden_tokens(some)[:, : logits.shape[1]]
@@ -104,4 +105,4 @@ def rows_at_once(vocabulary: int) -> int:
     return max(1, _BYTES_AT_ONCE // (8 * vocabulary))
 
 
-DENSE = RowKernels(draw, likeliest, forbid, rows_at_once, download)
+DENSE = RowKernels(draw, likeliest, rows_at_once, download)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
 
 from llvmlite import ir
 
@@ -24,6 +23,7 @@ from turbo_runtime.models.compiled.code import (
     compile_functions,
     declare,
     define,
+    prefetch,
 )
 from turbo_runtime.sampling.noise import BLOCK, GOLDEN, UNIFORM_BITS, signed
 from turbo_runtime.sampling.row_code import (
@@ -49,16 +49,9 @@ _TRIES, _HALVINGS = 32, 24
 _INFINITY = math.inf
 
 
-class DrawKernels(NamedTuple):
-    """Compiled."""
-
-    draw: Compiled
-    forbid: Compiled
-
-
 @cache
-def compile_draw() -> DrawKernels:
-    """Compile them for this processor."""
+def compile_draw() -> Compiled:
+    """Compile it for this processor."""
     module = ir.Module("draw")
     gumbel, tally = gumbel_of(module), tally_of(module)
     code = RowCode(define(module, "draw"))
@@ -66,12 +59,8 @@ def compile_draw() -> DrawKernels:
     with code.shares(code.its, code.its["rows"]) as number:
         _Search(code, number, gumbel, tally).draw()
     code.ret_void()
-    code = RowCode(define(module, "forbid"))
-    code.begin()
-    with code.shares(code.its, code.its["rows"]) as number:
-        _forbid(code, number)
-    code.ret_void()
-    return DrawKernels(*compile_functions(module, Arguments, *DrawKernels._fields))
+    (draw,) = compile_functions(module, Arguments, "draw")
+    return draw
 
 
 class _Search:
@@ -94,6 +83,9 @@ class _Search:
         """Store the token of the row."""
         code = self._code
         code.store(COUNT(NOTHING), self._token)
+        mask = code.read(code.its["mask_of"], COUNT, self._number)
+        with code.if_then(code.icmp_signed(">=", mask, COUNT(0))):
+            self._forbid(mask)
         self._top = self._find_peaks()
         some = code.and_(
             code.fcmp_ordered(">", self._top, FLOAT(-_INFINITY)),
@@ -106,6 +98,26 @@ class _Search:
             with code.if_then(code.fcmp_ordered(">", self._temperature, DOUBLE(0.0))):
                 self._draw_among_left()
         code.store(self._drawn, code.at(code.its["tokens"], self._number, COUNT))
+
+    def _forbid(self, number: ir.Value) -> None:
+        """Set the logits of tokens without a bit in this mask to -inf: just before the row is read anyway."""
+        code = self._code
+        mask = code.at(code.its["masks"], code.mul(number, code.its["mask_bytes"]), BYTE)
+        last = code.sub(code.its["mask_bytes"], COUNT(1))
+        vectors = code.udiv(code.add(code.vocabulary, COUNT(LANES - 1)), COUNT(LANES))
+        with code.loop(COUNT(0), vectors) as vector:
+            low = code.mul(vector, COUNT(2))
+            high = code.add(low, COUNT(1))
+            high = code.select(code.icmp_signed("<", high, last), high, last)
+            bytes_ = (code.zext(code.read(mask, BYTE, place), HALF_UNIT) for place in (low, high))
+            first_bits, more_bits = bytes_
+            bits = code.or_(first_bits, code.shl(more_bits, HALF_UNIT(8)))
+            kept = code.bitcast(bits, ir.VectorType(BIT, LANES))
+            first = code.mul(vector, COUNT(LANES))
+            place = code.at(self._logits, first, FLOAT)
+            prefetch(code, place, 1)
+            values = code.select(kept, code.values(self._logits, first), code.constant(-_INFINITY))
+            code.masked_store(values, place, code.inside(first))
 
     @property
     def _drawn(self) -> ir.Value:
@@ -121,6 +133,8 @@ class _Search:
         code.store(code.constant(-_INFINITY), code.at(code.peaks, last, code.floats))
         with code.loop(COUNT(0), code.num_blocks) as block:
             start = code.mul(block, COUNT(BLOCK))
+            for line in range(VECTORS):
+                prefetch(code, code.at(self._logits, code.add(start, COUNT(line * LANES)), FLOAT), 1)
             every = [code.values(self._logits, code.add(start, COUNT(n * LANES))) for n in range(VECTORS)]
             for values in every:
                 bits = code.bitcast(code.fcmp_unordered("uno", values, values), HALF_UNIT)
@@ -368,22 +382,3 @@ class _Search:
                         code.store(total, upper)
                         code.store(depth, high)
                 compare()
-
-
-def _forbid(code: RowCode, number: ir.Value) -> None:
-    """Set the logits of tokens without a bit in the row's mask to -inf."""
-    logits = code.logits(number)
-    mask = code.at(code.its["masks"], code.mul(number, code.its["mask_bytes"]), BYTE)
-    last = code.sub(code.its["mask_bytes"], COUNT(1))
-    vectors = code.udiv(code.add(code.vocabulary, COUNT(LANES - 1)), COUNT(LANES))
-    with code.loop(COUNT(0), vectors) as vector:
-        low = code.mul(vector, COUNT(2))
-        high = code.add(low, COUNT(1))
-        high = code.select(code.icmp_signed("<", high, last), high, last)
-        bytes_ = (code.zext(code.read(mask, BYTE, place), HALF_UNIT) for place in (low, high))
-        first_bits, more_bits = bytes_
-        bits = code.or_(first_bits, code.shl(more_bits, HALF_UNIT(8)))
-        kept = code.bitcast(bits, ir.VectorType(BIT, LANES))
-        first = code.mul(vector, COUNT(LANES))
-        values = code.select(kept, code.values(logits, first), code.constant(-_INFINITY))
-        code.masked_store(values, code.at(logits, first, FLOAT), code.inside(first))

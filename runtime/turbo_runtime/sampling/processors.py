@@ -1,4 +1,4 @@
-"""The changes to logits that requests ask for: masks, bias, penalties, in this order.
+"""The changes to logits that requests ask for: forbidden tokens, bias, penalties, in this order.
 
 Each request adds what its rows need to the `Edits` of a step, which change all rows in a few tensor
 operations.
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.models.transfer import upload
-from turbo_runtime.sampling.rows import RowKernels
 
 Ids = NDArray[np.int64]
 Counts = NDArray[np.float32]
@@ -29,15 +28,10 @@ class Edits:
 
     def __init__(self, vocabulary: int) -> None:
         self._vocabulary = vocabulary
-        self._masked: list[tuple[int, NDArray[np.uint8]]] = []  # of each a row first
-        self._forbidden: list[tuple[int, Ids]] = []
+        self._forbidden: list[tuple[int, Ids]] = []  # of each a row first
         self._biased: list[tuple[int, Ids, Counts]] = []
         # the last are repetition, frequency, presence
         self._penalized: list[tuple[int, Ids, Counts, tuple[float, float, float]]] = []
-
-    def allow(self, row: int, mask: NDArray[np.uint8]) -> None:
-        """Forbid all tokens of a row but those of `mask`, a bit each, the lowest bit first."""
-        self._masked.append((row, mask))
 
     def forbid(self, row: int, ids: Ids) -> None:
         """Forbid these tokens."""
@@ -51,12 +45,9 @@ class Edits:
         """Penalize these tokens, which the answer has so often."""
         self._penalized.append((row, ids, counts, penalties))
 
-    def apply(self, logits: Tensor, kernels: RowKernels) -> None:
+    def apply(self, logits: Tensor) -> None:
         """Change `logits` (rows, vocabulary) float32 in place."""
         flat, device = logits.view(-1), logits.device
-        if self._masked:
-            masked, masks = zip(*self._masked, strict=True)
-            kernels.forbid(logits, masked, np.stack(masks))
         if self._forbidden:
             places, _ = self._places(*zip(*self._forbidden, strict=True))
             flat.index_fill_(0, upload(places, device), -torch.inf)

@@ -22,11 +22,12 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         ("logits", ctypes.c_void_p),
-        ("tokens", ctypes.c_void_p),  # int64, the result; of masks: none
+        ("tokens", ctypes.c_void_p),  # int64, the result
         ("places", ctypes.c_void_p),  # int64, of the rows among the logits
         ("keys", ctypes.c_void_p),  # int64, of the positions' noise
         ("rules", ctypes.c_void_p),  # (rows, 4) float64: temperature, log of min_p, top_k, top_p
-        ("masks", ctypes.c_void_p),  # (rows, mask_bytes)
+        ("mask_of", ctypes.c_void_p),  # int64, which of the masks, or `NOTHING`
+        ("masks", ctypes.c_void_p),  # (any, mask_bytes)
         ("mask_bytes", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("vocabulary", ctypes.c_int64),

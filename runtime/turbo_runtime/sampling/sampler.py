@@ -13,12 +13,13 @@ from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams, TokenLogprob
 from turbo_runtime.models.transfer import Array, upload
+from turbo_runtime.sampling.dense import forbid
 from turbo_runtime.sampling.grammar.matcher import GrammarMatcher
 from turbo_runtime.sampling.logprobs import PromptLogprobs, read_scores, score
 from turbo_runtime.sampling.noise import Noise, position_key, signed
 from turbo_runtime.sampling.processors import Edits, Processors
 from turbo_runtime.sampling.rows import NOTHING, DrawnRows, RowKernels, rule_of
-from turbo_runtime.sampling.search import SEARCH, kernels_of
+from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import excess
 
 NOT_FINITE = "the model's logits are not finite: its weights or its precision are broken"
@@ -70,18 +71,19 @@ class Sampler:
 
     def excess(self, logits: Tensor, tokens: Sequence[int], token: int, off: float) -> float:
         """Return `truncation.excess` for `token` in the row after `tokens`; raises GrammarError."""
-        row, edits = logits.clone(), Edits(len(logits))
-        self.collect(edits, AnswerRows(self, tokens, (), 0))
-        edits.apply(row[None], kernels_of(row.device))
+        row, edits, drawn = logits.clone(), Edits(len(logits)), DrawnRows()
+        self.collect(edits, drawn, AnswerRows(self, tokens, (), 0))
+        edits.apply(row[None])
+        forbid(row[None], drawn)
         gumbel = None
         if self.rule.temperature > 0.0:
             ids = torch.arange(len(row), device=row.device)
             gumbel = self._noise.gumbel(position_key(self.key, len(tokens)), ids)
         return excess(row, token, self.rule, gumbel, off * self._processors.gain)
 
-    def collect(self, edits: Edits, rows: AnswerRows) -> int:
-        """Add the changes to its `rows`, and return how many of them, from the first on, may be drawn in this
-        step. Raises SpentError, GrammarError.
+    def collect(self, edits: Edits, drawn: DrawnRows, rows: AnswerRows) -> int:
+        """Add the changes to its `rows` and their masks, and return how many of them, from the first on, may
+        be drawn in this step. Raises SpentError, GrammarError.
         """
         self._read(rows.tokens)
         count = len(rows.drafts) + 1
@@ -89,7 +91,7 @@ class Sampler:
             masks = self._grammar.masks(rows.drafts)
             count = len(masks)
             for number, mask in enumerate(masks):
-                edits.allow(rows.first + number, mask)
+                drawn.keep(rows.first + number, mask)
         if not self._processors.idle:
             self._processors.collect(edits, rows.first, rows.drafts[: count - 1])
         return count
@@ -171,7 +173,7 @@ class SamplingMetadata:
         sampler, count = part.sampler, len(part.drafts) + 1
         if sampler.edits:
             try:
-                count = sampler.collect(self._edits, part)
+                count = sampler.collect(self._edits, self._rows, part)
             except Exception as error:  # of this request alone
                 self._failures[part.first] = error
                 return 0
@@ -186,7 +188,7 @@ class SamplingMetadata:
         scored, device = self._scored, logits.device
         index = upload(np.array(scored.rows, np.int64), device) if scored.rows else None
         unprocessed = None if index is None else logits.index_select(0, index)
-        self._edits.apply(logits, kernels)
+        self._edits.apply(logits)
         drawn = kernels.draw(logits, self._rows, noise)
         if index is None or unprocessed is None:
             return (drawn,)

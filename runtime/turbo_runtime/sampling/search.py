@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from turbo_runtime.models.compiled import threads
-from turbo_runtime.models.compiled.code import Compiled
 from turbo_runtime.models.transfer import Array, host_arrays
 from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.draw_kernel import UNSURE, compile_draw
@@ -27,7 +24,7 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     if not rows.rows:
         return tokens
     places, table, keys = rows.index(), rows.table(), rows.position_keys()
-    drawn = _draw(logits, places, table, keys)
+    drawn = _draw(logits, places, table, keys, rows.mask_table() if rows.masks else None)
     for number in np.flatnonzero(drawn == UNSURE).tolist():  # few
         kept = truncate(logits[rows.rows[number]], rows.rules[number])[None]
         plain = np.array([Rule(rows.rules[number].temperature)])
@@ -36,11 +33,25 @@ def draw(logits: Tensor, rows: DrawnRows, noise: Noise) -> Tensor:
     return tokens
 
 
-def _draw(logits: Tensor, places: Ints, table: Floats, keys: Ints) -> Ints:
-    """Draw rows (n,) at `places` of the logits, by a table (n, 4) of rules and keys (n,) of their noise."""
-    drawn = np.empty(len(places), np.int64)
-    its = Arguments(tokens=_address(drawn), rules=_address(table), keys=_address(keys))
-    _run(compile_draw().draw, its, logits, places)
+def _draw(
+    logits: Tensor, places: Ints, table: Floats, keys: Ints, masked: tuple[Ints, Masks] | None = None
+) -> Ints:
+    """Draw rows (n,) at `places` of the logits, by a table (n, 4) of rules, keys (n,) of their noise, and
+    `DrawnRows.mask_table`.
+    """
+    assert logits.is_contiguous()
+    assert logits.dtype == torch.float32
+    drawn, mask_of = np.empty(len(places), np.int64), np.full(len(logits), NOTHING)
+    its = Arguments(logits=logits.data_ptr(), rows=len(places), vocabulary=logits.shape[1])
+    if masked is not None:
+        numbers, masks = masked
+        assert 8 * masks.shape[1] >= logits.shape[1]  # the code reads a bit for each
+        mask_of[numbers] = np.arange(len(numbers))
+        its.masks, its.mask_bytes = _address(masks), masks.shape[1]
+    mask_of = mask_of[places]
+    its.tokens, its.places, its.mask_of = _address(drawn), _address(places), _address(mask_of)
+    its.rules, its.keys = _address(table), _address(keys)
+    threads.run(compile_draw(), its, its.rows, threads.count_for(its.rows * its.vocabulary))
     return drawn
 
 
@@ -51,26 +62,9 @@ def likeliest(rows: Tensor, count: int) -> Tensor:
     return torch.stack(ids) if all(len(each) == count for each in ids) else dense.likeliest(rows, count)
 
 
-def forbid(logits: Tensor, rows: Sequence[int], masks: Masks) -> None:
-    """`RowKernels.forbid`."""
-    masks = np.ascontiguousarray(masks)
-    assert 8 * masks.shape[1] >= logits.shape[1]  # the code reads a bit for each
-    its = Arguments(masks=_address(masks), mask_bytes=masks.shape[1])
-    _run(compile_draw().forbid, its, logits, np.array(rows, np.int64))
-
-
 def _address(array: Array) -> int:
     """Where an array begins; `array.ctypes` takes longer where a pass has left nothing in the caches."""
     return torch.from_numpy(array).data_ptr()
-
-
-def _run(compiled: Compiled, its: Arguments, logits: Tensor, places: Ints) -> None:
-    """Run it for the rows at `places`."""
-    assert logits.is_contiguous()
-    assert logits.dtype == torch.float32
-    its.logits, its.places = logits.data_ptr(), _address(places)
-    its.rows, its.vocabulary = len(places), logits.shape[1]
-    threads.run(compiled, its, its.rows, threads.count_for(its.rows * its.vocabulary))
 
 
 def rows_at_once(_vocabulary: int) -> int:
@@ -78,7 +72,7 @@ def rows_at_once(_vocabulary: int) -> int:
     return 8
 
 
-SEARCH = RowKernels(draw, likeliest, forbid, rows_at_once, host_arrays)
+SEARCH = RowKernels(draw, likeliest, rows_at_once, host_arrays)
 
 
 def kernels_of(device: torch.device) -> RowKernels:

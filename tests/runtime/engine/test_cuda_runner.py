@@ -39,7 +39,7 @@ from turbo_runtime.sampling import dense
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.logprobs import score
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.rows import DrawnRows, RowKernels, rule_of
+from turbo_runtime.sampling.rows import DrawnRows, RowKernels, Rule, rule_of
 from turbo_runtime.sampling.sampler import Sampler
 from turbo_runtime.sampling.search import SEARCH
 
@@ -333,7 +333,7 @@ NOISES = [Noise(size) for size in (64, 192, 200, 256, 1500)]
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
-    """Ties, forbidden tokens, rows without any and rows that are broken included."""
+    """Ties, forbidden and masked tokens, rows without any and rows that are broken included."""
     rows, noise = data.draw(st.integers(1, 6)), data.draw(st.sampled_from(NOISES))
     size = noise.vocabulary
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1 << 30)))
@@ -350,6 +350,9 @@ def test_all_ways_to_draw_give_the_same_tokens(data: st.DataObject) -> None:
         if data.draw(st.integers(0, 4)):
             key = data.draw(st.integers(-(1 << 63), (1 << 63) - 1))
             drawn.add(row, 1, rule_of(_params(data)), key, data.draw(st.integers(0, 1 << 20)))
+            if data.draw(st.booleans()):
+                kept = torch.rand(size, generator=generator) < data.draw(st.sampled_from([0.0, 0.02, 0.5]))
+                drawn.keep(row, np.packbits(kept.numpy(), bitorder="little"))
     found = [kernels.draw(logits.clone(), drawn, noise).tolist() for kernels in (SEARCH, DENSE)]
     assert found[0] == found[1]
 
@@ -375,14 +378,20 @@ def test_many_rows_are_masked_and_scored_together_with_the_same_bits(monkeypatch
             score(logits, tokens, 3, SEARCH), score(logits, tokens, 3, DENSE), strict=True
         ):
             assert torch.equal(alone, together)
-        rows = [*range(1, 38, 2)]
-        forbidden = torch.rand(len(rows), 270, generator=torch.Generator().manual_seed(2)) < 0.6
+        masked_rows, rows = [*range(1, 38, 2)], DrawnRows()
+        rows.add(0, 40, Rule())
+        forbidden = torch.rand(len(masked_rows), 270, generator=torch.Generator().manual_seed(2)) < 0.6
         masks = np.packbits(~forbidden.numpy(), axis=1, bitorder="little")
+        for row, mask in zip(masked_rows, masks, strict=True):
+            rows.keep(row, mask)
         masked = [logits.clone(), logits.clone()]
-        for kernels, values in zip((SEARCH, DENSE), masked, strict=True):
-            kernels.forbid(values, rows, masks)
+        found = [
+            kernels.draw(values, rows, Noise(270))
+            for kernels, values in zip((SEARCH, DENSE), masked, strict=True)
+        ]
+        assert torch.equal(*found)
         assert torch.equal(*masked)
-        assert masked[0][rows].isneginf().sum() == forbidden.sum()
+        assert masked[0][masked_rows].isneginf().sum() == forbidden.sum()
         assert masked[0].isneginf().sum() == forbidden.sum()
 
 

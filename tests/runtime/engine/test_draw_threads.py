@@ -29,8 +29,10 @@ def drawn(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The tokens of rows that are drawn each way, and what masks left of them, some of which are equal."""
     left = logits.clone()
     masks: Masks = np.random.default_rng(0).integers(0, 256, (5, VOCABULARY // 8), np.uint8)
-    SEARCH.forbid(left, range(0, ROWS, 2), masks[np.arange(ROWS // 2) % 5])
-    return SEARCH.draw(left, every_row(), Noise(VOCABULARY)), left
+    rows = every_row()
+    for row in range(0, ROWS, 2):
+        rows.keep(row, masks[row // 2 % 5])
+    return SEARCH.draw(left, rows, Noise(VOCABULARY)), left
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -18,7 +18,7 @@ from turbo_runtime.sampling import processors as module
 from turbo_runtime.sampling.dense import DENSE
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Edits, Processors
-from turbo_runtime.sampling.rows import DrawnRows, RowKernels, rule_of
+from turbo_runtime.sampling.rows import NOTHING, DrawnRows, RowKernels, Rule, rule_of
 from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import truncate
@@ -98,7 +98,7 @@ def edited(processors: Processors, row: torch.Tensor, drafts: Sequence[int] = ()
     """The row after what was read and `drafts`, changed."""
     edits, rows = Edits(VOCABULARY), row.repeat(len(drafts) + 1, 1)
     processors.collect(edits, 0, drafts)
-    edits.apply(rows, SEARCH)
+    edits.apply(rows)
     return rows[-1]
 
 
@@ -291,26 +291,29 @@ def test_an_answer_that_waits_for_its_first_row_holds_nothing_as_large_as_prompt
 def test_a_mask_keeps_its_tokens_and_forbids_others_whatever_their_logits(kernels: RowKernels) -> None:
     generator = torch.Generator().manual_seed(5)
     allowed = torch.rand(2, 1003, generator=generator) < 0.5
+    allowed[0, 1], allowed[1, :3] = True, torch.tensor([False, False, True])
     masks = np.packbits(allowed.numpy(), axis=1, bitorder="little")
     logits = torch.randn(3, 1003, generator=generator)
-    logits[1, :3] = torch.tensor([math.nan, math.inf, -math.inf])
-    allowed[1, :2] = False
-    masks[1, 0] &= 0b11111100
+    logits[1, 1] = math.inf  # which is kept: nothing can be drawn
+    logits[2, :3] = torch.tensor([math.nan, math.inf, -math.inf])
     expected = logits.clone()
     expected[1:].masked_fill_(~allowed, -math.inf)
-    edits = Edits(1003)
-    edits.allow(1, masks[0])
-    edits.allow(2, masks[1])
-    edits.apply(logits, kernels)
+    rows = DrawnRows()
+    rows.add(0, 3, Rule())
+    rows.keep(1, masks[0])
+    rows.keep(2, masks[1])
+    drawn = kernels.draw(logits, rows, Noise(1003))
     assert torch.equal(logits, expected)
+    assert drawn.tolist() == [int(expected[0].argmax()), NOTHING, int(expected[2].argmax())]
 
 
 @pytest.mark.parametrize("kernels", [SEARCH, DENSE], ids=["search", "dense"])
 def test_a_mask_of_fewer_tokens_than_a_row_has_is_refused(kernels: RowKernels) -> None:
-    edits = Edits(1003)
-    edits.allow(1, np.full(125, 255, np.uint8))
+    rows = DrawnRows()
+    rows.add(0, 3, Rule())
+    rows.keep(1, np.full(125, 255, np.uint8))
     with pytest.raises((AssertionError, RuntimeError)):
-        edits.apply(torch.zeros(3, 1003), kernels)
+        kernels.draw(torch.zeros(3, 1003), rows, Noise(1003))
 
 
 def test_logits_of_any_size_leave_the_noise_to_decide_in_all_ways_to_draw() -> None:

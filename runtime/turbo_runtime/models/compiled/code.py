@@ -82,9 +82,9 @@ def declare(module: ir.Module, name: str, result: ir.Type, *parameters: ir.Type)
 
 
 def prefetch(builder: ir.IRBuilder, place: ir.Value, rows: int) -> None:
-    """Prefetch into the L2 cache the line of weights that lies some way ahead of a place: on AMD's Zen 4
-    4 KiB, and only in code that reads many rows of inputs in the same loop; on all others, as measured on an
-    Intel Xeon, 8 KiB. The queue of reads into the L1 cache is shorter.
+    """Prefetch into the L2 cache the line that lies some way ahead of a place: on AMD's Zen 4 4 KiB, and only
+    in code that reads many `rows` of other inputs in the same loop; on all others, as measured on an Intel
+    Xeon, 8 KiB. The queue of reads into the L1 cache is shorter.
     """
     is_zen = binding.get_host_cpu_name() in _ZEN_4
     if is_zen and rows <= _FEW_ROWS:
