@@ -385,10 +385,7 @@ def test_many_rows_are_masked_and_scored_together_with_the_same_bits(monkeypatch
         for row, mask in zip(masked_rows, masks, strict=True):
             rows.keep(row, mask)
         masked = [logits.clone(), logits.clone()]
-        found = [
-            kernels.draw(values, rows, Noise(270))
-            for kernels, values in zip((SEARCH, DENSE), masked, strict=True)
-        ]
+        found = [way.draw(masked[n], rows, Noise(270)) for n, way in enumerate((SEARCH, DENSE))]
         assert torch.equal(*found)
         assert torch.equal(*masked)
         assert masked[0][masked_rows].isneginf().sum() == forbidden.sum()
