@@ -82,7 +82,7 @@ class DrawnRows:
         return np.array(self.rows, np.int64)
 
     def mask_table(self) -> tuple[Ints, Masks]:
-        """Return the rows (m,) that have a mask, one at least, and their masks (m, bytes)."""
+        """Return the rows (m,) that have a mask and their masks (m, bytes). Raises ValueError without any."""
         rows, masks = zip(*self.masks, strict=True)
         return np.array(rows, np.int64), np.stack(masks)
 
