@@ -214,14 +214,13 @@ class Engine:
         """
         while True:
             _lay_out(parts)
-            # while a device computes; on the host before the pass, which leaves nothing of it in the caches
-            metadata = None if self.model.asynchronous else self._prepare(parts)
             start_time = time.perf_counter()
             chunks = [part.chunk() for part in parts]
             forward = self.model.execute(chunks, layers)
             computed = time.perf_counter()
-            if metadata is None:
-                metadata = self._prepare(parts)
+            # while a device computes
+            metadata = SamplingMetadata([part.rows() for part in parts], self.model.vocabulary)
+            self.speculation.read_on(parts, overlapped=self.model.asynchronous)
             sampled = metadata.sample(forward.logits, self.noise, self._kernels)
             finite, *arrays = self._kernels.fetch(forward.finite, *sampled)
             self._forward_seconds += (
@@ -237,12 +236,6 @@ class Engine:
                 for number in broken:
                     read[number] = None
                 return forward, read
-
-    def _prepare(self, parts: list[BatchEntry]) -> SamplingMetadata:
-        """Do what needs no logits yet."""
-        metadata = SamplingMetadata([part.rows() for part in parts], self.model.vocabulary)
-        self.speculation.read_on(parts, overlapped=self.model.asynchronous)
-        return metadata
 
     def _finish_step(
         self, parts: list[BatchEntry], forward: Forward, sampled: list[SampledTokens | None]
