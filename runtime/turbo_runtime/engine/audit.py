@@ -2,8 +2,8 @@
 fault of drafting, of batching, of the cache or of the arithmetic; it is counted and logged.
 
 A replay decodes the answer token by token and alone, with a fresh sampler. It takes nothing from the prefix
-cache, so that errors there show too, and leaves nothing to the cache, the drafters or the goodput control. It
-returns its blocks as soon as requests might need them.
+cache, so that errors there show too, and leaves nothing to the cache, the drafters or the goodput control.
+Its blocks are those that no request uses, cached ones too, and go back as soon as requests might need them.
 
 The replay reads the answer as given. Under `bitwise` it must draw each token itself; up to the first
 mismatch this equals free decoding. Under `distribution` near-ties fall either way, so a token only must lie

@@ -119,16 +119,16 @@ class Engine:
             self._add(request, error)
         self.audit.yield_blocks()
         self.scheduler.copies = not self.speculation.drafters.reads_streams  # copied positions have none
-        plan = self.scheduler.schedule(self.speculation.demand.predict)
+        plan = self.scheduler.schedule(self.speculation.demand.predict, self.samplers.ready)
         self.model.copy_blocks(self.scheduler.take_copies())
-        ready = [(name, work) for work in plan if self.samplers.ready(name := work.sequence.request_id)]
-        parts = [BatchEntry(work, self.samplers[name]) for name, work in ready]
+        names = [work.sequence.request_id for work in plan]
+        parts = [BatchEntry(work, self.samplers[name]) for name, work in zip(names, plan, strict=True)]
         if parts:
             start_time = time.perf_counter()
             if self._arrived:
                 now = time.monotonic()
                 self._queued |= {
-                    name: now - self._arrived.pop(name) for name, _ in ready if name in self._arrived
+                    name: now - self._arrived.pop(name) for name in names if name in self._arrived
                 }
             self.speculation.propose(parts)
             try:
@@ -149,6 +149,11 @@ class Engine:
             self.samplers.wait(_COMPILE_WAIT_SECONDS)
         events, self._events = self._events, []
         return StepOutput(tuple(events), self.stats())
+
+    def close(self) -> None:
+        """End the other ranks, and what compiles grammars; no step follows."""
+        self.samplers.close()
+        self.model.followers.stop()
 
     def stats(self) -> EngineStats:
         """Return the state and the counters."""

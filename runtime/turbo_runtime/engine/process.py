@@ -89,7 +89,7 @@ def run_engine(
             freeze_heap()
             serve(engine, inbox, outbox, beat)
         finally:
-            engine.model.followers.stop()
+            engine.close()
     except ModelError as error:
         outbox.put(EngineFailed(str(error)))
     except Exception as error:  # the process reports why it ends

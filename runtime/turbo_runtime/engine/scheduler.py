@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import islice
 
+from turbo_runtime.engine.even_shares import share_evenly
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.kv_cache.block_pool import (
     PROMPT_TILE,
@@ -71,6 +72,11 @@ class Sequence:
     def missing(self) -> int:
         """Committed tokens still to compute; 1 while decoding."""
         return len(self.tokens) - self.computed
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether its prompt is still read for log probabilities, which are those of every position."""
+        return self.request.params.prompt_logprobs is not None and not self.generated
 
 
 @dataclass(slots=True)  # frozen, it would take twice as long to make, for each request in each step
@@ -163,22 +169,28 @@ class Scheduler:
         by_length = self.max_length - len(sequence.tokens)
         return min(by_length, sequence.request.params.max_tokens - sequence.generated)
 
-    def schedule(self, likely: Callable[[str], int] = lambda _: sys.maxsize) -> tuple[ScheduledTokens, ...]:
-        """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
-        `likely`: drafts that a request will probably use, for which prompts leave room.
+    def schedule(
+        self,
+        likely: Callable[[str], int] = lambda _: sys.maxsize,
+        is_ready: Callable[[str], bool] = lambda _: True,
+    ) -> tuple[ScheduledTokens, ...]:
+        """Reserve budget and blocks for the next step. Empty only when no request that `is_ready` is queued
+        or running. `likely`: drafts that one will probably use, for which prompts leave room.
         """
         step = _StepBudget(self.max_num_batched_tokens)
-        for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
-            if self._find_block(sequence):
+        ready = [sequence for sequence in self.running if is_ready(sequence.request_id)]
+        for sequence in ready:
+            if sequence.missing == 1 and self._find_block(sequence):
                 self._compute(sequence, 1, step)
         decoding = len(step.counts)
         wanted = {sequence: most for sequence in step.counts if (most := self._max_drafts(sequence)) > 0}
         promised = {s: min(limit, likely(s.request_id)) for s, limit in wanted.items()}
         promise = min(sum(promised.values()), step.tokens // 2)
         step.tokens -= promise
-        for sequence in [sequence for sequence in self.running if sequence.missing > 1]:
-            self._compute(sequence, _chunk(sequence, step), step)
-        self._admit(step)
+        for sequence in ready:
+            if sequence.missing > 1 and sequence.table:  # else it was preempted for an older one
+                self._compute(sequence, _chunk(sequence, step), step)
+        self._admit(step, is_ready)
         for sequence, count in islice(step.counts.items(), decoding, None):
             if count == sequence.missing and (most := self._max_drafts(sequence)) > 0:
                 wanted[sequence], promised[sequence] = most, 0
@@ -281,14 +293,14 @@ class Scheduler:
         if count:
             step.counts[sequence] = count
             step.tokens -= count
-            if sequence.request.params.prompt_logprobs is not None:
+            if sequence.is_scored:
                 step.prompt_logprobs -= count  # few at a time: nobody waits for its blocks
                 return
             if sequence.shared < len(sequence.keys):  # not while it decodes
                 end = self.block_pool.blocks_for(sequence.computed + count)
                 step.blocks.update(sequence.keys[sequence.shared : end])
 
-    def _admit(self, step: _StepBudget) -> None:
+    def _admit(self, step: _StepBudget, is_ready: Callable[[str], bool]) -> None:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
         next one, and one for each running sequence to grow into, which would else soon be preempted.
 
@@ -299,13 +311,11 @@ class Scheduler:
         answers to one, are computed once.
         """
         while step.tokens and len(self.running) < self.max_num_seqs:
-            sequence = self._first(step)
+            sequence = self._first(step, is_ready)
             if sequence is None:
                 return
             before_last = (len(sequence.tokens) - 1) // self.block_pool.block_size
-            keys = sequence.keys[:before_last]
-            if sequence.request.params.prompt_logprobs is not None:
-                keys = ()
+            keys = () if sequence.is_scored else sequence.keys[:before_last]
             cached = self.block_pool.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return
@@ -316,11 +326,11 @@ class Scheduler:
             self._start(sequence, cached)
             self._compute(sequence, _chunk(sequence, step), step)
 
-    def _first(self, step: _StepBudget) -> Sequence | None:
+    def _first(self, step: _StepBudget, is_ready: Callable[[str], bool]) -> Sequence | None:
         """The next sequence to start, of those that get something to do."""
 
         def may_start(sequence: Sequence) -> bool:
-            return sequence.request.params.prompt_logprobs is None or step.prompt_logprobs > 0
+            return is_ready(sequence.request_id) and (not sequence.is_scored or step.prompt_logprobs > 0)
 
         return next(filter(may_start, self._resuming), None) or self._queue.first(may_start)
 
@@ -339,14 +349,14 @@ class Scheduler:
         if sequence.cached is None:  # a resumption is no service and no query
             sequence.cached = sequence.computed
             self._queue.charge(sequence.request.tenant, sequence.prompt_length - sequence.cached)
-            if sequence.request.params.prompt_logprobs is None:
+            if not sequence.is_scored:
                 self.cache_queries += sequence.prompt_length
                 self.cache_hits += sequence.cached
 
     def _take_beginning(self, sequence: Sequence) -> None:
         """Copy the block that has enough of a starting sequence's next tokens, but never its last."""
         size, known = self.block_pool.block_size, sequence.shared
-        if not self.copies or sequence.request.params.prompt_logprobs is not None:
+        if not self.copies or sequence.is_scored:
             return
         before = sequence.keys[known - 1] if known else scope_key(sequence.request.scope)
         block, count = self.block_pool.find_beginning(before, sequence.request.prompt[known * size :])
@@ -367,8 +377,8 @@ class Scheduler:
         self, wanted: dict[Sequence, int], promised: dict[Sequence, int], budget: int
     ) -> dict[Sequence, int]:
         """Grant draft slots with blocks, without preemption: at most what each wants, its promise first."""
-        first = _share(promised, budget)
-        more = _share({s: wanted[s] - first[s] for s in wanted}, budget - sum(first.values()))
+        first = share_evenly(promised, budget)
+        more = share_evenly({s: wanted[s] - first[s] for s in wanted}, budget - sum(first.values()))
         limits: dict[Sequence, int] = {}
         for sequence in first:
             blocks = self.block_pool.num_available + len(sequence.table)
@@ -380,20 +390,10 @@ class Scheduler:
         return limits
 
 
-def _share(wants: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
-    """Share as evenly as possible, at most what each wants."""
-    shares: dict[Sequence, int] = {}
-    by_want = sorted(wants, key=wants.__getitem__)
-    for place, sequence in enumerate(by_want):
-        shares[sequence] = min(wants[sequence], budget // (len(by_want) - place))
-        budget -= shares[sequence]
-    return shares
-
-
 def _chunk(sequence: Sequence, step: _StepBudget) -> int:
     """Count missing tokens within the budget; a cut prompt ends with a tile, half of which costs as much."""
     count = min(sequence.missing, step.tokens)
-    if sequence.request.params.prompt_logprobs is not None:
+    if sequence.is_scored:
         count = min(count, max(0, step.prompt_logprobs))
     end = sequence.computed + count
     whole = end - end % PROMPT_TILE

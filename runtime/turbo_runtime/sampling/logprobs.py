@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.models.transfer import Array, download
+from turbo_runtime.models.transfer import Array
 from turbo_runtime.sampling.rows import RowKernels
 from turbo_runtime.sampling.search import SEARCH
 from turbo_runtime.sampling.truncation import sum_rows
@@ -48,14 +48,6 @@ def read_scores(columns: Sequence[Array], tokens: Sequence[int], first: int, top
         for row, chances in zip(ids, best, strict=True)
     ]
     return list(map(TokenLogprob, tokens, logprobs, ranks, likely))
-
-
-def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    """Return the log probability of each row's token and the `top` likeliest; `logits` (rows, vocabulary)."""
-    if not tokens:
-        return []
-    columns = score(logits, torch.tensor(tokens, device=logits.device), top)
-    return read_scores(download(*columns), tokens, 0, top)
 
 
 class PromptLogprobs:

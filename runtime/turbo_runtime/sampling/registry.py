@@ -76,6 +76,11 @@ class SamplerRegistry:
         futures = [compiling for _, compiling in self._compiling.values()]
         wait([*futures, *self._renewing.values()], seconds, FIRST_COMPLETED)
 
+    def close(self) -> None:
+        """Wait for no grammar any more."""
+        if self._grammars is not None:
+            self._grammars.close()
+
     def renew(self, request_id: str) -> None:
         """Compile the answer's spent grammar again for it alone; the answer waits."""
         grammar = self._samplers[request_id].params.grammar

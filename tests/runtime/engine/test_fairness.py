@@ -179,3 +179,35 @@ def test_prompts_read_for_log_probabilities_take_no_place_in_which_they_do_nothi
     scheduler.add(ask("other", "other"))
     begun = [work.sequence.request_id for work in scheduler.schedule()]
     assert begun == ["scored 0", "scored 1", "other"]
+
+
+def test_answers_whose_prompts_are_scored_leave_a_steps_scores_to_other_prompts() -> None:
+    """Found in review: each took one of 64 in every step, and a prompt behind 64 of them never began."""
+    scheduler = engine(running=MAX_PROMPT_LOGPROBS + 1, blocks=400)
+    scheduler.max_num_batched_tokens = 4 * MAX_PROMPT_LOGPROBS
+    scored = SamplingParams(max_tokens=100, prompt_logprobs=0)
+    for number in range(MAX_PROMPT_LOGPROBS):
+        scheduler.add(replace(ask(f"decodes {number}", "scores", prompt=1), params=scored))
+    for work in scheduler.schedule():
+        scheduler.update_from_output(work, [7])
+    late = scheduler.add(replace(ask("late", "other", prompt=40), params=scored))
+    counts = {work.sequence.request_id: work.count for work in scheduler.schedule()}
+    assert counts[late.request_id] == 40
+    assert len(counts) == MAX_PROMPT_LOGPROBS + 1
+
+
+def test_an_answer_that_waits_for_its_grammar_keeps_its_place_and_reserves_nothing_of_a_step() -> None:
+    """Found in review: the chunk of its prompt was reserved in each step and thrown away."""
+    scheduler = engine()
+    waits, other = scheduler.add(ask("waits", "a", prompt=100)), scheduler.add(ask("other", "b", prompt=100))
+    (work,) = scheduler.schedule()
+    scheduler.update_from_output(work, [])
+    table, computed = list(waits.table), waits.computed
+    for _ in range(2):
+        plan = scheduler.schedule(is_ready=lambda name: name != "waits")
+        assert [work.sequence for work in plan] == [other]
+        for work in plan:
+            scheduler.update_from_output(work, [7] if work.yields else [])
+    assert other.generated == 1, "its prompt had the whole of two steps"
+    assert (waits.table, waits.computed) == (table, computed)
+    assert waits in [work.sequence for work in scheduler.schedule()]

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbo_runtime.sampling.logprobs import PromptLogprobs, token_logprobs
+from turbo_runtime.messages import TokenLogprob
+from turbo_runtime.models.transfer import download
+from turbo_runtime.sampling.logprobs import PromptLogprobs, read_scores, score
+
+
+def token_logprobs(logits: torch.Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+    """Score a token for each row of `logits` (rows, vocabulary), on the host."""
+    if not tokens:
+        return []
+    return read_scores(download(*score(logits, torch.tensor(tokens), top)), tokens, 0, top)
+
 
 rows = st.lists(st.integers(-40, 40), min_size=1, max_size=40).map(lambda row: torch.tensor(row) / 8)
 
