@@ -23,12 +23,14 @@ SUMMARIES = {
     "chat": "talk to a server and see how fast it answers",
     "distill": "train a draft from a model's own answers to your prompts",
     "drafts": "list, show and compare drafts",
+    "events": "print what happened to a TurboDeployment and its pods",
     "explain": "print the plan of a TurboDeployment of a cluster",
     "fetch": "download models of the hub into its cache on disk",
     "inspect": "print a model's shape and digest as JSON",
     "operator": "run the Kubernetes operator",
     "plan": "print the plan for a TurboDeployment, without a cluster",
     "serve": "serve a model with lossless speculative decoding",
+    "top": "show what TurboDeployments do and cost now",
 }
 
 Command = Callable[[list[str]], int]

@@ -43,6 +43,7 @@ NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
 REPLICASET = Resource("ReplicaSet", "apps", "v1", "replicasets")
 STATEFULSET = Resource("StatefulSet", "apps", "v1", "statefulsets")
 QUOTA = Resource("ResourceQuota", "", "v1", "resourcequotas")
+LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 
 # The children of a TurboDeployment, by kind.

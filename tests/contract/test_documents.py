@@ -158,7 +158,7 @@ def test_what_is_no_document_is_told_in_a_sentence(text: str) -> None:
         ("draining", 0),
         ("max_num_seqs", "32"),
         ("step_times", 3),
-        ("step_times", [{}] * 17),
+        ("step_times", [{}] * 257),
     ],
 )
 def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str, value: object) -> None:

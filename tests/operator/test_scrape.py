@@ -15,10 +15,10 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from turbo_operator.api import GROUP
-from turbo_operator.controller import vllm_load
 from turbo_operator.controller.cache.pods import Root
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.scraper import NUM_CONNECTIONS, Scraper
+from turbo_operator.controller.load import vllm_load
+from turbo_operator.controller.load.scraper import NUM_CONNECTIONS, Scraper
 from turbo_operator.snapshot import LoadSample
 from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, Load, StepTime
 from turbo_runtime.contract.endpoints import LOAD_PATH, METRICS_PATH, PORT
@@ -151,6 +151,32 @@ def test_the_engines_of_one_server_count_together() -> None:
     assert (two.running_requests, two.waiting_requests) == (6, 4)
     assert (two.kv_cache_tokens, two.running_tokens) == (2 * one.kv_cache_tokens, 2 * one.running_tokens)
     assert two.kv_cache_usage == one.kv_cache_usage == 0.5
+
+
+def test_the_latencies_of_all_engines_are_in_one_histogram() -> None:
+    one = vllm_load.parse(VLLM_PAGE)
+    two = vllm_load.parse(VLLM_PAGE + VLLM_PAGE.replace('engine="0"', 'engine="1"'))
+    for name in ("time_to_first_token", "time_per_output_token"):
+        single, double = getattr(one, name), getattr(two, name)
+        assert sum(single.counts) == 1
+        assert double == replace(single, counts=tuple(2 * count for count in single.counts))
+        assert all(above < up_to for above, up_to in zip(single.above, single.up_to, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("buckets", "why"),
+    [
+        ('{le="0.1"} 3\nNAME{le="+Inf"} 2', "shrink"),
+        ('{le="NaN"} 3', "end at"),
+        ('{le="-1"} 3', "end at"),
+        ('{le="soon"} 3', "could not convert"),
+    ],
+)
+def test_a_histogram_that_cannot_be_is_no_load(buckets: str, why: str) -> None:
+    name = "vllm:time_to_first_token_seconds_bucket"
+    page = f'vllm:num_requests_running{{a="b"}} 1\n{name}{buckets.replace("NAME", name)}\n'
+    with pytest.raises(ValueError, match=why):
+        vllm_load.parse(page)
 
 
 @pytest.mark.parametrize("value", ["+Inf", "NaN", "-5", "1e300"])

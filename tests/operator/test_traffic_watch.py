@@ -15,7 +15,7 @@ from turbo_operator.activator.report import ADMIN_PORT
 from turbo_operator.api import GROUP
 from turbo_operator.controller.cache.pods import Root
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.traffic_watch import TrafficWatch
+from turbo_operator.controller.load.traffic_watch import TrafficWatch
 from turbo_runtime.contract.endpoints import PORT
 
 KEY = Key("team", "chat")

@@ -18,6 +18,7 @@ class ConditionType(StrEnum):
     DRAFT_PROMOTED = "DraftPromoted"  # only where a new draft is, or was, tried
     SPECULATION_EFFECTIVE = "SpeculationEffective"
     POOL_ACCEPTED = "PoolAccepted"  # only where there is, or may be, an InferencePool
+    TARGETS_MET = "TargetsMet"  # only where spec.targets has any
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
@@ -158,6 +159,19 @@ class PoolAcceptedReason(StrEnum):
     NO_GATEWAY = "NoGateway"  # none has said anything
     PENDING = "Pending"  # one has not reported yet, or the API server not answered whether it knows the kind
     NOT_ACCEPTED = "NotAccepted"  # one says what is wrong
+
+
+class TargetsMetReason(StrEnum):
+    """Of TargetsMet: whether requests keep spec.targets."""
+
+    MET = "Met"
+    FIRST_TOKEN_MISSED = "FirstTokenMissed"  # noqa: S105  no password
+    OUTPUT_TOKEN_MISSED = "OutputTokenMissed"  # noqa: S105
+    THROUGHPUT_MISSED = "ThroughputMissed"
+    NO_TRAFFIC = "NoTraffic"
+    INSUFFICIENT_SAMPLES = "InsufficientSamples"
+    INCONCLUSIVE = "Inconclusive"  # the target lies within a bucket of the histogram that the share is in
+    METRICS_MISSING = "MetricsMissing"
 
 
 class WithinBudgetReason(StrEnum):

@@ -35,6 +35,7 @@ _DEPLOYMENT_COLUMNS = (
     ("$/1M", ".status.plan.predicted.costPerMillionTokens", 0),
     ("Acceptance", ".status.observed.acceptanceLength", 1),
     ("$/h", ".status.observed.costPerHour", 1),
+    ("Targets", '.status.conditions[?(@.type=="TargetsMet")].reason', 1),
     ("Plan", ".status.plan.hash", 1),
     ("URL", ".status.url", 1),
 )

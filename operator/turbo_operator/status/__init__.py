@@ -23,6 +23,7 @@ from turbo_operator.status import fields
 from turbo_operator.status.conditions import Conditions, Outcome, in_force
 from turbo_operator.status.failures import failure
 from turbo_operator.status.rollout_state import RolloutState
+from turbo_operator.status.targets import TargetTracker, targets_met
 
 __all__ = ["Outcome", "RolloutState", "compute", "failure", "in_force", "invalid"]
 
@@ -35,10 +36,12 @@ def compute(
     refused: str | None = None,
     *,
     passes: bool = False,
+    tracker: TargetTracker = TargetTracker(),  # noqa: B008  frozen
 ) -> api.TurboDeploymentStatus:
     """Compute the whole status; `now` is in seconds since the epoch.
 
-    `refused` says in a sentence why a child of ours was not taken; whether that `passes` by itself.
+    `refused` says in a sentence why a child of ours was not taken; whether that `passes` by itself. `tracker`
+    has counted how long requests took.
     """
     plan_hash, verdict, rollout = outcome.plan_hash, outcome.verdict, outcome.rollout
     scale = in_force(td, outcome.scale, plan_hash)
@@ -50,6 +53,8 @@ def compute(
     states |= draft_conditions.states(
         td, observed, outcome.plan, rollout.target or plan_hash, verdict, outcome.step.condition, speedup
     )
+    if met := targets_met(td, observed, tracker, now):
+        states[api.ConditionType.TARGETS_MET] = met
     serving = [pod for pod in observed.pods if pod.is_serving]
     plan = fields.plan(td.status.plan, outcome.plan, plan_hash)
     selector = traffic_selector(td, observed.children)

@@ -22,7 +22,12 @@ from turbo_operator.status.conditions import NOT_FOLLOWED
 
 # Conditions whose every change is an Event, and others for which only a turn for the worse or back is one.
 STEPS = (ConditionType.READY, ConditionType.DRAFT_TRAINED, ConditionType.DRAFT_PROMOTED)
-ALARMS = (ConditionType.WITHIN_BUDGET, ConditionType.DRAFT_READY, ConditionType.POOL_ACCEPTED)
+ALARMS = (
+    ConditionType.WITHIN_BUDGET,
+    ConditionType.DRAFT_READY,
+    ConditionType.POOL_ACCEPTED,
+    ConditionType.TARGETS_MET,
+)
 # What is no failure although it is not there yet; one of these after another is no news.
 EXPECTED = frozenset[str](
     {

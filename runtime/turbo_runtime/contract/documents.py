@@ -16,7 +16,7 @@ MOST_DOMAINS = 6  # of a draft's worth, so that it fits a termination message
 _hints = functools.cache(get_type_hints)  # most of what reading a document would take
 # A count that no counter of 64 bits holds is nonsense, and a float of it an error.
 LARGEST = (1 << 63) - 1
-_MOST_ITEMS = 16  # of a list in a document
+_MOST_ITEMS = 256  # of a list in a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,21 @@ class StepTime:
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """How long the requests of a process took, since its start, in the buckets that have any. The lists have
+    an item for each of these.
+    """
+
+    above: tuple[float, ...] = ()  # seconds
+    up_to: tuple[float, ...] = ()
+    counts: tuple[int, ...] = ()  # requests
+
+    def __post_init__(self) -> None:
+        if not len(self.above) == len(self.up_to) == len(self.counts):
+            raise ValueError("the lists of a histogram differ in length")
+
+
+@dataclass(frozen=True, slots=True)
 class Load(JsonDocument):
     """The body of `/load`: a few numbers that autoscaler, planner and router read every few seconds."""
 
@@ -199,6 +214,8 @@ class Load(JsonDocument):
     load_seconds: float | None = None  # of the model at the start
     check_seconds: float | None = None  # of what the start measured then
     first_token_time: float | None = None  # epoch seconds of the first token of an answer
+    time_to_first_token: LatencyHistogram | None = None  # from a request's arrival
+    time_per_output_token: LatencyHistogram | None = None  # after the first, of complete answers
 
 
 @dataclass(frozen=True, slots=True)

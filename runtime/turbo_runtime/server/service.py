@@ -178,6 +178,8 @@ class Service:
             "load_seconds": round(model.info.load_seconds, 3),
             "check_seconds": round(model.info.check_seconds + model.info.measure_seconds, 3),
             "first_token_time": self.metrics.first_token_time,
+            "time_to_first_token": self.metrics.time_to_first_token.histogram(),
+            "time_per_output_token": self.metrics.time_per_output_token.histogram(),
             "captured": self.capture.outcomes["kept"] if self.capture else None,
         }
         return Load(**{name: getattr(stats, name) for name in _STATS} | own)

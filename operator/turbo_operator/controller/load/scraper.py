@@ -18,8 +18,8 @@ import aiohttp
 
 from turbo_operator import metrics
 from turbo_operator.api import EngineName, ScalingMode
-from turbo_operator.controller import vllm_load
 from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.load import vllm_load
 from turbo_operator.snapshot import PodView, ReportingPod
 from turbo_runtime.contract.documents import PROGRESS_PATH, JobProgress, Load
 from turbo_runtime.contract.endpoints import LOAD_PATH, METRICS_PATH, PORT

@@ -20,7 +20,7 @@ from turbo_operator.activator.report import ADMIN_PORT, LOAD_PATH, MAX_WAIT_SECO
 from turbo_operator.api import IDLE_AFTER, Duration
 from turbo_operator.autoscaler.idle import RECENT_SECONDS
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.scraper import get_text
+from turbo_operator.controller.load.scraper import get_text
 from turbo_operator.snapshot import PodView
 
 LOOK_SECONDS = 1.0  # for pods that come and go

@@ -7,12 +7,13 @@ that it has read those whose requests have ended.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from turbo_runtime.contract.documents import LARGEST, Load
+from turbo_runtime.contract.documents import LARGEST, LatencyHistogram, Load
 
 _RUNNING, _WAITING = "vllm:num_requests_running", "vllm:num_requests_waiting"
 _USAGE, _CACHE = "vllm:kv_cache_usage_perc", "vllm:cache_config_info"
@@ -23,6 +24,8 @@ _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 # Of requests that have ended: the time from their first to their last token, and their tokens.
 _DECODE_SECONDS = "vllm:request_decode_time_seconds_sum"
 _ENDED, _ENDED_TOKENS = "vllm:request_generation_tokens_count", "vllm:request_generation_tokens_sum"
+_TTFT = "vllm:time_to_first_token_seconds_bucket"
+_TPOT = "vllm:request_time_per_output_token_seconds_bucket"
 _COUNTS = (
     _RUNNING,
     _WAITING,
@@ -38,13 +41,14 @@ _COUNTS = (
     _ENDED_TOKENS,
 )
 _MAX_DIGITS = 9
-# Most of a page are histograms of times.
-_WANTED = tuple(f"{name}{{" for name in (*_COUNTS, _CACHE))
+# Most of a page are other histograms.
+_WANTED = tuple(f"{name}{{" for name in (*_COUNTS, _CACHE, _TTFT, _TPOT))
 
 
 def parse(page: str) -> Load:
     """Read a load; ValueError where the page is not of vLLM. Engines of one server count together."""
     totals: defaultdict[str, float] = defaultdict(float)
+    buckets: defaultdict[str, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     num_engines, capacity = 0, 0
     lines = (line for line in page.splitlines(keepends=True) if line.startswith(_WANTED))
     for family in text_string_to_metric_families("".join(lines)):
@@ -52,6 +56,8 @@ def parse(page: str) -> Load:
             if not 0.0 <= sample.value <= LARGEST:  # NaN neither: the pod's image is the user's choice
                 raise ValueError(f"{sample.name} cannot be {sample.value}")
             totals[sample.name] += sample.value
+            if "le" in sample.labels:
+                buckets[sample.name][float(sample.labels["le"])] += sample.value
             if sample.name == _CACHE:
                 num_engines, capacity = num_engines + 1, capacity + _cache_tokens(sample.labels)
     if _RUNNING not in totals:
@@ -75,7 +81,24 @@ def parse(page: str) -> Load:
         prompt_tokens=prompt_tokens,
         decode_seconds=totals[_DECODE_SECONDS],
         decode_tokens=max(0, int(totals[_ENDED_TOKENS] - totals[_ENDED])),
+        time_to_first_token=_histogram(buckets.get(_TTFT)),
+        time_per_output_token=_histogram(buckets.get(_TPOT)),
     )
+
+
+def _histogram(cumulative: Mapping[float, float] | None) -> LatencyHistogram | None:
+    """Read the counts up to each bound; None where there are none, ValueError where they cannot be."""
+    if cumulative is None:
+        return None
+    bounds = sorted(cumulative)
+    if not bounds[0] >= 0.0:  # NaN neither
+        raise ValueError(f"a bucket cannot end at {bounds[0]}")
+    edges = itertools.pairwise([(0.0, 0.0), *((bound, cumulative[bound]) for bound in bounds)])
+    buckets = [(low, high, int(count - before)) for (low, before), (high, count) in edges if count != before]
+    if any(count < 0 for *_, count in buckets):
+        raise ValueError("the buckets of a histogram cannot shrink")
+    above, up_to, counts = zip(*buckets, strict=True) if buckets else ((), (), ())
+    return LatencyHistogram(above, up_to, counts)
 
 
 def _cache_tokens(labels: Mapping[str, str]) -> int:

@@ -1,0 +1,1 @@
+"""Reads what pods report of their load: of both engines, and of routers."""
