@@ -38,7 +38,11 @@ def images() -> list[str]:
 
 
 def build(target: str, image: str, contexts: dict[str, Path], file: Path = DOCKERFILE) -> None:
-    """Build one target of a Dockerfile as `image`; what the layers' cache has is not built again."""
+    """Build one target of a Dockerfile as `image`; what the layers' cache has is not built again.
+
+    The caller holds the lock of builds.
+    """
+    _remove_containers()
     _ensure_base()
     options = ["--layers", "--isolation=chroot", "--network=host", "--pull-never", f"--target={target}"]
     options.append(f"--file={file}")
@@ -75,6 +79,11 @@ def push(image: str, destination: str, *options: str) -> None:
 def forget(image: str) -> None:
     """Remove a name, and the layers that no other image has."""
     _buildah("rmi", image)
+
+
+def _remove_containers() -> None:
+    """Remove the working containers of builds that were killed: one of the runtime takes 7 GB."""
+    _buildah("rm", "--all")
 
 
 def _ensure_base() -> None:

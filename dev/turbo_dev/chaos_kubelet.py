@@ -1,7 +1,8 @@
-"""A kubelet on whose nodes pods fail, hang, flap and are put out, the same ones every time for one seed.
+"""A kubelet on whose nodes pods fail, hang, flap and are put out.
 
-What becomes of a pod depends on the seed, its TurboDeployment, its plan and how many pods of that plan there
-were before. Mishaps of a plan that works are few, so that in the end it serves.
+Whether the pods of a plan work, and which of them have a mishap, depends on a seed, the TurboDeployment, the
+plan and how many of its pods there were before. The mishap is the rarest so far, so that a short run meets
+each of them. A plan that works has few, so that in the end it serves.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BEAT_SECONDS = 10.0
 _NUM_WORKERS = 8
 _MAX_MISHAPS = 2  # of the pods of one plan that works
 _PLANS = {"works": 68, "slow": 8, "crashes": 10, "image": 7, "hangs": 7}  # and their weights
-_MISHAPS = ("flap", "evict", "delete", "crash-once")
+MISHAPS = ("unready", "evict", "delete", "crash-once")  # of pods that become ready
 
 
 class ChaosKubelet(threading.Thread):
@@ -92,7 +93,7 @@ class ChaosKubelet(threading.Thread):
         if not inspects and "nodeName" not in pod["spec"]:
             return []  # nothing happens to it before a node has it
         if uid not in self._due:
-            fate = [(0.0, "inspect")] if inspects else self._fate(pod)
+            fate = [(0.0, "inspect")] if inspects else self.fate(pod)
             self._due[uid] = [(now + seconds, what) for seconds, what in fate]
         steps = self._due[uid]
         if "deletionTimestamp" in pod["metadata"] and not any(what == "end" for _, what in steps):
@@ -103,7 +104,7 @@ class ChaosKubelet(threading.Thread):
         steps.remove(due)
         return [due[1]]
 
-    def _fate(self, pod: Body) -> list[Step]:
+    def fate(self, pod: Body) -> list[Step]:
         """What is to happen to a pod that has come to a node."""
         plan = self._plan_of(pod)
         kind = self.kind_of(plan)
@@ -121,11 +122,12 @@ class ChaosKubelet(threading.Thread):
         if self._num_mishaps[plan] >= _MAX_MISHAPS or dice.random() > 0.3:
             return steps
         self._num_mishaps[plan] += 1
-        mishap, then = dice.choice(_MISHAPS), ready + dice.uniform(0.2, 3.0)
-        if mishap == "flap":
+        then = ready + dice.uniform(0.2, 3.0)
+        mishap = min(dice.sample(MISHAPS, len(MISHAPS)), key=self.done.__getitem__)
+        if mishap == "unready":
             return [*steps, (then, "unready"), (then + dice.uniform(0.3, 2.0), "ready")]
         if mishap == "crash-once":
-            return [(start, "run"), (start + 0.3, "crash"), (then + 1.0, "ready")]
+            return [(start, "run"), (start + 0.3, "crash-once"), (then + 1.0, "ready")]
         return [*steps, (then, mishap)]
 
     def kind_of(self, plan: str) -> str:
@@ -144,12 +146,14 @@ class ChaosKubelet(threading.Thread):
 
     def _take(self, pod: Body, what: str) -> None:
         now = time.time()
+        crash = pod_reports.waiting(pod, now, "CrashLoopBackOff", "back-off 10s restarting server")
         reports = {
             "inspect": pod_reports.inspected(pod, now),
             "run": pod_reports.running(pod, now, ready=False),
             "ready": pod_reports.running(pod, now),
             "unready": pod_reports.running(pod, now, ready=False),
-            "crash": pod_reports.waiting(pod, now, "CrashLoopBackOff", "back-off 10s restarting server"),
+            "crash": crash,
+            "crash-once": crash,
             "image": pod_reports.waiting(pod, now, "ImagePullBackOff", "no such image"),
             "evict": pod_reports.evicted(pod, now),
         }

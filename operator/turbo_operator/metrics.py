@@ -20,6 +20,7 @@ EVENTS_DROPPED = Counter(
     "Events that were not written, since there were too many of an object or at once.",
     ["type"],
 )
+LEADER = Gauge("turbo_operator_leader", "1 while this operator holds the Lease and writes, else 0.")
 QUEUE_DEPTH = Gauge("turbo_operator_queue_depth", "TurboDeployments that wait for a free worker.")
 DEPLOYMENTS = Gauge("turbo_operator_deployments", "TurboDeployments known to the operator.")
 SCRAPES = Counter("turbo_operator_scrapes", "Reads of a pod's load or progress: ok or failed.", ["result"])

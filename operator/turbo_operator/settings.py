@@ -75,6 +75,8 @@ class Settings:
     billing_unit: str = _setting(_one_of("Accelerator", "Node"), "Accelerator")
     # Where the operator runs; without one, the namespace of the kubeconfig's context.
     operator_namespace: str | None = _setting(_text, None)
+    # The Lease there that this operator's replicas share; without one it writes at once.
+    lease_name: str | None = _setting(_text, None)
     resync_seconds: float = _setting(_seconds, 600.0)  # every object is looked at again at least this often
     scrape_seconds: float = _setting(_seconds, 15.0)  # between two reads of a pod's load
     scrape_timeout_seconds: float = _setting(_seconds, 2.0)

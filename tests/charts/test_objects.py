@@ -145,6 +145,42 @@ def test_each_child_may_be_deleted_but_the_service_which_every_object_has(render
         assert ("delete" in verbs[name]) == (child.kind != "Service"), name
 
 
+def test_two_operators_are_apart_and_a_drained_node_takes_one_at_a_time(render: Render) -> None:
+    objects = {
+        item["kind"]: item for item in render() if item["kind"] in ("Deployment", "PodDisruptionBudget")
+    }
+    deployment, budget = objects["Deployment"]["spec"], objects["PodDisruptionBudget"]["spec"]
+    assert deployment["replicas"] == 2
+    assert deployment["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    apart = deployment["template"]["spec"]["affinity"]["podAntiAffinity"]
+    (term,) = apart["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["labelSelector"] == deployment["selector"] == budget["selector"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"  # two that crash do not block a drain
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_one_operator_or_none_has_no_budget_that_keeps_a_node_from_being_drained(
+    render: Render, replicas: int
+) -> None:
+    objects = render(f"--set=replicas={replicas}")
+    assert "PodDisruptionBudget" not in {item["kind"] for item in objects}
+    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    assert deployment["spec"]["replicas"] == replicas
+
+
+def test_the_operator_may_write_its_own_lease_and_no_other_ones(render: Render) -> None:
+    objects = render("--set=fullnameOverride=mine")
+    (role,) = (item for item in objects if (item["kind"], item["metadata"]["name"]) == ("Role", "mine-lease"))
+    create, rest = role["rules"]
+    assert create["verbs"] == ["create"]
+    assert (rest["verbs"], rest["resourceNames"]) == (["list", "update"], ["mine"])
+    (container,) = next(item for item in objects if item["kind"] == "Deployment")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert {"name": "TURBO_LEASE_NAME", "value": "mine"} in container["env"]
+
+
 def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:
     for item in render():
         for rule in item.get("rules", []):
@@ -171,7 +207,12 @@ def test_long_release_names_stay_within_bounds(render: Render) -> None:
 
 def test_the_operator_may_remember_what_it_has_shipped_in_its_own_namespace_alone(render: Render) -> None:
     objects = render("--set=watchNamespaces={a,b}")
-    (role,) = (item for item in objects if item["kind"] == "Role")
+
+    def shipped(kind: str) -> list[dict[str, Any]]:
+        name = "turbo-shipped"
+        return [item for item in objects if item["kind"] == kind and item["metadata"]["name"] == name]
+
+    (role,) = shipped("Role")
     (deployment,) = (item for item in objects if item["kind"] == "Deployment")
     (account,) = (item for item in objects if item["kind"] == "ServiceAccount")
     assert role["rules"] == [
@@ -183,13 +224,12 @@ def test_the_operator_may_remember_what_it_has_shipped_in_its_own_namespace_alon
         }
     ]
     assert role["metadata"]["namespace"] == deployment["metadata"]["namespace"]
-    (binding,) = (
-        item for item in objects if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "Role"
-    )
+    (binding,) = shipped("RoleBinding")
     assert binding["metadata"]["namespace"] == role["metadata"]["namespace"]
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert binding["subjects"][0]["name"] == account["metadata"]["name"]
-    assert "Role" not in {item["kind"] for item in render("--set=accelerators.apply=false")}
+    objects = render("--set=accelerators.apply=false")
+    assert not shipped("Role")
 
 
 def test_the_operators_container_can_write_nothing_and_gain_nothing(render: Render) -> None:

@@ -55,7 +55,9 @@ def test_lint_finds_nothing(helm: Callable[..., str], chart: str) -> None:
 
 
 WRONG_VALUES = {
-    "unknown": ("--set=replicas=2", "replicas"),
+    "unknown": ("--set=replicaCount=2", "replicaCount"),
+    "replicas-as-word": ("--set-string=replicas=two", "replicas"),
+    "replicas-below-none": ("--set=replicas=-1", "replicas"),
     "misspelt": ("--set=crds.instal=false", "instal"),
     "word-for-flag": ("--set-string=crds.keep=maybe", "boolean"),
     "digest": ("--set=image.runtime.digest=latest", "digest"),
@@ -96,6 +98,7 @@ def test_operator_understands_the_default_settings(render: Render) -> None:
     assert told.namespaces == ()
     assert told.apply_catalog is True
     assert told.billing_unit == "Accelerator"
+    assert told.lease_name == "turbo"
 
 
 def test_operator_understands_changed_settings(render: Render) -> None:
@@ -179,7 +182,8 @@ def test_names_and_selectors_of_an_installed_release_stay(render: Render) -> Non
         ("Service", "-metrics"),
         *(("ClusterRole", suffix) for suffix in ("", "-accelerators", "-view", "-edit")),
         *(("ClusterRoleBinding", suffix) for suffix in ("", "-accelerators")),
-        *((kind, "-shipped") for kind in ("Role", "RoleBinding")),
+        ("PodDisruptionBudget", ""),
+        *((kind, suffix) for suffix in ("-shipped", "-lease") for kind in ("Role", "RoleBinding")),
     }
     selector = {"app.kubernetes.io/name": "turbo-operator", "app.kubernetes.io/instance": "turbo"}
     assert one(objects, "Deployment")["spec"]["selector"] == {"matchLabels": selector}
@@ -190,9 +194,9 @@ def test_names_and_selectors_of_an_installed_release_stay(render: Render) -> Non
 
 def test_reused_values_of_a_chart_without_the_new_ones_render_the_same(render: Render, chart: str) -> None:
     values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
-    begin = ("extra", "pod", "serviceAccount", "affinity", "topology", "nameOverride", "fullnameOverride")
+    begin = ("extra", "pod", "serviceAccount", "affinity", "topology", "name", "full", "replicas")
     absent = [f"--set={name}=null" for name in values if name.startswith(begin)]
-    assert len(absent) == 12
+    assert len(absent) == 13
     assert render(*absent) == render()
 
 
@@ -209,7 +213,7 @@ PLACED = {
 
 @pytest.mark.parametrize("name", PLACED)
 def test_the_operators_pod_is_placed_as_the_value_says(render: Render, name: str) -> None:
-    assert name not in operator_pod(render())["spec"]
+    assert name == "affinity" or name not in operator_pod(render())["spec"]
     placed = operator_pod(render(f"--set-json={name}={json.dumps(PLACED[name])}"))
     assert placed["spec"][name] == PLACED[name]
 
@@ -274,7 +278,7 @@ def test_roles_are_bound_to_the_named_account(render: Render, create: str) -> No
         f"--set=serviceAccount.create={create}",
     )
     subjects = [subject["name"] for item in objects for subject in item.get("subjects", [])]
-    assert subjects == ["account"] * 3
+    assert subjects == ["account"] * 4
     assert operator_pod(objects)["spec"]["serviceAccountName"] == "account"
     made = [item["metadata"] for item in objects if item["kind"] == "ServiceAccount"]
     accounts = [(each["name"], each["annotations"]) for each in made]

@@ -6,7 +6,8 @@ stand there.
 
 A write is needless, and none is allowed, when
 - the API server's answer bears a resource version that the object had before: nothing changed, or
-- it is refused or fails (but for the one request whose client was killed in the middle of it: 504), or
+- it is refused or fails (but for the one request, and the one event, whose client was killed in the middle of
+  it: 504), or
 - a child is written once more than in the undisturbed life: the same work was done twice.
 Status writes are not counted, since how many intermediate states are seen depends on time; that none of them
 changes nothing is covered by the first rule.
@@ -62,7 +63,10 @@ class Life:
         self.namespace = cluster.namespace(namespace)
         self.operator = cluster.start(self.namespace, kill_at)
         self.deaths: list[int] = []
-        self.killed_within = kill_at is not None and kill_at.split(":")[2].isdigit()
+        # The kill cuts off one request at most, and one event: a task of its own sends them.
+        self.cut_off: set[str] = {"event"} if kill_at is not None else set()
+        if kill_at is not None and kill_at.split(":")[2].isdigit():
+            self.cut_off.add("request")
 
     def until(self, holds: Any, what: str) -> None:
         def holds_or_restart() -> Any:
@@ -140,8 +144,7 @@ class Life:
         """What the audit log shows of writes that changed nothing or failed."""
         seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         found = []
-        # the kill cuts off one request at most, and one event, which is sent at the same time
-        cut_off = {"request", "event"} if self.killed_within else set[str]()
+        cut_off = set(self.cut_off)
         for event in self.cluster.all_writes(self.namespace):
             where, code = event["objectRef"], event["responseStatus"]["code"]
             name = "/".join(where.get(part, "") for part in ("resource", "name", "subresource"))

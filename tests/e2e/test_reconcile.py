@@ -185,7 +185,8 @@ def test_a_price_that_a_user_sets_survives_a_restart_and_replans(cluster: Any) -
     assert "TurboAccelerator written" in operator.log.read_text()
     size = operator.log.stat().st_size
     cluster.start(namespace, TURBO_APPLY_CATALOG="true")
-    cluster.until(lambda: "watching" in operator.log.read_bytes()[size:].decode(), "the operator is back")
+    done = "the shipped accelerators are known"
+    cluster.until(lambda: done in operator.log.read_bytes()[size:].decode(), "the operator is back")
     assert "TurboAccelerator written" not in operator.log.read_bytes()[size:].decode()
     assert cluster.api.get(resources.TURBOACCELERATOR, "", "cpu")["spec"]["pricing"][
         "perAcceleratorHour"

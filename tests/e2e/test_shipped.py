@@ -49,10 +49,11 @@ def namespace(cluster: Any, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def start_and_stop(cluster: Any, namespace: str) -> str:
-    """What the operator logs from its start until it has listed everything."""
+    """What the operator logs from its start until it has written what it ships."""
     operator = cluster.start(namespace, TURBO_APPLY_CATALOG="true", TURBO_OPERATOR_NAMESPACE=SYSTEM)
     size = operator.log.stat().st_size
-    cluster.until(lambda: "watching" in operator.log.read_bytes()[size:].decode(), "the operator has listed")
+    done = "the shipped accelerators are known"
+    cluster.until(lambda: done in operator.log.read_bytes()[size:].decode(), "the accelerators are written")
     operator.stop()
     text: str = operator.log.read_bytes()[size:].decode()
     return text

@@ -7,12 +7,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import REGISTRY
 
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.controller.handlers import Operator
+from turbo_operator.controller.handlers import Operator, on_loop_error
 from turbo_operator.controller.kube import Kube
 from turbo_operator.settings import Settings
 
@@ -60,3 +61,26 @@ async def test_an_object_whose_spec_cannot_be_read_has_no_figures() -> None:
     async with working() as operator:
         operator.handler.put("TurboDeployment", newer)
         await until_no_figures()
+
+
+def test_a_stream_that_ends_with_the_loop_leaves_no_traceback_and_any_other_fault_does(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Found in CI: a watch of the framework does not end as it is told to when the operator gives up."""
+    kept: list[AsyncIterator[int]] = []
+
+    async def stream() -> AsyncIterator[int]:
+        try:
+            yield 1
+        except GeneratorExit:
+            raise RuntimeError("generator didn't stop after athrow()") from None
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(on_loop_error)
+        kept.append(stream())
+        await anext(kept[0])
+        loop.call_exception_handler({"message": "another fault"})
+
+    asyncio.run(work())
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == ["another fault"]

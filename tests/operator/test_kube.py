@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
+from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH
 from turbo_operator.controller.catalog_sync import needs_write
 from turbo_operator.controller.kube import (
     ConflictError,
     GoneError,
+    Kube,
     KubeError,
+    NotLeadingError,
     NotOwnedError,
     RefusedError,
     _why,
@@ -102,3 +106,28 @@ def test_a_certificate_that_does_not_hold_is_told_in_its_own_words() -> None:
     assert said == "no connection to host:6443 (certificate verify failed: self-signed certificate)"
     refused = aiohttp.ClientConnectorError(key, ConnectionRefusedError(111, "Connect call failed"))
     assert _why(refused) == "no connection to host:6443 (Connection refused)"
+
+
+async def test_a_write_without_a_lease_is_not_sent_and_a_read_is() -> None:
+    """Nothing answers at that port: what is sent fails in another way."""
+    left = 0.0
+    body = {"metadata": {"namespace": "team", "name": "chat", "resourceVersion": "1"}}
+    async with ApiClient(Configuration(host="http://127.0.0.1:9")) as client:
+        api = Kube(client).fenced(lambda: left)
+        writes: list[Callable[[], Awaitable[Any]]] = [
+            lambda: api.apply(TURBODEPLOYMENT, body),
+            lambda: api.apply_status(TURBODEPLOYMENT, body),
+            lambda: api.create(TURBODEPLOYMENT, body),
+            lambda: api.replace(TURBODEPLOYMENT, body),
+            lambda: api.merge(TURBODEPLOYMENT, "team", "chat", {}),
+            lambda: api.delete(TURBODEPLOYMENT, "team", "chat", "uid"),
+        ]
+        for write in writes:
+            with pytest.raises(NotLeadingError):
+                await write()
+        with pytest.raises(KubeError, match="did not answer"):
+            await api.find(TURBODEPLOYMENT, "team", "chat")
+        left = 5.0
+        for write in writes:
+            with pytest.raises(KubeError, match="did not answer"):
+                await write()

@@ -21,7 +21,7 @@ OPTIONAL = pytest.mark.parametrize("kind", [LEADERWORKERSET, INFERENCEPOOL], ids
 TD = {"namespace": "team", "name": "chat", "uid": "u", "resourceVersion": "1"}
 OF_TD = {"apiVersion": "serving.turbo.dev/v1alpha1", "kind": "TurboDeployment"}
 POOLS = {("team", "InferencePool"), ("other", "InferencePool")}
-OPERATOR_SETTINGS = Settings(runtime_image="runtime:1", namespaces=("team", "other"))
+OPERATOR_SETTINGS = Settings(runtime_image="runtime:1", namespaces=("team", "other"), apply_catalog=False)
 
 
 def presence(operator: Operator, kind: Resource, namespace: str = "team") -> Presence:

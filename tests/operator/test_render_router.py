@@ -102,6 +102,11 @@ def test_nobody_but_the_activator_reaches_the_router_and_it_ends_after_that() ->
     assert {port["name"]: port["containerPort"] for port in activator["ports"]}["http"] == 8000
 
 
+def test_a_conversation_counts_for_two_minutes_so_that_a_new_pod_does_not_get_all_others() -> None:
+    (router_container,) = pod_spec()["initContainers"]
+    assert {"name": router.SESSION_EXPIRY, "value": "120"} in router_container["env"]
+
+
 def test_an_answer_that_passes_through_has_as_long_to_end_as_its_pod_gives_it() -> None:
     spec = pod_spec(drain={"timeout": "200s"})
     assert spec["terminationGracePeriodSeconds"] >= 10 + 200

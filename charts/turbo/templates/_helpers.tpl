@@ -14,6 +14,11 @@
 {{- .Values.nameOverride | default "turbo-operator" -}}
 {{- end -}}
 
+{{/* `helm upgrade --reuse-values` from an older chart brings none. */}}
+{{- define "turbo.replicas" -}}
+{{- kindIs "invalid" .Values.replicas | ternary 2 .Values.replicas -}}
+{{- end -}}
+
 {{- define "turbo.selector" -}}
 app.kubernetes.io/name: {{ include "turbo.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}

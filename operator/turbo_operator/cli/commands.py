@@ -1,4 +1,5 @@
-"""The operator's commands: `turbo plan` and `turbo explain` for a person, `turbo operator` inside a cluster.
+"""The operator's commands: `turbo plan`, `explain`, `top` and `events` for a person, `turbo operator` in a
+cluster.
 
 Modules are imported where a command or a flag first needs them, so that `turbo plan` starts at once and
 runs where there is no cluster.
@@ -70,6 +71,71 @@ def explain(argv: list[str]) -> int:
     parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
 
     return _answer(parser, argv)
+
+
+def top(argv: list[str]) -> int:
+    """`turbo top`: what TurboDeployments do and cost now. 0, or 1 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="turbo top",
+        description="Show what TurboDeployments do and cost now; on a terminal until Ctrl-C.",
+        epilog="Figures are those of their statuses, in steps of ten per cent; a dash is unknown.",
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
+    where.add_argument("-A", "--all-namespaces", action="store_true", help="of the whole cluster")
+    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    text = "seconds between two looks on a terminal; 0 prints once (default: %(default)s)"
+    parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help=text)
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as ended:  # with 2 on a wrong flag, which other commands have another use for
+        return BAD_INPUT if ended.code else 0
+
+    from turbo_operator.cli.manifests import BadInputError
+    from turbo_operator.cli.top import show
+
+    try:
+        if not 0 <= options.interval <= 3600:
+            raise BadInputError("--interval takes seconds from 0 to 3600.")
+        show(
+            options.context,
+            options.namespace,
+            everywhere=options.all_namespaces,
+            output=options.output,
+            every=options.interval,
+        )
+    except BadInputError as error:
+        print(f"turbo top: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def events(argv: list[str]) -> int:
+    """`turbo events NAME`: what happened to a TurboDeployment and its pods. 0, or 1 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="turbo events",
+        description="Print the Events of a TurboDeployment and of all that was made for it, the latest last.",
+        epilog="Clusters keep Events for an hour, unless they were set up otherwise.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the TurboDeployment")
+    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
+    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as ended:  # as `top` does
+        return BAD_INPUT if ended.code else 0
+
+    from turbo_operator.cli.events import show
+    from turbo_operator.cli.manifests import BadInputError
+
+    try:
+        show(options.context, options.namespace, options.name, options.output)
+    except BadInputError as error:
+        print(f"turbo events: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
 
 
 def operator(argv: list[str]) -> int:

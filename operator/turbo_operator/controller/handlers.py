@@ -26,9 +26,10 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.informer import ObjectHandler, OptionalKinds, Reflector
 from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError
+from turbo_operator.controller.lease import LeaseHolder, NoLeaseError
+from turbo_operator.controller.load.scraper import Scraper
+from turbo_operator.controller.load.traffic_watch import TrafficWatch
 from turbo_operator.controller.reconciler import Reconciler
-from turbo_operator.controller.scraper import Scraper
-from turbo_operator.controller.traffic_watch import TrafficWatch
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import EDITABLE, GROUPED, INFERENCEPOOL, LABELED, ROUTING, Resource
@@ -37,6 +38,7 @@ from turbo_operator.snapshot import Presence
 
 HEALTH_PATH = "/healthz"
 OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
+SHIP_SECONDS = 30.0  # between two trials to write the shipped accelerators
 OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT)
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
@@ -74,8 +76,9 @@ def framework_settings() -> kopf.OperatorSettings:
 class Operator:
     """The parts of one operator process, wired."""
 
-    def __init__(self, settings: Settings, api: Kube) -> None:
-        self.settings, self._api = settings, api
+    def __init__(self, settings: Settings, api: Kube, lease: LeaseHolder | None = None) -> None:
+        """`lease`: without one it works at once."""
+        self.settings, self._api, self._lease = settings, api, lease
         self.cache = Cache()
         inventory = InventoryStore(self.cache.owner_of)
         self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time)
@@ -94,21 +97,18 @@ class Operator:
         self._pools = OptionalKinds(api, reflectors(INFERENCEPOOL), self._set_pools, before_lists=True)
         self._relisted = reflectors(*watched(settings), *EDITABLE)
         self._tasks: list[asyncio.Task[None]] = []
-        metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
-        metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.deployments))
 
     async def run(self) -> None:
         """Run until a signal ends it; raises what broke it."""
         namespaces = self.settings.namespaces
         async with asyncio.TaskGroup() as group:
-            period, timeout = self.settings.scrape_seconds, self.settings.scrape_timeout_seconds
-            reads = self.cache, period, timeout, self.queue.add, time.time
-            scraper, traffic = Scraper(*reads), TrafficWatch(*reads)
             follow = [reflector.run() for reflector in self._reflectors]
             follow += [self._reflect_pods(reflector) for reflector in self._pods]
             follow += [self._groups.run(), self._pools.run()]
             follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
-            work = (self._work(), scraper.run(), traffic.run(), self._reconciler.events.run(), *follow)
+            if self._lease is not None:
+                follow.append(self._lease.watch())
+            work = (self._work(), self._reconciler.events.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
             await kopf.operator(
                 registry=self.registry(),
@@ -129,11 +129,32 @@ class Operator:
         for reflector in (*self._relisted, *self._reflectors, *self._pods):
             await reflector.listed.wait()
         await self._pools_known()
-        self._inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.deployments)})
+        if self._lease is not None:  # all above is known by then, and stays so
+            await self._lease.acquired()
+        self._inventory.count()
+        metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
+        metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.deployments))
+        period, timeout = self.settings.scrape_seconds, self.settings.scrape_timeout_seconds
+        reads = self.cache, period, timeout, self.queue.add, time.time
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._inventory.run())
-            group.create_task(self.queue.run())
+            if self.settings.apply_catalog:
+                group.create_task(self._ship())
+            for part in (self._inventory, self.queue, Scraper(*reads), TrafficWatch(*reads)):
+                group.create_task(part.run())
+
+    async def _ship(self) -> None:
+        """Write the shipped accelerators, once the API server takes them."""
+        place = self.settings.operator_namespace or self._api.namespace
+        while True:
+            try:
+                await catalog_sync.apply(self._api, place, self.settings.billing_unit)
+            except KubeError as error:
+                log.warning("the shipped accelerators cannot be written: %s", error.message)
+                await asyncio.sleep(SHIP_SECONDS)
+            else:
+                log.info("the shipped accelerators are known")
+                return
 
     async def _pools_known(self) -> None:
         """Wait until it is known whether there are InferencePools; not for ever: few objects have one."""
@@ -197,8 +218,17 @@ def places(settings: Settings, watched: tuple[Resource, ...]) -> list[tuple[Reso
     ]
 
 
+def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what the event loop reports, but for how a stream of the framework ends when the loop is closed."""
+    if "asyncgen" in context:
+        log.debug("%s", context["message"], exc_info=context.get("exception"))
+    else:
+        loop.default_exception_handler(context)
+
+
 async def serve(settings: Settings) -> None:
     """Run one operator process from start to its signal."""
+    asyncio.get_running_loop().set_exception_handler(on_loop_error)
     async with kube.connect() as api:
         for resource in OWN:
             if not await api.serves(resource):
@@ -209,10 +239,18 @@ async def serve(settings: Settings) -> None:
         for resource, namespace in places(settings, (*watched(settings), *REFLECTED, resources.POD)):
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
-        if settings.apply_catalog:
-            place = settings.operator_namespace or api.namespace
-            await catalog_sync.apply(api, place, settings.billing_unit)
-        await Operator(settings, api).run()
+        if settings.lease_name is None:
+            await Operator(settings, api).run()
+            return
+        place = settings.operator_namespace or api.namespace
+        await api.find(resources.LEASE, place, settings.lease_name)  # a right that is missing is said at once
+        async with LeaseHolder(place, settings.lease_name) as lease:
+            try:
+                await Operator(settings, api.fenced(lease.seconds_left), lease).run()
+            except ExceptionGroup as group:
+                if any(not isinstance(each, NoLeaseError) for each in group.exceptions):
+                    raise
+                raise NoLeaseError(str(group.exceptions[0])) from group
 
 
 class MissingKindError(Exception):
@@ -225,7 +263,7 @@ def run(settings: Settings) -> int:
     prometheus_client.start_http_server(settings.metrics_port)
     try:
         asyncio.run(serve(settings))
-    except (MissingKindError, KubeError) as error:
+    except (MissingKindError, KubeError, NoLeaseError) as error:
         log.error("%s", error)
         return 1
     except Exception:

@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,13 @@ class TerminatingError(NotOwnedError):
     why = f"of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or for a finalizer."
 
 
+class NotLeadingError(KubeError):
+    """Another operator may write by now: nothing was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "NotLeading", "this operator does not hold the Lease, and writes nothing")
+
+
 class OutdatedError(ConflictError):
     """What was decided rests on what is no longer so, or was seen too long ago: the next look decides."""
 
@@ -113,9 +120,18 @@ class Kube:
     `namespace` is the one that the way in names for whoever names none.
     """
 
-    def __init__(self, client: ApiClient, namespace: str = "default") -> None:
+    def __init__(
+        self, client: ApiClient, namespace: str = "default", seconds_left: Callable[[], float] | None = None
+    ) -> None:
         self._client = client
         self.namespace = namespace
+        self._seconds_left = seconds_left
+
+    def fenced(self, seconds_left: Callable[[], float]) -> Kube:
+        """Return the same connection, whose writes take no longer than so many seconds from when they begin;
+        NotLeadingError where none are left.
+        """
+        return Kube(self._client, self.namespace, seconds_left)
 
     async def apply(
         self, resource: Resource, wanted: Mapping[str, Any], subresource: str = "", *, force: bool = True
@@ -227,6 +243,11 @@ class Kube:
     async def _request(
         self, method: str, resource: Resource, path: str, query: Query = (), **rest: Any
     ) -> dict[str, Any]:
+        if self._seconds_left is not None and method != "GET":
+            left = self._seconds_left()
+            if left <= 0:
+                raise NotLeadingError
+            rest["seconds"] = min(REQUEST_SECONDS, left)
         code = "none"
         try:
             with _broken("the API server did not answer"):

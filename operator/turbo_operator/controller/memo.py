@@ -20,6 +20,7 @@ from turbo_operator.plan import Plan
 from turbo_operator.planner import PlannerInputs
 from turbo_operator.planner import plan as compute_plan
 from turbo_operator.planner.performance.calibration import OnlineCorrection
+from turbo_operator.status.targets import TargetTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Memo:
     history: History | None = None  # of scaling; None before the first look
     online: OnlineCorrection | None = None  # of step times under load
     speedups: SpeedupTracker = field(default_factory=SpeedupTracker)
+    targets: TargetTracker = field(default_factory=TargetTracker)
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)

@@ -81,7 +81,8 @@ class _Look:
     def status(self, decision: Decision, refusal: RefusedError | None) -> TurboDeploymentStatus:
         """Compute the status that tells of a decision, and of what the API server has refused."""
         why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
-        return status.compute(self.td, self.observed, decision, self.now, why, passes=passes)
+        tracker = self.memo.targets
+        return status.compute(self.td, self.observed, decision, self.now, why, passes=passes, tracker=tracker)
 
 
 @dataclass(eq=False)
@@ -167,6 +168,7 @@ class Reconciler:
         run, settings = speedups.run, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
         memo.history, memo.online = decision.scale.history, decision.online
+        memo.targets = memo.targets.update(td.spec.targets, observed.pods, now)
         # Write
         if verdict is None or not verdict.is_over:  # else it is forgotten once the status tells of it
             memo.speedups = speedups

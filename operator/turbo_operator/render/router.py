@@ -31,6 +31,10 @@ RECOVERY = (
     "--cb-timeout-duration-secs=3",
     "--cb-success-threshold=1",
 )
+# A new conversation goes to the pod with the smallest number, and counts as long after its last request. By
+# the router's default that is long, and a new pod gets every new one until it has as many as the others.
+SESSION_EXPIRY = "VLLM_ROUTER_SLL_SESSION_EXPIRATION_IN_S"
+_SESSION_SECONDS = 120
 _MEMORY = "1Gi"  # its tree of prefixes grows to hundreds of MiB
 
 
@@ -193,8 +197,10 @@ def _router(td: api.TurboDeployment, settings: Settings, pods: Mapping[str, str]
     ]
     # By the activator, which reaches its loopback.
     alive = {"httpGet": {"path": report.ROUTER_PATH, "port": report.ADMIN_PORT}, "timeoutSeconds": 5}
+    container = _container(settings, SUFFIX, ["vllm-router"], arguments)
     return {
-        **_container(settings, SUFFIX, ["vllm-router"], arguments),
+        **container,
+        "env": [*container["env"], {"name": SESSION_EXPIRY, "value": str(_SESSION_SECONDS)}],
         "ports": [{"name": METRICS_PORT_NAME, "containerPort": METRICS_PORT, "protocol": "TCP"}],
         "livenessProbe": {**alive, "initialDelaySeconds": 30, "periodSeconds": 10, "failureThreshold": 6},
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": _MEMORY}},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from aiohttp import web
 
 from turbo_dev.activators import listening
 from turbo_operator.activator.proxy import Proxy, ProxyConfig
-from turbo_operator.render.router import RECOVERY
+from turbo_operator.render.router import RECOVERY, SESSION_EXPIRY
 
 PATH = "/v1/completions"
 BODY = {"model": "m", "prompt": "1, 2,", "max_tokens": 4}
@@ -62,7 +63,7 @@ class Routed:
 
 
 @contextlib.asynccontextmanager
-async def routed() -> AsyncIterator[Routed]:
+async def routed(session_seconds: int = 120) -> AsyncIterator[Routed]:
     port, metrics_port = free_port(), free_port()
     command = (Path(sys.executable).parent / "vllm-router", "--host=127.0.0.1", f"--port={port}")
     more = (
@@ -71,7 +72,8 @@ async def routed() -> AsyncIterator[Routed]:
         "--log-level=error",
         *RECOVERY,
     )
-    process = await asyncio.create_subprocess_exec(*map(str, command), *more)
+    env = {**os.environ, SESSION_EXPIRY: str(session_seconds)}
+    process = await asyncio.create_subprocess_exec(*map(str, command), *more, env=env)
     try:
         router_url = f"http://127.0.0.1:{port}"
         config = ProxyConfig(
@@ -117,6 +119,25 @@ async def test_requests_wait_for_the_first_pod_and_none_fails_when_another_one_g
         answers = await asyncio.gather(*asking)  # the second one has gone in the middle
         assert "first" in answers
         assert {await it.ask(talk) for talk in talks} == {"first"}
+
+
+async def test_a_new_pod_does_not_get_every_new_conversation_once_others_have_ended() -> None:
+    """Found on a node: the pods before got none for ten minutes, and a canary nothing to compare with."""
+    async with routed(session_seconds=1) as it, pod("before") as before, pod("new") as new:
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                await it.change("add", before)
+                break
+            await asyncio.sleep(0.05)
+        for number in range(200):  # more than are begun below
+            await it.ask(f"{number} bottles")
+        await it.change("add", new)
+        numbers = iter(range(200, 400))
+        async with asyncio.timeout(100.0):  # once a minute the router looks for those that have ended
+            answer = "new"
+            while answer == "new":
+                await asyncio.sleep(1.0)
+                answer = await it.ask(f"{next(numbers)} bottles")
 
 
 async def test_the_only_pod_may_die_and_come_back_without_a_request_that_fails() -> None:
