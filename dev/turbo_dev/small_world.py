@@ -21,6 +21,7 @@ from turbo_operator.api import (
     TurboDeployment,
     rfc3339,
 )
+from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import GoneError, KubeError, RefusedError
 from turbo_operator.controller.reconciler import Reconciler
@@ -105,7 +106,12 @@ class World:
         self._pods: dict[str, int] = {}
         api: Any = self.server
         self.reconciler = Reconciler(
-            self.cache, InventoryStore(lambda _: None), api, SETTINGS, lambda: self.now
+            self.cache,
+            InventoryStore(lambda _: None),
+            api,
+            SETTINGS,
+            lambda: self.now,
+            Reservations(self.cache),
         )
         row = replace(CORES, provisioning=Provisioning.ELASTIC)
         self.cache.accelerators.put({"metadata": {"name": "cpu", "uid": "a", "resourceVersion": "1"}}, row)

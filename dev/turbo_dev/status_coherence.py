@@ -246,10 +246,11 @@ def _budget(body: Body, status: Body, conditions: Mapping[str, Body]) -> Iterato
     if status.get("observedGeneration") != body["metadata"].get("generation"):
         return
     has_budget = (body["spec"].get("cost") or {}).get("maxPerHour") is not None
+    has_budget = has_budget or "TurboBudget" in condition["message"]  # of the namespace
     invalid = _is(conditions, "Ready", "False", "InvalidSpec")
     if condition["status"] != "Absent" and not invalid and (condition["reason"] == "NoBudget") == has_budget:
-        written = "set" if has_budget else "not set"
-        yield f"WithinBudget says {condition['reason']}, and spec.cost.maxPerHour is {written}."
+        written = "there is one" if has_budget else "there is none"
+        yield f"WithinBudget says {condition['reason']}, and of budgets {written}."
 
 
 def check_writes(writes: Sequence[Body]) -> list[str]:

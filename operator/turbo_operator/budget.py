@@ -7,6 +7,7 @@ allowed, None where nothing bounds them.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,6 +21,7 @@ from turbo_operator.api import (
     label_value,
     quantity,
 )
+from turbo_operator.commitments import NOTHING, Amount
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import Accelerator, AcceleratorLabels, Host, NodeSupply, Supply
 
@@ -77,6 +79,16 @@ class Footprint:
         """Return US dollars per hour of `replicas`; None where the price is unknown."""
         price = self.accelerator.prices.get(self.capacity_type)
         return None if price is None else price * self.paid(replicas)
+
+    def amount(self, replicas: int) -> Amount:
+        """Return what `replicas` hold and cost together."""
+        if replicas <= 0:
+            return NOTHING
+        held, cost = (
+            Counter({self.accelerator.name: self.accelerators(replicas)}),
+            self.cost_per_hour(replicas),
+        )
+        return Amount(Decimal(0), held, held) if cost is None else Amount(cost, held)
 
     def affordable(self, max_per_hour: Decimal) -> int | None:
         """Return the maximum of replicas within the budget; 0 where the price is unknown."""

@@ -38,6 +38,8 @@ def _own(kind: str, *, namespaced: bool = True) -> Resource:
 TURBODEPLOYMENT = _own(api.TURBODEPLOYMENT)
 TURBOACCELERATOR = _own(api.TURBOACCELERATOR, namespaced=False)
 TURBODRAFT = _own(api.TURBODRAFT)
+TURBOBUDGET = _own(api.TURBOBUDGET)
+OWN = (TURBODEPLOYMENT, TURBOACCELERATOR, TURBODRAFT, TURBOBUDGET)
 POD = Resource("Pod", "", "v1", "pods")
 NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
 REPLICASET = Resource("ReplicaSet", "apps", "v1", "replicasets")

@@ -25,6 +25,7 @@ from turbo_operator.api import (
     label_value,
     quantity,
 )
+from turbo_operator.commitments import NO_BUDGET, Allowance
 from turbo_runtime.contract.documents import JobProgress, Load, ModelInfo
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
@@ -393,4 +394,5 @@ class Snapshot:
     free: Mapping[str, Supply] | None = None
     group_lack: str | None = None  # why no replica can be on several nodes, as the end of a sentence
     pool_kind: Presence = Presence.PRESENT  # of InferencePools
+    allowance: Allowance = NO_BUDGET  # what TurboBudgets leave it
     counted_time: float = math.inf  # when what nodes have free was counted, in seconds since the epoch

@@ -85,8 +85,10 @@ def test_a_namespaces_role_has_these_verbs_and_no_other(render: Render) -> None:
     """A request that is refused fails a cluster test, and a right that nothing uses fails none but this."""
     assert rules_of(render(), "turbo") == [  # as the release is named
         ("serving.turbo.dev/turbodeployments", ["list", "watch"]),
+        ("serving.turbo.dev/turbobudgets", ["list", "watch"]),
         ("serving.turbo.dev/turbodrafts", ["list", "watch", "create", "patch"]),
         ("serving.turbo.dev/turbodeployments/status", ["patch"]),
+        ("serving.turbo.dev/turbobudgets/status", ["patch"]),
         ("pods", ["list", "watch", "patch"]),
         ("resourcequotas", ["list", "watch"]),
         ("services", ["list", "watch", "create", "patch", "update"]),

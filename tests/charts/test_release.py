@@ -233,5 +233,15 @@ def test_whoever_edits_a_namespace_may_deploy_models_in_it(
         assert may(cluster, "jane", "patch", "turbodeployments/scale", "team-a")
         assert not may(cluster, "jane", "patch", "turbodeployments/status", "team-a")
         assert not may(cluster, "jane", "create", "turbodeployments", "default")
+        # A budget is for an administrator to set, as a quota is.
+        assert not may(cluster, "jane", "create", "turbobudgets", "team-a")
+        cluster.kubectl("create", "rolebinding", "ann", "-n", "team-a", "--clusterrole=admin", "--user=ann")
+        cluster.kubectl(
+            "wait",
+            "clusterrole/admin",
+            "--for=jsonpath={.rules[?(@.resources[0]=='turbobudgets')].verbs[0]}",
+        )
+        assert may(cluster, "ann", "patch", "turbobudgets", "team-a")
+        assert not may(cluster, "ann", "patch", "turbobudgets/status", "team-a")
     finally:
         release("uninstall", "turbo", "--wait")

@@ -180,7 +180,7 @@ def test_names_and_selectors_of_an_installed_release_stay(render: Render) -> Non
         ("ServiceAccount", ""),
         ("Deployment", ""),
         ("Service", "-metrics"),
-        *(("ClusterRole", suffix) for suffix in ("", "-accelerators", "-view", "-edit")),
+        *(("ClusterRole", suffix) for suffix in ("", "-accelerators", "-view", "-edit", "-admin")),
         *(("ClusterRoleBinding", suffix) for suffix in ("", "-accelerators")),
         ("PodDisruptionBudget", ""),
         *((kind, suffix) for suffix in ("-shipped", "-lease") for kind in ("Role", "RoleBinding")),

@@ -190,7 +190,7 @@ WRONG = {
     ),
     "no-budget": (
         body(condition("WithinBudget", "True", "WithinBudget")),
-        "WithinBudget says WithinBudget, and spec.cost.maxPerHour is not set",
+        "WithinBudget says WithinBudget, and of budgets there is none",
     ),
     "no-reason": (body(condition("Stalled", "False", "")), "Stalled has no reason"),
     "no-sentence": (body(condition("Stalled", "False", "NotStalled", "all well")), "is no sentence"),

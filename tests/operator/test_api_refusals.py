@@ -107,7 +107,11 @@ def test_parse_refuses_what_is_no_turbodeployment(document: object) -> None:
         api.parse(document)
 
 
-OTHER_KINDS = {"TurboAccelerator": api.parse_accelerator, "TurboDraft": api.parse_draft}
+OTHER_KINDS = {
+    "TurboAccelerator": api.parse_accelerator,
+    "TurboBudget": api.parse_budget,
+    "TurboDraft": api.parse_draft,
+}
 OTHERS = [(kind, case) for kind in OTHER_KINDS for case in WRONG_OTHERS[kind]]
 
 

@@ -36,6 +36,7 @@ from turbo_operator.api import (
     Provisioning,
     TurboDeployment,
 )
+from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, RefusedError
 from turbo_operator.controller.reconciler import Reconciler
@@ -155,7 +156,7 @@ def test_what_the_api_server_refuses_of_a_canary_is_told_of_the_draft_and_holds_
     model = children(WITH_OLD, seen(), SpeedupTracker(), None)["ConfigMap chat-model"]
     for name in ("chat-model", "chat-unwanted"):
         cache.put_child({**model, "metadata": {**model["metadata"], **META, "name": name, "uid": name}})
-    operator = Reconciler(cache, inventory, server, SETTINGS, lambda: NOW)
+    operator = Reconciler(cache, inventory, server, SETTINGS, lambda: NOW, Reservations(cache))
 
     async def look_on() -> None:
         for _ in range(5):  # the plan is told, its Deployment made, what tries refused, and once more

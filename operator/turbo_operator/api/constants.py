@@ -13,8 +13,11 @@ API_VERSION: Final = "serving.turbo.dev/v1alpha1"
 TURBODEPLOYMENT: Final = "TurboDeployment"
 TURBOACCELERATOR: Final = "TurboAccelerator"
 TURBODRAFT: Final = "TurboDraft"
-PLURALS = {kind: f"{kind.lower()}s" for kind in (TURBODEPLOYMENT, TURBOACCELERATOR, TURBODRAFT)}
+TURBOBUDGET: Final = "TurboBudget"
+PLURALS = {kind: f"{kind.lower()}s" for kind in (TURBODEPLOYMENT, TURBOACCELERATOR, TURBODRAFT, TURBOBUDGET)}
 FIELD_MANAGER = "turbo-operator"
+
+MAX_REPLICAS: Final = 1000  # as many as the scale subresource takes
 
 # A child's name is the TurboDeployment's and a suffix of at most 13 characters, and must fit a label's 63.
 MAX_NAME_LENGTH = 50

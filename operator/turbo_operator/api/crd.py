@@ -17,7 +17,15 @@ import yaml
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
-from turbo_operator.api import GROUP, PLURALS, VERSION, TurboAccelerator, TurboDeployment, TurboDraft
+from turbo_operator.api import (
+    GROUP,
+    PLURALS,
+    VERSION,
+    TurboAccelerator,
+    TurboBudget,
+    TurboDeployment,
+    TurboDraft,
+)
 from turbo_operator.api.validation import CEL_RULES, Record
 
 _NOTE = "# Generated from turbo_operator.api by `make generate`; change the records there instead.\n"
@@ -58,6 +66,14 @@ _DRAFT_COLUMNS = (
     ("Claim", ".spec.location.claimName", 1),
     ("Path", ".spec.location.path", 1),
 )
+_BUDGET_COLUMNS = (
+    ("Max $/h", ".spec.maxPerHour", 0),
+    ("In use $/h", ".status.inUse.perHour", 0),
+    ("Committed $/h", ".status.committed.perHour", 0),
+    ("Max accelerators", ".spec.accelerators.maxTotal", 0),
+    ("Accelerators", ".status.inUse.accelerators", 0),
+    ("Within", '.status.conditions[?(@.type=="WithinBudget")].status', 0),
+)
 _SCALE = {
     "specReplicasPath": ".spec.replicas",
     "statusReplicasPath": ".status.replicas",
@@ -72,7 +88,8 @@ _CHART_METADATA = """\
   {{- end }}
 """
 _ATOMIC = {"x-kubernetes-list-type": "atomic"}
-_COLUMN_TYPES = dict.fromkeys(("Desired", "Ready", "Nodes", "Available", "Allocatable"), "integer")
+_INTEGERS = ("Desired", "Ready", "Nodes", "Available", "Allocatable", "Max accelerators", "Accelerators")
+_COLUMN_TYPES = dict.fromkeys(_INTEGERS, "integer")
 
 
 def definitions() -> list[dict[str, Any]]:
@@ -81,7 +98,9 @@ def definitions() -> list[dict[str, Any]]:
     subresources = {"status": {}, "scale": _SCALE}
     deployment = _definition(TurboDeployment, "Namespaced", "td", _DEPLOYMENT_COLUMNS, subresources)
     deployment["spec"]["names"]["categories"] = ["all", "turbo"]
-    return [accelerator, deployment, _definition(TurboDraft, "Namespaced", "tdr", _DRAFT_COLUMNS, {})]
+    budget = _definition(TurboBudget, "Namespaced", "tb", _BUDGET_COLUMNS, {"status": {}})
+    draft = _definition(TurboDraft, "Namespaced", "tdr", _DRAFT_COLUMNS, {})
+    return [accelerator, budget, deployment, draft]
 
 
 def _definition(

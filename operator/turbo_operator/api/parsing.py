@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from turbo_operator.api.accelerator import TurboAccelerator
+from turbo_operator.api.budget import TurboBudget
 from turbo_operator.api.deployment import TurboDeployment
 from turbo_operator.api.draft import TurboDraft
 from turbo_operator.api.validation import Record
@@ -63,3 +64,4 @@ def _sentence(problem: ErrorDetails) -> str:
 parse = functools.partial(_parse, TurboDeployment)
 parse_accelerator = functools.partial(_parse, TurboAccelerator)
 parse_draft = functools.partial(_parse, TurboDraft)
+parse_budget = functools.partial(_parse, TurboBudget)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from turbo_operator.api import Accelerators, Cost, TurboDeploymentSpec
+from turbo_operator.api import MAX_REPLICAS, Accelerators, Cost, TurboDeploymentSpec
 from turbo_operator.budget import footprint_of
+from turbo_operator.commitments import NO_BUDGET, Allowance
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import PodView, Supply
 
@@ -18,8 +20,13 @@ class Limit(NamedTuple):
     sentence: str
 
 
-def bought(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
-    """Return the tighter bound of money and of accelerators: None where there is none."""
+def bought(spec: TurboDeploymentSpec, choice: Choice, allowance: Allowance) -> Limit | None:
+    """Return the tightest bound of money and of accelerators: None where there is none."""
+    return _tightest([*_stated(spec, choice), *_budgeted(spec, choice, allowance)])
+
+
+def _stated(spec: TurboDeploymentSpec, choice: Choice) -> list[Limit]:
+    """Return the bounds of the spec."""
     footprint, limits = footprint_of(choice, spec.pod_template.spec), []
     budget, total = (spec.cost or Cost()).max_per_hour, (spec.accelerators or Accelerators()).max_total
     if budget is not None and (affordable := footprint.affordable(budget)) is not None:
@@ -28,7 +35,21 @@ def bought(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     if total is not None:
         sentence = f"one more would hold more than spec.accelerators.maxTotal of {total}"
         limits.append(Limit(footprint.within(total), sentence))
-    return _tightest(limits)
+    return limits
+
+
+def _budgeted(spec: TurboDeploymentSpec, choice: Choice, allowance: Allowance) -> list[Limit]:
+    """Return the bound of TurboBudgets, none where they allow as many as there may be."""
+    footprint, counts = footprint_of(choice, spec.pod_template.spec), range(1, MAX_REPLICAS + 1)
+    if not allowance.budgets:
+        return []
+
+    def refuses(replicas: int) -> str | None:
+        return allowance.refuses(footprint.amount(replicas))
+
+    replicas = bisect_left(counts, True, key=lambda count: refuses(count) is not None)
+    clause = refuses(replicas + 1)
+    return [] if clause is None else [Limit(replicas, f"no more may be had: {clause}")]
 
 
 def max_replicas(
@@ -38,13 +59,14 @@ def max_replicas(
     pods: Sequence[PodView],
     present: int,
     now: float,
+    allowance: Allowance = NO_BUDGET,
 ) -> Limit | None:
-    """Return the tightest bound; what the cluster lacks never takes away what runs."""
-    limits = []
+    """Return the tightest bound; neither the cluster nor a TurboBudget takes away what runs."""
+    limits = _stated(spec, choice)
     if spec.scaling.max_replicas is not None:
         limits.append(Limit(spec.scaling.max_replicas, "spec.scaling.maxReplicas allows no more"))
-    if (purchase := bought(spec, choice)) is not None:
-        limits.append(purchase)
+    for limit in _budgeted(spec, choice, allowance):
+        limits.append(limit._replace(replicas=max(limit.replicas, present)))
     room = footprint_of(choice, spec.pod_template.spec).room(supply, now) if supply is not None else None
     if room is not None:
         sentence = f"the cluster and its quotas hold no more replicas on {choice.accelerator.name}"

@@ -21,6 +21,7 @@ from turbo_operator import api
 from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS
 from turbo_operator.autoscaler import limits
 from turbo_operator.autoscaler.idle import is_idle, is_wanted, would_notice
+from turbo_operator.commitments import NO_BUDGET, Allowance
 from turbo_operator.plan import Capacity, Choice, Plan
 from turbo_operator.snapshot import PodView, Supply
 from turbo_runtime.contract.documents import Load
@@ -121,15 +122,16 @@ def scale(
     *,
     present: int | None = None,
     supply: Supply | None = None,
+    allowance: Allowance = NO_BUDGET,
     routers: Sequence[PodView] = (),
     fresh_seconds: float = FRESH_SECONDS,
 ) -> ScalingDecision:
     """Return the replicas to request, by the spec's policy; none while it is suspended, or idle.
 
     `present` is what was requested last (None: nothing was), `supply` what the cluster has of the plan's
-    accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds` count as
-    missing. `history` is that of the decision before; None after a start. `routers` are the pods that take
-    requests while there is no replica.
+    accelerator (None: not known), `allowance` what TurboBudgets leave, `now` in epoch seconds. Loads older
+    than `fresh_seconds` count as missing. `history` is that of the decision before; None after a start.
+    `routers` are the pods that take requests while there is no replica.
     """
     history = (history or History()).observe(present, now)
     policy, choice = spec.scaling_mode, plan.served if plan is not None else None
@@ -150,7 +152,7 @@ def scale(
         detail = f"{_floor(spec, plan.replicas)}{why}"
     else:
         replicas, reason, detail, history = _autoscale(
-            spec, plan, choice, pods, present, history, now, supply, fresh_seconds
+            spec, plan, choice, pods, present, history, now, supply, allowance, fresh_seconds
         )
     if spec.scaling.min_replicas == 0 and not spec.suspend:
         after = spec.scaling.idle_after or api.IDLE_AFTER
@@ -199,6 +201,7 @@ def _autoscale(
     history: History,
     now: float,
     supply: Supply | None,
+    allowance: Allowance,
     fresh_seconds: float,
 ) -> tuple[int, api.ScalingReason, str, History]:
     """Return the replicas that the load needs within all bounds, with reason, sentence and new history."""
@@ -217,7 +220,7 @@ def _autoscale(
     desired = max(min_replicas, steady)
     slowest, fastest = (limit_rate(rules[way], way, history.events, current, now) for way in (DOWN, UP))
     replicas = max(min_replicas, min(max(desired, slowest), fastest))
-    limit = limits.max_replicas(spec, choice, supply, pods, current, now)
+    limit = limits.max_replicas(spec, choice, supply, pods, current, now, allowance)
     if limit is not None:
         replicas = min(replicas, limit.replicas)
 

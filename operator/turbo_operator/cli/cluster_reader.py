@@ -11,13 +11,14 @@ from typing import Any
 from turbo_operator import api, resources
 from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.controller import informer, kube
+from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.snapshot import Accelerator, Presence, Snapshot
 
 _IN_NAMESPACE = (
-    *(resources.TURBODEPLOYMENT, resources.TURBODRAFT, resources.QUOTA),
+    *(resources.TURBODEPLOYMENT, resources.TURBODRAFT, resources.TURBOBUDGET, resources.QUOTA),
     *(resources.REPLICASET, *resources.EDITABLE, resources.LEADERWORKERSET, *resources.LABELED),
 )
 _IN_CLUSTER = (resources.TURBOACCELERATOR, resources.NODE, resources.POD)
@@ -38,7 +39,9 @@ class Cluster:
         """Build the operator's snapshot of `td` at `now` (epoch seconds), with the `overlay`."""
         accelerators = {**self.cache.accelerators_by_name(), **(overlay or {})}
         self.inventory.take_stock(accelerators, now)
-        return replace(build_snapshot(self.cache, self.inventory, key, td, now), accelerators=accelerators)
+        allowance = Reservations(self.cache).allowance(key, td.metadata.uid, now)
+        observed = build_snapshot(self.cache, self.inventory, key, td, now)
+        return replace(observed, accelerators=accelerators, allowance=allowance)
 
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
@@ -53,7 +56,7 @@ def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Clust
 
 async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) -> Cluster:
     async with kube.connect(context) as server:
-        for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT):
+        for resource in resources.OWN:
             if not await server.serves(resource):
                 raise BadInputError(
                     f"the cluster does not know {resource.kind}: install the chart, or its CRDs, first."

@@ -9,7 +9,8 @@ from typing import Any
 
 from turbo_operator import api, autoscaler, render, rollout, status
 from turbo_operator.autoscaler import Event, History
-from turbo_operator.budget import footprint_of
+from turbo_operator.budget import Footprint, footprint_of
+from turbo_operator.commitments import Allowance, Entry
 from turbo_operator.drafts import canary, training
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
@@ -37,6 +38,7 @@ class Decision(Outcome):
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
     training_job: Manifest | None  # that begins
     turbo_draft: Manifest | None  # that a training has made
+    entry: Entry  # what it holds, and the most that it may come to by this
 
 
 def decide(
@@ -68,6 +70,7 @@ def decide(
         now,
         present=asked if asked is None or td.status.desired_replicas is None else td.status.desired_replicas,
         supply=observed.supply.get(choice.accelerator.name) if choice and observed.supply else None,
+        allowance=observed.allowance,
         routers=observed.routers if render.router.is_wanted(td, settings) else (),
         fresh_seconds=autoscaler.NUM_MISSED * settings.scrape_seconds,
     )
@@ -129,13 +132,14 @@ def decide(
     if verdict is not None and canary_run is not None and not is_tried:
         is_short = not rollout.has_taken_over(states, move.target, scale.replicas)
         verdict = verdict.held_up(state.rolled_back, state.status is not None, is_short, cache.is_missing)
-    job, draft_object = None, None
+    job, trainer, draft_object = None, None, None
     # Neither a replica that is added now nor a Job is in the count that the other one was decided by.
     before = {state.plan_hash: state.replicas for state in states}
     others = [variant for variant in move.variants if variant.plan_hash != canary_hash]
     grows = any(variant.replicas > before.get(variant.plan_hash, 0) for variant in others)
     if step.job_request is not None and observed.model is not None and not (grows or cache.is_missing):
         job = training_job(td, step.job_request, observed.model, settings)
+        trainer = footprint_of(step.job_request.choice, td.spec.pod_template.spec)
     training_spec = td.spec.speculation.training
     if step.finished is not None and step.state is not None and training_spec is not None:
         draft_object = turbo_draft(td, training_spec, step.state, step.finished)
@@ -158,7 +162,40 @@ def decide(
         kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in move.variants),
         training_job=job,
         turbo_draft=draft_object,
+        entry=_entry(observed.allowance, states, move, footprint, trainer),
     )
+
+
+def _entry(
+    allowance: Allowance,
+    states: Sequence[VariantState],
+    move: rollout.Step,
+    footprint: Footprint | None,
+    trainer: Footprint | None,
+) -> Entry:
+    """Return what is held, and what may be on the way: before, after and once the step's target has taken
+    over. What gives way keeps its place in the budget for what follows.
+
+    `footprint` is of a replica of the plan, `trainer` of a training that begins.
+    """
+    known = {state.plan_hash: state for state in states}
+
+    def held_with(plan_hash: str, replicas: int) -> rollout.Holding:
+        state = known.get(plan_hash)
+        if state is None:  # of the plan, or a canary of it
+            return footprint, replicas
+        return state.footprint, state.held_with(replicas)
+
+    before = rollout.amount_of((state.footprint, state.held) for state in states)
+    after = rollout.amount_of(
+        held_with(plan_hash, replicas)
+        for plan_hash, replicas in {**dict.fromkeys(known, 0), **move.replicas}.items()
+    )
+    target = known.get(move.target or "")
+    goal = footprint if target is None else target.footprint
+    most = before | after | rollout.amount_of([(goal, move.fitting)])
+    trainings = allowance.trainings | rollout.amount_of([(trainer, 1)])  # one takes the place of the other
+    return Entry(before + allowance.trainings + allowance.earlier, most + trainings + allowance.earlier)
 
 
 def _follow(

@@ -22,6 +22,8 @@ import prometheus_client
 from turbo_operator import logs, metrics, resources
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
+from turbo_operator.controller.budgets.reservations import Reservations
+from turbo_operator.controller.budgets.status_writer import BudgetStatusWriter
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.informer import ObjectHandler, OptionalKinds, Reflector
 from turbo_operator.controller.inventory_sync import InventorySync
@@ -39,7 +41,6 @@ from turbo_operator.snapshot import Presence
 HEALTH_PATH = "/healthz"
 OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
 SHIP_SECONDS = 30.0  # between two trials to write the shipped accelerators
-OWN = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT)
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 
 def watched(settings: Settings) -> tuple[Resource, ...]:
     """Return what kopf watches."""
-    return (*OWN, *LABELED, *(ROUTING if settings.router_image else ()))
+    return (*resources.OWN, *LABELED, *(ROUTING if settings.router_image else ()))
 
 
 class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
@@ -81,7 +82,9 @@ class Operator:
         self.settings, self._api, self._lease = settings, api, lease
         self.cache = Cache()
         inventory = InventoryStore(self.cache.owner_of)
-        self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time)
+        reservations = Reservations(self.cache)
+        self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time, reservations)
+        self._budgets = BudgetStatusWriter(self.cache, reservations, api, time.time)
         self.queue: WorkQueue[Key] = WorkQueue(
             self._reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
@@ -140,7 +143,8 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             if self.settings.apply_catalog:
                 group.create_task(self._ship())
-            for part in (self._inventory, self.queue, Scraper(*reads), TrafficWatch(*reads)):
+            parts = (self._inventory, self.queue, self._budgets, Scraper(*reads), TrafficWatch(*reads))
+            for part in parts:
                 group.create_task(part.run())
 
     async def _ship(self) -> None:
@@ -230,7 +234,7 @@ async def serve(settings: Settings) -> None:
     """Run one operator process from start to its signal."""
     asyncio.get_running_loop().set_exception_handler(on_loop_error)
     async with kube.connect() as api:
-        for resource in OWN:
+        for resource in resources.OWN:
             if not await api.serves(resource):
                 raise MissingKindError(
                     f"The API server does not know {resource.kind}: install the "

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import api
+from turbo_operator.commitments import Budget
 from turbo_operator.controller.cache.object_versions import ObjectStore, key_of
-from turbo_operator.controller.cache.projection import deployment, draft
+from turbo_operator.controller.cache.projection import budget, deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, KubeError, RefusedError
 from turbo_operator.inventory.store import InventoryStore
@@ -43,6 +44,7 @@ _READERS: Mapping[str, Callable[[Body], Any]] = {
     api.TURBODEPLOYMENT: deployment,
     api.TURBOACCELERATOR: lambda body: Accelerator.of(api.parse_accelerator(body)),
     api.TURBODRAFT: lambda body: draft(api.parse_draft(body)),
+    api.TURBOBUDGET: lambda body: budget(api.parse_budget(body)),
 }
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,7 @@ class ObjectHandler:
             api.TURBODEPLOYMENT: cache.deployments,
             api.TURBOACCELERATOR: cache.accelerators,
             api.TURBODRAFT: cache.drafts,
+            api.TURBOBUDGET: cache.budgets,
         }
         self._put = dict.fromkeys(CHILDREN, cache.put_child)
         self._put |= {POD.kind: cache.pods.put}
@@ -109,7 +112,7 @@ class ObjectHandler:
             self.wake(key)
 
     def _wake_by(self, kind: str, key: Key) -> None:
-        """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
+        """Wake whom an object concerns: itself, all of its namespace, or all for an accelerator."""
         self.inventory.moved = True
         if kind == api.TURBODEPLOYMENT:
             self.wake(key)  # also of what is gone, so that nothing is kept of it
@@ -124,8 +127,10 @@ def _read(kind: str, body: Body) -> Any:
     try:
         return _READERS[kind](body)
     except api.InvalidObject as error:
-        log.warning("%s is left out: %s", kind, error, extra={"object": body["metadata"]["name"]})
-        return None
+        name, is_budget = body["metadata"]["name"], kind == api.TURBOBUDGET
+        what = "cannot be read, and lets nothing grow" if is_budget else "is left out"
+        log.warning("%s %s: %s", kind, what, error, extra={"object": name})
+        return Budget(name, is_readable=False) if is_budget else None
 
 
 def selectors_of(resource: Resource) -> tuple[tuple[str, str], ...]:

@@ -22,6 +22,7 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.controller import deployment_metrics
+from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.decision import Decision, decide, restore_history
@@ -94,6 +95,7 @@ class Reconciler:
     api: Kube
     settings: Settings
     clock: Callable[[], float]
+    reservations: Reservations
     _memos: Memos = field(default_factory=Memos)
 
     def __post_init__(self) -> None:
@@ -117,6 +119,7 @@ class Reconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._memos.pop(key, None)
             deployment_metrics.forget(key)
+            self.reservations.enter_held(key, self.clock())
             return None
         start, result = time.monotonic(), "failed"
         try:
@@ -134,6 +137,7 @@ class Reconciler:
             td = parse(body)
         except InvalidObject as error:
             deployment_metrics.forget(key)  # nothing is looked at that they could follow
+            self.reservations.enter_held(key, self.clock())
             await self._write_status(key, body, status.invalid(body, str(error), self.clock()))
             return resync
         # Read
@@ -141,7 +145,7 @@ class Reconciler:
         writer = ChildWriter(key, td, self.cache, self.api, memo.noop_applies)
         await writer.restore_variants()
         now, edition = self.clock(), memo.edition
-        observed = build_snapshot(self.cache, self.inventory, key, td, now)
+        observed = self._observe(key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
         # Decide
         last = memo.plan, memo.training_plan, memo.trial_plan
@@ -156,17 +160,20 @@ class Reconciler:
             if self.cache.deployments.get(key) is not body:
                 return 0.0
             now = self.clock()
-            observed = build_snapshot(self.cache, self.inventory, key, td, now)
+            observed = self._observe(key, td, now)
             tried = canary.update_canary(td, observed, choice, memo.speedups, now, trial)
         speedups, verdict = tried
         observed = canary.add_verdict(observed, speedups, verdict)
         writer.seen_time = time.monotonic() - (self.clock() - now)
+        # From here to the entry nothing is awaited: what is left of a budget is not another's meanwhile.
+        observed = replace(observed, allowance=self.reservations.allowance(key, td.metadata.uid, now))
         look = replace(look, observed=observed, now=now)
         question = memo.training_plan.plan if memo.training_plan is not None else None
         step = training.decide(td, observed, plan, question, now)
         history = memo.history or restore_history(td.status.scale_history)
         run, settings = speedups.run, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
+        self.reservations.enter(key, decision.entry)
         memo.history, memo.online = decision.scale.history, decision.online
         memo.targets = memo.targets.update(td.spec.targets, observed.pods, now)
         # Write
@@ -176,6 +183,10 @@ class Reconciler:
             memo.speedups = speedups
             return 0.0
         return await self._write(look, decision, writer)
+
+    def _observe(self, key: Key, td: TurboDeployment, now: float) -> Snapshot:
+        allowance = self.reservations.allowance(key, td.metadata.uid, now)
+        return replace(build_snapshot(self.cache, self.inventory, key, td, now), allowance=allowance)
 
     async def _plan(self, look: _Look) -> Plan | None:
         """Plan for what was observed; None while the model is unknown."""

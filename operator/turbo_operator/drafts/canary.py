@@ -155,7 +155,7 @@ def update_canary(
         verdict = CanaryVerdict(draft, "", CanaryReason.WAITING_FOR_PLAN, message)
     elif draft is not None and choice is not None and observed.model is not None:
         variant = render.plan_hash(td, choice, observed.model, draft, canary=True)
-        verdict = _unaffordable(td, choice, draft, variant)
+        verdict = _unaffordable(td, observed, choice, draft, variant)
         if verdict is None:
             last = speedups.run
             block_seconds = td.spec.rollout.canary.min_duration.seconds / MIN_BLOCKS
@@ -187,7 +187,7 @@ def makes_room(
     if not pods:
         deployment = deployment_of(observed, run.variant)
         return deployment is not None and deployment.is_over_quota
-    limit = limits.bought(td.spec, choice)
+    limit = limits.bought(td.spec, choice, observed.allowance)
     others = [child for child in observed.children if child.plan_hash not in (None, run.variant)]
     has_gone = sum(child.replicas or 0 for child in others) < replicas
     is_dear = limit is not None and limit.replicas <= replicas
@@ -206,10 +206,10 @@ def deployment_of(observed: Snapshot, variant: str) -> ChildView | None:
 
 
 def _unaffordable(
-    td: TurboDeployment, choice: Choice, draft: DraftView, variant: str
+    td: TurboDeployment, observed: Snapshot, choice: Choice, draft: DraftView, variant: str
 ) -> CanaryVerdict | None:
     """Say why a single replica gets no pod in addition; of several, one makes room."""
-    limit = limits.bought(td.spec, choice)
+    limit = limits.bought(td.spec, choice, observed.allowance)
     if (td.status.desired_replicas or 1) > 1 or limit is None or limit.replicas > 1:
         return None
     message = f"{draft.version} is tried on a pod beside the only one, and {limit.sentence}: raise it."

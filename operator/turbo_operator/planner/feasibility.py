@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from turbo_operator.api import CapacityType, PlanReason
+from turbo_operator.api import MAX_REPLICAS, CapacityType, PlanReason
 from turbo_operator.budget import Footprint
 from turbo_operator.planner.arrays import Indices, Mask, Numbers
 from turbo_operator.planner.candidates import Candidates
 from turbo_operator.planner.performance import capacity
 from turbo_operator.planner.performance.queueing import Engines, completions
-from turbo_operator.planner.requirements import MAX_REPLICAS, Requirements
+from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator, Supply
 
 # What a candidate may break, the one that tells most first; an earlier one hides a later one.

@@ -71,7 +71,7 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     acceptance = None if trained is None else trained.acceptance
     ranks = [adapter.rank for adapter in observed.model.adapters] if observed.model else []
     return PlannerInputs(
-        td.spec,
+        _within_budgets(td.spec, observed),
         shape,
         *seen,
         running,
@@ -82,6 +82,20 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
         adapter_rank=max(ranks, default=None),
         adapter_modules=observed.model.adapter_modules if observed.model else (),
     )
+
+
+def _within_budgets(spec: api.TurboDeploymentSpec, observed: Snapshot) -> api.TurboDeploymentSpec:
+    """Return the spec with what TurboBudgets allow alone, where it leaves anything: what they refuse is said
+    once it shall grow.
+    """
+    accelerators, allowed = spec.accelerators or api.Accelerators(), observed.allowance.allowed
+    if allowed is None:
+        return spec
+    named = accelerators.allowed or tuple(sorted(observed.accelerators))
+    left = tuple(name for name in named if name in allowed)
+    if not left or left == accelerators.allowed:
+        return spec
+    return spec.model_copy(update={"accelerators": accelerators.model_copy(update={"allowed": left})})
 
 
 def _long_name(td: api.TurboDeployment) -> str | None:

@@ -25,7 +25,6 @@ DEPTH = -math.log(WALL)
 MIN_TOKENS = 4.0  # of the shortest; none of Azure's outputs has fewer, 3 % of Mooncake's
 POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
 ADAPTER_RANK = 64  # of adapters that were not read; PEFT's own default is 8
-MAX_REPLICAS = 1000  # as many as the scale subresource takes
 # In addition to the weights on their way to a device: interpreter, tokenizer, page cache.
 HOST_RESERVE = 4 * memory.GIB
 DRAFT_CORES = 8  # that a draft model on the host's cores is given
@@ -390,7 +389,7 @@ def build_requirements(inputs: PlannerInputs, now: float) -> Requirements:
         max_model_len=max_model_len,
         demand=demand(spec, max_model_len),
         min_replicas=scaling.min_replicas or 1,
-        max_replicas=scaling.max_replicas or MAX_REPLICAS,
+        max_replicas=scaling.max_replicas or api.MAX_REPLICAS,
         cost=spec.cost or api.Cost(),
         accelerators=accelerators,
         parallelism=spec.parallelism or api.Parallelism(),

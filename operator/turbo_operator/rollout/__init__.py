@@ -1,6 +1,6 @@
 """How one plan takes over from another, within bounds, and how it goes back. Pure."""
 
-from turbo_operator.rollout.bounds import Bounds, Holding, bounds_of
+from turbo_operator.rollout.bounds import Bounds, Holding, amount_of, bounds_of, trainings_holding
 from turbo_operator.rollout.planner import Step, Wanted, has_taken_over, next_step, serving_variant
 from turbo_operator.rollout.progress import Progress, follow, seconds_left
 from turbo_operator.rollout.variants import Variant, VariantState, asked_replicas, variant_states
@@ -13,6 +13,7 @@ __all__ = [
     "Variant",
     "VariantState",
     "Wanted",
+    "amount_of",
     "asked_replicas",
     "bounds_of",
     "follow",
@@ -20,5 +21,6 @@ __all__ = [
     "next_step",
     "seconds_left",
     "serving_variant",
+    "trainings_holding",
     "variant_states",
 ]

@@ -9,6 +9,7 @@ from decimal import Decimal
 
 from turbo_operator.api import Accelerators, CapacityType, Cost, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
+from turbo_operator.commitments import NO_BUDGET, NOTHING, Allowance, Amount
 from turbo_operator.snapshot import Snapshot, Supply
 
 # The count of the cluster may be of just before, and its clock is another one.
@@ -30,6 +31,7 @@ class Bounds:
     # Of these, by capacity type.
     by_type: Mapping[tuple[str, CapacityType], int] = field(default_factory=dict)
     reserved: tuple[Holding, ...] = ()  # by trainings, in addition to the replicas
+    allowance: Allowance = NO_BUDGET  # that TurboBudgets leave
 
     def exceeded(self, holdings: Iterable[Holding]) -> str | None:
         """Describe the first limit that these holdings and what is reserved break, as a clause."""
@@ -38,6 +40,8 @@ class Bounds:
             return f"spec.{broken}"
         if broken := self._spent([*held, *self.reserved]):
             return f"with the training that runs, {broken} of the spec"
+        if broken := self.allowance.refuses(amount_of(held)):
+            return broken
         by_name: Counter[str] = Counter()
         by_type: Counter[tuple[str, CapacityType]] = Counter()
         for footprint, number in held:  # trainings are no longer in stock
@@ -87,7 +91,7 @@ def bounds_of(
     hosts = {footprint.accelerator.name: footprint.host for footprint in known if footprint.host is not None}
     stock: dict[str, int] = {}
     by_type: dict[tuple[str, CapacityType], int] = {}
-    trainings = trainings_holding(td, observed)
+    trainings = trainings_holding(observed)
     coming = trainings[0][0] if trainings and not _is_counted(td, observed, now) else None
     for footprint in known:
         name = footprint.accelerator.name
@@ -109,7 +113,13 @@ def bounds_of(
         stock,
         by_type,
         trainings,
+        observed.allowance,
     )
+
+
+def amount_of(holdings: Iterable[Holding]) -> Amount:
+    """Sum what these hold and cost."""
+    return sum((footprint.amount(number) for footprint, number in holdings if footprint is not None), NOTHING)
 
 
 def _is_counted(td: TurboDeployment, observed: Snapshot, now: float) -> bool:
@@ -132,17 +142,14 @@ def _without(supply: Supply, accelerators: int) -> Supply:
     return replace(supply, nodes=tuple(nodes), quota=quota)
 
 
-def trainings_holding(td: TurboDeployment, observed: Snapshot) -> tuple[Holding, ...]:
-    """Return what the running training holds; a Job without a pod yet holds what it was created with."""
+def trainings_holding(observed: Snapshot) -> tuple[Holding, ...]:
+    """Return what trainings hold: pods that run, and Jobs that are yet to have their next one."""
     pods = [pod for pod in observed.trainings if pod.exit_code is None]
-    if pods:
-        return tuple((labeled_footprint(pod, observed.accelerators), 1) for pod in pods)
-    state = td.status.training
-    if state is None or not any(
-        (child.kind, child.complete, child.failed) == ("Job", False, False)
-        and child.name.endswith(f"-train-{state.number}")
+    present = {pod.job for pod in pods}
+    jobs = (
+        child
         for child in observed.children
-    ):
-        return ()
-    row = observed.accelerators.get(state.accelerator_name or "")
-    return ((Footprint(row, CapacityType.ON_DEMAND, 1), 1),) if row is not None else ()
+        if child.kind == "Job" and child.accelerator and not (child.complete or child.failed)
+    )
+    labeled = [*pods, *(job for job in jobs if job.name not in present)]
+    return tuple((labeled_footprint(each, observed.accelerators), 1) for each in labeled)

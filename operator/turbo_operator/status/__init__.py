@@ -8,13 +8,13 @@ old one need not be written.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from turbo_operator import api
-from turbo_operator.api.condition_state import ConditionState, false, true
+from turbo_operator.api.condition_state import false, true
 from turbo_operator.drafts import conditions as draft_conditions
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
@@ -24,6 +24,7 @@ from turbo_operator.status.conditions import Conditions, Outcome, in_force
 from turbo_operator.status.failures import failure
 from turbo_operator.status.rollout_state import RolloutState
 from turbo_operator.status.targets import TargetTracker, targets_met
+from turbo_operator.status.timestamps import stamp
 
 __all__ = ["Outcome", "RolloutState", "compute", "failure", "in_force", "invalid"]
 
@@ -79,7 +80,7 @@ def compute(
         startup=fields.startup(td.status.startup, observed),
         scale_history=fields.scale_history(td.status, scale, now),
         unavailable_accelerators=fields.unavailable_accelerators(observed),
-        conditions=_conditions(states, td.status.conditions, td.metadata.generation, now),
+        conditions=stamp(states, td.status.conditions, td.metadata.generation, now),
     )
 
 
@@ -100,24 +101,6 @@ def invalid(document: Mapping[str, Any], problem: str, now: float) -> api.TurboD
         api.ConditionType.RECONCILING: false(api.StalledReason.USER_ACTION_REQUIRED, message),
         api.ConditionType.STALLED: true(api.StalledReason.USER_ACTION_REQUIRED, message),
     }
-    new = _conditions(states, old.conditions, generation, now)
+    new = stamp(states, old.conditions, generation, now)
     others = (condition for condition in old.conditions if condition.type not in states)
     return old.model_copy(update={"observed_generation": generation, "conditions": (*new, *others)})
-
-
-def _conditions(
-    states: Mapping[api.ConditionType, ConditionState],
-    old: Sequence[api.Condition],
-    generation: int,
-    now: float,
-) -> tuple[api.Condition, ...]:
-    last_times = {(condition.type, condition.status): condition.last_transition_time for condition in old}
-    return tuple(
-        api.Condition(
-            type=kind,
-            **dataclasses.asdict(state),
-            last_transition_time=last_times.get((kind, state.status), api.rfc3339(now)),
-            observed_generation=generation,
-        )
-        for kind, state in states.items()
-    )

@@ -311,9 +311,15 @@ class Conditions:
         return ConditionState("False" if idle else "True", self._scale.reason, message)
 
     def _within_budget(self) -> ConditionState:
-        """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
+        """Whether what runs now costs no more than spec.cost.maxPerHour and TurboBudgets allow."""
+        allowance = self._observed.allowance
+        if broken := allowance.broken:
+            message = f"{broken} is exceeded by the TurboDeployments of the namespace: nothing more starts."
+            return false(api.WithinBudgetReason.BUDGET_EXCEEDED, message)
         ceiling = self._td.spec.cost.max_per_hour if self._td.spec.cost else None
         if ceiling is None:
+            if allowance.budgets:
+                return true(api.WithinBudgetReason.WITHIN_BUDGET, "It is within each TurboBudget.")
             return true(api.WithinBudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
         cost = cost_per_hour(self._observed)
         if cost is None:

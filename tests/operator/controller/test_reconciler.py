@@ -9,6 +9,7 @@ import pytest
 
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
+from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube
 from turbo_operator.controller.memo import CachedPlan, Planner
@@ -61,7 +62,7 @@ def reconciler_of(cache: Cache) -> Reconciler:
     cache.put_child(facts(parse(body(1))))
     api: Kube = Untouched()  # type: ignore[assignment]
     settings = Settings(runtime_image="runtime:1")
-    return Reconciler(cache, InventoryStore(cache.owner_of), api, settings, lambda: NOW)
+    return Reconciler(cache, InventoryStore(cache.owner_of), api, settings, lambda: NOW, Reservations(cache))
 
 
 async def test_a_training_is_asked_for_by_the_gain_it_is_decided_by(

@@ -24,7 +24,7 @@ from turbo_operator.snapshot import (
 NOW = 1_700_000_000.0
 CPU = Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 ONE = Footprint(CPU, CapacityType.ON_DEMAND, 1)
-JOB = ChildView("Job", "chat-train-1", "j", None)
+JOB = ChildView("Job", "chat-train-1", "j", None, accelerator="cpu")
 
 
 def td(status: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
@@ -80,21 +80,22 @@ def test_what_a_node_has_beside_its_accelerators_bounds_pods_whose_labels_do_not
 
 
 def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
-    def reserved(status: dict[str, Any], *pods: TrainPod) -> int:
-        observed = Snapshot({"cpu": CPU}, children=(JOB,), trainings=pods)
-        return len(bounds_of(td({"training": status}), observed, (), NOW).reserved)
+    def reserved(job: ChildView | None, *pods: TrainPod) -> int:
+        observed = Snapshot({"cpu": CPU}, children=(job,) if job else (), trainings=pods)
+        return len(bounds_of(td(), observed, (), NOW).reserved)
 
-    begun = {"number": 1, "inputHash": "w", "specHash": "s", "acceleratorName": "cpu"}
     pod = TrainPod("t", "chat-train-1", "Running", accelerator="cpu")
-    assert reserved(begun) == 1
-    assert reserved(begun, pod) == 1
-    assert reserved({**begun, "number": 2}) == 0, "its Job is gone, or has yet to be made"
-    assert reserved({**begun, "result": "Trained"}, pod) == 1, "its pod is still there"
+    assert reserved(JOB) == 1
+    assert reserved(JOB, pod) == 1
+    assert reserved(JOB, replace(pod, exit_code=1)) == 1, "the next one comes"
+    assert reserved(replace(JOB, failed=True)) == reserved(replace(JOB, complete=True)) == 0
+    assert reserved(None, pod) == 1, "its pod is still there"
+    inspects = replace(JOB, name="chat-inspect", accelerator=None)
+    assert reserved(inspects) == 0, "it holds no accelerator"
 
 
 def test_a_training_that_has_no_pod_yet_takes_its_place_in_the_stock() -> None:
     """Found in review: between its Job and its pod, replicas were raised into the place of a training."""
-    begun = {"training": {"number": 1, "inputHash": "w", "specHash": "s", "acceleratorName": "cpu"}}
     supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=3)}
     runs = TrainPod("t", "chat-train-1", "Running", accelerator="cpu", scheduled_since=NOW - 60)
     waits = replace(runs, phase="Pending", scheduled_since=None, pending_since=NOW - 1)
@@ -107,10 +108,10 @@ def test_a_training_that_has_no_pod_yet_takes_its_place_in_the_stock() -> None:
         ((replace(waits, pending_since=NOW - 3600),), 3),  # it may never come
     ):
         observed = Snapshot({"cpu": CPU}, supply, children=(JOB,), trainings=pods, counted_time=NOW)
-        assert bounds_of(td(begun), observed, (ONE,), NOW).most(ONE, 4) == room
+        assert bounds_of(td(), observed, (ONE,), NOW).most(ONE, 4) == room
     for job in ((), (replace(JOB, complete=True),), (replace(JOB, failed=True),)):
         observed = Snapshot({"cpu": CPU}, supply, children=job)
-        assert bounds_of(td(begun), observed, (ONE,), NOW).most(ONE, 4) == 3, "suspended, removed or waiting"
+        assert bounds_of(td(), observed, (ONE,), NOW).most(ONE, 4) == 3, "suspended, removed or waiting"
 
 
 def test_pods_whose_accelerator_was_deleted_count_still() -> None:

@@ -199,6 +199,14 @@ class Pods:
         ]
         return sorted(views, key=lambda view: view.name)
 
+    def keys(self) -> Set[Key]:
+        """Return the TurboDeployments that have, or had, what pods come from."""
+        return self._roots_of.keys()
+
+    def owners_of(self, key: Key) -> set[str]:
+        """Return the uids of the TurboDeployments of a name that have, or had, what pods come from."""
+        return {self._roots[uid].owner_uid for uid in self._roots_of.get(key, ())}
+
     def adoptable(self, key: Key, owner_uid: str) -> list[tuple[PodView, str]]:
         """Return the pods that nothing controls, each with the hash by which the ReplicaSet of its variant
         would select it, where that is another one.

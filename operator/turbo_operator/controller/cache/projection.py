@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from turbo_operator import api
+from turbo_operator.commitments import Budget
 from turbo_operator.inventory.usage import overdue
 from turbo_operator.render import fetch
 from turbo_operator.resources import LABEL_GROUPED, WORKLOADS
@@ -152,6 +153,21 @@ def draft(body: api.TurboDraft) -> DraftView:
         deployment=spec.deployment_name,
         created=api.epoch(created) if created else 0.0,
         acceptance=tuple(min(1.0, float(share)) for share in worst),
+    )
+
+
+def budget(body: api.TurboBudget) -> Budget:
+    """Project a TurboBudget."""
+    spec = body.spec
+    limits = spec.accelerators
+    return Budget(
+        body.metadata.name,
+        spec.max_per_hour,
+        None if limits is None else limits.max_total,
+        None if limits is None or limits.allowed is None else frozenset(limits.allowed),
+        uid=body.metadata.uid,
+        generation=body.metadata.generation,
+        conditions=body.status.conditions,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turbo_operator.api import TURBODEPLOYMENT
+from turbo_operator.commitments import Budget
 from turbo_operator.controller.cache.groups import merge_groups
 from turbo_operator.controller.cache.object_versions import Key, ObjectStore, is_newer, key_of
 from turbo_operator.controller.cache.pods import Pods, Root
@@ -57,6 +58,7 @@ class Cache:
         self.deployments: ObjectStore[Mapping[str, Any]] = ObjectStore()
         self.accelerators: ObjectStore[Accelerator] = ObjectStore()
         self.drafts: ObjectStore[DraftView] = ObjectStore()
+        self.budgets: ObjectStore[Budget] = ObjectStore()
         self.pods = Pods()
         self.presences: dict[tuple[str, str | None], Presence] = {}  # by kind, and namespace or None for all
         self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
@@ -70,6 +72,20 @@ class Cache:
         """Return the candidates of one TurboDeployment that can be read, oldest first."""
         own = [view for at, view in self.drafts.items() if Key(at.namespace, view.deployment or "") == key]
         return tuple(sorted(own, key=lambda draft: (draft.created, draft.name)))
+
+    def budgets_of(self, namespace: str) -> tuple[Budget, ...]:
+        """Return the TurboBudgets of a namespace by name."""
+        return tuple(budget for key, budget in sorted(self.budgets.items()) if key.namespace == namespace)
+
+    def keys(self, namespace: str) -> set[Key]:
+        """Return the TurboDeployments of a namespace that there are, or that left children or pods."""
+        known = (self.deployments, self._children, self.pods.keys())
+        return {key for keys in known for key in keys if key.namespace == namespace}
+
+    def owners_of(self, key: Key) -> set[str]:
+        """Return the uids of the TurboDeployments of a name that have children or pods."""
+        children = {cached.owner_uid for cached in self._children.get(key, {}).values()}
+        return children | self.pods.owners_of(key)
 
     def accelerators_by_name(self) -> dict[str, Accelerator]:
         """Return the accelerators that can be planned with."""

@@ -16,6 +16,7 @@ from turbo_operator import api
 from turbo_operator.api import PlanReason, TrainingReason, TrainingStatus
 from turbo_operator.api.condition_state import ConditionState, false, unknown
 from turbo_operator.budget import footprint_of
+from turbo_operator.commitments import NOTHING
 from turbo_operator.drafts.training import manifests
 from turbo_operator.drafts.training.job_state import (
     MIN_SECONDS,
@@ -165,7 +166,9 @@ def _unaffordable(inputs: TrainingInputs, choice: Choice) -> ConditionState | No
     present = sum(state.held for state in states)
     replicas = max(td.status.desired_replicas or 1, present)
     cost, accelerators = td.spec.cost or api.Cost(), td.spec.accelerators or api.Accelerators()
-    bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour)
+    # A Job that this one takes the place of is counted already.
+    allowance = replace(observed.allowance, trainings=NOTHING)
+    bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour, allowance=allowance)
     serving, trainer = (footprint_of(each, td.spec.pod_template.spec) for each in (inputs.serving, choice))
     held = [(state.footprint, state.held) for state in states]
     broken = bounds.exceeded([*held, (serving, replicas - present), (trainer, 1)])

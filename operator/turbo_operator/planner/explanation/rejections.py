@@ -13,7 +13,16 @@ from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import OFF, CapacityType, EngineName, Method, Objective, PlanReason, Provenance
+from turbo_operator.api import (
+    MAX_REPLICAS,
+    OFF,
+    CapacityType,
+    EngineName,
+    Method,
+    Objective,
+    PlanReason,
+    Provenance,
+)
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 from turbo_operator.planner.arrays import Indices
 from turbo_operator.planner.capabilities import UNDIVIDED
@@ -25,7 +34,6 @@ from turbo_operator.planner.feasibility import CODES, MICRO, bucket
 from turbo_operator.planner.offering import Offering
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.capacity import unloaded_latency
-from turbo_operator.planner.requirements import MAX_REPLICAS
 
 # Which rejection comes closest to a plan, so that the condition names the one worth acting on.
 NEAREST = (

@@ -1,0 +1,1 @@
+"""TurboBudgets: what is taken of them, decided in memory and shown in their status."""
