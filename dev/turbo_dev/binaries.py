@@ -28,6 +28,7 @@ LWS = "0.7.0"
 GATEWAY_API = "1.4.1"
 INFERENCE_EXTENSION = "1.3.0"  # of it
 VERSITYGW = "1.8.0"
+PROMETHEUS = "0.316.0"  # 3.16.0, by the version of its Go module
 PAUSE = "1"  # ours; raise it when its source changes
 
 _MODULES = REPOSITORY / "dev" / "cluster"
@@ -59,6 +60,7 @@ REGISTRY = ("registry",)
 LEADER_WORKER_SETS = ("lws",)
 ENDPOINT_PICKER = ("epp",)
 OBJECT_STORE = ("versitygw",)
+PROMETHEUS_TOOLS = ("promtool",)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,12 @@ _TOOLS = {
     ),
     "versitygw": _Tool(
         f"versitygw-{VERSITYGW}", f"github.com/versity/versitygw/cmd/versitygw@v{VERSITYGW}", "2 min"
+    ),
+    "promtool": _Tool(
+        f"prometheus-{PROMETHEUS}",
+        "./cmd/promtool",
+        "8 min",
+        release=f"github.com/prometheus/prometheus@v{PROMETHEUS}",
     ),
     "helm": _Tool(
         f"helm-{HELM}-for-{KUBERNETES}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s", _HELM_STAMP
@@ -186,7 +194,7 @@ def _build(name: str) -> None:
     tool = _TOOLS[name]
     target = _target(name)
     half_done = target.with_name(f".{name}.partial")
-    env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
+    env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off"}
     options = ["-trimpath", "-ldflags", tool.flags]
     with step(f"build {tool.folder.replace('-', ' ')}: {name}", tool.usually):
         module = _module(tool.release) if tool.release else tool.module
@@ -217,6 +225,7 @@ __all__ = [
     "LEADER_WORKER_SETS",
     "NODE",
     "OBJECT_STORE",
+    "PROMETHEUS_TOOLS",
     "REGISTRY",
     "CommandError",
     "GoMissingError",

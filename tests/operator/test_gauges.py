@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from prometheus_client import REGISTRY
 
-from turbo_operator.api import CapacityType, ScalingReason, TrainingStatus
+from turbo_operator.api import CapacityType, Condition, ScalingReason, TrainingStatus
 from turbo_operator.autoscaler import History, ScalingDecision
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Key
@@ -50,6 +50,24 @@ def test_the_gain_is_shown_while_it_is_known() -> None:
     assert value("turbo_deployment_speedup") == 1.5
     deployment_metrics.show(KEY, Snapshot({}), None, SCALE, NOW)
     assert value("turbo_deployment_speedup") is None
+
+
+def condition(kind: str, status: str) -> Condition:
+    return Condition(
+        type=kind, status=status, reason="Because", message="So.", last_transition_time="2026-01-19T08:30:00Z"
+    )
+
+
+def test_conditions_are_one_or_zero_and_absent_while_unknown() -> None:
+    def shown(kind: str) -> float | None:
+        return value("turbo_deployment_condition", type=kind)
+
+    deployment_metrics.show_conditions(KEY, [condition("Ready", "True"), condition("Stalled", "False")])
+    assert (shown("Ready"), shown("Stalled"), shown("TargetsMet")) == (1, 0, None)
+    deployment_metrics.show_conditions(KEY, [condition("Ready", "False"), condition("TargetsMet", "Unknown")])
+    assert (shown("Ready"), shown("Stalled"), shown("TargetsMet")) == (0, None, None)
+    deployment_metrics.forget(KEY)
+    assert shown("Ready") is None
 
 
 def test_what_is_not_known_is_absent_again() -> None:

@@ -5,14 +5,22 @@ A figure that is not known is absent, never zero; those of a TurboDeployment go 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from turbo_operator.api import CapacityType, Duration, Provenance, StartupTimes, TrainingStatus
+from turbo_operator.api import (
+    CapacityType,
+    Condition,
+    ConditionType,
+    Duration,
+    Provenance,
+    StartupTimes,
+    TrainingStatus,
+)
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import CPU, ClusterInventory
@@ -20,6 +28,7 @@ from turbo_operator.plan import Plan, Predicted
 from turbo_operator.snapshot import Snapshot, TrainPod
 from turbo_operator.status import fields
 
+_VALUES = {"True": 1, "False": 0}
 UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
 
 
@@ -58,6 +67,11 @@ TIME_TO_FIRST_TOKEN = _gauge(
 TIME_PER_OUTPUT_TOKEN = _gauge(
     "turbo_deployment_predicted_time_per_output_token_seconds",
     "Time per output token that the plan expects, at the target's percentile.",
+)
+CONDITION = _gauge(
+    "turbo_deployment_condition",
+    "1 while a condition of a TurboDeployment, by type, is True, 0 while it is False; absent while Unknown.",
+    "type",
 )
 STARTUP_SECONDS = _gauge(
     "turbo_deployment_startup_seconds",
@@ -110,6 +124,16 @@ def show_startup(key: Key, startup: StartupTimes | None) -> None:
     stages = startup.model_dump(exclude={"pod"}) if startup is not None else {}
     for stage, text in stages.items():
         _set(STARTUP_SECONDS, Duration(text).seconds if text else None, **asdict(key), stage=stage)
+
+
+def show_conditions(key: Key, conditions: Iterable[Condition]) -> None:
+    """Set which conditions are True and which are False."""
+    values = {each.type: _VALUES.get(each.status) for each in conditions}
+    for kind in ConditionType:
+        if (value := values.get(kind)) is not None:
+            CONDITION.labels(key.namespace, key.name, kind).set(value)
+        else:  # by all labels: to look for a part of them would look at every series
+            CONDITION.remove(key.namespace, key.name, kind)
 
 
 def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:

@@ -309,6 +309,7 @@ class Reconciler:
         return min(seconds)
 
     async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
+        deployment_metrics.show_conditions(key, new.conditions)
         document = new.dump()
         if document == body.get("status"):
             return
