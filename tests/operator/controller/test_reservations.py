@@ -159,6 +159,10 @@ async def test_the_status_shows_what_is_taken_and_is_written_once() -> None:
     }
     assert PER_HOUR.labels("team", "team", "limit")._value.get() == 4
     assert ACCELERATORS.labels("team", "team", "committed")._value.get() == 4
+    handler.put("TurboBudget", budget(accelerators={"maxTotal": 3}))
+    await writer.write()
+    limits = [sample.labels["state"] for metric in PER_HOUR.collect() for sample in metric.samples]
+    assert "limit" not in limits, "it has none of money any more"
     handler.put("TurboBudget", budget(maxPerHour="3"))
     await writer.write()
     (exceeded,) = server.written[-1]["status"]["conditions"]

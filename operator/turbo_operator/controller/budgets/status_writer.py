@@ -87,5 +87,7 @@ class BudgetStatusWriter:
         for gauge, limit in ((PER_HOUR, budget.max_per_hour), (ACCELERATORS, budget.max_total)):
             if limit is not None:
                 gauge.labels(*place, "limit").set(float(limit))
+            else:
+                gauge.remove(*place, "limit")
         entries = {each.name: entry for each, entry in commitments.entries.items()}
         return budget_status(budget, held, committed, entries, now)
