@@ -18,6 +18,7 @@ GROUP = "turbo.commands"
 # One line each, kept here because reading a command's own docstring would import its whole extra.
 SUMMARIES = {
     "activator": "pass requests on to a router, and hold them while no replica is there",
+    "approve": "let a plan take effect that waits for approval",
     "bench": "measure a server with speculation on and off",
     "capture": "show and delete prompts kept of a deployment's traffic",
     "chat": "talk to a server and see how fast it answers",

@@ -119,7 +119,8 @@ class World:
     async def written(self, it: TurboDeployment) -> None:
         """Somebody applies the spec."""
         spec = it.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
-        meta = {"name": "chat", "namespace": "team", "uid": it.metadata.uid, "generation": 1}
+        meta: dict[str, Any] = {"name": "chat", "namespace": "team", "uid": it.metadata.uid, "generation": 1}
+        meta["annotations"] = dict(it.metadata.annotations)
         kind = {"apiVersion": API_VERSION, "kind": "TurboDeployment"}
         before = self.server.objects.get(("TurboDeployment", "chat"), {})
         body = {**kind, "metadata": meta, "spec": spec, "status": before.get("status", {})}

@@ -134,7 +134,7 @@ def test_what_nobody_writes_has_these_values() -> None:
         "scaling": {
             "behavior": {"scaleUp": {"selectPolicy": "Max"}, "scaleDown": {"selectPolicy": "Max"}},
         },
-        "planPolicy": {"objective": "Cost", "minSavingFraction": "0.10"},
+        "planPolicy": {"objective": "Cost", "minSavingFraction": "0.10", "apply": "Auto"},
         "podTemplate": {"metadata": {}, "spec": {}},
         "rollout": {
             "minReadySeconds": 10,

@@ -134,7 +134,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
                 "scaleDown": {"stabilizationWindowSeconds": 600, "selectPolicy": "Disabled"},
             },
         },
-        "planPolicy": {"objective": "Throughput", "minSavingFraction": "0.25"},
+        "planPolicy": {"objective": "Throughput", "minSavingFraction": "0.25", "apply": "Manual"},
         "rollout": {
             "maxSurge": 0,
             "maxUnavailable": 2,

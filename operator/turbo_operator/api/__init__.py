@@ -7,6 +7,7 @@ A field exists only once it works. Every public name of these modules is one of 
 
 from turbo_operator.api.accelerator import *
 from turbo_operator.api.budget import *
+from turbo_operator.api.condition import *
 from turbo_operator.api.conditions import *
 from turbo_operator.api.constants import *
 from turbo_operator.api.deployment import *

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from turbo_operator.api.condition import StatusRecord
 from turbo_operator.api.constants import API_VERSION, TURBOACCELERATOR, Provisioning
-from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import Labels, Toleration
 from turbo_operator.api.validation import Amount, LabelValue, Memory, Metadata, Quantity, Record, Rule, Text
 

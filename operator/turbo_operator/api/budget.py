@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from turbo_operator.api.condition import Condition, StatusRecord
 from turbo_operator.api.constants import API_VERSION, TURBOBUDGET
-from turbo_operator.api.status import Condition, StatusRecord
 from turbo_operator.api.validation import Amount, Metadata, ObjectName, Record, Rule
 
 _Count = Annotated[int, Field(ge=0)]

@@ -10,6 +10,7 @@ class ConditionType(StrEnum):
 
     READY = "Ready"
     PLAN_FEASIBLE = "PlanFeasible"
+    PLAN_APPROVED = "PlanApproved"  # only with planPolicy.apply Manual
     MODEL_INSPECTED = "ModelInspected"
     MODEL_CACHED = "ModelCached"  # only where a model is fetched to a claim
     AVAILABLE = "Available"
@@ -69,6 +70,14 @@ class ModelInspectedReason(StrEnum):
     INSPECTING = "Inspecting"
     INSPECT_RETRYING = "InspectRetrying"  # its last attempt failed, or its pod cannot start
     INSPECT_FAILED = "InspectFailed"
+
+
+class PlanApprovedReason(StrEnum):
+    """Of PlanApproved: whether the best plan may take effect."""
+
+    APPROVED = "Approved"
+    WAITING_FOR_APPROVAL = "WaitingForApproval"
+    WAITING_FOR_PLAN = "WaitingForPlan"
 
 
 class ModelCachedReason(StrEnum):

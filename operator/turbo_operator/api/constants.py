@@ -46,6 +46,7 @@ ROLE_ROUTER = "router"
 ROLE_TRAIN = "train"
 
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
+ANNOTATION_APPROVED_PLAN = f"{GROUP}/approved-plan"  # written by the user: the hash of a plan
 
 OFF: Final = "Off"  # no speculation, where a method is named
 

@@ -181,3 +181,6 @@ class PlanPolicy(Record):
     """Cost takes the cheapest plan, Latency the fastest tokens, Throughput the most tokens per second."""
     min_saving_fraction: Fraction = Decimal("0.10")
     """The running plan stays while it is feasible and the best one saves less than this share of its cost."""
+    apply: Literal["Auto", "Manual"] = "Auto"
+    """Auto: a plan takes effect by itself. Manual: it waits in status.pendingPlan for `turbo approve NAME`;
+    what runs stays, also when the spec has changed. Replicas follow spec.scaling all the same."""

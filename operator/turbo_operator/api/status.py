@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from turbo_operator.api.validation import Record
+from turbo_operator.api.condition import Condition, StatusRecord
 
 _Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE, MAX_REJECTED_DRAFTS = 2048, 5
@@ -14,29 +14,6 @@ _Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 _Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 _Count = Annotated[int, Field(ge=0)]
 _Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
-
-
-class StatusRecord(Record):
-    """Base of what the operator writes; unknown fields, of a newer operator, are passed over."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Condition(StatusRecord):
-    """One aspect of the state, with a reason and a full sentence."""
-
-    type: _Name
-    """Which aspect."""
-    status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
-    reason: _Name
-    """Why, in one word."""
-    message: Annotated[str, Field(max_length=32768)]
-    """Why, in a sentence."""
-    last_transition_time: _Time
-    """When status last changed (RFC 3339, UTC)."""
-    observed_generation: _Count = 0
-    """The generation of the spec that this speaks of."""
 
 
 class ShapeStatus(StatusRecord):
@@ -367,6 +344,8 @@ class TurboDeploymentStatus(StatusRecord):
     """The copy of the model on the claim of spec.cache."""
     plan: PlanStatus | None = None
     """What the spec comes to: what runs, is about to, or was tried and rolled back."""
+    pending_plan: PlanStatus | None = None
+    """With planPolicy.apply Manual: the plan that waits for `turbo approve NAME`."""
     serving_plan: PlanStatus | None = None
     """The last plan whose replicas were all available: what serves until another one's are."""
     rollout: RolloutStatus | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -175,6 +175,7 @@ class Metadata(Record):
     uid: str = ""
     generation: int = 0
     creation_timestamp: str | None = None
+    annotations: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""The operator's commands: `turbo plan`, `explain`, `top` and `events` for a person, `turbo operator` in a
-cluster.
+"""The operator's commands: `turbo plan`, `explain`, `top`, `events` and `approve` for a person, and
+`turbo operator` in a cluster.
 
 Modules are imported where a command or a flag first needs them, so that `turbo plan` starts at once and
 runs where there is no cluster.
@@ -134,6 +134,33 @@ def events(argv: list[str]) -> int:
         show(options.context, options.namespace, options.name, options.output)
     except BadInputError as error:
         print(f"turbo events: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def approve(argv: list[str]) -> int:
+    """`turbo approve NAME`: let the plan take effect that waits for it. 0, or 1 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="turbo approve",
+        description="Approve the plan of a TurboDeployment with planPolicy.apply: Manual that waits for it.",
+        epilog="It writes the annotation serving.turbo.dev/approved-plan, with your own rights.",
+    )
+    parser.add_argument("name", metavar="NAME", help="the TurboDeployment")
+    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
+    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    parser.add_argument("--plan", metavar="HASH", help="approve this plan only; default: whichever waits")
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as ended:  # as `top` does
+        return BAD_INPUT if ended.code else 0
+
+    from turbo_operator.cli.approve import approve as run
+    from turbo_operator.cli.manifests import BadInputError
+
+    try:
+        run(options.context, options.namespace, options.name, options.plan)
+    except BadInputError as error:
+        print(f"turbo approve: {error}", file=sys.stderr)
         return BAD_INPUT
     return 0
 

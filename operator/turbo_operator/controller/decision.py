@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import api, autoscaler, render, rollout, status
+from turbo_operator.approval import decide_approval
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.budget import Footprint, footprint_of
 from turbo_operator.commitments import Allowance, Entry
@@ -52,12 +53,16 @@ def decide(
     step: training.TrainingDecision = training.NO_TRAINING,
     canary_run: CanaryRun | None = None,
     verdict: CanaryVerdict | None = None,
+    best: Plan | None = None,
 ) -> Decision:
-    """Decide a TurboDeployment's children and status: the same snapshot, time and past give the same."""
-    plan_hash: str | None = None
+    """Decide a TurboDeployment's children and status: the same snapshot, time and past give the same.
+
+    `plan` is the one in force, `best` the planner's, where that is another one that waits for approval.
+    """
+    best = best or plan
     choice = plan.served if plan is not None else None
-    if observed.model is not None and choice is not None:
-        plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
+    plan_hash = plan_hash_of(td, observed, plan)
+    approval = decide_approval(td, plan_hash, best, plan_hash_of(td, observed, best))
     canary_hash = canary_run.variant if canary_run is not None else None
     seen = observed.children, observed.pods, observed.accelerators
     states = rollout.variant_states(*seen, now, td.spec.rollout.min_ready_seconds)
@@ -75,6 +80,9 @@ def decide(
         fresh_seconds=autoscaler.NUM_MISSED * settings.scrape_seconds,
     )
     scale = status.in_force(td, scale, plan_hash)
+    if approval.holds and asked and scale.replicas and td.spec.scaling_mode != api.ScalingMode.EXTERNAL:
+        # They are counted for a plan that is not in force.
+        scale = dataclasses.replace(scale, replicas=max(scale.replicas, asked))
     fetch_job = None
     if observed.model is not None and pod.fetched_claim(td) is not None:
         fetch_job = fetch.job(td, observed.model, settings)
@@ -85,6 +93,7 @@ def decide(
     bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
     recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
     awaits_copy = scale.replicas > 0 and cache.blocks(observed, plan_hash, recorded)
+    awaited = approval.condition if approval.holds else cache.condition if awaits_copy else None
     canaries = {canary_hash, *render.canary_hashes(td, observed)}
     own_states = [state for state in states if state.plan_hash not in canaries]
     serving = rollout.serving_variant(own_states, plan_hash, recorded, scale.replicas, bounds)
@@ -94,11 +103,11 @@ def decide(
     )
     has_canary = any(state.plan_hash == canary_hash and state.replicas for state in states)
     wanted = rollout.Wanted(
-        None if awaits_copy else plan_hash,
+        None if awaits_copy or approval.holds else plan_hash,
         scale.replicas,
         serving,
         progress is not None and progress.reason == api.RolloutReason.ROLLED_BACK,
-        canary_hash if has_canary or not cache.is_missing else None,
+        canary_hash if not approval.holds and (has_canary or not cache.is_missing) else None,
         makes_room,
         bool(progress is not None and progress.over_limits),
     )
@@ -107,8 +116,8 @@ def decide(
     if move.target == plan_hash and move.is_over:
         serving, progress = plan_hash, None
     state = RolloutState(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
-    if awaits_copy and cache.condition is not None:
-        state = dataclasses.replace(state, waits=cache.condition.message, waits_for_spec=False)
+    if awaited is not None:
+        state = dataclasses.replace(state, waits=awaited.message, waits_for_spec=False)
     calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
     tried = (verdict.draft, verdict.choice) if verdict is not None and verdict.choice and is_tried else None
@@ -131,7 +140,10 @@ def decide(
     own = render.canary_names(td, canary_hash) if canary_hash is not None else frozenset()
     if verdict is not None and canary_run is not None and not is_tried:
         is_short = not rollout.has_taken_over(states, move.target, scale.replicas)
-        verdict = verdict.held_up(state.rolled_back, state.status is not None, is_short, cache.is_missing)
+        takes_over = state.status is not None
+        verdict = verdict.held_up(
+            state.rolled_back, takes_over, is_short, cache.is_missing, is_unapproved=approval.holds
+        )
     job, trainer, draft_object = None, None, None
     # Neither a replica that is added now nor a Job is in the count that the other one was decided by.
     before = {state.plan_hash: state.replicas for state in states}
@@ -154,7 +166,9 @@ def decide(
         render.router.lack(td, settings) or render.gateway.lack(td, observed),
         _inspects_anew(td, observed, children),
         cache,
-        awaits_copy,
+        awaited,
+        approval,
+        None if best is plan else best,
         online=online,
         canary_run=canary_run,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
@@ -164,6 +178,14 @@ def decide(
         turbo_draft=draft_object,
         entry=_entry(observed.allowance, states, move, footprint, trainer),
     )
+
+
+def plan_hash_of(td: api.TurboDeployment, observed: Snapshot, plan: Plan | None) -> str | None:
+    """Hash a plan; None while there is none, or the model is unknown."""
+    choice = plan.served if plan is not None else None
+    if choice is None or observed.model is None:
+        return None
+    return render.plan_hash(td, choice, observed.model, observed.draft)
 
 
 def _entry(

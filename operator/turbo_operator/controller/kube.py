@@ -160,11 +160,16 @@ class Kube:
         return await self._request("PUT", resource, path, [_MANAGER], body=body)
 
     async def merge(
-        self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        patch: Mapping[str, Any],
+        manager: str = FIELD_MANAGER,
     ) -> dict[str, Any]:
         """Apply a JSON merge patch; ConflictError where the object has changed since the version in it."""
-        path = resource.path(namespace, name)
-        return await self._request("PATCH", resource, path, [_MANAGER], body=patch, content=_MERGE)
+        path, query = resource.path(namespace, name), [("fieldManager", manager)]
+        return await self._request("PATCH", resource, path, query, body=patch, content=_MERGE)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
         """Delete this very object, its dependants in the background; one that is gone already is no error.

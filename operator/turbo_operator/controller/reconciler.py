@@ -21,11 +21,12 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
+from turbo_operator.approval import is_approved
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
-from turbo_operator.controller.decision import Decision, decide, restore_history
+from turbo_operator.controller.decision import Decision, decide, plan_hash_of, restore_history
 from turbo_operator.controller.event_recorder import EventRecorder
 from turbo_operator.controller.kube import (
     GoneError,
@@ -43,7 +44,7 @@ from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Choice, Plan
-from turbo_operator.planner import build_inputs
+from turbo_operator.planner import build_inputs, pin
 from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
@@ -105,7 +106,7 @@ class Reconciler:
     def plans_of(self, key: Key) -> list[Plan]:
         """Return what another count of the cluster may outdate: the plan, and that of a waiting training."""
         memo = self._memos.get(key)
-        cached = (memo.plan, memo.training_plan, memo.trial_plan) if memo else ()
+        cached = memo.plans if memo else ()
         return [each.plan for each in cached if each]
 
     def outdate(self, key: Key) -> None:
@@ -148,14 +149,14 @@ class Reconciler:
         observed = self._observe(key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
         # Decide
-        last = memo.plan, memo.training_plan, memo.trial_plan
-        plan = await self._plan(look)
+        last = memo.plans
+        best = await self._plan(look)
+        plan = await self._plan_in_force(look, best)
         choice = plan.served if plan is not None else None
         trial = await self._plan_trial(look, choice)
         tried = canary.update_canary(td, observed, choice, memo.speedups, now, trial)
         await self._plan_training(replace(look, observed=canary.add_verdict(observed, *tried)), plan)
-        new = memo.plan, memo.training_plan, memo.trial_plan
-        if any(one is not other for one, other in zip(new, last, strict=True)):
+        if any(one is not other for one, other in zip(memo.plans, last, strict=True)):
             # The planner was waited for: what pods and spec were before it is nothing to lower a replica by.
             if self.cache.deployments.get(key) is not body:
                 return 0.0
@@ -172,7 +173,7 @@ class Reconciler:
         step = training.decide(td, observed, plan, question, now)
         history = memo.history or restore_history(td.status.scale_history)
         run, settings = speedups.run, self.settings
-        decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
+        decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict, best)
         self.reservations.enter(key, decision.entry)
         memo.history, memo.online = decision.scale.history, decision.online
         memo.targets = memo.targets.update(td.spec.targets, observed.pods, now)
@@ -195,6 +196,20 @@ class Reconciler:
         inputs = build_inputs(look.td, look.observed.model.shape, look.observed)
         look.memo.plan = await self._planner.plan(look.memo.plan, inputs, look.edition, look.now)
         return look.memo.plan.plan
+
+    async def _plan_in_force(self, look: _Look, best: Plan | None) -> Plan | None:
+        """Return the best plan, or while it waits for approval that of what runs, where that still does."""
+        memo, observed = look.memo, look.observed
+        plan_hash = plan_hash_of(look.td, observed, best)
+        pinned = None
+        if memo.plan is not None and plan_hash is not None and not is_approved(look.td, plan_hash):
+            pinned = pin(memo.plan.inputs)
+        if pinned is None:
+            memo.pinned_plan = None
+            return best
+        memo.pinned_plan = await self._planner.plan(memo.pinned_plan, pinned, look.edition, look.now)
+        plan = memo.pinned_plan.plan
+        return best if plan.served is None else plan
 
     async def _plan_trial(self, look: _Look, choice: Choice | None) -> Plan | None:
         """Plan the pods that try a draft, where they load it as they start."""

@@ -26,6 +26,7 @@ from turbo_operator.drafts.training import fitting
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import PlannerInputs, build_inputs
 from turbo_operator.planner.explanation import messages
+from turbo_operator.planner.inputs import on_the_same
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
@@ -64,13 +65,20 @@ class CanaryVerdict:
         return self.reason not in _UNDER_WAY
 
     def held_up(
-        self, rolled_back: bool, takes_over: bool, is_short: bool, lacks_model: bool
+        self,
+        rolled_back: bool,
+        takes_over: bool,
+        is_short: bool,
+        lacks_model: bool,
+        is_unapproved: bool = False,
     ) -> CanaryVerdict:
         """Tell what the pod that tries it waits for, where it may not be made yet."""
         if self.reason != CanaryReason.STARTING:
             return self
         waits = "room for a pod beside the replicas that serve"
-        if rolled_back:
+        if is_unapproved:
+            waits = "the approval of the plan, of which PlanApproved tells"
+        elif rolled_back:
             waits = "a change of the spec, whose plan was rolled back"
         elif takes_over:
             waits = "the end of the rollout"
@@ -112,17 +120,9 @@ def trial(td: TurboDeployment, observed: Snapshot, choice: Choice | None) -> Pla
     draft, spec = candidate(td, observed), td.spec
     if draft is None or observed.model is None or choice is None or choice.engine != EngineName.VLLM:
         return None
-    same = {"allowed": (choice.accelerator.name,), "capacity_types": (choice.capacity_type,)}
     drafts = {"mode": "Required", "method": Method.EAGLE3}
-    spec = spec.model_copy(
-        update={
-            "accelerators": (spec.accelerators or api.Accelerators()).model_copy(update=same),
-            "parallelism": (spec.parallelism or api.Parallelism()).model_copy(
-                update={"tensor": choice.tensor, "pipeline": choice.nodes}
-            ),
-            "speculation": spec.speculation.model_copy(update=drafts),
-        }
-    )
+    spec = on_the_same(spec, choice.accelerator.name, choice.capacity_type, choice.tensor, choice.nodes)
+    spec = spec.model_copy(update={"speculation": spec.speculation.model_copy(update=drafts)})
     seen = replace(observed, draft=draft)
     return build_inputs(td.model_copy(update={"spec": spec}), observed.model.shape, seen)
 

@@ -84,6 +84,44 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     )
 
 
+def on_the_same(
+    spec: api.TurboDeploymentSpec, accelerator: str, capacity_type: str, tensor: int, nodes: int
+) -> api.TurboDeploymentSpec:
+    """Return the spec with these accelerators alone, a replica divided over them in this way."""
+    hardware = {"allowed": (accelerator,), "capacity_types": (capacity_type,)}
+    return spec.model_copy(
+        update={
+            "accelerators": (spec.accelerators or api.Accelerators()).model_copy(update=hardware),
+            "parallelism": (spec.parallelism or api.Parallelism()).model_copy(
+                update={"tensor": tensor, "pipeline": nodes}
+            ),
+        }
+    )
+
+
+def pin(inputs: PlannerInputs) -> PlannerInputs | None:
+    """Ask for the plan of what runs alone: how many replicas it takes now, and what it does. None where
+    nothing runs.
+    """
+    running = inputs.running
+    if running is None:
+        return None
+    spec = on_the_same(
+        inputs.spec,
+        running.accelerator,
+        api.CapacityType(running.capacity_type),
+        running.tensor,
+        running.nodes,
+    )
+    is_off = running.method == api.OFF
+    drafts = {"mode": "Disabled"} if is_off else {"mode": "Required", "method": running.method}
+    same = {
+        "engine": spec.engine.model_copy(update={"type": running.engine}),
+        "speculation": spec.speculation.model_copy(update=drafts),
+    }
+    return replace(inputs, spec=spec.model_copy(update=same))
+
+
 def _within_budgets(spec: api.TurboDeploymentSpec, observed: Snapshot) -> api.TurboDeploymentSpec:
     """Return the spec with what TurboBudgets allow alone, where it leaves anything: what they refuse is said
     once it shall grow.

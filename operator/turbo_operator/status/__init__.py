@@ -69,6 +69,7 @@ def compute(
         model=fields.model(observed),
         cache=outcome.cache.status,
         plan=plan,
+        pending_plan=fields.pending_plan(outcome.best or outcome.plan, outcome.approval.pending),
         serving_plan=fields.serving_plan(td.status, plan, rollout.serving),
         rollout=rollout.status,
         draft=fields.draft(td, observed),

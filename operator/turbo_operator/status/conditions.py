@@ -13,6 +13,7 @@ from functools import cached_property
 
 from turbo_operator import api
 from turbo_operator.api.condition_state import ConditionState, false, sentence, true, unknown
+from turbo_operator.approval import NO_APPROVAL, Approval
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.training import NO_TRAINING, TrainingDecision
@@ -62,7 +63,9 @@ class Outcome:
     routing_lack: str | None = None  # what is missing for the routing that is asked for, as a sentence
     inspects_anew: bool = False  # the inspect Job that is seen is of another spec, and goes
     cache: ModelCache = NO_CACHE  # the copy of the model on a claim
-    awaits_copy: bool = False  # no pod of the plan starts before it is whole
+    awaited: ConditionState | None = None  # what there must be before a pod of the plan starts
+    approval: Approval = NO_APPROVAL  # of the planner's plan
+    best: Plan | None = None  # that plan, where it is not the one in force
 
 
 class Conditions:
@@ -78,7 +81,7 @@ class Conditions:
         passes: bool,
     ) -> None:
         self._td, self._outcome, self._now, self._refused = td, outcome, now, refused
-        self._passes = passes
+        self._passes, self._awaited = passes, outcome.awaited
         if outcome.inspects_anew:
             others = tuple(child for child in observed.children if child.name != job_name(td))
             observed = dataclasses.replace(observed, children=others, model_error=None, inspecting=())
@@ -96,6 +99,7 @@ class Conditions:
         return {
             api.ConditionType.READY: self._ready,
             api.ConditionType.PLAN_FEASIBLE: self._feasible,
+            **({api.ConditionType.PLAN_APPROVED: said} if (said := self._outcome.approval.condition) else {}),
             api.ConditionType.MODEL_INSPECTED: self._inspected,
             **({api.ConditionType.MODEL_CACHED: cached} if (cached := self._outcome.cache.condition) else {}),
             api.ConditionType.AVAILABLE: self._available,
@@ -167,11 +171,6 @@ class Conditions:
         if waits and cause.reason == api.AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
             return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, f"{answering} {waits}")
         return cause
-
-    @property
-    def _awaited(self) -> ConditionState | None:
-        """What the copy of the model is at, where pods wait for it."""
-        return self._outcome.cache.condition if self._outcome.awaits_copy else None
 
     def _silent(self) -> str | None:
         """Say in a sentence which pod of the plan that serves, while another is to take over, is silent."""

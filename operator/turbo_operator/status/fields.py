@@ -95,6 +95,14 @@ def plan(old: api.PlanStatus | None, new: Plan | None, plan_hash: str | None) ->
     )
 
 
+def pending_plan(new: Plan | None, plan_hash: str | None) -> api.PlanStatus | None:
+    """Return the plan that waits for approval, without its rejects; None where none does."""
+    if plan_hash is None:
+        return None
+    pending = plan(None, new, plan_hash)
+    return None if pending is None else pending.model_copy(update={"rejected": ()})
+
+
 def serving_plan(
     old: api.TurboDeploymentStatus, latest: api.PlanStatus | None, serving: str | None
 ) -> api.PlanStatus | None:

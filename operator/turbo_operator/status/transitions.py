@@ -21,7 +21,12 @@ from turbo_operator.api import (
 from turbo_operator.status.conditions import NOT_FOLLOWED
 
 # Conditions whose every change is an Event, and others for which only a turn for the worse or back is one.
-STEPS = (ConditionType.READY, ConditionType.DRAFT_TRAINED, ConditionType.DRAFT_PROMOTED)
+STEPS = (
+    ConditionType.READY,
+    ConditionType.PLAN_APPROVED,
+    ConditionType.DRAFT_TRAINED,
+    ConditionType.DRAFT_PROMOTED,
+)
 ALARMS = (
     ConditionType.WITHIN_BUDGET,
     ConditionType.DRAFT_READY,
