@@ -19,7 +19,7 @@ SOURCES = sorted(
     for folder in ("operator", "runtime", "dev", "tests", "benchmarks")
     for path in (ROOT / folder).rglob("*.py")
 )
-MAX_LINES = 52_000
+MAX_LINES = 52_000  # 33,500 before there were a second engine, a router, gateways and buckets
 SOURCE_ROOTS = ("operator", "runtime", "dev", "tests")
 
 
