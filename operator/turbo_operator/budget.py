@@ -7,7 +7,6 @@ allowed, None where nothing bounds them.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -84,11 +83,8 @@ class Footprint:
         """Return what `replicas` hold and cost together."""
         if replicas <= 0:
             return NOTHING
-        held, cost = (
-            Counter({self.accelerator.name: self.accelerators(replicas)}),
-            self.cost_per_hour(replicas),
-        )
-        return Amount(Decimal(0), held, held) if cost is None else Amount(cost, held)
+        name, count = self.accelerator.name, self.accelerators(replicas)
+        return Amount.of(name, count, self.cost_per_hour(replicas))
 
     def affordable(self, max_per_hour: Decimal) -> int | None:
         """Return the maximum of replicas within the budget; 0 where the price is unknown."""

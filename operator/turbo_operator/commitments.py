@@ -6,12 +6,12 @@ Money is in US dollars per hour. A budget never takes away what runs: it refuses
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Generic, TypeVar
 
-from turbo_operator.api import Condition
+from turbo_operator.api import Condition, WithinBudgetReason
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -23,17 +23,22 @@ class Amount:
     per_hour: Decimal = Decimal(0)  # of those with a price
     accelerators: Counter[str] = field(default_factory=Counter)
     unpriced: Counter[str] = field(default_factory=Counter)  # of them, those without
+    total: int = 0  # accelerators of all kinds
 
-    @property
-    def total(self) -> int:
-        """All accelerators."""
-        return self.accelerators.total()
+    @classmethod
+    def of(cls, name: str, accelerators: int, per_hour: Decimal | None) -> Amount:
+        """Return accelerators of one kind; without a price, `per_hour` is None."""
+        held = Counter({name: accelerators})
+        if per_hour is None:
+            return cls(Decimal(0), held, held, accelerators)
+        return cls(per_hour, held, Counter(), accelerators)
 
     def __add__(self, other: Amount) -> Amount:
         return Amount(
             self.per_hour + other.per_hour,
             self.accelerators + other.accelerators,
             self.unpriced + other.unpriced,
+            self.total + other.total,
         )
 
     def __sub__(self, other: Amount) -> Amount:
@@ -41,14 +46,16 @@ class Amount:
             self.per_hour - other.per_hour,
             self.accelerators - other.accelerators,
             self.unpriced - other.unpriced,
+            self.total - other.total,
         )
 
     def __or__(self, other: Amount) -> Amount:
-        """Return at least both."""
+        """Return the most of what is one at one time and the other at another."""
         return Amount(
             max(self.per_hour, other.per_hour),
             self.accelerators | other.accelerators,
             self.unpriced | other.unpriced,
+            max(self.total, other.total),
         )
 
 
@@ -78,22 +85,30 @@ class Budget:
         total = wanted.total + others.total
         if self.max_total is not None and wanted.total > held.total and total > self.max_total:
             return f"TurboBudget {self.name} has accelerators.maxTotal {self.max_total}{_taken(others.total)}"
-        if self.max_per_hour is None:
+        grows = wanted.per_hour > held.per_hour or wanted.unpriced - held.unpriced
+        if self.max_per_hour is None or not grows:
             return None
-        if unpriced := sorted(wanted.unpriced - held.unpriced):
+        if unpriced := sorted(wanted.unpriced):
             return f"TurboBudget {self.name} has maxPerHour, and {unpriced[0]} has no price"
-        if wanted.per_hour <= held.per_hour:
-            return None
-        if others.unpriced:
-            name = min(others.unpriced)
-            return f"TurboBudget {self.name} has maxPerHour, and {name}, which others hold, has no price"
+        if unpriced := sorted(others.unpriced):
+            return (
+                f"TurboBudget {self.name} has maxPerHour, and {unpriced[0]}, which others have, has no price"
+            )
         if wanted.per_hour + others.per_hour > self.max_per_hour:
             return f"TurboBudget {self.name} has maxPerHour {self.max_per_hour}{_taken(others.per_hour)}"
         return None
 
-    def breaks(self, amount: Amount) -> str | None:
-        """Say as a clause which limit so much is above; None: it is within all of them."""
-        return self.refuses(amount, NOTHING, NOTHING)
+    def check(self, amount: Amount) -> tuple[WithinBudgetReason, str]:
+        """Say whether so much is within all limits, with a clause where it is not, or is not known to be."""
+        clause = self.refuses(amount, NOTHING, NOTHING)
+        if not self.is_readable:
+            return WithinBudgetReason.BUDGET_UNREADABLE, f"TurboBudget {self.name} cannot be read"
+        if clause is None:
+            return WithinBudgetReason.WITHIN_BUDGET, ""
+        of_money = self.max_per_hour is not None and amount.unpriced
+        if of_money and replace(self, max_per_hour=None).refuses(amount, NOTHING, NOTHING) is None:
+            return WithinBudgetReason.PRICE_UNKNOWN, clause
+        return WithinBudgetReason.BUDGET_EXCEEDED, clause
 
 
 def _taken(amount: Decimal | int) -> str:
@@ -106,7 +121,7 @@ class Allowance:
     """What budgets leave one TurboDeployment."""
 
     budgets: tuple[Budget, ...] = ()
-    held: Amount = NOTHING  # by it now
+    held: Amount = NOTHING  # by it now, or before what gives way for something else
     trainings: Amount = NOTHING  # of that
     earlier: Amount = NOTHING  # of that, what an object that had its name has left
     others: Amount = NOTHING  # what the other TurboDeployments of the namespace hold or are about to
@@ -120,11 +135,10 @@ class Allowance:
         return next((clause for clause in clauses if clause), None)
 
     @property
-    def broken(self) -> str | None:
-        """The first budget that all together are above, like `TurboBudget team`; None: none is."""
-        both = self.held + self.others
-        budgets = (budget for budget in self.budgets if budget.is_readable and budget.breaks(both))
-        return next((f"TurboBudget {budget.name}" for budget in budgets), None)
+    def broken(self) -> tuple[WithinBudgetReason, str] | None:
+        """What is wrong with the first budget that all together are not known to be within; None: nothing."""
+        checked = (budget.check(self.held + self.others) for budget in self.budgets)
+        return next((found for found in checked if found[0] != WithinBudgetReason.WITHIN_BUDGET), None)
 
     @property
     def allowed(self) -> frozenset[str] | None:
@@ -166,6 +180,11 @@ class Commitments(Generic[Name]):
         """Remove what is gone."""
         if (old := self._entries.pop(name, None)) is not None:
             self.held, self.committed = self.held - old.held, self.committed - old.committed
+
+    def change(self, change: Callable[[Name, Entry], Entry]) -> None:
+        """Write all of them anew."""
+        for name, entry in list(self._entries.items()):
+            self.enter(name, change(name, entry))
 
     def others(self, name: Name) -> Amount:
         """Sum what all but one are committed to."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_operator.api import WithinBudgetReason
 from turbo_operator.commitments import NO_BUDGET, NOTHING, Allowance, Amount, Budget, Commitments, Entry
 
 TEAM = Budget("team", max_per_hour=Decimal(10))
@@ -18,7 +19,7 @@ TEAM = Budget("team", max_per_hour=Decimal(10))
 def amount(per_hour: str | int = 0, unpriced: int = 0, **accelerators: int) -> Amount:
     held = Counter(accelerators)
     free = Counter(mystery=unpriced) if unpriced else Counter[str]()
-    return Amount(Decimal(per_hour), held + free, free)
+    return Amount(Decimal(per_hour), held + free, free, (held + free).total())
 
 
 def refused(budget: Budget, wanted: Amount, held: Amount = NOTHING, others: Amount = NOTHING) -> str | None:
@@ -59,7 +60,10 @@ def test_a_lowered_budget_refuses_only_growth() -> None:
     assert refused(TEAM, held, held, others) is None
     assert refused(TEAM, amount(4, l4=1), held, others) is None
     assert refused(TEAM, amount("8.01", l4=2), held, others) is not None
-    assert Allowance((TEAM,), held=held, others=others).broken == "TurboBudget team"
+    assert Allowance((TEAM,), held=held, others=others).broken == (
+        WithinBudgetReason.BUDGET_EXCEEDED,
+        "TurboBudget team has maxPerHour 10",
+    )
 
 
 def test_what_has_no_price_may_not_grow_within_a_budget_of_money() -> None:
@@ -71,7 +75,7 @@ def test_what_has_no_price_may_not_grow_within_a_budget_of_money() -> None:
 
 def test_while_what_others_hold_has_no_price_no_money_is_spent() -> None:
     clause = refused(TEAM, amount(1, l4=1), others=amount(unpriced=1))
-    assert clause == "TurboBudget team has maxPerHour, and mystery, which others hold, has no price"
+    assert clause == "TurboBudget team has maxPerHour, and mystery, which others have, has no price"
     assert refused(TEAM, amount(1, l4=1), held=amount(1, l4=1), others=amount(unpriced=1)) is None
 
 
@@ -130,7 +134,9 @@ def test_no_two_take_the_same_dollar_whatever_they_wish_and_however_the_budget_m
     for name, count, arrives, per_hour, total in steps:
         budget = Budget("team", None if per_hour is None else Decimal(per_hour), total)
         before, wanted = commitments.committed, amount(count, l4=count)
-        allowance = Allowance((budget,), held=held[name], others=commitments.others(name))
+        last = commitments.entries.get(name)
+        own = held[name] | (last.committed if last else NOTHING)
+        allowance = Allowance((budget,), held=own, others=commitments.others(name))
         if allowance.refuses(wanted) is None:
             commitments.enter(name, Entry(held[name], held[name] | wanted))
         if arrives and name in commitments.entries:  # what was decided is there
@@ -147,10 +153,33 @@ def test_no_two_take_the_same_dollar_whatever_they_wish_and_however_the_budget_m
 @pytest.mark.parametrize(
     "budget", [TEAM, Budget("count", max_total=3), Budget("l4", allowed=frozenset({"l4"}))]
 )
-def test_a_budget_is_broken_by_what_it_would_refuse_to_an_only_one(budget: Budget) -> None:
-    assert budget.breaks(NOTHING) is None
-    assert budget.breaks(amount(20, h100=4)) == refused(budget, amount(20, h100=4))
-    assert (
-        replace(budget, is_readable=False).breaks(amount(1, l4=1))
-        == f"TurboBudget {budget.name} cannot be read"
+def test_a_budget_is_exceeded_by_what_it_would_refuse_to_an_only_one(budget: Budget) -> None:
+    assert budget.check(NOTHING) == (WithinBudgetReason.WITHIN_BUDGET, "")
+    clause = refused(budget, amount(20, h100=4))
+    assert budget.check(amount(20, h100=4)) == (WithinBudgetReason.BUDGET_EXCEEDED, clause)
+
+
+def test_what_has_no_price_is_not_known_to_be_within_money_and_may_be_above_another_limit() -> None:
+    both = replace(TEAM, max_total=2)
+    assert both.check(amount(unpriced=2))[0] == WithinBudgetReason.PRICE_UNKNOWN
+    assert both.check(amount(unpriced=3))[0] == WithinBudgetReason.BUDGET_EXCEEDED
+    unreadable = Budget("odd", is_readable=False)
+    assert unreadable.check(NOTHING) == (
+        WithinBudgetReason.BUDGET_UNREADABLE,
+        "TurboBudget odd cannot be read",
     )
+
+
+def test_own_accelerators_without_a_price_let_no_money_grow() -> None:
+    """Found in review: what ran counted as nothing."""
+    held = amount(unpriced=2)
+    clause = "TurboBudget team has maxPerHour, and mystery has no price"
+    assert refused(TEAM, held + amount(9, l4=3), held) == clause
+    assert refused(TEAM, held, held) is None
+
+
+def test_one_kind_in_place_of_another_is_as_many() -> None:
+    """Found in review: a rollout from one accelerator to another counted both."""
+    either = amount(4, a100=4) | amount(3, a100=3, h100=1) | amount(6, h100=4)
+    assert (either.total, either.per_hour) == (4, 6)
+    assert either.accelerators == Counter(a100=4, h100=4)

@@ -190,6 +190,7 @@ class WithinBudgetReason(StrEnum):
     NO_BUDGET = "NoBudget"
     BUDGET_EXCEEDED = "BudgetExceeded"
     PRICE_UNKNOWN = "PriceUnknown"
+    BUDGET_UNREADABLE = "BudgetUnreadable"
 
 
 class ScalingReason(StrEnum):

@@ -130,7 +130,9 @@ def _read(kind: str, body: Body) -> Any:
         name, is_budget = body["metadata"]["name"], kind == api.TURBOBUDGET
         what = "cannot be read, and lets nothing grow" if is_budget else "is left out"
         log.warning("%s %s: %s", kind, what, error, extra={"object": name})
-        return Budget(name, is_readable=False) if is_budget else None
+        meta = body["metadata"]
+        unreadable = Budget(name, is_readable=False, uid=meta["uid"], generation=meta.get("generation", 0))
+        return unreadable if is_budget else None
 
 
 def selectors_of(resource: Resource) -> tuple[tuple[str, str], ...]:

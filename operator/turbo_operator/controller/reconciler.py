@@ -120,8 +120,8 @@ class Reconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._memos.pop(key, None)
             deployment_metrics.forget(key)
-            self.reservations.enter_held(key, self.clock())
-            return None
+            # A pod whose node is lost is given up at a time of which no event tells.
+            return LIVE_SECONDS if self.reservations.enter_held(key, self.clock()) else None
         start, result = time.monotonic(), "failed"
         try:
             seconds = await self._reconcile(key, body)
@@ -174,7 +174,7 @@ class Reconciler:
         history = memo.history or restore_history(td.status.scale_history)
         run, settings = speedups.run, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict, best)
-        self.reservations.enter(key, decision.entry)
+        self.reservations.enter(key, decision.entry, now)
         memo.history, memo.online = decision.scale.history, decision.online
         memo.targets = memo.targets.update(td.spec.targets, observed.pods, now)
         # Write
@@ -285,6 +285,7 @@ class Reconciler:
             untried = look.last_refusal
         except KubeError as error:  # a matter of time: the status is written all the same
             failure, untried = error, look.last_refusal
+            self.reservations.doubt(look.key, look.now)
         place, attempts = (look.key, look.td.metadata.uid), look.memo.relabels
         try:  # whatever has failed; last, since a slow webhook on pods would make old what was seen
             seconds.append(await restore_labels(self.api, self.cache, *place, attempts, writer.refusals))

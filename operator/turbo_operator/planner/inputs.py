@@ -71,7 +71,7 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     acceptance = None if trained is None else trained.acceptance
     ranks = [adapter.rank for adapter in observed.model.adapters] if observed.model else []
     return PlannerInputs(
-        _within_budgets(td.spec, observed),
+        within_budgets(td.spec, observed),
         shape,
         *seen,
         running,
@@ -122,7 +122,7 @@ def pin(inputs: PlannerInputs) -> PlannerInputs | None:
     return replace(inputs, spec=spec.model_copy(update=same))
 
 
-def _within_budgets(spec: api.TurboDeploymentSpec, observed: Snapshot) -> api.TurboDeploymentSpec:
+def within_budgets(spec: api.TurboDeploymentSpec, observed: Snapshot) -> api.TurboDeploymentSpec:
     """Return the spec with what TurboBudgets allow alone, where it leaves anything: what they refuse is said
     once it shall grow.
     """

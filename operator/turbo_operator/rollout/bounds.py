@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -76,8 +77,8 @@ class Bounds:
 
     def most(self, footprint: Footprint | None, replicas: int) -> int:
         """Count how many of `replicas` fit alone."""
-        counts = range(replicas, 0, -1)
-        return next((count for count in counts if self.exceeded([(footprint, count)]) is None), 0)
+        counts = range(1, replicas + 1)
+        return bisect_left(counts, True, key=lambda count: self.exceeded([(footprint, count)]) is not None)
 
 
 def bounds_of(

@@ -45,11 +45,13 @@ def _use(amount: Amount) -> api.BudgetUse:
 
 def _within(budget: Budget, committed: Amount) -> ConditionState:
     """Whether all that is committed is within every limit."""
-    if budget.max_per_hour is not None and committed.unpriced:
-        name = min(committed.unpriced)
-        message = f"{name} has no price: write spec.pricing.perAcceleratorHour on that TurboAccelerator."
-        return unknown(WithinBudgetReason.PRICE_UNKNOWN, message)
-    if (clause := budget.breaks(committed)) is not None:
-        message = f"{clause}, and more than that is taken: nothing starts until there is room again."
-        return false(WithinBudgetReason.BUDGET_EXCEEDED, message)
-    return true(WithinBudgetReason.WITHIN_BUDGET, "All that is committed is within the limits.")
+    reason, clause = budget.check(committed)
+    if reason == WithinBudgetReason.WITHIN_BUDGET:
+        return true(reason, "All that is committed is within the limits.")
+    if reason == WithinBudgetReason.BUDGET_EXCEEDED:
+        return false(reason, f"{clause}, and more is taken: nothing starts until there is room again.")
+    remedy = {
+        WithinBudgetReason.PRICE_UNKNOWN: "write spec.pricing.perAcceleratorHour on that TurboAccelerator",
+        WithinBudgetReason.BUDGET_UNREADABLE: "apply it again as the API of this version has it",
+    }[reason]
+    return unknown(reason, f"{clause}: {remedy}. Nothing starts till then.")

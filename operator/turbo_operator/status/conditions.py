@@ -312,9 +312,10 @@ class Conditions:
     def _within_budget(self) -> ConditionState:
         """Whether what runs now costs no more than spec.cost.maxPerHour and TurboBudgets allow."""
         allowance = self._observed.allowance
-        if broken := allowance.broken:
-            message = f"{broken} is exceeded by the TurboDeployments of the namespace: nothing more starts."
-            return false(api.WithinBudgetReason.BUDGET_EXCEEDED, message)
+        if (broken := allowance.broken) is not None:
+            reason, clause = broken
+            state = false if reason == api.WithinBudgetReason.BUDGET_EXCEEDED else unknown
+            return state(reason, f"{clause}: nothing more starts in the namespace.")
         ceiling = self._td.spec.cost.max_per_hour if self._td.spec.cost else None
         if ceiling is None:
             if allowance.budgets:

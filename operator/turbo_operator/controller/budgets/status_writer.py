@@ -13,7 +13,7 @@ from turbo_operator.api import TurboBudgetStatus
 from turbo_operator.commitments import Budget
 from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError
+from turbo_operator.controller.kube import GoneError, Kube, KubeError
 from turbo_operator.resources import TURBOBUDGET
 from turbo_operator.status.budget import budget_status
 
@@ -41,7 +41,8 @@ class BudgetStatusWriter:
     reservations: Reservations
     api: Kube
     clock: Callable[[], float]
-    # By budget, for each uid: what the API server has taken.
+    _shown: set[Key] = field(default_factory=set, init=False)  # in the gauges
+    # By budget, with its uid: what the API server has taken.
     _written: dict[Key, tuple[str, TurboBudgetStatus]] = field(default_factory=dict, init=False)
 
     async def run(self) -> None:
@@ -53,13 +54,12 @@ class BudgetStatusWriter:
     async def write(self) -> None:
         """Write what has changed since it was written last; what the API server does not take, again."""
         budgets = dict(self.cache.budgets.items())
-        for key in self._written.keys() - budgets.keys():
-            del self._written[key]
+        for key in self._shown - budgets.keys():
+            self._written.pop(key, None)
             for gauge in (PER_HOUR, ACCELERATORS):
                 gauge.remove_by_labels({"namespace": key.namespace, "name": key.name})
+        self._shown = set(budgets)
         for key, budget in sorted(budgets.items()):
-            if not budget.is_readable:
-                continue
             status = self._status(key, budget)
             if self._written.get(key) == (budget.uid, status):
                 continue
@@ -68,12 +68,9 @@ class BudgetStatusWriter:
                 await self.api.apply_status(TURBOBUDGET, {"metadata": identity, "status": status.dump()})
             except GoneError:  # deleted meanwhile: its event is on its way
                 continue
-            except RefusedError as error:  # a matter of this one
-                log.warning("its status is refused: %s", error.message, extra={"object": str(key)})
-                continue
-            except KubeError as error:
+            except KubeError as error:  # it may be a matter of this one
                 log.warning("its status cannot be written: %s", error.message, extra={"object": str(key)})
-                return
+                continue
             self._written[key] = budget.uid, status
 
     def _status(self, key: Key, budget: Budget) -> TurboBudgetStatus:

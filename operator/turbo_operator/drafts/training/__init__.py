@@ -121,7 +121,12 @@ def _decide_without_job(inputs: TrainingInputs) -> TrainingDecision:
     if inputs.td.spec.is_on_vllm and not answers:
         message = "A draft for vLLM learns from the answers of the pods that serve, and none is ready."
         return TrainingDecision(false(TrainingReason.WAITING_FOR_PODS, message), state)
-    return start_or_resume(inputs)
+    step = start_or_resume(inputs)
+    ending = next((pod for pod in observed.trainings if pod.exit_code is None), None)
+    if step.job_request is not None and ending is not None:
+        message = f"Pod {ending.name} of an earlier Job has yet to end, and holds its accelerator till then."
+        return TrainingDecision(false(TrainingReason.WAITING_FOR_ACCELERATOR, message), state)
+    return step
 
 
 def _below_since(inputs: TrainingInputs, drafts: list[DraftView]) -> float | None:

@@ -29,7 +29,7 @@ from turbo_operator.drafts.training.job_state import (
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
 from turbo_operator.planner.capabilities import EAGLE3_TARGETS, describe_model_lack
-from turbo_operator.planner.inputs import PlannerInputs
+from turbo_operator.planner.inputs import PlannerInputs, within_budgets
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.planner.performance.speculation import head_parameters
 from turbo_operator.rollout import Bounds, variant_states
@@ -89,9 +89,9 @@ def start_or_resume(inputs: TrainingInputs) -> TrainingDecision:
 
 def replan(inputs: TrainingInputs, waiting: TrainingDecision, pods: Sequence[TrainPod]) -> TrainingDecision:
     """Plan anew for a training whose Job is there and of which no pod has run, which `waiting` tells of."""
-    old = inputs.state
+    old, spec = inputs.state, within_budgets(inputs.td.spec, inputs.observed)
     assert old is not None  # it names the Job
-    current, allowed = old.accelerator_name or "", inputs.td.spec.accelerators or api.Accelerators()
+    current, allowed = old.accelerator_name or "", spec.accelerators or api.Accelerators()
     is_timed_out = any(
         inputs.now - pod.pending_since >= allowed.pending_timeout.seconds
         for pod in pods
@@ -166,7 +166,7 @@ def _unaffordable(inputs: TrainingInputs, choice: Choice) -> ConditionState | No
     present = sum(state.held for state in states)
     replicas = max(td.status.desired_replicas or 1, present)
     cost, accelerators = td.spec.cost or api.Cost(), td.spec.accelerators or api.Accelerators()
-    # A Job that this one takes the place of is counted already.
+    # The Job that this one takes the place of is counted already.
     allowance = replace(observed.allowance, trainings=NOTHING)
     bounds = Bounds(max_total=accelerators.max_total, max_per_hour=cost.max_per_hour, allowance=allowance)
     serving, trainer = (footprint_of(each, td.spec.pod_template.spec) for each in (inputs.serving, choice))
@@ -224,7 +224,7 @@ def question(
     td: api.TurboDeployment, observed: Snapshot, shape: ModelShape, query: AcceleratorQuery
 ) -> PlannerInputs:
     """Ask for one replica: the planner knows of no trainings."""
-    spec = td.spec
+    spec = within_budgets(td.spec, observed)
     allowed = spec.accelerators or api.Accelerators()
     names = (query.pinned,) if query.pinned else allowed.allowed
     wanted = {"allowed": names, "max_per_replica": None, "max_total": None}

@@ -30,6 +30,7 @@ from turbo_dev.trainings import (
     td,
 )
 from turbo_operator.api import TrainingReason, TrainingStatus, rfc3339
+from turbo_operator.commitments import Allowance, Budget
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training import manifests
 from turbo_operator.snapshot import ChildView, DraftView, LoadSample, NodeSupply, PodView, Supply, TrainPod
@@ -47,6 +48,24 @@ def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
     assert begun is not None
     assert begun.choice.accelerator.name == "l4"
     assert begun.deadline_seconds is None
+
+
+def test_no_training_begins_while_a_pod_of_an_earlier_one_ends() -> None:
+    """Found in review: both held an accelerator, and wrote to one folder."""
+    ending = TrainPod("t", "chat-train-1", "Running", accelerator="cpu", terminating=True)
+    step = look(td(), seen(trainings=(ending,)))
+    assert (reason(step), step.job_request) == ("WaitingForAccelerator", None)
+    assert step.condition is not None
+    assert step.condition.message.startswith("Pod t of an earlier Job has yet to end")
+    assert look(td(), seen(trainings=(replace(ending, exit_code=143),))).job_request is not None
+
+
+def test_a_training_takes_what_budgets_allow() -> None:
+    """Found in review: it waited for the cheapest accelerator, which a budget did not allow."""
+    only = Allowance((Budget("team", allowed=frozenset({"l4"})),))
+    begun = look(td(), seen(allowance=only)).job_request
+    assert begun is not None
+    assert begun.choice.accelerator.name == "l4"
 
 
 def test_a_named_accelerator_is_taken_whether_it_has_room_or_not() -> None:
