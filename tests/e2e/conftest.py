@@ -366,7 +366,7 @@ def _install(access: Access, directory: Path) -> Path:
     access.wait_for_crds()
     bundle = json.dumps({"apiVersion": "v1", "kind": "List", "items": roles})
     access.kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", input=bundle)
-    until(lambda: _served(access), "the API server serves TurboAccelerators")
+    until(lambda: _served(access), "the API server serves each of our kinds")
     cpu = {
         "apiVersion": API_VERSION,
         "kind": "TurboAccelerator",
@@ -391,7 +391,8 @@ def _install(access: Access, directory: Path) -> Path:
 def _served(access: Access) -> bool:
     api = Api(access)
     try:
-        api.send("GET", resources.TURBOACCELERATOR.path())
+        for resource in resources.OWN:  # one after the other, the storage of each is made
+            api.send("GET", resource.path())
     except ApiRefusalError:
         return False
     finally:

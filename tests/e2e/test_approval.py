@@ -33,11 +33,14 @@ def test_plans_wait_for_somebody_who_approves_them(
     def variants() -> list[str]:
         return [item["metadata"]["name"] for item in cluster.api.list(DEPLOYMENT, namespace)]
 
-    assert approve() == (1, f"turbo approve: there is no TurboDeployment chat in namespace {namespace}.")
     operator = cluster.start(namespace)
     cluster.create_deployment(namespace, planPolicy={"apply": "Manual"})
     first = cluster.until(waits, "the first plan waits")["hash"]
     assert variants() == []
+    assert commands.approve(["none", "-n", namespace]) == 1
+    assert capsys.readouterr().err == (
+        f"turbo approve: there is no TurboDeployment none in namespace {namespace}.\n"
+    )
     status, said = approve("--plan=v2ffffffff")
     assert (status, "waits, and not v2ffffffff" in said) == (1, True)
     status, said = approve()

@@ -17,14 +17,14 @@ def test_events_of_the_object_and_of_its_pods_are_in_one_list(
 ) -> None:
     namespace = cluster.namespace("events")
     monkeypatch.setenv("KUBECONFIG", str(cluster.access.kubeconfig))
-    assert commands.events(["chat", "-n", namespace]) == 1
-    assert capsys.readouterr().err == (
-        f"turbo events: there is no TurboDeployment chat in namespace {namespace}.\n"
-    )
     cluster.start(namespace)
     for name in ("chat", "chat-eu"):
         cluster.create_deployment(namespace, name)
         cluster.until_ready(namespace, name)
+    assert commands.events(["none", "-n", namespace]) == 1
+    assert capsys.readouterr().err == (
+        f"turbo events: there is no TurboDeployment none in namespace {namespace}.\n"
+    )
 
     def found(name: str) -> list[dict[str, Any]]:
         assert commands.events([name, "-n", namespace, "-o", "json"]) == 0
