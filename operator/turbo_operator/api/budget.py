@@ -31,8 +31,8 @@ class BudgetAccelerators(Record):
 
 
 class TurboBudgetSpec(Record):
-    """Limits of all TurboDeployments of the namespace together, replicas and trainings; several budgets hold
-    all at once."""
+    """Limits of all TurboDeployments of the namespace together, replicas and trainings; all budgets of a
+    namespace apply together."""
 
     max_per_hour: (
         Annotated[Decimal, Amount('write dollars per hour as a string, like "40"', positive=False)] | None
@@ -79,7 +79,7 @@ class TurboBudgetStatus(StatusRecord):
     in_use: BudgetUse | None = None
     """What replicas and trainings hold now."""
     committed: BudgetUse | None = None
-    """The most that they may come to by what was decided last: what is held against the limits."""
+    """The most that they may come to by the last decisions. Limits are compared with it."""
     deployments: Annotated[tuple[DeploymentUse, ...], Field(max_length=100)] = ()
     """What each TurboDeployment is committed to, the largest first."""
     conditions: Annotated[tuple[Condition, ...], Field(max_length=8)] = ()

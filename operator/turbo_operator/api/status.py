@@ -129,7 +129,7 @@ class PlanStatus(StatusRecord):
     """A plan, of the spec or of the pods that serve."""
 
     hash: _Name | None = None
-    """Of all that shapes a pod; the Deployment bears it in its name."""
+    """Hash of all that shapes a pod; part of the Deployment's name."""
     engine: _Name | None = None
     """The engine."""
     accelerator: _Name | None = None

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def explain(argv: list[str]) -> int:
         "where that is another."
     )
     parser = argparse.ArgumentParser(prog="turbo explain", description=text, epilog=_STATUS)
-    parser.add_argument("name", metavar="NAME", help="the TurboDeployment")
-    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
-    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    _add_deployment(parser)
 
     return _answer(parser, argv)
 
@@ -87,15 +85,11 @@ def top(argv: list[str]) -> int:
     text = "seconds between two looks on a terminal; 0 prints once (default: %(default)s)"
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help=text)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as ended:  # with 2 on a wrong flag, which other commands have another use for
-        return BAD_INPUT if ended.code else 0
 
-    from turbo_operator.cli.manifests import BadInputError
-    from turbo_operator.cli.top import show
+    def run(options: argparse.Namespace) -> None:
+        from turbo_operator.cli.manifests import BadInputError
+        from turbo_operator.cli.top import show
 
-    try:
         if not 0 <= options.interval <= 3600:
             raise BadInputError("--interval takes seconds from 0 to 3600.")
         show(
@@ -105,10 +99,8 @@ def top(argv: list[str]) -> int:
             output=options.output,
             every=options.interval,
         )
-    except BadInputError as error:
-        print(f"turbo top: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+
+    return _run(parser, argv, run)
 
 
 def events(argv: list[str]) -> int:
@@ -118,24 +110,15 @@ def events(argv: list[str]) -> int:
         description="Print the Events of a TurboDeployment and of all that was made for it, the latest last.",
         epilog="Clusters keep Events for an hour, unless they were set up otherwise.",
     )
-    parser.add_argument("name", metavar="NAME", help="the TurboDeployment")
-    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
-    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    _add_deployment(parser)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as ended:  # as `top` does
-        return BAD_INPUT if ended.code else 0
 
-    from turbo_operator.cli.events import show
-    from turbo_operator.cli.manifests import BadInputError
+    def run(options: argparse.Namespace) -> None:
+        from turbo_operator.cli.events import show
 
-    try:
         show(options.context, options.namespace, options.name, options.output)
-    except BadInputError as error:
-        print(f"turbo events: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+
+    return _run(parser, argv, run)
 
 
 def approve(argv: list[str]) -> int:
@@ -145,22 +128,39 @@ def approve(argv: list[str]) -> int:
         description="Approve the plan of a TurboDeployment with planPolicy.apply: Manual that waits for it.",
         epilog="It writes the annotation serving.turbo.dev/approved-plan, with your own rights.",
     )
+    _add_deployment(parser)
+    parser.add_argument("--plan", metavar="HASH", help="approve this plan only; default: whichever waits")
+
+    def run(options: argparse.Namespace) -> None:
+        from turbo_operator.cli.approve import approve as write
+
+        write(options.context, options.namespace, options.name, options.plan)
+
+    return _run(parser, argv, run)
+
+
+def _add_deployment(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a TurboDeployment of a cluster."""
     parser.add_argument("name", metavar="NAME", help="the TurboDeployment")
     parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
     parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
-    parser.add_argument("--plan", metavar="HASH", help="approve this plan only; default: whichever waits")
+
+
+def _run(
+    parser: argparse.ArgumentParser, argv: Sequence[str], run: Callable[[argparse.Namespace], None]
+) -> int:
+    """Run a command that has no plan to be infeasible: 0, or 1 for bad input."""
     try:
         options = parser.parse_args(argv)
-    except SystemExit as ended:  # as `top` does
+    except SystemExit as ended:  # with 2 on a wrong flag, which other commands have another use for
         return BAD_INPUT if ended.code else 0
 
-    from turbo_operator.cli.approve import approve as run
     from turbo_operator.cli.manifests import BadInputError
 
     try:
-        run(options.context, options.namespace, options.name, options.plan)
+        run(options)
     except BadInputError as error:
-        print(f"turbo approve: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return BAD_INPUT
     return 0
 

@@ -127,12 +127,12 @@ def _read(kind: str, body: Body) -> Any:
     try:
         return _READERS[kind](body)
     except api.InvalidObject as error:
-        name, is_budget = body["metadata"]["name"], kind == api.TURBOBUDGET
+        meta, is_budget = body["metadata"], kind == api.TURBOBUDGET
         what = "cannot be read, and lets nothing grow" if is_budget else "is left out"
-        log.warning("%s %s: %s", kind, what, error, extra={"object": name})
-        meta = body["metadata"]
-        unreadable = Budget(name, is_readable=False, uid=meta["uid"], generation=meta.get("generation", 0))
-        return unreadable if is_budget else None
+        log.warning("%s %s: %s", kind, what, error, extra={"object": meta["name"]})
+        if is_budget:
+            return Budget(meta["name"], is_readable=False, uid=meta["uid"], generation=meta["generation"])
+        return None
 
 
 def selectors_of(resource: Resource) -> tuple[tuple[str, str], ...]:
