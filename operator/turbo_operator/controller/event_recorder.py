@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Allowance:
+class TokenBucket:
     """How many Events of one type an object may still have: client-go's token bucket."""
 
     tokens: float = BURST
@@ -48,7 +48,7 @@ class Allowance:
         return True
 
 
-Allowances = defaultdict[str, Allowance]  # by type: what is usual takes no place from what is wrong
+TokenBuckets = defaultdict[str, TokenBucket]  # by type: what is usual takes no place from what is wrong
 
 
 @dataclass(eq=False)
@@ -62,7 +62,7 @@ class EventRecorder:
         self._instance = socket.gethostname()
 
     def record(
-        self, body: Mapping[str, Any], found: Iterable[Transition], allowances: Allowances, now: float
+        self, body: Mapping[str, Any], found: Iterable[Transition], buckets: TokenBuckets, now: float
     ) -> None:
         """Queue an Event about a TurboDeployment for each transition; `now` is in seconds since the epoch."""
         meta = body["metadata"]
@@ -70,7 +70,7 @@ class EventRecorder:
         regarding |= {"apiVersion": API_VERSION, "kind": TURBODEPLOYMENT}
         for number, each in enumerate(found):
             kind = "Warning" if each.is_warning else "Normal"
-            if self._waiting.full() or not allowances[kind].take(time.monotonic()):
+            if self._waiting.full() or not buckets[kind].take(time.monotonic()):
                 metrics.EVENTS_DROPPED.labels(kind).inc()
                 details = {"object": f"{meta['namespace']}/{meta['name']}", "reason": each.reason}
                 log.warning("dropped an Event: %s", each.message, extra=details)

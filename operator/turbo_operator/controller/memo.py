@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.controller.event_recorder import Allowance, Allowances
+from turbo_operator.controller.event_recorder import TokenBucket, TokenBuckets
 from turbo_operator.controller.kube import RefusedError
 from turbo_operator.controller.pod_labels import Attempts
 from turbo_operator.drafts.speedup import SpeedupTracker
@@ -45,7 +45,7 @@ class Memo:
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)
-    events: Allowances = field(default_factory=lambda: Allowances(Allowance))
+    events: TokenBuckets = field(default_factory=lambda: TokenBuckets(TokenBucket))
     relabels: Attempts = field(default_factory=dict)
     refusal: tuple[int, RefusedError | None] = (0, None)  # of the last look, and the spec's generation then
     plan: CachedPlan | None = None  # the best

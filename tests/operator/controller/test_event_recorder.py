@@ -13,9 +13,9 @@ from turbo_operator.controller.event_recorder import (
     BURST,
     MAX_NOTE,
     REFILL_SECONDS,
-    Allowance,
-    Allowances,
     EventRecorder,
+    TokenBucket,
+    TokenBuckets,
 )
 from turbo_operator.controller.kube import KubeError, RefusedError
 from turbo_operator.resources import Resource
@@ -55,7 +55,7 @@ async def test_events_of_one_moment_are_told_in_their_order_under_names_of_their
     server = Server(2)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
     found = [Transition(False, "Planned", "Why."), Transition(True, "OOMKilled", "Pod chat-x.")]
-    recorder.record(BODY, found, Allowances(Allowance), NOW)
+    recorder.record(BODY, found, TokenBuckets(TokenBucket), NOW)
     await written(recorder, server)
     assert [event["reason"] for event in server.events] == ["Planned", "OOMKilled"]
     assert [event["type"] for event in server.events] == ["Normal", "Warning"]
@@ -77,7 +77,7 @@ async def test_one_that_is_not_taken_does_not_hold_up_the_next() -> None:
     server = Server(1, refused="Planned")
     recorder = EventRecorder(server)  # type: ignore[arg-type]
     found = [Transition(False, "Planned", "Why."), Transition(False, "Serving", "It serves.")]
-    recorder.record(BODY, found, Allowances(Allowance), NOW)
+    recorder.record(BODY, found, TokenBuckets(TokenBucket), NOW)
     await written(recorder, server)
     assert [event["reason"] for event in server.events] == ["Serving"]
 
@@ -85,27 +85,27 @@ async def test_one_that_is_not_taken_does_not_hold_up_the_next() -> None:
 async def test_a_state_that_flaps_is_told_a_few_times_and_what_is_usual_besides() -> None:
     server = Server(BURST + 1)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
-    allowances = Allowances(Allowance)
+    buckets = TokenBuckets(TokenBucket)
     for _ in range(BURST + 10):
-        recorder.record(BODY, [Transition(True, "CrashLoopBackOff", "Again.")], allowances, NOW)
-    recorder.record(BODY, [Transition(False, "Serving", "It serves.")], allowances, NOW)
+        recorder.record(BODY, [Transition(True, "CrashLoopBackOff", "Again.")], buckets, NOW)
+    recorder.record(BODY, [Transition(False, "Serving", "It serves.")], buckets, NOW)
     await written(recorder, server)
     told = [event["reason"] for event in server.events]
     assert told == ["CrashLoopBackOff"] * BURST + ["Serving"], "each type has its own"
 
 
-def test_an_allowance_grows_again_up_to_its_burst() -> None:
-    allowance = Allowance()
-    assert [allowance.take(100.0) for _ in range(BURST + 1)] == [True] * BURST + [False]
-    assert allowance.take(100.0 + REFILL_SECONDS)
-    assert not allowance.take(100.0 + REFILL_SECONDS)
-    assert [allowance.take(1e9) for _ in range(BURST + 1)] == [True] * BURST + [False]
+def test_a_token_bucket_fills_again_up_to_its_burst() -> None:
+    bucket = TokenBucket()
+    assert [bucket.take(100.0) for _ in range(BURST + 1)] == [True] * BURST + [False]
+    assert bucket.take(100.0 + REFILL_SECONDS)
+    assert not bucket.take(100.0 + REFILL_SECONDS)
+    assert [bucket.take(1e9) for _ in range(BURST + 1)] == [True] * BURST + [False]
 
 
 async def test_a_long_sentence_is_cut_to_what_the_api_server_takes() -> None:
     server = Server(1)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
-    recorder.record(BODY, [Transition(False, "Planned", "ä" * MAX_NOTE)], Allowances(Allowance), NOW)
+    recorder.record(BODY, [Transition(False, "Planned", "ä" * MAX_NOTE)], TokenBuckets(TokenBucket), NOW)
     await written(recorder, server)
     note = server.events[0]["note"]
     assert note.endswith("ä…")
@@ -124,6 +124,6 @@ async def test_one_that_fails_for_the_moment_is_tried_again(monkeypatch: pytest.
 
     monkeypatch.setattr(server, "create", fail_first)
     recorder = EventRecorder(server)  # type: ignore[arg-type]
-    recorder.record(BODY, [Transition(False, "Serving", "It serves.")], Allowances(Allowance), NOW)
+    recorder.record(BODY, [Transition(False, "Serving", "It serves.")], TokenBuckets(TokenBucket), NOW)
     await written(recorder, server)
     assert [event["reason"] for event in server.events] == ["Serving"]
