@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 import time
 from collections import deque
@@ -14,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.process import quiet_libraries
+from turbo_runtime.engine.threads import ask_for_huge_pages, settle_threads
 from turbo_runtime.messages import GenerationRequest, StepOutput, TokenEvent
 
 if TYPE_CHECKING:  # torch comes in only after the threads are settled
@@ -24,6 +28,18 @@ if TYPE_CHECKING:  # torch comes in only after the threads are settled
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
+
+
+def settle_process(threads: int | None) -> None:
+    """Let this process compute as an engine of `turbo serve` does. Before torch is imported, and before
+    anything is computed: glibc reads its settings as a process starts, so this one may start again.
+    """
+    environment = dict(os.environ)
+    ask_for_huge_pages(environment)
+    if environment != os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+    settle_threads(threads)
+    quiet_libraries()
 
 
 def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:

@@ -13,13 +13,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from engines import Answer, as_new, fresh, run, tokenizer
+from engines import Answer, as_new, fresh, run, settle_process, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries
-from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, SamplingParams, StepOutput
 
 if TYPE_CHECKING:
@@ -58,8 +56,7 @@ def main() -> int:
 
 def _start(options: argparse.Namespace) -> dict[str, float]:
     """What one process sees."""
-    settle_threads(options.threads)
-    quiet_libraries()
+    settle_process(options.threads)
     from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(str(ensure()), dtype="float32", threads=options.threads, max_model_len=1024)

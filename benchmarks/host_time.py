@@ -19,14 +19,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import as_new, fresh, run, timed, tokenizer
+from engines import as_new, fresh, run, settle_process, timed, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import freeze_heap, quiet_libraries
-from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.engine.process import freeze_heap
 from turbo_runtime.messages import GenerationRequest, Grammar, SamplingParams
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--quick", action="store_true", help="1 and 32 requests: for development")
     options = parser.parse_args()
-    settle_threads(options.threads)
-    quiet_libraries()
+    settle_process(options.threads)
     # these import torch
     from turbo_dev.varlen_reference import varlen_attn_out
     from turbo_runtime.engine.startup.builder import start_engine

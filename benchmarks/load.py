@@ -19,14 +19,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import WhileFull, as_new, fresh, run, timed, tokenizer
+from engines import WhileFull, as_new, fresh, run, settle_process, timed, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import DraftMethod, RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries
-from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -67,8 +65,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help=f"of each measurement (default: {RUNS})")
     parser.add_argument("--quick", action="store_true", help="one run, 1,000 short requests: for development")
     options = parser.parse_args()
-    settle_threads(options.threads)
-    quiet_libraries()
+    settle_process(options.threads)
     from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(

@@ -21,15 +21,13 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from engines import tokenizer
+from engines import settle_process, tokenizer
 from harness import Bar, arguments, finish
 
 from turbo_dev import lora
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries
-from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.messages import EngineStats, GenerationRequest
 
@@ -74,8 +72,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--quick", action="store_true", help="fewer requests than the bar asks for")
     options = parser.parse_args()
-    settle_threads(options.threads)
-    quiet_libraries()
+    settle_process(options.threads)
     from proofs import law
 
     rows: Rows = []

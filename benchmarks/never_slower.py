@@ -27,12 +27,11 @@ from copy import copy, deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engines import Encode, WhileFull, as_new, fresh, run, tokenizer
+from engines import Encode, WhileFull, as_new, fresh, run, settle_process, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=LEAST_PAIRS, help="of each kind (default: %(default)s)")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     options = parser.parse_args()
-    settle_threads(options.threads)
+    settle_process(options.threads)
     from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(

@@ -13,14 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines import run, tokenizer
+from engines import run, settle_process, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import GuaranteeChoice, RuntimeConfig
-from turbo_runtime.engine.process import quiet_libraries
-from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:  # torch comes in only after the threads are settled
@@ -43,8 +41,7 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=32)
     options = parser.parse_args()
     threads = options.threads or 1
-    settle_threads(threads)
-    quiet_libraries()
+    settle_process(threads)
     figures, rows = compare(options.prompts, options.max_tokens, threads, "auto")
     return finish("tensor_parallel", figures, rows, BARS, options)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parents[2] / "benchmarks"
-SETTLING = sorted(path.stem for path in HERE.glob("*.py") if "settle_threads(" in path.read_text())
+SETTLING = sorted(path.stem for path in HERE.glob("*.py") if "settle_process(" in path.read_text())
 
 
 def test_some_settle_threads() -> None:
