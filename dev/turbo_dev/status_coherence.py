@@ -187,7 +187,7 @@ def _suspension(body: Body, status: Body, conditions: Mapping[str, Body]) -> Ite
     if len(is_told) == 1 and _is(conditions, "Available", "False", "Suspended"):
         if conditions.get("Ready", _ABSENT)["reason"] not in ("ApplyRejected", "InvalidSpec"):
             yield f"Available is False for Suspended, and Ready is False for {conditions['Ready']['reason']}."
-    elif len(is_told) == 1:
+    elif len(is_told) == 1 and "Available" in conditions:
         yield f"Ready is False for Suspended, and Available {conditions.get('Available', _ABSENT)['reason']}."
     if status.get("observedGeneration") != body["metadata"].get("generation"):
         return  # the status speaks of another spec
@@ -217,7 +217,8 @@ def _rollback(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
 def _plans(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
     """The plan of the spec, the one that serves and the rollout between them."""
     plan, serving, rollout = (status.get(name) or {} for name in ("plan", "servingPlan", "rollout"))
-    if _is(conditions, "PlanFeasible", "True") and not plan.get("hash"):
+    recommended = status.get("pendingPlan") or {} if status.get("reference") else {}
+    if _is(conditions, "PlanFeasible", "True") and not (plan.get("hash") or recommended.get("hash")):
         yield "PlanFeasible is True, and status.plan has no hash."
     hashes = plan.get("hash"), serving.get("hash")
     if not rollout:

@@ -7,7 +7,8 @@ allowed, None where nothing bounds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -146,3 +147,17 @@ def labeled_footprint(labeled: AcceleratorLabels, accelerators: Mapping[str, Acc
     kinds = (kind for kind in CapacityType if kind == labeled.capacity_type)
     kind, per_replica = next(kinds, CapacityType.ON_DEMAND), labeled.accelerators * labeled.nodes
     return Footprint(row, kind, per_replica, labeled.nodes)
+
+
+def cost_of(holding: Iterable[AcceleratorLabels], accelerators: Mapping[str, Accelerator]) -> Decimal | None:
+    """Return US dollars per hour of what pods hold, by their labels; None where a price is not known."""
+    groups: defaultdict[tuple[object, ...], list[AcceleratorLabels]] = defaultdict(list)
+    for pod in holding:
+        groups[pod.accelerator, pod.capacity_type, pod.accelerators, pod.nodes].append(pod)
+    total = Decimal(0)
+    for pods in groups.values():  # together, since whole nodes may be bought
+        cost = labeled_footprint(pods[0], accelerators).cost_per_hour(len(pods))
+        if cost is None:
+            return None
+        total += cost
+    return total

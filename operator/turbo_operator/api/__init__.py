@@ -14,6 +14,7 @@ from turbo_operator.api.deployment import *
 from turbo_operator.api.draft import *
 from turbo_operator.api.model import *
 from turbo_operator.api.parsing import *
+from turbo_operator.api.reference import *
 from turbo_operator.api.requirements import *
 from turbo_operator.api.scaling import *
 from turbo_operator.api.speculation import *

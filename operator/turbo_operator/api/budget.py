@@ -7,11 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.condition import Condition, StatusRecord
+from turbo_operator.api.condition import Condition, Count, StatusRecord, Word
 from turbo_operator.api.constants import API_VERSION, TURBOBUDGET
 from turbo_operator.api.validation import Amount, Metadata, ObjectName, Record, Rule
-
-_Count = Annotated[int, Field(ge=0)]
 
 
 class BudgetAccelerators(Record):
@@ -56,25 +54,25 @@ class BudgetUse(StatusRecord):
 
     per_hour: Annotated[str, Field(max_length=32)]
     """US dollars per hour of those with a price."""
-    accelerators: _Count
+    accelerators: Count
     """How many they are."""
 
 
 class DeploymentUse(StatusRecord):
     """What one TurboDeployment is committed to."""
 
-    name: Annotated[str, Field(max_length=253)]
+    name: Word
     """Its name."""
     per_hour: Annotated[str, Field(max_length=32)]
     """US dollars per hour of those with a price."""
-    accelerators: _Count
+    accelerators: Count
     """How many accelerators."""
 
 
 class TurboBudgetStatus(StatusRecord):
     """What is taken of it; written by the operator."""
 
-    observed_generation: _Count = 0
+    observed_generation: Count = 0
     """The generation of the spec that this speaks of."""
     in_use: BudgetUse | None = None
     """What replicas and trainings hold now."""

@@ -8,8 +8,9 @@ from pydantic import ConfigDict, Field
 
 from turbo_operator.api.validation import Record
 
-_Name = Annotated[str, Field(max_length=253)]
-_Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Word = Annotated[str, Field(max_length=253)]
+Timestamp = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Count = Annotated[int, Field(ge=0)]
 
 
 class StatusRecord(Record):
@@ -21,15 +22,15 @@ class StatusRecord(Record):
 class Condition(StatusRecord):
     """One aspect of the state, with a reason and a full sentence."""
 
-    type: _Name
+    type: Word
     """Which aspect."""
     status: Literal["True", "False", "Unknown"]
     """Whether it holds."""
-    reason: _Name
+    reason: Word
     """Why, in one word."""
     message: Annotated[str, Field(max_length=32768)]
     """Why, in a sentence."""
-    last_transition_time: _Time
+    last_transition_time: Timestamp
     """When status last changed (RFC 3339, UTC)."""
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """The generation of the spec that this speaks of."""

@@ -36,6 +36,11 @@ class ReadyReason(StrEnum):
     SUSPENDED = "Suspended"
     ROLLED_BACK = "RolledBack"  # the plan made no progress, and the one before it serves
     USER_ACTION_REQUIRED = "UserActionRequired"  # a limit of the spec holds the new plan back
+    # Only with planPolicy.apply Recommend
+    RECOMMENDED = "Recommended"
+    DEPLOYMENT_NOT_FOUND = "DeploymentNotFound"
+    METRICS_MISSING = "MetricsMissing"  # no pod of the Deployment shows vLLM's
+    WAITING_FOR_TRAFFIC = "WaitingForTraffic"  # too few requests yet to tell the load
 
 
 class RolloutReason(StrEnum):
@@ -61,6 +66,7 @@ class PlanReason(StrEnum):
     HIGHER_COST = "HigherCost"  # of rejected rows: fits, and costs more than the chosen one
     NOT_PREFERRED = "NotPreferred"  # of rejected rows: fits at the same cost, and gives less or comes later
     MODEL_UNKNOWN = "ModelUnknown"  # not inspected yet
+    LOAD_UNKNOWN = "LoadUnknown"  # with planPolicy.apply Recommend: the Deployment has not shown it yet
 
 
 class ModelInspectedReason(StrEnum):

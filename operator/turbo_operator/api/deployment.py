@@ -272,13 +272,25 @@ class TurboDeploymentSpec(Record):
             "scaling.minReplicas",
         ),
         Rule(
+            "self.planPolicy.apply != 'Recommend' || !has(self.cache) && !has(self.capture)"
+            " && !has(self.speculation.training)",
+            "leave cache, capture and speculation.training out: Recommend makes no pod",
+            "planPolicy.apply",
+        ),
+        Rule(
+            "self.planPolicy.apply != 'Recommend' || oldSelf.planPolicy.apply == 'Recommend'",
+            "write apply: Recommend in another TurboDeployment: this one has pods of its own",
+            "planPolicy.apply",
+            holds=lambda _: True,
+        ),
+        Rule(
             "!has(self.gateway) || self.routing == 'Gateway'",
             "leave gateway out, or write routing: Gateway",
             "gateway",
         ),
         Rule(
             f"has(self.scaling.mode) || has(oldSelf.scaling.mode) || {_has_load('oldSelf')}"
-            f" || !({_has_load('self')})",
+            f" || !({_has_load('self')}) || oldSelf.planPolicy.apply == 'Recommend'",
             "write scaling.mode too: with Planned the load decides on the replicas, with External kubectl "
             "scale and other autoscalers keep them",
             "scaling.mode",
@@ -322,9 +334,14 @@ class TurboDeploymentSpec(Record):
         """Who decides on the number of replicas, the default worked out."""
         if self.scaling.mode is not None:
             return self.scaling.mode
+        return ScalingMode.PLANNED if self.has_load else ScalingMode.EXTERNAL
+
+    @property
+    def has_load(self) -> bool:
+        """Whether it names a load to plan for."""
         workload, targets = self.workload or Workload(), self.targets or Targets()
         loads = (workload.requests_per_second, workload.concurrency, targets.tokens_per_second)
-        return ScalingMode.EXTERNAL if loads == (None, None, None) else ScalingMode.PLANNED
+        return loads != (None, None, None)
 
 
 # What the planner weighs and nothing runs yet.

@@ -174,6 +174,15 @@ class Cost(Record):
     """US dollars."""
 
 
+class DeploymentRef(Record):
+    """A Deployment of vLLM in the namespace of the TurboDeployment."""
+
+    name: ObjectName
+    """Its name."""
+    port: Annotated[int, Field(strict=True, ge=1, le=65_535)] = 8000
+    """The port of its pods that has vLLM's metrics."""
+
+
 class PlanPolicy(Record):
     """Which plan is best, and when one that runs gives way to another."""
 
@@ -181,6 +190,24 @@ class PlanPolicy(Record):
     """Cost takes the cheapest plan, Latency the fastest tokens, Throughput the most tokens per second."""
     min_saving_fraction: Fraction = Decimal("0.10")
     """The running plan stays while it is feasible and the best one saves less than this share of its cost."""
-    apply: Literal["Auto", "Manual"] = "Auto"
+    apply: Literal["Auto", "Manual", "Recommend"] = "Auto"
     """Auto: a plan takes effect by itself. Manual: it waits in status.pendingPlan for `turbo approve NAME`;
-    what runs stays, also when the spec has changed. Replicas follow spec.scaling all the same."""
+    what runs stays, also when the spec has changed. Replicas follow spec.scaling all the same. Recommend: no
+    pod is made; status.pendingPlan is the plan for what the Deployment of deploymentRef does, and
+    status.saving what it would save."""
+    deployment_ref: DeploymentRef | None = None
+    """With apply Recommend: the Deployment whose load is planned for. Nothing of it is changed."""
+
+    rules = (
+        Rule(
+            "has(self.deploymentRef) == (self.apply == 'Recommend')",
+            "write deploymentRef with apply: Recommend, and with that alone: it names the Deployment to plan "
+            "for",
+            "deploymentRef",
+        ),
+    )
+
+    @property
+    def recommends(self) -> bool:
+        """Whether plans are for somebody to read."""
+        return self.apply == "Recommend"

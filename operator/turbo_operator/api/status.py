@@ -6,63 +6,61 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.condition import Condition, StatusRecord
+from turbo_operator.api.condition import Condition, Count, StatusRecord, Timestamp, Word
+from turbo_operator.api.reference import ReferenceStatus, Saving
 
-_Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE, MAX_REJECTED_DRAFTS = 2048, 5
 _Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
-_Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-_Count = Annotated[int, Field(ge=0)]
 _Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 
 
 class ShapeStatus(StatusRecord):
     """The model's shape as the inspect Job read it; counts are of elements, not bytes."""
 
-    architecture: _Name
+    architecture: Word
     parameters: _Weights
-    layers: _Count
-    hidden_size: _Count
-    heads: _Count
-    kv_heads: _Count
-    head_dim: _Count
-    vocab_size: _Count
-    max_position: _Count
-    dtype: _Name
-    quantization: _Name | None = None
+    layers: Count
+    hidden_size: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    max_position: Count
+    dtype: Word
+    quantization: Word | None = None
     """Type of the quantized weights; absent where none is."""
     quantized_parameters: _Weights = 0
     """Of parameters: those that are quantized."""
     embedding_parameters: _Weights = 0
     """Of parameters: a table that is looked up and multiplied by nothing."""
-    experts: _Count = 0
+    experts: Count = 0
     """Routed experts of a layer; 0 where the model is dense."""
-    experts_per_token: _Count = 0
+    experts_per_token: Count = 0
     """Routed experts that each token passes through."""
     expert_parameters: _Weights = 0
     """Of parameters: the routed experts of all layers."""
-    kv_latent: _Count = 0
+    kv_latent: Count = 0
     """Elements cached per token and layer instead of keys and values; 0 without latent attention."""
-    sliding_window: _Count = 0
+    sliding_window: Count = 0
     """Tokens that sliding layers look back; 0 where none slides."""
-    sliding_layers: _Count = 0
+    sliding_layers: Count = 0
     """Layers that look back sliding_window tokens."""
-    mtp_layers: _Count = 0
+    mtp_layers: Count = 0
     """Layers that predict the tokens after the next; not in parameters."""
-    mlp_width: _Count = 0
+    mlp_width: Count = 0
     """Inner elements of one token in the widest MLP, its experts together; 0 where it is not known."""
     dequantizable: bool = False
     """Whether the weights are quantized, and engine Turbo dequantizes them as it loads them."""
-    unsupported: _Name = ""
+    unsupported: Word = ""
     """Setting of the model's configuration that engine Turbo does not support; empty where there is none."""
 
 
 class ModelStatus(StatusRecord):
     """Which model it is, exactly."""
 
-    resolved_revision: _Name | None = None
+    resolved_revision: Word | None = None
     """The commit of the hub that the revision stood for."""
-    digest: _Name | None = None
+    digest: Word | None = None
     """sha256 of configuration and weight files' names, sizes, headers and samples."""
     shape: ShapeStatus | None = None
     """Its shape."""
@@ -71,15 +69,15 @@ class ModelStatus(StatusRecord):
 class CacheStatus(StatusRecord):
     """The copy of the model on a claim."""
 
-    claim_name: _Name
+    claim_name: Word
     """The claim."""
-    revision: _Name
+    revision: Word
     """The commit of the hub that it is of."""
-    progress: _Name | None = None
+    progress: Word | None = None
     """How much of it is there, in steps of a tenth, like download 40 %; absent once it is whole."""
-    estimated_remaining: _Name | None = None
+    estimated_remaining: Word | None = None
     """About how long the rest will take, like 5m."""
-    lost_time: _Time | None = None
+    lost_time: Timestamp | None = None
     """When a pod was seen not to find all of it, so that it was fetched again (RFC 3339, UTC); absent once
     a pod that has looked since runs for ten minutes.
     """
@@ -88,38 +86,38 @@ class CacheStatus(StatusRecord):
 class Predicted(StatusRecord):
     """What the plan is expected to do at the planned load; absent is unknown."""
 
-    time_to_first_token: _Name | None = None
+    time_to_first_token: Word | None = None
     """At the target's percentile, like 123ms."""
-    time_per_output_token: _Name | None = None
+    time_per_output_token: Word | None = None
     """At the target's percentile, like 12.3ms."""
-    tokens_per_second: _Name | None = None
+    tokens_per_second: Word | None = None
     """Output tokens of all replicas."""
-    cost_per_hour: _Name | None = None
+    cost_per_hour: Word | None = None
     """All replicas, in US dollars per hour."""
-    cost_per_million_tokens: _Name | None = None
+    cost_per_million_tokens: Word | None = None
     """Of output, in US dollars."""
-    provenance: _Name | None = None
+    provenance: Word | None = None
     """What the figures rest on, the weakest first: Assumed, Roofline, Calibrated, Measured."""
 
 
 class RejectedPlan(StatusRecord):
     """A candidate that was not chosen."""
 
-    accelerator: _Name
+    accelerator: Word
     """Its accelerator."""
-    engine: _Name | None = None
+    engine: Word | None = None
     """Its engine."""
-    capacity_type: _Name | None = None
+    capacity_type: Word | None = None
     """How those are paid for."""
-    tensor: _Count
+    tensor: Count
     """Its tensor parallelism."""
-    nodes: _Count | None = None
+    nodes: Count | None = None
     """Nodes of one replica."""
-    data: _Count | None = None
+    data: Count | None = None
     """Its data-parallel groups."""
-    method: _Name
+    method: Word
     """Its drafting method, or Off."""
-    reason: _Name
+    reason: Word
     """Why not, in one word."""
     message: _Sentence
     """Why not, in a sentence."""
@@ -128,33 +126,33 @@ class RejectedPlan(StatusRecord):
 class PlanStatus(StatusRecord):
     """A plan, of the spec or of the pods that serve."""
 
-    hash: _Name | None = None
+    hash: Word | None = None
     """Hash of all that shapes a pod; part of the Deployment's name."""
-    engine: _Name | None = None
+    engine: Word | None = None
     """The engine."""
-    accelerator: _Name | None = None
+    accelerator: Word | None = None
     """The chosen TurboAccelerator."""
-    capacity_type: _Name | None = None
+    capacity_type: Word | None = None
     """How its accelerators are paid for."""
-    tensor: _Count | None = None
+    tensor: Count | None = None
     """Tensor parallelism."""
-    accelerators_per_replica: _Count | None = None
+    accelerators_per_replica: Count | None = None
     """Accelerators of one replica."""
-    nodes: _Count | None = None
+    nodes: Count | None = None
     """Nodes of one replica."""
-    data: _Count | None = None
+    data: Count | None = None
     """Data-parallel groups of one replica."""
-    method: _Name | None = None
+    method: Word | None = None
     """Drafting method, or Off."""
-    placement: _Name | None = None
+    placement: Word | None = None
     """Where the draft runs; absent where there is none that takes memory."""
-    max_draft_tokens: _Count | None = None
+    max_draft_tokens: Count | None = None
     """Ceiling of drafted tokens."""
-    replicas: _Count | None = None
+    replicas: Count | None = None
     """Replicas that the planned load needs."""
     predicted: Predicted | None = None
     """What it is expected to do."""
-    reason: _Name | None = None
+    reason: Word | None = None
     """Why this plan, or why none, in one word."""
     message: _Sentence | None = None
     """The same in a sentence."""
@@ -165,17 +163,17 @@ class PlanStatus(StatusRecord):
 class RolloutStatus(StatusRecord):
     """How far the plan is that takes over from the one that serves, or why it was rolled back."""
 
-    plan_hash: _Name
+    plan_hash: Word
     """The plan that takes over."""
-    spec_hash: _Name
+    spec_hash: Word
     """Hash of the spec, its replicas left out, that the plan was made for."""
     over_limits: bool | None = None
     """Whether what served before was above a limit that was lowered: it may go above it on the way, too."""
-    available_replicas: _Count = 0
+    available_replicas: Count = 0
     """The most of its replicas that were available at once."""
-    last_progress_time: _Time | None = None
+    last_progress_time: Timestamp | None = None
     """When one more became available, or a node took its first pod (RFC 3339, UTC); absent until then."""
-    reason: _Name | None = None
+    reason: Word | None = None
     """RolledBack once it made no progress for spec.rollout.progressDeadline; where no plan served before it
     ProgressDeadlineExceeded. Absent until then."""
     message: _Sentence | None = None
@@ -188,9 +186,9 @@ _Factor = Annotated[str, Field(max_length=16, pattern=r"^\d{1,6}\.\d{3}$")]
 class Calibrated(StatusRecord):
     """What measured step times are to the planner's, as factors; of one engine on one accelerator."""
 
-    engine: _Name
+    engine: Word
     """The engine."""
-    accelerator: _Name
+    accelerator: Word
     """The TurboAccelerator."""
     decode: _Factor
     """Of a step that decodes, from what pods measured at their start."""
@@ -198,143 +196,143 @@ class Calibrated(StatusRecord):
     """Of reading a prompt, from what pods measured at their start."""
     online: _Factor
     """On both, from how long requests took under load."""
-    until: _Time | None = None
+    until: Timestamp | None = None
     """When online is 1 again unless it is heard once more (RFC 3339, UTC); absent while it is 1."""
 
 
 class ObservedMetrics(StatusRecord):
     """What is measured and paid now, in steps of ten per cent; absent is unknown."""
 
-    tokens_per_second: _Name | None = None
+    tokens_per_second: Word | None = None
     """Output tokens of all pods."""
-    speedup: _Name | None = None
+    speedup: Word | None = None
     """Speed of outputs over that without drafts, in the last ten minutes; of vLLM by its accepted drafts."""
-    acceptance_length: _Name | None = None
+    acceptance_length: Word | None = None
     """Tokens that a step with drafts adds to a request, of all pods since they started."""
-    cost_per_hour: _Name | None = None
+    cost_per_hour: Word | None = None
     """Of the pods that hold accelerators, in US dollars per hour."""
-    cost_per_million_tokens: _Name | None = None
+    cost_per_million_tokens: Word | None = None
     """Of output at the present load, in US dollars."""
 
 
 class StartupTimes(StatusRecord):
     """How long each stage of the start of a pod took, in seconds like 12s; absent is unknown."""
 
-    pod: _Name
+    pod: Word
     """The pod: the latest that became ready."""
-    scheduling: _Name | None = None
+    scheduling: Word | None = None
     """Until a node took it."""
-    pulling: _Name | None = None
+    pulling: Word | None = None
     """Until its container began: images, volumes and init containers."""
-    loading: _Name | None = None
+    loading: Word | None = None
     """Loading the model, as the pod says."""
-    checking: _Name | None = None
+    checking: Word | None = None
     """The start-up check and the micro-benchmark, as the pod says."""
-    ready: _Name | None = None
+    ready: Word | None = None
     """From its creation until it was ready."""
-    first_token: _Name | None = None
+    first_token: Word | None = None
     """From its creation until the first token of an answer."""
 
 
 class ScaleEvent(StatusRecord):
     """One change of the number of replicas."""
 
-    time: _Time
+    time: Timestamp
     """When it was seen (RFC 3339, UTC)."""
     before: Annotated[int, Field(ge=0, alias="from")]
     """Replicas before it."""
     after: Annotated[int, Field(ge=0, alias="to")]
     """Replicas after it."""
-    reason: _Name
+    reason: Word
     """Why, in one word."""
 
 
 class UnavailableAccelerator(StatusRecord):
     """A TurboAccelerator that a pod has waited for without success."""
 
-    accelerator: _Name
+    accelerator: Word
     """Its name."""
-    expiration_time: _Time
+    expiration_time: Timestamp
     """Until then nothing is planned on it but what its nodes have free (RFC 3339, UTC)."""
 
 
 class DraftStatus(StatusRecord):
     """The trained draft that is in use, or about to be."""
 
-    name: _Name
+    name: Word
     """Its TurboDraft."""
-    version: _Name
+    version: Word
     """Its version."""
-    claim_name: _Name
+    claim_name: Word
     """The claim that it lies on."""
     path: Annotated[str, Field(max_length=1024)]
     """Its folder there."""
-    digest: _Name
+    digest: Word
     """Of its configuration and tensors."""
-    target_digest: _Name
+    target_digest: Word
     """Of the model that it was trained for."""
 
 
 class TrainingStatus(StatusRecord):
     """The training that runs, or the last one."""
 
-    number: _Count
+    number: Count
     """Counts trainings; it is in the name of the Job, the folder and the TurboDraft."""
-    input_hash: _Name
+    input_hash: Word
     """Hash of what decides the draft, in the name of its folder: another one is another training."""
-    spec_hash: _Name
+    spec_hash: Word
     """Hash of spec.speculation.training as it was when this one was last begun or ended."""
-    target_digest: _Name | None = None
+    target_digest: Word | None = None
     """Of the model that it is for."""
-    accelerator_name: _Name | None = None
+    accelerator_name: Word | None = None
     """The TurboAccelerator it runs on."""
-    excluded_accelerators: Annotated[tuple[_Name, ...], Field(max_length=32)] = ()
+    excluded_accelerators: Annotated[tuple[Word, ...], Field(max_length=32)] = ()
     """TurboAccelerators that its pod has waited for without success, until one has run."""
-    start_time: _Time | None = None
+    start_time: Timestamp | None = None
     """When its first pod began to run (RFC 3339, UTC); absent until then."""
-    cost_per_hour: _Name | None = None
+    cost_per_hour: Word | None = None
     """Of that, in US dollars; absent where the price is not known."""
-    cost: _Name | None = None
+    cost: Word | None = None
     """US dollars of the time that its pods ran; counted now and then."""
-    last_cost_time: _Time | None = None
+    last_cost_time: Timestamp | None = None
     """Since when the pod that runs is not counted in cost yet (RFC 3339, UTC)."""
-    progress: _Name | None = None
+    progress: Word | None = None
     """The stage and how much of it is done, in steps of a tenth, like answers 40 %."""
-    estimated_remaining: _Name | None = None
+    estimated_remaining: Word | None = None
     """About how long the stage will take yet, like 5m."""
-    below_threshold_time: _Time | None = None
+    below_threshold_time: Timestamp | None = None
     """Since when the measured speedup is below trigger.speedupBelow (RFC 3339, UTC)."""
-    result: _Name | None = None
+    result: Word | None = None
     """How it ended: Trained, BudgetExceeded or TrainingFailed; absent until then."""
     message: _Sentence | None = None
     """Why it ended badly."""
-    completion_time: _Time | None = None
+    completion_time: Timestamp | None = None
     """When it ended (RFC 3339, UTC)."""
 
 
 class RejectedDraft(DraftStatus):
     """A draft that was tried and is not used."""
 
-    reason: _Name
+    reason: Word
     """Why, in one word."""
     message: _Sentence
     """Why, in a sentence."""
-    time: _Time
+    time: Timestamp
     """When (RFC 3339, UTC)."""
 
 
 class TurboDeploymentStatus(StatusRecord):
     """What there is; written by the operator, on change only."""
 
-    observed_generation: _Count = 0
+    observed_generation: Count = 0
     """The generation of the spec that this speaks of."""
     url: Annotated[str, Field(max_length=1024)] | None = None
     """Base URL of the OpenAI API inside the cluster."""
-    replicas: _Count = 0
+    replicas: Count = 0
     """Pods there are."""
-    ready_replicas: _Count = 0
+    ready_replicas: Count = 0
     """Pods that serve."""
-    desired_replicas: _Count | None = None
+    desired_replicas: Count | None = None
     """Pods that are wanted now."""
     selector: Annotated[str, Field(max_length=1024)] | None = None
     """Label selector of the pods, for autoscalers."""
@@ -345,7 +343,8 @@ class TurboDeploymentStatus(StatusRecord):
     plan: PlanStatus | None = None
     """What the spec comes to: what runs, is about to, or was tried and rolled back."""
     pending_plan: PlanStatus | None = None
-    """With planPolicy.apply Manual: the plan that waits for `turbo approve NAME`."""
+    """With planPolicy.apply Manual: the plan that waits for `turbo approve NAME`; with Recommend the one that
+    is recommended."""
     serving_plan: PlanStatus | None = None
     """The last plan whose replicas were all available: what serves until another one's are."""
     rollout: RolloutStatus | None = None
@@ -362,6 +361,10 @@ class TurboDeploymentStatus(StatusRecord):
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()
     """What pods have told of their speed, those of the latest plan first."""
+    reference: ReferenceStatus | None = None
+    """With planPolicy.apply Recommend: the Deployment that the plan is for."""
+    saving: Saving | None = None
+    """What is saved; absent until it is measured."""
     startup: StartupTimes | None = None
     """How long the latest pod took to start."""
     scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()

@@ -36,9 +36,7 @@ class Question:
     def plan_without_speculation(self) -> Plan:
         """Plan the same targets with no drafts, as though nothing ran yet."""
         inputs = planner.build_inputs(self.td, self.shape, self.observed)
-        speculation = api.Speculation(mode="Disabled")
-        spec = self.td.spec.model_copy(update={"speculation": speculation})
-        return planner.plan(replace(inputs, spec=spec, running=None), self.now)
+        return planner.plan(planner.without_speculation(inputs), self.now)
 
     def with_billing(self, per_node: bool) -> Question:
         """Return the question of somebody who buys nodes whole, or no node whole."""

@@ -29,6 +29,7 @@ from turbo_operator.controller.informer import ObjectHandler, OptionalKinds, Ref
 from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.lease import LeaseHolder, NoLeaseError
+from turbo_operator.controller.load.reference_watch import ReferenceWatch
 from turbo_operator.controller.load.scraper import Scraper
 from turbo_operator.controller.load.traffic_watch import TrafficWatch
 from turbo_operator.controller.reconciler import Reconciler
@@ -81,7 +82,7 @@ class Operator:
         """`lease`: without one it works at once."""
         self.settings, self._api, self._lease = settings, api, lease
         self.cache = Cache()
-        inventory = InventoryStore(self.cache.owner_of)
+        self._store = inventory = InventoryStore(self.cache.owner_of)
         reservations = Reservations(self.cache)
         self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time, reservations)
         self._budgets = BudgetStatusWriter(self.cache, reservations, api, time.time)
@@ -143,7 +144,9 @@ class Operator:
         async with asyncio.TaskGroup() as group:
             if self.settings.apply_catalog:
                 group.create_task(self._ship())
-            parts = (self._inventory, self.queue, self._budgets, Scraper(*reads), TrafficWatch(*reads))
+            references = ReferenceWatch(self.cache, self._store, self._api, *reads[1:])
+            loads = Scraper(*reads), TrafficWatch(*reads), references
+            parts = (self._inventory, self.queue, self._budgets, *loads)
             for part in parts:
                 group.create_task(part.run())
 

@@ -50,13 +50,14 @@ class Memo:
     refusal: tuple[int, RefusedError | None] = (0, None)  # of the last look, and the spec's generation then
     plan: CachedPlan | None = None  # the best
     pinned_plan: CachedPlan | None = None  # of what runs, while the best one waits for approval
+    undrafted_plan: CachedPlan | None = None  # of the same targets without speculation
     training_plan: CachedPlan | None = None  # of a training that waits
     trial_plan: CachedPlan | None = None  # with a draft that is tried
 
     @property
     def plans(self) -> tuple[CachedPlan | None, ...]:
         """All of them."""
-        return self.plan, self.pinned_plan, self.training_plan, self.trial_plan
+        return self.plan, self.pinned_plan, self.undrafted_plan, self.training_plan, self.trial_plan
 
     # How often another count may have given it another plan: read before what the next question is made of.
     edition: int = 0

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from turbo_operator import metrics, status
+from turbo_operator import metrics, render, status
 from turbo_operator.api import (
     ConditionType,
     InvalidObject,
@@ -44,11 +44,13 @@ from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Choice, Plan
-from turbo_operator.planner import build_inputs, pin
+from turbo_operator.planner import build_inputs, pin, with_measured_load, without_speculation
 from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Snapshot
+from turbo_operator.status import is_saving_asked
+from turbo_operator.status.recommendation import describe_reference, recommend
 from turbo_operator.status.transitions import transitions
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
@@ -83,8 +85,9 @@ class _Look:
     def status(self, decision: Decision, refusal: RefusedError | None) -> TurboDeploymentStatus:
         """Compute the status that tells of a decision, and of what the API server has refused."""
         why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
-        tracker = self.memo.targets
-        return status.compute(self.td, self.observed, decision, self.now, why, passes=passes, tracker=tracker)
+        memo, seen = self.memo, (self.td, self.observed, decision, self.now)
+        undrafted = memo.undrafted_plan.plan if memo.undrafted_plan is not None else None
+        return status.compute(*seen, why, passes=passes, tracker=memo.targets, undrafted=undrafted)
 
 
 @dataclass(eq=False)
@@ -148,10 +151,13 @@ class Reconciler:
         now, edition = self.clock(), memo.edition
         observed = self._observe(key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
+        if td.spec.plan_policy.recommends:
+            return await self._recommend(look, writer)
         # Decide
         last = memo.plans
         best = await self._plan(look)
         plan = await self._plan_in_force(look, best)
+        await self._plan_undrafted(look, plan)
         choice = plan.served if plan is not None else None
         trial = await self._plan_trial(look, choice)
         tried = canary.update_canary(td, observed, choice, memo.speedups, now, trial)
@@ -196,6 +202,45 @@ class Reconciler:
         inputs = build_inputs(look.td, look.observed.model.shape, look.observed)
         look.memo.plan = await self._planner.plan(look.memo.plan, inputs, look.edition, look.now)
         return look.memo.plan.plan
+
+    async def _recommend(self, look: _Look, writer: ChildWriter) -> float:
+        """Recommend a plan for what a Deployment does: of its own there is no more than the model's facts."""
+        td, observed, memo, seen = look.td, look.observed, look.memo, self.cache.references.get(look.key)
+        self.reservations.enter_held(look.key, look.now)
+        reference = describe_reference(td, seen, observed)
+        td = td.model_copy(update={"status": td.status.model_copy(update={"reference": reference})})
+        look, best = replace(look, td=td), None
+        if with_measured_load(td).has_load and not td.spec.suspend:
+            best = await self._plan(look)
+            await self._plan_undrafted(look, best, is_recommended=True)
+        undrafted = memo.undrafted_plan.plan if memo.undrafted_plan is not None else None
+        failure: KubeError | None = None
+        manifests = [] if td.spec.suspend else render.inspection(td, observed, self.settings)
+        try:
+            await writer.write_children(manifests)
+            await writer.prune(manifests, set())
+        except RefusedError as error:
+            writer.refusals.setdefault(("", ""), error)
+        except KubeError as error:
+            failure = error
+        refusal = writer.refusal
+        why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
+        plans = best, plan_hash_of(td, observed, best), undrafted
+        new = recommend(td, seen, observed, *plans, look.now, why, passes=passes)
+        await self._write_status(look.key, look.body, new)
+        if failure is not None:
+            raise failure
+        return INSPECTING_SECONDS if observed.model is None else LIVE_SECONDS
+
+    async def _plan_undrafted(self, look: _Look, plan: Plan | None, *, is_recommended: bool = False) -> None:
+        """Plan the same targets without speculation, where a plan saves by that what is known."""
+        memo, last = look.memo, look.td.status.observed
+        is_measured = is_recommended or (last is not None and last.speedup is not None)
+        if memo.plan is None or not is_measured or not is_saving_asked(look.td, plan):
+            memo.undrafted_plan = None
+            return
+        inputs = without_speculation(memo.plan.inputs)
+        memo.undrafted_plan = await self._planner.plan(memo.undrafted_plan, inputs, look.edition, look.now)
 
     async def _plan_in_force(self, look: _Look, best: Plan | None) -> Plan | None:
         """Return the best plan, or while it waits for approval that of what runs, where that still does."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_operator.inventory.supply import ClusterInventory, Owner, PodUsage, take_stock
+from turbo_operator.inventory.supply import ClusterInventory, Node, Owner, PodUsage, take_stock
 from turbo_operator.inventory.usage import READERS
 from turbo_operator.snapshot import Accelerator
 
@@ -82,6 +82,10 @@ class InventoryStore:
         quotas = tuple(quota for quota in self._readable("ResourceQuota") if quota.namespace == namespace)
         charged = self._pods(namespace) if quotas else ()
         return replace(self.stock, quotas=quotas, charged=charged, time=now)
+
+    def node(self, name: str) -> Node | None:
+        """Return a node by its name; None where there is none that can be read."""
+        return next((node for node in self._readable("Node") if node.name == name), None)
 
     def _readable(self, kind: str) -> list[Any]:
         return [value for _, value in self._objects[kind].values() if not isinstance(value, _Unreadable)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from turbo_operator import api
 from turbo_operator.catalog import shapes
@@ -71,7 +72,7 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
     acceptance = None if trained is None else trained.acceptance
     ranks = [adapter.rank for adapter in observed.model.adapters] if observed.model else []
     return PlannerInputs(
-        within_budgets(td.spec, observed),
+        within_budgets(with_measured_load(td), observed),
         shape,
         *seen,
         running,
@@ -82,6 +83,28 @@ def build_inputs(td: api.TurboDeployment, shape: ModelShape, observed: Snapshot)
         adapter_rank=max(ranks, default=None),
         adapter_modules=observed.model.adapter_modules if observed.model else (),
     )
+
+
+def with_measured_load(td: api.TurboDeployment) -> api.TurboDeploymentSpec:
+    """Return the spec with the load that a Deployment was seen to have, wherever it states none itself."""
+    spec, seen = td.spec, td.status.reference
+    if not spec.plan_policy.recommends or seen is None or seen.requests_per_second is None:
+        return spec
+    stated = spec.workload or api.Workload()
+    measured: dict[str, object] = {}
+    if stated.requests_per_second is None and stated.concurrency is None:
+        measured["requests_per_second"] = Decimal(seen.requests_per_second)
+    for name in ("input_tokens", "output_tokens"):
+        if getattr(stated, name) is None and getattr(seen, name):
+            measured[name] = api.Lengths(mean=getattr(seen, name))
+    return spec.model_copy(update={"workload": stated.model_copy(update=measured)}) if measured else spec
+
+
+def without_speculation(inputs: PlannerInputs) -> PlannerInputs:
+    """Ask for the same targets with no drafts, as though nothing ran yet."""
+    speculation = api.Speculation(mode="Disabled")
+    spec = inputs.spec.model_copy(update={"speculation": speculation})
+    return replace(inputs, spec=spec, running=None)
 
 
 def on_the_same(

@@ -63,15 +63,7 @@ def children(
     is_routed = router.is_wanted(td, settings)
     through = router.selector(td) if is_routed and router.answers(td, observed.children) else selector
     wanted = [service(td, through), *router.children(td, settings, observed, selector)]
-    if model is None:
-        place = ("ConfigMap", model_configmap_name(td))
-        data = next((it.data for it in observed.children if (it.kind, it.name) == place), None) or {}
-        commits = inspected_commits(td, data)
-        wanted.append(inspect_job(td, settings, commits))
-        if commits:  # which it has kept, until there are new ones
-            wanted.append(metadata.configmap(td, place[1], data, api.ROLE_INSPECT))
-    else:
-        wanted.append(model_configmap(td, model))
+    wanted += inspection(td, observed, settings)
     wanted += [dict(fetch_job)] if fetch_job is not None else []
     wanted += [*server.capture_configmaps(td), *vllm.configmaps(td, choice)]
     if model is not None:
@@ -99,6 +91,19 @@ def children(
     nodes = min((number_of_nodes(item) for item in wanted if item["kind"] in WORKLOADS), default=1)
     pools = gateway.children(td, observed, selector)
     return (wanted[0], pdb(td, selector, min_available, nodes), *wanted[1:], *pools)
+
+
+def inspection(td: api.TurboDeployment, observed: Snapshot, settings: Settings) -> list[dict[str, Any]]:
+    """Build what finds out about the model, or keeps what was found."""
+    if observed.model is not None:
+        return [model_configmap(td, observed.model)]
+    place = ("ConfigMap", model_configmap_name(td))
+    data = next((it.data for it in observed.children if (it.kind, it.name) == place), None) or {}
+    commits = inspected_commits(td, data)
+    wanted = [inspect_job(td, settings, commits)]
+    if commits:  # which it has kept, until there are new ones
+        wanted.append(metadata.configmap(td, place[1], data, api.ROLE_INSPECT))
+    return wanted
 
 
 def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:

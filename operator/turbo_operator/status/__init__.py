@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from turbo_operator import api
 from turbo_operator.api.condition_state import false, true
 from turbo_operator.drafts import conditions as draft_conditions
+from turbo_operator.plan import Plan
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
@@ -23,10 +24,11 @@ from turbo_operator.status import fields
 from turbo_operator.status.conditions import Conditions, Outcome, in_force
 from turbo_operator.status.failures import failure
 from turbo_operator.status.rollout_state import RolloutState
+from turbo_operator.status.saving import is_saving_asked, saving
 from turbo_operator.status.targets import TargetTracker, targets_met
 from turbo_operator.status.timestamps import stamp
 
-__all__ = ["Outcome", "RolloutState", "compute", "failure", "in_force", "invalid"]
+__all__ = ["Outcome", "RolloutState", "compute", "failure", "in_force", "invalid", "is_saving_asked"]
 
 
 def compute(
@@ -38,11 +40,12 @@ def compute(
     *,
     passes: bool = False,
     tracker: TargetTracker = TargetTracker(),  # noqa: B008  frozen
+    undrafted: Plan | None = None,
 ) -> api.TurboDeploymentStatus:
     """Compute the whole status; `now` is in seconds since the epoch.
 
     `refused` says in a sentence why a child of ours was not taken; whether that `passes` by itself. `tracker`
-    has counted how long requests took.
+    has counted how long requests took; `undrafted` is the plan of the same targets without speculation.
     """
     plan_hash, verdict, rollout = outcome.plan_hash, outcome.verdict, outcome.rollout
     scale = in_force(td, outcome.scale, plan_hash)
@@ -78,6 +81,7 @@ def compute(
         training=outcome.step.state,
         observed=fields.observed_metrics(td.status.observed, observed, now),
         calibrations=outcome.calibrations,
+        saving=saving(observed, undrafted, speedup),
         startup=fields.startup(td.status.startup, observed),
         scale_history=fields.scale_history(td.status, scale, now),
         unavailable_accelerators=fields.unavailable_accelerators(observed),

@@ -96,26 +96,24 @@ class Conditions:
 
     def states(self) -> dict[api.ConditionType, ConditionState]:
         """Return all of them by type."""
-        return {
+        states = {
             api.ConditionType.READY: self._ready,
-            api.ConditionType.PLAN_FEASIBLE: self._feasible,
-            **({api.ConditionType.PLAN_APPROVED: said} if (said := self._outcome.approval.condition) else {}),
-            api.ConditionType.MODEL_INSPECTED: self._inspected,
-            **({api.ConditionType.MODEL_CACHED: cached} if (cached := self._outcome.cache.condition) else {}),
+            api.ConditionType.PLAN_FEASIBLE: self.feasible,
+            api.ConditionType.PLAN_APPROVED: self._outcome.approval.condition,
+            api.ConditionType.MODEL_INSPECTED: self.inspected,
+            api.ConditionType.MODEL_CACHED: self._outcome.cache.condition,
             api.ConditionType.AVAILABLE: self._available,
-            **(
-                {api.ConditionType.POOL_ACCEPTED: said}
-                if (said := pool_accepted(self._td, self._observed))
-                else {}
-            ),
+            api.ConditionType.POOL_ACCEPTED: pool_accepted(self._td, self._observed),
             api.ConditionType.WITHIN_BUDGET: self._within_budget(),
             api.ConditionType.SCALING_ACTIVE: self._scaling(),
             api.ConditionType.RECONCILING: self._reconciling(),
-            api.ConditionType.STALLED: self._stalled,
+            api.ConditionType.STALLED: self.stalled,
         }
+        return {kind: state for kind, state in states.items() if state is not None}
 
     @cached_property
-    def _inspected(self) -> ConditionState:
+    def inspected(self) -> ConditionState:
+        """Whether the model is known."""
         facts = self._observed.model
         if facts is not None:
             shape, parameters = facts.shape, facts.shape.parameters / 1e6
@@ -141,7 +139,8 @@ class Conditions:
         return unknown(api.ModelInspectedReason.INSPECTING, message)
 
     @cached_property
-    def _feasible(self) -> ConditionState:
+    def feasible(self) -> ConditionState:
+        """Whether there is a plan."""
         plan = self._outcome.plan
         if plan is None:
             return unknown(api.PlanReason.MODEL_UNKNOWN, "It is planned once the model is inspected.")
@@ -238,8 +237,8 @@ class Conditions:
             return false(api.ReadyReason.APPLY_REJECTED, sentence(self._refused))
         if self._scale.reason == api.ScalingReason.SUSPENDED:
             return false(api.ReadyReason.SUSPENDED, self._available.message)
-        if self._inspected.status == "Unknown":  # whether the new spec can be served is not known yet
-            return false(self._inspected.reason, self._serves_on + self._inspected.message)
+        if self.inspected.status == "Unknown":  # whether the new spec can be served is not known yet
+            return false(self.inspected.reason, self._serves_on + self.inspected.message)
         ready, address = min(sum(pod.ready for pod in self._current), replicas), url(self._td)
         if replicas == 0 and plan_hash is not None:
             if self._scale.reason == api.ScalingReason.IDLE:
@@ -252,16 +251,16 @@ class Conditions:
                 message += f"rolled back: with replicas, plan {rollout.serving} serves."
             return true(api.ReadyReason.SCALED_TO_ZERO, message)
         if rollout.rolled_back:
-            return false(api.ReadyReason.ROLLED_BACK, self._stalled.message)
+            return false(api.ReadyReason.ROLLED_BACK, self.stalled.message)
         if plan_hash is None:
-            cause = self._inspected if self._inspected.status != "True" else self._feasible
+            cause = self.inspected if self.inspected.status != "True" else self.feasible
             return false(cause.reason, self._serves_on + cause.message)
         if self._awaited is not None:
             return false(self._awaited.reason, self._serves_on + self._awaited.message)
         if self._available.status != "True":
             return false(self._available.reason, self._available.message)
-        if self._stalled.status == "True":
-            return false(self._stalled.reason, self._serves_on + self._stalled.message)
+        if self.stalled.status == "True":
+            return false(self.stalled.reason, self._serves_on + self.stalled.message)
         takes_over = rollout.status is not None
         if self._routed is not None:
             return dataclasses.replace(self._routed, message=self._serves_on + self._routed.message)
@@ -331,7 +330,7 @@ class Conditions:
         return false(api.WithinBudgetReason.BUDGET_EXCEEDED, message)
 
     @cached_property
-    def _stalled(self) -> ConditionState:
+    def stalled(self) -> ConditionState:
         """Whether nothing will get better unless somebody changes something."""
         rollout = self._rollout
         if self._refused and not self._passes:
@@ -339,7 +338,7 @@ class Conditions:
         for reason in api.RolloutReason:
             if self._scale.replicas and rollout.is_over(reason):
                 return true(api.StalledReason(reason), rollout.describe_failure(self._td, self._serving))
-        for cause in (self._inspected, self._feasible):
+        for cause in (self.inspected, self.feasible):
             # but for capacity: nodes come, and pods go
             if cause.status == "False" and cause.reason != api.PlanReason.INSUFFICIENT_CAPACITY:
                 return true(api.StalledReason.USER_ACTION_REQUIRED, cause.message)
@@ -353,11 +352,11 @@ class Conditions:
         placed = [pod.scheduled_since for pod in self._observed.inspecting if pod.scheduled_since is not None]
         deadline = self._td.spec.rollout.progress_deadline
         is_late = placed and self._now - min(placed) >= deadline.seconds
-        if is_late and self._inspected.status == "Unknown":
-            message = f"There is no answer after {deadline}. {self._inspected.message}"
+        if is_late and self.inspected.status == "Unknown":
+            message = f"There is no answer after {deadline}. {self.inspected.message}"
             return true(api.StalledReason.PROGRESS_DEADLINE_EXCEEDED, message)
         message = "Nothing waits for a change of the spec."
-        if self._inspected.reason == api.ModelInspectedReason.INSPECT_RETRYING:
+        if self.inspected.reason == api.ModelInspectedReason.INSPECT_RETRYING:
             message = "The model is read again and again: ModelInspected says what is in the way."
         if (status := rollout.status) is not None and status.last_progress_time is not None:
             message = f"Plan {status.plan_hash} has {deadline} from its last progress to make some."
@@ -370,9 +369,9 @@ class Conditions:
 
         Ready does not say it: it is True also while the last replica starts.
         """
-        if self._stalled.status == "True":
-            return false(self._stalled.reason, "It is stalled: Stalled says why.")
-        for cause in (self._ready, self._feasible):
+        if self.stalled.status == "True":
+            return false(self.stalled.reason, "It is stalled: Stalled says why.")
+        for cause in (self._ready, self.feasible):
             if cause.status != "True":
                 present = any(pod.is_present for pod in self._observed.pods)
                 rests = cause.reason == api.ReadyReason.SUSPENDED and not present

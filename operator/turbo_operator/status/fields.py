@@ -6,7 +6,6 @@ A live figure that moves by less than a tenth stays as it was, so that a status 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from turbo_operator import api
 from turbo_operator.api.status import MAX_REJECTED_DRAFTS, MAX_SENTENCE
 from turbo_operator.autoscaler import ScalingDecision
-from turbo_operator.budget import labeled_footprint
+from turbo_operator.budget import cost_of
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.planner import money
@@ -121,11 +120,11 @@ def _bounded(sentence: str) -> str:
 
 def _predicted(prediction: Predicted) -> api.Predicted:
     return api.Predicted(
-        time_to_first_token=_shown(prediction.time_to_first_token, _duration),
-        time_per_output_token=_shown(prediction.time_per_output_token, _duration),
-        tokens_per_second=_shown(prediction.tokens_per_second, messages.rate),
-        cost_per_hour=_shown(prediction.cost_per_hour, money),
-        cost_per_million_tokens=_shown(prediction.cost_per_million_tokens, money),
+        time_to_first_token=shown(prediction.time_to_first_token, _duration),
+        time_per_output_token=shown(prediction.time_per_output_token, _duration),
+        tokens_per_second=shown(prediction.tokens_per_second, messages.rate),
+        cost_per_hour=shown(prediction.cost_per_hour, money),
+        cost_per_million_tokens=shown(prediction.cost_per_million_tokens, money),
         provenance=prediction.provenance,
     )
 
@@ -136,18 +135,18 @@ def observed_metrics(
     """Return what is measured and paid now; None where neither is known."""
     old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
-    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now), messages.rate)
+    rate = stepped(old.tokens_per_second, tokens_per_second(observed, now), messages.rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     speedup = shown_speedup(old, observed)
-    length = _stepped(old.acceptance_length, acceptance_length(observed), "{:.2f}".format)
+    length = stepped(old.acceptance_length, acceptance_length(observed), "{:.2f}".format)
     if cost is None and rate is None and speedup is None and length is None:
         return None
     return api.ObservedMetrics(
         tokens_per_second=rate,
         speedup=speedup,
         acceptance_length=length,
-        cost_per_hour=_shown(cost, money),
-        cost_per_million_tokens=_shown(per_million, money),
+        cost_per_hour=shown(cost, money),
+        cost_per_million_tokens=shown(per_million, money),
     )
 
 
@@ -160,7 +159,7 @@ def acceptance_length(observed: Snapshot) -> float | None:
 
 def shown_speedup(old: api.ObservedMetrics | None, observed: Snapshot) -> str | None:
     """Return the speedup of all pods, as it stands in the status."""
-    return _stepped(old.speedup if old is not None else None, observed.speedup, "{:.2f}".format)
+    return stepped(old.speedup if old is not None else None, observed.speedup, "{:.2f}".format)
 
 
 def startup(old: api.StartupTimes | None, observed: Snapshot) -> api.StartupTimes | None:
@@ -221,16 +220,20 @@ def unavailable_accelerators(observed: Snapshot) -> tuple[api.UnavailableAcceler
     )
 
 
-def _stepped(old: str | None, new: float | None, form: Callable[[float], str]) -> str | None:
+def stepped(old: str | None, new: float | None, form: Callable[[float], str]) -> str | None:
     """Return the old figure while the new one is within a tenth of it."""
     if new is None:
         return None
-    if old is not None and abs(new - float(old)) <= STEP * float(old):
-        return old
-    return form(new)
+    return form(new) if old is None or has_moved(old, new) else old
 
 
-def _shown(value: _T | None, form: Callable[[_T], str]) -> str | None:
+def has_moved(old: str | int | None, new: float) -> bool:
+    """Whether a figure is no longer within a tenth of the one that stands."""
+    return old is None or abs(new - float(old)) > STEP * float(old)
+
+
+def shown(value: _T | None, form: Callable[[_T], str]) -> str | None:
+    """Format a figure that is known."""
     return None if value is None else form(value)
 
 
@@ -246,16 +249,7 @@ def cost_per_hour(observed: Snapshot) -> Decimal | None:
     # Of a replica on several nodes some pods may wait while others hold theirs: it counts as a whole.
     placed = (pod for pod in observed.pods if pod.pending_since is None or pod.group is not None)
     holding += [pod for pod in placed if pod.is_present]
-    groups: defaultdict[tuple[object, ...], list[AcceleratorLabels]] = defaultdict(list)
-    for pod in holding:
-        groups[pod.accelerator, pod.capacity_type, pod.accelerators, pod.nodes].append(pod)
-    total = Decimal(0)
-    for pods in groups.values():  # together, since whole nodes may be bought
-        cost = labeled_footprint(pods[0], observed.accelerators).cost_per_hour(len(pods))
-        if cost is None:
-            return None
-        total += cost
-    return total
+    return cost_of(holding, observed.accelerators)
 
 
 def cost_per_million_tokens(cost: Decimal | None, tokens_per_second: float | None) -> Decimal | None:

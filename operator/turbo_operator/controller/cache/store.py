@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from turbo_operator.controller.cache.pods import Pods, Root
 from turbo_operator.controller.cache.projection import child, controller, deployment, trains
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
 from turbo_operator.inventory.supply import Owner
+from turbo_operator.reference import Reference
 from turbo_operator.resources import CHILDREN, WORKLOADS
 from turbo_operator.snapshot import (
     Accelerator,
@@ -60,6 +61,8 @@ class Cache:
         self.drafts: ObjectStore[DraftView] = ObjectStore()
         self.budgets: ObjectStore[Budget] = ObjectStore()
         self.pods = Pods()
+        self.references: dict[Key, Reference] = {}  # Deployments that a plan is recommended for
+        self._reference_pods: dict[str, Key] = {}  # by uid
         self.presences: dict[tuple[str, str | None], Presence] = {}  # by kind, and namespace or None for all
         self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
         self._children: defaultdict[Key, dict[Place, CachedChild]] = defaultdict(dict)  # the same by owner
@@ -94,6 +97,8 @@ class Cache:
     def owner_of(self, pod_uid: str) -> Owner | None:
         """Return whose place a pod takes; None for a stranger's, a router's, and one of an earlier object."""
         root = self.pods.root_of(pod_uid)
+        if root is None and pod_uid in self._reference_pods:  # the plan is to take its place
+            return self._reference_pods[pod_uid].owner
         if root is None or root.routes or self.deployments.get(root.key, root.owner_uid) is None:
             return None
         return root.owner
@@ -102,6 +107,21 @@ class Cache:
         """Whether a kind that the cluster may lack can be used in a namespace."""
         everywhere = self.presences.get((kind, None), Presence.UNKNOWN)
         return self.presences.get((kind, namespace), everywhere)
+
+    def put_reference(self, key: Key, reference: Reference, uids: Set[str]) -> bool:
+        """Store the Deployment that a TurboDeployment names, with its pods; whether those are others."""
+        before = {uid for uid, owner in self._reference_pods.items() if owner == key}
+        self.references[key] = reference
+        for uid in before - uids:
+            del self._reference_pods[uid]
+        for uid in uids:
+            self._reference_pods.setdefault(uid, key)  # of two that name it, the first
+        return before != {uid for uid in uids if self._reference_pods[uid] == key}
+
+    def drop_reference(self, key: Key) -> None:
+        """Forget the Deployment that a TurboDeployment named."""
+        self.references.pop(key, None)
+        self._reference_pods = {uid: owner for uid, owner in self._reference_pods.items() if owner != key}
 
     # Children
 
