@@ -32,6 +32,7 @@ SUMMARIES = {
     "plan": "print the plan for a TurboDeployment, without a cluster",
     "serve": "serve a model with lossless speculative decoding",
     "top": "show what TurboDeployments do and cost now",
+    "cost": "show what TurboDeployments cost now, by namespace, model or label",
 }
 
 Command = Callable[[list[str]], int]

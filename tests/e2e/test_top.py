@@ -1,8 +1,9 @@
-"""`turbo top` on a real cluster, whose operator has written the statuses."""
+"""`turbo top` and `turbo cost` on a real cluster, whose operator has written the statuses."""
 
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -36,3 +37,11 @@ def test_top_shows_the_status_of_each_object_of_a_namespace(
     shown = capsys.readouterr().out
     assert shown.splitlines()[0].split()[:3] == ["namespace", "name", "ready"]
     assert "together" in shown
+
+    assert commands.cost(["-n", namespace, "-o", "json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    paid = sum(Decimal(each["costPerHour"]) for each in (first, second))
+    assert (row["namespace"], row["deployments"], Decimal(row["usedPerHour"])) == (namespace, 2, paid)
+    assert (row["idlePerHour"], row["trainingPerHour"]) == ("0.00", "0.00")
+    assert commands.cost(["-A", "--by", "model"]) == 0
+    assert "pvc://models/smollm2.gguf" in capsys.readouterr().out

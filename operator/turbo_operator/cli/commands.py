@@ -78,10 +78,7 @@ def top(argv: list[str]) -> int:
         description="Show what TurboDeployments do and cost now; on a terminal until Ctrl-C.",
         epilog="Figures are those of their statuses, in steps of ten per cent; a dash is unknown.",
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
-    where.add_argument("-A", "--all-namespaces", action="store_true", help="of the whole cluster")
-    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    _add_place(parser)
     text = "seconds between two looks on a terminal; 0 prints once (default: %(default)s)"
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help=text)
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
@@ -98,6 +95,33 @@ def top(argv: list[str]) -> int:
             everywhere=options.all_namespaces,
             output=options.output,
             every=options.interval,
+        )
+
+    return _run(parser, argv, run)
+
+
+def cost(argv: list[str]) -> int:
+    """`turbo cost`: what TurboDeployments hold and pay for now. 0, or 1 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="turbo cost",
+        description="Show what TurboDeployments cost now, in US dollars per hour by the prices of the "
+        "TurboAccelerators.",
+        epilog="used + idle + training is what the accelerators cost that pods hold; a dash is unknown.",
+    )
+    _add_place(parser)
+    text = "namespace, model, or label=KEY, a label of podTemplate or of the object (default: %(default)s)"
+    parser.add_argument("--by", default="namespace", metavar="WHAT", help=text)
+    parser.add_argument("-o", "--output", choices=("table", "csv", "json"), default="table")
+
+    def run(options: argparse.Namespace) -> None:
+        from turbo_operator.cli.cost import show
+
+        show(
+            options.context,
+            options.namespace,
+            everywhere=options.all_namespaces,
+            by=options.by,
+            output=options.output,
         )
 
     return _run(parser, argv, run)
@@ -137,6 +161,14 @@ def approve(argv: list[str]) -> int:
         write(options.context, options.namespace, options.name, options.plan)
 
     return _run(parser, argv, run)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say of which namespaces."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
+    where.add_argument("-A", "--all-namespaces", action="store_true", help="of the whole cluster")
+    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
 
 
 def _add_deployment(parser: argparse.ArgumentParser) -> None:
