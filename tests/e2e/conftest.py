@@ -1,266 +1,19 @@
-"""A real API server with its controllers, the operator as a process, and the test in the kubelet's place.
-
-The control-plane tier has no node: what a kubelet would report about a pod, `Kubelet` writes into its status.
-"""
+"""Control planes that tests share, each with the operator as a process: see turbo_dev.operated."""
 
 from __future__ import annotations
 
-import json
 import os
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import yaml
 
-from turbo_dev import pod_reports
-from turbo_dev.access import Access, kubeconfig
-from turbo_dev.api import Api, ApiRefusalError
-from turbo_dev.audit_reader import AuditReader, StatusReader
-from turbo_dev.binaries import GoMissingError, ensure
-from turbo_dev.controlplane import ControlPlane, Settings, free_port
+from turbo_dev.access import Access
+from turbo_dev.audit_reader import StatusReader
+from turbo_dev.binaries import GoMissingError
+from turbo_dev.controlplane import ControlPlane, Settings
 from turbo_dev.hall import Hall
-from turbo_dev.release import UNUSED_IMAGES
-from turbo_dev.shell import run
-from turbo_operator import resources
-from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT
-
-ROOT = Path(__file__).parents[2]
-RELEASE, SYSTEM = "turbo", "turbo-system"
-PATIENCE = 240.0
-
-
-class Kubelet(threading.Thread):
-    """Reports every pod as a kubelet would: inspecting ones end with the facts, serving ones become ready.
-
-    `refused` holds substrings of pod names that it leaves alone; with `serves` False those that inspect are
-    the only ones that it reports, since KWOK runs the others.
-    """
-
-    def __init__(self, api: Api, serves: bool = True) -> None:
-        super().__init__(daemon=True)
-        self.api = api
-        self._serves = serves
-        self.refused: set[str] = set()
-        self.unreadable: dict[str, str] = {}  # by name of the TurboDeployment: how its inspection fails
-        self.stopping = threading.Event()
-
-    def run(self) -> None:
-        while not self.stopping.is_set():
-            pending = {"labelSelector": LABEL_DEPLOYMENT, "fieldSelector": "status.phase=Pending"}
-            for pod in self.api.send("GET", "/api/v1/pods", **pending)["items"]:
-                self._report(pod)
-            self.stopping.wait(0.1)
-
-    def _report(self, pod: dict[str, Any]) -> None:
-        meta = pod["metadata"]
-        if any(part in meta["name"] for part in self.refused) or "deletionTimestamp" in meta:
-            return
-        now = time.time()
-        if pod_reports.inspects(pod):
-            why = self.unreadable.get(meta["labels"][LABEL_DEPLOYMENT])
-            report = pod_reports.inspected(pod, now, why)
-        elif pod_reports.fetches(pod):
-            report = pod_reports.ended(pod, now)
-        elif self._serves:
-            report = pod_reports.running(pod, now)
-        else:
-            return
-        try:
-            self.api.patch(resources.POD, meta["namespace"], meta["name"], {"status": report}, "status")
-        except ApiRefusalError as error:
-            if error.status not in (404, 409):  # gone or changed since the list
-                raise
-
-
-class OperatorProcess:
-    """`turbo operator` as a process, under the chart's own role."""
-
-    def __init__(self, program: list[str], environment: Mapping[str, str], log: Path) -> None:
-        self.log = log
-        self.health = f"http://127.0.0.1:{environment['TURBO_HEALTH_PORT']}/healthz"
-        self.metrics = f"http://127.0.0.1:{environment['TURBO_METRICS_PORT']}/metrics"
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(program, env=dict(environment), stdout=output, stderr=output)
-
-    def stop(self) -> None:
-        """As Kubernetes ends it; it must go by itself, and without an error."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            assert self.process.wait(30) == 0, self.log.read_text()
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(10)
-
-
-class Cluster:
-    """What a test of this folder works with."""
-
-    def __init__(self, access: Access, role: Path, directory: Path, serves: bool = True) -> None:
-        self.access = access
-        self.api = Api(access)
-        # Two threads at one httpx client may close each other's connections.
-        self.kubelet = Kubelet(Api(access), serves)
-        self._role = role
-        self._directory = directory
-        self._running: list[OperatorProcess] = []
-        self.user = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
-
-    def namespace(self, name: str) -> str:
-        self.access.kubectl("create", "namespace", name)
-        return name
-
-    def start(self, namespace: str = "", kill_at: str | None = None, **settings: str) -> OperatorProcess:
-        """The operator, watching one namespace or all; `kill_at` is explained in killed_operator.py."""
-        environment = {
-            "PATH": os.environ["PATH"],
-            "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}",
-            "KUBECONFIG": str(self._role),
-            "TURBO_RUNTIME_IMAGE": "registry.test/turbo-runtime:1",
-            "TURBO_NAMESPACES": namespace,
-            "TURBO_APPLY_CATALOG": "false",
-            "TURBO_LOG_FORMAT": "text",
-            "TURBO_HEALTH_PORT": str(free_port("127.0.0.1")),
-            "TURBO_METRICS_PORT": str(free_port("127.0.0.1")),
-        } | settings
-        program = [
-            sys.executable,
-            "-c",
-            "import sys; from turbo_operator.cli.commands import operator; sys.exit(operator([]))",
-        ]
-        if kill_at is not None:
-            program = [sys.executable, str(Path(__file__).with_name("killed_operator.py")), kill_at]
-        log = self._directory / f"operator-{namespace or 'all'}.log"
-        process = OperatorProcess(program, environment, log)
-        self._running.append(process)
-        return process
-
-    def stop_all(self) -> None:
-        for process in self._running:
-            process.kill()
-        self._running.clear()
-
-    def deployment(self, namespace: str, name: str = "chat") -> dict[str, Any]:
-        found = self.api.get(resources.TURBODEPLOYMENT, namespace, name)
-        assert found is not None
-        return found
-
-    def create_deployment(self, namespace: str, name: str = "chat", **spec: Any) -> dict[str, Any]:
-        created: dict[str, Any] = self.api.create(
-            resources.TURBODEPLOYMENT, turbo_deployment(namespace, name, **spec)
-        )
-        return created
-
-    def children(self, namespace: str) -> dict[str, dict[str, Any]]:
-        """Children of all TurboDeployments of a namespace, by KIND/NAME."""
-        return {
-            f"{kind}/{item['metadata']['name']}": item
-            for kind, resource in resources.CHILDREN.items()
-            for item in self.objects(resource, namespace)
-            if "serving.turbo.dev/deployment" in (item["metadata"].get("labels") or {})
-        }
-
-    def objects(self, resource: Any, namespace: str) -> list[dict[str, Any]]:
-        """All of a namespace; none of a kind that this cluster does not know."""
-        try:
-            return self.api.list(resource, namespace)
-        except ApiRefusalError as error:
-            if error.status != 404:
-                raise
-            return []
-
-    # Here and not only in the module, since test modules cannot import a conftest.
-    @staticmethod
-    def condition(body: Mapping[str, Any], kind: str) -> dict[str, Any]:
-        return condition(body, kind)
-
-    @staticmethod
-    def is_ready(body: Mapping[str, Any], replicas: int = 1) -> bool:
-        return is_ready(body, replicas)
-
-    @staticmethod
-    def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-        return until(holds, what, seconds)
-
-    def add_nodes(self, *nodes: dict[str, Any]) -> None:
-        """Apply nodes and wait until pods may come: their taint of not being ready outlasts the condition."""
-        self.access.apply(*nodes)
-        names = {node["metadata"]["name"] for node in nodes}
-
-        def open_to_pods() -> bool:
-            found = [
-                node
-                for node in self.api.send("GET", "/api/v1/nodes")["items"]
-                if node["metadata"]["name"] in names
-            ]
-            return not any(
-                taint["key"].startswith("node.kubernetes.io/")
-                for node in found
-                for taint in node["spec"].get("taints", ())
-            )
-
-        until(open_to_pods, f"nodes {', '.join(sorted(names))} take pods")
-
-    def until_ready(self, namespace: str, name: str = "chat", replicas: int = 1) -> dict[str, Any]:
-        until(lambda: is_ready(self.deployment(namespace, name), replicas), f"{namespace}/{name} is Ready")
-        return self.deployment(namespace, name)
-
-    def writes(self, namespace: str) -> list[dict[str, Any]]:
-        """The audit events of the operator's writes in a namespace."""
-        return [event for event in self.all_writes(namespace) if event["user"]["username"] == self.user]
-
-    def all_writes(self, namespace: str) -> list[dict[str, Any]]:
-        """The audit events of everybody's writes in a namespace."""
-        events = AuditReader(self.access, f'"namespace":"{namespace}"').read()
-        return [event for event in events if event["objectRef"].get("namespace") == namespace]
-
-
-def turbo_deployment(namespace: str, name: str = "chat", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "TurboDeployment",
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": {
-            "model": {"uri": "pvc://models/smollm2.gguf"},
-            "accelerators": {"allowed": ["cpu"]},
-            "rollout": {"minReadySeconds": 0},  # the test in the kubelet's place is not to be waited for
-        }
-        | spec,
-    }
-
-
-def condition(body: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    found = [each for each in body.get("status", {}).get("conditions", ()) if each["type"] == kind]
-    return found[0] if found else {"status": "Absent", "reason": "", "message": ""}
-
-
-def is_ready(body: Mapping[str, Any], replicas: int = 1) -> bool:
-    """Whether the status speaks of the spec as it is, and all of it serves."""
-    status = body.get("status", {})
-    return (
-        condition(body, "Ready")["status"] == "True"
-        and status["observedGeneration"] == body["metadata"]["generation"]
-        and status["replicas"] == status["readyReplicas"] == replicas
-    )
-
-
-def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """The first true answer of `holds`; fails with `what` after `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        answer = holds()
-        if answer:
-            return answer
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+from turbo_dev.operated import OperatedCluster, manned
 
 
 @pytest.fixture(scope="session")
@@ -278,7 +31,9 @@ def _coherent_statuses(statuses: list[StatusReader]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]) -> Iterator[Cluster]:
+def plane(
+    tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]
+) -> Iterator[OperatedCluster]:
     """A control plane whose audit log holds bodies, with CRDs and the chart's role; no operator runs."""
     if os.environ.get("TURBO_TEST_CONTEXT"):
         pytest.skip(
@@ -287,8 +42,9 @@ def plane(tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]
     directory = tmp_path_factory.mktemp("operator-e2e")
     try:
         control_plane = ControlPlane(directory / "plane", settings=Settings(audit_level="RequestResponse"))
-        with control_plane as access:
-            yield from _manned(Cluster(access, _install(access, directory), directory), statuses)
+        with control_plane as access, manned(access, directory) as cluster:
+            statuses.append(StatusReader(access, cluster.user))
+            yield cluster
     except GoMissingError as missing:
         pytest.skip(f"no Kubernetes: {missing}")
 
@@ -296,28 +52,16 @@ def plane(tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]
 @pytest.fixture(scope="session")
 def gpu_plane(
     fake_gpu_cluster: Access, tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]
-) -> Iterator[Cluster]:
+) -> Iterator[OperatedCluster]:
     """The same with KWOK for nodes: a pod that a node takes runs, and one that none takes waits."""
     directory = tmp_path_factory.mktemp("operator-gpus")
-    cluster = Cluster(fake_gpu_cluster, _install(fake_gpu_cluster, directory), directory, serves=False)
-    yield from _manned(cluster, statuses)
-
-
-def _manned(cluster: Cluster, statuses: list[StatusReader]) -> Iterator[Cluster]:
-    statuses.append(StatusReader(cluster.access, cluster.user))
-    cluster.kubelet.start()
-    try:
+    with manned(fake_gpu_cluster, directory, serves=False) as cluster:
+        statuses.append(StatusReader(fake_gpu_cluster, cluster.user))
         yield cluster
-    finally:
-        cluster.kubelet.stopping.set()
-        cluster.kubelet.join(10)
-        cluster.kubelet.api.client.close()
-        cluster.stop_all()
-        cluster.api.client.close()
 
 
 @pytest.fixture
-def gpu_cluster(gpu_plane: Cluster) -> Iterator[Cluster]:
+def gpu_cluster(gpu_plane: OperatedCluster) -> Iterator[OperatedCluster]:
     """That control plane; every operator that the test started is gone afterwards."""
     try:
         yield gpu_plane
@@ -331,70 +75,9 @@ def hall(gpu_cluster: Any, request: pytest.FixtureRequest) -> Hall:
 
 
 @pytest.fixture
-def cluster(plane: Cluster) -> Iterator[Cluster]:
+def cluster(plane: OperatedCluster) -> Iterator[OperatedCluster]:
     """The control plane; every operator that the test started is gone afterwards."""
     try:
         yield plane
     finally:
         plane.stop_all()
-
-
-def _install(access: Access, directory: Path) -> Path:
-    """CRDs, one accelerator and the chart's RBAC; the kubeconfig of the operator's service account."""
-    helm = ensure(("helm",))["helm"]
-    rendered = run(
-        [
-            helm,
-            "template",
-            RELEASE,
-            str(ROOT / "charts/turbo"),
-            "--namespace",
-            SYSTEM,
-            *UNUSED_IMAGES,
-        ]
-    )
-    documents = [document for document in yaml.safe_load_all(rendered) if document]
-    access.kubectl("create", "namespace", SYSTEM)
-    crds = [document for document in documents if document["kind"] == "CustomResourceDefinition"]
-    roles = [
-        document
-        for document in documents
-        if document["kind"] == "ServiceAccount"
-        or document["apiVersion"].startswith("rbac.authorization.k8s.io/")
-    ]
-    access.apply(*crds)
-    access.wait_for_crds()
-    bundle = json.dumps({"apiVersion": "v1", "kind": "List", "items": roles})
-    access.kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", input=bundle)
-    until(lambda: _served(access), "the API server serves each of our kinds")
-    cpu = {
-        "apiVersion": API_VERSION,
-        "kind": "TurboAccelerator",
-        "metadata": {"name": "cpu"},
-        "spec": {
-            "resourceName": "cpu",
-            "quantity": "1",
-            "memory": "4Gi",
-            "provisioning": "Elastic",
-            "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
-        },
-    }
-    access.apply(cpu)
-    token = access.kubectl("create", "token", RELEASE, "-n", SYSTEM, "--duration=4h").strip()
-    assert access.ca is not None
-    path = directory / "operator.kubeconfig"
-    path.touch(mode=0o600)
-    path.write_text(kubeconfig(access.url, access.ca.read_text(), token))
-    return path
-
-
-def _served(access: Access) -> bool:
-    api = Api(access)
-    try:
-        for resource in resources.OWN:  # one after the other, the storage of each is made
-            api.send("GET", resource.path())
-    except ApiRefusalError:
-        return False
-    finally:
-        api.client.close()
-    return True
