@@ -315,3 +315,12 @@ def test_what_the_router_gains_and_costs_is_that_of_its_run() -> None:
     assert f"That is {added:.0f} ms at 64 streams, of which vllm-router alone is {alone:.0f} ms." in section(
         "router"
     )
+
+
+def test_what_became_of_wrong_objects_is_that_of_its_run() -> None:
+    document = json.loads((ROOT / "benchmarks" / "results" / "bad_input.json").read_text())
+    for each in document["rows"]:
+        counts = [each[name] for name in ("mutations", "refused", "told", "read")]
+        assert row("bad_input", f"`{each['kind']}`") == [float(count) for count in counts if count]
+    run = document["figures"]
+    assert (run["mutations"], run["unanswered"], run["tracebacks"], run["good_disturbed"]) == (500, 0, 0, 0)
