@@ -1,0 +1,65 @@
+"""Answers for every pod of KWOK at once: `python -m scale.emulator [--busy]`.
+
+KWOK gives pods addresses of loopback, so that one socket hears the reads of all of them. Idle pods report no
+requests; busy ones some, that come and go with a period of their own, and tokens all the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import replace
+
+from aiohttp import web
+
+from turbo_runtime.contract.documents import Load
+from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+
+IDLE = Load(0, 0, 0, 0, 0.0, 100_000, 0, 0, 0, 0, "bitwise", draining=False, max_num_seqs=32)
+TOKENS_PER_SECOND = 300.0
+PERIOD_SECONDS = 120.0
+
+
+def report(address: str, seconds: float, *, is_busy: bool) -> Load:
+    """What the pod at an address reports, so long after the emulator has started."""
+    if not is_busy:
+        return IDLE
+    phase = hash(address) % 100 / 100.0
+    share = 0.5 + 0.4 * math.sin(2.0 * math.pi * (seconds / PERIOD_SECONDS + phase))
+    requests = round(16 * share)
+    generated = int(TOKENS_PER_SECOND * seconds)
+    return replace(
+        IDLE,
+        running_requests=requests,
+        running_tokens=requests * 400,
+        kv_cache_usage=requests * 400 / IDLE.kv_cache_tokens,
+        drafts=generated // 4,
+        draft_tokens=generated,
+        accepted_tokens=generated // 2,
+        generated_tokens=generated,
+        generation_seconds=seconds,
+        baseline_generation_seconds=1.5 * seconds,
+        speedup=1.5,
+    )
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--busy", action="store_true")
+    is_busy, start = parser.parse_args().busy, time.monotonic()
+
+    async def load(request: web.Request) -> web.Response:
+        transport = request.transport
+        address = transport.get_extra_info("sockname")[0] if transport is not None else ""
+        text = report(address, time.monotonic() - start, is_busy=is_busy).to_json()
+        return web.Response(text=text, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get(LOAD_PATH, load)
+    web.run_app(app, host="0.0.0.0", port=PORT, print=None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()
