@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from decimal import Decimal
@@ -11,6 +12,7 @@ import pytest
 
 from turbo_dev.access import Access
 from turbo_dev.plan_cases import plan
+from turbo_dev.shell import CommandError
 from turbo_operator import planner, render
 from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalog, shapes
@@ -126,22 +128,7 @@ def parsed(name: str) -> TurboDeployment:
 @pytest.mark.cluster
 @pytest.mark.parametrize("name", SPECS)
 def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None:
-    td = parsed(name)
-    choice = plan(td.spec, FACTS.shape, {**catalog(), "cpu": CPU}).choice
-    assert choice is not None
-    variants = [Variant(render.plan_hash(td, choice, FACTS), 1)]
-    observed = seen()
-    begin = begun(td, observed)
-    children = [
-        *render.children(td, Snapshot({}), None, (), SETTINGS),
-        *render.children(td, observed, choice, variants, SETTINGS),
-        *([training_job(td, begin, FACTS, SETTINGS)] if begin else []),
-        *(
-            [fetch.job(td, FACTS, SETTINGS)]
-            if td.spec.cache and td.spec.cache.persistent_volume_claim
-            else []
-        ),
-    ]
+    children = rendered(name)
     kinds = {child["kind"] for child in children}
     usual = {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}
     own = {"ServiceAccount", "RoleBinding"} if name == "routed" else set()
@@ -154,6 +141,61 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
             )
         )
         assert_kept(child, kept, child["kind"])
+
+
+def rendered(name: str) -> list[Any]:
+    """Every child that it has now and then: of the inspection, of the plan, of a training, of a fetch."""
+    td = parsed(name)
+    choice = plan(td.spec, FACTS.shape, {**catalog(), "cpu": CPU}).choice
+    assert choice is not None
+    variants = [Variant(render.plan_hash(td, choice, FACTS), 1)]
+    observed = seen()
+    begin = begun(td, observed)
+    is_fetched = td.spec.cache and td.spec.cache.persistent_volume_claim
+    return [
+        *render.children(td, Snapshot({}), None, (), SETTINGS),
+        *render.children(td, observed, choice, variants, SETTINGS),
+        *([training_job(td, begin, FACTS, SETTINGS)] if begin else []),
+        *([fetch.job(td, FACTS, SETTINGS)] if is_fetched else []),
+    ]
+
+
+@pytest.fixture(scope="module")
+def restricted(control_plane: Access) -> str:
+    """A namespace where Pod Security admits what is restricted, and nothing else."""
+    namespace = "only-restricted"
+    control_plane.kubectl("create", "namespace", namespace)
+    label = "pod-security.kubernetes.io/enforce=restricted"
+    control_plane.kubectl("label", "namespace", namespace, label)
+    for account in ("default", "sa", "routed-router"):
+        meta = {"name": account, "namespace": namespace}
+        control_plane.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta})
+    return namespace
+
+
+def admit(control_plane: Access, namespace: str, template: Any) -> None:
+    """Have a pod of a template admitted. CommandError where it is not."""
+    meta = {"name": "p", "namespace": namespace, "labels": template["metadata"].get("labels", {})}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
+    arguments = ("create", "--dry-run=server", "--validate=strict", "-f", "-")
+    control_plane.kubectl(*arguments, input=json.dumps(pod))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", SPECS)
+def test_every_pod_is_admitted_where_pod_security_is_restricted(
+    control_plane: Access, restricted: str, name: str
+) -> None:
+    templates = [
+        child["spec"]["template"] for child in rendered(name) if child["kind"] in ("Deployment", "Job")
+    ]
+    assert len(templates) >= 2
+    for template in templates:
+        admit(control_plane, restricted, template)
+    (other, *_) = copy.deepcopy(templates)
+    other["spec"]["containers"][0]["securityContext"]["allowPrivilegeEscalation"] = True
+    with pytest.raises(CommandError, match="violates PodSecurity"):
+        admit(control_plane, restricted, other)
 
 
 def seen() -> Snapshot:
