@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from turbo_dev.rollout_laws import BrokenLawError, Laws, law
+from turbo_dev.rollout_laws import Laws, law
 from turbo_dev.simulated_variants import PRICES, SIZES, Deployment, Pod, footprint, states_after
-from turbo_operator.api import RolloutReason, RolloutStatus
+from turbo_operator.api import Canary, RolloutReason, RolloutStatus
 from turbo_operator.budget import Footprint
 from turbo_operator.rollout import (
     Bounds,
@@ -23,7 +23,9 @@ from turbo_operator.rollout import (
     Wanted,
     follow,
     next_step,
+    pass_gates,
     serving_variant,
+    step_replicas,
 )
 from turbo_operator.rollout.variants import SILENT_SECONDS
 
@@ -31,8 +33,6 @@ Planner = Callable[[Sequence[VariantState], Wanted, Footprint | None, Bounds, fl
 
 TICK = 5.0  # seconds
 DEADLINE = 60.0
-EVENTFUL = 60  # ticks in which anything may happen
-QUIET = 140  # in which it has to come to rest
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class World(Laws):
     training: str | None = None  # the accelerator that a training holds one of
     serving: str | None = None
     rollout: RolloutStatus | None = None
+    steps: Canary = field(default_factory=Canary)
     generation: int = 0
     last: Step | None = None
     met: set[str] = field(default_factory=set)  # what has happened, in words
@@ -67,6 +68,9 @@ class World(Laws):
             max_per_hour=dice.choice((None, None, Decimal(4), Decimal(9))),
             stock=dict(self.nodes),
         )
+        if dice.random() < 0.3:
+            fractions = [{"replicasFraction": part, "minDuration": "10s"} for part in ("0.25", "0.5")]
+            self.steps = Canary.model_validate({"steps": fractions[: dice.randint(1, 2)]})
         self.change_plan(works=dice.random() < 0.8)
         if dice.random() < 0.1:
             self.begin_amid_repairs()
@@ -273,6 +277,7 @@ class World(Laws):
         self.serving = serving_variant(others, self.wanted, self.serving, self.replicas, self.bounds)
         new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
         rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
+        limit = None
         if self.replicas:
             pods = self.variants[self.wanted].alive if self.wanted in self.variants else []
             progress = Progress(
@@ -286,6 +291,7 @@ class World(Laws):
                 over_limits=self.bounds.is_overspent((each.footprint, each.replicas) for each in states),
             )
             self.rollout = follow(self.rollout, progress, self.serving, self.now, DEADLINE)
+            limit = self._pass_gates(new.available)
             rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
         self.over_limits = self.rollout is not None and bool(self.rollout.over_limits)
         wanted = Wanted(
@@ -295,10 +301,15 @@ class World(Laws):
             rolled_back,
             self.canary,
             over_limits=self.over_limits,
+            step=limit,
         )
         mine = footprint(self.qualities[self.wanted][0])
         step = self.planner(states, wanted, mine, self.bounds, self.now)
         self.judge(states, step)
+        if limit is not None and self.serving not in (None, self.wanted) and not rolled_back:
+            asked, most = step.replicas.get(self.wanted, 0), max(limit, new.replicas, new.answering)
+            law(asked <= most, f"{asked} replicas of a plan that is on a step of {limit}")
+            self.met.add("on a step")
         again = self.planner(states_after(states, step), wanted, mine, self.bounds, self.now)
         law(again.replicas == step.replicas, f"a second call changes {step.replicas} to {again.replicas}")
         if step.target == self.wanted and step.is_over:
@@ -307,6 +318,14 @@ class World(Laws):
         self.write(step)
         self.last = step
         return step
+
+    def _pass_gates(self, available: int) -> int | None:
+        """Go on to the next step where one has passed; how many replicas the step has."""
+        if self.rollout is None or self.serving is None:
+            return None
+        seen = (), self.serving, self.replicas, available, self.now
+        self.rollout = pass_gates(self.rollout, self.steps, *seen)
+        return step_replicas(self.steps, self.rollout.passed_steps or 0, self.replicas)
 
     def note(self, before: Mapping[str, VariantState], step: Step, rolled_back: bool) -> None:
         """What the step is an instance of."""
@@ -363,38 +382,3 @@ class World(Laws):
         if complete and alone == {step.target}:
             return step.fitting == self.replicas or step.waits is not None
         return (rolled_back and self.serving is None) or step.waits is not None
-
-
-def history(seed: int, planner: Planner = next_step) -> World:
-    """One history from its seed to its rest; raises BrokenLawError where a law is broken or it never ends."""
-    world = World(random.Random(seed), planner)
-    world.begin()
-    for _ in range(EVENTFUL):
-        world.something_happens()
-        _tick(world, lag=True, meanwhile=world.change_in_a_bad_moment)
-    world.canary = None
-    if world.training is not None:
-        world.train()
-    for each in world.variants.values():
-        for pod in each.pods:
-            pod.hung = False
-    for _ in range(QUIET):
-        _tick(world, lag=False)
-        if world.rests() and _tick_changes_nothing(world):
-            return world
-    raise BrokenLawError(f"it never ends: {world.last}, {world.states()}")
-
-
-def _tick(world: World, lag: bool, meanwhile: Callable[[], None] = lambda: None) -> None:
-    world.now += TICK
-    world.controllers_act(lag)
-    meanwhile()
-    if not lag or world.dice.random() < 0.8:
-        world.look()
-
-
-def _tick_changes_nothing(world: World) -> bool:
-    before = world.last
-    for _ in range(2 * int(SILENT_SECONDS / TICK)):  # what goes and comes back does so as often as this
-        _tick(world, lag=False)
-    return before is not None and world.last is not None and world.last.replicas == before.replicas

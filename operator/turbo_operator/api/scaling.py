@@ -11,6 +11,8 @@ from pydantic import Field
 from turbo_operator.api.validation import (
     Amount,
     Duration,
+    Fraction,
+    PositiveFraction,
     Record,
     Rule,
     TenSecondsToADay,
@@ -101,18 +103,48 @@ class Scaling(Record):
     )
 
 
+class CanaryStep(Record):
+    """A part of the replicas that has a new plan, while it is compared with what serves."""
+
+    replicas_fraction: PositiveFraction
+    """Part of the replicas, rounded up. Of several, one always stays as it is; a single one stays while the
+    new one answers too.
+    """
+    min_duration: UpToAnHour = Duration("2m")
+    """Time for which all of them must be available without evidence against the plan."""
+
+
+class Gates(Record):
+    """What a new plan has to keep on its steps. Audited answers that differ end it, too."""
+
+    max_error_fraction: Fraction = Decimal("0.01")
+    """Failed requests that it may have above those of the earlier plan, as a part of its requests."""
+    min_speedup_ratio: Ratio = Decimal("0.8")
+    """Its speedup by drafts over that of the earlier plan must be at least this, where both are known: less
+    than even, since its pods start without a memory of answers."""
+
+
 class Canary(Record):
-    """How a new draft of the deployment is tried: by one pod of its own, before all take it."""
+    """How what is new is tried: a draft by one pod of its own, a plan in steps."""
+
+    steps: Annotated[tuple[CanaryStep, ...], Field(max_length=10)] = ()
+    """Steps of each rollout to another plan. Without any, the new plan takes over as fast as its pods become
+    available.
+    """
+    gates: Gates = Field(default_factory=Gates)
+    """What the new plan has to keep on these."""
 
     min_generation_duration: UpToAnHour = Duration("60s")
-    """Time that its pod has to spend on outputs, once to warm up (by the clock too), once to be compared."""
+    """Time that the pod of a draft has to spend on outputs, once to warm up (by the clock too), once to be
+    compared.
+    """
     min_duration: UpToAnHour = Duration("10m")
-    """Shortest canary: eight or more blocks of an eighth of this are compared. While the difference may be
-    chance, it goes on.
+    """Shortest canary of a draft, compared in eight or more blocks of an eighth of this. It goes on while the
+    difference may be chance.
     """
     min_speedup_ratio: Ratio = Decimal("1.02")
-    """Its speedup over that of the other pods in the same time must be at least this. A draft that adds
-    nothing to theirs comes out about even."""
+    """The speedup with a draft over that of the other pods in the same time must be at least this. A draft
+    that adds nothing to theirs comes out about even."""
 
 
 class Rollout(Record):
@@ -133,7 +165,7 @@ class Rollout(Record):
     last plan that served takes over again, until the spec changes.
     """
     canary: Canary = Field(default_factory=Canary)
-    """How a new draft is tried."""
+    """How new drafts and plans are tried."""
 
     rules = (
         Rule(

@@ -177,7 +177,13 @@ class RolloutStatus(StatusRecord):
     """RolledBack once it made no progress for spec.rollout.progressDeadline; where no plan served before it
     ProgressDeadlineExceeded. Absent until then."""
     message: _Sentence | None = None
-    """What its first failing pod said then."""
+    """What its first failing pod said then, or what was found on a step."""
+    passed_steps: Count | None = None
+    """Steps of spec.rollout.canary that it has passed."""
+    step_time: Timestamp | None = None
+    """Since when all replicas of its step have been available; absent while they are not."""
+    failed_step: Count | None = None
+    """The step on which it was given up, counted from 1."""
 
 
 _Factor = Annotated[str, Field(max_length=16, pattern=r"^\d{1,6}\.\d{3}$")]

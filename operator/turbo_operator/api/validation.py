@@ -252,6 +252,8 @@ class Amount:
 
 _FRACTION_MESSAGE = 'write a fraction from "0" to "1" as a string, like "0.10"'
 Fraction = Annotated[Decimal, Amount(_FRACTION_MESSAGE, _FRACTION, positive=False)]
+_PART_MESSAGE = 'write a fraction above "0", up to "1", as a string, like "0.25"'
+PositiveFraction = Annotated[Decimal, Amount(_PART_MESSAGE, _FRACTION)]
 _QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
 Quantity = Annotated[str, Amount(_QUANTITY_MESSAGE, _QUANTITY, whole=True, keep=str)]
 """A Kubernetes quantity above 0 as it was written; `quantity` gives its value."""

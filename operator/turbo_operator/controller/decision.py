@@ -101,6 +101,12 @@ def decide(
     progress = _follow(
         td, observed, plan_hash, states, scale.replicas, serving, is_over_limits, cache.is_missing, now
     )
+    available = next((state.available for state in states if state.plan_hash == plan_hash), 0)
+    canary_spec, step_limit = td.spec.rollout.canary, None
+    if progress is not None and serving is not None and scale.replicas:
+        counts = scale.replicas, available
+        progress = rollout.pass_gates(progress, canary_spec, observed.pods, serving, *counts, now)
+        step_limit = rollout.step_replicas(canary_spec, progress.passed_steps or 0, scale.replicas)
     has_canary = any(state.plan_hash == canary_hash and state.replicas for state in states)
     wanted = rollout.Wanted(
         None if awaits_copy or approval.holds else plan_hash,
@@ -110,12 +116,16 @@ def decide(
         canary_hash if not approval.holds and (has_canary or not cache.is_missing) else None,
         makes_room,
         bool(progress is not None and progress.over_limits),
+        step_limit,
     )
     present = [each for each in states if not (awaits_copy and each.plan_hash == plan_hash)]
     move = rollout.next_step(present, wanted, footprint, bounds, now)
     if move.target == plan_hash and move.is_over:
         serving, progress = plan_hash, None
     state = RolloutState(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
+    if progress is not None:
+        what = rollout.describe_step(progress, canary_spec, scale.replicas, available)
+        state = dataclasses.replace(state, step=what)
     if awaited is not None:
         state = dataclasses.replace(state, waits=awaited.message, waits_for_spec=False)
     calibrations, online = update_calibrations(td, observed, online, now)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from turbo_operator import api, render
+from turbo_operator import api, render, rollout
 from turbo_operator.api import OFF, CanaryReason, EngineName, Method, ScalingMode, TurboDeployment
 from turbo_operator.api.status import MAX_REJECTED_DRAFTS
 from turbo_operator.autoscaler import limits
@@ -19,7 +19,6 @@ from turbo_operator.drafts.speedup import (
     MIN_BLOCKS,
     MIN_SECONDS,
     CanaryRun,
-    GenerationStats,
     SpeedupTracker,
 )
 from turbo_operator.drafts.training import fitting
@@ -45,8 +44,6 @@ GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a canary 
 # the end of the canary. With as many, fewer than one in twenty drafts that are no better is promoted.
 CONFIDENCE = 3.5
 LONGEST = 10  # times the shortest canary, after which what is not better beyond chance is no improvement
-# Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
-LAW_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +249,9 @@ def _evaluate(
         if problem and not _is_used(draft, [pod]) and ready >= _REFUSING_SECONDS:
             return CanaryReason.LOAD_FAILED, f"Pod {pod.name}: {problem.rstrip('.')}."
     total = run.warmup + run.canary
-    others = [pod for pod in observed.pods if pod.plan_hash != run.variant]
-    if total.mismatches and not _is_by_rounding(total, pods, others):
+    others = rollout.Reports.of(pod for pod in observed.pods if pod.plan_hash != run.variant)
+    audited = replace(rollout.Reports.of(pods), audits=total.audits, mismatches=total.mismatches)
+    if total.mismatches and not rollout.is_by_rounding(audited, others):
         message = f"{total.mismatches} of {total.audits} answers with {version} differ without drafts."
         return CanaryReason.AUDIT_MISMATCH, message
     if _is_used(draft, pods):
@@ -268,16 +266,6 @@ def _evaluate(
     if reason in _UNDER_WAY and now - run.since >= GIVE_UP_SECONDS:
         return CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {message}"
     return reason, message
-
-
-def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
-    """Whether answers may differ for no fault of the draft, as one may under `distribution`."""
-    if any(pod.load is not None and pod.load.load.guarantee == "bitwise" for pod in pods):
-        return False
-    reports = [GenerationStats.of(pod.load.load) for pod in others if pod.load is not None]
-    usual = sum((report for report in reports if report is not None), GenerationStats())
-    share = max(LAW_SHARE, usual.mismatches / usual.audits if usual.audits else 0.0)
-    return stats.mismatches < 2 or stats.mismatches <= share * stats.audits
 
 
 def _compare(settings: api.Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:

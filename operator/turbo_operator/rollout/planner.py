@@ -34,6 +34,7 @@ class Wanted:
     canary: str | None = None  # a variant of one pod that tests a draft
     canary_makes_room: bool = False  # its pod has to take the place of a replica
     over_limits: bool = False  # what served when the rollout began was above a limit of the spec
+    step: int | None = None  # replicas that the plan may have until it has passed a step; None: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,22 @@ class _Rollout:
         return 1 if self.bounds.max_surge is None else self.bounds.max_surge
 
     @property
+    def is_on_step(self) -> bool:
+        """Whether the new variant is kept at a part of the replicas, and compared with what serves."""
+        return self.wanted.step is not None and self.wanted.serving not in (None, self.new.plan_hash)
+
+    @property
+    def most(self) -> int:
+        """Replicas that the new variant may grow to now."""
+        step = self.wanted.step
+        return min(self.fitting, step) if self.is_on_step and step is not None else self.fitting
+
+    @property
+    def taking_over(self) -> int:
+        """Available replicas of the new variant in whose place others go; on a step one of these stays."""
+        return min(self.new.available, self.desired - 1) if self.is_on_step else self.new.available
+
+    @property
     def is_settled(self) -> bool:
         """Whether the counts of all variants are those of what was written last."""
         return all(state.seen for state in (self.new, *self.others))
@@ -184,7 +201,7 @@ class _Rollout:
         surge, may_miss, crowded = self._slack()
         old = self._old_replicas(surge, may_miss)
         replicas = self._grown(old, surge)
-        is_needed = fitting < desired and any(old.values())
+        is_needed = (fitting < desired or self.is_on_step) and any(old.values())
         is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
         remaining = [
             Variant(state.plan_hash, old[state.plan_hash])
@@ -199,7 +216,7 @@ class _Rollout:
         unmoved = replicas == new.replicas and all(state.replicas == old[state.plan_hash] for state in others)
         # A pod of the new plan that starts takes the next step once it is available, room or not.
         starts = new.available < new.replicas
-        is_short = (replicas < fitting and not starts) or self.finds_no_node
+        is_short = (replicas < self.most and not starts) or self.finds_no_node
         is_quiet = self.is_settled and all(state.held <= state.replicas for state in (new, *others))
         if is_short and unmoved and is_quiet and any(old.values()):
             holdings = [(state.footprint, state.held) for state in others]
@@ -262,10 +279,9 @@ class _Rollout:
 
     def _old_replicas(self, surge: int, unavailable: int) -> dict[str, int]:
         """Compute the others' replicas: none but of what serves, restored as far as bounds allow."""
-        new, others, desired = self.new, self.others, self.desired
-        least = desired - unavailable
-        spare = new.available + sum(state.answering for state in others) - least
-        spare_available = new.available + sum(state.available for state in others) - least
+        others, least = self.others, self.desired - unavailable
+        spare = self.taking_over + sum(state.answering for state in others) - least
+        spare_available = self.taking_over + sum(state.available for state in others) - least
         old: dict[str, int] = {}
         for state in others:
             replicas, goal = state.replicas, self._count_substitutes(state, old)
@@ -296,9 +312,9 @@ class _Rollout:
             """Lower the count first only where that makes room for a new replica."""
             fewer = max(0, count - unavailable)
             crowded = self.on_the_way.exceeded([*next_holdings, (state.footprint, fewer)])
-            return count if crowded or new.available >= desired else fewer
+            return count if crowded or self.taking_over >= desired else fewer
 
-        missing = max(0, desired - new.available)
+        missing = max(0, desired - self.taking_over)
         answering = sum(min(other.answering, number) for other, number in others)
         lost = lower_first(max(0, missing - answering))
         # Above a lowered limit the new variant gets all its replicas before any is restored.
@@ -349,7 +365,7 @@ class _Rollout:
         while replicas > new.answering and others and bounds.exceeded([*after, (new.footprint, replicas)]):
             replicas -= 1
         holdings = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
-        limit = min(fitting, self.desired + surge - total) if self.is_settled else 0
+        limit = min(self.most, self.desired + surge - total) if self.is_settled else 0
         more = 1 + new.ending
         while replicas < limit and not bounds.exceeded([*holdings, (new.footprint, replicas + more)]):
             replicas += 1

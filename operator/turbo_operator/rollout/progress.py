@@ -76,7 +76,7 @@ def follow(
     if progress.available > state.available_replicas:
         update = {"available_replicas": progress.available, "reason": None, "message": None}
         return state.model_copy(update={**update, "last_progress_time": rfc3339(now)})
-    since = _last_progress(state, now)
+    since = seen_time(state.last_progress_time, now)
     if progress.replicas <= progress.available or (progress.is_waiting and not progress.has_placed):
         return state if since is None else state.model_copy(update={"last_progress_time": None})
     if since is None:
@@ -89,15 +89,16 @@ def follow(
 
 def seconds_left(state: RolloutStatus | None, now: float, deadline_seconds: float) -> float | None:
     """Return the seconds until the deadline; None where none runs."""
-    since = _last_progress(state, now) if state is not None and state.reason is None else None
+    is_under_way = state is not None and state.reason is None
+    since = seen_time(state.last_progress_time, now) if state is not None and is_under_way else None
     return None if since is None else max(0.0, since + deadline_seconds - now)
 
 
-def _last_progress(state: RolloutStatus, now: float) -> float | None:
-    """Return the time of the last progress in epoch seconds: never in the future, whatever was written."""
-    if state.last_progress_time is None:
+def seen_time(stamp: str | None, now: float) -> float | None:
+    """Return a time of the status in epoch seconds: never in the future, whatever was written."""
+    if stamp is None:
         return None
     try:
-        return min(epoch(state.last_progress_time), now)
+        return min(epoch(stamp), now)
     except (ValueError, OverflowError):
         return now

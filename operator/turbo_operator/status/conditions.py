@@ -268,9 +268,9 @@ class Conditions:
             message = f"{ready} of {replicas} replicas serve {self._td.served_name} at {address}."
             return true(api.ReadyReason.SERVING, message + self._missing(ready))
         # the old variant answers while the new one comes up
+        if progress := rollout.step or (rollout.is_outdated and rollout.waits):
+            return false(api.ReconcilingReason.PROGRESSING, self._serves_on + progress)
         if rollout.waits:
-            if rollout.is_outdated:
-                return false(api.ReconcilingReason.PROGRESSING, self._serves_on + rollout.waits)
             return false(api.AvailableReason.WAITING_FOR_ACCELERATOR, self._serves_on + rollout.waits)
         if ready >= replicas:
             seconds = self._td.spec.rollout.min_ready_seconds

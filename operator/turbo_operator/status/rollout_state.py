@@ -19,6 +19,7 @@ class RolloutState:
     status: api.RolloutStatus | None = None  # None where both are the same
     waits: str | None = None  # what holds it up that is not a pod, as a sentence
     waits_for_spec: bool = False  # whether nothing but a change of the spec helps
+    step: str | None = None  # how far the step is that it is on, as a sentence
     is_outdated: bool = False  # whether it waits for nothing but newer data
 
     def is_over(self, reason: api.RolloutReason) -> bool:
@@ -38,6 +39,8 @@ class RolloutState:
         deadline = td.spec.rollout.progress_deadline
         why = status.message or "Its pods start and do not become ready."
         message = f"Plan {status.plan_hash} made no progress for {deadline}: {why}"
+        if status.failed_step is not None:
+            message = f"Plan {status.plan_hash} failed on step {status.failed_step} of its rollout: {why}"
         if self.rolled_back:
             answers = any(pod.ready and pod.plan_hash == self.serving for pod in pods)
             does = "serves on" if answers else "gets its replicas back"

@@ -200,6 +200,8 @@ class Load(JsonDocument):
     max_num_seqs: int | None = None  # requests decoded together at most
     prompts: int | None = None  # requests taken in, since start
     prompt_tokens: int | None = None  # of those
+    finished_requests: int | None = None  # by an error, too, since start
+    failed_requests: int | None = None  # of those, by an error of the engine
     step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
     speedup: float | None = None  # tokens per second lately over those without drafts; None: not known
     generation_seconds: float | None = None  # of steps that generated tokens, since start

@@ -192,6 +192,7 @@ class Metrics:
         self._registry = prometheus_client.CollectorRegistry()
         self._model = model_name
         self._stats: EngineStats | None = None
+        self.finished_requests = self.failed_requests = 0
         self.first_token_time: float | None = None  # epoch seconds, of the first of all outputs
         # The same as two histograms, in narrower buckets.
         self.time_to_first_token, self.time_per_output_token = LatencyCounter(), LatencyCounter()
@@ -277,6 +278,8 @@ class Metrics:
     ) -> None:
         """Observe the end of an answer; `ttft`, the seconds to its first token, is None when none came."""
         self._series(REQUEST_SUCCESS, reason).inc()
+        self.finished_requests += 1
+        self.failed_requests += reason == "error"
         if reason not in ("stop", "length"):  # what was cut measures neither the engine nor the demand
             return
         self.observe(REQUEST_PROMPT_TOKENS, num_prompt_tokens)

@@ -174,6 +174,8 @@ class Service:
             "guarantee": model.info.guarantee,
             "draining": self.is_draining,
             "max_num_seqs": model.info.max_num_seqs,
+            "finished_requests": self.metrics.finished_requests,
+            "failed_requests": self.metrics.failed_requests,
             "step_times": model.info.step_times,
             "load_seconds": round(model.info.load_seconds, 3),
             "check_seconds": round(model.info.check_seconds + model.info.measure_seconds, 3),

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from turbo_dev import rollout_history
-from turbo_dev.rollout_history import BrokenLawError, Planner, history
+from turbo_dev.rollout_history import Planner
+from turbo_dev.rollout_laws import BrokenLawError
+from turbo_dev.rollout_run import history
 from turbo_dev.sizes import size
 from turbo_operator.budget import Footprint
 from turbo_operator.rollout import (
@@ -141,4 +143,4 @@ def test_histories_meet_all_that_they_are_about() -> None:
         world = history(seed)
         seen |= world.met
     rollouts = {"rolled back", "waited", "went first", "surged", "above a lowered limit", "took over"}
-    assert seen >= rollouts | {"tried a draft", "trained", "went back", "broke for good"}
+    assert seen >= rollouts | {"tried a draft", "trained", "went back", "broke for good", "on a step"}

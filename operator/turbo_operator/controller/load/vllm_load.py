@@ -24,6 +24,7 @@ _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 # Of requests that have ended: the time from their first to their last token, and their tokens.
 _DECODE_SECONDS = "vllm:request_decode_time_seconds_sum"
 _ENDED, _ENDED_TOKENS = "vllm:request_generation_tokens_count", "vllm:request_generation_tokens_sum"
+_FINISHED = "vllm:request_success_total"  # of requests with an error, too
 _TTFT = "vllm:time_to_first_token_seconds_bucket"
 _TPOT = "vllm:request_time_per_output_token_seconds_bucket"
 _COUNTS = (
@@ -39,6 +40,7 @@ _COUNTS = (
     _DECODE_SECONDS,
     _ENDED,
     _ENDED_TOKENS,
+    _FINISHED,
 )
 _MAX_DIGITS = 9
 # Most of a page are other histograms.
@@ -49,13 +51,15 @@ def parse(page: str) -> Load:
     """Read a load; ValueError where the page is not of vLLM. Engines of one server count together."""
     totals: defaultdict[str, float] = defaultdict(float)
     buckets: defaultdict[str, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
-    num_engines, capacity = 0, 0
+    num_engines, capacity, failed = 0, 0, 0.0
     lines = (line for line in page.splitlines(keepends=True) if line.startswith(_WANTED))
     for family in text_string_to_metric_families("".join(lines)):
         for sample in family.samples:
             if not 0.0 <= sample.value <= LARGEST:  # NaN neither: the pod's image is the user's choice
                 raise ValueError(f"{sample.name} cannot be {sample.value}")
             totals[sample.name] += sample.value
+            if sample.labels.get("finished_reason") == "error":
+                failed += sample.value
             if "le" in sample.labels:
                 buckets[sample.name][float(sample.labels["le"])] += sample.value
             if sample.name == _CACHE:
@@ -79,6 +83,8 @@ def parse(page: str) -> Load:
         draining=False,
         prompts=prompts,
         prompt_tokens=prompt_tokens,
+        finished_requests=int(totals[_FINISHED]),
+        failed_requests=int(failed),
         decode_seconds=totals[_DECODE_SECONDS],
         decode_tokens=max(0, int(totals[_ENDED_TOKENS] - totals[_ENDED])),
         time_to_first_token=_histogram(buckets.get(_TTFT)),
