@@ -112,7 +112,7 @@ class OperatedCluster:
         self.api = Api(access)
         # Two threads at one httpx client may close each other's connections.
         self.kubelet = Kubelet(Api(access), serves)
-        self._role = role
+        self.role = role  # kubeconfig of its service account
         self._directory = directory
         self._running: list[OperatorProcess] = []
         self.user = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
@@ -127,7 +127,7 @@ class OperatedCluster:
         environment = {
             "PATH": os.environ["PATH"],
             "PYTHONPATH": f"{REPOSITORY / 'operator'}:{REPOSITORY / 'runtime'}",
-            "KUBECONFIG": str(self._role),
+            "KUBECONFIG": str(self.role),
             "TURBO_RUNTIME_IMAGE": "registry.test/turbo-runtime:1",
             "TURBO_NAMESPACES": namespace,
             "TURBO_APPLY_CATALOG": "false",

@@ -65,6 +65,9 @@ CHILDREN = {
     )
 }
 
+# Never deleted by the operator, which has no right to: the garbage collector takes them with their owner.
+UNDELETED = frozenset({"Service", "ConfigMap"})
+
 # Of other projects: watched where, and while, the cluster has them.
 LEADERWORKERSET, INFERENCEPOOL = CHILDREN["LeaderWorkerSet"], CHILDREN["InferencePool"]
 

@@ -20,7 +20,14 @@ from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest, is_stale_inspection
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
 from turbo_operator.controller.kube import Kube, NotOwnedError, OutdatedError, RefusedError, TerminatingError
-from turbo_operator.resources import CHILDREN, INFERENCEPOOL, LEADERWORKERSET, TURBODRAFT, WORKLOADS
+from turbo_operator.resources import (
+    CHILDREN,
+    INFERENCEPOOL,
+    LEADERWORKERSET,
+    TURBODRAFT,
+    UNDELETED,
+    WORKLOADS,
+)
 from turbo_operator.snapshot import ChildView, PodView, Presence
 
 REVISION, JOB = "ControllerRevision", "Job"
@@ -198,6 +205,7 @@ class ChildWriter:
 
     async def prune(self, manifests: Sequence[Manifest], kept_names: Set[str]) -> None:
         """Remove all children but these, once they were applied: what is to go may be all that still serves.
+        A ConfigMap that nothing mounts any more stays until its owner goes.
 
         What has one of `kept_names` stays: variants whose template is not at hand, and a Job. So does the
         inspect Job until the ConfigMap holds what it has found out.
@@ -214,7 +222,8 @@ class ChildWriter:
         if answer in wanted and kept != _hash(wanted[answer]):
             places.add((JOB, render.job_name(self.td)))
         # A workload before its ControllerRevision: it is never without one.
-        for place, child in sorted(cached.items(), key=lambda item: item[0][0] not in WORKLOADS):
+        removable = ((place, child) for place, child in cached.items() if place[0] not in UNDELETED)
+        for place, child in sorted(removable, key=lambda item: item[0][0] not in WORKLOADS):
             needed = place[0] == REVISION and any((kind, place[1]) in self.refusals for kind in WORKLOADS)
             if place not in places and not needed:
                 if child.view.replicas and self._serves(child.view, None):
