@@ -18,7 +18,7 @@ _START_SECONDS = 30.0
 
 
 @contextmanager
-def serve(folder: Path, cluster: Cluster) -> Iterator[str]:
+def serve(folder: Path, cluster: Cluster | None = None) -> Iterator[str]:
     """Run a registry that keeps its blobs in `folder`; yields its address, HOST:PORT.
 
     A sandbox has a loopback of its own. So one process serves the host, to push to, and a second one over
@@ -41,7 +41,7 @@ def serve(folder: Path, cluster: Cluster) -> Iterator[str]:
     )
     processes = ProcessGroup(folder / "logs")
     try:
-        for name, enter in (("host", []), ("sandbox", cluster.enter("net"))):
+        for name, enter in (("host", []), *([("sandbox", cluster.enter("net"))] if cluster else [])):
             processes.start(name, [*enter, program, "serve", config], env={"OTEL_TRACES_EXPORTER": "none"})
             processes.wait_until(
                 lambda enter=enter: _is_listening(enter, port),  # type: ignore[misc] # bound in the loop
