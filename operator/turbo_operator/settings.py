@@ -8,6 +8,7 @@ misspelling would go unnoticed. (The chart turns service links off: Kubernetes w
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(shlex.split(text))
 
 
+def _variables(text: str) -> tuple[tuple[str, str], ...]:
+    """Read a JSON object of texts; ValueError for anything else."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+        raise ValueError("write a JSON object of texts")
+    return tuple(sorted(values.items()))
+
+
 def _setting(parse: Callable[[str], Any], default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={"parse": parse})
 
@@ -69,6 +78,7 @@ class Settings:
     router_args: tuple[str, ...] = _setting(_words, ())  # further flags of the router
     activator_args: tuple[str, ...] = _setting(_words, ())  # and of the activator in front of it
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
+    model_env: tuple[tuple[str, str], ...] = _setting(_variables, ())  # variables of pods that read models
     namespaces: tuple[str, ...] = _setting(_names, ())  # watched; none is all of them
     apply_catalog: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start
     # Of shipped accelerators that are a share of a node; Node where their nodes are bought whole.

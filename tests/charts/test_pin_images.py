@@ -177,7 +177,7 @@ def test_a_release_may_do_no_more_than_it_has_to() -> None:
 
 def test_the_documents_verify_by_the_identity_of_the_workflow_that_signs() -> None:
     page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
-    (identity,) = set(re.findall(r"--certificate-identity[= ]([^\s"]+)", page))
+    (identity,) = set(re.findall(r"--certificate-identity[= ](\S+?)\"", page))
     assert identity == "https://github.com/OWNER/turbo/.github/workflows/release.yml@refs/tags/vX.Y.Z"
     jobs = yaml.safe_load((WORKFLOWS / "release.yml").read_text())
     assert jobs[True] == {"push": {"tags": ["v*.*.*"]}}  # YAML reads `on` as true

@@ -63,6 +63,8 @@ WRONG_VALUES = {
     "digest": ("--set=image.runtime.digest=latest", "digest"),
     "image-as-text": ("--set=image.operator=turbo:1", "operator"),
     "pull-policy": ("--set=imagePullPolicy=Sometimes", "imagePullPolicy"),
+    "mirror": ("--set=global.imageRegistry=https://mirror.example", "imageRegistry"),
+    "variable-of-models": ("--set-string=modelEnv.A-B=x", "modelEnv"),
     "namespace": ("--set=watchNamespaces={Team_A}", "watchNamespaces"),
     "log-level": ("--set=log.level=loud", "level"),
     "label-of-the-chart": ('--set-json=podLabels={"app.kubernetes.io/name":"x"}', "podLabels"),
@@ -111,6 +113,7 @@ def test_operator_understands_changed_settings(render: Render) -> None:
             "--set=image.router.repository=registry.example:5000/turbo-router",
             "--set=router.args=--policy=random --queue-size=5",
             "--set=activator.args=--hold-timeout=5",
+            "--set=modelEnv.HF_ENDPOINT=https://hub.example,modelEnv.NO_PROXY=.svc\\,10.0.0.0/8",
             "--set=watchNamespaces={a,b}",
             "--set=accelerators.apply=false",
             "--set=accelerators.billingUnit=Node",
@@ -126,6 +129,7 @@ def test_operator_understands_changed_settings(render: Render) -> None:
     assert told.router_args == ("--policy=random", "--queue-size=5")
     assert told.activator_args == ("--hold-timeout=5",)
     assert told.image_pull_policy == "Always"
+    assert told.model_env == (("HF_ENDPOINT", "https://hub.example"), ("NO_PROXY", ".svc,10.0.0.0/8"))
     assert told.namespaces == ("a", "b")
     assert told.apply_catalog is False
     assert told.billing_unit == "Node"
@@ -145,7 +149,7 @@ def test_probes_and_metrics_meet_the_ports_that_the_operator_listens_on(render: 
 def test_values_schema_knows_exactly_the_values(chart: str) -> None:
     values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
     schema = yaml.safe_load((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))
-    assert set(schema["properties"]) - {"global"} == set(values)
+    assert set(schema["properties"]) == set(values)
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -194,9 +198,20 @@ def test_names_and_selectors_of_an_installed_release_stay(render: Render) -> Non
 
 def test_reused_values_of_a_chart_without_the_new_ones_render_the_same(render: Render, chart: str) -> None:
     values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
-    begin = ("extra", "pod", "serviceAccount", "affinity", "topology", "name", "full", "replicas")
+    begin = (
+        "extra",
+        "pod",
+        "global",
+        "modelEnv",
+        "serviceAccount",
+        "affinity",
+        "topology",
+        "name",
+        "full",
+        "replicas",
+    )
     absent = [f"--set={name}=null" for name in values if name.startswith(begin)]
-    assert len(absent) == 13
+    assert len(absent) == 15
     assert render(*absent) == render()
 
 
@@ -231,6 +246,7 @@ def test_pod_labels_and_annotations_are_the_pods_alone_and_leave_the_selector(re
 def test_what_the_chart_sets_itself_is_refused_as_extra(render: Render, chart: str) -> None:
     schema = json.loads((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))["properties"]
     routed = ("--set=image.router.repository=a/b", "--set=router.args=-x", "--set=activator.args=-x")
+    routed += ("--set=modelEnv.A=b",)
     pod = operator_pod(render("--set=watchNamespaces={a}", *routed))
     variables = {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
     assert set(schema["extraEnv"]["items"]["properties"]["name"]["not"]["enum"]) == variables

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -143,7 +144,36 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
         assert_kept(child, kept, child["kind"])
 
 
-def rendered(name: str) -> list[Any]:
+@pytest.mark.parametrize("name", SPECS)
+def test_variables_of_the_installation_reach_every_container_that_reads_a_model(name: str) -> None:
+    """What Turbo sets itself and what the object says wins."""
+    given = (
+        ("EMPTY", ""),
+        ("HF_ENDPOINT", "https://hub.test"),
+        ("HOME", "/elsewhere"),
+        ("LOG_LEVEL", "INFO"),
+    )
+    before, after = (rendered(name, replace(SETTINGS, model_env=each)) for each in ((), given))
+    found = [containers_of(child) for child in after if child["kind"] in ("Deployment", "Job")]
+    assert len(found) >= 2
+    for container in (each for group in found for each in group):
+        names = [variable["name"] for variable in container["env"]]
+        assert len(names) == len(set(names)), "the API server takes each name once"
+        is_of_router = container["name"] in ("router", "activator")
+        assert ({"name": "HF_ENDPOINT", "value": "https://hub.test"} in container["env"]) != is_of_router
+        assert {"name": "HOME", "value": "/tmp"} in container["env"]
+        own = {"name": "LOG_LEVEL"} if name == "hub-on-a-device" else {"name": "LOG_LEVEL", "value": "INFO"}
+        assert (own in container["env"]) != is_of_router
+    names = [[child["metadata"]["name"] for child in children] for children in (before, after)]
+    assert names[0] == names[1], "an installation with other variables replaces no pod"
+
+
+def containers_of(child: Any) -> list[Any]:
+    spec = child["spec"]["template"]["spec"]
+    return [*spec.get("initContainers", ()), *spec["containers"]]
+
+
+def rendered(name: str, settings: Settings = SETTINGS) -> list[Any]:
     """Every child that it has now and then: of the inspection, of the plan, of a training, of a fetch."""
     td = parsed(name)
     choice = plan(td.spec, FACTS.shape, {**catalog(), "cpu": CPU}).choice
@@ -153,10 +183,10 @@ def rendered(name: str) -> list[Any]:
     begin = begun(td, observed)
     is_fetched = td.spec.cache and td.spec.cache.persistent_volume_claim
     return [
-        *render.children(td, Snapshot({}), None, (), SETTINGS),
-        *render.children(td, observed, choice, variants, SETTINGS),
-        *([training_job(td, begin, FACTS, SETTINGS)] if begin else []),
-        *([fetch.job(td, FACTS, SETTINGS)] if is_fetched else []),
+        *render.children(td, Snapshot({}), None, (), settings),
+        *render.children(td, observed, choice, variants, settings),
+        *([training_job(td, begin, FACTS, settings)] if begin else []),
+        *([fetch.job(td, FACTS, settings)] if is_fetched else []),
     ]
 
 

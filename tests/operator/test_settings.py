@@ -26,6 +26,7 @@ def test_every_setting_can_be_given() -> None:
         "TURBO_ROUTER_ARGS": "--policy=random 'a b'",
         "TURBO_ACTIVATOR_ARGS": "--hold-timeout=5",
         "TURBO_IMAGE_PULL_POLICY": "Never",
+        "TURBO_MODEL_ENV": '{"HF_ENDPOINT": "https://hub.test", "A": ""}',
         "TURBO_NAMESPACES": "a, b,",
         "TURBO_APPLY_CATALOG": "false",
         "TURBO_BILLING_UNIT": "Node",
@@ -49,6 +50,7 @@ def test_every_setting_can_be_given() -> None:
         router_args=("--policy=random", "a b"),
         activator_args=("--hold-timeout=5",),
         image_pull_policy="Never",
+        model_env=(("A", ""), ("HF_ENDPOINT", "https://hub.test")),
         namespaces=("a", "b"),
         apply_catalog=False,
         billing_unit="Node",
@@ -76,6 +78,7 @@ def test_every_setting_can_be_given() -> None:
         ({"TURBO_IMAGE_PULL_POLICY": "never"}, "write one of Always, IfNotPresent, Never"),
         ({"TURBO_HEALTH_PORT": "70000"}, "write a port"),
         ({"TURBO_NUM_WORKERS": "0"}, "write a number between 1"),
+        ({"TURBO_MODEL_ENV": '{"A": 1}'}, "write a JSON object of texts"),
         ({"TURBO_RUNTIME_IMAGE": " "}, "write a value that is not empty"),
     ],
 )

@@ -52,7 +52,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* repository:tag or repository@digest of one of .Values.image; called with (list . "operator"). */}}
+{{/* repository:tag or repository@digest of one of .Values.image, from the mirror where there is one; called with
+(list . "operator"). */}}
 {{- define "turbo.image" -}}
 {{- $root := index . 0 -}}
 {{- $image := index $root.Values.image (index . 1) -}}
@@ -62,9 +63,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $install := "install with the command that it prints." -}}
 {{- fail (printf "image.%s.repository %s %s %s" (index . 1) $why $build $install) -}}
 {{- end -}}
+{{- $repository := $image.repository -}}
+{{- with ($root.Values.global).imageRegistry -}}
+{{- $parts := splitList "/" $repository -}}
+{{- /* As container runtimes tell a registry from a folder of Docker Hub. */ -}}
+{{- if and (rest $parts) (regexMatch "[.:]|^localhost$" (first $parts)) -}}
+{{- $parts = rest $parts -}}
+{{- end -}}
+{{- $repository = printf "%s/%s" . (join "/" $parts) -}}
+{{- end -}}
 {{- if $image.digest -}}
-{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- printf "%s@%s" $repository $image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" $image.repository ($image.tag | default $root.Chart.AppVersion) -}}
+{{- printf "%s:%s" $repository ($image.tag | default $root.Chart.AppVersion) -}}
 {{- end -}}
 {{- end -}}

@@ -260,15 +260,20 @@ def build_container(
     model is fetched before an engine starts.
     """
     overlay = [variable.dump() for variable in td.spec.pod_template.spec.env or ()]
-    # As the API server keeps them: an empty value is no value there.
-    variables = [{key: value for key, value in variable.items() if value != ""} for variable in overlay]
+    variables = [*_environment(td, draft, asks_hub), *overlay]
+    named = {variable["name"] for variable in variables}
+    given = [{"name": name, "value": value} for name, value in settings.model_env if name not in named]
     return {
         "name": name,
         "image": image,
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(command),
         "args": list(arguments),
-        "env": [*_environment(td, draft, asks_hub), *variables],
+        # As the API server keeps them: an empty value is no value there.
+        "env": [
+            {key: value for key, value in variable.items() if value != ""}
+            for variable in (*given, *variables)
+        ],
         "resources": resources,
     }
 

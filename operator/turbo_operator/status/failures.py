@@ -103,7 +103,7 @@ def remedy_of(reason: str | None, message: str | None, image: str = "spec.engine
     if POD_REASONS.get(reason or "") == api.AvailableReason.IMAGE_PULL_BACK_OFF:
         return f" Correct {image} or spec.podTemplate.spec.imagePullSecrets."
     if message and "HF_ENDPOINT" in message:
-        return " Environment variables are in spec.podTemplate.spec.env."
+        return " Environment variables are in spec.podTemplate.spec.env, or in modelEnv of the chart."
     if message and "HF_TOKEN" in message:
         return " spec.model.tokenSecretRef names the Secret that has it."
     if message and "AWS_ACCESS_KEY_ID" in message:
