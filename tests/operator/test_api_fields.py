@@ -140,6 +140,7 @@ def test_what_nobody_writes_has_these_values() -> None:
             "minReadySeconds": 10,
             "progressDeadline": "10m",
             "canary": {
+                "gates": {"maxErrorFraction": "0.01", "minSpeedupRatio": "0.8"},
                 "minGenerationDuration": "60s",
                 "minDuration": "10m",
                 "minSpeedupRatio": "1.02",

@@ -127,7 +127,7 @@ class Gates(Record):
 class Canary(Record):
     """How what is new is tried: a draft by one pod of its own, a plan in steps."""
 
-    steps: Annotated[tuple[CanaryStep, ...], Field(max_length=10)] = ()
+    steps: Annotated[tuple[CanaryStep, ...], Field(min_length=1, max_length=10)] | None = None
     """Steps of each rollout to another plan. Without any, the new plan takes over as fast as its pods become
     available.
     """

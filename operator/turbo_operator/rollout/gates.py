@@ -58,9 +58,10 @@ def step_replicas(canary: Canary, passed: int, replicas: int) -> int | None:
 
     One replica of several stays for the comparison; of a single one the step has one in addition.
     """
-    if passed >= len(canary.steps):
+    steps = canary.steps or ()
+    if passed >= len(steps):
         return None
-    fraction = canary.steps[passed].replicas_fraction
+    fraction = steps[passed].replicas_fraction
     return min(max(1, math.ceil(fraction * replicas)), max(1, replicas - 1))
 
 
@@ -78,8 +79,8 @@ def pass_gates(
     `pods` are those of all plans, `available` counts the replicas of the new one. `now` is in epoch seconds.
     """
     passed = status.passed_steps or 0
-    needed = step_replicas(canary, passed, replicas)
-    if needed is None or status.reason is not None:
+    needed, steps = step_replicas(canary, passed, replicas), canary.steps
+    if needed is None or not steps or status.reason is not None:
         return status
     new, old = (
         Reports.of(pod for pod in pods if pod.plan_hash == plan_hash)
@@ -93,7 +94,7 @@ def pass_gates(
     since = seen_time(status.step_time, now)
     if since is None:
         return status.model_copy(update={"step_time": rfc3339(now)})
-    if now - since < canary.steps[passed].min_duration.seconds:
+    if now - since < steps[passed].min_duration.seconds:
         return status
     return status.model_copy(update={"step_time": None, "passed_steps": passed + 1})
 
@@ -101,11 +102,11 @@ def pass_gates(
 def describe_step(status: RolloutStatus, canary: Canary, replicas: int, available: int) -> str | None:
     """Say on which step a rollout is compared with what serves; None while it is not."""
     passed = status.passed_steps or 0
-    needed = step_replicas(canary, passed, replicas)
-    if needed is None or available < needed or status.reason is not None:
+    needed, steps = step_replicas(canary, passed, replicas), canary.steps
+    if needed is None or not steps or available < needed or status.reason is not None:
         return None
-    which = f"Step {passed + 1} of {len(canary.steps)}: {needed} of {replicas} replicas are of the new plan"
-    return f"{which}, and compared with the earlier one for {canary.steps[passed].min_duration}."
+    which = f"Step {passed + 1} of {len(steps)}: {needed} of {replicas} replicas are of the new plan"
+    return f"{which}, and compared with the earlier one for {steps[passed].min_duration}."
 
 
 def find_fault(new: Reports, old: Reports, gates: Gates, warm_seconds: float) -> str | None:
