@@ -154,8 +154,10 @@ def test_what_the_api_server_refuses_of_a_canary_is_told_of_the_draft_and_holds_
     for each in (OLD, NEW):
         cache.drafts.put({"metadata": {**META, "name": each.name, "uid": each.name}}, each)
     model = children(WITH_OLD, seen(), SpeedupTracker(), None)["ConfigMap chat-model"]
-    for name in ("chat-model", "chat-unwanted"):
-        cache.put_child({**model, "metadata": {**model["metadata"], **META, "name": name, "uid": name}})
+    unwanted = {**model, "apiVersion": "policy/v1", "kind": "PodDisruptionBudget"}
+    for manifest, name in ((model, "chat-model"), (unwanted, "chat-unwanted")):
+        meta = {**manifest["metadata"], **META, "name": name, "uid": name}
+        cache.put_child({**manifest, "metadata": meta})
     operator = Reconciler(cache, inventory, server, SETTINGS, lambda: NOW, Reservations(cache))
 
     async def look_on() -> None:
@@ -170,7 +172,7 @@ def test_what_the_api_server_refuses_of_a_canary_is_told_of_the_draft_and_holds_
 
     asyncio.run(look_on())
     assert f"Deployment chat-{STABLE}" in server.kept
-    assert "ConfigMap chat-unwanted" in server.removed
+    assert "PodDisruptionBudget chat-unwanted" in server.removed
     told = {each["type"]: each for each in server.deployment["status"]["conditions"]}
     promoted = told["DraftPromoted"]
     assert (promoted["status"], promoted["reason"]) == ("Unknown", CanaryReason.APPLY_REJECTED)
