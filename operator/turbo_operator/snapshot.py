@@ -382,6 +382,7 @@ class Snapshot:
     model: ModelInfo | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     inspecting: tuple[JobPod, ...] = ()  # pods of the Job that reads it
+    inspected_by: str | None = None  # the TurboDeployment whose Job reads the same one
     fetching: tuple[FetchPod, ...] = ()  # pods of Jobs that bring it to a claim
     draft: DraftView | None = None  # the one that is asked for
     named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name

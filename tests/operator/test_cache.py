@@ -292,7 +292,7 @@ def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_show
 
 def test_pods_that_an_earlier_object_of_the_name_left_are_no_room_for_its_successor() -> None:
     cache, inventory = Cache(), InventoryStore(lambda uid: cache.owner_of(uid))
-    handler = ObjectHandler(cache, inventory, lambda _: None, lambda _: None)
+    handler = ObjectHandler(cache, inventory, *3 * (lambda _: None,))
     orphaned = child("ReplicaSet", "chat-abc-1", uid="rs")
     labels = {"plan-hash": "abc", "owner-uid": "td", "role": "serving"}
     orphaned["metadata"]["labels"] |= {f"{GROUP}/{name}": value for name, value in labels.items()}

@@ -68,7 +68,7 @@ async def _read_cluster(context: str | None, namespaces: frozenset[str | None]) 
             cluster.accelerators[accelerator["metadata"]["name"]] = accelerator
 
         # Nobody is to be woken.
-        handler = informer.ObjectHandler(cache, cluster.inventory, lambda _: None, show)
+        handler = informer.ObjectHandler(cache, cluster.inventory, lambda _: None, lambda _: None, show)
         places = {name or server.namespace for name in namespaces}
         has_groups = await server.serves(resources.LEADERWORKERSET)
         groups = (resources.LEADERWORKERSET.kind, None)

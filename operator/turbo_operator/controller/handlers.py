@@ -26,6 +26,7 @@ from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.budgets.status_writer import BudgetStatusWriter
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.informer import ObjectHandler, OptionalKinds, Reflector
+from turbo_operator.controller.inspections import Inspections
 from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.lease import LeaseHolder, NoLeaseError
@@ -41,6 +42,7 @@ from turbo_operator.snapshot import Presence
 
 HEALTH_PATH = "/healthz"
 OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
+SETTLE_SECONDS = 0.3  # from a change of a child or pod to the look at it, and at what else changes until then
 SHIP_SECONDS = 30.0  # between two trials to write the shipped accelerators
 # Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
@@ -84,13 +86,17 @@ class Operator:
         self.cache = Cache()
         self._store = inventory = InventoryStore(self.cache.owner_of)
         reservations = Reservations(self.cache)
-        self._reconciler = Reconciler(self.cache, inventory, api, settings, time.time, reservations)
+        inspections = Inspections(lambda key: self.queue.add(key))
+        self._reconciler = Reconciler(
+            self.cache, inventory, api, settings, time.time, reservations, inspections
+        )
         self._budgets = BudgetStatusWriter(self.cache, reservations, api, time.time)
         self.queue: WorkQueue[Key] = WorkQueue(
             self._reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
         self._inventory = InventorySync(inventory, self.cache, api, self._reconciler.plans_of, self._replan)
-        self.handler = ObjectHandler(self.cache, inventory, self.queue.add, self._inventory.show)
+        wake_soon = functools.partial(self.queue.add_after, seconds=SETTLE_SECONDS)
+        self.handler = ObjectHandler(self.cache, inventory, self.queue.add, wake_soon, self._inventory.show)
 
         def reflectors(*kinds: Resource) -> list[Reflector]:
             return [Reflector(api, self.handler, *place) for place in places(settings, kinds)]

@@ -52,11 +52,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class ObjectHandler:
-    """Takes objects of every kind that is watched. `wake` has a key looked at, `show` sees accelerators."""
+    """Takes objects of every kind that is watched.
+
+    `wake` has a key looked at, `wake_soon` a little later: pods and children change many times in a second,
+    and one look is enough for all of that. `show` sees accelerators.
+    """
 
     cache: Cache
     inventory: InventoryStore
     wake: Callable[[Key], None]
+    wake_soon: Callable[[Key], None]
     show: Callable[[Body], None]
 
     def __post_init__(self) -> None:
@@ -109,7 +114,7 @@ class ObjectHandler:
     def _wake_all(self, keys: Iterable[Key]) -> None:
         for key in keys:
             self.inventory.moved = True  # whose a pod is may have come to light
-            self.wake(key)
+            self.wake_soon(key)
 
     def _wake_by(self, kind: str, key: Key) -> None:
         """Wake whom an object concerns: itself, all of its namespace, or all for an accelerator."""

@@ -28,6 +28,7 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.decision import Decision, decide, plan_hash_of, restore_history
 from turbo_operator.controller.event_recorder import EventRecorder
+from turbo_operator.controller.inspections import Inspections
 from turbo_operator.controller.kube import (
     GoneError,
     Kube,
@@ -100,6 +101,7 @@ class Reconciler:
     settings: Settings
     clock: Callable[[], float]
     reservations: Reservations
+    inspections: Inspections = field(default_factory=lambda: Inspections(lambda _: None))
     _memos: Memos = field(default_factory=Memos)
 
     def __post_init__(self) -> None:
@@ -122,6 +124,7 @@ class Reconciler:
         body = self.cache.deployments.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._memos.pop(key, None)
+            self.inspections.forget(key)
             deployment_metrics.forget(key)
             # A pod whose node is lost is given up at a time of which no event tells.
             return LIVE_SECONDS if self.reservations.enter_held(key, self.clock()) else None
@@ -141,6 +144,7 @@ class Reconciler:
             td = parse(body)
         except InvalidObject as error:
             deployment_metrics.forget(key)  # nothing is looked at that they could follow
+            self.inspections.forget(key)
             self.reservations.enter_held(key, self.clock())
             await self._write_status(key, body, status.invalid(body, str(error), self.clock()))
             return resync
@@ -193,7 +197,9 @@ class Reconciler:
 
     def _observe(self, key: Key, td: TurboDeployment, now: float) -> Snapshot:
         allowance = self.reservations.allowance(key, td.metadata.uid, now)
-        return replace(build_snapshot(self.cache, self.inventory, key, td, now), allowance=allowance)
+        observed = build_snapshot(self.cache, self.inventory, key, td, now)
+        observed = self.inspections.share(key, td, observed, self.settings, now)
+        return replace(observed, allowance=allowance)
 
     async def _plan(self, look: _Look) -> Plan | None:
         """Plan for what was observed; None while the model is unknown."""

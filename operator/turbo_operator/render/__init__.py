@@ -100,7 +100,7 @@ def inspection(td: api.TurboDeployment, observed: Snapshot, settings: Settings) 
     place = ("ConfigMap", model_configmap_name(td))
     data = next((it.data for it in observed.children if (it.kind, it.name) == place), None) or {}
     commits = inspected_commits(td, data)
-    wanted = [inspect_job(td, settings, commits)]
+    wanted = [inspect_job(td, settings, commits)] if observed.inspected_by is None else []
     if commits:  # which it has kept, until there are new ones
         wanted.append(metadata.configmap(td, place[1], data, api.ROLE_INSPECT))
     return wanted

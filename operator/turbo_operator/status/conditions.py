@@ -23,14 +23,13 @@ from turbo_operator.render import job_name, router, url
 from turbo_operator.resources import WORKLOADS
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.failures import (
-    dropped_image,
     dropped_volume,
     first_failing,
     kept_by_finalizer,
-    remedy_of,
 )
 from turbo_operator.status.fields import cost_per_hour
 from turbo_operator.status.gateway import pool_accepted
+from turbo_operator.status.inspection import model_inspected
 from turbo_operator.status.model_cache import NO_CACHE, ModelCache
 from turbo_operator.status.rollout_state import NO_ROLLOUT, RolloutState
 
@@ -114,29 +113,7 @@ class Conditions:
     @cached_property
     def inspected(self) -> ConditionState:
         """Whether the model is known."""
-        facts = self._observed.model
-        if facts is not None:
-            shape, parameters = facts.shape, facts.shape.parameters / 1e6
-            message = f"{shape.architecture} of {parameters:.1f} million parameters, {facts.digest}."
-            fit = [f"{adapter.name} (rank {adapter.rank})" for adapter in facts.adapters]
-            message += f" Adapters that fit it: {', '.join(fit)}." if fit else ""
-            return true(api.ModelInspectedReason.INSPECTED, message)
-        name, error = job_name(self._td), sentence(self._observed.model_error)
-        jobs = (child for child in self._observed.children if (child.kind, child.name) == ("Job", name))
-        job = next(jobs, None)
-        if job is not None and (dropped := dropped_image(self._td, job)):
-            return false(api.ModelInspectedReason.INSPECT_FAILED, dropped)
-        if job is not None and (job.failed or (job.complete and error)):
-            message = f"The model could not be read. {error or 'The Job left no message.'}"
-            fields = "spec.model or spec.adapters" if self._td.spec.adapters else "spec.model"
-            remedy = f" Correct {fields}, or delete the Job {job.name} to try again."
-            return false(api.ModelInspectedReason.INSPECT_FAILED, message + remedy)
-        message = "The inspect Job reads the model's shape."
-        if error:
-            remedies = (remedy_of(pod.reason, pod.message) for pod in self._observed.inspecting)
-            message = f"{message} Its last attempt said: {error}{next(filter(None, remedies), '')}"
-            return unknown(api.ModelInspectedReason.INSPECT_RETRYING, message)
-        return unknown(api.ModelInspectedReason.INSPECTING, message)
+        return model_inspected(self._td, self._observed)
 
     @cached_property
     def feasible(self) -> ConditionState:

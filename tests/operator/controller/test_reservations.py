@@ -66,7 +66,7 @@ def price(cache: Cache, dollars: Decimal | None) -> None:
 
 def cluster(*bodies: dict[str, Any]) -> tuple[Cache, ObjectHandler]:
     cache = Cache()
-    handler = ObjectHandler(cache, InventoryStore(cache.owner_of), lambda _: None, lambda _: None)
+    handler = ObjectHandler(cache, InventoryStore(cache.owner_of), *3 * (lambda _: None,))
     price(cache, Decimal(1))
     for body in bodies:
         handler.put(body["kind"], body)
