@@ -92,8 +92,13 @@ def _furnish(cluster: OperatedCluster, pods: int, foreign: int) -> None:
         meta = {"name": f"foreign-{number}", "namespace": namespace}
         return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
 
+    def pods() -> list[dict[str, Any]]:
+        return cluster.api.list(resources.POD, namespace)
+
     with step(f"make {foreign} foreign pods", "2 min"):
         _create(cluster, resources.POD, [pod(number) for number in range(foreign)])
+        # Those that start would take the machine from what is measured.
+        _until(lambda: all(pod["status"]["phase"] == "Running" for pod in pods()), foreign)
 
 
 def _create(cluster: OperatedCluster, resource: resources.Resource, bodies: Sequence[dict[str, Any]]) -> None:
@@ -161,7 +166,7 @@ def _until(holds: Callable[[], bool], size: int) -> None:
     """Look now and then: of a thousand objects a look is megabytes."""
 
     def look() -> bool:
-        time.sleep(max(0.2, size / 500))
+        time.sleep(max(0.2, size / 250))
         return holds()
 
     until(look, "all are ready", PATIENCE)

@@ -1,7 +1,7 @@
 """Answers for every pod of KWOK at once: `python -m scale.emulator [--busy]`.
 
 KWOK gives pods addresses of loopback, so that one socket hears the reads of all of them. Idle pods report no
-requests; busy ones some, that come and go with a period of their own, and tokens all the time.
+requests; busy ones some, that come and go with their tokens, each pod with a phase of its own.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ def report(address: str, seconds: float, *, is_busy: bool) -> Load:
     """What the pod at an address reports, so long after the emulator has started."""
     if not is_busy:
         return IDLE
-    phase = hash(address) % 100 / 100.0
-    share = 0.5 + 0.4 * math.sin(2.0 * math.pi * (seconds / PERIOD_SECONDS + phase))
+    turn, phase = 2.0 * math.pi, hash(address) % 100 / 100.0
+    share = 0.5 + 0.4 * math.sin(turn * (seconds / PERIOD_SECONDS + phase))
     requests = round(16 * share)
-    generated = int(TOKENS_PER_SECOND * seconds)
+    # The same share of the most that it generates in a second, over all seconds.
+    swing = math.cos(turn * phase) - math.cos(turn * (seconds / PERIOD_SECONDS + phase))
+    generated = int(TOKENS_PER_SECOND * (0.5 * seconds + 0.4 * PERIOD_SECONDS / turn * swing))
     return replace(
         IDLE,
         running_requests=requests,

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT
+from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_SERVING
 
 from . import pod_reports
 from .access import Access, kubeconfig
@@ -54,11 +54,13 @@ class Kubelet(threading.Thread):
 
     def run(self) -> None:
         """Report until it is told to stop."""
+        label = LABEL_DEPLOYMENT if self._serves else f"{LABEL_DEPLOYMENT},{LABEL_ROLE}!={ROLE_SERVING}"
+        pending = {"labelSelector": label, "fieldSelector": "status.phase=Pending"}
         while not self.stopping.is_set():
-            pending = {"labelSelector": LABEL_DEPLOYMENT, "fieldSelector": "status.phase=Pending"}
             for pod in self.api.send("GET", "/api/v1/pods", **pending)["items"]:
                 self._report(pod)
-            self.stopping.wait(0.1)
+            # Of a large cluster a look is work for the API server.
+            self.stopping.wait(0.1 if self._serves else 0.5)
 
     def _report(self, pod: dict[str, Any]) -> None:
         meta = pod["metadata"]

@@ -16,6 +16,7 @@ from turbo_operator.drafts import canary, training
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job, turbo_draft
+from turbo_operator.inventory import unavailable
 from turbo_operator.plan import Plan
 from turbo_operator.planner.performance.calibration import OnlineCorrection, update_calibrations
 from turbo_operator.render import fetch, pod
@@ -24,6 +25,11 @@ from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import ChildView, JobPod, Snapshot
 from turbo_operator.status import Outcome, RolloutState, model_cache
+
+# While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
+INSPECTING_SECONDS = 10.0
+LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
+ROLLOUT_SECONDS = 10.0  # and at a rollout: that there is room again is no event of its own
 
 Manifest = Mapping[str, Any]
 
@@ -272,6 +278,26 @@ def _follow(
         over_limits=is_over_limits,
     )
     return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline.seconds)
+
+
+def next_look(
+    td: api.TurboDeployment, observed: Snapshot, decision: Decision, now: float, scrape_seconds: float
+) -> float:
+    """Return the seconds until something may be different that no event tells of."""
+    if observed.model is None:
+        return INSPECTING_SECONDS
+    status, seconds = decision.rollout.status, [LIVE_SECONDS]
+    deadline = rollout.seconds_left(status, now, td.spec.rollout.progress_deadline.seconds)
+    # A pod that has just become ready is waited for beyond the deadline.
+    deadline = ROLLOUT_SECONDS if deadline == 0.0 else deadline
+    expiry = unavailable.next_look(td, observed.pods, now)
+    seconds += [max(1.0, due) for due in (expiry, deadline) if due is not None]
+    if decision.rollout.waits is not None or (status is not None and status.reason is None):
+        seconds.append(ROLLOUT_SECONDS)
+    # loads grow old, and windows pass
+    if td.spec.scaling_mode == api.ScalingMode.METRICS or decision.canary_run is not None:
+        seconds.append(scrape_seconds)
+    return min(seconds)
 
 
 def is_stale_inspection(job: ChildView, wanted_hash: str, pods: Iterable[JobPod]) -> bool:

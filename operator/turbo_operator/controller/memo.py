@@ -42,6 +42,7 @@ class Memo:
     online: OnlineCorrection | None = None  # of step times under load
     speedups: SpeedupTracker = field(default_factory=SpeedupTracker)
     targets: TargetTracker = field(default_factory=TargetTracker)
+    figures_changed: float | None = None  # when the live figures of the status last did, in epoch seconds
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)

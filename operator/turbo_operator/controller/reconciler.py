@@ -16,7 +16,6 @@ from turbo_operator import metrics, render, status
 from turbo_operator.api import (
     ConditionType,
     InvalidObject,
-    ScalingMode,
     TurboDeployment,
     TurboDeploymentStatus,
     parse,
@@ -26,7 +25,15 @@ from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
-from turbo_operator.controller.decision import Decision, decide, plan_hash_of, restore_history
+from turbo_operator.controller.decision import (
+    INSPECTING_SECONDS,
+    LIVE_SECONDS,
+    Decision,
+    decide,
+    next_look,
+    plan_hash_of,
+    restore_history,
+)
 from turbo_operator.controller.event_recorder import EventRecorder
 from turbo_operator.controller.inspections import Inspections
 from turbo_operator.controller.kube import (
@@ -43,22 +50,18 @@ from turbo_operator.controller.pod_labels import restore_labels
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
-from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import build_inputs, pin, with_measured_load, without_speculation
 from turbo_operator.resources import TURBODEPLOYMENT
-from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Snapshot
 from turbo_operator.status import is_saving_asked
 from turbo_operator.status.recommendation import describe_reference, recommend
 from turbo_operator.status.transitions import transitions
 
-# While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
-INSPECTING_SECONDS = 10.0
-LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
-ROLLOUT_SECONDS = 10.0  # and at a rollout: that there is room again is no event of its own
-NOT_OWNED_SECONDS = 3.0  # and while an object of somebody else's is in the way: no watch shows it
+NOT_OWNED_SECONDS = (
+    3.0  # between two looks while an object of somebody else's is in the way: no watch shows it
+)
 REFUSED_SECONDS = 30.0  # and while the API server refuses a child, which the spec alone may not mend
 OUTDATED_SECONDS = 1.0  # and where what was seen was too old to act on
 
@@ -88,7 +91,14 @@ class _Look:
         why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
         memo, seen = self.memo, (self.td, self.observed, decision, self.now)
         undrafted = memo.undrafted_plan.plan if memo.undrafted_plan is not None else None
-        return status.compute(*seen, why, passes=passes, tracker=memo.targets, undrafted=undrafted)
+        return status.compute(
+            *seen,
+            why,
+            passes=passes,
+            tracker=memo.targets,
+            undrafted=undrafted,
+            figures_changed=memo.figures_changed,
+        )
 
 
 @dataclass(eq=False)
@@ -356,24 +366,9 @@ class Reconciler:
         if refusal is not None:
             is_soon = isinstance(refusal, (NotOwnedError, WebhookError))
             seconds.append(NOT_OWNED_SECONDS if is_soon else REFUSED_SECONDS)
-        return min(*seconds, self._next_look(look, decision))
-
-    def _next_look(self, look: _Look, decision: Decision) -> float:
-        """Return the seconds until something may be different that no event tells of."""
-        td, observed, now = look.td, look.observed, look.now
-        if observed.model is None:
-            return INSPECTING_SECONDS
-        status, seconds = decision.rollout.status, [LIVE_SECONDS]
-        deadline = seconds_left(status, now, td.spec.rollout.progress_deadline.seconds)
-        # A pod that has just become ready is waited for beyond the deadline.
-        deadline = ROLLOUT_SECONDS if deadline == 0.0 else deadline
-        seconds += [max(1.0, due) for due in (next_look(td, observed.pods, now), deadline) if due is not None]
-        if decision.rollout.waits is not None or (status is not None and status.reason is None):
-            seconds.append(ROLLOUT_SECONDS)
-        # loads grow old, and windows pass
-        if td.spec.scaling_mode == ScalingMode.METRICS or decision.canary_run is not None:
-            seconds.append(self.settings.scrape_seconds)
-        return min(seconds)
+        return min(
+            *seconds, next_look(look.td, look.observed, decision, look.now, self.settings.scrape_seconds)
+        )
 
     async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
         deployment_metrics.show_conditions(key, new.conditions)
@@ -387,8 +382,10 @@ class Reconciler:
         except GoneError as error:
             raise _DeletedError(key) from error
         old = body.get("status") or {}
-        allowances = self._memos.of(key, identity["uid"]).events
-        self.events.record(body, transitions(old, document), allowances, self.clock())
+        memo = self._memos.of(key, identity["uid"])
+        if old.get("observed") != document.get("observed"):
+            memo.figures_changed = self.clock()
+        self.events.record(body, transitions(old, document), memo.events, self.clock())
         deployment_metrics.count_training(key, old.get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:

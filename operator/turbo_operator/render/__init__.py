@@ -90,7 +90,10 @@ def children(
             wanted.append({"kind": kind, "metadata": meta, "spec": {"replicas": variant.replicas}})
     nodes = min((number_of_nodes(item) for item in wanted if item["kind"] in WORKLOADS), default=1)
     pools = gateway.children(td, observed, selector)
-    return (wanted[0], pdb(td, selector, min_available, nodes), *wanted[1:], *pools)
+    # Before the first variant there is no pod that a drain could evict.
+    has_budget = bool(variants) or any(child.kind == "PodDisruptionBudget" for child in observed.children)
+    budget = [pdb(td, selector, min_available, nodes)] if has_budget else []
+    return (wanted[0], *budget, *wanted[1:], *pools)
 
 
 def inspection(td: api.TurboDeployment, observed: Snapshot, settings: Settings) -> list[dict[str, Any]]:

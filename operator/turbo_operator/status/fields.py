@@ -1,6 +1,7 @@
 """The figures of a status: the plan, the model, what is measured and paid now. Pure.
 
-A live figure that moves by less than a tenth stays as it was, so that a status under load is rarely written.
+A live figure that moves by less than a tenth stays as it was, and one that has changed lately stays too, so
+that a status under load is rarely written.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ MAX_EVENTS = 5
 _OF_CHOICE = "engine capacity_type tensor accelerators_per_replica nodes method placement max_draft_tokens"
 AWAITED_SECONDS = 60.0  # after it was ready, a first token says how long a start takes, not who came when
 STEP = 0.10  # of the figure that stands in the status
+REST_SECONDS = 240.0  # between two changes of how much is answered, which moves all the time
 
 
 def model(observed: Snapshot) -> api.ModelStatus | None:
@@ -130,12 +132,18 @@ def _predicted(prediction: Predicted) -> api.Predicted:
 
 
 def observed_metrics(
-    old: api.ObservedMetrics | None, observed: Snapshot, now: float
+    old: api.ObservedMetrics | None, observed: Snapshot, now: float, changed: float | None = None
 ) -> api.ObservedMetrics | None:
-    """Return what is measured and paid now; None where neither is known."""
+    """Return what is measured and paid now; None where neither is known.
+
+    `changed` is when the figures of the status became what they are, in seconds since the epoch; None: not
+    known.
+    """
     old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
-    rate = stepped(old.tokens_per_second, tokens_per_second(observed, now), messages.rate)
+    rate, known = old.tokens_per_second, tokens_per_second(observed, now)
+    if rate is None or known is None or changed is None or now - changed >= REST_SECONDS:
+        rate = stepped(rate, known, messages.rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     speedup = shown_speedup(old, observed)
     length = stepped(old.acceptance_length, acceptance_length(observed), "{:.2f}".format)
