@@ -22,9 +22,9 @@ from turbo_operator.controller.kube import (
     NotLeadingError,
     NotOwnedError,
     RefusedError,
-    _why,
     error_of,
 )
+from turbo_operator.controller.kube.client import _why
 from turbo_operator.resources import CHILDREN, TURBOACCELERATOR, TURBODEPLOYMENT
 
 

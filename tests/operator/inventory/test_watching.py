@@ -13,9 +13,10 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator import resources
-from turbo_operator.controller import informer, kube
+from turbo_operator.controller import informer
 from turbo_operator.controller.informer import Reflector
 from turbo_operator.controller.kube import Kube
+from turbo_operator.controller.kube import client as kube_client
 from turbo_operator.inventory.store import InventoryStore
 
 GPU = "nvidia.com/gpu"
@@ -128,7 +129,7 @@ async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_s
 
 async def test_a_watch_that_has_gone_silent_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found in review: a connection that had ended without a word was believed for five minutes."""
-    monkeypatch.setattr(kube, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(kube_client, "SILENCE_SECONDS", 0.2)
     monkeypatch.setattr(informer, "RETRY_SECONDS", 0.01)
     server = Server([[pod("a", 1)]])
     async with following(server):

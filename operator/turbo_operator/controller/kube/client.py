@@ -1,9 +1,6 @@
 """The only writer to the Kubernetes API: server-side apply, prune, status; and the reads no watch answers.
 
-One field manager, forced on the fields that we own. Errors are sorted by what helps: `RefusedError` says
-what the user must change (or what quota must grow) and is shown, never retried in a loop; `GoneError` and
-`ConflictError` mean that our picture is old and a later look is right; every other `KubeError` is a matter
-of time.
+One field manager, forced on the fields that we own.
 """
 
 from __future__ import annotations
@@ -13,19 +10,22 @@ import json
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import aiohttp
-from kubernetes.aio import config as kube_config
-from kubernetes.aio.client import ApiClient, Configuration
-from yaml import YAMLError
+from kubernetes.aio.client import ApiClient
 
 from turbo_operator import metrics
-from turbo_operator.api import FIELD_MANAGER, TURBODEPLOYMENT
+from turbo_operator.api import FIELD_MANAGER
+from turbo_operator.controller.kube.errors import (
+    ConflictError,
+    GoneError,
+    KubeError,
+    NotLeadingError,
+    error_of,
+)
 from turbo_operator.resources import Resource
-from turbo_operator.yaml_text import described
 
 REQUEST_SECONDS = 30.0
 SILENCE_SECONDS = 150.0  # of a watch: bookmarks come about every minute
@@ -37,81 +37,6 @@ Query = Sequence[tuple[str, str]]
 _MANAGER = ("fieldManager", FIELD_MANAGER)
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 _MERGE = "application/merge-patch+json"
-_RETRIED_4XX = {401, 408, 425, 429}  # credentials being renewed, time-outs, too many requests
-
-
-class KubeError(Exception):
-    """The API server did not do what was asked; `message` is its sentence, `status` the HTTP status or 0."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.message = message
-
-
-class NoWayInError(KubeError):
-    """There is no kubeconfig, or none of its contexts is the one asked for."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(0, "NoWayIn", message)
-
-
-class GoneError(KubeError):
-    """404: there is no such object (any more)."""
-
-
-class ConflictError(KubeError):
-    """409: somebody else owns a field, or the object is another one of the same name."""
-
-
-class RefusedError(KubeError):
-    """The object breaks a rule, a quota or a policy: the same request will be refused again."""
-
-    is_final = True  # nothing but a change by somebody helps
-
-    @property
-    def sentence(self) -> str:
-        """The refusal in a sentence."""
-        return f"The API server refused: {self.message}"
-
-
-class WebhookError(RefusedError):
-    """An admission webhook that has to be asked does not answer: every such request fails until it does."""
-
-    is_final = False
-
-
-class NotOwnedError(RefusedError):
-    """Another owner's object already has a name that the operator needs."""
-
-    why = f"is there already and belongs to somebody else: delete it, or rename this {TURBODEPLOYMENT}."
-
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(409, "AlreadyExists", f"{kind} {name} {self.why}")
-
-    @property
-    def sentence(self) -> str:
-        """The operator's own message: the API server rejected nothing."""
-        return self.message
-
-
-class TerminatingError(NotOwnedError):
-    """An object of an earlier TurboDeployment of the name is still there, and on its way out."""
-
-    is_final = False
-    why = f"of an earlier {TURBODEPLOYMENT} is still being removed: it waits for its pods or for a finalizer."
-
-
-class NotLeadingError(KubeError):
-    """Another operator may write by now: nothing was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(0, "NotLeading", "this operator does not hold the Lease, and writes nothing")
-
-
-class OutdatedError(ConflictError):
-    """What was decided rests on what is no longer so, or was seen too long ago: the next look decides."""
 
 
 class Kube:
@@ -336,65 +261,3 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line
-
-
-@asynccontextmanager
-async def connect(context: str | None = None) -> AsyncIterator[Kube]:
-    """Connect by a context of the kubeconfig (KUBECONFIG, ~/.kube/config). Without one by the pod's service
-    account, and outside of a cluster by the kubeconfig's current context. NoWayInError where there is none.
-    """
-    configuration, namespace = Configuration(), "default"
-    is_pod = False
-    if context is None:
-        with suppress(kube_config.ConfigException):
-            kube_config.load_incluster_config(client_configuration=configuration)
-            is_pod = True
-    if not is_pod:
-        loader = await _load_kubeconfig(context, configuration)
-        namespace = loader.current_context["context"].get("namespace") or namespace
-    try:
-        client = ApiClient(configuration)
-    except OSError as error:  # ssl's errors among them
-        raise NoWayInError(f"the certificates of the way in cannot be used: {error.strerror}") from error
-    async with client:
-        yield Kube(client, namespace)
-
-
-async def _load_kubeconfig(context: str | None, configuration: Configuration) -> Any:
-    paths = _kubeconfig()
-    try:
-        return await kube_config.load_kube_config(paths, context=context, client_configuration=configuration)
-    except kube_config.ConfigException as error:
-        by = f" by context {context}" if context else ""
-        raise NoWayInError(f"the kubeconfig {paths} gives no way in{by}: {str(error).rstrip('.')}") from error
-    except YAMLError as error:
-        raise NoWayInError(f"the kubeconfig {paths} is no YAML: {described(error)}") from error
-    except OSError as error:  # a file that it names
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise NoWayInError(f"the kubeconfig {paths} cannot be used: {what}") from error
-    except (TypeError, AttributeError, LookupError, UnicodeDecodeError) as error:  # without words of its own
-        raise NoWayInError(f"the kubeconfig {paths} is not as kubectl config writes it") from error
-    except ValueError as error:  # a way to log in that the library does not know
-        raise NoWayInError(f"the kubeconfig {paths} cannot be used: {str(error).rstrip('.')}") from error
-
-
-def _kubeconfig() -> str:
-    """Return where it is, by KUBECONFIG; the library would only warn that nothing is there."""
-    paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
-    if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path):
-        raise NoWayInError(f"there is no kubeconfig at {paths}: name one in KUBECONFIG")
-    return paths
-
-
-def error_of(status: int, text: bytes) -> KubeError:
-    """Return the error that a response of the API server stands for; its `Status` body has the message."""
-    try:
-        document = _object(json.loads(text))
-    except ValueError:
-        document = {}
-    message = document.get("message") or text.decode("utf-8", "replace").strip() or f"HTTP status {status}"
-    is_final = 400 <= status < 500 and status not in _RETRIED_4XX
-    kind = {404: GoneError, 409: ConflictError}.get(status, RefusedError if is_final else KubeError)
-    if status == 500 and "failed calling webhook" in message:
-        kind = WebhookError
-    return kind(status, document.get("reason") or "Unknown", message)
