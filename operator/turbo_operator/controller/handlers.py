@@ -1,9 +1,10 @@
 """kopf wiring only: event handlers that feed the cache and the queue, start-up, probes.
 
-kopf never writes. There are only event handlers, so that no finalizer and no annotation ever lands on a
-user's object. Work starts when every kind has been listed once, by ourselves: kopf reports that only of what
-it indexes, and then every object that it has yet to index wakes every one that waits, a million times for a
-thousand objects.
+kopf watches the kinds of our own, and never writes. There are only event handlers, so that no finalizer and
+no annotation ever lands on a user's object. All other kinds are reflected, without a task for each object: a
+thousand TurboDeployments have six thousand children. Work starts when every kind has been listed once, by
+ourselves: kopf reports that only of what it indexes, and then every object that it has yet to index wakes
+every one that waits, a million times for a thousand objects.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import kopf
 import prometheus_client
 
 from turbo_operator import logs, metrics, resources
-from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
 from turbo_operator.controller.budgets.reservations import Reservations
 from turbo_operator.controller.budgets.status_writer import BudgetStatusWriter
@@ -44,15 +44,20 @@ HEALTH_PATH = "/healthz"
 OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
 SETTLE_SECONDS = 0.3  # from a change of a child or pod to the look at it, and at what else changes until then
 SHIP_SECONDS = 30.0  # between two trials to write the shipped accelerators
-# Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
+# Kept as a few fields or not at all, whoever it belongs to.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
 log = logging.getLogger(__name__)
 
 
 def watched(settings: Settings) -> tuple[Resource, ...]:
-    """Return what kopf watches."""
-    return (*resources.OWN, *LABELED, *(ROUTING if settings.router_image else ()))
+    """Return the kinds of which all, or those with our label, are ours."""
+    return (*resources.OWN, *labeled(settings))
+
+
+def labeled(settings: Settings) -> tuple[Resource, ...]:
+    """Return the kinds of children that are watched by their label."""
+    return (*LABELED, *(ROUTING if settings.router_image else ()))
 
 
 class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
@@ -71,9 +76,6 @@ def framework_settings() -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = NoDiffs([])
     settings.persistence.progress_storage = kopf.MultiProgressStorage([])
     settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
-    for resource in (*LABELED, *ROUTING):
-        place = (resource.group, resource.version, resource.plural)
-        settings.watching.label_selectors[place] = LABEL_DEPLOYMENT
     return settings
 
 
@@ -101,7 +103,8 @@ class Operator:
         def reflectors(*kinds: Resource) -> list[Reflector]:
             return [Reflector(api, self.handler, *place) for place in places(settings, kinds)]
 
-        self._reflectors, self._pods = reflectors(*REFLECTED), reflectors(resources.POD)
+        self._reflectors = reflectors(*REFLECTED, *labeled(settings))
+        self._pods = reflectors(resources.POD)
         self._groups = OptionalKinds(api, reflectors(*GROUPED), self._set_groups)
         # What is not listed yet is found by its name before it is made.
         self._pools = OptionalKinds(api, reflectors(INFERENCEPOOL), self._set_pools, before_lists=True)
@@ -204,7 +207,7 @@ class Operator:
         kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.probe(id="waiting", registry=registry)(self._probe)
         kopf.on.cleanup(registry=registry)(self._cleanup)
-        for resource in watched(self.settings):
+        for resource in resources.OWN:
             place = (resource.group, resource.version, resource.plural)
             event = functools.partial(self._event, resource.kind)
             kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(event)

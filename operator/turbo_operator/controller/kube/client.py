@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from kubernetes.aio.client import ApiClient
+from pydantic_core import from_json  # twice as fast as json, which is much of the work
 
 from turbo_operator import metrics
 from turbo_operator.api import FIELD_MANAGER
@@ -189,7 +190,7 @@ class Kube:
         if response.status >= 400:
             raise error_of(response.status, text)
         with _broken("what answered is no API server"):
-            return _object(json.loads(text))
+            return _object(from_json(text))
 
     async def _send(
         self,
@@ -235,7 +236,7 @@ def _why(error: Exception) -> str:
 
 def _event(line: bytes) -> tuple[str, dict[str, Any]]:
     """Parse one line of a watch; ValueError for what is none, the API server's error where it is one."""
-    event = _object(json.loads(line))
+    event = _object(from_json(line))
     kind, what = event.get("type"), _object(event.get("object"))
     if kind == "ERROR":
         raise error_of(what.get("code", 0), json.dumps(what).encode())
