@@ -1,4 +1,4 @@
-"""Answers for every pod of KWOK at once: `python -m scale.emulator [--busy]`.
+"""Answers for every pod of KWOK at once: `python -m scale.emulator [--busy] [--garbage KIND]`.
 
 KWOK gives pods addresses of loopback, so that one socket hears the reads of all of them. Idle pods report no
 requests; busy ones some, that come and go with their tokens, each pod with a phase of its own.
@@ -19,6 +19,11 @@ from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
 IDLE = Load(0, 0, 0, 0, 0.0, 100_000, 0, 0, 0, 0, "bitwise", draining=False, max_num_seqs=32)
 TOKENS_PER_SECOND = 300.0
 PERIOD_SECONDS = 120.0
+GARBAGE = {
+    "text": "<html>502 Bad Gateway</html>",
+    "numbers": replace(IDLE, running_requests=-(10**30), kv_cache_usage=1e308).to_json(),
+    "nothing": "",
+}
 
 
 def report(address: str, seconds: float, *, is_busy: bool) -> Load:
@@ -50,12 +55,14 @@ def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--busy", action="store_true")
-    is_busy, start = parser.parse_args().busy, time.monotonic()
+    parser.add_argument("--garbage", choices=sorted(GARBAGE), help="what all answer instead")
+    options, start = parser.parse_args(), time.monotonic()
 
     async def load(request: web.Request) -> web.Response:
         transport = request.transport
         address = transport.get_extra_info("sockname")[0] if transport is not None else ""
-        text = report(address, time.monotonic() - start, is_busy=is_busy).to_json()
+        text = report(address, time.monotonic() - start, is_busy=options.busy).to_json()
+        text = GARBAGE.get(options.garbage, text)
         return web.Response(text=text, content_type="application/json")
 
     app = web.Application()

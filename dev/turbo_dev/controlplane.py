@@ -7,6 +7,7 @@ import json
 import secrets
 import socket
 import ssl
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -86,6 +87,13 @@ class ControlPlane:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.processes.stop()
+
+    def restart(self, name: str, seconds: float) -> None:
+        """Kill a component, and start it again after a while; returns once the API server is ready."""
+        self.processes.kill(name)
+        time.sleep(seconds)
+        self.processes.restart(name)
+        self.processes.wait_until(self._ready, "the API server is ready", START_SECONDS)
 
     def kubeconfig_of(self, user: str) -> Path:
         """The kubeconfig file of one component ("kubelet", "proxy", ...) or of "admin"."""

@@ -22,10 +22,12 @@ class ProcessGroup:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: dict[str, tuple[Sequence[str | Path], Mapping[str, str] | None]] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, name: str, command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> None:
         """Start a program in a session of its own, so that a Ctrl-C in the terminal is not for it."""
+        self._started[name] = command, env
         words = ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)]
         with self.log(name).open("ab") as log:
             self._running[name] = subprocess.Popen(
@@ -56,6 +58,10 @@ class ProcessGroup:
         process = self._running.pop(name)
         process.kill()
         process.wait()
+
+    def restart(self, name: str) -> None:
+        """Start one component again as it was started."""
+        self.start(name, *self._started[name])
 
     def stop(self) -> None:
         """End all components, the last started first; what does not end in 10 s is killed."""
