@@ -255,22 +255,49 @@ def _budget(body: Body, status: Body, conditions: Mapping[str, Body]) -> Iterato
 
 
 def check_writes(writes: Sequence[Body]) -> list[str]:
-    """Contradictions of all status writes in audit events, oldest first, with the time and the object."""
-    last: dict[str, Body] = {}
+    """Contradictions of all status writes in audit events, oldest first, with the time and the object.
+
+    Whether a write took place whose client was killed is not in the log: it is compared with none after it.
+    """
+    own = [event for event in writes if _is_status(event)]
+    unanswered = [event for event in own if not _is_done(event) and not _is_refused(event)]
+    last: dict[str, tuple[Body, Body]] = {}
     sentences = []
-    for event in sorted(writes, key=_revision):
-        body = event.get("responseObject") or {}
-        target = event.get("objectRef") or {}
-        if (target.get("resource"), target.get("subresource")) != ("turbodeployments", "status"):
-            continue
-        if event["responseStatus"]["code"] >= 300 or "metadata" not in body:
-            continue
-        uid = body["metadata"]["uid"]
-        found = contradictions(body) + (impossible_changes(last[uid], body) if uid in last else [])
-        last[uid] = body
+    for event in sorted(filter(_is_done, own), key=_revision):
+        body = event["responseObject"]
+        uid, found = body["metadata"]["uid"], contradictions(body)
+        if uid in last and not any(_is_between(each, last[uid][0], event) for each in unanswered):
+            found += impossible_changes(last[uid][1], body)
+        last[uid] = event, body
         place = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
         sentences += [f"{event['stageTimestamp']} {place}: {sentence}" for sentence in found]
     return sentences
+
+
+def _is_status(event: Body) -> bool:
+    target = event.get("objectRef") or {}
+    return (target.get("resource"), target.get("subresource")) == ("turbodeployments", "status")
+
+
+def _is_done(event: Body) -> bool:
+    return event["responseStatus"]["code"] < 300 and "metadata" in (event.get("responseObject") or {})
+
+
+def _is_refused(event: Body) -> bool:
+    return 400 <= event["responseStatus"]["code"] < 499  # 499 is a client's that went away
+
+
+def _is_between(unanswered: Body, before: Body, after: Body) -> bool:
+    """Whether a write of unknown outcome to the same object may have come between two."""
+    one, other = unanswered["objectRef"], after["objectRef"]
+    is_same = [one.get(field) for field in ("namespace", "name")] == [
+        other.get(field) for field in ("namespace", "name")
+    ]
+    return (
+        is_same
+        and before["stageTimestamp"] <= unanswered["stageTimestamp"]
+        and unanswered.get("requestReceivedTimestamp", "") <= after["stageTimestamp"]
+    )
 
 
 def _revision(event: Body) -> int:

@@ -249,3 +249,17 @@ def test_all_writes_of_a_log_are_checked_in_the_order_of_their_revisions() -> No
     assert check_writes([event(body(), 9), event(older, 8)]) == []
     (told,) = check_writes([event(older, 9), event(body(), 8), event(body(readyReplicas=0), 7, code=409)])
     assert told == f"{NOW} team/chat: observedGeneration fell from 2 to 1."
+
+
+def test_after_a_write_whose_outcome_the_log_does_not_say_anything_may_have_become_of_a_status() -> None:
+    """Found in a run: an operator was killed in a write that took place, and whose answer nobody got."""
+    older = body(observedGeneration=1)
+    older["status"]["conditions"] = [
+        each | {"observedGeneration": 1} for each in body()["status"]["conditions"]
+    ]
+    unanswered = event(body(), 0, code=504) | {"responseObject": None}
+    assert check_writes([event(body(), 8), unanswered, event(older, 9)]) == []
+    elsewhere = unanswered | {"objectRef": {**unanswered["objectRef"], "name": "another"}}
+    refused = event(body(), 0, code=409) | {"responseObject": None}
+    for harmless in (elsewhere, refused):
+        assert len(check_writes([event(body(), 8), harmless, event(older, 9)])) == 1

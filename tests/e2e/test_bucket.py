@@ -55,13 +55,14 @@ class Jobs:
             {"kind": "Secret", "apiVersion": "v1", "metadata": meta, "stringData": keys}
         )
 
-    def create(self, name: str) -> None:
+    def create(self, name: str, **spec: Any) -> None:
         reached = {"endpoint": self.store.url, "region": object_store.REGION, "secretRef": {"name": "keys"}}
         self.cluster.create_deployment(
             self.namespace,
             name,
             model={"uri": f"s3://{BUCKET}/{PREFIX}", "maxModelLen": 1024, "s3": reached},
             cache={"persistentVolumeClaim": {"claimName": "weights"}},
+            **spec,
         )
 
     def deployment(self, name: str) -> Any:
@@ -170,7 +171,8 @@ def test_a_bucket_is_inspected_fetched_and_served_from_the_claim_and_later_witho
 
     jobs.store.stop()
     jobs.log.clear()
-    jobs.create("second")
+    # In a pod of another kind, so that it does not take what the first one has just found out.
+    jobs.create("second", podTemplate={"spec": {"env": [{"name": "TEAM", "value": "second"}]}})
     assert jobs.until_served("second") == second
     assert [(command, status) for command, status, _ in jobs.log] == [("inspect", 0), ("fetch", 0)]
 
