@@ -284,7 +284,7 @@ def _is_done(event: Body) -> bool:
 
 
 def _is_refused(event: Body) -> bool:
-    return 400 <= event["responseStatus"]["code"] < 499  # 499 is a client's that went away
+    return 400 <= int(event["responseStatus"]["code"]) < 499  # 499 is a client's that went away
 
 
 def _is_between(unanswered: Body, before: Body, after: Body) -> bool:
