@@ -57,11 +57,14 @@ def pod(name: str, rate: float | None = None, **more: Any) -> PodView:
     return PodView(name, HASH, **(seen | {"accelerator": "cpu", "load": load} | more))
 
 
-def computed(it: TurboDeployment, *pods: PodView, **more: Any) -> TurboDeploymentStatus:
+def computed(
+    it: TurboDeployment, *pods: PodView, figures_changed: float | None = None, **more: Any
+) -> TurboDeploymentStatus:
     seen = Snapshot({"cpu": CPU}, pods=pods, model=FACTS, **more)
     plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
     scale = autoscaler.scale(it.spec, plan, pods, now=NOW)
-    return status.compute(it, seen, status.Outcome(scale, plan, HASH), NOW)
+    outcome = status.Outcome(scale, plan, HASH)
+    return status.compute(it, seen, outcome, NOW, figures_changed=figures_changed)
 
 
 def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on() -> None:
@@ -134,6 +137,27 @@ def test_a_figure_that_moves_by_less_than_a_tenth_stays(rate: float, factor: flo
         assert second.observed == first.observed
     else:
         assert second.observed.tokens_per_second != first.observed.tokens_per_second
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "seconds", "shown"),
+    [
+        (100.0, 300.0, 239.0, "100"),
+        (100.0, 300.0, 240.0, "300"),
+        (100.0, 300.0, None, "300"),
+        (None, 300.0, 0.0, "300"),
+        (100.0, None, 0.0, None),
+    ],
+)
+def test_tokens_per_second_stay_for_four_minutes_unless_they_become_known_or_unknown(
+    old: float | None, new: float | None, seconds: float | None, shown: str | None
+) -> None:
+    """Found in a benchmark: a load that comes and goes in minutes was a write with each scrape."""
+    first = computed(td(), pod("a", old))
+    changed = None if seconds is None else NOW - seconds
+    second = computed(td(first), pod("a", new), figures_changed=changed)
+    assert second.observed is not None
+    assert second.observed.tokens_per_second == shown
 
 
 @pytest.mark.parametrize(
