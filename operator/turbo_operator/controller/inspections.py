@@ -81,9 +81,10 @@ class Inspections:
             self._taken[key] = facts
         if key in self._taken:
             return dataclasses.replace(observed, model=self._taken[key], model_error=None)
-        if reading is None:
+        if reading is None and not td.spec.suspend:  # who rests may make no Job
             self._readings[question] = _Reading(key, now)
-        elif reading.reader != key and not reading.has_failed and now - reading.start < PATIENCE_SECONDS:
+        is_awaited = reading is not None and reading.reader != key and not reading.has_failed
+        if reading is not None and is_awaited and now - reading.start < PATIENCE_SECONDS:
             reading.waiting.add(key)
             return dataclasses.replace(observed, inspected_by=reading.reader.name)
         return observed

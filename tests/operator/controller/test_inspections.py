@@ -165,6 +165,15 @@ def test_who_deletes_the_configmap_has_the_model_read_anew() -> None:
     assert not has_job(deployment("three"), readers.look(deployment("three"), after=4.0))
 
 
+def test_nobody_waits_for_an_object_that_is_suspended() -> None:
+    """One that recommends makes no Job while it rests."""
+    readers, one = Readers(), deployment("one", suspend=True)
+    readers.look(one)
+    two = deployment("two")
+    assert has_job(two, readers.look(two))
+    assert not has_job(one, readers.look(one))
+
+
 def test_an_object_with_a_job_of_its_own_does_not_wait() -> None:
     """As after a start: the Jobs of several objects run, and none is removed."""
     readers, one, two = Readers(), deployment("one"), deployment("two")
