@@ -24,7 +24,7 @@ from turbo_dev.controlplane import ControlPlane
 from turbo_dev.fakenodes import gpu_accelerator, gpu_node
 from turbo_dev.operated import RELEASE, SYSTEM, OperatedCluster, OperatorProcess, turbo_deployment, until
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE
+from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_OWNER_UID, LABEL_ROLE
 from turbo_operator.settings import Settings
 
 PRODUCT, PRICE = "chaos", "1.00"
@@ -33,6 +33,7 @@ LEASE, OTHER = "turbo", "turbo-other"  # an account with the same rights, to kno
 IMAGE = "registry.test/turbo-runtime:1"
 MAX_REPLICAS = 3
 TAKEOVER_SECONDS = 120.0
+DEPLOYMENT = resources.CHILDREN["Deployment"]
 CHILDREN = ("Service", "PodDisruptionBudget", "ConfigMap", "ControllerRevision", "Deployment")
 
 
@@ -44,7 +45,7 @@ class Fleet:
         self.namespace = cluster.namespace("chaos")
         self.names = [f"td-{number}" for number in range(size)]
         # Not all can have what they may ask for.
-        self.budget = int(size * 2.4)
+        self.budget = int(size * 1.8)
         self.settings = Settings(runtime_image=IMAGE)
         self.takeovers: list[float] = []
         self._emulator: subprocess.Popen[bytes] | None = None
@@ -157,10 +158,16 @@ class Fleet:
             for name, child in children.items()
             if not uids & {owner["uid"] for owner in child["metadata"].get("ownerReferences", ())}
         ]
-        names = {body["metadata"]["name"] for body in bodies}
         pods = self.cluster.api.list(resources.POD, self.namespace)
-        labels = ((pod["metadata"]["name"], pod["metadata"].get("labels") or {}) for pod in pods)
-        return found + [f"Pod/{name}" for name, own in labels if own.get(LABEL_DEPLOYMENT, "") not in names]
+        labels = {pod["metadata"]["name"]: pod["metadata"].get("labels") or {} for pod in pods}
+        # Pods that serve have the uid of their object; of those that inspect, the Job is one of the children.
+        return found + [
+            f"Pod/{name}" for name, own in labels.items() if own.get(LABEL_OWNER_UID) not in (None, *uids)
+        ]
+
+    def deployments(self) -> set[str]:
+        """The names of all Deployments."""
+        return {item["metadata"]["name"] for item in self.cluster.api.list(DEPLOYMENT, self.namespace)}
 
     def lost_pods(self) -> list[str]:
         """Pods whose node is gone."""

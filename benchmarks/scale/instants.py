@@ -37,8 +37,18 @@ class Instants:
             elif user in self.accounts and self._account.get(self._holder or "") != user:
                 where = f"{event['verb']} {target['resource']} {target.get('name', '')}"
                 self.out_of_turn.append(f"{event['stageTimestamp']} {user}: {where}, held by {self._holder}")
-        for event in sorted(self._deployments(events), key=_version):
+        # In the order of versions; the answer to a deletion has none, and comes where the log has it.
+        version = 0
+        own: list[tuple[int, Event]] = []
+        for event in self._deployments(events):
+            version = _version(event) or version
+            own.append((version, event))
+        for _, event in sorted(own, key=lambda each: each[0]):
             self._count(event)
+
+    def keep_only(self, names: set[str]) -> None:
+        """Drop Deployments that are gone: where the API server was killed, the log may lack a deletion."""
+        self._replicas = {name: number for name, number in self._replicas.items() if name in names}
 
     def _lease(self, event: Event, user: str) -> None:
         if user not in self.accounts:
@@ -50,7 +60,7 @@ class Instants:
     def _deployments(self, events: Iterable[Event]) -> list[Event]:
         return [
             event
-            for event in events
+            for event in sorted(events, key=lambda event: event["stageTimestamp"])
             if event["objectRef"]["resource"] == "deployments"
             and event["objectRef"].get("namespace") == self.namespace
             and event["responseStatus"]["code"] < 300

@@ -41,11 +41,13 @@ class Proxy:
         while True:
             try:
                 client, _ = self._listener.accept()
+            except OSError:  # it was closed
+                return
+            try:
                 server = socket.create_connection(("127.0.0.1", self._target), 10)
-            except OSError:
-                if self._listener.fileno() < 0:
-                    return
-                continue  # the server is down: the client sees its connection end
+            except OSError:  # the server is down: the client sees its connection end
+                _end(client)
+                continue
             with self._lock:
                 if self._is_cut:
                     _end(client)

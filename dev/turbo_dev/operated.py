@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml
 
 from turbo_operator import resources
@@ -57,8 +58,12 @@ class Kubelet(threading.Thread):
         label = LABEL_DEPLOYMENT if self._serves else f"{LABEL_DEPLOYMENT},{LABEL_ROLE}!={ROLE_SERVING}"
         pending = {"labelSelector": label, "fieldSelector": "status.phase=Pending"}
         while not self.stopping.is_set():
-            for pod in self.api.send("GET", "/api/v1/pods", **pending)["items"]:
-                self._report(pod)
+            try:
+                for pod in self.api.send("GET", "/api/v1/pods", **pending)["items"]:
+                    self._report(pod)
+            except (httpx.TransportError, ApiRefusalError):
+                if self._serves:  # else the API server may be killed beside it
+                    raise
             # Of a large cluster a look is work for the API server.
             self.stopping.wait(0.1 if self._serves else 0.5)
 

@@ -58,13 +58,13 @@ def pod(name: str, rate: float | None = None, **more: Any) -> PodView:
 
 
 def computed(
-    it: TurboDeployment, *pods: PodView, figures_changed: float | None = None, **more: Any
+    it: TurboDeployment, *pods: PodView, rate_changed: float | None = None, **more: Any
 ) -> TurboDeploymentStatus:
     seen = Snapshot({"cpu": CPU}, pods=pods, model=FACTS, **more)
     plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
     scale = autoscaler.scale(it.spec, plan, pods, now=NOW)
     outcome = status.Outcome(scale, plan, HASH)
-    return status.compute(it, seen, outcome, NOW, figures_changed=figures_changed)
+    return status.compute(it, seen, outcome, NOW, rate_changed=rate_changed)
 
 
 def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on() -> None:
@@ -155,9 +155,18 @@ def test_tokens_per_second_stay_for_four_minutes_unless_they_become_known_or_unk
     """Found in a benchmark: a load that comes and goes in minutes was a write with each scrape."""
     first = computed(td(), pod("a", old))
     changed = None if seconds is None else NOW - seconds
-    second = computed(td(first), pod("a", new), figures_changed=changed)
+    second = computed(td(first), pod("a", new), rate_changed=changed)
     assert second.observed is not None
     assert second.observed.tokens_per_second == shown
+
+
+def test_tokens_per_second_change_with_the_cost_so_that_a_tokens_price_is_of_one_time() -> None:
+    first = computed(td(), pod("a", 100.0))
+    second = computed(td(first), pod("a", 100.0), pod("b", 100.0), rate_changed=NOW - 1)
+    assert first.observed is not None
+    assert second.observed is not None
+    assert second.observed.tokens_per_second == "200"
+    assert second.observed.cost_per_million_tokens == first.observed.cost_per_million_tokens
 
 
 @pytest.mark.parametrize(

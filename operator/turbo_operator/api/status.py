@@ -210,7 +210,7 @@ class ObservedMetrics(StatusRecord):
     """What is measured and paid now, in steps of ten per cent; absent is unknown."""
 
     tokens_per_second: Word | None = None
-    """Output tokens of all pods; changes every four minutes at most."""
+    """Output tokens of all pods; changes every four minutes at most, and with the cost."""
     speedup: Word | None = None
     """Speed of outputs over that without drafts, in the last ten minutes; of vLLM by its accepted drafts."""
     acceptance_length: Word | None = None

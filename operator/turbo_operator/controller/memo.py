@@ -7,8 +7,10 @@ the time: whom they concern is told by `Memo.edition`, and what that misses wait
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
@@ -42,7 +44,7 @@ class Memo:
     online: OnlineCorrection | None = None  # of step times under load
     speedups: SpeedupTracker = field(default_factory=SpeedupTracker)
     targets: TargetTracker = field(default_factory=TargetTracker)
-    figures_changed: float | None = None  # when the live figures of the status last did, in epoch seconds
+    rate_changed: float | None = None  # when the tokens per second of the status last did, in epoch seconds
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
     noop_applies: set[tuple[str, str]] = field(default_factory=set)
@@ -54,14 +56,19 @@ class Memo:
     undrafted_plan: CachedPlan | None = None  # of the same targets without speculation
     training_plan: CachedPlan | None = None  # of a training that waits
     trial_plan: CachedPlan | None = None  # with a draft that is tried
+    # How often another count may have given it another plan: read before what the next question is made of.
+    edition: int = 0
 
     @property
     def plans(self) -> tuple[CachedPlan | None, ...]:
         """All of them."""
         return self.plan, self.pinned_plan, self.undrafted_plan, self.training_plan, self.trial_plan
 
-    # How often another count may have given it another plan: read before what the next question is made of.
-    edition: int = 0
+    def follow_rate(self, old: Mapping[str, Any], new: Mapping[str, Any], now: float) -> None:
+        """Follow what a status says of tokens per second."""
+        before, after = ((each.get("observed") or {}).get("tokensPerSecond") for each in (old, new))
+        if before != after:
+            self.rate_changed = now
 
 
 class Memos(dict[Key, Memo]):

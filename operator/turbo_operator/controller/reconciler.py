@@ -97,7 +97,7 @@ class _Look:
             passes=passes,
             tracker=memo.targets,
             undrafted=undrafted,
-            figures_changed=memo.figures_changed,
+            rate_changed=memo.rate_changed,
         )
 
 
@@ -240,6 +240,8 @@ class Reconciler:
         except KubeError as error:
             failure = error
         refusal = writer.refusal
+        if refusal is not None:
+            self.inspections.fail(look.key)
         why, passes = (refusal.sentence, not refusal.is_final) if refusal else (None, False)
         plans = best, plan_hash_of(td, observed, best), undrafted
         new = recommend(td, seen, observed, *plans, look.now, why, passes=passes)
@@ -355,6 +357,7 @@ class Reconciler:
         # What is refused is a matter for the user: shown, and tried again now and then; the rest goes on.
         if (refusal := writer.refusal or untried) is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
+            self.inspections.fail(look.key)
         look.memo.refusal = look.td.metadata.generation, refusal
         new = look.status(decision, refusal)
         deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
@@ -383,8 +386,7 @@ class Reconciler:
             raise _DeletedError(key) from error
         old = body.get("status") or {}
         memo = self._memos.of(key, identity["uid"])
-        if old.get("observed") != document.get("observed"):
-            memo.figures_changed = self.clock()
+        memo.follow_rate(old, document, self.clock())
         self.events.record(body, transitions(old, document), memo.events, self.clock())
         deployment_metrics.count_training(key, old.get("training"), new.training)
         ready = new.condition(ConditionType.READY)

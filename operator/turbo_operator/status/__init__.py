@@ -41,13 +41,13 @@ def compute(
     passes: bool = False,
     tracker: TargetTracker = TargetTracker(),  # noqa: B008  frozen
     undrafted: Plan | None = None,
-    figures_changed: float | None = None,
+    rate_changed: float | None = None,
 ) -> api.TurboDeploymentStatus:
     """Compute the whole status; `now` is in seconds since the epoch.
 
     `refused` says in a sentence why a child of ours was not taken; whether that `passes` by itself. `tracker`
     has counted how long requests took; `undrafted` is the plan of the same targets without speculation; and
-    `figures_changed` is when the live figures last did.
+    `rate_changed` is when the tokens per second of the status last did.
     """
     plan_hash, verdict, rollout = outcome.plan_hash, outcome.verdict, outcome.rollout
     scale = in_force(td, outcome.scale, plan_hash)
@@ -81,7 +81,7 @@ def compute(
         canary=fields.canary(verdict),
         rejected_drafts=fields.update_rejected_drafts(td.status, verdict, now),
         training=outcome.step.state,
-        observed=fields.observed_metrics(td.status.observed, observed, now, figures_changed),
+        observed=fields.observed_metrics(td.status.observed, observed, now, rate_changed),
         calibrations=outcome.calibrations,
         saving=saving(observed, undrafted, speedup),
         startup=fields.startup(td.status.startup, observed),

@@ -28,7 +28,7 @@ MAX_EVENTS = 5
 _OF_CHOICE = "engine capacity_type tensor accelerators_per_replica nodes method placement max_draft_tokens"
 AWAITED_SECONDS = 60.0  # after it was ready, a first token says how long a start takes, not who came when
 STEP = 0.10  # of the figure that stands in the status
-REST_SECONDS = 240.0  # between two changes of how much is answered, which moves all the time
+REST_SECONDS = 240.0  # between two changes of tokens per second, which move all the time
 
 
 def model(observed: Snapshot) -> api.ModelStatus | None:
@@ -136,13 +136,14 @@ def observed_metrics(
 ) -> api.ObservedMetrics | None:
     """Return what is measured and paid now; None where neither is known.
 
-    `changed` is when the figures of the status became what they are, in seconds since the epoch; None: not
-    known.
+    `changed` is when the tokens per second of the status became what they are, in seconds since the epoch;
+    None: not known. They change with the cost in any case, so that their quotient is of one time.
     """
     old = old or api.ObservedMetrics()
     cost = cost_per_hour(observed)
     rate, known = old.tokens_per_second, tokens_per_second(observed, now)
-    if rate is None or known is None or changed is None or now - changed >= REST_SECONDS:
+    rests = changed is not None and now - changed < REST_SECONDS and shown(cost, money) == old.cost_per_hour
+    if rate is None or known is None or not rests:
         rate = stepped(rate, known, messages.rate)
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     speedup = shown_speedup(old, observed)

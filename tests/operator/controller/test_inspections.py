@@ -22,6 +22,7 @@ SETTINGS = Settings(runtime_image="runtime:1")
 SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")
 FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 UNKNOWN = Snapshot(accelerators={})
+RECOMMENDS = {"planPolicy": {"apply": "Recommend", "deploymentRef": {"name": "vllm"}}}
 
 
 def deployment(name: str, namespace: str = "team", **spec: Any) -> TurboDeployment:
@@ -108,6 +109,8 @@ def test_nothing_is_shared_between_pods_that_differ() -> None:
         deployment("other", model={"uri": "hf://maker/model", "revision": "v2"}),
         deployment("other", model={"uri": "hf://maker/model", "tokenSecretRef": {"name": "t", "key": "k"}}),
         deployment("other", podTemplate={"spec": {"serviceAccountName": "another"}}),
+        deployment("other", podTemplate={"metadata": {"labels": {"workload.identity/use": "true"}}}),
+        deployment("other", podTemplate={"metadata": {"annotations": {"vault/role": "reader"}}}),
         deployment("other", adapters=[{"name": "a", "uri": "hf://maker/adapter"}]),
         deployment("other", engine={"type": "Turbo", "image": "another:1"}),
     ]
@@ -165,13 +168,55 @@ def test_who_deletes_the_configmap_has_the_model_read_anew() -> None:
     assert not has_job(deployment("three"), readers.look(deployment("three"), after=4.0))
 
 
-def test_nobody_waits_for_an_object_that_is_suspended() -> None:
-    """One that recommends makes no Job while it rests."""
-    readers, one = Readers(), deployment("one", suspend=True)
+def test_nobody_waits_for_an_object_that_recommends_and_is_suspended() -> None:
+    """It makes neither a Job nor a ConfigMap, so it takes no answer either."""
+    readers, one, two = Readers(), deployment("one", **RECOMMENDS), deployment("two")
     readers.look(one)
-    two = deployment("two")
+    readers.look(two)
+    rests = deployment("one", suspend=True, **RECOMMENDS)
+    readers.look(rests)
+    assert readers.woken == ["two"]
     assert has_job(two, readers.look(two))
-    assert not has_job(one, readers.look(one))
+    readers.look(two, replace(UNKNOWN, model=FACTS), 1.0)
+    assert readers.look(rests, after=2.0).model is None
+
+
+def test_nobody_waits_for_an_object_whose_job_is_refused() -> None:
+    readers, one, two, three = Readers(), deployment("one"), deployment("two"), deployment("three")
+    for td in (one, two, three):
+        readers.look(td)
+    readers.inspections.fail(Key("team", "two"))
+    assert readers.woken == []
+    readers.inspections.fail(Key("team", "one"))
+    assert readers.woken == ["three", "two"]
+    assert has_job(two, readers.look(two))
+    assert has_job(three, readers.look(three))
+
+
+def test_a_pod_that_waits_for_a_node_has_not_failed() -> None:
+    """Nodes may come for it; and of a new pod the scheduler says so at first."""
+    readers, one, two = Readers(), deployment("one"), deployment("two")
+    readers.look(one)
+    readers.look(two)
+    pod = JobPod("p", render.job_name(one), "Pending", reason="Unschedulable", pending_since=NOW)
+    readers.look(one, replace(UNKNOWN, children=(job_of(one),), inspecting=(pod,)), 3.0)
+    assert not has_job(two, readers.look(two, after=3.0))
+
+
+def test_what_is_known_of_one_model_answers_for_no_other() -> None:
+    """Found in review: a spec went to another model and back before the Job had answered."""
+    readers, one, two = Readers(), deployment("one"), deployment("two")
+    readers.look(one, replace(UNKNOWN, model=FACTS, children=(kept(one),)))
+    model = {"uri": "hf://maker/another"}
+    readers.look(deployment("one", model=model), replace(UNKNOWN, children=(kept(one),)), 1.0)
+    changed = deployment("two", model=model)
+    assert not has_job(changed, readers.look(changed, after=1.0))
+    readers.look(one, replace(UNKNOWN, model=FACTS, children=(kept(one),)), 2.0)
+    assert readers.woken == ["two"]
+    seen = readers.look(changed, after=2.0)
+    assert seen.model is None
+    assert has_job(changed, seen)
+    assert has_job(two, readers.look(two, after=3.0))
 
 
 def test_an_object_with_a_job_of_its_own_does_not_wait() -> None:

@@ -48,7 +48,8 @@ async def connect(context: str | None = None) -> AsyncIterator[Kube]:
 def _proxy(server: str) -> str | None:
     """Return the proxy in the environment for a URL; NO_PROXY may exempt its host."""
     parts = urlsplit(server)
-    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
+    is_exempt = proxy_bypass(parts.netloc) or proxy_bypass(parts.hostname or "")
+    return None if is_exempt else getproxies().get(parts.scheme)
 
 
 async def _load_kubeconfig(context: str | None, configuration: Configuration) -> Any:
