@@ -15,7 +15,7 @@ from turbo_operator.api import GROUP, TurboDeployment, parse
 from turbo_operator.autoscaler import History, ScalingDecision
 from turbo_operator.controller.cache.projection import child
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.handlers import framework_settings
+from turbo_operator.controller.handlers import labeled
 from turbo_operator.controller.informer import selectors_of
 from turbo_operator.render import metadata, router
 from turbo_operator.resources import ROUTING, Resource
@@ -134,10 +134,9 @@ def test_a_router_that_goes_may_watch_pods_until_its_last_pod_has_ended() -> Non
 
 @pytest.mark.parametrize("resource", ROUTING, ids=lambda resource: resource.kind)
 def test_of_accounts_and_bindings_only_those_with_our_label_are_watched(resource: Resource) -> None:
-    label = f"{GROUP}/deployment"
-    place = (resource.group, resource.version, resource.plural)
-    assert framework_settings().watching.label_selectors[place] == label
-    assert selectors_of(resource) == (("labelSelector", label),)
+    assert selectors_of(resource) == (("labelSelector", f"{GROUP}/deployment"),)
+    assert resource in labeled(SETTINGS)
+    assert resource not in labeled(BARE)
 
 
 def test_another_role_is_another_binding() -> None:
