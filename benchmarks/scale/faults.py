@@ -11,9 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from harness import HERE
 
@@ -138,7 +136,7 @@ class Fleet:
     def _leads(self) -> int:
         """One more than the number of the leader; 0 while there is none."""
         for number, operator in enumerate(self.operators):
-            if operator.process.poll() is None and _leads(operator):
+            if operator.process.poll() is None and operator.leads:
                 return number + 1
         return 0
 
@@ -312,14 +310,6 @@ class Fleet:
         items = self.cluster.api.list(resources.CHILDREN[kind], self.namespace)
         own = [item for item in items if LABEL_DEPLOYMENT in (item["metadata"].get("labels") or {})]
         return kind, dice.choice(own)
-
-
-def _leads(operator: OperatorProcess) -> bool:
-    try:
-        with urlopen(operator.metrics, timeout=20) as answer:
-            return b"turbo_operator_leader 1.0" in answer.read()
-    except (URLError, OSError):
-        return False
 
 
 FAULTS: Mapping[str, Callable[[Fleet, random.Random], str]] = {

@@ -58,9 +58,7 @@ async def _reconcile_all(cluster: Cluster, settings: Settings) -> list[str]:
 
 
 def is_settled(body: Mapping[str, Any]) -> bool:
-    """Whether a status speaks of the spec as it is, and all that it asks for serves, or as much of it as the
-    budget leaves.
-    """
+    """Whether a status is of the present generation, and all replicas are ready, or those within budget."""
     status = body.get("status") or {}
     if status.get("observedGeneration") != body["metadata"]["generation"]:
         return False

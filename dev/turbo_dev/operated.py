@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import httpx
 import yaml
@@ -61,8 +62,10 @@ class Kubelet(threading.Thread):
             try:
                 for pod in self.api.send("GET", "/api/v1/pods", **pending)["items"]:
                     self._report(pod)
-            except (httpx.TransportError, ApiRefusalError):
-                if self._serves:  # else the API server may be killed beside it
+            except httpx.TransportError:  # the API server restarts: a kubelet tries again
+                pass
+            except ApiRefusalError as error:
+                if error.status not in (429, 503):
                     raise
             # Of a large cluster a look is work for the API server.
             self.stopping.wait(0.1 if self._serves else 0.5)
@@ -97,6 +100,15 @@ class OperatorProcess:
         self.metrics = f"http://127.0.0.1:{environment['TURBO_METRICS_PORT']}/metrics"
         with log.open("ab") as output:
             self.process = subprocess.Popen(program, env=dict(environment), stdout=output, stderr=output)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it holds the Lease, by its own metric; False where it does not answer."""
+        try:
+            with urlopen(self.metrics, timeout=20) as answer:
+                return b"turbo_operator_leader 1.0" in answer.read()
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """As Kubernetes ends it; it must go by itself, and without an error."""

@@ -8,7 +8,6 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 
@@ -46,14 +45,6 @@ def other(plane: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def leads(operator: Any) -> bool:
-    try:
-        with urlopen(operator.metrics, timeout=20) as answer:
-            return b"turbo_operator_leader 1.0" in answer.read()
-    except OSError:
-        return False
-
-
 def holder(cluster: Any) -> str | None:
     lease = cluster.api.get(resources.LEASE, SYSTEM, LEASE)
     return lease["spec"].get("holderIdentity") or None
@@ -68,12 +59,12 @@ def two(cluster: Any, name: str, other: Path) -> tuple[str, Any, Any]:
     namespace = cluster.namespace(name)
     settings = {"TURBO_LEASE_NAME": LEASE, "TURBO_OPERATOR_NAMESPACE": SYSTEM}
     first = cluster.start(namespace, **settings)
-    cluster.until(lambda: leads(first), "the first one leads", 60)
+    cluster.until(lambda: first.leads, "the first one leads", 60)
     second = cluster.start(namespace, KUBECONFIG=str(other), **settings)
     cluster.create_deployment(namespace)
     cluster.until_ready(namespace)
-    assert leads(first)
-    assert not leads(second)
+    assert first.leads
+    assert not second.leads
     return namespace, first, second
 
 
@@ -90,7 +81,7 @@ def test_an_operator_that_is_stopped_hands_over_at_once(cluster: Any, other: Pat
     first.stop()
     assert held_by
     assert holder(cluster) != held_by  # so the second one waits for no Lease to run out
-    cluster.until(lambda: leads(second), "the second one leads")
+    cluster.until(lambda: second.leads, "the second one leads")
     replicas(cluster, namespace, 2)
     cluster.until_ready(namespace, replicas=2)
     assert writers(cluster, namespace) == ["turbo", OTHER]
@@ -99,7 +90,7 @@ def test_an_operator_that_is_stopped_hands_over_at_once(cluster: Any, other: Pat
 def test_an_operator_that_is_killed_is_replaced_when_its_lease_runs_out(cluster: Any, other: Path) -> None:
     namespace, first, second = two(cluster, "lease-kill", other)
     first.kill()
-    cluster.until(lambda: leads(second), "the second one leads")
+    cluster.until(lambda: second.leads, "the second one leads")
     replicas(cluster, namespace, 2)
     cluster.until_ready(namespace, replicas=2)
     assert writers(cluster, namespace) == ["turbo", OTHER]
@@ -109,7 +100,7 @@ def test_an_operator_that_stood_still_writes_nothing_when_it_goes_on(cluster: An
     namespace, first, second = two(cluster, "lease-frozen", other)
     first.process.send_signal(signal.SIGSTOP)
     replicas(cluster, namespace, 2)  # it would have to write, and has seen nothing of it
-    cluster.until(lambda: leads(second), "the second one leads")
+    cluster.until(lambda: second.leads, "the second one leads")
     cluster.until_ready(namespace, replicas=2)
     replicas(cluster, namespace, 1)  # both see it
     first.process.send_signal(signal.SIGCONT)
@@ -119,7 +110,7 @@ def test_an_operator_that_stood_still_writes_nothing_when_it_goes_on(cluster: An
     assert "Traceback" not in said
     cluster.until_ready(namespace)
     assert writers(cluster, namespace) == ["turbo", OTHER]
-    assert leads(second)
+    assert second.leads
 
 
 async def test_an_operator_whose_event_loop_is_busy_keeps_its_lease(

@@ -16,7 +16,7 @@ from turbo_operator.resources import POD
 
 
 @asynccontextmanager
-async def heard() -> AsyncIterator[tuple[int, list[tuple[str, str | None]]]]:
+async def api_server() -> AsyncIterator[tuple[int, list[tuple[str, str | None]]]]:
     """Serve an empty list of everything: the port, and of each request host and Authorization."""
     seen: list[tuple[str, str | None]] = []
 
@@ -61,13 +61,13 @@ async def test_a_password_in_netrc_does_not_stand_in_the_tokens_way(
     """Found by profile: each request read ~/.netrc in a thread, and failed where it names the host."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    async with heard() as (port, seen):
+    async with api_server() as (port, seen):
         await find_pod(kubeconfig, f"http://127.0.0.1:{port}")
     assert seen == [(f"127.0.0.1:{port}", "Bearer secret")]
 
 
 async def test_a_proxy_of_the_environment_is_used(kubeconfig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with heard() as (port, seen):
+    async with api_server() as (port, seen):
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
         await find_pod(kubeconfig, "http://api.test")
     assert seen == [("api.test", "Bearer secret")]
@@ -76,7 +76,7 @@ async def test_a_proxy_of_the_environment_is_used(kubeconfig: Path, monkeypatch:
 async def test_a_host_that_no_proxy_names_is_reached_without_the_proxy(
     kubeconfig: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with heard() as (port, seen):
+    async with api_server() as (port, seen):
         monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         await find_pod(kubeconfig, f"http://127.0.0.1:{port}")

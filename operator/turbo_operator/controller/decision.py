@@ -283,7 +283,7 @@ def _follow(
 def next_look(
     td: api.TurboDeployment, observed: Snapshot, decision: Decision, now: float, scrape_seconds: float
 ) -> float:
-    """Return the seconds until something may be different that no event tells of."""
+    """Return the seconds until something may change without an event."""
     if observed.model is None:
         return INSPECTING_SECONDS
     status, seconds = decision.rollout.status, [LIVE_SECONDS]

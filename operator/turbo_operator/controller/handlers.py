@@ -44,7 +44,7 @@ HEALTH_PATH = "/healthz"
 OPTIONAL_WAIT_SECONDS = 60.0  # for an API server that does not say whether it knows a kind
 SETTLE_SECONDS = 0.3  # from a change of a child or pod to the look at it, and at what else changes until then
 SHIP_SECONDS = 30.0  # between two trials to write the shipped accelerators
-# Kept as a few fields or not at all, whoever it belongs to.
+# Kept as a few fields or not at all, ours or not.
 REFLECTED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
 log = logging.getLogger(__name__)

@@ -67,7 +67,7 @@ class Inspections:
         question = question_of(job)
         children = {(child.kind, child.name): child for child in observed.children}
         own = children.get(("Job", job["metadata"]["name"]))
-        # Somebody has deleted its ConfigMap, to have the model read anew.
+        # Its ConfigMap was deleted, so that the model is inspected again.
         is_again = key in self._known and ("ConfigMap", render.model_configmap_name(td)) not in children
         self._known.discard(key)
         if self._questions.get(key) != (question, source):
@@ -105,7 +105,7 @@ class Inspections:
             self._release(reading)
 
     def forget(self, key: Key) -> None:
-        """Forget an object that is gone, or asks for another model; who waits for it waits no longer."""
+        """Forget an object that is gone or has another model; release those that wait for it."""
         self._known.discard(key)
         self._taken.pop(key, None)
         question, _ = self._questions.pop(key, ("", ""))
@@ -139,11 +139,11 @@ class Inspections:
 def question_of(job: Mapping[str, Any]) -> Question:
     """Return what an inspect Job reads and as who: namespace and pod, but for the operator's labels."""
     template = job["spec"]["template"]
-    labels = {name: value for name, value in template["metadata"]["labels"].items() if not is_own(name)}
+    labels = {name: value for name, value in template["metadata"]["labels"].items() if not _is_own(name)}
     identity = labels, template["metadata"].get("annotations"), template["spec"]
     return digest([job["metadata"]["namespace"], *identity])
 
 
-def is_own(label: str) -> bool:
+def _is_own(label: str) -> bool:
     """Whether the operator sets a label of its pods, which a spec may not."""
     return label.startswith((f"{GROUP}/", "app.kubernetes.io/"))

@@ -230,7 +230,7 @@ def test_an_object_with_a_job_of_its_own_does_not_wait() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["look", "answer", "fail", "delete"])), max_size=30)
 )
 def test_there_is_a_reader_or_an_answer_whatever_happens(steps: list[tuple[int, str]]) -> None:
-    """Of objects without an answer at least one has a Job, or has had one that failed."""
+    """An object that waits has a reader with a Job."""
     readers, tds = Readers(), [deployment(f"td-{number}") for number in range(4)]
     jobs: dict[str, ChildView] = {}
     known: set[str] = set()

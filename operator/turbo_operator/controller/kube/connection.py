@@ -33,8 +33,7 @@ async def connect(context: str | None = None) -> AsyncIterator[Kube]:
     if not is_pod:
         loader = await _load_kubeconfig(context, configuration)
         namespace = loader.current_context["context"].get("namespace") or namespace
-    # Not by the environment: the library's session would read ~/.netrc for each request, and then refuse to
-    # send a token beside the password for that host.
+    # Else the session reads ~/.netrc for each request, and rejects a token where that has a password.
     configuration.client_session_kwargs = {"trust_env": False}
     configuration.proxy = configuration.proxy or _proxy(configuration.host)
     try:
